@@ -1,0 +1,91 @@
+"""The seam: a backend runs a plan's step on arrays. It knows nothing of who asked.
+
+"metal" compiles the kernels' text with MLX on an Apple GPU; "simulator" runs the same text on the CPU; "reference" does
+the same mathematics in plain mx operations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+
+from ..device import FAMILIES, Family
+from ..errors import UnsupportedProblem
+
+NAMES = ("metal", "simulator", "reference")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`run(plan, inputs, stream)` returns the step's outputs in order; `family` picks the kernels' table rows."""
+
+    name: str
+    family: Family | None
+    run: Callable
+
+
+@lru_cache
+def backend(name: str, family: str | None = None) -> Backend:
+    """The backend of that name. Raises ValueError for an unknown one, UnsupportedProblem where it cannot run."""
+    if name not in NAMES:
+        raise ValueError(f"[mlx_flash] backend: expected one of {', '.join(NAMES)}, got {name!r}. Check the spelling.")
+    if family is not None and family not in FAMILIES:
+        raise ValueError(
+            f"[mlx_flash] family: expected one of {', '.join(FAMILIES)}, got {family!r}. See mlx_flash.explain."
+        )
+    if name == "reference":
+        from .reference import run
+
+        return Backend(name, None, run)
+    if name == "simulator":
+        from .simulator import run
+
+        return Backend(name, FAMILIES[family or "apple9"], run)
+    if not mx.metal.is_available():
+        raise UnsupportedProblem(
+            '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference".'
+        )
+    from .metal import family_here, run
+
+    return Backend(name, FAMILIES[family] if family else family_here(), run)
+
+
+_chosen: ContextVar[Backend | None] = ContextVar("mlx_flash_backend", default=None)
+
+
+def current_backend() -> Backend:
+    """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else metal where there is one, else reference."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    name = os.environ.get("MLX_FLASH_BACKEND") or ("metal" if mx.metal.is_available() else "reference")
+    return backend(name, os.environ.get("MLX_FLASH_FAMILY") or None)
+
+
+class use_backend:
+    """Chooses the backend of the calls that follow, or of a block: ``with use_backend("simulator"): ...``.
+
+    Args:
+        name: "metal", "simulator" or "reference". A backend chosen by name never falls back to another.
+        family: the GPU family whose kernels run ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5);
+            None means this machine's on metal, "apple9" on the simulator.
+
+    Raises:
+        ValueError: unknown name or family. UnsupportedProblem: the backend cannot run on this machine.
+
+    The choice holds for the current thread; other threads follow MLX_FLASH_BACKEND and MLX_FLASH_FAMILY.
+    """
+
+    def __init__(self, name: str, family: str | None = None):
+        self._token = _chosen.set(backend(name, family))
+
+    def __enter__(self) -> Backend:
+        return current_backend()
+
+    def __exit__(self, *_) -> None:
+        _chosen.reset(self._token)

@@ -1,0 +1,48 @@
+"""Runs kernels on an Apple GPU: mx.fast.metal_kernel, and nothing else."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+
+from ..device import Family, family_of
+
+
+@lru_cache
+def family_here() -> Family:
+    return family_of(str(mx.device_info().get("architecture", "")))
+
+
+def run_with(compiled, plan, inputs: dict, stream) -> list[mx.array]:
+    """Runs a plan's launch; `compiled(kernel)` gives a callable with the signature of MLX's metal kernels."""
+    launch = plan.launch
+    return compiled(launch.kernel)(
+        inputs=launch.arguments(inputs),
+        output_shapes=launch.output_shapes,
+        output_dtypes=launch.output_dtypes,
+        grid=launch.grid,
+        threadgroup=launch.threadgroup,
+        stream=stream,
+    )
+
+
+@lru_cache
+def _compiled(kernel):
+    return kernel_object(mx.fast.metal_kernel, kernel)
+
+
+def kernel_object(metal_kernel, kernel):
+    # Views are read through their strides: no copies on the way in.
+    return metal_kernel(
+        name=kernel.name,
+        input_names=list(kernel.inputs),
+        output_names=list(kernel.outputs),
+        source=kernel.body,
+        header=kernel.header,
+        ensure_row_contiguous=False,
+    )
+
+
+def run(plan, inputs: dict, stream) -> list[mx.array]:
+    return run_with(_compiled, plan, inputs, stream)

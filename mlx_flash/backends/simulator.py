@@ -1,0 +1,17 @@
+"""Runs the very same kernel text on the CPU, through mlx_flash.simulator. Eager: not inside mx.compile."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..simulator import metal_kernel
+from .metal import kernel_object, run_with
+
+
+@lru_cache
+def _compiled(kernel):
+    return kernel_object(metal_kernel, kernel)
+
+
+def run(plan, inputs: dict, stream):
+    return run_with(_compiled, plan, inputs, None)  # a CPU stream is fine here

@@ -1,0 +1,49 @@
+"""What a GPU is, as plain data: families, and the limits the parameter table is proved against."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One generation of Apple GPUs.
+
+    `table`: the family whose parameter rows it uses. `staged`: traversed operands go through threadgroup
+    memory (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
+    thread may use, threads a core then holds), where registers are allocated statically; empty where they are
+    allocated as the program goes.
+    """
+
+    name: str
+    chips: str
+    table: str
+    staged: bool
+    register_tiers: tuple[tuple[int, int], ...]
+
+
+# Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).
+G13_TIERS = (
+    (104, 1024), (112, 896), (128, 832), (136, 768), (144, 704), (160, 640), (184, 576), (208, 512), (232, 448),
+    (256, 384),
+)  # fmt: skip
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("apple7", "M1, A14", "apple7", True, G13_TIERS),
+        Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
+        Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
+        Family("apple10", "M5, A19", "apple9", False, ()),
+    )
+}
+
+THREADGROUP_BYTES = 32768  # per threadgroup, every family
+THREADGROUP_THREADS = 1024
+
+
+def family_of(architecture: str) -> Family:
+    """The family of an MLX architecture string such as "applegpu_g13s"; unknown newer GPUs count as the newest."""
+    found = re.search(r"_g(\d+)", architecture)
+    generation = int(found.group(1)) if found else 13
+    name = {13: "apple7", 14: "apple8", 15: "apple9", 16: "apple9"}.get(generation)
+    return FAMILIES[name or ("apple10" if generation > 16 else "apple7")]

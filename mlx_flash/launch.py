@@ -1,0 +1,91 @@
+"""Kernel + Problem -> what to launch: output shapes, grid, threadgroup, and the arguments a kernel reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from .steps import BACKWARD_KEY_VALUE, Step
+
+if TYPE_CHECKING:
+    from .parameters import Row
+    from .problem import Problem
+    from .source import Kernel
+
+# Operands that may be views of anything: kernels read them as bytes through their strides.
+STRIDED = frozenset({"Q", "K", "V", "O", "dO"})
+
+
+@dataclass(frozen=True)
+class Launch:
+    """`grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's."""
+
+    kernel: Kernel
+    output_shapes: tuple[tuple[int, ...], ...]
+    output_dtypes: tuple[mx.Dtype, ...]
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+
+    def __post_init__(self):
+        for threads, group in zip(self.grid, self.threadgroup):
+            if threads <= 0 or threads % group:
+                raise ValueError(f"{self.kernel.name}: grid {self.grid} is no multiple of {self.threadgroup}")
+
+    def arguments(self, inputs: dict[str, mx.array | float]) -> list[mx.array]:
+        """The arrays the kernel reads, in its order.
+
+        Viewing an operand as bytes makes MLX copy it only where its last axis is not contiguous, and never lets it
+        fall below the 8 elements under which MLX passes an input in another address space.
+        """
+        return [
+            scalar(value) if isinstance(value, float) else value.view(mx.uint8) if name in STRIDED else value
+            for name, value in ((name, inputs[name]) for name in self.kernel.inputs)
+        ]
+
+    @property
+    def output_bytes(self) -> int:
+        sizes = zip(self.output_shapes, self.output_dtypes)
+        return sum(_product(shape) * dtype.size for shape, dtype in sizes)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for extent in shape:
+        result *= extent
+    return result
+
+
+def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
+    query = (problem.batch, problem.query_heads, problem.query_length)
+    key = (problem.batch, problem.key_heads, problem.key_length)
+    return {
+        "O": (*query, problem.value_dim),
+        "L": query,
+        "delta": query,
+        "dQ": (*query, problem.head_dim),
+        "dK": (*key, problem.head_dim),
+        "dV": (*key, problem.value_dim),
+    }[name]
+
+
+def launch(step: Step, row: Row, kernel: Kernel, problem: Problem) -> Launch:
+    """One threadgroup per block of the parallel dimension, head and batch."""
+    length, heads = problem.query_length, problem.query_heads
+    if step is BACKWARD_KEY_VALUE:
+        length, heads = problem.key_length, problem.key_heads
+    blocks = -(-length // row.parallel)
+    return Launch(
+        kernel=kernel,
+        output_shapes=tuple(output_shape(name, problem) for name in step.outputs),
+        output_dtypes=tuple(getattr(mx, dtype) for dtype in kernel.output_dtypes),
+        grid=(blocks * row.threads, heads, problem.batch),
+        threadgroup=(row.threads, 1, 1),
+    )
+
+
+@lru_cache(maxsize=256)
+def scalar(value: float) -> mx.array:
+    return mx.array(value, mx.float32)

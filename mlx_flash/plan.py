@@ -1,0 +1,52 @@
+"""How one step of one problem runs on one GPU family: its table row, Metal text and launch, each made when asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from .device import Family
+from .launch import Launch, launch
+from .parameters import Row, lookup, max_threads, precision_of
+from .problem import Problem
+from .source import Kernel, build
+from .steps import Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`problem`: head dimensions already multiples of 8. `family`: None on a backend that runs no kernels."""
+
+    step: Step
+    problem: Problem
+    family: Family | None
+
+    @property
+    def head_dim(self) -> int:
+        """The dimension that picks the row: the larger of q's and v's."""
+        return max(self.problem.head_dim, self.problem.value_dim)
+
+    @cached_property
+    def row(self) -> Row:
+        return lookup(self.step, self.problem.dtype, self.family, self.head_dim)
+
+    @cached_property
+    def max_threads(self) -> int | None:
+        return max_threads(self.step, self.row, precision_of(self.problem.dtype), self.family, self.head_dim)
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        problem = self.problem
+        return build(
+            self.step, self.row, self.family, problem.dtype, problem.head_dim, problem.value_dim, problem.causal,
+            self.max_threads,
+        )  # fmt: skip
+
+    @cached_property
+    def launch(self) -> Launch:
+        return launch(self.step, self.row, self.kernel, self.problem)
+
+
+@lru_cache(maxsize=1024)
+def plan(step: Step, problem: Problem, family: Family | None) -> Plan:
+    return Plan(step, problem, family)

@@ -1,0 +1,100 @@
+"""Template + table row -> the Metal text of one kernel. Pure: same arguments, same bytes; cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from .steps import ACCUMULATORS, DELTA, Step
+
+if TYPE_CHECKING:
+    from .device import Family
+    from .parameters import Row
+
+METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
+SHARED = ("tile_simdgroup", "mask", "softmax")
+BODY = "// ---- body\n"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What mx.fast.metal_kernel takes. `name` holds every fact the text is specialised by; `output_dtypes` are the
+    types the kernel writes, float32 where an accumulator is paged."""
+
+    name: str
+    header: str
+    body: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    output_dtypes: tuple[str, ...]
+
+
+@lru_cache
+def template(name: str) -> str:
+    """The text of one template; in a checkout they lie beside the package, in a wheel inside it."""
+    package = Path(__file__).parent
+    for folder in (package / "templates", package.parent / "templates"):
+        if (path := folder / f"{name}.metal").is_file():
+            return path.read_text(encoding="ascii")
+    raise FileNotFoundError(f"[mlx_flash] template {name}.metal is missing from the installation: reinstall it")
+
+
+def _literal(value: bool | int | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@lru_cache(maxsize=1024)
+def build(
+    step: Step,
+    row: Row,
+    family: Family,
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    causal: bool,
+    max_threads: int | None,
+) -> Kernel:
+    """The kernel of one step. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
+    holes = {
+        "ELEMENT": METAL_TYPES[dtype],
+        "VALUE_DIM": value_dim,
+        "BLOCK_PARALLEL": row.parallel,
+        "ATTRIBUTES": f"[[max_total_threads_per_threadgroup({max_threads})]]" if max_threads else "",
+    }
+    if step is not DELTA:
+        holes |= {
+            "HEAD_DIM": head_dim,
+            "BLOCK_TRAVERSAL": row.traversal,
+            "BLOCK_HEAD": row.head_block(max(head_dim, value_dim)),
+            "SIMDGROUP_ROWS": row.simdgroup_rows,
+            "STAGED": family.staged,
+            "STAGING": row.staging_elements(family),
+            "CAUSAL": causal,
+            **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
+        }
+    text = Template(template(step.name)).substitute({hole: _literal(value) for hole, value in holes.items()})
+    constants, body = text.split(BODY)
+    paged = row.paged(step)
+    shared = [] if step is DELTA else [template(name) for name in SHARED]
+    return Kernel(
+        name=_name(step, row, family, dtype, head_dim, value_dim, causal, max_threads),
+        header="\n".join([*shared, constants.rstrip() + "\n"]),
+        body=body,
+        inputs=step.inputs,
+        outputs=step.outputs,
+        output_dtypes=tuple(
+            dtype if name in ACCUMULATORS and name not in paged else "float32" for name in step.outputs
+        ),
+    )
+
+
+def _name(step, row, family, dtype, head_dim, value_dim, causal, max_threads):
+    facts = [
+        "flash", step.name, dtype, f"d{head_dim}", f"v{value_dim}", f"p{row.parallel}", f"t{row.traversal}",
+        f"h{row.head_block(max(head_dim, value_dim))}", f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
+        "staged" if family.staged else "direct", "causal" if causal else "dense", f"m{max_threads or 0}",
+    ]  # fmt: skip
+    return "_".join(facts)

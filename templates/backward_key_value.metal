@@ -1,0 +1,86 @@
+// FlashAttention backward for the keys and values: dK and dV, summed over the query heads that share them.
+//
+//   for each block of BP keys, in parallel:
+//     dK, dV = 0, 0
+//     for each query head of the group, for each block of BT queries that see any of the keys:
+//       P^T = 2^(scale log2(e) K Q^T - L)  masked elements = 0; L varies along columns
+//       dV = dV + P^T dO
+//       dP^T = V dO^T
+//       dS^T = P^T * (dP^T - delta)
+//       dK = dK + dS^T Q
+//     dK = scale * dK
+//
+// Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over keys (Turner 2024). The group's heads are
+// walked inside one threadgroup, so every element has one writer and results repeat bit for bit.
+// Glossary in forward.metal. Written by: dK and dV, each element by one lane.
+using Element = $ELEMENT;
+constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
+constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
+constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
+constant constexpr bool CACHE_K = $CACHE_K, CACHE_V = $CACHE_V, CACHE_DK = $CACHE_DK, CACHE_DV = $CACHE_DV;
+constant constexpr bool STAGED = $STAGED, CAUSAL = $CAUSAL;
+$ATTRIBUTES
+// ---- body
+const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
+const int h_k = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
+const int Hq = Q_shape[1], Hk = K_shape[1], group = Hq / Hk;
+const mask::Mask<CAUSAL> visibility = {int(Q_shape[2]), int(K_shape[2])};
+const int Lq = visibility.queries, Lk = visibility.keys;
+
+const int block = int(threadgroup_position_in_grid.x) * BP, first = block + int(lane.simdgroup) * R;
+const long row0 = (long(b) * Hk + h_k) * Lk;
+
+threadgroup Element staging[STAGING];
+tile::Rows<Element, R, D, CACHE_K> k;
+tile::Rows<Element, R, DV, CACHE_V> v;
+tile::Traversed<Element, BT, BH, THREADS, STAGED> q, d_o;
+tile::Accumulator<R, D, BH, CACHE_DK> d_k;
+tile::Accumulator<R, DV, BH, CACHE_DV> d_v;
+k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), first, Lk, lane);
+v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), first, Lk, lane);
+d_k.open(dK + row0 * D, first, Lk, lane);
+d_v.open(dV + row0 * DV, first, Lk, lane);
+
+tile::RowVector<R> one, scale_row;
+for (int i = 0; i < R / 8; i++) {
+  one.at[i] = 1;
+  scale_row.at[i] = scale;
+}
+
+const int begin = visibility.queries_begin(block);
+for (int h = h_k * group; h < (h_k + 1) * group; h++) {
+  const long statistics0 = (long(b) * Hq + h) * Lq;
+  q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), staging, lane);
+  d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), staging, lane);
+  for (int r = begin; r < Lq; r += BT) {
+    q.seek(r, Lq);
+    d_o.seek(r, Lq);
+
+    // P^T = 2^(S^T - L)
+    tile::Tile<float, R, BT> p, ds;
+    tile::multiply_abt(p, k, q);
+    softmax::multiply(p, scale * M_LOG2E_F);
+    mask::apply<true>(p, visibility, r, first, lane);
+    tile::ColumnVector<BT> L_column, delta_column;
+    for (int c = 0; c < BT / 8; c++) {
+      for (int e = 0; e < 2; e++) {
+        const int row = min(r + c * 8 + lane.column + e, Lq - 1);
+        L_column.at[c][e] = softmax::row_reference(L[statistics0 + row]);
+        delta_column.at[c][e] = delta[statistics0 + row];
+      }
+    }
+    softmax::probabilities(p, L_column);
+
+    // dV = dV + P^T dO
+    tile::multiply_ab<Element>(d_v, one, p, d_o);
+
+    // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
+    tile::multiply_abt(ds, v, d_o);
+    softmax::gradient(ds, p, delta_column);
+
+    // dK = dK + dS^T Q
+    tile::multiply_ab<float>(d_k, one, ds, q);
+  }
+}
+d_k.store(dK + row0 * D, first, scale_row);
+d_v.store(dV + row0 * DV, first, one);

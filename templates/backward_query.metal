@@ -1,0 +1,73 @@
+// FlashAttention backward for the queries: dQ. S is recomputed, so nothing of size Lq x Lk is ever stored.
+//
+//   for each block of BP query rows, in parallel:
+//     dQ = 0
+//     for each block of BT keys that any of the rows sees:
+//       P = 2^(scale log2(e) Q K^T - L)    masked elements = 0
+//       dP = dO V^T
+//       dS = P * (dP - delta)
+//       dQ = dQ + dS K
+//     dQ = scale * dQ
+//
+// Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over queries, so that no atomics are needed
+// (Turner 2024). Glossary in forward.metal. Written by: dQ, each element by one lane.
+using Element = $ELEMENT;
+constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
+constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
+constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_DO = $CACHE_DO, CACHE_DQ = $CACHE_DQ;
+constant constexpr bool STAGED = $STAGED, CAUSAL = $CAUSAL;
+$ATTRIBUTES
+// ---- body
+const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
+const int h = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
+const int h_k = h / (int(Q_shape[1]) / int(K_shape[1]));
+const mask::Mask<CAUSAL> visibility = {int(Q_shape[2]), int(K_shape[2])};
+const int Lq = visibility.queries;
+
+// Causal blocks grow with their position: the longest go first.
+const int blocks = (Lq + BP - 1) / BP, position = threadgroup_position_in_grid.x;
+const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
+const int first = block + int(lane.simdgroup) * R;
+const long row0 = (long(b) * Q_shape[1] + h) * Lq;
+
+threadgroup Element staging[STAGING];
+tile::Rows<Element, R, D, CACHE_Q> q;
+tile::Rows<Element, R, DV, CACHE_DO> d_o;
+tile::Traversed<Element, BT, BH, THREADS, STAGED> k, v;
+tile::Accumulator<R, D, BH, CACHE_DQ> d_q;
+q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, lane);
+d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), first, Lq, lane);
+k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), staging, lane);
+v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), staging, lane);
+d_q.open(dQ + row0 * D, first, Lq, lane);
+
+tile::RowVector<R> L_row, delta_row, one, scale_row;
+for (int i = 0; i < R / 8; i++) {
+  const int row = min(first + i * 8 + lane.row, Lq - 1);
+  L_row.at[i] = softmax::row_reference(L[row0 + row]);
+  delta_row.at[i] = delta[row0 + row];
+  one.at[i] = 1;
+  scale_row.at[i] = scale;
+}
+
+const int end = visibility.keys_end(block + BP - 1);
+for (int c = 0; c < end; c += BT) {
+  k.seek(c, end);
+  v.seek(c, end);
+
+  // P = 2^(S - L)
+  tile::Tile<float, R, BT> p, ds;
+  tile::multiply_abt(p, q, k);
+  softmax::multiply(p, scale * M_LOG2E_F);
+  mask::apply<false>(p, visibility, first, c, lane);
+  softmax::probabilities(p, L_row);
+
+  // dP = dO V^T;  dS = P * (dP - delta)
+  tile::multiply_abt(ds, d_o, v);
+  softmax::gradient(ds, p, delta_row);
+
+  // dQ = dQ + dS K
+  tile::multiply_ab<float>(d_q, one, ds, k);
+}
+d_q.store(dQ + row0 * D, first, scale_row);

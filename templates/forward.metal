@@ -1,0 +1,82 @@
+// FlashAttention forward: O = softmax(scale * Q K^T + mask) V and L, the base-2 log-sum-exp of each row of scores.
+//
+//   for each block of BP query rows (one threadgroup; R rows a simdgroup), in parallel:
+//     m, l, O = -inf, 0, 0
+//     for each block of BT keys that any of the rows sees:
+//       S = scale log2(e) Q K^T            masked elements = -inf
+//       m' = max(m, rowmax S);  P = 2^(S - m');  l = l 2^(m - m') + rowsum P
+//       O = 2^(m - m') O + P V
+//       m = m'
+//     O = O / l;  L = m + log2(l)          a row that sees no key: O = 0, L = -inf
+//
+// Algorithm 1 of FlashAttention-2 (Dao 2023), with the head dimension blocked and the accumulator optionally paged
+// as in metal-flash-attention (Turner 2024).
+//
+// Glossary (all kernels). Head slices are [length, D]; arrays are [B, heads, length, D].
+//   Q dO dQ     [B, Hq, Lq, D]   queries, and the gradients of O and Q; O, dO have DV columns
+//   K V dK dV   [B, Hk, Lk, D]   keys, values and their gradients; V, dV have DV columns
+//   L           [B, Hq, Lq]      float32, base-2 logarithm of the row sum of 2^S
+//   delta       [B, Hq, Lq]      float32, rowsum(dO * O)
+//   scale       scalar           float32, multiplies Q K^T
+//   S P dP dS   BP x BT tiles    scores (base 2), probabilities and their gradients; float32 in registers
+//   m l         per row          running maximum and sum; float32
+//   BP BT BH    block sizes: parallel dimension, traversed dimension, head dimension
+//   R           rows of the parallel dimension that one simdgroup owns
+// Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
+// Written by: O and L, each element by one lane.
+using Element = $ELEMENT;            // of Q, K, V
+constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
+constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
+constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, STAGED = $STAGED, CAUSAL = $CAUSAL;
+$ATTRIBUTES
+// ---- body
+const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
+const int h = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
+const int h_k = h / (int(Q_shape[1]) / int(K_shape[1]));
+const mask::Mask<CAUSAL> visibility = {int(Q_shape[2]), int(K_shape[2])};
+const int Lq = visibility.queries;
+
+// Causal blocks grow with their position: the longest go first.
+const int blocks = (Lq + BP - 1) / BP, position = threadgroup_position_in_grid.x;
+const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
+const int first = block + int(lane.simdgroup) * R;
+const long row0 = (long(b) * Q_shape[1] + h) * Lq;
+
+threadgroup Element staging[STAGING];
+tile::Rows<Element, R, D, CACHE_Q> q;
+tile::Traversed<Element, BT, BH, THREADS, STAGED> k, v;
+tile::Accumulator<R, DV, BH, CACHE_O> o;
+softmax::State<R> state;
+q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, lane);
+k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), staging, lane);
+v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), staging, lane);
+o.open(O + row0 * DV, first, Lq, lane);
+state.clear();
+
+const int end = visibility.keys_end(block + BP - 1);
+for (int c = 0; c < end; c += BT) {
+  k.seek(c, end);
+  v.seek(c, end);
+
+  // S = scale log2(e) Q K^T, masked
+  tile::Tile<float, R, BT> s;
+  tile::multiply_abt(s, q, k);
+  softmax::multiply(s, scale * M_LOG2E_F);
+  mask::apply<false>(s, visibility, first, c, lane);
+
+  // P = 2^(S - m);  O = correction O + P V
+  const tile::RowVector<R> correction = softmax::step(s, state);
+  tile::Tile<Element, R, BT> p;
+  tile::convert(p, s);
+  tile::multiply_ab<Element>(o, correction, p, v);
+}
+
+// O = O / l;  L = m + log2(l)
+tile::RowVector<R> normaliser;
+for (int i = 0; i < R / 8; i++) {
+  const int row = first + i * 8 + lane.row;
+  normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
+  if (row < Lq && lane.column == 0) L[row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+}
+o.store(O + row0 * DV, first, normaliser);

@@ -1,0 +1,74 @@
+// Softmax in base 2, on tiles of scores that are already multiplied by scale * log2(e); masked scores are -inf.
+//
+// Everything stays float32. A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place
+// of m, so that they come out as 0 and never as -inf - (-inf).
+namespace softmax {
+
+template <int R> struct State {
+  float m[R / 8];  // largest score so far
+  float l[R / 8];  // sum of 2^(score - m) so far
+
+  METAL_FUNC void clear() thread {
+    for (int i = 0; i < R / 8; i++) {
+      m[i] = -INFINITY;
+      l[i] = 0;
+    }
+  }
+};
+
+template <int R, int C> METAL_FUNC void multiply(thread tile::Tile<float, R, C>& s, float factor) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) s.at[i][c] *= factor;
+  }
+}
+
+// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m')
+template <int R, int C>
+METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state) {
+  tile::RowVector<R> correction;
+  for (int i = 0; i < R / 8; i++) {
+    float m = -INFINITY;
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
+    m = max(state.m[i], tile::row_max(m));
+    const float reference = m == -INFINITY ? 0 : m;
+    float l = 0;
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      s.at[i][c] = exp2(s.at[i][c] - reference);
+      l += s.at[i][c][0] + s.at[i][c][1];
+    }
+    correction.at[i] = exp2(state.m[i] - reference);
+    state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
+    state.m[i] = m;
+  }
+  return correction;
+}
+
+// P = 2^(S - L); L is a RowVector, or a ColumnVector where the tile is transposed
+template <int R, int C, typename V>
+METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) s.at[i][c] = exp2(s.at[i][c] - tile::spread(L, i, c));
+  }
+}
+
+// dS = P * (dP - delta), in place of dP
+template <int R, int C, typename V>
+METAL_FUNC void gradient(
+    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) dp.at[i][c] = p.at[i][c] * (dp.at[i][c] - tile::spread(delta, i, c));
+  }
+}
+
+// L = m + log2(l), the base-2 logarithm of the sum of the row's exponentials; -inf where no key was seen
+METAL_FUNC float log_sum(float m, float l) { return l == 0 ? -INFINITY : m + log2(l); }
+
+// The backward kernels subtract L from scores: +inf for an empty row makes each of its probabilities 0.
+METAL_FUNC float row_reference(float L) { return L == -INFINITY ? INFINITY : L; }
+
+}  // namespace softmax

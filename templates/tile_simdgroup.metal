@@ -1,0 +1,371 @@
+// The tile layer for Apple's 8x8 simdgroup matrices: the only file that knows how a tile lives in lanes.
+//
+// A simdgroup owns R rows (a multiple of 8) of the parallel dimension. A tile is cut into 8x8 fragments; of each
+// fragment a lane holds two adjacent elements of one row, so softmax, masks and epilogues are shared by any hardware
+// whose lanes hold adjacent pairs. The operations the kernels speak in:
+//
+//   Lane                     which (row, column) of every fragment this lane holds
+//   Tile<T, R, C>            R x C elements in registers
+//   Rows<...>                an operand whose rows belong to this simdgroup: cached in registers, or re-read per block
+//   Traversed<...>           an operand every simdgroup of the threadgroup walks along: staged or read directly
+//   Accumulator<...>         a float32 result of R x D: cached in registers, or paged to its output buffer
+//   multiply_abt             S = A B^T
+//   multiply_ab              C = factor * C + P B
+//   row_max, row_sum         reductions along a row
+//
+// Hardware facts: a lane's place in a fragment follows Morton order (MLX steel and metal-flash-attention agree).
+#include <metal_stdlib>
+#include <metal_simdgroup>
+#include <metal_simdgroup_matrix>
+using namespace metal;
+
+namespace tile {
+
+template <typename T> using Pair = vec<T, 2>;
+
+// A run of N elements that is aligned to one element only: views may start anywhere.
+template <typename T, int N> struct Run { T at[N]; };
+
+struct Lane {
+  int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
+  uint thread_index, simdgroup;
+  static METAL_FUNC Lane of(uint thread_index) {
+    const int lane = thread_index % 32;
+    Lane self;
+    self.row = ((lane >> 2) & 4) + ((lane >> 1) & 3);
+    self.column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
+    self.thread_index = thread_index;
+    self.simdgroup = thread_index / 32;
+    return self;
+  }
+};
+
+template <typename T, int R, int C> struct Tile {
+  Pair<T> at[R / 8][C / 8];
+};
+
+// One number per row of a simdgroup; the four lanes that share a row hold the same value.
+template <int R> struct RowVector {
+  float at[R / 8];
+};
+
+// One number per column of a tile, for the two columns of each fragment that this lane holds.
+template <int C> struct ColumnVector {
+  Pair<float> at[C / 8];
+};
+
+template <int R> METAL_FUNC Pair<float> spread(thread const RowVector<R>& vector, int i, int) {
+  return Pair<float>(vector.at[i]);
+}
+
+template <int C> METAL_FUNC Pair<float> spread(thread const ColumnVector<C>& vector, int, int c) {
+  return vector.at[c];
+}
+
+template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
+  }
+}
+
+template <typename To, typename From, int R, int C>
+METAL_FUNC void convert(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
+  }
+}
+
+// A row of a fragment lives in the lanes l, l^1, l^8, l^9.
+METAL_FUNC float row_max(float x) {
+  x = max(x, simd_shuffle_xor(x, ushort(1)));
+  return max(x, simd_shuffle_xor(x, ushort(8)));
+}
+
+METAL_FUNC float row_sum(float x) {
+  x += simd_shuffle_xor(x, ushort(1));
+  return x + simd_shuffle_xor(x, ushort(8));
+}
+
+// C += A B for one 8x8 fragment of each
+template <typename A, typename B>
+METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
+  simdgroup_matrix<A, 8, 8> a_matrix;
+  simdgroup_matrix<B, 8, 8> b_matrix;
+  simdgroup_matrix<float, 8, 8> c_matrix;
+  reinterpret_cast<thread Pair<A>&>(a_matrix.thread_elements()) = a;
+  reinterpret_cast<thread Pair<B>&>(b_matrix.thread_elements()) = b;
+  reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements()) = c;
+  simdgroup_multiply_accumulate(c_matrix, a_matrix, b_matrix, c_matrix);
+  c = reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements());
+}
+
+template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
+  const Run<T, 2> run = *(const device Run<T, 2>*)source;
+  return Pair<T>(run.at[0], run.at[1]);
+}
+
+// Arrays arrive as bytes: element (0, 0) of one head, and the elements from one row to the next.
+template <typename T>
+METAL_FUNC const device T* head(const device uint8_t* bytes, const constant int64_t* strides, int b, int h) {
+  return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+}
+
+template <typename T> METAL_FUNC long row_stride(const constant int64_t* strides) {
+  return strides[2] / long(sizeof(T));
+}
+
+// An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: what they produce is
+// never stored, and no address outside the operand is ever formed.
+template <typename T, int R, int D, bool CACHED> struct Rows {
+  const device T* block;
+  int offset[R / 8];
+  Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
+
+  // head: element (0, 0) of this head; stride: elements between rows; first: this simdgroup's first row
+  METAL_FUNC void open(const device T* head, long stride, int first, int rows, Lane lane) thread {
+    const int base = min(first, rows - 1);
+    block = head + base * stride;
+    for (int i = 0; i < R / 8; i++) {
+      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * int(stride) + lane.column;
+    }
+    if constexpr (CACHED) {
+      for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+        for (int d = 0; d < D / 8; d++) cached[i][CACHED ? d : 0] = read_pair(block + offset[i] + d * 8);
+      }
+    }
+  }
+
+  METAL_FUNC Pair<T> fragment(int i, int d) const thread {
+    if (CACHED) return cached[i][CACHED ? d : 0];
+    return read_pair(block + offset[i] + d * 8);
+  }
+};
+
+// An operand that all simdgroups walk along in blocks of BT rows. STAGED: each BT x BH block is copied to
+// threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
+template <typename T, int BT, int BH, int THREADS, bool STAGED> struct Traversed {
+  using Element = T;
+  const device T* head;
+  const device T* block;
+  threadgroup T* staging;
+  long stride;
+  int valid;  // rows of the current block that exist and are wanted, at most BT
+  Lane lane;
+
+  METAL_FUNC void open(const device T* head_, long stride_, threadgroup T* staging_, Lane lane_) thread {
+    head = head_;
+    stride = stride_;
+    staging = staging_;
+    lane = lane_;
+  }
+
+  METAL_FUNC void seek(int row, int end) thread {
+    block = head + row * stride;
+    valid = min(BT, end - row);
+  }
+
+  // Columns [column, column + H) of the block to threadgroup memory, zeros where there is no row
+  template <int H> METAL_FUNC void stage(int column) const thread {
+    if constexpr (!STAGED) return;
+    constexpr int N = 16 / sizeof(T), RUNS = H / N;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int run = lane.thread_index; run < BT * RUNS; run += THREADS) {
+      const int row = run / RUNS, c = run % RUNS * N;
+      Run<T, N> values = {};
+      if (row < valid) values = *(const device Run<T, N>*)(block + row * int(stride) + column + c);
+      *(threadgroup Run<T, N>*)(staging + row * BH + c) = values;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  // Fragment (8 t .., column + 8 d ..) as it lies in memory; EDGE: rows at or past `valid` read as zero
+  template <bool EDGE> METAL_FUNC Pair<T> fragment(int t, int column, int d) const thread {
+    const int row = t * 8 + lane.row;
+    if (STAGED) {
+      const threadgroup T* source = staging + row * BH + d * 8 + lane.column;
+      return Pair<T>(source[0], source[1]);
+    }
+    if (EDGE && row >= valid) return Pair<T>(T(0));
+    return read_pair(block + row * int(stride) + column + d * 8 + lane.column);
+  }
+
+  // The same fragment with rows and columns exchanged
+  template <bool EDGE> METAL_FUNC Pair<T> transposed(int t, int column, int d) const thread {
+    const int row = t * 8 + lane.column;
+    if (STAGED) {
+      const threadgroup T* source = staging + row * BH + d * 8 + lane.row;
+      return Pair<T>(source[0], source[BH]);
+    }
+    const device T* source = block + row * int(stride) + column + d * 8 + lane.row;
+    if (!EDGE) return Pair<T>(source[0], source[stride]);
+    Pair<T> pair = Pair<T>(T(0));
+    if (row < valid) pair[0] = source[0];
+    if (row + 1 < valid) pair[1] = source[stride];
+    return pair;
+  }
+};
+
+// A float32 result of R rows x D columns. CACHED: in registers until `store`. Otherwise paged, the deliberate
+// register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block
+// of the traversal. Every element is read and written by one lane only, so no barrier is needed.
+template <int R, int D, int BH, bool CACHED> struct Accumulator {
+  Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
+  device float* page;
+  int offset[R / 8];
+  int rows;  // rows of this simdgroup that exist
+
+  template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
+    rows = total - first - lane.row;
+    for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D + lane.column;
+    if constexpr (CACHED) {
+      for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+        for (int d = 0; d < D / 8; d++) cached[i][CACHED ? d : 0] = Pair<float>(0);
+      }
+    } else {
+      page = (device float*)head + long(first) * D;
+      for (int d = 0; d < D / 8; d++) {
+        for (int i = 0; i < R / 8; i++) write(i, d, Pair<float>(0));
+      }
+    }
+  }
+
+  METAL_FUNC Pair<float> read(int i, int d) const thread {
+    if (i * 8 >= rows) return Pair<float>(0);
+    return *(const device Pair<float>*)(page + offset[i] + d * 8);
+  }
+
+  METAL_FUNC void write(int i, int d, Pair<float> value) const thread {
+    if (i * 8 < rows) *(device Pair<float>*)(page + offset[i] + d * 8) = value;
+  }
+
+  // Out[first + row, :] = factor * result
+  template <typename Out>
+  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+    for (int i = 0; i < R / 8; i++) {
+      if (i * 8 >= rows) continue;
+      device Out* out = head + long(first) * D + offset[i];
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) {
+        const Pair<float> value = (CACHED ? cached[i][CACHED ? d : 0] : read(i, d)) * factor.at[i];
+        Run<Out, 2> run = {Out(value[0]), Out(value[1])};
+        *(device Run<Out, 2>*)(out + d * 8) = run;
+      }
+    }
+  }
+};
+
+// S += A[:, column : column + H] B[:, column : column + H]^T, one head block
+template <int H, bool EDGE, typename T, int R, int D, int BT, bool CACHED, typename B>
+METAL_FUNC void head_block_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a, thread const B& b, int column) {
+#pragma clang loop unroll(full)
+  for (int d = 0; d < H / 8; d++) {
+    Pair<T> rows[R / 8];
+    for (int i = 0; i < R / 8; i++) rows[i] = a.fragment(i, column / 8 + d);
+#pragma clang loop unroll(full)
+    for (int t = 0; t < BT / 8; t++) {
+      if (EDGE && t * 8 >= b.valid) continue;
+      const Pair<T> fragment = b.template transposed<EDGE>(t, column, d);
+      for (int i = 0; i < R / 8; i++) multiply(s.at[i][t], rows[i], fragment);
+    }
+  }
+}
+
+template <int H, typename T, int R, int D, int BT, bool CACHED, typename B>
+METAL_FUNC void staged_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a, thread const B& b, int column) {
+  b.template stage<H>(column);
+  if (b.valid == BT) {
+    head_block_abt<H, false>(s, a, b, column);
+  } else {
+    head_block_abt<H, true>(s, a, b, column);
+  }
+}
+
+// S = A B^T. Where A sits in registers the loop over head blocks unrolls, because registers have no index;
+// where it does not, unrolling would only hoist the re-reads back into registers.
+template <typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+METAL_FUNC void multiply_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a,
+    thread const Traversed<T, BT, BH, THREADS, STAGED>& b) {
+  constexpr int FULL = D / BH * BH, REST = D - FULL;
+  clear(s);
+  if constexpr (CACHED) {
+#pragma clang loop unroll(full)
+    for (int column = 0; column < FULL; column += BH) staged_abt<BH>(s, a, b, column);
+  } else {
+#pragma clang loop unroll(disable)
+    for (int column = 0; column < FULL; column += BH) staged_abt<BH>(s, a, b, column);
+  }
+  if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);
+}
+
+// C[:, column : column + H] = factor * C[...] + P B[:, column : column + H], one head block
+template <int H, bool EDGE, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
+METAL_FUNC void head_block_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
+    int column) {
+  Pair<float> block[R / 8][H / 8];
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) {
+      const Pair<float> old = CACHED ? c.cached[i][CACHED ? column / 8 + d : 0] : c.read(i, column / 8 + d);
+      block[i][d] = old * factor.at[i];
+    }
+  }
+  // Keeps page reads out of the matmul loop: interleaved they cost M4 a third of its throughput.
+  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 8; t++) {
+    if (EDGE && t * 8 >= b.valid) continue;
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) {
+      const Pair<typename B::Element> fragment = b.template fragment<EDGE>(t, column, d);
+      for (int i = 0; i < R / 8; i++) multiply(block[i][d], Pair<Narrow>(p.at[i][t]), fragment);
+    }
+  }
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) {
+      if constexpr (CACHED) {
+        c.cached[i][CACHED ? column / 8 + d : 0] = block[i][d];
+      } else {
+        c.write(i, column / 8 + d, block[i][d]);
+      }
+    }
+  }
+}
+
+template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
+METAL_FUNC void staged_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
+    int column) {
+  b.template stage<H>(column);
+  if (b.valid == BT) {
+    head_block_ab<H, false, Narrow>(c, factor, p, b, column);
+  } else {
+    head_block_ab<H, true, Narrow>(c, factor, p, b, column);
+  }
+}
+
+// C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, BH, THREADS, STAGED>& b) {
+  constexpr int FULL = D / BH * BH, REST = D - FULL;
+  if constexpr (CACHED) {
+#pragma clang loop unroll(full)
+    for (int column = 0; column < FULL; column += BH) staged_ab<BH, Narrow>(c, factor, p, b, column);
+  } else {
+#pragma clang loop unroll(disable)
+    for (int column = 0; column < FULL; column += BH) staged_ab<BH, Narrow>(c, factor, p, b, column);
+  }
+  if constexpr (REST > 0) staged_ab<REST, Narrow>(c, factor, p, b, FULL);
+}
+
+}  // namespace tile
