@@ -1,0 +1,209 @@
+"""What a call of `attention` would do, and why: backend, table rows, registers, memory. Nothing is computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+
+from .backends import NAMES, current_backend
+from .device import FAMILIES, Family
+from .explanation import Explanation, StepExplanation
+from .parameters import TABLE, live_bytes, precision_of, register_demand
+from .plan import Plan, plan
+from .problem import DTYPES, Problem, padded, problem_of
+from .steps import ACCUMULATORS, DELTA, STEPS
+
+
+def explain(
+    q: mx.array | None = None,
+    k: mx.array | None = None,
+    v: mx.array | None = None,
+    *,
+    scale: float | None = None,
+    mask: str | None = None,
+    causal: bool = False,
+    stream: mx.Stream | mx.Device | None = None,
+    backend: str | None = None,
+    family: str | None = None,
+    **numbers,
+) -> Explanation:
+    """What ``attention`` would do with the same arguments: backend, table row and blocks of every kernel, and why.
+
+    Instead of arrays, numbers do: ``explain(head_dim=128, dtype="float16", family="apple9")``.
+
+    Args:
+        q, k, v, scale, mask, causal, stream: as in `attention`; arrays are looked at, never evaluated.
+        backend: "metal", "simulator" or "reference"; None means the one `attention` would use now.
+        family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5); None means the backend's.
+        numbers: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
+
+    Raises:
+        ValueError: an argument is wrong. UnsupportedProblem: no backend can serve the call.
+    """
+    if q is None and k is None and v is None:
+        q, k, v = arrays_of(**numbers)
+    elif numbers:
+        raise ValueError(f"[mlx_flash.explain] {', '.join(numbers)}: expected arrays or numbers, got both. Pass one.")
+    problem = problem_of(q, k, v, scale=scale, mask=mask, causal=causal)
+    name, chosen, why = _resolve(backend, family)
+    inner = inner_problem(problem)
+    steps = () if problem.empty or chosen is None else tuple(_explain_step(plan(s, inner, chosen)) for s in STEPS)
+    if problem.empty:
+        why += "; an axis is empty, so zeros are returned and no kernel runs"
+    rows = problem.batch * problem.query_heads * problem.query_length
+    return Explanation(
+        problem, name, chosen, why, _padding(problem, inner), steps,
+        residual_bytes=2 * rows * 4,
+        unfused_bytes=2 * rows * problem.key_length * _size(problem),
+    )  # fmt: skip
+
+
+def arrays_of(
+    head_dim: int | None = None,
+    value_dim: int | None = None,
+    heads: int = 8,
+    key_heads: int | None = None,
+    length: int = 1024,
+    key_length: int | None = None,
+    batch: int = 1,
+    dtype: str = "float16",
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Lazy q, k and v of these numbers: they are never evaluated and hold no memory."""
+    if head_dim is None:
+        raise ValueError("[mlx_flash.explain] head_dim: expected a head dimension, got none. Pass arrays or head_dim.")
+    value_dim = head_dim if value_dim is None else value_dim
+    key_heads = heads if key_heads is None else key_heads
+    key_length = length if key_length is None else key_length
+    numbers = {
+        "head_dim": head_dim, "value_dim": value_dim, "heads": heads, "key_heads": key_heads, "length": length,
+        "key_length": key_length, "batch": batch,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+            raise ValueError(
+                f"[mlx_flash.explain] {name}: expected a whole number of at least 1 and below 2^31, got {value!r}. "
+                "Pass the size of that axis."
+            )
+    if dtype not in DTYPES.values():
+        raise ValueError(
+            f"[mlx_flash.explain] dtype: expected one of {', '.join(DTYPES.values())}, got {dtype!r}. "
+            "Check the spelling."
+        )
+    shapes = (
+        (batch, heads, length, head_dim), (batch, key_heads, key_length, head_dim),
+        (batch, key_heads, key_length, value_dim),
+    )  # fmt: skip
+    return tuple(mx.zeros(shape, getattr(mx, dtype)) for shape in shapes)
+
+
+def inner_problem(problem: Problem) -> Problem:
+    """The problem the kernels see: head dimensions rounded up to multiples of 8."""
+    return replace(problem, head_dim=padded(problem.head_dim), value_dim=padded(problem.value_dim))
+
+
+def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:
+    """Backend name, family and why; a backend is not built, so that any machine can explain any other."""
+    metal = mx.metal.is_available()
+    if family is not None and family not in FAMILIES:
+        raise ValueError(
+            f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)}, got {family!r}. Check the spelling."
+        )
+    if name is None and family is None:
+        return _current(metal)
+    if name is None:
+        name, why = "metal" if metal else "simulator", f"kernels of {family} were asked for"
+    elif name in NAMES:
+        why = "asked for by name"
+    else:
+        raise ValueError(
+            f"[mlx_flash.explain] backend: expected one of {', '.join(NAMES)}, got {name!r}. Check the spelling."
+        )
+    if name == "reference":
+        return name, None, f"{why}; it runs no kernels, so no family"
+    if family is None and name == "metal":
+        if not metal:
+            raise ValueError(
+                f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain metal on a machine "
+                "without it, got None. Name the GPU."
+            )
+        from .backends.metal import family_here
+
+        return name, family_here(), why
+    return name, FAMILIES[family or "apple9"], why
+
+
+def _current(metal: bool) -> tuple[str, Family | None, str]:
+    current, default = current_backend(), "metal" if metal else "reference"
+    if current.name != default:
+        why = "chosen by use_backend or MLX_FLASH_BACKEND"
+    elif metal:
+        why = "the default: this machine has a Metal GPU"
+    else:
+        why = "the default without a Metal GPU; use_backend(\"simulator\") runs the kernels on the CPU"
+    return current.name, current.family, why
+
+
+def _explain_step(step_plan: Plan) -> StepExplanation:
+    step, row, launch = step_plan.step, step_plan.row, step_plan.launch
+    precision, head_dim = precision_of(step_plan.problem.dtype), step_plan.head_dim
+    staged = step_plan.family.staged and step is not DELTA
+    element = _size(step_plan.problem)
+    return StepExplanation(
+        name=step.name,
+        kernel=step_plan.kernel.name,
+        why=_why_row(step_plan),
+        max_head=row.max_head,
+        blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
+        threads=row.threads,
+        grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
+        cached=row.cached,
+        reread=tuple(n for n in step.cacheable if n not in row.cached and n not in ACCUMULATORS),
+        paged=row.paged(step),
+        traversed=() if step is DELTA else tuple(n for n in step.inputs if n in OPERANDS and n not in step.cacheable),
+        staged=staged,
+        registers=register_demand(step, row, precision, head_dim),
+        live_bytes=None if step_plan.max_threads or step is DELTA else live_bytes(step, row, precision, head_dim),
+        threadgroup_bytes=row.staging_elements(step_plan.family) * element if staged else 0,
+        max_threads=step_plan.max_threads,
+        output_bytes=launch.output_bytes,
+        extra_bytes=_extra_bytes(step_plan),
+    )
+
+
+OPERANDS = frozenset({"Q", "K", "V", "dO"})
+
+
+def _why_row(step_plan: Plan) -> str:
+    """Why this row of the table."""
+    candidates = TABLE[step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family.table]
+    row, head_dim = step_plan.row, step_plan.head_dim
+    place = f"{candidates.index(row) + 1} of {len(candidates)}, head dimensions up to {row.max_head}"
+    if head_dim > row.max_head:
+        return f"{place}: the last row serves all that are larger, as {head_dim}"
+    return f"{place}: the first that covers {head_dim}"
+
+
+def _extra_bytes(step_plan: Plan) -> int:
+    """Row statistics, and float32 buffers of paged accumulators that a 16-bit result is then cast from."""
+    launch, dtype = step_plan.launch, getattr(mx, step_plan.problem.dtype)
+    named = zip(step_plan.step.outputs, launch.output_shapes, launch.output_dtypes)
+    return sum(
+        math.prod(shape) * written.size
+        for name, shape, written in named
+        if name not in ACCUMULATORS or written != dtype
+    )
+
+
+def _padding(problem: Problem, inner: Problem) -> str:
+    changed = []
+    if inner.head_dim != problem.head_dim:
+        changed.append(f"q and k are copied with {inner.head_dim} columns for {problem.head_dim}")
+    if inner.value_dim != problem.value_dim:
+        changed.append(f"v is copied with {inner.value_dim} columns for {problem.value_dim}")
+    return "; ".join(changed) or "none: head dimensions are multiples of 8"
+
+
+def _size(problem: Problem) -> int:
+    return getattr(mx, problem.dtype).size

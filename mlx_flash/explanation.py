@@ -1,0 +1,107 @@
+"""What an explanation says, as plain data that prints itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .device import Family
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class StepExplanation:
+    """One kernel of a call. Sizes are bytes; `registers` and `live_bytes` are estimates for one thread.
+
+    `cached` operands stay in registers; `reread` ones come from memory once per traversal block; `paged` accumulators
+    visit their float32 output buffer once per traversal block; `traversed` ones are walked along, through
+    threadgroup memory if `staged`. `extra_bytes` is memory beyond the results in their own dtype.
+    """
+
+    name: str
+    kernel: str
+    why: str
+    max_head: int
+    blocks: tuple[int, int, int]
+    threads: int
+    grid: tuple[int, ...]
+    cached: tuple[str, ...]
+    reread: tuple[str, ...]
+    paged: tuple[str, ...]
+    traversed: tuple[str, ...]
+    staged: bool
+    registers: int
+    live_bytes: int | None
+    threadgroup_bytes: int
+    max_threads: int | None
+    output_bytes: int
+    extra_bytes: int
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and value of everything worth reading, in order."""
+        walked = "through threadgroup memory" if self.staged else "read directly"
+        attribute = f"max_total_threads_per_threadgroup({self.max_threads})" if self.max_threads else "none"
+        live = "" if self.live_bytes is None else f", {self.live_bytes} bytes alive"
+        return [
+            ("row", self.why),
+            ("blocks", "{} x {} x {} (parallel, traversal, head)".format(*self.blocks)),
+            ("threads", f"{self.threads} a threadgroup, {' x '.join(map(str, self.grid))} threadgroups"),
+            ("in registers", _names(self.cached)),
+            ("re-read", _names(self.reread)),
+            ("paged", _names(self.paged)),
+            ("walked along", f"{_names(self.traversed)}, {walked}" if self.traversed else "none"),
+            ("registers", f"about {self.registers} of 16 bits a thread{live}"),
+            ("attribute", attribute),
+            ("threadgroup memory", f"{self.threadgroup_bytes} bytes"),
+            ("extra memory", f"{self.extra_bytes} bytes"),
+        ]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would do. `steps` is empty where no kernel runs; `why` says why this backend and family.
+
+    `residual_bytes`: L and delta, all that attention keeps for its gradients besides its arguments and results.
+    `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk] that attention without fusion would hold.
+    """
+
+    problem: Problem
+    backend: str
+    family: Family | None
+    why: str
+    padding: str
+    steps: tuple[StepExplanation, ...]
+    residual_bytes: int
+    unfused_bytes: int
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and value of what concerns the whole call, in order."""
+        family = f"{self.family.name} ({self.family.chips})" if self.family else "none: plain mx operations"
+        return [
+            ("call", _describe(self.problem)),
+            ("backend", self.backend),
+            ("family", family),
+            ("why", self.why),
+            ("padding", self.padding),
+            ("residuals", f"{self.residual_bytes} bytes (L and delta); unfused scores: {self.unfused_bytes} bytes"),
+        ]
+
+    def __str__(self):
+        lines = _lines(self.facts(), "")
+        for step in self.steps:
+            lines += [step.name, *_lines(step.facts(), "  ")]
+        return "\n".join(lines)
+
+
+def _names(operands: tuple[str, ...]) -> str:
+    return ", ".join(operands) or "none"
+
+
+def _lines(facts: list[tuple[str, str]], indent: str) -> list[str]:
+    return [f"{indent}{label:<18} {value}" for label, value in facts]
+
+
+def _describe(problem: Problem) -> str:
+    query = [problem.batch, problem.query_heads, problem.query_length, problem.head_dim]
+    key = [problem.batch, problem.key_heads, problem.key_length, problem.head_dim]
+    value = [*key[:3], problem.value_dim]
+    return f"q {query}, k {key}, v {value}, {problem.dtype}, {'causal' if problem.causal else 'dense'}"
