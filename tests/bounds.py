@@ -1,0 +1,96 @@
+"""The one accuracy criterion. No other file of the tests may hold a tolerance.
+
+float32: the error is at most a fixed part of the result's largest magnitude; where the problem itself is
+ill-conditioned (scores so large that rounding one moves its exponential), or a multiple of what plain mx makes of it.
+float16, bfloat16: the error is at most a multiple of what plain mx operations in that dtype make of the same inputs,
+largest error and root mean square each.
+"""
+
+import math
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import oracle
+
+FLOAT32 = {"O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5}  # of the largest magnitude
+LARGEST, RMS = 2.0, 1.2  # times the unfused error
+LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
+CANCELLATION = 2.0  # float32 roundings of the terms that cancel
+LSE = 1e-6  # of the largest magnitude, or of 1
+LOSS = 1e-3  # between training runs
+SLOPE = 0.02  # of a log-log line against its exponent
+DIGITS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}  # fraction bits, smallest exponent
+
+
+def ulp(magnitude: float, dtype: str) -> float:
+    bits, smallest = DIGITS[dtype]
+    exponent = math.frexp(magnitude)[1] - 1 if magnitude else smallest
+    return 2.0 ** (max(exponent, smallest) - bits)
+
+
+@dataclass(frozen=True)
+class Error:
+    largest: float
+    rms: float
+
+    @classmethod
+    def of(cls, got, want: np.ndarray) -> "Error":
+        difference = np.abs(float64(got) - want)
+        if difference.size == 0:
+            return cls(0.0, 0.0)
+        if not np.isfinite(difference).all():
+            return cls(math.inf, math.inf)  # NaN must never compare as small
+        return cls(float(difference.max()), float(np.sqrt(np.mean(difference**2))))
+
+
+def float64(array) -> np.ndarray:
+    """Exact: every float16, bfloat16 and float32 is a float64."""
+    if isinstance(array, mx.array):
+        array = np.array(array.astype(mx.float32))
+    return array.astype(np.float64)
+
+
+def check(name: str, got, want: np.ndarray, case: str, dtype: str, *, terms=0.0, unfused: Error | None = None):
+    """Fails unless tensor `name` is as accurate as promised.
+
+    terms: oracle.term_magnitudes of this tensor. unfused: the error of plain mx operations; float32 needs none.
+    """
+    assert tuple(got.shape) == want.shape, f"{name}: shape {tuple(got.shape)}, expected {want.shape} ({case})"
+    error = Error.of(got, want)
+    magnitude = float(np.abs(want).max(initial=0.0))
+    floor = CANCELLATION * ulp(terms, "float32") if terms else 0.0
+    if unfused is not None:
+        assert math.isfinite(unfused.largest), f"{name}: unfused mx overflows, choose another case ({case})"
+    if dtype == "float32":
+        largest = max(FLOAT32[name] * magnitude, LARGEST * unfused.largest if unfused else 0.0)
+        limits = Error(max(largest, floor), math.inf)
+    else:
+        unit = ulp(magnitude, dtype)
+        limits = Error(
+            max(LARGEST * unfused.largest, LARGEST_FLOOR * unit, floor), max(RMS * unfused.rms, RMS_FLOOR * unit, floor)
+        )
+    for measure in ("largest", "rms"):
+        found, limit = getattr(error, measure), getattr(limits, measure)
+        assert found <= limit, (
+            f"{name}: {measure} error {found:.3e} exceeds {limit:.3e} (largest magnitude {magnitude:.3e}, "
+            f"unfused {getattr(unfused, measure, None)}) in {case}"
+        )
+
+
+def unfused(q, k, v, scale: float, causal: bool):
+    """softmax(scale q k^T) v in plain mx operations and one dtype, as mx.fast's fallback does it."""
+    batch, heads, length, dimension = q.shape
+    group = heads // k.shape[1]
+    q = (q * mx.array(scale, q.dtype)).reshape(batch, k.shape[1], group, length, dimension)
+    scores = q @ k[:, :, None].swapaxes(-1, -2)
+    seen = mx.array(oracle.visibility(length, k.shape[2], causal))
+    scores = mx.where(seen, scores, mx.array(mx.finfo(q.dtype).min, q.dtype))
+    p = mx.where(seen, mx.softmax(scores, axis=-1, precise=True), mx.array(0, q.dtype))
+    return (p @ v[:, :, None]).reshape(batch, heads, length, v.shape[3])
+
+
+def unfused_errors(arrays, d_o, scale, causal, want: dict[str, np.ndarray]) -> dict[str, Error]:
+    outs, grads = mx.vjp(lambda *x: unfused(*x, scale, causal), list(arrays), [d_o])
+    results = dict(zip(("O", "dQ", "dK", "dV"), (outs[0], *grads)))
+    return {name: Error.of(results[name], want[name]) for name in want}

@@ -1,0 +1,36 @@
+"""One fixture runs a test on every backend of this machine; nothing here ever skips.
+
+A machine without the simulator's compiler fails these tests with the simulator's own message: a suite that skips its
+kernels would be green for no reason.
+"""
+
+import mlx.core as mx
+import pytest
+from cases import SEED
+from machines import BACKENDS, KERNELS, label
+
+from mlx_flash import use_backend
+
+
+def pytest_report_header(config):
+    return f"mlx {mx.__version__}, seed {SEED} (MLX_FLASH_SEED), backends: {', '.join(map(label, BACKENDS))}"
+
+
+@pytest.fixture(params=BACKENDS, ids=label)
+def backend(request):
+    """Every backend, the kernels of every table family among them."""
+    with use_backend(*request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture(params=KERNELS, ids=label)
+def kernels(request):
+    """Every backend that runs the Metal text."""
+    with use_backend(*request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture
+def reference():
+    with use_backend("reference") as chosen:
+        yield chosen

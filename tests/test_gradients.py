@@ -1,0 +1,74 @@
+"""dQ, dK and dV of every head dimension, dtype, length, grouping, mask and kind of scores, against the oracle."""
+
+import bounds
+import cases
+import mlx.core as mx
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, Case, expected
+from machines import shared_out
+
+from mlx_flash import attention
+
+
+def backward(case: Case, arrays) -> dict[str, mx.array]:
+    inputs = [arrays[name] for name in "qkv"]
+    outs, grads = mx.vjp(lambda *x: attention(*x, scale=case.scale, causal=case.causal), inputs, [arrays["d_o"]])
+    return dict(zip(("O", "dQ", "dK", "dV"), (*outs, *grads)))
+
+
+@pytest.mark.parametrize("backend, case", shared_out(CASES), indirect=["backend"])
+def test_gradients(backend, case):
+    arrays = case.arrays()
+    expected(case, arrays).check(**backward(case, arrays))
+
+
+@pytest.mark.parametrize("group", [3, 7])
+def test_groups_that_are_no_power_of_two(backend, group):
+    case = Case(33, 65, 64, "float32", True, group, key_heads=2)
+    arrays = case.arrays()
+    expected(case, arrays).check(**backward(case, arrays))
+
+
+def test_grouped_heads_are_repeated_heads_summed(backend):
+    """dK and dV of grouped heads are the sums of what each query head alone would give its own copy."""
+    case = Case(33, 65, 64, "float32", False, group=4, key_heads=2, batch=2)
+    arrays = case.arrays()
+    grouped = backward(case, arrays)
+    repeated = arrays | {name: mx.repeat(arrays[name], case.group, axis=1) for name in "kv"}
+    apart = backward(case, repeated)
+    assert np.array_equal(np.array(grouped["O"]), np.array(apart["O"]))
+    for name in ("dK", "dV"):
+        alone = bounds.float64(apart[name])
+        shape = (case.batch, case.key_heads, case.group, *alone.shape[2:])
+        bounds.check(name, grouped[name], alone.reshape(shape).sum(2), str(case), case.dtype)
+
+
+def test_gradients_along_random_directions(backend):
+    """The kernels' gradients against differences of the oracle's forward: no analytic gradient in between."""
+    case = Case(9, 12, 33, "float32", True, group=2)
+    arrays = case.arrays()
+    grads = backward(case, arrays)
+    exact = {name: bounds.float64(array) for name, array in arrays.items()}
+    random, step = np.random.default_rng(cases.SEED), 1e-4
+    for name, grad in (("q", "dQ"), ("k", "dK"), ("v", "dV")):
+        for _ in range(4):
+            direction = random.standard_normal(exact[name].shape)
+            sides = []
+            for sign in (1, -1):
+                moved = exact | {name: exact[name] + sign * step * direction}
+                out, _ = oracle.forward(moved["q"], moved["k"], moved["v"], case.scale, case.causal)
+                sides.append((out * exact["d_o"]).sum())
+            slope = (sides[0] - sides[1]) / (2 * step)
+            along = np.array((bounds.float64(grads[grad]) * direction).sum())
+            bounds.check(grad, along, np.array(slope), str(case), case.dtype, terms=np.abs(direction).sum())
+
+
+def test_gradients_have_the_dtype_and_shape_of_their_inputs(backend):
+    for dtype in cases.DTYPES:
+        case = Case(9, 12, 33, dtype, value_dim=77)
+        arrays = case.arrays()
+        grads = backward(case, arrays)
+        for name, grad in (("q", "dQ"), ("k", "dK"), ("v", "dV")):
+            assert grads[grad].shape == arrays[name].shape and grads[grad].dtype == arrays[name].dtype
