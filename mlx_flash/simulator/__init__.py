@@ -1,0 +1,8 @@
+"""A Metal simulator for the CPU: runs the text of `mx.fast.metal_kernel` kernels and reports what a GPU would hide."""
+
+from .errors import CompileError, SimulatorError, ToolchainError
+from .kernel import metal_kernel
+from .profile import profile
+from .settings import mode, schedule
+
+__all__ = ["CompileError", "SimulatorError", "ToolchainError", "metal_kernel", "mode", "profile", "schedule"]

@@ -1,0 +1,108 @@
+"""Moves arrays between MLX and the simulated device."""
+
+import ctypes
+import threading
+
+import mlx.core as mx
+import numpy as np
+
+from .launch import Launch, Library
+
+# A NaN as half, as bfloat16 and, twice over, as float32: what was never written shows.
+POISON = 0x7FED
+_NUMPY = {
+    mx.bool_: np.bool_, mx.uint8: np.uint8, mx.uint16: np.uint16, mx.uint32: np.uint32, mx.uint64: np.uint64,
+    mx.int8: np.int8, mx.int16: np.int16, mx.int32: np.int32, mx.int64: np.int64,
+    mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.complex64: np.complex64,
+}  # fmt: skip
+_FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
+_SLOT_BITS = 36
+
+
+def view(array: mx.array) -> np.ndarray:
+    """The memory of an evaluated array, without a copy and with its strides; bfloat16 as its bits."""
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    return np.asarray(array)
+
+
+def row_contiguous(array: np.ndarray) -> bool:
+    """As MLX sees it: axes of length one may have any stride."""
+    return array.flags.c_contiguous
+
+
+def allocate(shape, dtype: mx.Dtype, init_value: float | None) -> np.ndarray:
+    """An output: filled with init_value, else poisoned."""
+    array = np.empty(shape, _NUMPY[dtype])
+    if init_value is not None:
+        filled = np.array(mx.array(init_value).astype(dtype).view(mx.uint16) if dtype == mx.bfloat16 else init_value)
+        array.fill(filled.astype(array.dtype) if dtype == mx.bfloat16 else filled)
+    elif dtype in _FLOATS:
+        array.reshape(-1).view(np.uint16).fill(POISON)
+    else:
+        array.reshape(-1).view(np.uint8).fill(0xFF)
+    return array
+
+
+def to_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    """The output as an MLX array that owns its memory."""
+    result = mx.array(array)
+    return result.view(mx.bfloat16) if dtype == mx.bfloat16 else result
+
+
+def extent(array: np.ndarray) -> tuple[int, int]:
+    """(offset of the lowest byte from element 0, number of bytes up to the highest)."""
+    if array.size == 0:
+        return 0, 0
+    low = sum(min(0, (n - 1) * s) for n, s in zip(array.shape, array.strides))
+    high = sum(max(0, (n - 1) * s) for n, s in zip(array.shape, array.strides)) + array.itemsize
+    return low, high - low
+
+
+class Window:
+    """Address space where the buffers of a checked launch lie 64 GiB apart: an index out of bounds cannot meet another buffer."""
+
+    _idle: list[tuple[int, int]] = []
+    _lock = threading.Lock()
+
+    def __init__(self, library: Library, count: int):
+        self.library = library
+        with self._lock:
+            reserved = self._idle.pop() if self._idle else None
+        if reserved is None:
+            for bits in (_SLOT_BITS, _SLOT_BITS - 2, _SLOT_BITS - 4):
+                base = library.reserve(64 << bits)
+                if base:
+                    reserved = (base, bits)
+                    break
+            else:
+                raise MemoryError("The Metal simulator could not reserve address space for checked buffers; use mode 'fast'.")
+        self.base, self.bits = reserved
+        self.used: list[tuple[int, int]] = []
+
+    def place(self, index: int, size: int) -> int:
+        """The address of buffer `index`, whose memory is fresh."""
+        address = self.base + (index << self.bits) + (1 << (self.bits - 2))
+        self.used.append((address, size))
+        return address
+
+    def close(self):
+        """Gives the memory back and keeps the address space for the next launch."""
+        for address, size in self.used:
+            self.library.forget(address, size)
+        with self._lock:
+            self._idle.append((self.base, self.bits))
+
+
+def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, window: Window | None):
+    """Makes an array the launch's buffer `index`; returns what unbind needs to fetch an output."""
+    low, size = extent(array)
+    address = array.__array_interface__["data"][0] + low
+    buffer = launch.buffers[index]
+    buffer.bytes, buffer.item, buffer.writable, buffer.start = size, array.itemsize, writable, -low
+    if window is None:
+        buffer.base = address
+        return None
+    buffer.base = window.place(index, size)
+    ctypes.memmove(buffer.base, address, size)
+    return (address, buffer.base, size) if writable else None

@@ -1,0 +1,159 @@
+"""Finds a clang, builds translated kernels into shared libraries, and keeps them on disk by the hash of everything that went in."""
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .errors import CompileError, ToolchainError
+
+_HERE = Path(__file__).parent
+_INSTALL = 'pip install "mlx-flash-attention[simulator]"'
+
+_KERNEL_FLAGS = (
+    "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant",
+    "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-gline-tables-only",
+)  # fmt: skip
+_CHECK_FLAGS = (
+    "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
+    "-mllvm", "-tsan-instrument-read-before-write=1", "-mllvm", "-tsan-instrument-memintrinsics=0",
+    "-fno-vectorize", "-fno-slp-vectorize",
+)  # fmt: skip
+_RUNTIME_FLAGS = ("-x", "c", "-std=gnu17", "-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w")
+
+
+@functools.cache
+def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """(compiler command, linker command, identity): ziglang's clang, else a system clang of version 19 or later."""
+    try:
+        import ziglang
+    except ImportError:
+        pass
+    else:
+        zig = Path(ziglang.__file__).parent / "zig"
+        identity = f"ziglang {getattr(ziglang, '__version__', '')} {zig.stat().st_size}"
+        return (str(zig), "clang"), (str(zig), "ld.lld"), identity
+    names = ["clang"] + [f"clang-{version}" for version in range(30, 18, -1)]
+    for name in names:
+        path = shutil.which(name)
+        if not path:
+            continue
+        text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"version (\d+)", text)
+        if version and int(version[1]) >= 19:
+            return (path,), (path, "-shared", "-nostdlib"), text
+    raise ToolchainError(f"The Metal simulator needs clang to compile kernels and found none: {_INSTALL}")
+
+
+@functools.cache
+def _machine_flags() -> tuple[str, ...]:
+    if platform.machine() in ("x86_64", "AMD64"):
+        try:
+            features = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            features = ""
+        if all(f" {feature}" in features for feature in ("avx2", "f16c", "fma", "bmi2", "movbe")):
+            return ("-march=x86-64-v3",)
+    return ()
+
+
+def cache_directory() -> Path:
+    """Where built kernels are kept: $MLX_FLASH_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("MLX_FLASH_CACHE")
+    if own:
+        return Path(own) / "simulator"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mlx_flash" / "simulator"
+
+
+@functools.cache
+def _sources_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*(_HERE / "runtime").iterdir(), *(_HERE / "include").rglob("*")]):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS, _machine_flags()):
+        digest.update(repr(flags).encode())
+    digest.update(toolchain()[2].encode())
+    return digest.hexdigest()
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _publish(built: Path, target: Path):
+    """Another process may be building the same: a rename is atomic, and both files are equal."""
+    os.replace(built, target)
+
+
+def _runtime_objects(folder: Path) -> list[Path]:
+    compiler, _, _ = toolchain()
+    objects = []
+    for source in sorted((_HERE / "runtime").glob("*.c")):
+        target = folder / f"runtime-{source.stem}-{_sources_hash()[:24]}.o"
+        objects.append(target)
+        if target.exists():
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = Path(scratch) / "runtime.o"
+            done = _run([*compiler, *_RUNTIME_FLAGS, *_machine_flags(), "-c", str(source), "-o", str(built)])
+            if done.returncode:
+                raise ToolchainError(f"The simulator's runtime does not compile ({source.name}):\n{done.stderr}")
+            _publish(built, target)
+    return objects
+
+
+def build(text: str, entry: str, prelude: str, check: bool, count: bool = False) -> Path:
+    """The shared library of a translated kernel; compiled at most once per content."""
+    flags = [*_KERNEL_FLAGS, *_machine_flags(), *(_CHECK_FLAGS if check else ()), *(("-DMSL_COUNT_CALLS",) if count else ())]
+    key = hashlib.sha256("\0".join([_sources_hash(), text, entry, prelude, *flags]).encode()).hexdigest()[:40]
+    folder = cache_directory()
+    library = folder / f"{key}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = _runtime_objects(folder)
+    compiler, linker, _ = toolchain()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        source = Path(scratch) / "kernel.cl"
+        source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
+        built = Path(scratch) / "kernel.o"
+        include = _HERE / "include"
+        done = _run([*compiler, *flags, "-I", str(include), "-include", str(include / "shim" / prelude), "-c", str(source), "-o", str(built)])
+        if done.returncode:
+            raise CompileError(_in_metal_terms(done.stderr, text, str(source)))
+        linked = Path(scratch) / "kernel.so"
+        done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
+        if done.returncode:
+            raise ToolchainError(f"Linking a kernel failed:\n{done.stderr}")
+        _publish(linked, library)
+    return library
+
+
+_SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
+
+
+def _in_metal_terms(message: str, text: str, path: str) -> str:
+    """The compiler's message with Metal's words, line numbers of the Metal text, and the lines themselves."""
+    lines = text.splitlines()
+    shown = []
+    for row in message.splitlines():
+        row = re.sub(r"__(global|local|private|constant)\b", lambda m: _SPACES[m[0]], row)
+        place = re.match(r"metal:(\d+):(\d+): (.*)", row)
+        if place:
+            number = int(place[1])
+            shown.append(f"line {number}: {place[3]}")
+            if number <= len(lines) and lines[number - 1].strip():
+                shown.append(f"    {lines[number - 1].strip()}")
+        elif "error generated" not in row and "errors generated" not in row:
+            shown.append(row.replace(path, "metal"))
+    return "\n".join(shown)
+
+

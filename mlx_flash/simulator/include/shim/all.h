@@ -1,0 +1,9 @@
+#pragma once
+#include "types.h"
+#include "vector.h"
+#include "numeric.h"
+#include "math.h"
+#include "simdgroup.h"
+#include "matrix.h"
+#include "atomic.h"
+#include "entry.h"

@@ -1,0 +1,31 @@
+// How a launch reaches the kernel's parameters: each argument converts itself to the parameter's declared type.
+#pragma once
+#include "math.h"
+
+extern "C" {
+__generic void* msl_variable(uint index, uint size, uint align);
+ulong msl_buffer(uint index);
+uint msl_attribute(uint which, uint axis);
+}
+
+struct msl_buffer_argument {
+  uint index;
+  template <typename T> MSL_INLINE operator T*() const { return (T*)msl_buffer(index); }
+  template <typename T> MSL_INLINE operator T&() const { return *(T*)msl_buffer(index); }
+};
+
+// A position or a size: one, two or three unsigned numbers of 16 or 32 bits.
+template <uint WHICH> struct msl_attribute_argument {
+  MSL_INLINE operator uint() const { return msl_attribute(WHICH, 0); }
+  MSL_INLINE operator ushort() const { return (ushort)msl_attribute(WHICH, 0); }
+  template <typename T> MSL_INLINE operator vec<T, 2>() const {
+    return vec<T, 2>((T)msl_attribute(WHICH, 0), (T)msl_attribute(WHICH, 1));
+  }
+  template <typename T> MSL_INLINE operator vec<T, 3>() const {
+    return vec<T, 3>((T)msl_attribute(WHICH, 0), (T)msl_attribute(WHICH, 1), (T)msl_attribute(WHICH, 2));
+  }
+};
+
+template <typename T, uint INDEX, uint ALIGN> MSL_INLINE threadgroup T& msl_threadgroup_variable() {
+  return *(threadgroup T*)(ulong)msl_variable(INDEX, sizeof(T), ALIGN > alignof(T) ? ALIGN : alignof(T));
+}

@@ -1,0 +1,237 @@
+// metal_math, metal_common, metal_integer, metal_relational, metal_geometric. Real overloads and not templates for scalars: max(x, 0)
+// with a float x is ambiguous in Metal and stays so here.
+#pragma once
+#include "vector.h"
+#include "numeric.h"
+
+extern "C" {
+float sinf(float); float cosf(float); float tanf(float); float asinf(float); float acosf(float); float atanf(float);
+float sinhf(float); float coshf(float); float tanhf(float); float asinhf(float); float acoshf(float); float atanhf(float);
+float atan2f(float, float); float powf(float, float); float fmodf(float, float); float remainderf(float, float);
+float expf(float); float exp2f(float); float expm1f(float); float logf(float); float log2f(float); float log10f(float); float log1pf(float);
+float cbrtf(float); float hypotf(float, float); float ldexpf(float, int); float nextafterf(float, float); int ilogbf(float);
+float frexpf(float, __generic int*); float modff(float, __generic float*);
+float msl_exp2(float); float msl_log2(float); float msl_exp(float); float msl_log(float);
+}
+#ifdef MSL_COUNT_CALLS
+#define MSL_EXP2(x) msl_exp2(x)
+#define MSL_LOG2(x) msl_log2(x)
+#define MSL_EXP(x) msl_exp(x)
+#define MSL_LOG(x) msl_log(x)
+#else
+#define MSL_EXP2(x) exp2f(x)
+#define MSL_LOG2(x) log2f(x)
+#define MSL_EXP(x) expf(x)
+#define MSL_LOG(x) logf(x)
+#endif
+
+namespace metal {
+
+template <typename T> struct same { typedef T type; };
+template <typename T> using same_t = typename same<T>::type;
+
+#define MSL_FLOAT1(NAME, VALUE)                                                          \
+  MSL_INLINE float NAME(float x) { return VALUE; }                                       \
+  MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
+  MSL_INLINE bfloat NAME(bfloat x) { return (bfloat)NAME((float)x); }                    \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
+    vec<T, N> r;                                                                         \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                 \
+    return r;                                                                            \
+  }
+#define MSL_FLOAT2(NAME, VALUE)                                                          \
+  MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
+  MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
+  MSL_INLINE bfloat NAME(bfloat x, bfloat y) { return (bfloat)NAME((float)x, (float)y); } \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y) { \
+    vec<T, N> r;                                                                         \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i)));                        \
+    return r;                                                                            \
+  }
+#define MSL_FLOAT3(NAME, VALUE)                                                          \
+  MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
+  MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
+  MSL_INLINE bfloat NAME(bfloat x, bfloat y, bfloat z) { return (bfloat)NAME((float)x, (float)y, (float)z); } \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
+    vec<T, N> r;                                                                         \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i), z.at(i)));               \
+    return r;                                                                            \
+  }
+#define MSL_TEST1(NAME, VALUE)                                                           \
+  MSL_INLINE bool NAME(float x) { return VALUE; }                                        \
+  MSL_INLINE bool NAME(half x) { return NAME((float)x); }                                \
+  MSL_INLINE bool NAME(bfloat x) { return NAME((float)x); }                              \
+  template <typename T, int N> MSL_INLINE vec<bool, N> NAME(vec<T, N> x) {               \
+    vec<bool, N> r;                                                                      \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                 \
+    return r;                                                                            \
+  }
+
+MSL_FLOAT1(exp, MSL_EXP(x)) MSL_FLOAT1(exp2, MSL_EXP2(x)) MSL_FLOAT1(exp10, MSL_EXP(x * 2.30258509299404568402f))
+MSL_FLOAT1(expm1, expm1f(x)) MSL_FLOAT1(log, MSL_LOG(x)) MSL_FLOAT1(log2, MSL_LOG2(x)) MSL_FLOAT1(log10, log10f(x))
+MSL_FLOAT1(sqrt, __builtin_sqrtf(x)) MSL_FLOAT1(rsqrt, 1.0f / __builtin_sqrtf(x)) MSL_FLOAT1(cbrt, cbrtf(x))
+MSL_FLOAT1(sin, sinf(x)) MSL_FLOAT1(cos, cosf(x)) MSL_FLOAT1(tan, tanf(x)) MSL_FLOAT1(asin, asinf(x)) MSL_FLOAT1(acos, acosf(x))
+MSL_FLOAT1(atan, atanf(x)) MSL_FLOAT1(sinh, sinhf(x)) MSL_FLOAT1(cosh, coshf(x)) MSL_FLOAT1(tanh, tanhf(x))
+MSL_FLOAT1(asinh, asinhf(x)) MSL_FLOAT1(acosh, acoshf(x)) MSL_FLOAT1(atanh, atanhf(x))
+MSL_FLOAT1(sinpi, sinf(x * M_PI_F)) MSL_FLOAT1(cospi, cosf(x * M_PI_F)) MSL_FLOAT1(tanpi, tanf(x * M_PI_F))
+MSL_FLOAT1(floor, __builtin_floorf(x)) MSL_FLOAT1(ceil, __builtin_ceilf(x)) MSL_FLOAT1(trunc, __builtin_truncf(x))
+MSL_FLOAT1(rint, __builtin_rintf(x)) MSL_FLOAT1(round, __builtin_roundf(x)) MSL_FLOAT1(fabs, __builtin_fabsf(x))
+MSL_FLOAT1(fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
+MSL_FLOAT1(saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
+MSL_FLOAT1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : x == 0 ? x : 0.0f)
+MSL_FLOAT2(pow, powf(x, y)) MSL_FLOAT2(powr, powf(x, y)) MSL_FLOAT2(atan2, atan2f(x, y)) MSL_FLOAT2(fmod, fmodf(x, y))
+MSL_FLOAT2(fmin, __builtin_fminf(x, y)) MSL_FLOAT2(fmax, __builtin_fmaxf(x, y)) MSL_FLOAT2(fdim, x > y ? x - y : x <= y ? 0.0f : x + y)
+MSL_FLOAT2(copysign, __builtin_copysignf(x, y)) MSL_FLOAT2(divide, x / y) MSL_FLOAT2(step, y < x ? 0.0f : 1.0f)
+MSL_FLOAT2(nextafter, nextafterf(x, y)) MSL_FLOAT2(hypot, hypotf(x, y)) MSL_FLOAT2(remainder, remainderf(x, y))
+MSL_FLOAT3(fma, __builtin_fmaf(x, y, z)) MSL_FLOAT3(mix, x + (y - x) * z)
+MSL_FLOAT3(smoothstep, ({ float t = __builtin_fminf(__builtin_fmaxf((z - x) / (y - x), 0.0f), 1.0f); t * t * (3 - 2 * t); }))
+MSL_FLOAT3(fmin3, __builtin_fminf(x, __builtin_fminf(y, z))) MSL_FLOAT3(fmax3, __builtin_fmaxf(x, __builtin_fmaxf(y, z)))
+MSL_FLOAT3(fmedian3, __builtin_fmaxf(__builtin_fminf(x, y), __builtin_fminf(__builtin_fmaxf(x, y), z)))
+MSL_TEST1(isnan, __builtin_isnan(x)) MSL_TEST1(isinf, __builtin_isinf(x)) MSL_TEST1(isfinite, !__builtin_isnan(x) && !__builtin_isinf(x))
+MSL_TEST1(isnormal, __builtin_isnormal(x)) MSL_TEST1(signbit, (as_type<uint>(x) >> 31) != 0)
+
+MSL_INLINE float ldexp(float x, int k) { return ldexpf(x, k); }
+MSL_INLINE half ldexp(half x, int k) { return (half)ldexpf((float)x, k); }
+MSL_INLINE bfloat ldexp(bfloat x, int k) { return (bfloat)ldexpf((float)x, k); }
+MSL_INLINE int ilogb(float x) { return ilogbf(x); }
+MSL_INLINE float sincos(float x, thread float& c) { c = cosf(x); return sinf(x); }
+MSL_INLINE half sincos(half x, thread half& c) { c = (half)cosf((float)x); return (half)sinf((float)x); }
+MSL_INLINE float frexp(float x, thread int& e) { return frexpf(x, &e); }
+MSL_INLINE half frexp(half x, thread int& e) { return (half)frexpf((float)x, &e); }
+MSL_INLINE float modf(float x, thread float& whole) { return modff(x, &whole); }
+MSL_INLINE half modf(half x, thread half& whole) { whole = (half)__builtin_truncf((float)x); return x - whole; }
+
+// Everything that exists for floats and integers alike.
+#define MSL_ORDERED(T, MIN, MAX)                                                                        \
+  MSL_INLINE constexpr T min(T x, T y) { return MIN; }                                                  \
+  MSL_INLINE constexpr T max(T x, T y) { return MAX; }                                                  \
+  MSL_INLINE constexpr T min3(T x, T y, T z) { return min(min(x, y), z); }                              \
+  MSL_INLINE constexpr T max3(T x, T y, T z) { return max(max(x, y), z); }                              \
+  MSL_INLINE constexpr T median3(T x, T y, T z) { return max(min(x, y), min(max(x, y), z)); }           \
+  MSL_INLINE constexpr T clamp(T x, T low, T high) { return min(max(x, low), high); }
+#define MSL_INTEGER(T)                                                                                  \
+  MSL_ORDERED(T, y < x ? y : x, x < y ? y : x)                                                          \
+  MSL_INLINE constexpr T abs(T x) { return x < 0 ? (T)(-x) : x; }                                       \
+  MSL_INLINE constexpr make_unsigned_t<T> absdiff(T x, T y) {                                           \
+    return x < y ? (make_unsigned_t<T>)y - (make_unsigned_t<T>)x : (make_unsigned_t<T>)x - (make_unsigned_t<T>)y; \
+  }                                                                                                     \
+  MSL_INLINE constexpr T popcount(T x) { return (T)__builtin_popcountll((ulong)(make_unsigned_t<T>)x); } \
+  MSL_INLINE constexpr T clz(T x) {                                                                     \
+    return (T)(x ? __builtin_clzll((ulong)(make_unsigned_t<T>)x) - (64 - 8 * (int)sizeof(T)) : 8 * (int)sizeof(T)); \
+  }                                                                                                     \
+  MSL_INLINE constexpr T ctz(T x) { return (T)(x ? __builtin_ctzll((ulong)x) : 8 * (int)sizeof(T)); }   \
+  MSL_INLINE constexpr T rotate(T x, T n) {                                                             \
+    using U = make_unsigned_t<T>;                                                                       \
+    int k = (int)((U)n % (8 * sizeof(T)));                                                              \
+    return k ? (T)(((U)x << k) | ((U)x >> (8 * sizeof(T) - k))) : x;                                    \
+  }                                                                                                     \
+  MSL_INLINE constexpr T reverse_bits(T x) {                                                            \
+    T r = 0;                                                                                            \
+    for (uint i = 0; i < 8 * sizeof(T); ++i) r = (T)(((make_unsigned_t<T>)r << 1) | (((make_unsigned_t<T>)x >> i) & 1)); \
+    return r;                                                                                           \
+  }                                                                                                     \
+  MSL_INLINE constexpr T mulhi(T x, T y) {                                                              \
+    if constexpr (__is_signed(T)) return (T)(((__int128)x * y) >> (8 * sizeof(T)));                     \
+    else return (T)(((unsigned __int128)x * y) >> (8 * sizeof(T)));                                     \
+  }                                                                                                     \
+  MSL_INLINE constexpr T madhi(T x, T y, T z) { return mulhi(x, y) + z; }                               \
+  MSL_INLINE constexpr T hadd(T x, T y) { return (T)(((__int128)x + y) >> 1); }                         \
+  MSL_INLINE constexpr T rhadd(T x, T y) { return (T)(((__int128)x + y + 1) >> 1); }                    \
+  MSL_INLINE constexpr T addsat(T x, T y) {                                                             \
+    __int128 s = (__int128)x + y;                                                                       \
+    return s > numeric_limits<T>::max() ? numeric_limits<T>::max() : s < numeric_limits<T>::min() ? numeric_limits<T>::min() : (T)s; \
+  }                                                                                                     \
+  MSL_INLINE constexpr T subsat(T x, T y) {                                                             \
+    __int128 s = (__int128)x - y;                                                                       \
+    return s > numeric_limits<T>::max() ? numeric_limits<T>::max() : s < numeric_limits<T>::min() ? numeric_limits<T>::min() : (T)s; \
+  }                                                                                                     \
+  MSL_INLINE constexpr T extract_bits(T x, uint offset, uint bits) {                                    \
+    uint width = 8 * sizeof(T);                                                                         \
+    if (bits == 0) return 0;                                                                            \
+    return (T)((T)((make_unsigned_t<T>)x << (width - bits - offset)) >> (width - bits));                \
+  }                                                                                                     \
+  MSL_INLINE constexpr T insert_bits(T base, T insert, uint offset, uint bits) {                        \
+    make_unsigned_t<T> mask = (make_unsigned_t<T>)((bits >= 64 ? ~0ul : (1ul << bits) - 1) << offset);  \
+    return (T)((base & ~mask) | (((make_unsigned_t<T>)insert << offset) & mask));                       \
+  }
+MSL_INTEGER(char) MSL_INTEGER(uchar) MSL_INTEGER(short) MSL_INTEGER(ushort)
+MSL_INTEGER(int) MSL_INTEGER(uint) MSL_INTEGER(long) MSL_INTEGER(ulong)
+MSL_ORDERED(float, __builtin_fminf(x, y), __builtin_fmaxf(x, y))
+MSL_ORDERED(half, (half)__builtin_fminf((float)x, (float)y), (half)__builtin_fmaxf((float)x, (float)y))
+MSL_ORDERED(bfloat, (bfloat)__builtin_fminf((float)x, (float)y), (bfloat)__builtin_fmaxf((float)x, (float)y))
+MSL_INLINE float abs(float x) { return __builtin_fabsf(x); }
+MSL_INLINE half abs(half x) { return (half)__builtin_fabsf((float)x); }
+MSL_INLINE bfloat abs(bfloat x) { return (bfloat)__builtin_fabsf((float)x); }
+MSL_INLINE int mul24(int x, int y) { return (x << 8 >> 8) * (y << 8 >> 8); }
+MSL_INLINE uint mul24(uint x, uint y) { return (x & 0xffffff) * (y & 0xffffff); }
+MSL_INLINE int mad24(int x, int y, int z) { return mul24(x, y) + z; }
+MSL_INLINE uint mad24(uint x, uint y, uint z) { return mul24(x, y) + z; }
+
+#define MSL_EACH1(NAME)                                                                   \
+  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x) {                        \
+    vec<decltype(NAME(x.at(0))), N> r;                                                    \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                  \
+    return r;                                                                             \
+  }
+#define MSL_EACH2(NAME)                                                                   \
+  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, same_t<vec<T, N>> y) {   \
+    vec<decltype(NAME(x.at(0), y.at(0))), N> r;                                           \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i)));                         \
+    return r;                                                                             \
+  }
+#define MSL_EACH3(NAME)                                                                   \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
+    vec<T, N> r;                                                                          \
+    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i), z.at(i)));                \
+    return r;                                                                             \
+  }
+MSL_EACH1(abs) MSL_EACH1(popcount) MSL_EACH1(clz) MSL_EACH1(ctz) MSL_EACH1(reverse_bits)
+MSL_EACH2(min) MSL_EACH2(max) MSL_EACH2(absdiff) MSL_EACH2(rotate) MSL_EACH2(mulhi) MSL_EACH2(hadd) MSL_EACH2(rhadd)
+MSL_EACH2(addsat) MSL_EACH2(subsat)
+MSL_EACH3(clamp) MSL_EACH3(min3) MSL_EACH3(max3) MSL_EACH3(median3) MSL_EACH3(madhi)
+
+template <typename T, typename = enable_if_t<is_arithmetic_v<T>>>
+MSL_INLINE constexpr T select(T no, same_t<T> yes, bool c) { return c ? yes : no; }
+template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, vec<bool, N> c) {
+  vec<T, N> r;
+  for (int i = 0; i < N; ++i) r.set(i, c.at(i) ? yes.at(i) : no.at(i));
+  return r;
+}
+template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, bool c) { return c ? yes : no; }
+MSL_INLINE bool any(bool x) { return x; }
+MSL_INLINE bool all(bool x) { return x; }
+template <int N> MSL_INLINE bool any(vec<bool, N> x) { bool r = false; for (int i = 0; i < N; ++i) r |= x.at(i); return r; }
+template <int N> MSL_INLINE bool all(vec<bool, N> x) { bool r = true; for (int i = 0; i < N; ++i) r &= x.at(i); return r; }
+
+template <typename T, int N> MSL_INLINE T dot(vec<T, N> x, vec<T, N> y) {
+  T sum = x.x * y.x;
+  for (int i = 1; i < N; ++i) sum += x.at(i) * y.at(i);
+  return sum;
+}
+template <typename T, int N> MSL_INLINE T length_squared(vec<T, N> x) { return dot(x, x); }
+template <typename T, int N> MSL_INLINE T length(vec<T, N> x) { return sqrt(dot(x, x)); }
+template <typename T, int N> MSL_INLINE T distance(vec<T, N> x, vec<T, N> y) { return length(x - y); }
+template <typename T, int N> MSL_INLINE T distance_squared(vec<T, N> x, vec<T, N> y) { return length_squared(x - y); }
+template <typename T, int N> MSL_INLINE vec<T, N> normalize(vec<T, N> x) { return x * rsqrt(dot(x, x)); }
+template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, vec<T, 3> b) {
+  return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
+}
+
+#define MSL_VARIANT                                                                                                   \
+  using metal::exp; using metal::exp2; using metal::exp10; using metal::log; using metal::log2; using metal::log10;   \
+  using metal::sqrt; using metal::rsqrt; using metal::sin; using metal::cos; using metal::tan; using metal::asin;     \
+  using metal::acos; using metal::atan; using metal::sinh; using metal::cosh; using metal::tanh; using metal::asinh;  \
+  using metal::acosh; using metal::atanh; using metal::sinpi; using metal::cospi; using metal::tanpi; using metal::floor; \
+  using metal::ceil; using metal::trunc; using metal::rint; using metal::round; using metal::fabs; using metal::fract; \
+  using metal::saturate; using metal::sign; using metal::pow; using metal::powr; using metal::atan2; using metal::fmod; \
+  using metal::fmin; using metal::fmax; using metal::fdim; using metal::copysign; using metal::divide; using metal::step; \
+  using metal::fma; using metal::mix; using metal::fmin3; using metal::fmax3; using metal::fmedian3; using metal::isnan; \
+  using metal::isinf; using metal::isfinite; using metal::isnormal; using metal::signbit; using metal::ldexp;         \
+  using metal::sincos; using metal::frexp; using metal::modf; using metal::min; using metal::max; using metal::min3;  \
+  using metal::max3; using metal::median3; using metal::clamp; using metal::abs; using metal::smoothstep;             \
+  using metal::length; using metal::normalize; using metal::distance; using metal::dot; using metal::length_squared;  \
+  using metal::distance_squared; using metal::ilogb;
+namespace fast { MSL_VARIANT }
+namespace precise { MSL_VARIANT }
+
+}  // namespace metal

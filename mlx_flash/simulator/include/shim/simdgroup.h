@@ -1,0 +1,153 @@
+// metal_simdgroup, metal_compute: barriers, shuffles, reductions, scans and votes.
+#pragma once
+#include "math.h"
+
+extern "C" {
+void msl_threadgroup_barrier(uint flags);
+void msl_simdgroup_barrier(uint flags);
+void msl_shuffle(__generic void* data, uint size, uint source);
+typedef __generic char (*msl_slots)[64];
+void msl_combine(__generic void* data, uint size, __generic void* result, uint result_size, void (*combine)(msl_slots, msl_slots, uint));
+uint msl_lane(void);
+ulong msl_active(void);
+}
+
+namespace metal {
+
+enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4, mem_threadgroup_imageblock = 8, mem_object_data = 16 };
+MSL_INLINE constexpr mem_flags operator|(mem_flags a, mem_flags b) { return (mem_flags)((int)a | (int)b); }
+enum thread_scope { thread_scope_thread, thread_scope_simdgroup, thread_scope_threadgroup, thread_scope_device };
+
+MSL_INLINE void threadgroup_barrier(mem_flags flags) { msl_threadgroup_barrier((uint)flags); }
+MSL_INLINE void simdgroup_barrier(mem_flags flags) { msl_simdgroup_barrier((uint)flags); }
+
+// Types that simd functions take: scalars but bool and 64-bit integers, and their vectors.
+template <typename T> constant constexpr bool is_simd_v = is_arithmetic_v<element_t<plain_t<T>>>;
+
+template <typename T> MSL_INLINE T msl_from_lane(T value, uint source) {
+  static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
+  struct alignas(4) { T value; } box{value};
+  msl_shuffle(&box, sizeof(box), source);
+  return box.value;
+}
+template <typename T> MSL_INLINE T simd_shuffle(T v, ushort lane) { return msl_from_lane(v, lane); }
+template <typename T> MSL_INLINE T simd_broadcast(T v, ushort lane) { return msl_from_lane(v, lane); }
+template <typename T> MSL_INLINE T simd_shuffle_xor(T v, ushort mask) { return msl_from_lane(v, msl_lane() ^ mask); }
+template <typename T> MSL_INLINE T simd_shuffle_up(T v, ushort delta) {
+  uint lane = msl_lane();
+  return msl_from_lane(v, lane >= delta ? lane - delta : lane);
+}
+template <typename T> MSL_INLINE T simd_shuffle_down(T v, ushort delta) {
+  uint lane = msl_lane();
+  return msl_from_lane(v, lane + delta < 32 ? lane + delta : lane);
+}
+template <typename T> MSL_INLINE T simd_shuffle_rotate_up(T v, ushort delta) { return msl_from_lane(v, (msl_lane() - delta) & 31); }
+template <typename T> MSL_INLINE T simd_shuffle_rotate_down(T v, ushort delta) { return msl_from_lane(v, (msl_lane() + delta) & 31); }
+template <typename T> MSL_INLINE T simd_shuffle_and_fill_up(T v, T fill, ushort delta, ushort width = 32) {
+  uint lane = msl_lane(), in = lane & (width - 1);
+  T moved = msl_from_lane(v, lane - delta), filled = msl_from_lane(fill, lane - delta + width);
+  return in >= delta ? moved : filled;
+}
+template <typename T> MSL_INLINE T simd_shuffle_and_fill_down(T v, T fill, ushort delta, ushort width = 32) {
+  uint lane = msl_lane(), in = lane & (width - 1);
+  T moved = msl_from_lane(v, lane + delta), filled = msl_from_lane(fill, lane + delta - width);
+  return in + delta < width ? moved : filled;
+}
+template <typename T> MSL_INLINE T quad_shuffle(T v, ushort lane) { return msl_from_lane(v, (msl_lane() & ~3u) | (lane & 3)); }
+template <typename T> MSL_INLINE T quad_broadcast(T v, ushort lane) { return quad_shuffle(v, lane); }
+template <typename T> MSL_INLINE T quad_shuffle_xor(T v, ushort mask) { return msl_from_lane(v, msl_lane() ^ (mask & 3)); }
+template <typename T> MSL_INLINE T quad_shuffle_up(T v, ushort delta) {
+  uint lane = msl_lane();
+  return msl_from_lane(v, (lane & 3) >= delta ? lane - delta : lane);
+}
+template <typename T> MSL_INLINE T quad_shuffle_down(T v, ushort delta) {
+  uint lane = msl_lane();
+  return msl_from_lane(v, (lane & 3) + delta < 4 ? lane + delta : lane);
+}
+template <typename T> MSL_INLINE T quad_shuffle_rotate_up(T v, ushort d) { uint l = msl_lane(); return msl_from_lane(v, (l & ~3u) | ((l - d) & 3)); }
+template <typename T> MSL_INLINE T quad_shuffle_rotate_down(T v, ushort d) { uint l = msl_lane(); return msl_from_lane(v, (l & ~3u) | ((l + d) & 3)); }
+
+struct msl_add { template <typename T> MSL_INLINE static T apply(T a, T b) { return a + b; } };
+struct msl_multiply { template <typename T> MSL_INLINE static T apply(T a, T b) { return a * b; } };
+struct msl_minimum { template <typename T> MSL_INLINE static T apply(T a, T b) { return min(a, b); } };
+struct msl_maximum { template <typename T> MSL_INLINE static T apply(T a, T b) { return max(a, b); } };
+struct msl_and { template <typename T> MSL_INLINE static T apply(T a, T b) { return a & b; } };
+struct msl_or { template <typename T> MSL_INLINE static T apply(T a, T b) { return a | b; } };
+struct msl_xor { template <typename T> MSL_INLINE static T apply(T a, T b) { return a ^ b; } };
+
+// Over the active lanes of every block of WIDTH lanes, as a tree: neighbours first.
+template <typename T, typename Op, int WIDTH> void msl_reduce(msl_slots in, msl_slots out, uint active) {
+  for (int block = 0; block < 32; block += WIDTH) {
+    T parts[WIDTH];
+    bool present[WIDTH];
+    for (int i = 0; i < WIDTH; ++i) {
+      present[i] = active >> (block + i) & 1;
+      if (present[i]) parts[i] = *(__generic T*)in[block + i];
+    }
+    for (int step = 1; step < WIDTH; step *= 2)
+      for (int i = 0; i < WIDTH; i += 2 * step) {
+        if (!present[i + step]) continue;
+        parts[i] = present[i] ? Op::apply(parts[i], parts[i + step]) : parts[i + step];
+        present[i] = true;
+      }
+    for (int i = 0; i < WIDTH; ++i)
+      if (active >> (block + i) & 1) *(__generic T*)out[block + i] = parts[0];
+  }
+}
+template <typename T, typename Op, bool INCLUSIVE> void msl_scan(msl_slots in, msl_slots out, uint active) {
+  T sum = __is_same(Op, msl_multiply) ? (T)1 : (T)0;
+  for (int i = 0; i < 32; ++i) {
+    if (!(active >> i & 1)) continue;
+    T before = sum;
+    sum = Op::apply(sum, *(__generic T*)in[i]);
+    *(__generic T*)out[i] = INCLUSIVE ? sum : before;
+  }
+}
+template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) {
+  static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
+  T result;
+  msl_combine(&value, sizeof(T), &result, sizeof(T), msl_reduce<T, Op, WIDTH>);
+  return result;
+}
+template <typename Op, bool INCLUSIVE, typename T> MSL_INLINE T msl_scanned(T value) {
+  static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
+  T result;
+  msl_combine(&value, sizeof(T), &result, sizeof(T), msl_scan<T, Op, INCLUSIVE>);
+  return result;
+}
+#define MSL_REDUCTION(NAME, OP)                                                              \
+  template <typename T> MSL_INLINE T simd_##NAME(T v) { return msl_reduced<OP, 32>(v); }     \
+  template <typename T> MSL_INLINE T quad_##NAME(T v) { return msl_reduced<OP, 4>(v); }
+MSL_REDUCTION(sum, msl_add) MSL_REDUCTION(product, msl_multiply) MSL_REDUCTION(min, msl_minimum) MSL_REDUCTION(max, msl_maximum)
+MSL_REDUCTION(and, msl_and) MSL_REDUCTION(or, msl_or) MSL_REDUCTION(xor, msl_xor)
+template <typename T> MSL_INLINE T simd_prefix_inclusive_sum(T v) { return msl_scanned<msl_add, true>(v); }
+template <typename T> MSL_INLINE T simd_prefix_exclusive_sum(T v) { return msl_scanned<msl_add, false>(v); }
+template <typename T> MSL_INLINE T simd_prefix_inclusive_product(T v) { return msl_scanned<msl_multiply, true>(v); }
+template <typename T> MSL_INLINE T simd_prefix_exclusive_product(T v) { return msl_scanned<msl_multiply, false>(v); }
+
+struct simd_vote {
+  typedef ulong vote_t;
+  vote_t bits;
+  MSL_INLINE explicit simd_vote(vote_t v) : bits(v) {}
+  MSL_INLINE operator vote_t() const { return bits; }
+  MSL_INLINE bool all() const { return bits == msl_active(); }
+  MSL_INLINE bool any() const { return bits != 0; }
+};
+inline void msl_ballot(msl_slots in, msl_slots out, uint active) {
+  uint votes = 0;
+  for (int i = 0; i < 32; ++i) if ((active >> i & 1) && *(__generic bool*)in[i]) votes |= 1u << i;
+  for (int i = 0; i < 32; ++i) { ((__generic uint*)out[i])[0] = votes; ((__generic uint*)out[i])[1] = active; }
+}
+MSL_INLINE uint2 msl_votes(bool v) {
+  uint2 result;
+  msl_combine(&v, sizeof(bool), &result, sizeof(result), msl_ballot);
+  return result;
+}
+MSL_INLINE simd_vote simd_ballot(bool v) { return simd_vote(msl_votes(v).x); }
+MSL_INLINE simd_vote simd_active_threads_mask() { return simd_vote(msl_votes(true).x); }
+MSL_INLINE bool simd_any(bool v) { return msl_votes(v).x != 0; }
+MSL_INLINE bool simd_all(bool v) { uint2 r = msl_votes(v); return r.x == r.y; }
+MSL_INLINE bool simd_is_first() { return __builtin_ctz(msl_votes(true).y) == (int)msl_lane(); }
+template <typename T> MSL_INLINE T simd_broadcast_first(T v) { return msl_from_lane(v, __builtin_ctz(msl_votes(true).y)); }
+
+}  // namespace metal

@@ -1,0 +1,142 @@
+// Metal's keywords, scalar types and type traits in terms of clang's C++ for OpenCL.
+#pragma once
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
+#pragma clang diagnostic ignored "-Wall"
+
+#define __METAL__ 1
+#define __METAL_MACOS__ 1
+#ifndef __METAL_VERSION__
+#define __METAL_VERSION__ 310
+#endif
+
+#define device __global
+#define threadgroup __local
+#define thread __private
+#define constant __constant
+#define threadgroup_imageblock __local
+#define METAL_FUNC inline __attribute__((always_inline))
+#define MSL_INLINE inline __attribute__((always_inline))
+
+// Ordinary identifiers in Metal, keywords in OpenCL.
+#define local msl_local
+#define global msl_global
+#define private msl_private
+#define generic msl_generic
+#define pipe msl_pipe
+#define kernel_exec msl_kernel_exec
+
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long int64_t;
+typedef unsigned long uint64_t;
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef unsigned long ulong;
+typedef unsigned long size_t;
+typedef long ptrdiff_t;
+typedef long intptr_t;
+typedef unsigned long uintptr_t;
+typedef __bf16 bfloat;
+
+constexpr half operator""_msl_unused(long double v) = delete;
+
+namespace metal {
+
+template <typename T, T V> struct integral_constant {
+  static constant constexpr T value = V;
+  typedef T value_type;
+  typedef integral_constant type;
+  constexpr operator T() const { return V; }
+  constexpr T operator()() const { return V; }
+};
+template <bool B> using bool_constant = integral_constant<bool, B>;
+typedef bool_constant<true> true_type;
+typedef bool_constant<false> false_type;
+
+template <bool, typename T = void> struct enable_if {};
+template <typename T> struct enable_if<true, T> { typedef T type; };
+template <bool B, typename T = void> using enable_if_t = typename enable_if<B, T>::type;
+template <bool, typename A, typename B> struct conditional { typedef A type; };
+template <typename A, typename B> struct conditional<false, A, B> { typedef B type; };
+template <bool C, typename A, typename B> using conditional_t = typename conditional<C, A, B>::type;
+template <typename...> using void_t = void;
+
+template <typename A, typename B> constant constexpr bool is_same_v = __is_same(A, B);
+template <typename A, typename B> struct is_same : bool_constant<__is_same(A, B)> {};
+
+template <typename T> struct remove_reference { typedef __remove_reference_t(T) type; };
+template <typename T> using remove_reference_t = typename remove_reference<T>::type;
+
+// The address space is a qualifier here: strip it with const and volatile wherever Metal's traits would not see it.
+template <typename T> struct remove_space { typedef T type; };
+template <typename T> struct remove_space<__global T> { typedef T type; };
+template <typename T> struct remove_space<__local T> { typedef T type; };
+template <typename T> struct remove_space<__private T> { typedef T type; };
+template <typename T> struct remove_space<__constant T> { typedef T type; };
+template <typename T> struct remove_space<__generic T> { typedef T type; };
+template <typename T> using plain_t = __remove_cv(typename remove_space<__remove_cv(__remove_reference_t(T))>::type);
+
+template <typename T> struct remove_const { typedef T type; };
+template <typename T> struct remove_const<const T> { typedef T type; };
+template <typename T> using remove_const_t = typename remove_const<T>::type;
+template <typename T> struct remove_volatile { typedef T type; };
+template <typename T> struct remove_volatile<volatile T> { typedef T type; };
+template <typename T> using remove_volatile_t = typename remove_volatile<T>::type;
+template <typename T> struct remove_cv { typedef __remove_cv(T) type; };
+template <typename T> using remove_cv_t = typename remove_cv<T>::type;
+template <typename T> struct remove_pointer { typedef __remove_pointer(T) type; };
+template <typename T> using remove_pointer_t = typename remove_pointer<T>::type;
+template <typename T> struct decay { typedef plain_t<T> type; };
+template <typename T> using decay_t = typename decay<T>::type;
+
+template <typename T> constant constexpr bool is_floating_point_v =
+    __is_same(plain_t<T>, float) || __is_same(plain_t<T>, half) || __is_same(plain_t<T>, bfloat);
+template <typename T> struct is_floating_point : bool_constant<is_floating_point_v<T>> {};
+template <typename T> constant constexpr bool is_integral_v = __is_integral(plain_t<T>);
+template <typename T> struct is_integral : bool_constant<is_integral_v<T>> {};
+template <typename T> constant constexpr bool is_arithmetic_v = is_integral_v<T> || is_floating_point_v<T>;
+template <typename T> struct is_arithmetic : bool_constant<is_arithmetic_v<T>> {};
+template <typename T> constant constexpr bool is_scalar_v = is_arithmetic_v<T>;
+template <typename T> struct is_scalar : bool_constant<is_scalar_v<T>> {};
+template <typename T> constant constexpr bool is_signed_v = is_floating_point_v<T> || __is_signed(plain_t<T>);
+template <typename T> struct is_signed : bool_constant<is_signed_v<T>> {};
+template <typename T> constant constexpr bool is_unsigned_v = is_integral_v<T> && !is_signed_v<T>;
+template <typename T> struct is_unsigned : bool_constant<is_unsigned_v<T>> {};
+template <typename T> constant constexpr bool is_pointer_v = __is_pointer(T);
+template <typename T> struct is_pointer : bool_constant<is_pointer_v<T>> {};
+template <typename T> constant constexpr bool is_enum_v = __is_enum(T);
+template <typename T> struct is_enum : bool_constant<is_enum_v<T>> {};
+template <typename T> constant constexpr bool is_class_v = __is_class(T);
+template <typename T> struct is_class : bool_constant<is_class_v<T>> {};
+template <typename A, typename B> constant constexpr bool is_convertible_v = __is_convertible(A, B);
+template <typename A, typename B> struct is_convertible : bool_constant<__is_convertible(A, B)> {};
+template <typename A, typename B> constant constexpr bool is_base_of_v = __is_base_of(A, B);
+template <typename A, typename B> struct is_base_of : bool_constant<__is_base_of(A, B)> {};
+template <typename T> constant constexpr bool is_const_v = __is_const(T);
+template <typename T> struct is_const : bool_constant<__is_const(T)> {};
+template <typename T> constant constexpr bool is_void_v = __is_void(T);
+template <typename T> struct is_void : bool_constant<__is_void(T)> {};
+
+template <typename T> struct make_unsigned { typedef __make_unsigned(T) type; };
+template <typename T> using make_unsigned_t = typename make_unsigned<T>::type;
+template <typename T> struct make_signed { typedef __make_signed(T) type; };
+template <typename T> using make_signed_t = typename make_signed<T>::type;
+
+template <typename T> T&& declval();
+
+}  // namespace metal
+
+// Clang refuses to convert between its half and its bfloat; Metal does it, rounding once (float holds both exactly).
+template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {
+  using Source = metal::plain_t<From>;
+  if constexpr ((__is_same(To, bfloat) && __is_same(Source, half)) || (__is_same(To, half) && __is_same(Source, bfloat)))
+    return (To)(float)value;
+  else
+    return static_cast<To>(value);
+}

@@ -1,0 +1,173 @@
+// vec<T, N> as a class: clang's own vectors would turn int4(float4(3)) into a bit cast and know no address spaces.
+// Swizzles are rewritten by translate.py into get<...>() and put<...>().
+#pragma once
+#include "types.h"
+
+template <typename T, int N> struct vec;
+template <typename T, int N> struct packed_vec;
+
+namespace metal {
+using ::vec;
+template <typename T> constant constexpr bool is_vector_v = false;
+template <typename T, int N> constant constexpr bool is_vector_v<vec<T, N>> = true;
+template <typename T> struct element { typedef T type; static constant constexpr int count = 1; };
+template <typename T, int N> struct element<vec<T, N>> { typedef T type; static constant constexpr int count = N; };
+template <typename T, int N> struct element<packed_vec<T, N>> { typedef T type; static constant constexpr int count = N; };
+template <typename T> using element_t = typename element<T>::type;
+template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_enum_v<plain_t<T>>>;
+}  // namespace metal
+
+#define MSL_INDEXING(N)                                                                        \
+  MSL_INLINE __private T& operator[](int i) __private { return (&x)[i]; }                      \
+  MSL_INLINE __local T& operator[](int i) __local { return (&x)[i]; }                          \
+  MSL_INLINE __global T& operator[](int i) __global { return (&x)[i]; }                        \
+  MSL_INLINE T operator[](int i) const __private { return (&x)[i]; }                           \
+  MSL_INLINE const __local T& operator[](int i) const __local { return (&x)[i]; }              \
+  MSL_INLINE const __global T& operator[](int i) const __global { return (&x)[i]; }            \
+  MSL_INLINE const __constant T& operator[](int i) const __constant { return (&x)[i]; }        \
+  template <int... I> MSL_INLINE auto get() const {                                            \
+    if constexpr (sizeof...(I) == 1) return at(I...);                                          \
+    else return vec<T, sizeof...(I)>(at(I)...);                                                \
+  }                                                                                            \
+  template <int... I> MSL_INLINE auto get() const __constant {                                 \
+    if constexpr (sizeof...(I) == 1) return at(I...);                                          \
+    else return vec<T, sizeof...(I)>(at(I)...);                                                \
+  }                                                                                            \
+  template <int... I> MSL_INLINE msl_lanes<T, I...> put() { return {&x}; }
+
+#define MSL_COMPOUND(OP)                                                                       \
+  template <typename U> MSL_INLINE vec& operator OP##=(U b) { return *this = *this OP b; }
+
+#define MSL_MEMBERS(N)                                                                         \
+  vec() = default;                                                                             \
+  template <typename U, typename = metal::scalar_only<U>>                                      \
+  MSL_INLINE constexpr vec(U a) { for (int i = 0; i < N; ++i) set(i, msl_static_cast<T>(a)); } \
+  template <typename U> MSL_INLINE constexpr explicit vec(const vec<U, N>& a) : vec() {        \
+    for (int i = 0; i < N; ++i) set(i, msl_static_cast<T>(a.at(i)));                           \
+  }                                                                                            \
+  template <typename U> MSL_INLINE constexpr vec(const __constant vec<U, N>& a) : vec() {      \
+    for (int i = 0; i < N; ++i) set(i, msl_static_cast<T>(a.at(i)));                           \
+  }                                                                                            \
+  template <typename U> MSL_INLINE vec& operator=(const __constant vec<U, N>& a) {             \
+    static_assert(__is_same(T, U), "vectors of different elements do not convert implicitly"); \
+    return *this = vec(a);                                                                     \
+  }                                                                                            \
+  MSL_INDEXING(N)                                                                              \
+  MSL_COMPOUND(+) MSL_COMPOUND(-) MSL_COMPOUND(*) MSL_COMPOUND(/) MSL_COMPOUND(%)              \
+  MSL_COMPOUND(&) MSL_COMPOUND(|) MSL_COMPOUND(^) MSL_COMPOUND(<<) MSL_COMPOUND(>>)
+
+// The target of an assignment to a swizzle.
+template <typename T, int... I> struct msl_lanes {
+  __generic T* base;
+  template <typename U> MSL_INLINE void operator=(const U& value) const {
+    T parts[sizeof...(I)];
+    int k = 0;
+    if constexpr (metal::is_arithmetic_v<U>)
+      ((parts[k++] = (T)value, (void)I), ...);
+    else
+      ((parts[k] = (T)value.at(k), ++k, (void)I), ...);
+    k = 0;
+    ((base[I] = parts[k++]), ...);
+  }
+  MSL_INLINE vec<T, sizeof...(I)> read() const { return vec<T, sizeof...(I)>(base[I]...); }
+  template <typename U> MSL_INLINE void operator+=(const U& v) const { *this = read() + v; }
+  template <typename U> MSL_INLINE void operator-=(const U& v) const { *this = read() - v; }
+  template <typename U> MSL_INLINE void operator*=(const U& v) const { *this = read() * v; }
+  template <typename U> MSL_INLINE void operator/=(const U& v) const { *this = read() / v; }
+};
+
+template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
+  T x, y;
+  MSL_MEMBERS(2)
+  template <typename A, typename B, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>>
+  MSL_INLINE constexpr vec(A a, B b) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)) {}
+  MSL_INLINE constexpr T at(int i) const { return i ? y : x; }
+  MSL_INLINE constexpr T at(int i) const __constant { return i ? y : x; }
+  MSL_INLINE constexpr void set(int i, T v) { (i ? y : x) = v; }
+};
+
+template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
+  T x, y, z;
+  MSL_MEMBERS(3)
+  template <typename A, typename B, typename C, typename = metal::scalar_only<A>>
+  MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)) {}
+  MSL_INLINE constexpr vec(vec<T, 2> a, T b) : x(a.x), y(a.y), z(b) {}
+  MSL_INLINE constexpr vec(T a, vec<T, 2> b) : x(a), y(b.x), z(b.y) {}
+  MSL_INLINE constexpr T at(int i) const { return i == 0 ? x : i == 1 ? y : z; }
+  MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? x : i == 1 ? y : z; }
+  MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? x : i == 1 ? y : z) = v; }
+};
+
+template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
+  T x, y, z, w;
+  MSL_MEMBERS(4)
+  template <typename A, typename B, typename C, typename D, typename = metal::scalar_only<A>>
+  MSL_INLINE constexpr vec(A a, B b, C c, D d)
+      : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(msl_static_cast<T>(d)) {}
+  MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : x(a.x), y(a.y), z(b.x), w(b.y) {}
+  MSL_INLINE constexpr vec(vec<T, 3> a, T b) : x(a.x), y(a.y), z(a.z), w(b) {}
+  MSL_INLINE constexpr vec(T a, vec<T, 3> b) : x(a), y(b.x), z(b.y), w(b.z) {}
+  MSL_INLINE constexpr vec(vec<T, 2> a, T b, T c) : x(a.x), y(a.y), z(b), w(c) {}
+  MSL_INLINE constexpr vec(T a, vec<T, 2> b, T c) : x(a), y(b.x), z(b.y), w(c) {}
+  MSL_INLINE constexpr vec(T a, T b, vec<T, 2> c) : x(a), y(b), z(c.x), w(c.y) {}
+  MSL_INLINE constexpr T at(int i) const { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
+  MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
+  MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? x : i == 1 ? y : i == 2 ? z : w) = v; }
+};
+
+#define MSL_BINARY(OP, RESULT)                                                                            \
+  template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, vec<T, N> b) { \
+    vec<RESULT, N> r = vec<RESULT, N>();                                                                  \
+    for (int i = 0; i < N; ++i) r.set(i, (RESULT)(a.at(i) OP b.at(i)));                                    \
+    return r;                                                                                             \
+  }                                                                                                       \
+  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
+  MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, U b) { return a OP vec<T, N>(b); }          \
+  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
+  MSL_INLINE constexpr vec<RESULT, N> operator OP(U a, vec<T, N> b) { return vec<T, N>(a) OP b; }
+MSL_BINARY(+, T) MSL_BINARY(-, T) MSL_BINARY(*, T) MSL_BINARY(/, T) MSL_BINARY(%, T)
+MSL_BINARY(&, T) MSL_BINARY(|, T) MSL_BINARY(^, T) MSL_BINARY(<<, T) MSL_BINARY(>>, T)
+MSL_BINARY(==, bool) MSL_BINARY(!=, bool) MSL_BINARY(<, bool) MSL_BINARY(<=, bool)
+MSL_BINARY(>, bool) MSL_BINARY(>=, bool) MSL_BINARY(&&, bool) MSL_BINARY(||, bool)
+
+#define MSL_UNARY(OP, RESULT)                                                           \
+  template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a) { \
+    vec<RESULT, N> r = vec<RESULT, N>();                                                \
+    for (int i = 0; i < N; ++i) r.set(i, (RESULT)(OP a.at(i)));                          \
+    return r;                                                                           \
+  }
+MSL_UNARY(-, T) MSL_UNARY(+, T) MSL_UNARY(~, T) MSL_UNARY(!, bool)
+
+// Packed vectors: the same elements, aligned as one of them.
+template <typename T, int N> struct packed_vec {
+  T data[N];
+  packed_vec() = default;
+  MSL_INLINE packed_vec(vec<T, N> v) { for (int i = 0; i < N; ++i) data[i] = v.at(i); }
+  template <typename... U, typename = metal::enable_if_t<(sizeof...(U) == N)>>
+  MSL_INLINE constexpr packed_vec(U... parts) : data{(T)parts...} {}
+  MSL_INLINE operator vec<T, N>() const { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, data[i]); return v; }
+  MSL_INLINE operator vec<T, N>() const __constant { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, data[i]); return v; }
+  MSL_INLINE T at(int i) const { return data[i]; }
+  MSL_INLINE T at(int i) const __constant { return data[i]; }
+  MSL_INLINE __private T& operator[](int i) __private { return data[i]; }
+  MSL_INLINE __local T& operator[](int i) __local { return data[i]; }
+  MSL_INLINE __global T& operator[](int i) __global { return data[i]; }
+  MSL_INLINE T operator[](int i) const { return data[i]; }
+  MSL_INLINE T operator[](int i) const __constant { return data[i]; }
+  template <int... I> MSL_INLINE auto get() const {
+    if constexpr (sizeof...(I) == 1) return at(I...);
+    else return vec<T, sizeof...(I)>(at(I)...);
+  }
+  template <int... I> MSL_INLINE auto get() const __constant {
+    if constexpr (sizeof...(I) == 1) return at(I...);
+    else return vec<T, sizeof...(I)>(at(I)...);
+  }
+  template <int... I> MSL_INLINE msl_lanes<T, I...> put() { return {data}; }
+};
+
+#define MSL_VECTOR_NAMES(T)                                                                     \
+  typedef vec<T, 2> T##2; typedef vec<T, 3> T##3; typedef vec<T, 4> T##4;                       \
+  typedef packed_vec<T, 2> packed_##T##2; typedef packed_vec<T, 3> packed_##T##3; typedef packed_vec<T, 4> packed_##T##4;
+MSL_VECTOR_NAMES(float) MSL_VECTOR_NAMES(half) MSL_VECTOR_NAMES(bfloat) MSL_VECTOR_NAMES(bool)
+MSL_VECTOR_NAMES(char) MSL_VECTOR_NAMES(uchar) MSL_VECTOR_NAMES(short) MSL_VECTOR_NAMES(ushort)
+MSL_VECTOR_NAMES(int) MSL_VECTOR_NAMES(uint) MSL_VECTOR_NAMES(long) MSL_VECTOR_NAMES(ulong)

@@ -1,0 +1,107 @@
+"""Runs a loaded kernel over a grid: hands the buffers over, shares the threadgroups among OS threads, turns findings into exceptions."""
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+from .errors import SimulatorError
+
+_U32, _U64 = ctypes.c_uint32, ctypes.c_uint64
+MAX_BUFFERS, MAX_VARIABLES, MAX_REPORTS = 64, 64, 16
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = [("base", _U64), ("bytes", _U64), ("item", _U32), ("writable", _U32), ("start", _U64), ("shadow", _U64)]
+
+
+class Report(ctypes.Structure):
+    _fields_ = [
+        ("kind", _U32), ("space", _U32), ("buffer", _U32), ("size", _U32), ("is_write", _U32), ("other_is_write", _U32),
+        ("thread", _U32 * 3), ("group", _U32 * 3), ("other_thread", _U32 * 3), ("other_group", _U32 * 3),
+        ("offset", ctypes.c_int64), ("pc", _U64), ("other_pc", _U64), ("value", _U64),
+    ]  # fmt: skip
+
+
+class Counters(ctypes.Structure):
+    _fields_ = [
+        ("matmuls", _U64), ("exp2", _U64), ("log2", _U64), ("shuffles", _U64), ("reductions", _U64),
+        ("group_barriers", _U64), ("simd_barriers", _U64), ("loaded", _U64 * 3), ("stored", _U64 * 3),
+        ("buffer_loaded", _U64 * MAX_BUFFERS), ("buffer_stored", _U64 * MAX_BUFFERS),
+    ]  # fmt: skip
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [
+        ("grid", _U32 * 3), ("group", _U32 * 3), ("groups", _U32 * 3),
+        ("check", _U32), ("schedule", _U32), ("seed", _U32), ("stop", _U32),
+        ("total", _U64), ("next", _U64), ("step_limit", _U64), ("stride", _U64),
+        ("buffer_count", _U32), ("report_count", _U32), ("window", _U64), ("window_bits", _U32), ("arena_bytes", _U32),
+        ("variable_size", _U32 * MAX_VARIABLES), ("buffers", Buffer * MAX_BUFFERS), ("reports", Report * MAX_REPORTS),
+        ("counters", Counters),
+    ]  # fmt: skip
+
+
+class Library:
+    """A built kernel, loaded."""
+
+    def __init__(self, path):
+        # Kernels call libm; on some systems Python itself does not bring it into the global scope.
+        ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
+        handle = ctypes.CDLL(str(path))
+        self.run = handle.msl_run
+        self.run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self.run.restype = None
+        self.create_region = handle.msl_create_region
+        self.create_region.restype = ctypes.c_void_p
+        self.reserve = handle.msl_reserve
+        self.reserve.argtypes, self.reserve.restype = [_U64], ctypes.c_void_p
+        self.forget = handle.msl_forget
+        self.forget.argtypes, self.forget.restype = [ctypes.c_void_p, _U64], None
+
+
+_idle_regions: list[int] = []
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = Lock()
+_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work(library: Library, launch: Launch):
+    try:
+        region = _idle_regions.pop()
+    except IndexError:
+        region = library.create_region()
+        if not region:
+            raise MemoryError("The Metal simulator could not reserve memory for its threads.") from None
+    try:
+        library.run(ctypes.addressof(launch), region)
+    finally:
+        _idle_regions.append(region)
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(1, _workers - 1), thread_name_prefix="metal-simulator")
+    return _pool
+
+
+def execute(library: Library, launch: Launch):
+    """Runs all threadgroups; returns when the last one has ended."""
+    helpers = min(_workers, launch.total) - 1
+    waiting = [_threads().submit(_work, library, launch) for _ in range(helpers)] if helpers > 0 else []
+    _work(library, launch)
+    for job in waiting:
+        job.result()
+
+
+def raise_reports(kernel, launch: Launch):
+    """Raises SimulatorError when the launch reported anything."""
+    if not launch.report_count:
+        return
+    from .report import describe
+
+    count = min(launch.report_count, MAX_REPORTS)
+    findings = [describe(kernel, launch, launch.reports[i]) for i in range(count)]
+    raise SimulatorError("\n".join(findings), findings)

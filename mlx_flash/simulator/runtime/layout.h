@@ -1,0 +1,101 @@
+// What the runtime, the instrumented kernels and launch.py (through ctypes) agree on.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+enum {
+  LANES = 32,             // threads of a simdgroup
+  MAX_THREADS = 1024,     // of a threadgroup, as on Apple GPUs
+  MAX_SIMDS = MAX_THREADS / LANES,
+  MAX_BUFFERS = 64,
+  MAX_VARIABLES = 64,     // threadgroup variables of one kernel
+  MAX_REPORTS = 16,
+  ARENA_LIMIT = 32768,    // bytes of threadgroup memory an Apple GPU grants
+  ARENA_BYTES = 65536,    // what we reserve, so that an overrun is reported and not suffered
+  STACK_BITS = 17,        // 128 KiB of stack a fiber
+  REGION_BITS = 28,       // one aligned region an OS thread: state in the lower half, stacks in the upper
+};
+
+enum Kind {               // why a launch is reported; report.py has the words
+  REPORT_NONE,
+  REPORT_OUT_OF_BOUNDS,
+  REPORT_WRITE_TO_INPUT,
+  REPORT_UNINITIALISED,
+  REPORT_UNWRITTEN,
+  REPORT_THREADGROUP_RACE,
+  REPORT_DEVICE_RACE,
+  REPORT_BARRIER_EXITED,
+  REPORT_BARRIER_DIFFERENT,
+  REPORT_INACTIVE_LANES,
+  REPORT_THREADGROUP_BYTES,
+  REPORT_MISALIGNED,
+  REPORT_RAGGED,
+  REPORT_STEP_LIMIT,
+  REPORT_WILD,
+  REPORT_FREED,
+};
+
+enum Space { SPACE_DEVICE, SPACE_THREADGROUP, SPACE_OTHER };
+
+enum Schedule { SCHEDULE_FORWARD, SCHEDULE_REVERSED, SCHEDULE_RANDOM };
+
+typedef struct {
+  u8* base;
+  u64 bytes;
+  u32 item;               // bytes of one element, to turn an offset into an index
+  u32 writable;
+  u64 start;              // where element 0 is: not 0 when a stride is negative
+  u8* shadow;             // check mode: the state of every byte, see checks.c
+} Buffer;
+
+typedef struct {
+  u32 kind, space, buffer, size;
+  u32 is_write, other_is_write;
+  u32 thread[3], group[3];
+  u32 other_thread[3], other_group[3];
+  u64 offset, pc, other_pc;
+  u64 value;
+} Report;
+
+typedef struct {
+  u64 matmuls, exp2, log2, shuffles, reductions, group_barriers, simd_barriers;
+  u64 loaded[3], stored[3];             // bytes by Space
+  u64 buffer_loaded[MAX_BUFFERS], buffer_stored[MAX_BUFFERS];
+} Counters;
+
+typedef struct {
+  u32 grid[3], group[3], groups[3];
+  u32 check, schedule, seed, stop;
+  u64 total, next, step_limit, stride;
+  u32 buffer_count, report_count;
+  u8* window;             // check mode: buffers lie at window + (k << window_bits)
+  u32 window_bits, arena_bytes;
+  u32 variable_size[MAX_VARIABLES];
+  Buffer buffers[MAX_BUFFERS];
+  Report reports[MAX_REPORTS];
+  Counters counters;
+} Launch;
+
+typedef struct {
+  void* stack;            // saved stack pointer
+  void* perform;          // what the last lane to arrive calls
+  void* combine;          // the kernel's own part of it: a reduction of its type
+  u64 site;               // where it waits
+  u32 local[3];           // thread_position_in_threadgroup
+  u16 index, lane;
+  u32 choice;             // flags of a simdgroup barrier
+} Fiber;
+
+typedef struct {
+  float a[64], b[64], c[64];            // operands of a matmul, row by row
+  u8 in[LANES][64], out[LANES][64];     // operands and results of shuffles and reductions
+  u32 choice[LANES];
+  u32 exists, alive, runnable, waiting, at_barrier;
+  u32 mixed, epoch, size;
+  u64 site;
+} Simd;
+
+typedef struct Worker Worker;

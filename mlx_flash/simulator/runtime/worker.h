@@ -1,0 +1,53 @@
+// One OS thread's state. It lives at the start of an aligned region whose upper half holds the fibers' stacks, so that any function
+// finds its worker and its fiber from its own stack pointer: no thread-local storage, nothing to pass around.
+#pragma once
+#include "layout.h"
+
+#define HIDDEN __attribute__((visibility("hidden")))
+#define EXPORTED __attribute__((visibility("default")))
+
+enum {
+  STACK_BYTES = 1 << STACK_BITS,
+  REGION_BYTES = 1 << REGION_BITS,
+  STACKS_OFFSET = REGION_BYTES / 2,
+  ARENA_OFFSET = REGION_BYTES / 4,
+  VARIABLE_GAP = 1 << 17,               // check mode: variables lie this far apart, so that an overrun meets nothing
+  VARIABLE_START = 1 << 16,
+  UNASSIGNED = 0xffffffffu,
+};
+
+struct Worker {
+  Launch* launch;
+  void* main_stack;
+  u32 group[3], size[3];
+  u32 threads, simds, alive, at_barrier;
+  u32 barrier_mixed, barrier_flags, threadgroup_epoch, device_epoch;
+  u32 random, arena_top, arena_bytes, variable_count;
+  u64 steps, barrier_site;
+  u32 variable_offset[MAX_VARIABLES], variable_size[MAX_VARIABLES];
+  Counters counters;
+  Simd simd[MAX_SIMDS];
+  Fiber fiber[MAX_THREADS];
+};
+
+static inline u8* region_of(const void* address) {
+  return (u8*)((u64)address & ~((u64)REGION_BYTES - 1));
+}
+
+static inline Worker* this_worker(void) {
+  return (Worker*)region_of(__builtin_frame_address(0));
+}
+
+static inline Fiber* this_fiber(Worker* w) {
+  u64 offset = (u64)__builtin_frame_address(0) - ((u64)w + STACKS_OFFSET);
+  return &w->fiber[offset >> STACK_BITS];
+}
+
+static inline Simd* simd_of(Worker* w, Fiber* f) { return &w->simd[f->index / LANES]; }
+
+static inline u8* arena_of(Worker* w) { return (u8*)w + ARENA_OFFSET; }
+
+// Everything a report says about the reporting thread; the caller adds what else it knows. Null once the list is full.
+HIDDEN Report* msl_report(Worker* w, Fiber* f, u32 kind, u64 pc);
+// Ends the launch: no fiber of this worker runs again.
+HIDDEN _Noreturn void msl_abandon(Worker* w);

@@ -1,0 +1,54 @@
+"""How strictly and in which order kernels run: the mode and the schedule."""
+
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+MODES = ("check", "fast")
+SCHEDULES = ("forward", "reversed", "random")
+
+
+def _from_environment() -> str:
+    chosen = os.environ.get("MLX_FLASH_SIMULATOR", "check")
+    if chosen not in MODES:
+        raise ValueError(f"MLX_FLASH_SIMULATOR must be one of {', '.join(MODES)}, not {chosen!r}.")
+    return chosen
+
+
+_mode: ContextVar[str | None] = ContextVar("mode", default=None)
+_schedule: ContextVar[tuple[str, int]] = ContextVar("schedule", default=("forward", 0))
+
+
+@contextmanager
+def mode(name: str):
+    """Runs kernels in mode "check" (every access is checked) or "fast" (none is) inside the block."""
+    if name not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {name!r}.")
+    token = _mode.set(name)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+@contextmanager
+def schedule(name: str, seed: int = 0):
+    """Runs lanes, simdgroups and threadgroups "forward", "reversed" or in a seeded "random" order inside the block."""
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}.")
+    token = _schedule.set((name, seed))
+    try:
+        yield
+    finally:
+        _schedule.reset(token)
+
+
+def current_mode() -> str:
+    """The mode in force: the innermost block's, else MLX_FLASH_SIMULATOR's, else "check"."""
+    return _mode.get() or _from_environment()
+
+
+def current_schedule() -> tuple[int, int]:
+    """(number of the schedule, seed)."""
+    name, seed = _schedule.get()
+    return SCHEDULES.index(name), seed

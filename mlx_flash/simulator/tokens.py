@@ -1,0 +1,90 @@
+"""Splits Metal text into tokens that remember where they stand, so that rewriting one keeps every line where it was."""
+
+import re
+from dataclasses import dataclass
+
+_PATTERN = re.compile(
+    r"""
+    (?P<comment>//[^\n]*|/\*.*?\*/)
+  | (?P<directive>^[ \t]*\#(?:[^\n\\]|\\.|\\\n)*)
+  | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+  | (?P<number>(?:0[xX][0-9a-fA-F.]+(?:[pP][+-]?\d+)?|\.?\d(?:[eE][+-]|[\w.])*)[a-zA-Z]*)
+  | (?P<word>[A-Za-z_]\w*)
+  | (?P<mark>\[\[|\]\]|::|->|<<=|>>=|\+=|-=|\*=|/=|%=|&=|\|=|\^=|==|!=|<=|>=|&&|\|\||\+\+|--|<<|[^\s\w])
+    """,
+    re.VERBOSE | re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One word, number, mark, string or directive of the text, at text[start:end]."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+def tokenize(text: str) -> list[Token]:
+    """All tokens but comments and white space, in order. `]]` is two tokens unless it closes an attribute."""
+    found = []
+    depth = 0
+    for match in _PATTERN.finditer(text):
+        kind = match.lastgroup
+        piece = match.group()
+        if kind == "comment":
+            continue
+        if piece == "[[":
+            depth += 1
+        if piece == "]]":
+            # a[b[i]] closes two brackets and no attribute.
+            if depth == 0:
+                found.append(Token("mark", "]", match.start(), match.start() + 1))
+                found.append(Token("mark", "]", match.start() + 1, match.end()))
+                continue
+            depth -= 1
+        found.append(Token(kind, piece, match.start(), match.end()))
+    return found
+
+
+def comments(text: str) -> list[tuple[int, int]]:
+    """Where the comments stand."""
+    return [match.span() for match in _PATTERN.finditer(text) if match.lastgroup == "comment"]
+
+
+def line_of(text: str, position: int) -> int:
+    """The line, counted from 1, of a position in the text."""
+    return text.count("\n", 0, position) + 1
+
+
+def matching(tokens: list[Token], index: int) -> int:
+    """The index of the bracket that closes the one at `index`."""
+    pairs = {"(": ")", "{": "}", "[": "]", "[[": "]]"}
+    opening = tokens[index].text
+    closing = pairs[opening]
+    depth = 0
+    for position in range(index, len(tokens)):
+        if tokens[position].text == opening:
+            depth += 1
+        elif tokens[position].text == closing:
+            depth -= 1
+            if depth == 0:
+                return position
+    return len(tokens) - 1
+
+
+def split_arguments(tokens: list[Token]) -> list[list[Token]]:
+    """Splits at the commas outside all brackets, template brackets included."""
+    parts: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        if token.text in ("(", "[", "{", "<", "[["):
+            depth += 1
+        elif token.text in (")", "]", "}", ">", "]]"):
+            depth -= 1
+        if token.text == "," and depth == 0:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return [part for part in parts if part]

@@ -1,0 +1,263 @@
+"""Rewrites Metal text into what clang's C++ for OpenCL compiles, line for line: every error and every report names a Metal line."""
+
+import re
+from dataclasses import dataclass, field
+
+from .errors import CompileError
+from .signature import ATTRIBUTES
+from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
+
+_POSITIONS = tuple(name for name, _ in ATTRIBUTES)
+_KNOWN_ATTRIBUTES = {
+    *_POSITIONS, "kernel", "host_name", "buffer", "threadgroup", "function_constant",
+    "max_total_threads_per_threadgroup", "visible", "maybe_unused", "nodiscard", "fallthrough", "id", "user", "clang",
+}  # fmt: skip
+_SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
+_LANES = {letter: index for letters in ("xyzw", "rgba") for index, letter in enumerate(letters)}
+_ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=")
+
+
+@dataclass
+class Parameter:
+    """One parameter of a kernel function: a buffer number or a position attribute."""
+
+    name: str
+    attribute: str
+    argument: str = ""
+
+
+@dataclass
+class Translation:
+    """The translated text and what a launch has to know of it."""
+
+    text: str
+    kernels: dict = field(default_factory=dict)  # function name -> parameters
+    instances: dict = field(default_factory=dict)  # host name -> expression to call
+    variables: list = field(default_factory=list)  # names of the threadgroup variables
+    max_threads: int = 1024
+
+    def entry(self, host_name: str | None = None) -> str:
+        """The function the runtime calls in every thread."""
+        if self.instances:
+            call = self.instances[host_name] if host_name else next(iter(self.instances.values()))
+        else:
+            call = host_name or next(iter(self.kernels))
+        function = call.split("<")[0].strip()
+        arguments = []
+        for parameter in self.kernels[function]:
+            if parameter.attribute == "buffer":
+                arguments.append(f"msl_buffer_argument{{{parameter.argument}}}")
+            else:
+                arguments.append(f"msl_attribute_argument<{_POSITIONS.index(parameter.attribute)}>{{}}")
+        return f'extern "C" void msl_kernel_entry() {{ {call}({", ".join(arguments)}); }}\n'
+
+
+class _Translator:
+    def __init__(self, text: str):
+        self.source = text
+        self.tokens = tokenize(text)
+        self.edits: list[tuple[int, int, str]] = [(start, end, "") for start, end in comments(text)]
+        self.result = Translation("")
+
+    def fail(self, token: Token, message: str):
+        line = line_of(self.source, token.start)
+        shown = self.source.splitlines()[line - 1].strip()
+        raise CompileError(f"line {line}: error: {message}\n    {shown}")
+
+    def replace(self, start: int, end: int, new: str = ""):
+        self.edits.append((start, end, new))
+
+    def run(self) -> Translation:
+        self.attributes()
+        self.kernels()
+        self.words()
+        self.result.text = self.apply()
+        return self.result
+
+    def apply(self) -> str:
+        pieces, at = [], 0
+        for start, end, new in sorted(self.edits):
+            if start < at:
+                continue
+            pieces += [self.source[at:start], new, "\n" * self.source.count("\n", start, end)]
+            at = end
+        pieces.append(self.source[at:])
+        return "".join(pieces)
+
+    def attributes(self):
+        """Blanks every [[...]]; remembers its words at the token that follows or precedes it."""
+        self.attached: dict[int, list[list[Token]]] = {}
+        kept: list[Token] = []
+        index = 0
+        while index < len(self.tokens):
+            token = self.tokens[index]
+            if token.text != "[[":
+                kept.append(token)
+                index += 1
+                continue
+            end = matching(self.tokens, index)
+            for attribute in split_arguments(self.tokens[index + 1 : end]):
+                if attribute[0].text not in _KNOWN_ATTRIBUTES:
+                    self.fail(attribute[0], f"unknown attribute '{attribute[0].text}'")
+                self.attached.setdefault(len(kept), []).append(attribute)
+                if attribute[0].text == "max_total_threads_per_threadgroup" and attribute[2].kind == "number":
+                    self.result.max_threads = int(attribute[2].text)
+            self.replace(token.start, self.tokens[end].end)
+            index = end + 1
+        self.tokens = kept
+
+    def attribute_at(self, index: int, name: str):
+        return next((a for a in self.attached.get(index, ()) if a[0].text == name), None)
+
+    def kernels(self):
+        """Finds kernel functions and explicit instantiations of kernel templates."""
+        index = 0
+        while index < len(self.tokens):
+            token = self.tokens[index]
+            keyword = token.text == "kernel" and self.tokens[index + 1].text in ("void", "[[")
+            host = self.attribute_at(index, "host_name")
+            if host and self.tokens[index - 1].text == "template":
+                index = self.instance(index, host)
+            elif keyword or (self.attribute_at(index, "kernel") and token.text == "void"):
+                if keyword:
+                    self.replace(token.start, token.end)
+                    index += 1
+                index = self.kernel(index)
+            index += 1
+
+    def instance(self, index: int, host: list[Token]) -> int:
+        end = index
+        while self.tokens[end].text != ";":
+            end += 1
+        start = next(i for i in range(index, end) if self.tokens[i].text == "(")
+        close = matching(self.tokens, start)
+        call = self.source[self.tokens[start].end : self.tokens[close].start]
+        self.result.instances[host[2].text.strip('"')] = " ".join(call.split())
+        self.replace(self.tokens[index - 1].start, self.tokens[end].end)
+        return end
+
+    def kernel(self, index: int) -> int:
+        name = self.tokens[index + 1]
+        opening = index + 2
+        closing = matching(self.tokens, opening)
+        parameters, start = [], opening + 1
+        for part in split_arguments(self.tokens[opening + 1 : closing]):
+            end = start + len(part)
+            found = [a for i in range(start, end + 1) for a in self.attached.get(i, ()) if a[0].start < self.tokens[end].start]
+            if len(found) != 1:
+                self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
+            attribute = found[0]
+            argument = attribute[2].text if len(attribute) > 2 else ""
+            parameters.append(Parameter(part[-1].text, attribute[0].text, argument))
+            start = end + 1
+        self.result.kernels[name.text] = parameters
+        body = closing + 1
+        if self.tokens[body].text != "{":
+            return closing
+        end = matching(self.tokens, body)
+        self.threadgroup_variables(body + 1, end)
+        return closing
+
+    def threadgroup_variables(self, start: int, end: int):
+        """threadgroup T x[N]; inside a kernel becomes a reference into the threadgroup's arena."""
+        index = start
+        while index < end:
+            token = self.tokens[index]
+            before = self.tokens[index - 1].text
+            begins = before in (";", "{", "}", ")") or self.tokens[index - 1].kind == "directive"
+            if token.text == "threadgroup" and begins:
+                stop = index
+                while self.tokens[stop].text != ";":
+                    stop += 1
+                self.threadgroup_variable(index, stop)
+                index = stop
+            index += 1
+
+    def alignment(self, index: int, first: list[Token]) -> str:
+        """The argument of an alignas before `threadgroup` or right after it, which is cut out of `first`."""
+        if first[0].text == "alignas":
+            close = matching(first, 1)
+            words = self.text_of(first[2:close])
+            del first[: close + 1]
+            return words
+        opening = index - 1
+        while self.tokens[index - 1].text == ")" and self.tokens[opening].text not in (";", "{", "}"):
+            if self.tokens[opening].text == "alignas":
+                self.replace(self.tokens[opening].start, self.tokens[index - 1].end)
+                return self.text_of(self.tokens[opening + 2 : index - 1])
+            opening -= 1
+        return "1"
+
+    def threadgroup_variable(self, index: int, stop: int):
+        parts = split_arguments(self.tokens[index + 1 : stop])
+        align = self.alignment(index, parts[0])
+        first, dimensions_at = parts[0], None
+        depth = 0
+        for position, token in enumerate(first):
+            depth += (token.text in "<(") - (token.text in ">)")
+            if depth == 0 and token.text in ("*", "&", "="):
+                return  # a pointer to threadgroup memory, or a reference
+            if depth == 0 and token.text == "[" and dimensions_at is None:
+                dimensions_at = position
+        name_at = (len(first) if dimensions_at is None else dimensions_at) - 1
+        element = self.text_of(first[:name_at])
+        declared = []
+        for part in [first[name_at:], *parts[1:]]:
+            name, dimensions = part[0].text, self.text_of(part[1:])
+            number = len(self.result.variables)
+            self.result.variables.append(name)
+            declared.append(f"threadgroup auto& {name} = msl_threadgroup_variable<{element}{dimensions}, {number}, {align}>();")
+        self.replace(self.tokens[index].start, self.tokens[stop].end, " ".join(declared))
+
+    def text_of(self, tokens: list[Token]) -> str:
+        if not tokens:
+            return ""
+        return " ".join(self.source[tokens[0].start : tokens[-1].end].split())
+
+    def words(self):
+        """Rewrites that need no context but a neighbour."""
+        own = {t.text for i, t in enumerate(self.tokens) if t.kind == "word" and self.tokens[i - 1].text not in (".", "->")}
+        for index, token in enumerate(self.tokens):
+            following = self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
+            if token.kind == "directive":
+                if re.match(r"\s*#\s*pragma\s+(clang\s+loop|unroll)", token.text):
+                    self.replace(token.start, token.end)
+            elif token.kind == "number" and token.text.endswith(("bf", "BF")):
+                self.replace(token.start, token.end, f"((bfloat){token.text[:-2]})")
+            elif token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
+                self.replace(token.start, self.tokens[index + 3].end)
+            elif token.text == "static_cast":
+                self.replace(token.start, token.end, "msl_static_cast")
+            elif index and self.tokens[index - 1].text in (".", "->") and _SWIZZLE.fullmatch(token.text):
+                if token.text not in own and following != "(":
+                    method = "put" if following in _ASSIGNMENTS else "get"
+                    lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
+                    self.replace(token.start, token.end, f"template {method}<{lanes}>()")
+        self.constructors()
+
+    def constructors(self):
+        """Drops `thread` behind constructors: the objects they make are in no address space yet."""
+        enclosing: list[str | None] = []
+        pending = None
+        for index, token in enumerate(self.tokens):
+            if token.text in ("struct", "class") and self.tokens[index + 1].kind == "word":
+                pending = self.tokens[index + 1].text
+            elif token.text == ";":
+                pending = None
+            elif token.text == "{":
+                enclosing.append(pending)
+                pending = None
+            elif token.text == "}" and enclosing:
+                enclosing.pop()
+            elif enclosing and token.text == enclosing[-1] and self.tokens[index + 1].text == "(":
+                after = matching(self.tokens, index + 1) + 1
+                if self.tokens[after].text == "thread":
+                    self.replace(self.tokens[after].start, self.tokens[after].end)
+
+
+def translate(text: str) -> Translation:
+    """Translates Metal text; raises CompileError for what Metal forbids and clang would accept."""
+    for position, character in enumerate(text):
+        if ord(character) > 127:
+            raise CompileError(f"line {line_of(text, position)}: error: character {character!r} is not ASCII; MLX passes kernels as ASCII text")
+    return _Translator(text).run()
