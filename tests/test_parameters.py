@@ -15,7 +15,16 @@ from mlx_flash.autograd import run
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.device import FAMILIES
 from mlx_flash.parameters import (
-    FULL, MIXED, TABLE, Row, lookup, max_threads, precision_of, prove, prove_table, register_demand,
+    FULL,
+    MIXED,
+    TABLE,
+    Row,
+    lookup,
+    max_threads,
+    precision_of,
+    prove,
+    prove_table,
+    register_demand,
 )  # fmt: skip
 from mlx_flash.problem import Problem
 from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DELTA, FORWARD, STEPS

@@ -21,7 +21,12 @@ def test_elementwise(simulator_mode, dtype):
     x = mx.random.normal((4, 16), key=mx.random.key(0)).astype(dtype)
     with mode(simulator_mode):
         (y,) = kernel(
-            inputs=[x, 1.0], template=[("T", dtype)], grid=(x.size, 1, 1), threadgroup=(256, 1, 1), output_shapes=[x.shape], output_dtypes=[dtype]
+            inputs=[x, 1.0],
+            template=[("T", dtype)],
+            grid=(x.size, 1, 1),
+            threadgroup=(256, 1, 1),
+            output_shapes=[x.shape],
+            output_dtypes=[dtype],
         )
     assert y.dtype == dtype
     assert mx.allclose(y.astype(mx.float32), mx.exp(x.astype(mx.float32) - 1), rtol=1e-2)
@@ -43,7 +48,9 @@ def test_strides_reach_the_kernel(simulator_mode, dtype):
     )
     x = mx.arange(24).reshape(4, 6).astype(dtype).T[::-1, 1:]
     with mode(simulator_mode):
-        (y,) = kernel(inputs=[x], grid=(x.size, 1, 1), threadgroup=(x.size, 1, 1), output_shapes=[x.shape], output_dtypes=[dtype])
+        (y,) = kernel(
+            inputs=[x], grid=(x.size, 1, 1), threadgroup=(x.size, 1, 1), output_shapes=[x.shape], output_dtypes=[dtype]
+        )
     assert mx.array_equal(x, y)
 
 
@@ -64,7 +71,13 @@ MATMUL = """
 @pytest.mark.parametrize("simulator_mode", MODES)
 @pytest.mark.parametrize("dtype", (mx.float32, mx.float16, mx.bfloat16))
 def test_simdgroup_matmul_and_its_count(simulator_mode, dtype):
-    kernel = metal_kernel(name="matmul", input_names=["a", "b"], output_names=["c"], header="#include <metal_simdgroup_matrix>\n", source=MATMUL + "(void)lane;")
+    kernel = metal_kernel(
+        name="matmul",
+        input_names=["a", "b"],
+        output_names=["c"],
+        header="#include <metal_simdgroup_matrix>\n",
+        source=MATMUL + "(void)lane;",
+    )
     m, n, k = 16, 24, 32
     a = mx.random.normal((m, k), key=mx.random.key(1)).astype(dtype)
     b = mx.random.normal((k, n), key=mx.random.key(2)).astype(dtype)
@@ -79,6 +92,17 @@ def test_simdgroup_matmul_and_its_count(simulator_mode, dtype):
 
 
 def test_reads_behind_the_end_are_reported():
-    kernel = metal_kernel(name="shift", input_names=["x"], output_names=["y"], source="uint i = thread_position_in_grid.x; y[i] = x[i + 1];")
+    kernel = metal_kernel(
+        name="shift",
+        input_names=["x"],
+        output_names=["y"],
+        source="uint i = thread_position_in_grid.x; y[i] = x[i + 1];",
+    )
     with mode("check"), pytest.raises(SimulatorError, match=r"out of bounds: 'x' at index 64"):
-        kernel(inputs=[mx.zeros(64)], grid=(64, 1, 1), threadgroup=(64, 1, 1), output_shapes=[(64,)], output_dtypes=[mx.float32])
+        kernel(
+            inputs=[mx.zeros(64)],
+            grid=(64, 1, 1),
+            threadgroup=(64, 1, 1),
+            output_shapes=[(64,)],
+            output_dtypes=[mx.float32],
+        )

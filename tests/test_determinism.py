@@ -1,0 +1,55 @@
+"""Results repeat bit for bit, and a batch entry does not depend on its neighbours."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import Case
+from test_gradients import backward
+
+TEMPLATES = sorted((Path(__file__).parent.parent / "templates").glob("*.metal"))
+CASE = Case(65, 129, 64, "float32", True, group=2, key_heads=2, batch=3)
+HALF = Case(33, 65, 64, "bfloat16", False, group=4, batch=2)
+
+
+def bits(array: mx.array) -> bytes:
+    return np.array(mx.contiguous(array).view(mx.uint8)).tobytes()
+
+
+@pytest.mark.parametrize("case", [CASE, HALF], ids=str)
+def test_repeats_bit_for_bit(backend, case):
+    arrays = case.arrays()
+    first = {name: bits(array) for name, array in backward(case, arrays).items()}
+    for _ in range(3):
+        assert {name: bits(array) for name, array in backward(case, arrays).items()} == first
+
+
+def test_a_batch_entry_alone_is_the_entry_in_its_batch(kernels):
+    arrays = CASE.arrays()
+    together = backward(CASE, arrays)
+    for b in range(CASE.batch):
+        alone = backward(CASE, {name: array[b : b + 1] for name, array in arrays.items()})
+        for name, array in alone.items():
+            assert bits(array) == bits(together[name][b : b + 1]), f"{name} of batch entry {b}"
+
+
+def test_a_key_head_alone_is_the_head_among_others(kernels):
+    """Heads too: nothing is summed across key heads, and the group's order is fixed."""
+    arrays = CASE.arrays()
+    together = backward(CASE, arrays)
+    for h in range(CASE.key_heads):
+        queries, keys = slice(h * CASE.group, (h + 1) * CASE.group), slice(h, h + 1)
+        alone = backward(CASE, {name: a[:, keys if name in "kv" else queries] for name, a in arrays.items()})
+        for name, array in alone.items():
+            assert bits(array) == bits(together[name][:, keys if name in ("dK", "dV") else queries]), f"{name} {h}"
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_no_atomics(template):
+    code = [line.split("//")[0] for line in template.read_text(encoding="ascii").splitlines()]
+    assert "atomic" not in "\n".join(code)
+
+
+def test_there_are_templates():
+    assert {"forward", "backward_query", "backward_key_value", "delta"} <= {path.stem for path in TEMPLATES}
