@@ -78,7 +78,7 @@ def build(
     text = Template(template(step.name)).substitute({hole: _literal(value) for hole, value in holes.items()})
     constants, body = text.split(BODY)
     paged = row.paged(step)
-    shared = [] if step is DELTA else [template(name) for name in SHARED]
+    shared = [template(name) for name in (SHARED[:1] if step is DELTA else SHARED)]
     return Kernel(
         name=_name(step, row, family, dtype, head_dim, value_dim, causal, max_threads),
         header="\n".join([*shared, constants.rstrip() + "\n"]),
@@ -92,9 +92,11 @@ def build(
 
 
 def _name(step, row, family, dtype, head_dim, value_dim, causal, max_threads):
-    facts = [
-        "flash", step.name, dtype, f"d{head_dim}", f"v{value_dim}", f"p{row.parallel}", f"t{row.traversal}",
-        f"h{row.head_block(max(head_dim, value_dim))}", f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
-        "staged" if family.staged else "direct", "causal" if causal else "dense", f"m{max_threads or 0}",
-    ]  # fmt: skip
+    facts = ["flash", step.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
+    if step is not DELTA:
+        facts += [
+            f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
+            f"r{row.simdgroup_rows}", "c" + "".join(row.cached), "staged" if family.staged else "direct",
+            "causal" if causal else "dense",
+        ]  # fmt: skip
     return "_".join(facts)

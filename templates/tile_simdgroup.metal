@@ -133,13 +133,13 @@ template <typename T, int R, int D, bool CACHED> struct Rows {
     if constexpr (CACHED) {
       for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int d = 0; d < D / 8; d++) cached[i][CACHED ? d : 0] = read_pair(block + offset[i] + d * 8);
+        for (int d = 0; d < D / 8; d++) cached[i][d] = read_pair(block + offset[i] + d * 8);
       }
     }
   }
 
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
-    if (CACHED) return cached[i][CACHED ? d : 0];
+    if constexpr (CACHED) return cached[i][d];
     return read_pair(block + offset[i] + d * 8);
   }
 };
@@ -184,7 +184,7 @@ template <typename T, int BT, int BH, int THREADS, bool STAGED> struct Traversed
   // Fragment (8 t .., column + 8 d ..) as it lies in memory; EDGE: rows at or past `valid` read as zero
   template <bool EDGE> METAL_FUNC Pair<T> fragment(int t, int column, int d) const thread {
     const int row = t * 8 + lane.row;
-    if (STAGED) {
+    if constexpr (STAGED) {
       const threadgroup T* source = staging + row * BH + d * 8 + lane.column;
       return Pair<T>(source[0], source[1]);
     }
@@ -195,7 +195,7 @@ template <typename T, int BT, int BH, int THREADS, bool STAGED> struct Traversed
   // The same fragment with rows and columns exchanged
   template <bool EDGE> METAL_FUNC Pair<T> transposed(int t, int column, int d) const thread {
     const int row = t * 8 + lane.column;
-    if (STAGED) {
+    if constexpr (STAGED) {
       const threadgroup T* source = staging + row * BH + d * 8 + lane.row;
       return Pair<T>(source[0], source[BH]);
     }
@@ -220,26 +220,25 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
     rows = total - first - lane.row;
     for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D + lane.column;
-    if constexpr (CACHED) {
-      for (int i = 0; i < R / 8; i++) {
+    if constexpr (!CACHED) page = (device float*)head + long(first) * D;
+    for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int d = 0; d < D / 8; d++) cached[i][CACHED ? d : 0] = Pair<float>(0);
-      }
-    } else {
-      page = (device float*)head + long(first) * D;
-      for (int d = 0; d < D / 8; d++) {
-        for (int i = 0; i < R / 8; i++) write(i, d, Pair<float>(0));
-      }
+      for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
     }
   }
 
-  METAL_FUNC Pair<float> read(int i, int d) const thread {
+  METAL_FUNC Pair<float> get(int i, int d) const thread {
+    if constexpr (CACHED) return cached[i][d];
     if (i * 8 >= rows) return Pair<float>(0);
     return *(const device Pair<float>*)(page + offset[i] + d * 8);
   }
 
-  METAL_FUNC void write(int i, int d, Pair<float> value) const thread {
-    if (i * 8 < rows) *(device Pair<float>*)(page + offset[i] + d * 8) = value;
+  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
+    if constexpr (CACHED) {
+      cached[i][d] = value;
+    } else if (i * 8 < rows) {
+      *(device Pair<float>*)(page + offset[i] + d * 8) = value;
+    }
   }
 
   // Out[first + row, :] = factor * result
@@ -250,7 +249,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
       device Out* out = head + long(first) * D + offset[i];
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) {
-        const Pair<float> value = (CACHED ? cached[i][CACHED ? d : 0] : read(i, d)) * factor.at[i];
+        const Pair<float> value = get(i, d) * factor.at[i];
         Run<Out, 2> run = {Out(value[0]), Out(value[1])};
         *(device Run<Out, 2>*)(out + d * 8) = run;
       }
@@ -312,10 +311,7 @@ METAL_FUNC void head_block_ab(
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) {
-      const Pair<float> old = CACHED ? c.cached[i][CACHED ? column / 8 + d : 0] : c.read(i, column / 8 + d);
-      block[i][d] = old * factor.at[i];
-    }
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column / 8 + d) * factor.at[i];
   }
   // Keeps page reads out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
@@ -330,13 +326,7 @@ METAL_FUNC void head_block_ab(
   }
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) {
-      if constexpr (CACHED) {
-        c.cached[i][CACHED ? column / 8 + d : 0] = block[i][d];
-      } else {
-        c.write(i, column / 8 + d, block[i][d]);
-      }
-    }
+    for (int d = 0; d < H / 8; d++) c.set(i, column / 8 + d, block[i][d]);
   }
 }
 
