@@ -19,6 +19,8 @@ from .steps import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DELTA, FORWARD, Step
 
 def run(step: Step, problem: Problem, backend: Backend, stream, inputs: dict) -> tuple[mx.array, ...]:
     """The step's outputs in the problem's dtype; statistics stay float32."""
+    # MLX's jvp walks into custom functions; stopped here, it asks `forward` first, which refuses by name.
+    inputs = {name: mx.stop_gradient(x) if isinstance(x, mx.array) else x for name, x in inputs.items()}
     outputs = backend.run(plan(step, problem, backend.family), inputs, stream)
     dtype = getattr(mx, problem.dtype)
     return tuple(

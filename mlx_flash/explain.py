@@ -153,8 +153,8 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
     return StepExplanation(
         name=step.name,
         kernel=step_plan.kernel.name,
+        row=_place(step_plan),
         why=_why_row(step_plan),
-        max_head=row.max_head,
         blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
         threads=row.threads,
         grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
@@ -175,14 +175,17 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
 OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 
-def _why_row(step_plan: Plan) -> str:
-    """Why this row of the table."""
+def _place(step_plan: Plan) -> str:
     candidates = TABLE[step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family.table]
-    row, head_dim = step_plan.row, step_plan.head_dim
-    place = f"{candidates.index(row) + 1} of {len(candidates)}, head dimensions up to {row.max_head}"
-    if head_dim > row.max_head:
-        return f"{place}: the last row serves all that are larger, as {head_dim}"
-    return f"{place}: the first that covers {head_dim}"
+    return f"{candidates.index(step_plan.row) + 1} of {len(candidates)}, up to {step_plan.row.max_head}"
+
+
+def _why_row(step_plan: Plan) -> str:
+    if len(TABLE[step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family.table]) == 1:
+        return "the only row"
+    if step_plan.head_dim > step_plan.row.max_head:
+        return f"the last serves {step_plan.head_dim} too"
+    return f"the first to cover {step_plan.head_dim}"
 
 
 def _extra_bytes(step_plan: Plan) -> int:

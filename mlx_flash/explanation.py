@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .console import readable
 from .device import Family
 from .problem import Problem
 
 
 @dataclass(frozen=True)
 class StepExplanation:
-    """One kernel of a call. Sizes are bytes; `registers` and `live_bytes` are estimates for one thread.
+    """One kernel of a call. Sizes are bytes; `registers` (of 16 bits) and `live_bytes` are estimates for one thread.
 
+    `row` and `why`: the table row and why that one. `blocks`: rows a threadgroup owns, rows it visits at a time,
+    columns of the head dimension per step (P x T x H). `grid`: threadgroups; `max_threads`: the attribute's value.
     `cached` operands stay in registers; `reread` ones come from memory once per traversal block; `paged` accumulators
     visit their float32 output buffer once per traversal block; `traversed` ones are walked along, through
     threadgroup memory if `staged`. `extra_bytes` is memory beyond the results in their own dtype.
@@ -19,8 +22,8 @@ class StepExplanation:
 
     name: str
     kernel: str
+    row: str
     why: str
-    max_head: int
     blocks: tuple[int, int, int]
     threads: int
     grid: tuple[int, ...]
@@ -38,21 +41,23 @@ class StepExplanation:
 
     def facts(self) -> list[tuple[str, str]]:
         """Label and value of everything worth reading, in order."""
-        walked = "through threadgroup memory" if self.staged else "read directly"
+        walked = "staged" if self.staged else "direct"
         attribute = f"max_total_threads_per_threadgroup({self.max_threads})" if self.max_threads else "none"
-        live = "" if self.live_bytes is None else f", {self.live_bytes} bytes alive"
         return [
-            ("row", self.why),
-            ("blocks", "{} x {} x {} (parallel, traversal, head)".format(*self.blocks)),
-            ("threads", f"{self.threads} a threadgroup, {' x '.join(map(str, self.grid))} threadgroups"),
+            ("table row", self.row),
+            ("why", self.why),
+            ("blocks P x T x H", " x ".join(map(str, self.blocks))),
+            ("threads", str(self.threads)),
+            ("threadgroups", " x ".join(map(str, self.grid))),
             ("in registers", _names(self.cached)),
             ("re-read", _names(self.reread)),
             ("paged", _names(self.paged)),
-            ("walked along", f"{_names(self.traversed)}, {walked}" if self.traversed else "none"),
-            ("registers", f"about {self.registers} of 16 bits a thread{live}"),
+            ("walked along", f"{_names(self.traversed)} {walked}" if self.traversed else "none"),
+            ("16-bit registers", f"about {self.registers}"),
+            ("bytes alive", "not limiting" if self.live_bytes is None else f"about {self.live_bytes}"),
             ("attribute", attribute),
-            ("threadgroup memory", f"{self.threadgroup_bytes} bytes"),
-            ("extra memory", f"{self.extra_bytes} bytes"),
+            ("threadgroup bytes", str(self.threadgroup_bytes)),
+            ("extra memory", readable(self.extra_bytes)),
         ]
 
 
@@ -82,7 +87,7 @@ class Explanation:
             ("family", family),
             ("why", self.why),
             ("padding", self.padding),
-            ("residuals", f"{self.residual_bytes} bytes (L and delta); unfused scores: {self.unfused_bytes} bytes"),
+            ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; unfused, scores and probabilities: {readable(self.unfused_bytes)}"),
         ]
 
     def __str__(self):

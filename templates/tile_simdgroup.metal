@@ -285,8 +285,8 @@ METAL_FUNC void staged_abt(
   }
 }
 
-// S = A B^T. Where A sits in registers the loop over head blocks unrolls, because registers have no index;
-// where it does not, unrolling would only hoist the re-reads back into registers.
+// S = A B^T. Where A sits in registers, which have no index, the loop over head blocks unrolls. Where it does not,
+// unrolling would only hoist the re-reads back into registers.
 template <typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void multiply_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a,

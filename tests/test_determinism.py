@@ -14,7 +14,7 @@ HALF = Case(33, 65, 64, "bfloat16", False, group=4, batch=2)
 
 
 def bits(array: mx.array) -> bytes:
-    return np.array(mx.contiguous(array).view(mx.uint8)).tobytes()
+    return np.array(mx.contiguous(array).flatten().view(mx.uint8)).tobytes()
 
 
 @pytest.mark.parametrize("case", [CASE, HALF], ids=str)

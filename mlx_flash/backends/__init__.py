@@ -43,8 +43,10 @@ def backend(name: str, family: str | None = None) -> Backend:
 
         return Backend(name, None, run)
     if name == "simulator":
-        from .simulator import run
+        from .simulator import ready, run
 
+        if reason := ready():
+            raise UnsupportedProblem(f'[mlx_flash] backend "simulator": {reason}')
         return Backend(name, FAMILIES[family or "apple9"], run)
     if not mx.metal.is_available():
         raise UnsupportedProblem(

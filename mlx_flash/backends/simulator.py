@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..simulator import metal_kernel
+from ..simulator import ToolchainError, metal_kernel
+from ..simulator.compiler import toolchain
 from .metal import kernel_object, run_with
 
 
 @lru_cache
 def _compiled(kernel):
     return kernel_object(metal_kernel, kernel)
+
+
+def ready() -> str | None:
+    """Why kernels cannot be compiled here, or None."""
+    try:
+        toolchain()
+    except ToolchainError as error:
+        return str(error)
+    return None
 
 
 def run(plan, inputs: dict, stream):

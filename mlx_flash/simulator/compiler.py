@@ -18,7 +18,7 @@ _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant",
     "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
-    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-gline-tables-only",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-gline-tables-only", "-gdwarf-4",
 )  # fmt: skip
 _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",

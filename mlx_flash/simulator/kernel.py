@@ -9,7 +9,7 @@ import numpy as np
 from . import buffers, compiler, settings
 from .errors import CompileError
 from .launch import Launch, Library, execute, raise_reports
-from .lines import line_table
+from .lines import line_at
 from .profile import record
 from .signature import kernel_name, kernel_text, shape_facts
 from .translate import translate
@@ -40,7 +40,7 @@ class BuiltKernel:
 
     def line_of(self, pc: int) -> int:
         """The line an address of the loaded code comes from; 0 if unknown."""
-        return line_table(self.path).line(pc, self.library.run)
+        return line_at(self.path, pc - self.library.base)
 
 
 _built: dict = {}

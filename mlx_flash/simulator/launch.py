@@ -54,6 +54,8 @@ class Library:
         self.run.restype = None
         self.create_region = handle.msl_create_region
         self.create_region.restype = ctypes.c_void_p
+        handle.msl_image.restype = ctypes.c_void_p
+        self.base = handle.msl_image()
         self.reserve = handle.msl_reserve
         self.reserve.argtypes, self.reserve.restype = [_U64], ctypes.c_void_p
         self.forget = handle.msl_forget

@@ -1,17 +1,127 @@
-"""Turns addresses of loaded kernels into lines of their Metal text (filled in with the checks)."""
+"""Turns an address of a loaded kernel into a line of its Metal text, from the DWARF 4 line table that clang leaves in the library."""
 
+import bisect
 import functools
+import struct
+from pathlib import Path
+
+_METAL = b"metal"
 
 
-class LineTable:
-    """Nothing known yet."""
+def _section(image: bytes, wanted: bytes) -> bytes:
+    """A section of an ELF64 file by name."""
+    table = struct.unpack_from("<Q", image, 40)[0]
+    size, count, names = struct.unpack_from("<HHH", image, 58)
+    headers = [struct.unpack_from("<IIQQQQ", image, table + i * size) for i in range(count)]
+    names_at = headers[names][4]
+    for name, _, _, _, offset, length in headers:
+        start = names_at + name
+        if image[start : image.index(b"\0", start)] == wanted:
+            return image[offset : offset + length]
+    return b""
 
-    def line(self, pc: int, anchor) -> int:
-        """The line of an address."""
-        return 0
+
+class _Reader:
+    def __init__(self, data: bytes, at: int = 0):
+        self.data, self.at = data, at
+
+    def number(self, form: str) -> int:
+        value = struct.unpack_from("<" + form, self.data, self.at)[0]
+        self.at += struct.calcsize("<" + form)
+        return value
+
+    def unsigned(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.number("B")
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    def signed(self) -> int:
+        start = self.at
+        value = self.unsigned()
+        bits = 7 * (self.at - start)
+        return value - (1 << bits) if value >> (bits - 1) else value
+
+    def string(self) -> bytes:
+        end = self.data.index(b"\0", self.at)
+        text = self.data[self.at : end]
+        self.at = end + 1
+        return text
 
 
-@functools.cache
-def line_table(path) -> LineTable:
-    """The table of one library."""
-    return LineTable()
+def _unit(reader: _Reader) -> list[tuple[int, int]]:
+    """(address, line or 0) of one compilation unit; 0 where the line is not one of the Metal text."""
+    end = reader.number("I") + reader.at
+    if reader.number("H") != 4:
+        reader.at = end
+        return []
+    program = reader.number("I")
+    program += reader.at
+    minimum, _, _, line_base, line_range, opcode_base = (reader.number(form) for form in "BBBbBB")
+    lengths = [0] + [reader.number("B") for _ in range(opcode_base - 1)]
+    while reader.string():
+        pass  # directories
+    files = [b""]
+    while name := reader.string():
+        files.append(name)
+        for _ in range(3):
+            reader.unsigned()
+    reader.at = program
+    rows, address, line, file = [], 0, 1, 1
+
+    def emit():
+        rows.append((address, line if files[file] == _METAL else 0))
+
+    while reader.at < end:
+        opcode = reader.number("B")
+        if opcode >= opcode_base:
+            step = opcode - opcode_base
+            address += step // line_range * minimum
+            line += line_base + step % line_range
+            emit()
+        elif opcode == 0:
+            length = reader.unsigned()
+            next_at = reader.at + length
+            kind = reader.number("B")
+            if kind == 1:  # end of a sequence
+                rows.append((address, 0))
+                address, line, file = 0, 1, 1
+            elif kind == 2:
+                address = reader.number("Q")
+            reader.at = next_at
+        elif opcode == 1:
+            emit()
+        elif opcode == 2:
+            address += reader.unsigned() * minimum
+        elif opcode == 3:
+            line += reader.signed()
+        elif opcode == 4:
+            file = reader.unsigned()
+        elif opcode == 8:
+            address += (255 - opcode_base) // line_range * minimum
+        elif opcode == 9:
+            address += reader.number("H")
+        else:
+            for _ in range(lengths[opcode]):
+                reader.unsigned()
+    return rows
+
+
+@functools.lru_cache(maxsize=64)
+def line_table(path: Path) -> list[tuple[int, int]]:
+    """Sorted (address in the file, line) of a library."""
+    data = _section(Path(path).read_bytes(), b".debug_line")
+    reader, rows = _Reader(data), []
+    while reader.at < len(data):
+        rows += _unit(reader)
+    return sorted(rows)
+
+
+def line_at(path: Path, address: int) -> int:
+    """The Metal line of a return address (counted from where the library is loaded); 0 if it is not of the Metal text."""
+    rows = line_table(path)
+    position = bisect.bisect_right(rows, (address - 1, 1 << 60)) - 1
+    return rows[position][1] if position >= 0 else 0

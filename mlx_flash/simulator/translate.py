@@ -234,6 +234,41 @@ class _Translator:
                     lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
         self.constructors()
+        self.conditionals()
+
+    def postfix_end(self, index: int) -> int | None:
+        """The index behind the expression `name`, `a.b[i](c)` ... that starts here; None if something else does."""
+        if self.tokens[index].kind != "word" or self.tokens[index].text in ("true", "false", "nullptr", "sizeof"):
+            return None
+        index += 1
+        while index < len(self.tokens):
+            text = self.tokens[index].text
+            if text in ("[", "("):
+                index = matching(self.tokens, index) + 1
+            elif text in (".", "->", "::"):
+                index += 2
+            else:
+                return index
+        return None
+
+    def conditionals(self):
+        """c ? lvalue : value of one class type: clang sees two address spaces, so the lvalue is read first."""
+        for index, token in enumerate(self.tokens):
+            if token.text not in ("?", ":"):
+                continue
+            end = self.postfix_end(index + 1)
+            if token.text == "?":
+                self.open_conditionals = getattr(self, "open_conditionals", 0) + 1
+                wanted = (":",)
+            else:
+                # A colon of a case, a label, an access or a constructor closes no conditional.
+                if not getattr(self, "open_conditionals", 0):
+                    continue
+                self.open_conditionals -= 1
+                wanted = (";", ",", ")", "]", "}", ":")
+            if end and self.tokens[end].text in wanted and self.tokens[index + 1].end <= self.tokens[end - 1].end:
+                self.replace(self.tokens[index + 1].start, self.tokens[index + 1].start, "msl_value(")
+                self.replace(self.tokens[end].start, self.tokens[end].start, ")")
 
     def constructors(self):
         """Drops `thread` behind constructors: the objects they make are in no address space yet."""

@@ -6,6 +6,10 @@ EXPORTED u64 msl_buffer(u32 index) {
   return (u64)b->base + b->start;
 }
 
+extern const u8 __ehdr_start[] __attribute__((visibility("hidden")));
+// Where the library is loaded: its line table counts from here.
+EXPORTED const void* msl_image(void) { return __ehdr_start; }
+
 EXPORTED u32 msl_lane(void) { return this_fiber(this_worker())->lane; }
 
 EXPORTED u64 msl_active(void) {

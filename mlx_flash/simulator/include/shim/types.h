@@ -16,7 +16,8 @@
 #define constant __constant
 #define threadgroup_imageblock __local
 #define METAL_FUNC inline __attribute__((always_inline))
-#define MSL_INLINE inline __attribute__((always_inline))
+// nodebug: what is inlined from the shim counts as the Metal line that called it.
+#define MSL_INLINE inline __attribute__((always_inline, nodebug))
 
 // Ordinary identifiers in Metal, keywords in OpenCL.
 #define local msl_local
@@ -131,6 +132,9 @@ template <typename T> using make_signed_t = typename make_signed<T>::type;
 template <typename T> T&& declval();
 
 }  // namespace metal
+
+// Reads an operand of ?: so that both sides are values (see translate.py).
+template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) { return value; }
 
 // Clang refuses to convert between its half and its bfloat; Metal does it, rounding once (float holds both exactly).
 template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {

@@ -1,0 +1,7 @@
+"""python -m mlx_flash"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

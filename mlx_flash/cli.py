@@ -1,0 +1,145 @@
+"""The command line: demo, explain, source and check. Bad input is one sentence and status 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from .console import CommandError, need
+
+DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("metal", "simulator", "reference")
+FAMILIES = ("apple7", "apple8", "apple9", "apple10")
+STEPS = ("forward", "delta", "backward_query", "backward_key_value")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence without the usage block."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help\n")
+
+
+def whole_number(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    main_parser = Parser(prog="python -m mlx_flash", description="FlashAttention for MLX as Metal kernels.")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
+    backend = Parser(add_help=False)
+    backend.add_argument("--backend", choices=BACKENDS, help="what runs attention")
+    backend.add_argument("--family", choices=FAMILIES, help="GPU whose kernels run: M1, M2, M3 and M4, M5")
+
+    demo = commands.add_parser("demo", parents=[backend], help="train a small language model and compare with MLX")
+    demo.add_argument("--steps", type=whole_number, default=40, help="training steps (default: 40)")
+    demo.add_argument("--dtype", choices=DTYPES, default="float32", help="type of q, k and v (default: float32)")
+    demo.add_argument("--text", metavar="FILE", help="text to learn (default: Python's own documentation)")
+    demo.add_argument("--out", default=".", metavar="DIR|PNG", help="where the plot goes (default: this folder)")
+
+    shared = _numbers(backend)
+    commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
+    source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile")
+    source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
+
+    check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
+    check.add_argument("--quick", action="store_true", help="fewer head dimensions")
+    return main_parser
+
+
+def _numbers(backend: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    numbers = Parser(add_help=False, parents=[backend])
+    numbers.add_argument("--head-dim", type=whole_number, required=True, help="columns of q and k")
+    numbers.add_argument("--value-dim", type=whole_number, help="columns of v (default: head-dim)")
+    numbers.add_argument("--dtype", choices=DTYPES, default="float16", help="default: float16")
+    numbers.add_argument("--heads", type=whole_number, default=8, help="query heads (default: 8)")
+    numbers.add_argument("--key-heads", type=whole_number, help="key and value heads (default: heads)")
+    numbers.add_argument("--length", type=whole_number, default=1024, help="queries (default: 1024)")
+    numbers.add_argument("--key-length", type=whole_number, help="keys (default: length)")
+    numbers.add_argument("--batch", type=whole_number, default=1, help="default: 1")
+    numbers.add_argument("--causal", action="store_true", help="queries see no later keys")
+    return numbers
+
+
+def _explanation(arguments, backend):
+    from .explain import explain
+
+    names = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
+    numbers = {name: getattr(arguments, name) for name in names}
+    return explain(causal=arguments.causal, backend=backend, family=arguments.family, **numbers)
+
+
+def kernel_backend() -> str:
+    """The backend that runs kernels on this machine."""
+    import mlx.core as mx
+
+    return "metal" if mx.metal.is_available() else "simulator"
+
+
+def run_explain(arguments) -> int:
+    """Prints the explanation: a table where rich is installed, plain text elsewhere."""
+    explanation = _explanation(arguments, arguments.backend)
+    try:
+        console = need("rich.console", "explain").Console()
+    except CommandError:
+        print(explanation)
+        return 0
+    from .tables import explanation_tables
+
+    for table in explanation_tables(explanation):
+        console.print(table)
+    return 0
+
+
+def run_source(arguments) -> int:
+    """Prints the Metal text of one kernel."""
+    from .explain import inner_problem
+    from .generated import generated_text
+    from .plan import plan
+    from .steps import STEPS as ALL
+
+    explanation = _explanation(arguments, arguments.backend or kernel_backend())
+    if explanation.family is None:
+        raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
+    step = next(step for step in ALL if step.name == arguments.step)
+    print(generated_text(plan(step, inner_problem(explanation.problem), explanation.family)), end="")
+    return 0
+
+
+def run_demo(arguments) -> int:
+    from .demo import demo
+
+    return demo(arguments)
+
+
+def run_check(arguments) -> int:
+    from .check import check
+
+    return check(arguments.backend, arguments.family, quick=arguments.quick)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0 well, 1 a comparison failed, 2 bad input."""
+    arguments = parser().parse_args(argv)
+    commands = {"demo": run_demo, "explain": run_explain, "source": run_source, "check": run_check}
+    try:
+        status = commands[arguments.command](arguments)
+        sys.stdout.flush()
+        return status
+    except (CommandError, ValueError) as error:
+        print(f"python -m mlx_flash {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

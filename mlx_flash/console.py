@@ -1,0 +1,42 @@
+"""What the commands share: their one error, rich when it is there, and readable sizes."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class CommandError(Exception):
+    """What a user can put right, in one sentence; the command prints it and exits with status 2."""
+
+
+def need(module: str, command: str) -> ModuleType:
+    """An optional module, or a CommandError that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise CommandError(
+            f"{command} needs {package}, which is not installed: pip install 'mlx-flash-attention[demo]'"
+        ) from error
+
+
+def progress(command: str, console):
+    """A progress bar with one line for each phase."""
+    bars = need("rich.progress", command)
+    return bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+def readable(size: int) -> str:
+    """Bytes in the largest unit that leaves at least 1."""
+    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,67 @@
+"""The exact Metal text MLX would compile for a plan, from MLX itself.
+
+Inside mx.export_function a metal_kernel is recorded instead of run, on any machine, and verbose=True makes MLX print
+the text it generated. MLX prints from C++, so it is the file descriptor that is captured.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+
+from .backends.metal import kernel_object, run_with
+from .launch import output_shape
+from .plan import Plan
+
+FENCE = "```\n"
+
+
+def generated_text(plan: Plan) -> str:
+    """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments."""
+    names = [name for name in plan.kernel.inputs if name != "scale"]
+    arrays = [_operand(name, plan) for name in names]
+
+    def call(*traced):
+        inputs = dict(zip(names, traced)) | {"scale": plan.problem.scale}
+        return run_with(_verbose, plan, inputs, mx.gpu)
+
+    with tempfile.TemporaryDirectory() as folder:
+        printed = captured(lambda: mx.export_function(os.path.join(folder, "kernel.mlxfn"), call, *arrays))
+    _, opened, rest = printed.partition(FENCE)
+    text, closed, _ = rest.rpartition(FENCE)
+    if not opened or not closed:
+        raise RuntimeError(f"[mlx_flash.source] MLX {mx.__version__} printed no Metal text: use MLX 0.32.0 or later")
+    return text
+
+
+def _verbose(kernel):
+    return partial(kernel_object(mx.fast.metal_kernel, kernel), verbose=True)
+
+
+def _operand(name: str, plan: Plan) -> mx.array:
+    """A lazy array of the operand's shape: an operand has the shape of its gradient."""
+    same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}.get(name, name)
+    dtype = mx.float32 if name in ("L", "delta") else getattr(mx, plan.problem.dtype)
+    return mx.zeros(output_shape(same, plan.problem), dtype)
+
+
+def captured(action: Callable[[], object]) -> str:
+    """What C++ code writes to standard output while `action` runs."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 1)
+            try:
+                action()
+            finally:
+                os.dup2(kept, 1)
+            file.seek(0)
+            return file.read().decode("utf-8")
+    finally:
+        os.close(kept)
