@@ -1,57 +1,31 @@
 """metal_kernel: the signature, the checks and the wording of `mx.fast.metal_kernel`, run on the CPU."""
 
-import ctypes
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from . import buffers, compiler, settings
+from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
 from .errors import CompileError
-from .launch import Launch, Library, execute, raise_reports
-from .lines import line_at
 from .profile import record
 from .signature import kernel_name, kernel_text, shape_facts
 from .translate import translate
 
 _TAG = "[metal_kernel]"
-_MAX_THREADS = 1024
-
-
-class BuiltKernel:
-    """A kernel specialised for dtypes and template arguments, compiled and loaded."""
-
-    def __init__(self, name: str, text: str, buffer_names: list[str], mode: str, count: bool):
-        self.name, self.text, self.buffer_names = name, text, buffer_names
-        try:
-            translation = translate(text)
-            path = compiler.build(translation.text, translation.entry(), "mlx.h", mode == "check", count)
-        except CompileError as error:
-            raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
-        self.variable_names = translation.variables
-        self.max_threads = translation.max_threads
-        self.path = path
-        self.library = Library(path)
-
-    def line(self, number: int) -> str:
-        """A line of the Metal text."""
-        lines = self.text.splitlines()
-        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
-
-    def line_of(self, pc: int) -> int:
-        """The line an address of the loaded code comes from; 0 if unknown."""
-        return line_at(self.path, pc - self.library.base)
-
-
 _built: dict = {}
 
 
 def _build(name, text, buffer_names, mode, count) -> BuiltKernel:
     key = (text, mode, count)
-    kernel = _built.get(key)
-    if kernel is None:
-        kernel = _built[key] = BuiltKernel(name, text, buffer_names, mode, count)
-    return kernel
+    if key not in _built:
+        try:
+            translation = translate(text)
+            path = compiler.build(translation.text, translation.entry(), "mlx.h", mode == "check", count)
+        except CompileError as error:
+            raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
+        _built[key] = BuiltKernel(name, text, path, buffer_names, translation)
+    return _built[key]
 
 
 class MetalKernel:
@@ -94,7 +68,7 @@ class MetalKernel:
                 raise ValueError(f"{_TAG} Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`.")
         if stream is not None and "cpu" in str(stream):
             raise ValueError(f"{_TAG} Only supports the GPU.")
-        _check_grid(grid, threadgroup)
+        check_grid(grid, threadgroup)
         shapes = [tuple(shape) for shape in output_shapes]
 
         def run(*arrays):
@@ -125,31 +99,10 @@ class MetalKernel:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
         mode = settings.current_mode()
         kernel = _build(self.name, text, names, mode, record.counting())
-        threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
-        if threads > kernel.max_threads:
-            raise ValueError(
-                f"Thread group size ({threads}) is greater than  the maximum allowed threads per threadgroup ({kernel.max_threads})."
-            )
-        launch = _launch(grid, threadgroup, mode)
+        check_threads(threadgroup, kernel.max_threads)
         outputs = [buffers.allocate(shape, dtype, init_value) for shape, dtype in zip(shapes, dtypes)]
-        keep, fetch, window = [], [], None
-        if mode == "check":
-            window = buffers.Window(kernel.library, len(names))
-            launch.window, launch.window_bits = window.base, window.bits
-        try:
-            for array, writable in [*((a, False) for a in self._input_buffers(arrays)), *((o, True) for o in outputs)]:
-                keep.append(array)
-                fetch.append(buffers.bind(launch, launch.buffer_count, array, writable, window))
-                launch.buffer_count += 1
-            execute(kernel.library, launch)
-            for place in fetch:
-                if place:
-                    ctypes.memmove(*place)
-        finally:
-            if window:
-                window.close()
-        record.add(kernel, launch)
-        raise_reports(kernel, launch)
+        bound = [*((memory, False, True) for memory in self._input_buffers(arrays)), *((o, True, init_value is not None) for o in outputs)]
+        run_bound(kernel, new_launch(grid, threadgroup), [(index, *facts) for index, facts in enumerate(bound)])
         return [buffers.to_mlx(array, dtype) for array, dtype in zip(outputs, dtypes)]
 
     def _input_buffers(self, arrays):
@@ -177,39 +130,6 @@ def _check_options(options):
             raise ValueError(f"{_TAG} Unknown compile option `{key}`.")
         if value not in ("safe", "relaxed", "fast"):
             raise ValueError(f"{_TAG} Expected math_mode to be 'safe', 'relaxed', or 'fast'.")
-
-
-def _check_grid(grid, threadgroup):
-    for name, triple in (("grid", grid), ("threadgroup", threadgroup)):
-        if len(triple) != 3:
-            raise TypeError(f"{_TAG} `{name}` must be three integers, not {triple!r}.")
-        if min(triple) < 1:
-            raise ValueError(f"{_TAG} Every entry of `{name}` must be at least 1, not {tuple(triple)}.")
-    threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
-    if threads > _MAX_THREADS:
-        raise ValueError(f"Thread group size ({threads}) is greater than  the maximum allowed threads per threadgroup ({_MAX_THREADS}).")
-
-
-def _launch(grid, threadgroup, mode) -> Launch:
-    launch = Launch()
-    launch.total = 1
-    for axis in range(3):
-        group = min(threadgroup[axis], grid[axis])
-        launch.grid[axis], launch.group[axis] = grid[axis], group
-        launch.groups[axis] = -(-grid[axis] // group)
-        launch.total *= launch.groups[axis]
-    launch.check = mode == "check"
-    launch.schedule, launch.seed = settings.current_schedule()
-    launch.stride = _coprime(launch.total)
-    return launch
-
-
-def _coprime(total: int) -> int:
-    """A step that visits every threadgroup once, far from in order."""
-    stride = int(total * 0.618) | 1
-    while np.gcd(stride, total) != 1:
-        stride += 2
-    return stride
 
 
 def _evaluate(arrays, name: str):
