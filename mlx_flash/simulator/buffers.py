@@ -17,6 +17,7 @@ _NUMPY = {
 }  # fmt: skip
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
 _SLOT_BITS = 36
+_CELL_BYTES = 24  # a Cell of runtime/shadow.h
 
 
 def view(array: mx.array) -> np.ndarray:
@@ -86,6 +87,12 @@ class Window:
         self.used.append((address, size))
         return address
 
+    def shadow(self, index: int, size: int) -> int:
+        """Memory of `size` zero bytes for what is known of buffer `index`."""
+        address = self.base + (index << self.bits) + (1 << (self.bits - 1))
+        self.used.append((address, size))
+        return address
+
     def close(self):
         """Gives the memory back and keeps the address space for the next launch."""
         for address, size in self.used:
@@ -94,8 +101,8 @@ class Window:
             self._idle.append((self.base, self.bits))
 
 
-def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, window: Window | None):
-    """Makes an array the launch's buffer `index`; returns what unbind needs to fetch an output."""
+def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initialised: bool, window: Window | None):
+    """Makes an array the launch's buffer `index`; returns (to, from, bytes) of the copy that fetches an output from the window."""
     low, size = extent(array)
     address = array.__array_interface__["data"][0] + low
     buffer = launch.buffers[index]
@@ -105,4 +112,19 @@ def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, window: 
         return None
     buffer.base = window.place(index, size)
     ctypes.memmove(buffer.base, address, size)
-    return (address, buffer.base, size) if writable else None
+    if not writable:
+        return None
+    buffer.shift = min(array.itemsize, 4).bit_length() - 1
+    buffer.initialised = initialised
+    buffer.shadow = window.shadow(index, (size >> buffer.shift) * _CELL_BYTES)
+    return address, buffer.base, size
+
+
+def unwritten(buffer) -> np.ndarray:
+    """The indices of the granules of an output that no thread wrote."""
+    count = buffer.bytes >> buffer.shift
+    if not count or buffer.initialised:
+        return np.empty(0, np.int64)
+    words = _CELL_BYTES // 8
+    cells = np.ctypeslib.as_array((ctypes.c_uint64 * (words * count)).from_address(buffer.shadow))
+    return np.flatnonzero(cells[::words] == 0)

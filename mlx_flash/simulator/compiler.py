@@ -19,10 +19,11 @@ _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant",
     "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-gline-tables-only", "-gdwarf-4",
+    "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip
 _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
-    "-mllvm", "-tsan-instrument-read-before-write=1", "-mllvm", "-tsan-instrument-memintrinsics=0",
+    "-mllvm", "-tsan-instrument-read-before-write=1", "-fsanitize=alignment,signed-integer-overflow,implicit-signed-integer-truncation",
     "-fno-vectorize", "-fno-slp-vectorize",
 )  # fmt: skip
 _RUNTIME_FLAGS = ("-x", "c", "-std=gnu17", "-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w")

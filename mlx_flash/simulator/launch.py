@@ -5,14 +5,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-from .errors import SimulatorError
-
 _U32, _U64 = ctypes.c_uint32, ctypes.c_uint64
 MAX_BUFFERS, MAX_VARIABLES, MAX_REPORTS = 64, 64, 16
 
 
 class Buffer(ctypes.Structure):
-    _fields_ = [("base", _U64), ("bytes", _U64), ("item", _U32), ("writable", _U32), ("start", _U64), ("shadow", _U64)]
+    _fields_ = [("base", _U64), ("bytes", _U64), ("item", _U32), ("writable", _U32), ("start", _U64), ("shift", _U32), ("initialised", _U32), ("shadow", _U64)]
 
 
 class Report(ctypes.Structure):
@@ -96,14 +94,3 @@ def execute(library: Library, launch: Launch):
     _work(library, launch)
     for job in waiting:
         job.result()
-
-
-def raise_reports(kernel, launch: Launch):
-    """Raises SimulatorError when the launch reported anything."""
-    if not launch.report_count:
-        return
-    from .report import describe
-
-    count = min(launch.report_count, MAX_REPORTS)
-    findings = [describe(kernel, launch, launch.reports[i]) for i in range(count)]
-    raise SimulatorError("\n".join(findings), findings)

@@ -1,22 +1,28 @@
-// What the instrumented kernel calls at every access to memory (the callbacks of -fsanitize=thread, without its runtime), and the
-// bookkeeping of threadgroup variables.
-#include "worker.h"
+// What the instrumented kernel calls at every access to memory: the callbacks of clang's thread sanitizer and of its alignment and
+// overflow sanitizers, without their runtimes.
+#include "shadow.h"
 
 enum { POISON = 0x7fed };               // a NaN as half, as bfloat and, twice, as float
+enum { READ, WRITE, ATOMIC };
 
-static void report_access(Worker* w, u32 kind, u32 space, u32 buffer, u64 offset, u32 size, u32 is_write, u64 pc) {
-  Report* r = msl_report(w, this_fiber(w), kind, pc);
-  if (r) {
-    r->space = space;
-    r->buffer = buffer;
-    r->offset = offset;
-    r->size = size;
-    r->is_write = is_write;
-  }
+extern const u8 __ehdr_start[] __attribute__((visibility("hidden")));
+extern const u8 _end[] __attribute__((visibility("hidden")));
+
+static void locate(Report* r, u32 space, u32 buffer, u64 offset, u32 size, u32 access) {
+  if (!r) return;
+  r->space = space;
+  r->buffer = buffer;
+  r->offset = offset;
+  r->size = size;
+  r->is_write = access != READ;
+}
+
+static void report_access(Worker* w, u32 kind, u32 space, u32 buffer, u64 offset, u32 size, u32 access, u64 pc) {
+  locate(msl_report(w, this_fiber(w), kind, pc), space, buffer, offset, size, access);
   msl_abandon(w);
 }
 
-HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted) {
+void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted) {
   Report* r = msl_report(w, f, REPORT_INACTIVE_LANES, f->site);
   if (r) {
     r->offset = active;
@@ -25,69 +31,264 @@ HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted) {
   msl_abandon(w);
 }
 
+void msl_refuse_ragged(Worker* w, u64 pc) {
+  Report* r = msl_report(w, this_fiber(w), REPORT_RAGGED, pc);
+  if (r) {
+    r->offset = w->threads;
+    r->size = w->launch->group[0] * w->launch->group[1] * w->launch->group[2];
+  }
+  msl_abandon(w);
+}
+
 HIDDEN void msl_begin_group(Worker* w) {
-  w->arena_top = w->arena_bytes = 0;
+  w->arena_bytes = 0;
   for (u32 i = 0; i < w->variable_count; ++i) w->variable_offset[i] = UNASSIGNED;
   w->variable_count = 0;
+  // A new number for every threadgroup: what its predecessors left in the shadow counts as never written.
+  ++w->serial;
+  ++w->threadgroup_epoch;
+  w->device_epoch = w->steps = 0;
+  for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
 }
 
 HIDDEN void msl_end_group(Worker* w) {
   if (w->arena_bytes > w->launch->arena_bytes) w->launch->arena_bytes = w->arena_bytes;
 }
 
+HIDDEN void msl_end_run(Worker* w) {
+  if (!w->has_pending) return;
+  u32 slot = __atomic_fetch_add(&w->launch->report_count, 1, __ATOMIC_RELAXED);
+  if (slot < MAX_REPORTS) w->launch->reports[slot] = w->pending;
+}
+
+// Goes on: if the write comes later without a fence, it is a race, and that is the better report.
+static void remember_uninitialised(Worker* w, u32 space, u32 buffer, u64 offset, u32 size, u64 pc) {
+  if (w->has_pending) return;
+  w->has_pending = 1;
+  msl_fill_report(w, this_fiber(w), &w->pending, REPORT_UNINITIALISED, pc);
+  locate(&w->pending, space, buffer, offset, size, READ);
+}
+
 // The threadgroup variable number k of the kernel: the first thread to meet its declaration places and poisons it.
 EXPORTED void* msl_variable(u32 k, u32 size, u32 align) {
   Worker* w = this_worker();
+  u64 pc = (u64)__builtin_return_address(0);
   while (w->variable_count <= k) w->variable_offset[w->variable_count++] = UNASSIGNED;
   if (w->variable_offset[k] != UNASSIGNED) return arena_of(w) + w->variable_offset[k];
+  if (w->launch->check && w->ragged) msl_refuse_ragged(w, pc);
   w->arena_bytes = (w->arena_bytes + align - 1) / align * align + size;
-  if (w->arena_bytes > ARENA_LIMIT) report_access(w, REPORT_THREADGROUP_BYTES, SPACE_THREADGROUP, k, w->arena_bytes, size, 0, (u64)__builtin_return_address(0));
+  w->launch->variable_size[k] = w->variable_size[k] = size;
+  if (w->arena_bytes > ARENA_LIMIT) report_access(w, REPORT_THREADGROUP_BYTES, SPACE_THREADGROUP, k, w->arena_bytes, size, READ, pc);
   u32 offset = w->arena_bytes - size;
   if (w->launch->check) {
     // Far apart, and aligned to no more than the declaration asks for.
     offset = k * VARIABLE_GAP + VARIABLE_START;
     if (align < 16) offset += align;
+    w->variable_shift[k] = 2;
   }
   w->variable_offset[k] = offset;
-  w->launch->variable_size[k] = w->variable_size[k] = size;
   u8* memory = arena_of(w) + offset;
   for (u32 i = 0; i < size / 2; ++i) ((u16*)memory)[i] = POISON;
   if (size & 1) memory[size - 1] = 0xff;
   return memory;
 }
 
-static inline void access(const void* address, u32 size, u32 is_write, u64 pc) {
+static Cell* variable_cells(Worker* w, u32 k) { return (Cell*)(w->shadow + (u64)k * VARIABLE_GAP * sizeof(Cell)); }
+
+// A narrower access than any before: what was known of a granule holds for each of its parts.
+static void refine_variable(Worker* w, u32 k, u32 shift) {
+  Cell* cells = variable_cells(w, k);
+  u32 old = w->variable_shift[k], factor = 1u << (old - shift);
+  for (u32 i = w->variable_size[k] >> old; i-- > 0;)
+    for (u32 j = factor; j-- > 0;) cells[i * factor + j] = cells[i];
+  w->variable_shift[k] = shift;
+}
+
+static inline Stamp stamp_of(Fiber* f, u64 group, u32 epoch, u32 simd_epoch, u32 access) {
+  Stamp s = {0};
+  s.group = group;
+  s.epoch = epoch;
+  s.simd_epoch = simd_epoch;
+  s.thread = f->index;
+  s.valid = 1;
+  s.atomic = access == ATOMIC;
+  return s;
+}
+
+static Report* report_race(Worker* w, u32 kind, u64 pc, Cell before, int found) {
+  Report* r = msl_report(w, this_fiber(w), kind, pc);
+  w->has_pending = 0;
+  if (!r) return 0;
+  Stamp other = found == RACE_WITH_READ ? before.read : before.write;
+  r->other_is_write = found != RACE_WITH_READ;
+  r->other_pc = (u64)__ehdr_start + (found == RACE_WITH_READ ? before.read_at : before.write_at);
+  u32 sx = w->size[0], sy = w->size[1];
+  r->other_thread[0] = other.thread % sx;
+  r->other_thread[1] = other.thread / sx % sy;
+  r->other_thread[2] = other.thread / (sx * sy);
+  r->value = other.group;
+  return r;
+}
+
+static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size, u32 access, u64 pc) {
+  u32 narrow = __builtin_ctz(size | (inside & 3) | 4);
+  if (narrow < w->variable_shift[k]) refine_variable(w, k, narrow);
+  u32 shift = w->variable_shift[k];
+  Stamp now = stamp_of(f, w->serial, w->threadgroup_epoch, simd_of(w, f)->epoch, access);
+  Cell* cells = variable_cells(w, k);
+  u32 at = pc - (u64)__ehdr_start;
+  for (u32 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
+    Cell* cell = &cells[i];
+    if (!same_group(cell->write, now)) cell->write.bits = 0;
+    if (!same_group(cell->read, now)) cell->read.bits = 0;
+    Cell before = *cell;
+    int found = access == READ ? record_read(cell, now, at, 0) : record_write(cell, now, at);
+    if (access == ATOMIC && !before.write.valid) found = NEVER_WRITTEN;
+    if (found == CLEAN) continue;
+    if (found == NEVER_WRITTEN) {
+      remember_uninitialised(w, SPACE_THREADGROUP, k, inside, size, pc);
+      continue;
+    }
+    Report* r = report_race(w, REPORT_THREADGROUP_RACE, pc, before, found);
+    locate(r, SPACE_THREADGROUP, k, inside, size, access);
+    msl_abandon(w);
+  }
+}
+
+static void record_device(Worker* w, Fiber* f, u32 k, Buffer* b, u64 inside, u32 size, u32 access, u64 pc) {
+  u32 shift = b->shift;
+  Stamp now = stamp_of(f, w->number, w->device_epoch, simd_of(w, f)->device_epoch, access);
+  Cell* cells = (Cell*)b->shadow;
+  u32 at = pc - (u64)__ehdr_start;
+  // Part of a granule only: its other part may be someone else's, so no race can be told.
+  int part = ((inside | size) & ((1u << shift) - 1)) != 0;
+  for (u64 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
+    Cell before = cells[i];
+    int initialised = b->initialised || access == ATOMIC;
+    int found = access == READ ? record_read(&cells[i], now, at, initialised) : record_write(&cells[i], now, at);
+    if (access == ATOMIC && !before.write.valid && !b->initialised && !w->storing) found = NEVER_WRITTEN;
+    if (found == CLEAN || (part && found != NEVER_WRITTEN)) continue;
+    if (found == NEVER_WRITTEN) {
+      remember_uninitialised(w, SPACE_DEVICE, k, inside, size, pc);
+      continue;
+    }
+    Report* r = report_race(w, REPORT_DEVICE_RACE, pc, before, found);
+    locate(r, SPACE_DEVICE, k, inside, size, access);
+    msl_abandon(w);
+  }
+}
+
+static inline void check_step(Worker* w, u64 pc) {
+  if (++w->steps < w->launch->step_limit) return;
+  report_access(w, REPORT_STEP_LIMIT, SPACE_OTHER, 0, 0, 0, READ, pc);
+}
+
+static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
   Worker* w = this_worker();
   Launch* launch = w->launch;
   u64 in_region = (u64)address - (u64)w;
   if (in_region < REGION_BYTES) {
     if (in_region - ARENA_OFFSET >= STACKS_OFFSET - ARENA_OFFSET) return;   // the fiber's own stack, or our state
-    u32 offset = in_region - ARENA_OFFSET;
-    u32 k = offset / VARIABLE_GAP;
-    u32 inside = offset - w->variable_offset[k < MAX_VARIABLES ? k : 0];
-    if (k >= w->variable_count || inside + size > w->variable_size[k] || inside >= w->variable_size[k])
-      report_access(w, REPORT_OUT_OF_BOUNDS, SPACE_THREADGROUP, k, (u64)(long long)(int)inside, size, is_write, pc);
+    u32 offset = in_region - ARENA_OFFSET, k = offset / VARIABLE_GAP;
+    u32 inside = k < w->variable_count ? offset - w->variable_offset[k] : UNASSIGNED;
+    check_step(w, pc);
+    if (inside == UNASSIGNED || inside + size > w->variable_size[k] || inside >= w->variable_size[k])
+      report_access(w, REPORT_OUT_OF_BOUNDS, SPACE_THREADGROUP, k, (u64)(long long)(int)inside, size, kind, pc);
+    w->counters.loaded[SPACE_THREADGROUP] += kind == WRITE ? 0 : size;
+    w->counters.stored[SPACE_THREADGROUP] += kind == READ ? 0 : size;
+    record_threadgroup(w, this_fiber(w), k, inside, size, kind, pc);
     return;
   }
-  u64 in_window = (u64)address - (u64)launch->window;
-  u32 k = in_window >> launch->window_bits;
-  if (in_window >> launch->window_bits < launch->buffer_count) {
+  u64 k = ((u64)address - (u64)launch->window) >> launch->window_bits;
+  if (k < launch->buffer_count) {
     Buffer* b = &launch->buffers[k];
     u64 inside = (u64)address - (u64)b->base;
-    if (inside >= b->bytes || inside + size > b->bytes)
-      report_access(w, REPORT_OUT_OF_BOUNDS, SPACE_DEVICE, k, inside, size, is_write, pc);
-    if (is_write && !b->writable) report_access(w, REPORT_WRITE_TO_INPUT, SPACE_DEVICE, k, inside, size, is_write, pc);
+    check_step(w, pc);
+    if (inside >= b->bytes || inside + size > b->bytes) report_access(w, REPORT_OUT_OF_BOUNDS, SPACE_DEVICE, k, inside, size, kind, pc);
+    w->counters.loaded[SPACE_DEVICE] += kind == WRITE ? 0 : size;
+    w->counters.stored[SPACE_DEVICE] += kind == READ ? 0 : size;
+    w->counters.buffer_loaded[k] += kind == WRITE ? 0 : size;
+    w->counters.buffer_stored[k] += kind == READ ? 0 : size;
+    if (b->writable) record_device(w, this_fiber(w), k, b, inside, size, kind, pc);
+    else if (kind != READ) report_access(w, REPORT_WRITE_TO_INPUT, SPACE_DEVICE, k, inside, size, kind, pc);
+    return;
   }
+  if ((u64)address - (u64)__ehdr_start < (u64)(_end - __ehdr_start)) return;   // tables in the constant space
+  if ((u64)address - (u64)w->shadow < SHADOW_BYTES) return;
+  report_access(w, REPORT_WILD, SPACE_OTHER, 0, (u64)address, size, kind, pc);
 }
 
-#define CALLBACK(SIZE)                                                                                                      \
-  EXPORTED void __tsan_read##SIZE(void* p) { access(p, SIZE, 0, (u64)__builtin_return_address(0)); }                       \
-  EXPORTED void __tsan_write##SIZE(void* p) { access(p, SIZE, 1, (u64)__builtin_return_address(0)); }                      \
-  EXPORTED void __tsan_unaligned_read##SIZE(void* p) { access(p, SIZE, 0, (u64)__builtin_return_address(0)); }             \
-  EXPORTED void __tsan_unaligned_write##SIZE(void* p) { access(p, SIZE, 1, (u64)__builtin_return_address(0)); }
+static void access_range(const void* address, u64 bytes, u32 kind, u64 pc) {
+  const u8* at = address;
+  for (; bytes >= 16; bytes -= 16, at += 16) access(at, 16, kind, pc);
+  for (; bytes >= 4; bytes -= 4, at += 4) access(at, 4, kind, pc);
+  for (; bytes; --bytes, ++at) access(at, 1, kind, pc);
+}
+
+#define HERE ((u64)__builtin_return_address(0))
+#define CALLBACK(SIZE)                                                                                  \
+  EXPORTED void __tsan_read##SIZE(void* p) { access(p, SIZE, READ, HERE); }                             \
+  EXPORTED void __tsan_write##SIZE(void* p) { access(p, SIZE, WRITE, HERE); }                           \
+  EXPORTED void __tsan_unaligned_read##SIZE(void* p) { access(p, SIZE, READ, HERE); }                   \
+  EXPORTED void __tsan_unaligned_write##SIZE(void* p) { access(p, SIZE, WRITE, HERE); }                 \
+  EXPORTED void __tsan_read_write##SIZE(void* p) { access(p, SIZE, READ, HERE); access(p, SIZE, WRITE, HERE); }
 CALLBACK(1)
 CALLBACK(2)
 CALLBACK(4)
 CALLBACK(8)
 CALLBACK(16)
 EXPORTED void __tsan_init(void) {}
+
+EXPORTED void* __tsan_memcpy(void* to, const void* from, u64 bytes) {
+  access_range(from, bytes, READ, HERE);
+  access_range(to, bytes, WRITE, HERE);
+  return __builtin_memcpy(to, from, bytes);
+}
+EXPORTED void* __tsan_memmove(void* to, const void* from, u64 bytes) {
+  access_range(from, bytes, READ, HERE);
+  access_range(to, bytes, WRITE, HERE);
+  return __builtin_memmove(to, from, bytes);
+}
+EXPORTED void* __tsan_memset(void* to, int value, u64 bytes) {
+  access_range(to, bytes, WRITE, HERE);
+  return __builtin_memset(to, value, bytes);
+}
+
+// The shim's atomics announce themselves; `stores` says that the operation does not read.
+EXPORTED void msl_atomic(void* p, u32 size, u32 stores) {
+  Worker* w = this_worker();
+  if (!w->launch->check) return;
+  w->storing = stores;
+  access(p, size, ATOMIC, HERE);
+}
+
+// -fsanitize=alignment: the type promises more than the address keeps.
+EXPORTED void __ubsan_handle_type_mismatch_v1(void* data, void* p) {
+  (void)data;
+  Worker* w = this_worker();
+  u64 k = ((u64)p - (u64)w->launch->window) >> w->launch->window_bits;
+  u32 offset = (u64)p - (u64)w - ARENA_OFFSET;
+  if (k < w->launch->buffer_count) report_access(w, REPORT_MISALIGNED, SPACE_DEVICE, k, (u64)p - (u64)w->launch->buffers[k].base, 0, READ, HERE);
+  k = offset / VARIABLE_GAP;
+  if (k < w->variable_count) report_access(w, REPORT_MISALIGNED, SPACE_THREADGROUP, k, offset - w->variable_offset[k], 0, READ, HERE);
+  report_access(w, REPORT_MISALIGNED, SPACE_OTHER, 0, (u64)p, 0, READ, HERE);
+}
+
+// -fsanitize=signed-integer-overflow and implicit truncation: an index that does not fit its 32 bits.
+#define OVERFLOW(NAME)                                                              \
+  EXPORTED void __ubsan_handle_##NAME(void* data, u64 a, u64 b) {                   \
+    (void)data;                                                                     \
+    report_access(this_worker(), REPORT_OVERFLOW, SPACE_OTHER, 0, a, 0, READ, HERE); \
+  }
+OVERFLOW(add_overflow)
+OVERFLOW(sub_overflow)
+OVERFLOW(mul_overflow)
+OVERFLOW(negate_overflow)
+OVERFLOW(implicit_conversion)
+
+// -fsanitize=integer-divide-by-zero, in both modes: x86-64 would end the process.
+EXPORTED void __ubsan_handle_divrem_overflow(void* data, u64 a, u64 b) {
+  (void)data;
+  (void)b;
+  report_access(this_worker(), REPORT_DIVISION, SPACE_OTHER, 0, a, 0, READ, HERE);
+}

@@ -1,6 +1,6 @@
 // Runs threadgroups: one fiber a Metal thread, 32 lanes a simdgroup. Lanes run until a simdgroup operation or a barrier; the last lane
 // to arrive performs the operation for all of them and goes on, so a uniform simdgroup costs one switch a lane and operation.
-#include "worker.h"
+#include "shadow.h"
 #include "switch.h"
 
 void* mmap(void*, unsigned long, int, int, int, long);
@@ -39,14 +39,17 @@ Report* msl_report(Worker* w, Fiber* f, u32 kind, u64 pc) {
   Launch* launch = w->launch;
   u32 slot = __atomic_fetch_add(&launch->report_count, 1, __ATOMIC_RELAXED);
   if (slot >= MAX_REPORTS) return 0;
-  Report* r = &launch->reports[slot];
+  msl_fill_report(w, f, &launch->reports[slot], kind, pc);
+  return &launch->reports[slot];
+}
+
+void msl_fill_report(Worker* w, Fiber* f, Report* r, u32 kind, u64 pc) {
   r->kind = kind;
   r->pc = pc;
   for (int d = 0; d < 3; ++d) {
     r->group[d] = w->group[d];
     r->thread[d] = f ? f->local[d] : 0;
   }
-  return r;
 }
 
 void msl_abandon(Worker* w) {
@@ -155,6 +158,7 @@ static void run_others(Worker* w, Fiber* f) {
 
 static void block_on(Worker* w, Fiber* f, Simd* s, void* perform, u64 site) {
   u32 bit = 1u << f->lane;
+  if (w->ragged) msl_refuse_ragged(w, site);
   f->site = site;
   f->perform = perform;
   if (s->waiting && s->site != site) s->mixed = 1;
@@ -177,6 +181,7 @@ EXPORTED void msl_threadgroup_barrier(u32 flags) {
   Simd* s = simd_of(w, f);
   u64 site = (u64)__builtin_return_address(0);
   f->site = site;
+  if (w->ragged) msl_refuse_ragged(w, site);
   if (!w->at_barrier) {
     w->barrier_site = site;
     w->barrier_flags = flags;
@@ -221,6 +226,7 @@ static void prepare_fiber(Worker* w, u32 index) {
 
 void msl_begin_group(Worker* w);        // checks.c: forgets what the last threadgroup left
 void msl_end_group(Worker* w);
+void msl_end_run(Worker* w);
 
 static void run_group(Worker* w, u64 number) {
   Launch* launch = w->launch;
@@ -236,7 +242,9 @@ static void run_group(Worker* w, u64 number) {
     w->size[d] = left < launch->group[d] ? left : launch->group[d];
     w->threads *= w->size[d];
   }
+  w->number = n;
   w->alive = w->threads;
+  w->ragged = launch->check && w->threads < launch->group[0] * launch->group[1] * launch->group[2];
   w->simds = (w->threads + LANES - 1) / LANES;
   w->at_barrier = w->barrier_mixed = 0;
   w->random = launch->seed * 2654435761u + (u32)n * 40503u + 1;
@@ -244,7 +252,7 @@ static void run_group(Worker* w, u64 number) {
     Simd* s = &w->simd[i];
     u32 lanes = w->threads - i * LANES;
     s->exists = s->alive = s->runnable = lanes >= LANES ? 0xffffffffu : (1u << lanes) - 1;
-    s->waiting = s->at_barrier = s->mixed = s->epoch = 0;
+    s->waiting = s->at_barrier = s->mixed = 0;
   }
   for (u32 i = 0; i < w->threads; ++i) prepare_fiber(w, i);
   msl_begin_group(w);
@@ -257,11 +265,16 @@ static void run_group(Worker* w, u64 number) {
 EXPORTED void msl_run(Launch* launch, Worker* w) {
   __builtin_memset(&w->counters, 0, sizeof(Counters));
   w->launch = launch;
+  w->has_pending = 0;
+  if (launch->check) {
+    if (!w->shadow) w->shadow = reserve(SHADOW_BYTES);
+  }
   while (!launch->stop) {
     u64 number = __atomic_fetch_add(&launch->next, 1, __ATOMIC_RELAXED);
     if (number >= launch->total) break;
     run_group(w, number);
   }
+  msl_end_run(w);
   u64* mine = (u64*)&w->counters;
   u64* sum = (u64*)&launch->counters;
   for (u64 i = 0; i < sizeof(Counters) / sizeof(u64); ++i) __atomic_fetch_add(&sum[i], mine[i], __ATOMIC_RELAXED);

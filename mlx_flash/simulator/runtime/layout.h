@@ -35,7 +35,8 @@ enum Kind {               // why a launch is reported; report.py has the words
   REPORT_RAGGED,
   REPORT_STEP_LIMIT,
   REPORT_WILD,
-  REPORT_FREED,
+  REPORT_OVERFLOW,
+  REPORT_DIVISION,
 };
 
 enum Space { SPACE_DEVICE, SPACE_THREADGROUP, SPACE_OTHER };
@@ -48,7 +49,8 @@ typedef struct {
   u32 item;               // bytes of one element, to turn an offset into an index
   u32 writable;
   u64 start;              // where element 0 is: not 0 when a stride is negative
-  u8* shadow;             // check mode: the state of every byte, see checks.c
+  u32 shift, initialised; // log2 of the granule its shadow knows; whether reading before writing is right
+  u8* shadow;             // check mode: a Cell of every granule, see shadow.h
 } Buffer;
 
 typedef struct {
@@ -94,7 +96,7 @@ typedef struct {
   u8 in[LANES][64], out[LANES][64];     // operands and results of shuffles and reductions
   u32 choice[LANES];
   u32 exists, alive, runnable, waiting, at_barrier;
-  u32 mixed, epoch, size;
+  u32 mixed, epoch, device_epoch, size;
   u64 site;
 } Simd;
 

@@ -90,6 +90,7 @@ static void perform_barrier(Worker* w, Simd* s, Fiber* first, u32 active) {
   ++w->counters.simd_barriers;
   if (active != s->alive) msl_inactive(w, first, active, s->alive);
   if (first->choice & 2) ++s->epoch;
+  if (first->choice & 1) ++s->device_epoch;
 }
 
 EXPORTED void msl_simdgroup_barrier(u32 flags) {

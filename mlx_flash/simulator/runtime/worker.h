@@ -22,9 +22,14 @@ struct Worker {
   u32 group[3], size[3];
   u32 threads, simds, alive, at_barrier;
   u32 barrier_mixed, barrier_flags, threadgroup_epoch, device_epoch;
-  u32 random, arena_top, arena_bytes, variable_count;
+  u32 random, arena_bytes, variable_count, ragged, storing;
+  u64 number;                           // of the threadgroup that runs, in the grid
+  u64 serial;                           // the same, among all this worker ever ran
+  u8* shadow;                           // of the threadgroup variables
   u64 steps, barrier_site;
-  u32 variable_offset[MAX_VARIABLES], variable_size[MAX_VARIABLES];
+  u32 variable_offset[MAX_VARIABLES], variable_size[MAX_VARIABLES], variable_shift[MAX_VARIABLES];
+  u32 has_pending;                      // a read before any write: a race, should the write come unordered
+  Report pending;
   Counters counters;
   Simd simd[MAX_SIMDS];
   Fiber fiber[MAX_THREADS];
@@ -50,4 +55,7 @@ static inline u8* arena_of(Worker* w) { return (u8*)w + ARENA_OFFSET; }
 // Everything a report says about the reporting thread; the caller adds what else it knows. Null once the list is full.
 HIDDEN Report* msl_report(Worker* w, Fiber* f, u32 kind, u64 pc);
 // Ends the launch: no fiber of this worker runs again.
+HIDDEN void msl_fill_report(Worker* w, Fiber* f, Report* r, u32 kind, u64 pc);
 HIDDEN _Noreturn void msl_abandon(Worker* w);
+// A threadgroup at the ragged edge of the grid wants to cooperate.
+HIDDEN _Noreturn void msl_refuse_ragged(Worker* w, u64 pc);

@@ -1,2 +1,76 @@
+// metal_atomic: relaxed atomics on int, uint, long, ulong, bool and float, in device and threadgroup memory.
 #pragma once
 #include "simdgroup.h"
+
+extern "C" void msl_atomic(__generic void* p, uint size, uint stores);
+
+namespace metal {
+
+enum memory_order { memory_order_relaxed = 0 };
+
+template <typename T, typename = void> struct atomic {
+  static_assert(__is_same(T, int) || __is_same(T, uint) || __is_same(T, bool) || __is_same(T, float) || __is_same(T, ulong) || __is_same(T, long),
+                "atomic<T> needs int, uint, bool, float or ulong");
+  T msl_value;
+};
+typedef atomic<int> atomic_int;
+typedef atomic<uint> atomic_uint;
+typedef atomic<bool> atomic_bool;
+typedef atomic<float> atomic_float;
+typedef atomic<ulong> atomic_ulong;
+
+template <typename T> struct msl_bits { typedef T type; };
+template <> struct msl_bits<float> { typedef uint type; };
+template <> struct msl_bits<bool> { typedef uchar type; };
+
+// Replaces the value by change(value), atomically; returns the old one.
+template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T operand, F change) {
+  using B = typename msl_bits<T>::type;
+  __generic B* bits = (__generic B*)p;
+  msl_atomic(p, sizeof(T), 0);
+  B old = __atomic_load_n(bits, __ATOMIC_RELAXED);
+  for (;;) {
+    T before = __builtin_bit_cast(T, old);
+    B wanted = __builtin_bit_cast(B, change(before, operand));
+    if (__atomic_compare_exchange_n(bits, &old, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return before;
+  }
+}
+
+#define MSL_ATOMIC_CHANGE(SPACE, NAME, RESULT)                                                                          \
+  template <typename T> MSL_INLINE T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+    struct change { MSL_INLINE T operator()(T a, T b) const { return RESULT; } };                                       \
+    return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
+  }
+#define MSL_ATOMICS(SPACE)                                                                                              \
+  MSL_ATOMIC_CHANGE(SPACE, add, a + b) MSL_ATOMIC_CHANGE(SPACE, sub, a - b)                                             \
+  MSL_ATOMIC_CHANGE(SPACE, and, a & b) MSL_ATOMIC_CHANGE(SPACE, or, a | b) MSL_ATOMIC_CHANGE(SPACE, xor, a ^ b)         \
+  MSL_ATOMIC_CHANGE(SPACE, min, b < a ? b : a) MSL_ATOMIC_CHANGE(SPACE, max, a < b ? b : a)                             \
+  template <typename T> MSL_INLINE T atomic_exchange_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+    struct change { MSL_INLINE T operator()(T, T b) const { return b; } };                                              \
+    return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
+  }                                                                                                                     \
+  template <typename T> MSL_INLINE T atomic_load_explicit(const volatile SPACE atomic<T>* p, memory_order) {            \
+    using B = typename msl_bits<T>::type;                                                                               \
+    msl_atomic((__generic void*)&p->msl_value, sizeof(T), 0);                                                           \
+    return __builtin_bit_cast(T, __atomic_load_n((const __generic B*)&p->msl_value, __ATOMIC_RELAXED));                 \
+  }                                                                                                                     \
+  template <typename T> MSL_INLINE void atomic_store_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+    using B = typename msl_bits<T>::type;                                                                               \
+    msl_atomic((__generic void*)&p->msl_value, sizeof(T), 1);                                                           \
+    __atomic_store_n((__generic B*)&p->msl_value, __builtin_bit_cast(B, v), __ATOMIC_RELAXED);                          \
+  }                                                                                                                     \
+  template <typename T> MSL_INLINE bool atomic_compare_exchange_weak_explicit(                                          \
+      volatile SPACE atomic<T>* p, thread T* expected, same_t<T> desired, memory_order, memory_order) {                 \
+    using B = typename msl_bits<T>::type;                                                                               \
+    msl_atomic((__generic void*)&p->msl_value, sizeof(T), 0);                                                           \
+    B old = __builtin_bit_cast(B, *expected);                                                                           \
+    bool done = __atomic_compare_exchange_n((__generic B*)&p->msl_value, &old, __builtin_bit_cast(B, desired), false,   \
+                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED);                                        \
+    *expected = __builtin_bit_cast(T, old);                                                                             \
+    return done;                                                                                                        \
+  }
+MSL_ATOMICS(device) MSL_ATOMICS(threadgroup)
+
+template <typename T> MSL_INLINE void atomic_thread_fence(mem_flags, T = memory_order_relaxed) {}
+
+}  // namespace metal

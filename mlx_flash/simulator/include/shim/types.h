@@ -25,7 +25,16 @@
 #define private msl_private
 #define generic msl_generic
 #define pipe msl_pipe
-#define kernel_exec msl_kernel_exec
+// Types that clang's OpenCL declares by itself.
+#define atomic_int msl_atomic_int
+#define atomic_uint msl_atomic_uint
+#define atomic_long msl_atomic_long
+#define atomic_ulong msl_atomic_ulong
+#define atomic_bool msl_atomic_bool
+#define atomic_float msl_atomic_float
+#define atomic_flag msl_atomic_flag
+#define event_t msl_event_t
+#define queue_t msl_queue_t
 
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
