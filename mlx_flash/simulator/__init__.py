@@ -2,7 +2,8 @@
 
 from .errors import CompileError, SimulatorError, ToolchainError
 from .kernel import metal_kernel
+from .library import MetalLibrary
 from .profile import profile
 from .settings import mode, schedule
 
-__all__ = ["CompileError", "SimulatorError", "ToolchainError", "metal_kernel", "mode", "profile", "schedule"]
+__all__ = ["CompileError", "MetalLibrary", "SimulatorError", "ToolchainError", "metal_kernel", "mode", "profile", "schedule"]

@@ -138,6 +138,18 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
     return library
 
 
+def check(text: str, entry: str, prelude: str):
+    """Raises CompileError if a translated text does not compile; generates no code."""
+    compiler, _, _ = toolchain()
+    include = _HERE / "include"
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "kernel.cl"
+        source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
+        done = _run([*compiler, *_KERNEL_FLAGS, "-fsyntax-only", "-I", str(include), "-include", str(include / "shim" / prelude), str(source)])
+        if done.returncode:
+            raise CompileError(_in_metal_terms(done.stderr, text, str(source)))
+
+
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
 
 

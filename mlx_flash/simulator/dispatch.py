@@ -21,10 +21,9 @@ class BuiltKernel:
     text: the Metal text that reports quote; buffer_names, variable_names: what the launch's numbers are called there.
     """
 
-    def __init__(self, name: str, text: str, path: Path, buffer_names: list[str], translation):
+    def __init__(self, name: str, text: str, path: Path, buffer_names: list[str], variable_names: list[str], max_threads: int = _MAX_THREADS):
         self.name, self.text, self.path, self.buffer_names = name, text, path, buffer_names
-        self.variable_names = translation.variables
-        self.max_threads = translation.max_threads
+        self.variable_names, self.max_threads = variable_names, max_threads
         self.library = Library(path)
 
     def line(self, number: int) -> str:

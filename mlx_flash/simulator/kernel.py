@@ -24,7 +24,7 @@ def _build(name, text, buffer_names, mode, count) -> BuiltKernel:
             path = compiler.build(translation.text, translation.entry(), "mlx.h", mode == "check", count)
         except CompileError as error:
             raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
-        _built[key] = BuiltKernel(name, text, path, buffer_names, translation)
+        _built[key] = BuiltKernel(name, text, path, buffer_names, translation.variable_names(), translation.max_threads)
     return _built[key]
 
 

@@ -1,45 +1,43 @@
 """MetalLibrary: a whole Metal source, as one would give it to Apple's compiler, with includes, entry points and function constants."""
 
-import ctypes
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from . import buffers, compiler, settings
+from . import buffers, compiler, constants, settings
+from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
 from .errors import CompileError
-from .kernel import BuiltKernel, check_grid, new_launch, run_bound
 from .preprocess import preprocess
-from .translate import Translation, translate
+from .profile import record
+from .translate import Parameter, translate
 
 _PRELUDE = "all.h"
 
 
 class MetalLibrary:
-    """A Metal source. Its kernels are found by host name or function name with `kernel`.
+    """A Metal source; `kernel` finds its kernels by host name, or by function name where they are no templates.
 
     source: the text; it may include Metal's own headers and files below `include_dirs`.
-    language: the version of the Metal Shading Language as text, "3.1".
+    language: the version of the Metal Shading Language, "3.1" for example.
     """
 
     def __init__(self, source: str, include_dirs: Sequence[str | Path] = (), language: str = "3.1", name: str = "library"):
         self.name = name
         self.text, self.origin = preprocess(source, include_dirs, language)
-        try:
+        with self._named(name):
             self.translation = translate(self.text)
-        except CompileError as error:
-            raise CompileError(f"'{name}' is not valid Metal:\n{self._with_origin(error)}") from None
         self._kernels: dict = {}
 
     @property
     def kernel_names(self) -> list[str]:
         """Host names of the instantiated kernels, and names of those that are no templates."""
-        return [*self.translation.instances, *(n for n in self.translation.kernels if n not in self.translation.templates)]
+        plain = [name for name in self.translation.kernels if name not in self.translation.templates]
+        return [*self.translation.instances, *plain]
 
     def kernel(self, name: str, constants: Mapping | None = None) -> "LibraryKernel":
-        """The kernel `name` with values for its function constants, given by index or by name."""
+        """The kernel `name` with values for its function constants, which are given by index or by name."""
         given = {str(key): value for key, value in (constants or {}).items()}
         key = (name, tuple(sorted(given.items())))
         if key not in self._kernels:
@@ -49,30 +47,45 @@ class MetalLibrary:
         return self._kernels[key]
 
     def check(self, names: Sequence[str] | None = None):
-        """Compiles the source without running it: the text, and every kernel of `names` with all that it instantiates."""
-        entries = "\n".join(
-            f"void msl_use_{i}() {{ {self.translation.call(name)}; }}" for i, name in enumerate(names if names is not None else self.kernel_names)
-        )
-        try:
-            compiler.check(self.translation.specialised({}), entries, _PRELUDE)
-        except CompileError as error:
-            raise CompileError(f"'{self.name}' is not valid Metal:\n{self._with_origin(error)}") from None
+        """Compiles without running: the text, and the kernels `names` (by default all) with everything they instantiate."""
+        chosen = self.kernel_names if names is None else names
+        entry = "".join(f"void msl_use_{i}() {{ {self.translation.call(name)}; }}\n" for i, name in enumerate(chosen))
+        text = constants.specialise(self.translation.text, self.translation.constants, {})
+        with self._named(self.name):
+            compiler.check(text, entry, _PRELUDE)
 
-    def _with_origin(self, error: CompileError) -> str:
-        return self.origin.rewrite(str(error))
+    def _named(self, name: str) -> "_InFiles":
+        return _InFiles(self, name)
+
+
+class _InFiles:
+    """Turns a CompileError inside the block into one that names the files the text was put together from."""
+
+    def __init__(self, library: MetalLibrary, name: str):
+        self.library, self.name = library, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if isinstance(error, CompileError):
+            raise CompileError(f"'{self.name}' is not valid Metal:\n{self.library.origin.rewrite(str(error))}") from None
 
 
 class LibraryKernel:
-    """One entry point with its function constants set."""
+    """One entry point of a MetalLibrary with its function constants set; call it with buffers and a grid."""
 
-    def __init__(self, library: MetalLibrary, name: str, constants: Mapping):
+    def __init__(self, library: MetalLibrary, name: str, values: Mapping):
         self.library, self.name = library, name
         translation = library.translation
-        self.text = translation.specialised(constants)
-        self.entry = translation.entry(name)
-        self.parameters = [p for p in translation.parameters(name) if p.attribute in ("buffer", "threadgroup")]
-        absent = {n for n, c in translation.constants.items() if _value(constants, n, c) in (None, False, 0)}
-        self.optional = {p.index for p in self.parameters if p.condition and p.condition in absent}
+        self._text = constants.specialise(translation.text, translation.constants, values)
+        self._entry = translation.entry(name)
+        parameters = translation.kernels[translation.function(name)]
+        self.buffers = [p for p in parameters if p.attribute == "buffer"]
+        self.threadgroups = [p for p in parameters if p.attribute == "threadgroup"]
+        indices = translation.constants
+        absent = {n for n, index in indices.items() if not constants.lookup(values, n, index)}
+        self._optional = {p.index for p in self.buffers if p.condition in absent}
         self._built: dict = {}
 
     def __call__(
@@ -82,49 +95,85 @@ class LibraryKernel:
         threadgroup: Sequence[int],
         threadgroup_memory: Mapping[int, int] | None = None,
     ) -> list[mx.array]:
-        """Runs the kernel over `grid` threads; returns what it wrote to new buffers, in order of their indices.
+        """Runs `grid` threads in groups of `threadgroup`; returns the new buffers the kernel wrote, in order of their indices.
 
-        arguments: buffer index -> value, or the values in order. A value is an mx.array, a numpy array or scalar (of any structure),
-            bytes, or for a buffer the kernel writes a pair (shape, dtype), which makes a new buffer, or a numpy array, which is
-            written in place.
-        threadgroup_memory: bytes of every [[threadgroup(n)]] parameter.
+        arguments: index of a buffer -> value, or the values in order. A value is an mx.array, a numpy array or scalar of any
+            structure, or bytes; where the kernel writes it is a pair (shape, dtype), which makes a new buffer, or a numpy array,
+            which is written in place.
+        threadgroup_memory: n -> bytes of the parameter [[threadgroup(n)]].
         """
         check_grid(grid, threadgroup)
         given = dict(arguments) if isinstance(arguments, Mapping) else dict(enumerate(arguments))
-        mode = settings.current_mode()
-        launch = new_launch(grid, threadgroup, mode)
         bindings, made = [], []
-        for parameter in self.parameters:
-            if parameter.attribute == "threadgroup":
-                size = (threadgroup_memory or {}).get(parameter.index)
-                if size is None:
-                    raise ValueError(f"threadgroup_memory has no size for [[threadgroup({parameter.index})]] '{parameter.name}'.")
-                launch.variable_size[self.library.translation.variable_of(self.name, parameter)] = size
-                continue
+        for parameter in self.buffers:
             value = given.pop(parameter.index, None)
-            if value is None:
-                if parameter.index not in self.optional:
-                    raise ValueError(f"Kernel '{self.name}' needs buffer {parameter.index} ('{parameter.name}').")
+            if value is None and parameter.index in self._optional:
                 continue
-            array, dtype = _array(value, parameter, self.name)
+            array, dtype = _memory(value, parameter, self.name)
             bindings.append((parameter.index, array, parameter.writable, dtype is None))
             if dtype is not None:
-                made.append((array, dtype))
+                made.append((parameter.index, array, dtype))
         if given:
             raise ValueError(f"Kernel '{self.name}' has no buffer {', '.join(map(str, given))}.")
-        run_bound(self._build(mode), launch, bindings, mode)
-        return [buffers.to_mlx(array, dtype) for array, dtype in made]
+        built = self._build()
+        check_threads(threadgroup, built.max_threads)
+        launch = new_launch(grid, threadgroup)
+        for parameter in self.threadgroups:
+            size = (threadgroup_memory or {}).get(parameter.index)
+            if not size:
+                raise ValueError(f"threadgroup_memory has no size for [[threadgroup({parameter.index})]] '{parameter.name}'.")
+            launch.variable_size[parameter.variable] = size
+        run_bound(built, launch, bindings)
+        return [buffers.to_mlx(array, dtype) for _, array, dtype in sorted(made, key=lambda made: made[0])]
 
-    def _build(self, mode: str) -> "BuiltKernel":
-        from .profile import record
-
+    def _build(self) -> BuiltKernel:
+        mode = settings.current_mode()
         key = (mode, record.counting())
         if key not in self._built:
-            names = {p.index: p.name for p in self.parameters if p.attribute == "buffer"}
-            names = [names.get(i, f"buffer {i}") for i in range(max(names, default=-1) + 1)]
-            try:
-                path = compiler.build(self.text, self.entry, _PRELUDE, mode == "check", record.counting())
-            except CompileError as error:
-                raise CompileError(f"Kernel '{self.name}' is not valid Metal:\n{self.library._with_origin(error)}") from None
-            self._built[key] = _LibraryBuilt(self, path, names)
+            with self.library._named(self.name):
+                path = compiler.build(self._text, self._entry, _PRELUDE, mode == "check", record.counting())
+            self._built[key] = _LibraryBuilt(self, path)
         return self._built[key]
+
+
+class _LibraryBuilt(BuiltKernel):
+    """Reports name files of the source instead of lines of the preprocessed text."""
+
+    def __init__(self, kernel: LibraryKernel, path: Path):
+        translation = kernel.library.translation
+        names = {p.index: p.name for p in kernel.buffers}
+        names = [names.get(index, f"buffer {index}") for index in range(max(names, default=-1) + 1)]
+        try:
+            super().__init__(kernel.name, kernel.library.text, path, names, translation.variable_names(kernel.name))
+        except OSError as error:
+            unset = [name for name in translation.constants if str(error).endswith(f"undefined symbol: {name}")]
+            if not unset:
+                raise
+            path.unlink(missing_ok=True)
+            raise ValueError(f"Kernel '{kernel.name}' uses the function constant '{unset[0]}', which has no value.") from None
+        self.origin = kernel.library.origin
+
+    def line(self, number: int) -> str:
+        """A line of the preprocessed text and where it stood."""
+        return f"{super().line(number)} ({self.origin.name(number)})"
+
+
+def _memory(value, parameter: Parameter, kernel: str) -> tuple[np.ndarray, mx.Dtype | None]:
+    """(memory of an argument, dtype if it is a new buffer)."""
+    what = f"buffer {parameter.index} ('{parameter.name}') of kernel '{kernel}'"
+    if value is None:
+        raise ValueError(f"Missing {what}.")
+    if parameter.writable:
+        if isinstance(value, np.ndarray):
+            return value, None
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], mx.Dtype):
+            return buffers.allocate(value[0], value[1], None), value[1]
+        raise TypeError(f"The kernel may write {what}: pass a numpy array or a pair (shape, dtype), not {type(value).__name__}.")
+    if isinstance(value, mx.array):
+        mx.eval(value)
+        return buffers.view(value), None
+    if isinstance(value, (bytes, bytearray)):
+        return np.frombuffer(value, np.uint8), None
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value), None
+    raise TypeError(f"Pass {what} as an mx.array, a numpy array or scalar, or bytes, not {type(value).__name__}.")

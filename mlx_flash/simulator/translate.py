@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+from .constructors import constructor_edits
 from .errors import CompileError
 from .signature import ATTRIBUTES
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
@@ -19,11 +20,14 @@ _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=")
 
 @dataclass
 class Parameter:
-    """One parameter of a kernel function: a buffer number or a position attribute."""
+    """One parameter of a kernel function: a buffer, dynamic threadgroup memory or a position."""
 
     name: str
     attribute: str
-    argument: str = ""
+    index: int = 0  # of the buffer or of the threadgroup memory
+    writable: bool = False  # a buffer that the kernel may write
+    condition: str = ""  # the function constant that says whether it is there
+    variable: int = 0  # threadgroup memory: its number among the kernel's threadgroup variables
 
 
 @dataclass
@@ -32,24 +36,41 @@ class Translation:
 
     text: str
     kernels: dict = field(default_factory=dict)  # function name -> parameters
+    templates: set = field(default_factory=set)  # names of the kernels that are templates
     instances: dict = field(default_factory=dict)  # host name -> expression to call
-    variables: list = field(default_factory=list)  # names of the threadgroup variables
+    variables: dict = field(default_factory=dict)  # function name -> names of its threadgroup variables
+    constants: dict = field(default_factory=dict)  # name of a function constant -> its index
     max_threads: int = 1024
+
+    def callee(self, host_name: str | None = None) -> str:
+        """The expression that names the function of a kernel; without a name the first kernel's."""
+        if host_name is None:
+            host_name = next(iter(self.instances or self.kernels))
+        return self.instances.get(host_name, host_name)
+
+    def function(self, host_name: str | None = None) -> str:
+        """The plain name of a kernel's function."""
+        return self.callee(host_name).split("<")[0].split("::")[-1].strip()
+
+    def call(self, host_name: str | None = None) -> str:
+        """The kernel called with what the launch bound."""
+        arguments = []
+        for parameter in self.kernels[self.function(host_name)]:
+            if parameter.attribute == "buffer":
+                arguments.append(f"msl_buffer_argument{{{parameter.index}}}")
+            elif parameter.attribute == "threadgroup":
+                arguments.append(f"msl_threadgroup_argument{{{parameter.variable}}}")
+            else:
+                arguments.append(f"msl_attribute_argument<{_POSITIONS.index(parameter.attribute)}>{{}}")
+        return f"{self.callee(host_name)}({', '.join(arguments)})"
 
     def entry(self, host_name: str | None = None) -> str:
         """The function the runtime calls in every thread."""
-        if self.instances:
-            call = self.instances[host_name] if host_name else next(iter(self.instances.values()))
-        else:
-            call = host_name or next(iter(self.kernels))
-        function = call.split("<")[0].strip()
-        arguments = []
-        for parameter in self.kernels[function]:
-            if parameter.attribute == "buffer":
-                arguments.append(f"msl_buffer_argument{{{parameter.argument}}}")
-            else:
-                arguments.append(f"msl_attribute_argument<{_POSITIONS.index(parameter.attribute)}>{{}}")
-        return f'extern "C" void msl_kernel_entry() {{ {call}({", ".join(arguments)}); }}\n'
+        return f'extern "C" void msl_kernel_entry() {{ {self.call(host_name)}; }}\n'
+
+    def variable_names(self, host_name: str | None = None) -> list[str]:
+        """The names of a kernel's threadgroup variables, in order."""
+        return self.variables.get(self.function(host_name), [])
 
 
 class _Translator:
@@ -69,6 +90,7 @@ class _Translator:
 
     def run(self) -> Translation:
         self.attributes()
+        self.function_constants()
         self.kernels()
         self.words()
         self.result.text = self.apply()
@@ -117,7 +139,7 @@ class _Translator:
             keyword = token.text == "kernel" and self.tokens[index + 1].text in ("void", "[[")
             host = self.attribute_at(index, "host_name")
             if host and self.tokens[index - 1].text == "template":
-                index = self.instance(index, host)
+                index = self.instance(index, "".join(token.text.strip('"') for token in host if token.kind == "string"))
             elif keyword or (self.attribute_at(index, "kernel") and token.text == "void"):
                 if keyword:
                     self.replace(token.start, token.end)
@@ -125,14 +147,18 @@ class _Translator:
                 index = self.kernel(index)
             index += 1
 
-    def instance(self, index: int, host: list[Token]) -> int:
+    def instance(self, index: int, host_name: str) -> int:
+        """template decltype(f<A>) f<A>; or template void f<A>(parameters);"""
         end = index
         while self.tokens[end].text != ";":
             end += 1
         start = next(i for i in range(index, end) if self.tokens[i].text == "(")
-        close = matching(self.tokens, start)
-        call = self.source[self.tokens[start].end : self.tokens[close].start]
-        self.result.instances[host[2].text.strip('"')] = " ".join(call.split())
+        if self.tokens[index].text == "decltype":
+            first, last = start + 1, matching(self.tokens, start)
+        else:
+            first, last = index + 1, start
+        call = self.source[self.tokens[first].start : self.tokens[last].start]
+        self.result.instances[host_name] = " ".join(call.split())
         self.replace(self.tokens[index - 1].start, self.tokens[end].end)
         return end
 
@@ -144,19 +170,41 @@ class _Translator:
         for part in split_arguments(self.tokens[opening + 1 : closing]):
             end = start + len(part)
             found = [a for i in range(start, end + 1) for a in self.attached.get(i, ()) if a[0].start < self.tokens[end].start]
-            if len(found) != 1:
-                self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
-            attribute = found[0]
-            argument = attribute[2].text if len(attribute) > 2 else ""
-            parameters.append(Parameter(part[-1].text, attribute[0].text, argument))
+            parameters.append(self.parameter(part, found))
             start = end + 1
         self.result.kernels[name.text] = parameters
+        if self.tokens[index - 1].text == ">":
+            self.result.templates.add(name.text)
+        self.variables = self.result.variables.setdefault(name.text, [])
+        for parameter in parameters:
+            if parameter.attribute == "threadgroup":
+                parameter.variable = len(self.variables)
+                self.variables.append(parameter.name)
         body = closing + 1
         if self.tokens[body].text != "{":
             return closing
         end = matching(self.tokens, body)
         self.threadgroup_variables(body + 1, end)
         return closing
+
+    def parameter(self, part: list[Token], attributes: list[list[Token]]) -> Parameter:
+        condition = "".join(a[2].text for a in attributes if a[0].text == "function_constant")
+        found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused")]
+        if len(found) != 1:
+            self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
+        attribute = found[0]
+        index = int(attribute[2].text, 0) if len(attribute) > 2 and attribute[2].kind == "number" else 0
+        words = {token.text for token in part}
+        return Parameter(part[-1].text, attribute[0].text, index, not words & {"const", "constant"}, condition)
+
+    def function_constants(self):
+        """constant bool x [[function_constant(3)]]; gets its value when the kernel is built."""
+        for index, attributes in list(self.attached.items()):
+            for attribute in attributes:
+                name, after = self.tokens[index - 1], self.tokens[index]
+                if attribute[0].text == "function_constant" and after.text == ";" and len(attribute) > 2:
+                    self.result.constants[name.text] = int(attribute[2].text, 0)
+                    self.replace(after.start, after.start, f" = msl_function_constant_{name.text}")
 
     def threadgroup_variables(self, start: int, end: int):
         """threadgroup T x[N]; inside a kernel becomes a reference into the threadgroup's arena."""
@@ -204,8 +252,8 @@ class _Translator:
         declared = []
         for part in [first[name_at:], *parts[1:]]:
             name, dimensions = part[0].text, self.text_of(part[1:])
-            number = len(self.result.variables)
-            self.result.variables.append(name)
+            number = len(self.variables)
+            self.variables.append(name)
             declared.append(f"threadgroup auto& {name} = msl_threadgroup_variable<{element}{dimensions}, {number}, {align}>();")
         self.replace(self.tokens[index].start, self.tokens[stop].end, " ".join(declared))
 
@@ -233,7 +281,8 @@ class _Translator:
                     method = "put" if following in _ASSIGNMENTS else "get"
                     lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
-        self.constructors()
+        for start, end in constructor_edits(self.tokens):
+            self.replace(start, end)
         self.conditionals()
 
     def postfix_end(self, index: int) -> int | None:
@@ -269,25 +318,6 @@ class _Translator:
             if end and self.tokens[end].text in wanted and self.tokens[index + 1].end <= self.tokens[end - 1].end:
                 self.replace(self.tokens[index + 1].start, self.tokens[index + 1].start, "msl_value(")
                 self.replace(self.tokens[end].start, self.tokens[end].start, ")")
-
-    def constructors(self):
-        """Drops `thread` behind constructors: the objects they make are in no address space yet."""
-        enclosing: list[str | None] = []
-        pending = None
-        for index, token in enumerate(self.tokens):
-            if token.text in ("struct", "class") and self.tokens[index + 1].kind == "word":
-                pending = self.tokens[index + 1].text
-            elif token.text == ";":
-                pending = None
-            elif token.text == "{":
-                enclosing.append(pending)
-                pending = None
-            elif token.text == "}" and enclosing:
-                enclosing.pop()
-            elif enclosing and token.text == enclosing[-1] and self.tokens[index + 1].text == "(":
-                after = matching(self.tokens, index + 1) + 1
-                if self.tokens[after].text == "thread":
-                    self.replace(self.tokens[after].start, self.tokens[after].end)
 
 
 def translate(text: str) -> Translation:

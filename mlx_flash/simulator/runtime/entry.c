@@ -10,6 +10,9 @@ extern const u8 __ehdr_start[] __attribute__((visibility("hidden")));
 // Where the library is loaded: its line table counts from here.
 EXPORTED const void* msl_image(void) { return __ehdr_start; }
 
+// Bytes of the threadgroup memory that the launch, and not the kernel, sizes.
+EXPORTED u32 msl_threadgroup_bytes(u32 k) { return this_worker()->launch->variable_size[k]; }
+
 EXPORTED u32 msl_lane(void) { return this_fiber(this_worker())->lane; }
 
 EXPORTED u64 msl_active(void) {

@@ -6,12 +6,20 @@ extern "C" {
 __generic void* msl_variable(uint index, uint size, uint align);
 ulong msl_buffer(uint index);
 uint msl_attribute(uint which, uint axis);
+uint msl_threadgroup_bytes(uint index);
 }
 
 struct msl_buffer_argument {
   uint index;
   template <typename T> MSL_INLINE operator T*() const { return (T*)msl_buffer(index); }
   template <typename T> MSL_INLINE operator T&() const { return *(T*)msl_buffer(index); }
+};
+
+// Threadgroup memory that the launch sizes; Metal aligns it to 16 bytes.
+struct msl_threadgroup_argument {
+  uint index;
+  template <typename T> MSL_INLINE operator T*() const { return (T*)(ulong)msl_variable(index, msl_threadgroup_bytes(index), 16); }
+  template <typename T> MSL_INLINE operator T&() const { return *(T*)(ulong)msl_variable(index, msl_threadgroup_bytes(index), 16); }
 };
 
 // A position or a size: one, two or three unsigned numbers of 16 or 32 bits.

@@ -1,0 +1,42 @@
+"""Function constants: values a Metal kernel gets when it is built rather than when it runs."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+_MARK = "msl_function_constant_"
+_DEFINED = re.compile(r"\bis_function_constant_defined\s*\(\s*(\w+)\s*\)")
+
+
+def lookup(values: Mapping[str, object], name: str, index: int):
+    """The value given for a function constant by its name or its index; None if there is none."""
+    return values.get(name, values.get(str(index)))
+
+
+def specialise(text: str, constants: Mapping[str, int], values: Mapping[str, object]) -> str:
+    """The translated text with the values of its function constants. One without a value may be declared but not used."""
+    known = {*constants, *map(str, constants.values())}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"There is no function constant {key}; there are {', '.join(f'{n} ({i})' for n, i in constants.items()) or 'none'}.")
+    present = {name: lookup(values, name, index) for name, index in constants.items()}
+    text = _DEFINED.sub(lambda m: "true" if present.get(m[1]) is not None else "false", text)
+    for name, value in present.items():
+        if value is not None:
+            text = text.replace(f"= {_MARK}{name};", f"= {_literal(value)};")
+            continue
+        at = text.find(f" = {_MARK}{name};")
+        start = text.rfind("constant", 0, at)
+        text = text[:start] + "extern " + text[start:at] + text[at:].replace(f" = {_MARK}{name};", ";", 1)
+    return text
+
+
+def _literal(value) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (float, np.floating)):
+        return f"{float(value)!r}f"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    raise ValueError(f"A function constant is a bool, an int or a float, not {value!r}.")
