@@ -164,7 +164,7 @@ def _in_metal_terms(message: str, text: str, path: str) -> str:
             number = int(place[1])
             shown.append(f"line {number}: {place[3]}")
             if number <= len(lines) and lines[number - 1].strip():
-                shown.append(f"    {lines[number - 1].strip()}")
+                shown.append(f"    {lines[number - 1].strip()[:200]}")
         elif "error generated" not in row and "errors generated" not in row:
             shown.append(row.replace(path, "metal"))
     return "\n".join(shown)

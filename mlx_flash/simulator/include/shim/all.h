@@ -6,4 +6,5 @@
 #include "simdgroup.h"
 #include "matrix.h"
 #include "atomic.h"
+#include "internals.h"
 #include "entry.h"

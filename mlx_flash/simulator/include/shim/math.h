@@ -29,11 +29,13 @@ namespace metal {
 
 template <typename T> struct same { typedef T type; };
 template <typename T> using same_t = typename same<T>::type;
+// The library has no functions of bfloat; those here are templates, so that a source that declares its own takes precedence.
+template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
 
 #define MSL_FLOAT1(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x) { return VALUE; }                                       \
   MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
-  MSL_INLINE bfloat NAME(bfloat x) { return (bfloat)NAME((float)x); }                    \
+  template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x) { return (B)NAME((float)x); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
     vec<T, N> r;                                                                         \
     for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                 \
@@ -42,7 +44,7 @@ template <typename T> using same_t = typename same<T>::type;
 #define MSL_FLOAT2(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
   MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
-  MSL_INLINE bfloat NAME(bfloat x, bfloat y) { return (bfloat)NAME((float)x, (float)y); } \
+  template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y) { \
     vec<T, N> r;                                                                         \
     for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i)));                        \
@@ -51,7 +53,7 @@ template <typename T> using same_t = typename same<T>::type;
 #define MSL_FLOAT3(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
   MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
-  MSL_INLINE bfloat NAME(bfloat x, bfloat y, bfloat z) { return (bfloat)NAME((float)x, (float)y, (float)z); } \
+  template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
     vec<T, N> r;                                                                         \
     for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i), z.at(i)));               \
@@ -92,7 +94,7 @@ MSL_TEST1(isnormal, __builtin_isnormal(x)) MSL_TEST1(signbit, (as_type<uint>(x) 
 
 MSL_INLINE float ldexp(float x, int k) { return ldexpf(x, k); }
 MSL_INLINE half ldexp(half x, int k) { return (half)ldexpf((float)x, k); }
-MSL_INLINE bfloat ldexp(bfloat x, int k) { return (bfloat)ldexpf((float)x, k); }
+template <typename B, typename = only_bfloat<B>> MSL_INLINE B ldexp(B x, int k) { return (B)ldexpf((float)x, k); }
 MSL_INLINE int ilogb(float x) { return ilogbf(x); }
 MSL_INLINE float sincos(float x, thread float& c) { c = cosf(x); return sinf(x); }
 MSL_INLINE half sincos(half x, thread half& c) { c = (half)cosf((float)x); return (half)sinf((float)x); }
@@ -158,10 +160,16 @@ MSL_INTEGER(char) MSL_INTEGER(uchar) MSL_INTEGER(short) MSL_INTEGER(ushort)
 MSL_INTEGER(int) MSL_INTEGER(uint) MSL_INTEGER(long) MSL_INTEGER(ulong)
 MSL_ORDERED(float, __builtin_fminf(x, y), __builtin_fmaxf(x, y))
 MSL_ORDERED(half, (half)__builtin_fminf((float)x, (float)y), (half)__builtin_fmaxf((float)x, (float)y))
-MSL_ORDERED(bfloat, (bfloat)__builtin_fminf((float)x, (float)y), (bfloat)__builtin_fmaxf((float)x, (float)y))
+#define MSL_ORDERED_BFLOAT(NAME, PARAMETERS, VALUE) \
+  template <typename B, typename = only_bfloat<B>> MSL_INLINE constexpr B NAME PARAMETERS { return (B)VALUE; }
+MSL_ORDERED_BFLOAT(min, (B x, B y), min((float)x, (float)y)) MSL_ORDERED_BFLOAT(max, (B x, B y), max((float)x, (float)y))
+MSL_ORDERED_BFLOAT(min3, (B x, B y, B z), min3((float)x, (float)y, (float)z))
+MSL_ORDERED_BFLOAT(max3, (B x, B y, B z), max3((float)x, (float)y, (float)z))
+MSL_ORDERED_BFLOAT(median3, (B x, B y, B z), median3((float)x, (float)y, (float)z))
+MSL_ORDERED_BFLOAT(clamp, (B x, B y, B z), clamp((float)x, (float)y, (float)z))
 MSL_INLINE float abs(float x) { return __builtin_fabsf(x); }
 MSL_INLINE half abs(half x) { return (half)__builtin_fabsf((float)x); }
-MSL_INLINE bfloat abs(bfloat x) { return (bfloat)__builtin_fabsf((float)x); }
+template <typename B, typename = only_bfloat<B>> MSL_INLINE B abs(B x) { return (B)__builtin_fabsf((float)x); }
 MSL_INLINE int mul24(int x, int y) { return (x << 8 >> 8) * (y << 8 >> 8); }
 MSL_INLINE uint mul24(uint x, uint y) { return (x & 0xffffff) * (y & 0xffffff); }
 MSL_INLINE int mad24(int x, int y, int z) { return mul24(x, y) + z; }
