@@ -13,7 +13,13 @@ I = "uint i = thread_position_in_grid.x; uint l = thread_position_in_threadgroup
 
 def run(body, *, header="", dtype=mx.float32, size=N, init_value=None, where=WHOLE, atomic=False, inputs=None):
     kernel = metal_kernel(
-        name="checked", input_names=["x"], output_names=["y"], source=I + body, header=header, atomic_outputs=atomic, ensure_row_contiguous=False
+        name="checked",
+        input_names=["x"],
+        output_names=["y"],
+        source=I + body,
+        header=header,
+        atomic_outputs=atomic,
+        ensure_row_contiguous=False,
     )
     x = mx.arange(N, dtype=dtype) if inputs is None else inputs
     with mode("check"):
@@ -22,9 +28,19 @@ def run(body, *, header="", dtype=mx.float32, size=N, init_value=None, where=WHO
 
 # name: (what the report says, the kernel, its twin, arguments)
 CASES = {
-    "device read behind the end": ("read of 4 bytes out of bounds: 'x' at index 64", "y[i] = x[i + 1];", "y[i] = x[i];", {}),
+    "device read behind the end": (
+        "read of 4 bytes out of bounds: 'x' at index 64",
+        "y[i] = x[i + 1];",
+        "y[i] = x[i];",
+        {},
+    ),
     "device read before the start": ("out of bounds: 'x' at index -1", "y[i] = x[(int)i - 1];", "y[i] = x[i];", {}),
-    "device write behind the end": ("write of 4 bytes out of bounds: 'y' at index 64", "y[i + 1] = x[i];", "y[i] = x[i];", {}),
+    "device write behind the end": (
+        "write of 4 bytes out of bounds: 'y' at index 64",
+        "y[i + 1] = x[i];",
+        "y[i] = x[i];",
+        {},
+    ),
     "threadgroup read behind the end": (
         "read of 4 bytes out of bounds: threadgroup variable 't' at byte 256",
         "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[l + 1];",
@@ -43,7 +59,12 @@ CASES = {
         "device float* z = (device float*)(ulong)y; z[i] = x[i];",
         {},
     ),
-    "wild pointer": ("outside every buffer", "device float* z = (device float*)(ulong)64; y[i] = z[i];", "device float* z = y; z[i] = x[i];", {}),
+    "wild pointer": (
+        "outside every buffer",
+        "device float* z = (device float*)(ulong)64; y[i] = z[i];",
+        "device float* z = y; z[i] = x[i];",
+        {},
+    ),
     "uninitialised threadgroup memory": (
         "read of what nothing has written: threadgroup variable 't'",
         "threadgroup float t[64]; if (l != 5) t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[l];",
@@ -63,7 +84,12 @@ CASES = {
         "if (i != 7) y[i] = x[i]; else y[i] = 0;",
         {},
     ),
-    "unwritten output of narrow elements": ("never written, the first at index 3", "if (i != 3) y[i] = x[i];", "y[i] = x[i];", {"dtype": mx.float16}),
+    "unwritten output of narrow elements": (
+        "never written, the first at index 3",
+        "if (i != 3) y[i] = x[i];",
+        "y[i] = x[i];",
+        {"dtype": mx.float16},
+    ),
     "race between simdgroups": (
         r"race in threadgroup memory: write of threadgroup variable 't' at byte \d+ .* and read by thread .* at line 8: ",
         "threadgroup float t[64]; t[l] = x[i]; y[i] = t[63 - l];",
@@ -185,7 +211,12 @@ CASES = {
         "y[i] = x[i];",
         {"where": dict(grid=(N, 1, 1), threadgroup=(40, 1, 1))},
     ),
-    "division by zero": ("integer division by zero", "y[i] = (int)x[i] / (int)x[0];", "y[i] = (int)x[i] / (int)x[1];", {}),
+    "division by zero": (
+        "integer division by zero",
+        "y[i] = (int)x[i] / (int)x[0];",
+        "y[i] = (int)x[i] / (int)x[1];",
+        {},
+    ),
 }
 
 

@@ -1,10 +1,26 @@
-"""Counts what launches do."""
+"""Counts what launches do: operations always, bytes where accesses are instrumented (mode "check")."""
 
+import json
+import re
 from contextlib import contextmanager
+
+OPERATIONS = ("matmuls", "exp2", "log2", "shuffles", "reductions", "group_barriers", "simd_barriers")
+_SPACES = ("device", "constant", "threadgroup")
 
 
 class Profile:
-    """The launches of one `with profile()` block."""
+    """The launches of one `with profile()` block, each a dict:
+
+    kernel, threadgroups, threads, threadgroup_bytes: what was launched; bytes of threadgroup memory a threadgroup uses
+    matmuls: 8x8x8 simdgroup matmuls
+    exp2, log2: calls of any exponential and any logarithm, per scalar and thread
+    shuffles, reductions: simdgroup operations, once per simdgroup
+    group_barriers, simd_barriers: once per threadgroup, once per simdgroup
+    loaded, stored: bytes by address space, of all threads
+    buffers: {name: {"space", "loaded", "stored"}}
+
+    The bytes are those the compiled code moves, after the compiler has kept values in registers; None in mode "fast".
+    """
 
     def __init__(self):
         self.launches: list[dict] = []
@@ -12,7 +28,51 @@ class Profile:
     @property
     def matmuls(self) -> int:
         """8x8x8 simdgroup matmuls of all launches."""
-        return sum(launch["matmuls"] for launch in self.launches)
+        return self.total("matmuls")
+
+    def total(self, what: str) -> int:
+        """The sum of one count over all launches."""
+        return sum(launch[what] for launch in self.launches)
+
+    def json(self) -> str:
+        """All launches as JSON."""
+        return json.dumps(self.launches, indent=1)
+
+    def table(self) -> str:
+        """One line a launch, aligned."""
+        columns = ("kernel", "threadgroups", "threadgroup_bytes", *OPERATIONS)
+        heads = [*columns, *(f"{space} {way}" for space in _SPACES for way in ("loaded", "stored"))]
+        rows = [heads]
+        for launch in self.launches:
+            moved = [launch[way][space] if launch[way] else "-" for space in _SPACES for way in ("loaded", "stored")]
+            rows.append([str(cell) for cell in [*(launch[column] for column in columns), *moved]])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+
+    __str__ = table
+
+
+def _space(text: str, name: str) -> str:
+    """The address space of a kernel's buffer, from its declaration."""
+    declared = re.search(rf"\b(device|constant)\b[^,()]*[*&]\s*{re.escape(name)}\s*\[\[", text)
+    return declared[1] if declared else "device"
+
+
+def _bytes(kernel, launch) -> dict:
+    counters = launch.counters
+    buffers = {
+        name: {
+            "space": _space(kernel.text, name),
+            "loaded": counters.buffer_loaded[index],
+            "stored": counters.buffer_stored[index],
+        }
+        for index, name in enumerate(kernel.buffer_names[: launch.buffer_count])
+    }
+    moved = {"buffers": buffers}
+    for way, local in (("loaded", counters.loaded), ("stored", counters.stored)):
+        moved[way] = {space: sum(b[way] for b in buffers.values() if b["space"] == space) for space in _SPACES[:2]}
+        moved[way]["threadgroup"] = local[1]
+    return moved
 
 
 class _Record:
@@ -20,15 +80,18 @@ class _Record:
         self.active: list[Profile] = []
 
     def counting(self) -> bool:
+        """Is any profile open? Kernels are then built to count their exponentials."""
         return bool(self.active)
 
     def add(self, kernel, launch):
+        """Notes a finished launch."""
         if not self.active:
             return
-        c = launch.counters
-        entry = {"kernel": kernel.name, "threadgroups": launch.total, "threadgroup_bytes": launch.arena_bytes}
-        for name in ("matmuls", "exp2", "log2", "shuffles", "reductions", "group_barriers", "simd_barriers"):
-            entry[name] = getattr(c, name)
+        threads = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        entry = {"kernel": kernel.name, "threadgroups": launch.total, "threads": threads}
+        entry["threadgroup_bytes"] = launch.arena_bytes
+        entry.update({name: getattr(launch.counters, name) for name in OPERATIONS})
+        entry.update(_bytes(kernel, launch) if launch.check else {"buffers": None, "loaded": None, "stored": None})
         for profile in self.active:
             profile.launches.append(entry)
 
@@ -38,7 +101,7 @@ record = _Record()
 
 @contextmanager
 def profile():
-    """`with profile() as p:` counts the launches inside the block."""
+    """`with profile() as p:` counts the launches inside the block: `print(p)`, `p.launches`, `p.json()`."""
     counted = Profile()
     record.active.append(counted)
     try:

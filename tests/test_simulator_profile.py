@@ -1,0 +1,73 @@
+"""The simulator's counters agree with closed forms."""
+
+import json
+
+import mlx.core as mx
+
+from mlx_flash.simulator import metal_kernel, mode, profile
+
+# One simdgroup a row of x [ROWS, 32 * STEPS]: softmax of the row, base 2, staged through threadgroup memory.
+SOFTMAX = """
+    threadgroup float staged[32];
+    uint row = threadgroup_position_in_grid.x, lane = thread_index_in_simdgroup;
+    float largest = -INFINITY, sum = 0;
+    for (int i = 0; i < STEPS; ++i) {
+        staged[lane] = x[row * 32 * STEPS + i * 32 + lane];
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        largest = max(largest, staged[31 - lane]);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    largest = simd_max(largest);
+    for (int i = 0; i < STEPS; ++i) sum += exp2(x[row * 32 * STEPS + i * 32 + lane] - largest);
+    for (ushort delta = 16; delta; delta /= 2) sum += simd_shuffle_xor(sum, delta);
+    simdgroup_barrier(mem_flags::mem_none);
+    if (lane == 0) y[row] = (largest + log2(sum)) * scale[0];
+"""
+ROWS, STEPS = 6, 4
+
+
+def softmax(**arguments):
+    kernel = metal_kernel(name="lse", input_names=["x", "scale"], output_names=["y"], source=SOFTMAX)
+    x = mx.random.normal((ROWS, 32 * STEPS), key=mx.random.key(3))
+    with profile() as counted:
+        (y,) = kernel(
+            inputs=[x, mx.ones(1)], template=[("STEPS", STEPS)], grid=(32 * ROWS, 1, 1), threadgroup=(32, 1, 1),
+            output_shapes=[(ROWS,)], output_dtypes=[mx.float32], **arguments,
+        )  # fmt: skip
+    assert mx.allclose(y, mx.log2(mx.power(2.0, x).sum(axis=1)), atol=1e-5)
+    return counted
+
+
+def test_operations():
+    with mode("fast"):
+        (launch,) = softmax().launches
+    assert launch["kernel"] == "lse"
+    assert (launch["threadgroups"], launch["threads"], launch["threadgroup_bytes"]) == (ROWS, 32 * ROWS, 128)
+    assert launch["exp2"] == 32 * STEPS * ROWS
+    assert launch["log2"] == ROWS
+    assert launch["shuffles"] == 5 * ROWS
+    assert launch["reductions"] == ROWS
+    assert launch["group_barriers"] == 2 * STEPS * ROWS
+    assert launch["simd_barriers"] == ROWS
+    assert launch["matmuls"] == 0
+    assert launch["loaded"] is None
+
+
+def test_bytes():
+    with mode("check"):
+        (launch,) = softmax().launches
+    elements = ROWS * 32 * STEPS
+    assert launch["buffers"]["x"] == {"space": "device", "loaded": 2 * 4 * elements, "stored": 0}
+    assert launch["buffers"]["scale"] == {"space": "constant", "loaded": 4 * ROWS, "stored": 0}
+    assert launch["buffers"]["y"] == {"space": "device", "loaded": 0, "stored": 4 * ROWS}
+    assert launch["loaded"] == {"device": 8 * elements, "constant": 4 * ROWS, "threadgroup": 4 * elements}
+    assert launch["stored"] == {"device": 4 * ROWS, "constant": 0, "threadgroup": 4 * elements}
+
+
+def test_table_and_json():
+    with mode("check"):
+        counted = softmax()
+    assert json.loads(counted.json()) == counted.launches
+    head, row = str(counted).splitlines()
+    assert head.split()[0] == "kernel" and row.split()[0] == "lse"
+    assert counted.total("shuffles") == 5 * ROWS
