@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .console import CommandError, need
+from .console import CommandError, kernel_backend, need
 
 DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("metal", "simulator", "reference")
@@ -75,13 +75,6 @@ def _explanation(arguments, backend):
     names = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
     numbers = {name: getattr(arguments, name) for name in names}
     return explain(causal=arguments.causal, backend=backend, family=arguments.family, **numbers)
-
-
-def kernel_backend() -> str:
-    """The backend that runs kernels on this machine."""
-    import mlx.core as mx
-
-    return "metal" if mx.metal.is_available() else "simulator"
 
 
 def run_explain(arguments) -> int:

@@ -21,6 +21,13 @@ def need(module: str, command: str) -> ModuleType:
         ) from error
 
 
+def kernel_backend() -> str:
+    """The backend that runs kernels on this machine."""
+    import mlx.core as mx
+
+    return "metal" if mx.metal.is_available() else "simulator"
+
+
 def progress(command: str, console):
     """A progress bar with one line for each phase."""
     bars = need("rich.progress", command)

@@ -81,13 +81,14 @@ class Explanation:
     def facts(self) -> list[tuple[str, str]]:
         """Label and value of what concerns the whole call, in order."""
         family = f"{self.family.name} ({self.family.chips})" if self.family else "none: plain mx operations"
+        unfused = f"unfused, scores and probabilities: {readable(self.unfused_bytes)}"
         return [
             ("call", _describe(self.problem)),
             ("backend", self.backend),
             ("family", family),
             ("why", self.why),
             ("padding", self.padding),
-            ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; unfused, scores and probabilities: {readable(self.unfused_bytes)}"),
+            ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; {unfused}"),
         ]
 
     def __str__(self):

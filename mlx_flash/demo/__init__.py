@@ -1,4 +1,4 @@
-"""The demo: trains a small byte-level transformer on real text through mlx_flash.attention, next to MLX's own attention.
+"""The demo: trains a small byte-level transformer on real text through mlx_flash.attention, then through MLX's.
 
 Same seed, same data, same steps: the two loss curves must agree. Everything shown comes from the run.
 """

@@ -11,8 +11,7 @@ import mlx.core as mx
 from ..attention import attention
 from ..autograd import run
 from ..backends import Backend, current_backend, use_backend
-from ..cli import kernel_backend
-from ..console import CommandError, need, progress
+from ..console import CommandError, kernel_backend, need, progress
 from ..explain import explain
 from ..launch import output_shape
 from ..problem import Problem
@@ -112,7 +111,7 @@ def _builtin(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 
 def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
-    """Runs every kernel once on a short problem: kernels do not depend on lengths, so these are the ones of training."""
+    """Runs every kernel once on a short problem: lengths are arguments, so these are the kernels of training."""
     problem = Problem(
         1, shape.heads, shape.key_heads, 16, 16, shape.head_dim, shape.head_dim, str(dtype).split(".")[-1],
         scale=shape.head_dim**-0.5, causal=True,

@@ -67,15 +67,22 @@ def save(path: Path, outcome, backend: str, compared: int) -> None:
 def _draw_difference(panel, steps, outcome, compared: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    smallest = 1e-8  # equal losses have no logarithm
-    difference = [max(abs(a - b), smallest) for a, b in zip(outcome.losses, outcome.expected)]
-    panel.semilogy(steps, difference, color=OURS, lw=1.5, marker="o", ms=3)
+    floor = 1e-8  # where equal losses are drawn: zero has no logarithm
+    difference = [abs(a - b) for a, b in zip(outcome.losses, outcome.expected)]
+    unequal = [(step, value) for step, value in zip(steps, difference) if value > 0]
+    equal = [step for step, value in zip(steps, difference) if value == 0]
+    panel.set_yscale("log")
+    panel.vlines([step for step, _ in unequal], floor, [value for _, value in unequal], color=OURS, lw=1.5)
+    panel.plot(*zip(*unequal) if unequal else ((), ()), color=OURS, ls="none", marker="o", ms=4)
+    panel.plot(equal, [floor] * len(equal), color=OURS, ls="none", marker="o", ms=4, mfc="white", label="equal")
+    if equal:
+        panel.legend(frameon=False, loc="upper right", fontsize=9, handletextpad=0)
     panel.axhline(outcome.limit, color="#b22222", lw=1.2, ls="--")
     panel.annotate(
         f"limit {outcome.limit:g} over {min(compared, len(steps))} steps", (0.01, outcome.limit),
         xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", color="#b22222", fontsize=9,
     )  # fmt: skip
-    panel.set_ylim(smallest / 2, max(10 * outcome.limit, *difference))
-    panel.set_ylabel("|difference|")
+    panel.set_ylim(floor / 2, max(30 * outcome.limit, *difference))
+    panel.set_ylabel("difference")
     panel.set_xlabel("step")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
