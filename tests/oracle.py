@@ -102,3 +102,19 @@ def term_magnitudes(q, k, v, d_o, scale: float, causal: bool) -> dict[str, float
         "dV": _summed(np.einsum("bhij,bhid->bhjd", p, np.abs(d_o)), key_heads),
     }
     return {name: float(array.max(initial=0.0)) for name, array in results.items()}
+
+
+def largest_score(q, k, scale: float) -> float:
+    return float(np.abs(scale * np.einsum("bhid,bhjd->bhij", q, _repeated(k, q.shape[1]))).max(initial=0.0))
+
+
+def moved_by_output(q, k, v, d_o, scale: float, causal: bool, rounding: float) -> dict[str, float]:
+    """The most that dQ and dK can move where every element of O moves by `rounding` of itself: an algorithm that keeps
+    O in 16 bits computes rowsum(dO * O) from what it kept, and dS = P * (dP - rowsum(dO * O)) cancels only in part."""
+    heads, key_heads = q.shape[1], k.shape[1]
+    p, _ = probabilities(q, k, scale, causal)
+    out = np.einsum("bhij,bhjd->bhid", p, _repeated(v, heads))
+    d_s = p * (np.abs(d_o) * np.abs(out) * rounding).sum(-1, keepdims=True)
+    d_q = abs(scale) * np.einsum("bhij,bhjd->bhid", d_s, np.abs(_repeated(k, heads)))
+    d_k = _summed(abs(scale) * np.einsum("bhij,bhid->bhjd", d_s, np.abs(q)), key_heads)
+    return {"dQ": float(d_q.max(initial=0.0)), "dK": float(d_k.max(initial=0.0))}

@@ -1,0 +1,72 @@
+"""Random problems, forward and backward. The kernels are few, so that nearly all the time goes into running them."""
+
+import bounds
+import mlx.core as mx
+from cases import SEED, Case, expected
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from machines import BACKENDS, KERNELS
+from test_gradients import backward
+from test_layouts import VIEWS
+
+from mlx_flash import use_backend
+
+# Head dimensions that pad to 40 in float16 and to 64 in float32: two texts for each step, mask and family.
+WIDTHS = st.one_of(
+    st.tuples(st.just("float16"), st.integers(33, 40)), st.tuples(st.just("float32"), st.integers(57, 64))
+)
+LENGTH = st.one_of(st.integers(1, 9), st.integers(1, 140))
+
+
+@st.composite
+def cases(draw) -> Case:
+    dtype, head_dim = draw(WIDTHS)
+    return Case(
+        query_length=draw(LENGTH),
+        key_length=draw(LENGTH),
+        head_dim=head_dim,
+        dtype=dtype,
+        causal=draw(st.booleans()),
+        group=draw(st.integers(1, 4)),
+        scores=draw(st.sampled_from(["plain", "plain", "negative", "large"])),
+        key_heads=draw(st.integers(1, 2)),
+        batch=draw(st.integers(1, 2)),
+    )
+
+
+def fuzz(examples: int):
+    def decorate(test):
+        configured = settings(
+            max_examples=examples, deadline=None, derandomize=SEED == 0, suppress_health_check=list(HealthCheck),
+            database=None,
+        )(test)  # fmt: skip
+        return configured if SEED == 0 else seed(SEED)(configured)
+
+    return decorate
+
+
+@fuzz(60)
+@given(cases(), st.sampled_from(KERNELS), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
+def test_any_problem_on_kernels(case, choice, views):
+    check(case, choice, views)
+
+
+@fuzz(60)
+@given(cases(), st.sampled_from(BACKENDS[-1:]), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
+def test_any_problem_on_the_reference(case, choice, views):
+    check(case, choice, views)
+
+
+def check(case: Case, choice, views):
+    arrays = case.arrays()
+    judge = expected(case, arrays, stored_output=True)
+    viewed = {name: view(array) if view else array for (name, array), view in zip(arrays.items(), views)}
+    with use_backend(*choice):
+        judge.check(**backward(case, viewed))
+
+
+def test_views_hold_what_they_view():
+    """The fuzzer trusts them."""
+    array = Case(5, 5, 40, "float16").arrays()["q"]
+    for view in VIEWS:
+        assert (bounds.float64(view(array)) == bounds.float64(mx.array(array))).all()
