@@ -6,7 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import Case
+from machines import SIMULATED
 from test_gradients import backward
+
+from mlx_flash import use_backend
+from mlx_flash.simulator import schedule
 
 TEMPLATES = sorted((Path(__file__).parent.parent / "templates").glob("*.metal"))
 CASE = Case(65, 129, 64, "float32", True, group=2, key_heads=2, batch=3)
@@ -23,6 +27,18 @@ def test_repeats_bit_for_bit(backend, case):
     first = {name: bits(array) for name, array in backward(case, arrays).items()}
     for _ in range(3):
         assert {name: bits(array) for name, array in backward(case, arrays).items()} == first
+
+
+@pytest.mark.parametrize("order", [("reversed", 0), ("random", 1), ("random", 2)], ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_no_order_of_threads_shows(family, order):
+    """Lanes, simdgroups and threadgroups in other orders: a missing barrier would show, as would two writers."""
+    arrays = CASE.arrays()
+    with use_backend("simulator", family):
+        want = {name: bits(array) for name, array in backward(CASE, arrays).items()}
+        with schedule(*order):
+            got = {name: bits(array) for name, array in backward(CASE, arrays).items()}
+    assert got == want
 
 
 def test_a_batch_entry_alone_is_the_entry_in_its_batch(kernels):
