@@ -92,13 +92,13 @@ def test_nsa_27_levanter_449_query_head_to_key_head(backend):
 
 def test_flash_attention_1778_pytorch_41508_rows_that_see_nothing(backend):
     """More queries than keys: the first rows give zeros, not NaN or a mean, and take part in no gradient."""
-    case = Case(65, 33, 64, "float32", True, group=2)
+    case = Case(65, 38, 64, "float32", True, group=2)  # 27 blind rows: part of a block
     arrays = case.arrays()
     results = backward(case, arrays)
     expected(case, arrays).check(**results)
-    blind = slice(0, 65 - 33)
+    blind = slice(0, 65 - 38)
     assert not np.array(results["O"][:, :, blind]).any() and not np.array(results["dQ"][:, :, blind]).any()
-    loud = arrays | {"d_o": mx.concatenate([1e30 * arrays["d_o"][:, :, blind], arrays["d_o"][:, :, 65 - 33 :]], axis=2)}
+    loud = arrays | {"d_o": mx.concatenate([1e30 * arrays["d_o"][:, :, blind], arrays["d_o"][:, :, 65 - 38 :]], axis=2)}
     again = backward(case, loud)
     assert bits(again["dK"]) == bits(results["dK"]) and bits(again["dV"]) == bits(results["dV"])
 
