@@ -34,7 +34,7 @@ def rounding(dtype: str) -> float:
 
 
 def score_rounding(largest: float) -> float:
-    """What rounding scores does to float32 exponentials, relatively; 0 for the usual small ones, so as to allow nothing.
+    """What rounding scores does to float32 exponentials, relatively; 0 for the usual small ones: they get no allowance.
 
     The kernels keep scores in base 2; each is rounded as a dot product, once scaled, and once against the reference.
     """
