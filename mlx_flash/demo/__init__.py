@@ -3,6 +3,13 @@
 Same seed, same data, same steps: the two loss curves must agree. Everything shown comes from the run.
 """
 
-from .command import demo
+from ..console import need
 
-__all__ = ["demo"]
+
+def demo(arguments) -> int:
+    """Runs the demo with the command line's arguments and returns its exit status."""
+    for module in ("rich.console", "matplotlib"):
+        need(module, "demo")
+    from .command import demo as run
+
+    return run(arguments)
