@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from .constructors import constructor_edits
 from .errors import CompileError
+from .rules import findings
 from .signature import ATTRIBUTES
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
 
@@ -172,6 +173,12 @@ class _Translator:
             found = [a for i in range(start, end + 1) for a in self.attached.get(i, ()) if a[0].start < self.tokens[end].start]
             parameters.append(self.parameter(part, found))
             start = end + 1
+        # A buffer without a number gets the first one that is free.
+        taken = {p.index for p in parameters if p.attribute == "buffer" and p.index >= 0}
+        for parameter in parameters:
+            if parameter.index < 0:
+                parameter.index = next(number for number in range(len(parameters)) if number not in taken)
+                taken.add(parameter.index)
         self.result.kernels[name.text] = parameters
         if self.tokens[index - 1].text == ">":
             self.result.templates.add(name.text)
@@ -190,12 +197,15 @@ class _Translator:
     def parameter(self, part: list[Token], attributes: list[list[Token]]) -> Parameter:
         condition = "".join(a[2].text for a in attributes if a[0].text == "function_constant")
         found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused")]
+        words = {token.text for token in part}
+        writable = not words & {"const", "constant"}
+        if not found and words & {"device", "constant"}:
+            return Parameter(part[-1].text, "buffer", -1, writable, condition)
         if len(found) != 1:
             self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
         attribute = found[0]
         index = int(attribute[2].text, 0) if len(attribute) > 2 and attribute[2].kind == "number" else 0
-        words = {token.text for token in part}
-        return Parameter(part[-1].text, attribute[0].text, index, not words & {"const", "constant"}, condition)
+        return Parameter(part[-1].text, attribute[0].text, index, writable, condition)
 
     def function_constants(self):
         """constant bool x [[function_constant(3)]]; gets its value when the kernel is built."""
@@ -245,8 +255,9 @@ class _Translator:
             depth += (token.text in "<(") - (token.text in ">)")
             if depth == 0 and token.text in ("*", "&", "="):
                 return  # a pointer to threadgroup memory, or a reference
-            if depth == 0 and token.text == "[" and dimensions_at is None:
+            if depth == 0 and token.text == "[":
                 dimensions_at = position
+                break
         name_at = (len(first) if dimensions_at is None else dimensions_at) - 1
         element = self.text_of(first[:name_at])
         declared = []
@@ -274,6 +285,11 @@ class _Translator:
                 self.replace(token.start, token.end, f"((bfloat){token.text[:-2]})")
             elif token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
                 self.replace(token.start, self.tokens[index + 3].end)
+            elif token.text == "decltype" and self.tokens[index + 2].text != "auto":
+                # Of a variable it would name the address space too, which Metal's does not.
+                self.replace(token.start, token.start, "metal::remove_addrspace_t<")
+                end = self.tokens[matching(self.tokens, index + 1)].end
+                self.replace(end, end, ">")
             elif token.text == "static_cast":
                 self.replace(token.start, token.end, "msl_static_cast")
             elif index and self.tokens[index - 1].text in (".", "->") and _SWIZZLE.fullmatch(token.text):
@@ -320,9 +336,12 @@ class _Translator:
                 self.replace(self.tokens[end].start, self.tokens[end].start, ")")
 
 
-def translate(text: str) -> Translation:
-    """Translates Metal text; raises CompileError for what Metal forbids and clang would accept."""
+def translate(text: str, language: float = 3.1) -> Translation:
+    """Translates Metal text; raises CompileError for what Metal of that version forbids and clang would accept."""
     for position, character in enumerate(text):
         if ord(character) > 127:
             raise CompileError(f"line {line_of(text, position)}: error: character {character!r} is not ASCII; MLX passes kernels as ASCII text")
-    return _Translator(text).run()
+    translator = _Translator(text)
+    for token, reason in findings(translator.tokens, language):
+        translator.fail(token, reason)
+    return translator.run()

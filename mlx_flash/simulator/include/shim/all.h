@@ -1,5 +1,6 @@
 #pragma once
 #include "types.h"
+#include "operators.h"
 #include "vector.h"
 #include "numeric.h"
 #include "math.h"

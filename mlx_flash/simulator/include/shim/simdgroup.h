@@ -26,7 +26,7 @@ template <typename T> constant constexpr bool is_simd_v = is_arithmetic_v<elemen
 
 template <typename T> MSL_INLINE T msl_from_lane(T value, uint source) {
   static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
-  struct alignas(4) { T value; } box{value};
+  struct alignas(alignof(T) > 4 ? alignof(T) : 4) { T value; } box{value};
   msl_shuffle(&box, sizeof(box), source);
   return box.value;
 }

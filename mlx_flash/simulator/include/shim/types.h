@@ -75,7 +75,6 @@ template <bool B, typename T = void> using enable_if_t = typename enable_if<B, T
 template <bool, typename A, typename B> struct conditional { typedef A type; };
 template <typename A, typename B> struct conditional<false, A, B> { typedef B type; };
 template <bool C, typename A, typename B> using conditional_t = typename conditional<C, A, B>::type;
-template <typename...> using void_t = void;
 
 template <typename A, typename B> constant constexpr bool is_same_v = __is_same(A, B);
 template <typename A, typename B> struct is_same : bool_constant<__is_same(A, B)> {};
@@ -91,6 +90,9 @@ template <typename T> struct remove_space<__private T> { typedef T type; };
 template <typename T> struct remove_space<__constant T> { typedef T type; };
 template <typename T> struct remove_space<__generic T> { typedef T type; };
 template <typename T> using plain_t = __remove_cv(typename remove_space<__remove_cv(__remove_reference_t(T))>::type);
+
+template <typename T> struct remove_addrspace { typedef typename remove_space<T>::type type; };
+template <typename T> using remove_addrspace_t = typename remove_addrspace<T>::type;
 
 template <typename T> struct remove_const { typedef T type; };
 template <typename T> struct remove_const<const T> { typedef T type; };

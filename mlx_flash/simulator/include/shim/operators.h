@@ -1,0 +1,13 @@
+// x += c, where c is of a class that converts to a number: clang's built-in operators take no left side that has an address space.
+#pragma once
+#include "types.h"
+
+#define MSL_ASSIGNING(OP, ALLOWED)                                                                               \
+  template <typename T, typename C,                                                                              \
+            typename = metal::enable_if_t<ALLOWED && __is_class(metal::plain_t<C>) && __is_convertible(C, long)>> \
+  MSL_INLINE T& operator OP##=(T& left, const C& right) {                                                        \
+    return left = left OP (long)right;                                                                           \
+  }
+#define MSL_NUMBER_OR_POINTER (__is_pointer(metal::plain_t<T>) || metal::is_integral_v<T>)
+MSL_ASSIGNING(+, MSL_NUMBER_OR_POINTER) MSL_ASSIGNING(-, MSL_NUMBER_OR_POINTER)
+MSL_ASSIGNING(*, metal::is_integral_v<T>) MSL_ASSIGNING(/, metal::is_integral_v<T>) MSL_ASSIGNING(%, metal::is_integral_v<T>)
