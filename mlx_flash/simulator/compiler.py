@@ -18,7 +18,7 @@ _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant",
     "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
-    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-gline-tables-only", "-gdwarf-4",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-Wimplicit-float-conversion", "-gline-tables-only", "-gdwarf-4",
     "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip
 _CHECK_FLAGS = (
@@ -128,8 +128,7 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
         built = Path(scratch) / "kernel.o"
         include = _HERE / "include"
         done = _run([*compiler, *flags, "-I", str(include), "-include", str(include / "shim" / prelude), "-c", str(source), "-o", str(built)])
-        if done.returncode:
-            raise CompileError(_in_metal_terms(done.stderr, text, str(source)))
+        _refuse(done, text, source)
         linked = Path(scratch) / "kernel.so"
         done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
         if done.returncode:
@@ -146,8 +145,19 @@ def check(text: str, entry: str, prelude: str):
         source = Path(scratch) / "kernel.cl"
         source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
         done = _run([*compiler, *_KERNEL_FLAGS, "-fsyntax-only", "-I", str(include), "-include", str(include / "shim" / prelude), str(source)])
-        if done.returncode:
-            raise CompileError(_in_metal_terms(done.stderr, text, str(source)))
+        _refuse(done, text, source)
+
+
+# To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.
+_TO_BFLOAT = re.compile(r"(metal:\d+:\d+): warning: implicit conversion.* to '[^']*(?:' \(aka ')?__bf16'.*")
+
+
+def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):
+    """Raises CompileError for the compiler's errors and for warnings that are errors in Metal."""
+    reason = "error: a float does not convert to bfloat without a cast"
+    narrowed = [f"{found[1]}: {reason}" for found in map(_TO_BFLOAT.match, done.stderr.splitlines()) if found]
+    if done.returncode or narrowed:
+        raise CompileError(_in_metal_terms("\n".join([*narrowed, done.stderr]), text, str(source)))
 
 
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
@@ -160,12 +170,14 @@ def _in_metal_terms(message: str, text: str, path: str) -> str:
     for row in message.splitlines():
         row = re.sub(r"__(global|local|private|constant)\b", lambda m: _SPACES[m[0]], row)
         place = re.match(r"metal:(\d+):(\d+): (.*)", row)
+        if "warning: " in row:
+            continue
         if place:
             number = int(place[1])
             shown.append(f"line {number}: {place[3]}")
             if number <= len(lines) and lines[number - 1].strip():
                 shown.append(f"    {lines[number - 1].strip()[:200]}")
-        elif "error generated" not in row and "errors generated" not in row:
+        elif "generated." not in row:
             shown.append(row.replace(path, "metal"))
     return "\n".join(shown)
 

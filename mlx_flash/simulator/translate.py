@@ -16,6 +16,8 @@ _KNOWN_ATTRIBUTES = {
 }  # fmt: skip
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _LANES = {letter: index for letters in ("xyzw", "rgba") for index, letter in enumerate(letters)}
+_VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
+_MAX_BUFFER = 30  # Metal binds 31
 _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=")
 
 
@@ -141,6 +143,8 @@ class _Translator:
             host = self.attribute_at(index, "host_name")
             if host and self.tokens[index - 1].text == "template":
                 index = self.instance(index, "".join(token.text.strip('"') for token in host if token.kind == "string"))
+            elif self.attribute_at(index, "kernel") and token.text in _VALUES:
+                self.fail(token, "a kernel returns void")
             elif keyword or (self.attribute_at(index, "kernel") and token.text == "void"):
                 if keyword:
                     self.replace(token.start, token.end)
@@ -172,6 +176,7 @@ class _Translator:
             end = start + len(part)
             found = [a for i in range(start, end + 1) for a in self.attached.get(i, ()) if a[0].start < self.tokens[end].start]
             parameters.append(self.parameter(part, found))
+            self.check_buffer(part, parameters)
             start = end + 1
         # A buffer without a number gets the first one that is free.
         taken = {p.index for p in parameters if p.attribute == "buffer" and p.index >= 0}
@@ -206,6 +211,17 @@ class _Translator:
         attribute = found[0]
         index = int(attribute[2].text, 0) if len(attribute) > 2 and attribute[2].kind == "number" else 0
         return Parameter(part[-1].text, attribute[0].text, index, writable, condition)
+
+    def check_buffer(self, part: list[Token], parameters: list[Parameter]):
+        new, before = parameters[-1], parameters[:-1]
+        if new.attribute != "buffer":
+            return
+        if any(p.attribute == "buffer" and p.index == new.index and not p.condition for p in before) and not new.condition:
+            self.fail(part[-1], f"parameter '{new.name}' binds buffer {new.index} twice")
+        if new.index > _MAX_BUFFER:
+            self.fail(part[-1], f"buffer({new.index}): a kernel has at most {_MAX_BUFFER + 1} buffers, the last at most {_MAX_BUFFER}")
+        if {token.text for token in part} & {"thread", "threadgroup"}:
+            self.fail(part[-1], f"parameter '{new.name}' is a buffer: it has to be in the device or constant address space")
 
     def function_constants(self):
         """constant bool x [[function_constant(3)]]; gets its value when the kernel is built."""

@@ -1,0 +1,276 @@
+"""What the Metal Shading Language forbids and clang's C++ for OpenCL would accept: told from the tokens, with a plain reason."""
+
+from collections.abc import Iterator
+
+from .tokens import Token, matching, split_arguments
+
+SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
+_FORBIDDEN = {
+    "goto": "Metal has no goto",
+    "double": "Metal has no double; use float",
+    "virtual": "Metal has no virtual functions",
+    "dynamic_cast": "Metal has no dynamic_cast",
+    "typeid": "Metal has no type identification",
+    "new": "Metal has no new and delete",
+    "delete": "Metal has no new and delete",
+    "throw": "Metal has no exceptions",
+    "try": "Metal has no exceptions",
+    "catch": "Metal has no exceptions",
+    "asm": "Metal has no inline assembly",
+    "__asm__": "Metal has no inline assembly",
+    "register": "Metal has no register storage",
+    "thread_local": "Metal has no thread_local storage; every local variable is a thread's own",
+    "wchar_t": "Metal has no wchar_t",
+    "printf": "Metal has no printf",
+}
+_SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "half", "bfloat")
+_BUILTIN = frozenset(
+    [*_SCALARS, "size_t", "bfloat16_t", "float16_t", "void", "unsigned", "signed"]
+    + [f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    + [f"{packed}{scalar}{n}" for scalar in _SCALARS for n in (2, 3, 4) for packed in ("", "packed_")]
+)
+_CASTS = ("static_cast", "reinterpret_cast", "const_cast")
+_CONTROL = frozenset({"constexpr", "if", "while", "for", "switch", "return", "sizeof", "alignas", "decltype", "static_assert", "catch"})
+_NO_VARIABLE = frozenset(
+    {"using", "typedef", "struct", "class", "union", "enum", "namespace", "static_assert", "extern", "friend", "operator"}
+)
+
+Finding = tuple[Token, str]
+
+
+def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
+    """(token, reason) of everything that a Metal compiler of this language version would refuse."""
+    yield from _words(tokens)
+    yield from _casts(tokens)
+    yield from _function_pointers(tokens)
+    if language < 4:
+        yield from _lambdas(tokens)
+    functions = list(_functions(tokens))
+    yield from _declarations(tokens, functions)
+    yield from _recursion(tokens, functions)
+    for name, opening, closing, _, _ in functions:
+        yield from _signature(tokens, name, opening, closing)
+
+
+def _words(tokens: list[Token]) -> Iterator[Finding]:
+    for index, token in enumerate(tokens):
+        before = tokens[index - 1].text if index else ""
+        if token.text in _FORBIDDEN and before not in (".", "->", "::") and not (before == "=" and token.text == "delete"):
+            yield token, _FORBIDDEN[token.text]
+        if token.text == "std" and tokens[index + 1].text == "::":
+            yield token, "Metal has no namespace std; its library is in metal::"
+
+
+def _casts(tokens: list[Token]) -> Iterator[Finding]:
+    """(float*)p and reinterpret_cast<float*>(p) without a space."""
+    for index, token in enumerate(tokens[:-3]):
+        inside = index + 1
+        if token.text == "(" and (tokens[index - 1].kind != "word" or tokens[index - 1].text == "return"):
+            end = matching(tokens, index)
+            part = tokens[inside:end]
+            # (float * x) with a name is a parameter list, looked at elsewhere.
+            if part and part[-1].text in ("*", "&") and all(t.text in _BUILTIN or t.text in ("const", "*", "&") for t in part):
+                yield part[0], _needs_space(part)
+        elif token.text in _CASTS and tokens[inside].text == "<":
+            end = inside + 1
+            while tokens[end].text not in ("(", ";"):
+                end += 1
+            part = tokens[inside + 1 : end - 1]
+            if part and part[-1].text in ("*", "&") and not _has_space(part):
+                yield part[0], _needs_space(part)
+
+
+def _has_space(part: list[Token]) -> bool:
+    words = {token.text for token in part}
+    return bool(words & SPACES) or "auto" in words or "decltype" in words or _constant(words)
+
+
+def _needs_space(part: list[Token]) -> str:
+    kind = "reference" if any(token.text in ("&", "&&") for token in part) else "pointer"
+    return f"a {kind} needs an address space: device, threadgroup, thread or constant"
+
+
+def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
+    for index, token in enumerate(tokens[1:-5], 1):
+        marks = [t.text for t in tokens[index : index + 5]]
+        if marks[:2] == ["(", "*"] and marks[3:] == [")", "("] and tokens[index + 2].kind == "word":
+            if tokens[index - 1].kind == "word" and tokens[index - 1].text not in _CONTROL:
+                yield token, "Metal has no function pointers here"
+
+
+def _lambdas(tokens: list[Token]) -> Iterator[Finding]:
+    starts = ("=", "(", ",", "return", "{", ";", "}", "&&", "||")
+    for index, token in enumerate(tokens[1:-2], 1):
+        if token.text == "[" and tokens[index - 1].text in starts:
+            after = tokens[matching(tokens, index) + 1].text
+            if after in ("(", "{"):
+                yield token, "lambda expressions need Metal 4.0"
+
+
+def _functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:
+    """(name, opening and closing bracket of the parameters, opening and closing brace) of every function definition."""
+    for index, token in enumerate(tokens):
+        if token.text != "(" or index < 2:
+            continue
+        at = index - 1
+        if tokens[at].text == ">":  # the specialisation of a template
+            at = _template_start(tokens, at) - 1
+        name, before = tokens[at], tokens[at - 1]
+        if not any(tokens[i].text == "operator" for i in range(max(0, index - 4), index)):
+            if name.kind != "word" or name.text in _CONTROL:
+                continue
+            if not (before.kind in ("word", "directive") or before.text in (">", "*", "&", "]]", "::", ";", "{", "}")):
+                continue
+            if before.text in ("return", "else"):
+                continue
+        closing = matching(tokens, index)
+        body = _body(tokens, closing + 1)
+        if body is not None:
+            yield at, index, closing, body, matching(tokens, body)
+
+
+def _template_start(tokens: list[Token], closing: int) -> int:
+    depth = 0
+    for at in range(closing, max(0, closing - 40), -1):
+        depth += (tokens[at].text == ">") - (tokens[at].text == "<")
+        if depth == 0:
+            return at
+    return closing
+
+
+def _body(tokens: list[Token], at: int) -> int | None:
+    """The brace that opens a function's body, behind qualifiers and the initialisers of a constructor; None if there is none."""
+    while at < len(tokens) and tokens[at].text in ("const", "volatile", "noexcept", "override", *SPACES):
+        at += 1
+    if at < len(tokens) and tokens[at].text == ":":
+        at += 1
+        while at < len(tokens) and tokens[at].kind == "word":
+            while at < len(tokens) and tokens[at].text not in ("(", "{", ";"):
+                at += 1
+            if at >= len(tokens) or tokens[at].text == ";":
+                return None
+            at = matching(tokens, at) + 1
+            if at < len(tokens) and tokens[at].text == ",":
+                at += 1
+    return at if at < len(tokens) and tokens[at].text == "{" else None
+
+
+def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> Iterator[Finding]:
+    """Parameters and results that point without a space."""
+    for part in split_arguments(tokens[opening + 1 : closing]):
+        plain = _without_attributes(part)
+        # A default value is an expression, and a template argument may multiply.
+        head = _outside_templates(plain)
+        if any(token.text in ("*", "&", "&&") for token in head) and not _has_space(plain):
+            yield plain[0], _needs_space(head)
+    result, at = [], name - 1
+    while at >= 0 and tokens[at].text not in (";", "{", "}", ")", ":", "]]") and tokens[at].kind != "directive":
+        result.insert(0, tokens[at])
+        at -= 1
+    if result and result[-1].text in ("*", "&") and not _has_space(result) and "operator" not in {t.text for t in result}:
+        yield result[0], _needs_space(result)
+
+
+def _without_attributes(part: list[Token]) -> list[Token]:
+    kept, index = [], 0
+    while index < len(part):
+        if part[index].text == "[[":
+            index = matching(part, index)
+        elif part[index].text == "=":
+            break
+        else:
+            kept.append(part[index])
+        index += 1
+    return kept or part[:1]
+
+
+def _outside_templates(part: list[Token]) -> list[Token]:
+    kept, depth = [], 0
+    for token in part:
+        depth += (token.text in "<([") - (token.text in ">)]") if len(token.text) == 1 else 0
+        if depth == 0:
+            kept.append(token)
+    return kept
+
+
+def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
+    """Looks at what every statement starts with, and where it stands: in a function, a structure or a namespace."""
+    bodies = {body: end for _, _, _, body, end in functions}
+    scopes: list[str] = []
+    structure, namespace = False, False
+    for index, token in enumerate(tokens):
+        before = tokens[index - 1].text if index else ";"
+        inside = scopes[-1] if scopes else "namespace"
+        if token.text == "{":
+            kind = "function" if index in bodies or "function" in scopes else "structure" if structure else "namespace"
+            scopes.append(kind if kind != "namespace" or namespace or before == ")" else "function")
+            structure = namespace = False
+        elif token.text == "}" and scopes:
+            scopes.pop()
+        elif token.text == ";":
+            structure = namespace = False
+        elif token.text in ("struct", "class", "union", "enum") and before not in ("<", ","):
+            structure = True
+        elif token.text == "namespace":
+            namespace = True
+        if token.text == "static" and "function" in scopes and inside == "function":
+            if not _constant({t.text for t in tokens[index : index + 4]}):
+                yield token, "Metal has no static variables in functions"
+        starts = before in (";", "{", "}") or (index and tokens[index - 1].kind == "directive") or index == 0
+        if starts and token.kind == "word":
+            yield from _statement(tokens, index, inside)
+
+
+def _constant(words: set[str]) -> bool:
+    """A macro such as MTL_CONST may stand for the keyword."""
+    return any(word == "constant" or word.endswith("_CONST") for word in words)
+
+
+def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding]:
+    end = index
+    while end < len(tokens) and tokens[end].text not in (";", "=", "(", "{", "}", "[", "[[", ":") and end - index < 24:
+        if tokens[end].kind == "directive":
+            return
+        end += 1
+    if end >= len(tokens):
+        return
+    part = tokens[index:end]
+    words = {token.text for token in part}
+    if words & _NO_VARIABLE or "return" in words or "case" in words:
+        return
+    variable = tokens[end].text in (";", "=", "[", "[[") and len(part) >= 2 and part[-1].kind == "word"
+    if inside == "namespace" and variable and "template" not in words and not _constant(words):
+        yield part[0], "a variable outside functions has to be in the constant address space"
+        return
+    pointing = _outside_templates(part)
+    if variable and len(pointing) >= 3 and pointing[-2].text in ("*", "&") and not _has_space(part):
+        if all(token.kind == "word" or token.text in ("*", "&", "::") for token in pointing):
+            yield part[0], _needs_space(pointing)
+
+
+def _recursion(tokens: list[Token], functions) -> Iterator[Finding]:
+    """Functions that reach themselves. Names that are overloaded, templates or members are left to the compiler's types."""
+    names = [tokens[name].text for name, *_ in functions]
+    plain = {}
+    for name, opening, _, body, end in functions:
+        start = name
+        while start > 0 and tokens[start - 1].text not in (";", "{", "}"):
+            start -= 1
+        template = any(token.text == "template" for token in tokens[start:name])
+        if names.count(tokens[name].text) == 1 and not template:
+            plain[tokens[name].text] = (name, body, end)
+    calls = {
+        caller: {
+            tokens[i].text
+            for i in range(body, end)
+            if tokens[i].text in plain and tokens[i + 1].text == "(" and tokens[i - 1].text not in (".", "->", "::")
+        }
+        for caller, (_, body, end) in plain.items()
+    }
+    for caller, (name, _, _) in plain.items():
+        reached, new = set(), calls[caller]
+        while new:
+            reached |= new
+            new = set().union(*(calls[callee] for callee in new)) - reached
+        if caller in reached:
+            yield tokens[name], f"Metal has no recursion: '{caller}' calls itself"
