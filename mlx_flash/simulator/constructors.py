@@ -1,4 +1,4 @@
-"""Constructors of Metal say which address space they build in; those of C++ for OpenCL build values that are in none yet."""
+"""Constructors and conversions of Metal say which address space they build in; those of C++ for OpenCL build values that are in none yet."""
 
 from collections.abc import Iterator
 
@@ -12,6 +12,8 @@ def constructor_edits(tokens: list[Token]) -> Iterator[tuple[int, int]]:
     enclosing: list[tuple[str, set] | None] = []
     pending = None
     for index, token in enumerate(tokens):
+        if token.text == "operator" and tokens[index + 1].kind == "word":
+            yield from _conversion(tokens, index)
         if token.text in ("struct", "class", "union") and tokens[index + 1].kind == "word":
             pending = tokens[index + 1].text
         elif token.text == ";":
@@ -23,6 +25,17 @@ def constructor_edits(tokens: list[Token]) -> Iterator[tuple[int, int]]:
             enclosing.pop()
         elif enclosing and enclosing[-1] and token.text == enclosing[-1][0] and tokens[index + 1].text == "(":
             yield from _edits(tokens, index, enclosing[-1][1])
+
+
+def _conversion(tokens: list[Token], index: int) -> Iterator[tuple[int, int]]:
+    """operator T() const thread: without its `thread` it also converts values that are in no address space yet."""
+    while tokens[index].text != "(":
+        index += 1
+    index = matching(tokens, index) + 1
+    if tokens[index].text == "const":
+        index += 1
+    if tokens[index].text == "thread":
+        yield tokens[index].start, tokens[index].end
 
 
 def _edits(tokens: list[Token], index: int, known: set) -> Iterator[tuple[int, int]]:
