@@ -38,7 +38,7 @@ def attention(
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
-        UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives, jvp and vmap raise it too.
+        UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives and mx.jvp raise it too.
 
     Scores, softmax statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).

@@ -25,6 +25,11 @@ def _blocks(length: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
 
 
+def _after(done: tuple[mx.array, ...], *arrays: mx.array) -> list[mx.array]:
+    """The arrays, to be read only once `done` exists: without an order MLX holds many blocks of scores at once."""
+    return mx.depends(list(arrays), list(done))
+
+
 def _grouped(problem: Problem, array: mx.array) -> mx.array:
     """[B, Hq, ...] as float32 [B, Hk, group, ...], so that key heads broadcast over the queries that share them."""
     shape = (problem.batch, problem.key_heads, -1, *array.shape[2:])
@@ -60,12 +65,13 @@ def forward(problem: Problem, *, Q, K, V, scale) -> tuple[mx.array, mx.array]:
         for keys in _blocks(problem.key_length):
             if _sees_nothing(problem, rows, keys):
                 break
-            s = _scores(problem, q, _key_rows(K, keys), rows, keys, scale)
+            q, k, v = _after((o,), q, _key_rows(K, keys), _key_rows(V, keys))
+            s = _scores(problem, q, k, rows, keys, scale)
             m_new = mx.maximum(m, s.max(-1, keepdims=True))
             reference = mx.where(m_new == -math.inf, 0, m_new)
             p, correction = _exp2(s - reference), _exp2(m - reference)
             l = correction * l + p.sum(-1, keepdims=True)
-            o = correction * o + p @ _key_rows(V, keys)
+            o = correction * o + p @ v
             m = m_new
         outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
         statistics.append(mx.where(l == 0, -math.inf, m + mx.log2(mx.where(l == 0, 1, l)))[..., 0])
@@ -102,6 +108,7 @@ def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale) -> tuple[m
                 break
             k, v = _key_rows(K, keys), _key_rows(V, keys)
             row = (statistics[..., rows], deltas[..., rows])
+            q, k, v = _after((d_q,), q, k, v)
             _, d_s = _gradients(problem, rows, keys, scale, q, k, v, d_o, *row)
             d_q = d_q + d_s @ k
         results.append((scale * d_q).astype(Q.dtype))
@@ -120,6 +127,7 @@ def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale) -> tup
                 continue
             q, d_o = queries[..., rows, :], d_outputs[..., rows, :]
             row = (statistics[..., rows], deltas[..., rows])
+            q, d_o = _after((d_k, d_v), q, d_o)
             p, d_s = _gradients(problem, rows, keys, scale, q, k, v, d_o, *row)
             d_v = d_v + (p.swapaxes(-1, -2) @ d_o).sum(2)
             d_k = d_k + (d_s.swapaxes(-1, -2) @ q).sum(2)

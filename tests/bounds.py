@@ -18,6 +18,7 @@ LARGEST, RMS = 2.0, 1.2  # times the unfused error
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
 CANCELLATION = 2.0  # float32 roundings of the terms that cancel
 SLOPE = 0.02  # of a log-log line against its exponent
+PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
 ROUNDINGS, LARGE_SCORE = 4.0, 16.0  # of a score, where it is large
 DIGITS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}  # fraction bits, smallest exponent
 
