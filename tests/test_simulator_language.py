@@ -3,6 +3,8 @@
 A program with the word `kernel` is whole; any other is the body of a kernel with x, y, h (half) and b (bfloat) at hand.
 """
 
+import re
+
 import pytest
 
 from mlx_flash.simulator import CompileError, compiler
@@ -15,7 +17,7 @@ BODY = """
 
 
 def compiled(program: str):
-    text = program if "kernel" in program else BODY + program + "\n}\n"
+    text = program if re.search(r"\bkernel\b", program) else BODY + program + "\n}\n"
     translation = translate(text)
     compiler.check(translation.text, translation.entry(), "mlx.h")
 

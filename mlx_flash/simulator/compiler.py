@@ -16,7 +16,7 @@ _HERE = Path(__file__).parent
 _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
 _KERNEL_FLAGS = (
-    "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant",
+    "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-Wimplicit-float-conversion", "-gline-tables-only", "-gdwarf-4",
     "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
@@ -149,7 +149,7 @@ def check(text: str, entry: str, prelude: str):
 
 
 # To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.
-_TO_BFLOAT = re.compile(r"(metal:\d+:\d+): warning: implicit conversion.* to '[^']*(?:' \(aka ')?__bf16'.*")
+_TO_BFLOAT = re.compile(r"(metal:\d+:\d+): warning: implicit conversion loses floating-point precision: .* to '[^']*(?:' \(aka ')?__bf16'.*")
 
 
 def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):

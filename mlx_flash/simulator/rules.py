@@ -24,7 +24,7 @@ _FORBIDDEN = {
     "printf": "Metal has no printf",
 }
 _SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "half", "bfloat")
-_BUILTIN = frozenset(
+BUILTIN = frozenset(
     [*_SCALARS, "size_t", "bfloat16_t", "float16_t", "void", "unsigned", "signed"]
     + [f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)]
     + [f"{packed}{scalar}{n}" for scalar in _SCALARS for n in (2, 3, 4) for packed in ("", "packed_")]
@@ -69,7 +69,7 @@ def _casts(tokens: list[Token]) -> Iterator[Finding]:
             end = matching(tokens, index)
             part = tokens[inside:end]
             # (float * x) with a name is a parameter list, looked at elsewhere.
-            if part and part[-1].text in ("*", "&") and all(t.text in _BUILTIN or t.text in ("const", "*", "&") for t in part):
+            if part and part[-1].text in ("*", "&") and all(t.text in BUILTIN or t.text in ("const", "*", "&") for t in part):
                 yield part[0], _needs_space(part)
         elif token.text in _CASTS and tokens[inside].text == "<":
             end = inside + 1

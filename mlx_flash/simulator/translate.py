@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from .constructors import constructor_edits
 from .errors import CompileError
-from .rules import findings
+from .rules import BUILTIN, findings
 from .signature import ATTRIBUTES
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
 
@@ -74,6 +74,12 @@ class Translation:
     def variable_names(self, host_name: str | None = None) -> list[str]:
         """The names of a kernel's threadgroup variables, in order."""
         return self.variables.get(self.function(host_name), [])
+
+
+def _number(literal: str) -> int:
+    """An integer literal of C++."""
+    literal = literal.rstrip("uUlL")
+    return int(literal, 8 if literal.strip("0") and literal[0] == "0" and literal.isdigit() else 0)
 
 
 class _Translator:
@@ -209,7 +215,7 @@ class _Translator:
         if len(found) != 1:
             self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
         attribute = found[0]
-        index = int(attribute[2].text, 0) if len(attribute) > 2 and attribute[2].kind == "number" else 0
+        index = _number(attribute[2].text) if len(attribute) > 2 and attribute[2].kind == "number" else 0
         return Parameter(part[-1].text, attribute[0].text, index, writable, condition)
 
     def check_buffer(self, part: list[Token], parameters: list[Parameter]):
@@ -228,9 +234,16 @@ class _Translator:
         for index, attributes in list(self.attached.items()):
             for attribute in attributes:
                 name, after = self.tokens[index - 1], self.tokens[index]
-                if attribute[0].text == "function_constant" and after.text == ";" and len(attribute) > 2:
-                    self.result.constants[name.text] = int(attribute[2].text, 0)
-                    self.replace(after.start, after.start, f" = msl_function_constant_{name.text}")
+                if attribute[0].text != "function_constant" or after.text != ";" or len(attribute) < 3:
+                    continue
+                start = index - 1
+                while self.tokens[start - 1].text not in (";", "}") and self.tokens[start - 1].kind != "directive":
+                    start -= 1
+                words = (t.text for t in self.tokens[start : index - 1])
+                kind = " ".join(word for word in words if word not in ("static", "constexpr", "const", "constant"))
+                self.result.constants[name.text] = _number(attribute[2].text)
+                declared = f"constant {kind} {name.text} = msl_function_constant_{name.text}"
+                self.replace(self.tokens[start].start, name.end, declared)
 
     def threadgroup_variables(self, start: int, end: int):
         """threadgroup T x[N]; inside a kernel becomes a reference into the threadgroup's arena."""
@@ -278,7 +291,9 @@ class _Translator:
         element = self.text_of(first[:name_at])
         declared = []
         for part in [first[name_at:], *parts[1:]]:
-            name, dimensions = part[0].text, self.text_of(part[1:])
+            # What threadgroup memory holds at first is nobody's to say: an initialiser has no effect.
+            end = next((i for i, token in enumerate(part) if token.text == "="), len(part))
+            name, dimensions = part[0].text, self.text_of(part[1:end])
             number = len(self.variables)
             self.variables.append(name)
             declared.append(f"threadgroup auto& {name} = msl_threadgroup_variable<{element}{dimensions}, {number}, {align}>();")
@@ -306,6 +321,10 @@ class _Translator:
                 self.replace(token.start, token.start, "metal::remove_addrspace_t<")
                 end = self.tokens[matching(self.tokens, index + 1)].end
                 self.replace(end, end, ">")
+            elif token.text == "thread" and self.tokens[index + 1].text == "const" and self.binds_value(index + 2):
+                self.replace(token.start, token.end)
+            elif token.text == "const" and following == "thread" and self.binds_value(index + 2):
+                self.replace(self.tokens[index + 1].start, self.tokens[index + 1].end)
             elif token.text == "static_cast":
                 self.replace(token.start, token.end, "msl_static_cast")
             elif index and self.tokens[index - 1].text in (".", "->") and _SWIZZLE.fullmatch(token.text):
@@ -313,9 +332,23 @@ class _Translator:
                     method = "put" if following in _ASSIGNMENTS else "get"
                     lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
-        for start, end in constructor_edits(self.tokens):
-            self.replace(start, end)
+        for edit in constructor_edits(self.tokens):
+            self.replace(*edit)
         self.conditionals()
+        self.constant_copies()
+
+    def binds_value(self, index: int) -> bool:
+        """Does the type at `index` end in a reference? One to a constant in the thread space also takes values, which are in none."""
+        depth = 0
+        while index < len(self.tokens):
+            text = self.tokens[index].text
+            depth += (text == "<") - (text == ">")
+            if depth == 0 and text == "&":
+                return True
+            if self.tokens[index].kind not in ("word", "number") and text not in ("<", ">", "::") and not (depth and text == ","):
+                return False
+            index += 1
+        return False
 
     def postfix_end(self, index: int) -> int | None:
         """The index behind the expression `name`, `a.b[i](c)` ... that starts here; None if something else does."""
@@ -331,6 +364,25 @@ class _Translator:
             else:
                 return index
         return None
+
+    def constant_copies(self):
+        """S s = constants[0]; the structures behind constant pointers and references are read byte by byte."""
+        roots = set()
+        for index, token in enumerate(self.tokens[:-3]):
+            if token.text == "constant":
+                at = index + 1 + (self.tokens[index + 1].text == "const")
+                while self.tokens[at + 1].text in ("const", "::") or self.tokens[at].text == "::":
+                    at += 1
+                if self.tokens[at].text not in BUILTIN and self.tokens[at + 1].text in ("*", "&"):
+                    roots.add(self.tokens[at + 2].text)
+        for index, token in enumerate(self.tokens[:-2]):
+            if token.text != "=" or self.tokens[index - 2].text in ("*", "&"):
+                continue
+            start = index + 1 + (self.tokens[index + 1].text == "*")
+            end = self.postfix_end(start)
+            if end and self.tokens[start].text in roots and self.tokens[end].text in (";", ","):
+                self.replace(self.tokens[index + 1].start, self.tokens[index + 1].start, "msl_value(")
+                self.replace(self.tokens[end].start, self.tokens[end].start, ")")
 
     def conditionals(self):
         """c ? lvalue : value of one class type: clang sees two address spaces, so the lvalue is read first."""

@@ -7,5 +7,7 @@
 #include "simdgroup.h"
 #include "matrix.h"
 #include "atomic.h"
+#include "array.h"
 #include "internals.h"
+#include "uniform.h"
 #include "entry.h"

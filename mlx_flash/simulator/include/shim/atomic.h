@@ -6,7 +6,7 @@ extern "C" void msl_atomic(__generic void* p, uint size, uint stores);
 
 namespace metal {
 
-enum memory_order { memory_order_relaxed = 0 };
+enum memory_order { memory_order_relaxed = 0, memory_order_seq_cst = 5 };
 
 template <typename T, typename = void> struct atomic {
   static_assert(__is_same(T, int) || __is_same(T, uint) || __is_same(T, bool) || __is_same(T, float) || __is_same(T, ulong) || __is_same(T, long),
@@ -36,15 +36,16 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   }
 }
 
-#define MSL_ATOMIC_CHANGE(SPACE, NAME, RESULT)                                                                          \
+#define MSL_ATOMIC_CHANGE(SPACE, NAME, FLOAT, RESULT)                                                                          \
   template <typename T> MSL_INLINE T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
-    struct change { MSL_INLINE T operator()(T a, T b) const { return RESULT; } };                                       \
+    static_assert(!__is_same(T, float) || FLOAT, "float atomics only add and subtract");                \
+    struct change { MSL_INLINE T operator()(T a, T b) const { (void)b; return RESULT; } };                                       \
     return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
   }
 #define MSL_ATOMICS(SPACE)                                                                                              \
-  MSL_ATOMIC_CHANGE(SPACE, add, a + b) MSL_ATOMIC_CHANGE(SPACE, sub, a - b)                                             \
-  MSL_ATOMIC_CHANGE(SPACE, and, a & b) MSL_ATOMIC_CHANGE(SPACE, or, a | b) MSL_ATOMIC_CHANGE(SPACE, xor, a ^ b)         \
-  MSL_ATOMIC_CHANGE(SPACE, min, b < a ? b : a) MSL_ATOMIC_CHANGE(SPACE, max, a < b ? b : a)                             \
+  MSL_ATOMIC_CHANGE(SPACE, add, true, a + b) MSL_ATOMIC_CHANGE(SPACE, sub, true, a - b)                                             \
+  MSL_ATOMIC_CHANGE(SPACE, and, false, a & b) MSL_ATOMIC_CHANGE(SPACE, or, false, a | b) MSL_ATOMIC_CHANGE(SPACE, xor, false, a ^ b)         \
+  MSL_ATOMIC_CHANGE(SPACE, min, false, b < a ? b : a) MSL_ATOMIC_CHANGE(SPACE, max, false, a < b ? b : a)                             \
   template <typename T> MSL_INLINE T atomic_exchange_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
     struct change { MSL_INLINE T operator()(T, T b) const { return b; } };                                              \
     return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
@@ -71,6 +72,6 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   }
 MSL_ATOMICS(device) MSL_ATOMICS(threadgroup)
 
-template <typename T> MSL_INLINE void atomic_thread_fence(mem_flags, T = memory_order_relaxed) {}
+MSL_INLINE void atomic_thread_fence(mem_flags, memory_order = memory_order_relaxed, thread_scope = thread_scope_device) {}
 
 }  // namespace metal

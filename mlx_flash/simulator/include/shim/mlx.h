@@ -56,6 +56,22 @@ template <typename IdxT = int64_t> MSL_INLINE IdxT elem_to_loc_3(uint3 elem, con
 
 template <typename T, typename U> MSL_INLINE T ceildiv(T n, U m) { return (n + m - 1) / m; }
 
+// Metal shuffles at most 32 bits; MLX adds these.
+#define MSL_WIDE_SHUFFLE(NAME)                                                                                     \
+  MSL_INLINE uint64_t NAME(uint64_t v, uint16_t n) { return as_type<uint64_t>(metal::NAME(as_type<uint2>(v), n)); } \
+  MSL_INLINE int64_t NAME(int64_t v, uint16_t n) { return as_type<int64_t>(metal::NAME(as_type<uint2>(v), n)); }    \
+  MSL_INLINE bool NAME(bool v, uint16_t n) { return metal::NAME((uint)v, n) != 0; }
+MSL_WIDE_SHUFFLE(simd_shuffle) MSL_WIDE_SHUFFLE(simd_shuffle_up) MSL_WIDE_SHUFFLE(simd_shuffle_down)
+MSL_INLINE uint64_t simd_shuffle_and_fill_up(uint64_t v, uint64_t fill, uint16_t n) {
+  return as_type<uint64_t>(metal::simd_shuffle_and_fill_up(as_type<uint2>(v), as_type<uint2>(fill), n));
+}
+MSL_INLINE int64_t simd_shuffle_and_fill_up(int64_t v, int64_t fill, uint16_t n) {
+  return as_type<int64_t>(metal::simd_shuffle_and_fill_up(as_type<uint2>(v), as_type<uint2>(fill), n));
+}
+MSL_INLINE bool simd_shuffle_and_fill_up(bool v, bool fill, uint16_t n) {
+  return metal::simd_shuffle_and_fill_up((uint)v, (uint)fill, n) != 0;
+}
+
 template <bool C, typename T, typename U> struct ConditionalType { using type = U; };
 template <typename T, typename U> struct ConditionalType<true, T, U> { using type = T; };
 template <typename U, typename T> MSL_INLINE U cast_to(T value) { return msl_static_cast<U>(value); }

@@ -21,11 +21,13 @@ enum thread_scope { thread_scope_thread, thread_scope_simdgroup, thread_scope_th
 MSL_INLINE void threadgroup_barrier(mem_flags flags) { msl_threadgroup_barrier((uint)flags); }
 MSL_INLINE void simdgroup_barrier(mem_flags flags) { msl_simdgroup_barrier((uint)flags); }
 
-// Types that simd functions take: scalars but bool and 64-bit integers, and their vectors.
-template <typename T> constant constexpr bool is_simd_v = is_arithmetic_v<element_t<plain_t<T>>>;
+// Types that simd functions take: numbers of at most 32 bits and their vectors.
+template <typename T> constant constexpr bool is_simd_v =
+    is_arithmetic_v<element_t<plain_t<T>>> && !__is_same(element_t<plain_t<T>>, bool) && sizeof(element_t<plain_t<T>>) <= 4;
+#define MSL_SIMD_TYPE(T) static_assert(is_simd_v<T>, "simd functions take numbers of at most 32 bits: scalars and vectors, not structures")
 
 template <typename T> MSL_INLINE T msl_from_lane(T value, uint source) {
-  static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
+  MSL_SIMD_TYPE(T);
   struct alignas(alignof(T) > 4 ? alignof(T) : 4) { T value; } box{value};
   msl_shuffle(&box, sizeof(box), source);
   return box.value;
@@ -87,7 +89,8 @@ template <typename T, typename Op, int WIDTH> void msl_reduce(msl_slots in, msl_
     for (int step = 1; step < WIDTH; step *= 2)
       for (int i = 0; i < WIDTH; i += 2 * step) {
         if (!present[i + step]) continue;
-        parts[i] = present[i] ? Op::apply(parts[i], parts[i + step]) : parts[i + step];
+        if (present[i]) parts[i] = Op::apply(parts[i], parts[i + step]);
+        else parts[i] = parts[i + step];
         present[i] = true;
       }
     for (int i = 0; i < WIDTH; ++i)
@@ -100,17 +103,18 @@ template <typename T, typename Op, bool INCLUSIVE> void msl_scan(msl_slots in, m
     if (!(active >> i & 1)) continue;
     T before = sum;
     sum = Op::apply(sum, *(__generic T*)in[i]);
-    *(__generic T*)out[i] = INCLUSIVE ? sum : before;
+    if (INCLUSIVE) *(__generic T*)out[i] = sum;
+    else *(__generic T*)out[i] = before;
   }
 }
 template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) {
-  static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
+  MSL_SIMD_TYPE(T);
   T result;
   msl_combine(&value, sizeof(T), &result, sizeof(T), msl_reduce<T, Op, WIDTH>);
   return result;
 }
 template <typename Op, bool INCLUSIVE, typename T> MSL_INLINE T msl_scanned(T value) {
-  static_assert(is_simd_v<T>, "simd functions take scalars and vectors, not structures");
+  MSL_SIMD_TYPE(T);
   T result;
   msl_combine(&value, sizeof(T), &result, sizeof(T), msl_scan<T, Op, INCLUSIVE>);
   return result;

@@ -13,7 +13,10 @@
 #define device __global
 #define threadgroup __local
 #define thread __private
-#define constant __constant
+// The constant space is constant: a pointer to it needs no const to take the address of what is declared const.
+#define constant const __constant
+// A coherence scope changes nothing where every access goes to the same memory.
+#define coherent(scope)
 #define threadgroup_imageblock __local
 #define METAL_FUNC inline __attribute__((always_inline))
 // nodebug: what is inlined from the shim counts as the Metal line that called it.
@@ -144,8 +147,21 @@ template <typename T> T&& declval();
 
 }  // namespace metal
 
-// Reads an operand of ?: so that both sides are values (see translate.py).
-template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) { return value; }
+template <typename T> struct msl_in_constant { static constexpr __constant bool value = false; };
+template <typename T> struct msl_in_constant<__constant T> { static constexpr __constant bool value = true; };
+
+// Reads an operand of ?: so that both sides are values, and structures out of the constant space, which the compiler's own copy
+// constructors do not reach (see translate.py).
+template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
+  using Plain = metal::plain_t<T>;
+  if constexpr (__is_class(Plain) && msl_in_constant<__remove_reference_t(T)>::value) {
+    alignas(Plain) char bytes[sizeof(Plain)];
+    __builtin_memcpy(bytes, (const __generic void*)(ulong)&value, sizeof(Plain));
+    return *(__private Plain*)bytes;
+  } else {
+    return value;
+  }
+}
 
 // Clang refuses to convert between its half and its bfloat; Metal does it, rounding once (float holds both exactly).
 template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {

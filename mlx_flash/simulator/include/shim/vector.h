@@ -17,11 +17,18 @@ template <typename T> using element_t = typename element<T>::type;
 template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_enum_v<plain_t<T>>>;
 }  // namespace metal
 
+// v.r is v.x.
+#define MSL_COLOUR(LETTER, MEMBER)                                                             \
+  MSL_INLINE T msl_get_##LETTER() const { return MEMBER; }                                     \
+  MSL_INLINE T msl_get_##LETTER() const __constant { return MEMBER; }                          \
+  MSL_INLINE void msl_put_##LETTER(T value) { MEMBER = value; }                                \
+  __declspec(property(get = msl_get_##LETTER, put = msl_put_##LETTER)) T LETTER;
+
 #define MSL_INDEXING(N)                                                                        \
   MSL_INLINE __private T& operator[](int i) __private { return (&x)[i]; }                      \
   MSL_INLINE __local T& operator[](int i) __local { return (&x)[i]; }                          \
   MSL_INLINE __global T& operator[](int i) __global { return (&x)[i]; }                        \
-  MSL_INLINE T operator[](int i) const __private { return (&x)[i]; }                           \
+  MSL_INLINE T operator[](int i) const { return (&x)[i]; }                                     \
   MSL_INLINE const __local T& operator[](int i) const __local { return (&x)[i]; }              \
   MSL_INLINE const __global T& operator[](int i) const __global { return (&x)[i]; }            \
   MSL_INLINE const __constant T& operator[](int i) const __constant { return (&x)[i]; }        \
@@ -78,6 +85,7 @@ template <typename T, int... I> struct msl_lanes {
 
 template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
   T x, y;
+  MSL_COLOUR(r, x) MSL_COLOUR(g, y)
   MSL_MEMBERS(2)
   template <typename A, typename B, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>>
   MSL_INLINE constexpr vec(A a, B b) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)) {}
@@ -88,6 +96,7 @@ template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
 
 template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
   T x, y, z;
+  MSL_COLOUR(r, x) MSL_COLOUR(g, y) MSL_COLOUR(b, z)
   MSL_MEMBERS(3)
   template <typename A, typename B, typename C, typename = metal::scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)) {}
@@ -100,10 +109,14 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
 
 template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   T x, y, z, w;
+  MSL_COLOUR(r, x) MSL_COLOUR(g, y) MSL_COLOUR(b, z) MSL_COLOUR(a, w)
   MSL_MEMBERS(4)
   template <typename A, typename B, typename C, typename D, typename = metal::scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c, D d)
       : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(msl_static_cast<T>(d)) {}
+  // uint4 v = {a, b, c}; leaves zero in what the list does not name.
+  template <typename A, typename B, typename C, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>, typename = metal::scalar_only<C>>
+  MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(T(0)) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : x(a.x), y(a.y), z(b.x), w(b.y) {}
   MSL_INLINE constexpr vec(vec<T, 3> a, T b) : x(a.x), y(a.y), z(a.z), w(b) {}
   MSL_INLINE constexpr vec(T a, vec<T, 3> b) : x(a), y(b.x), z(b.y), w(b.z) {}
@@ -139,30 +152,31 @@ MSL_BINARY(>, bool) MSL_BINARY(>=, bool) MSL_BINARY(&&, bool) MSL_BINARY(||, boo
 MSL_UNARY(-, T) MSL_UNARY(+, T) MSL_UNARY(~, T) MSL_UNARY(!, bool)
 
 // Packed vectors: the same elements, aligned as one of them.
-template <typename T, int N> struct packed_vec {
-  T data[N];
-  packed_vec() = default;
-  MSL_INLINE packed_vec(vec<T, N> v) { for (int i = 0; i < N; ++i) data[i] = v.at(i); }
-  template <typename... U, typename = metal::enable_if_t<(sizeof...(U) == N)>>
-  MSL_INLINE constexpr packed_vec(U... parts) : data{(T)parts...} {}
-  MSL_INLINE operator vec<T, N>() const { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, data[i]); return v; }
-  MSL_INLINE operator vec<T, N>() const __constant { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, data[i]); return v; }
-  MSL_INLINE T at(int i) const { return data[i]; }
-  MSL_INLINE T at(int i) const __constant { return data[i]; }
-  MSL_INLINE __private T& operator[](int i) __private { return data[i]; }
-  MSL_INLINE __local T& operator[](int i) __local { return data[i]; }
-  MSL_INLINE __global T& operator[](int i) __global { return data[i]; }
-  MSL_INLINE T operator[](int i) const { return data[i]; }
-  MSL_INLINE T operator[](int i) const __constant { return data[i]; }
-  template <int... I> MSL_INLINE auto get() const {
-    if constexpr (sizeof...(I) == 1) return at(I...);
-    else return vec<T, sizeof...(I)>(at(I)...);
-  }
-  template <int... I> MSL_INLINE auto get() const __constant {
-    if constexpr (sizeof...(I) == 1) return at(I...);
-    else return vec<T, sizeof...(I)>(at(I)...);
-  }
-  template <int... I> MSL_INLINE msl_lanes<T, I...> put() { return {data}; }
+#define MSL_PACKED_MEMBERS(N)                                                                        \
+  packed_vec() = default;                                                                            \
+  MSL_INLINE packed_vec(vec<T, N> v) { for (int i = 0; i < N; ++i) (&x)[i] = v.at(i); }              \
+  template <typename U, typename = metal::scalar_only<U>>                                            \
+  MSL_INLINE packed_vec(U a) { for (int i = 0; i < N; ++i) (&x)[i] = (T)a; }                         \
+  MSL_INLINE T at(int i) const { return (&x)[i]; }                                                   \
+  MSL_INLINE T at(int i) const __constant { return (&x)[i]; }                                        \
+  MSL_INLINE operator vec<T, N>() const { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, at(i)); return v; }            \
+  MSL_INLINE operator vec<T, N>() const __constant { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, at(i)); return v; } \
+  MSL_INDEXING(N)
+
+template <typename T> struct packed_vec<T, 2> {
+  T x, y;
+  MSL_PACKED_MEMBERS(2)
+  MSL_INLINE constexpr packed_vec(T a, T b) : x(a), y(b) {}
+};
+template <typename T> struct packed_vec<T, 3> {
+  T x, y, z;
+  MSL_PACKED_MEMBERS(3)
+  MSL_INLINE constexpr packed_vec(T a, T b, T c) : x(a), y(b), z(c) {}
+};
+template <typename T> struct packed_vec<T, 4> {
+  T x, y, z, w;
+  MSL_PACKED_MEMBERS(4)
+  MSL_INLINE constexpr packed_vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
 };
 
 #define MSL_VECTOR_NAMES(T)                                                                     \
@@ -171,3 +185,11 @@ template <typename T, int N> struct packed_vec {
 MSL_VECTOR_NAMES(float) MSL_VECTOR_NAMES(half) MSL_VECTOR_NAMES(bfloat) MSL_VECTOR_NAMES(bool)
 MSL_VECTOR_NAMES(char) MSL_VECTOR_NAMES(uchar) MSL_VECTOR_NAMES(short) MSL_VECTOR_NAMES(ushort)
 MSL_VECTOR_NAMES(int) MSL_VECTOR_NAMES(uint) MSL_VECTOR_NAMES(long) MSL_VECTOR_NAMES(ulong)
+
+namespace metal {
+#define MSL_IN_METAL(T)                                                         \
+  using ::T##2; using ::T##3; using ::T##4;                                     \
+  using ::packed_##T##2; using ::packed_##T##3; using ::packed_##T##4;
+MSL_IN_METAL(float) MSL_IN_METAL(half) MSL_IN_METAL(bfloat) MSL_IN_METAL(bool) MSL_IN_METAL(char) MSL_IN_METAL(uchar)
+MSL_IN_METAL(short) MSL_IN_METAL(ushort) MSL_IN_METAL(int) MSL_IN_METAL(uint) MSL_IN_METAL(long) MSL_IN_METAL(ulong)
+}  // namespace metal
