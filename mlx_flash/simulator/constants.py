@@ -24,11 +24,9 @@ def specialise(text: str, constants: Mapping[str, int], values: Mapping[str, obj
     text = _DEFINED.sub(lambda m: "true" if present.get(m[1]) is not None else "false", text)
     for name, value in present.items():
         if value is not None:
-            text = text.replace(f"= {_MARK}{name};", f"= {_literal(value)};")
+            text = re.sub(rf"= {_MARK}{name}\b", f"= {_literal(value)}", text)
             continue
-        at = text.find(f" = {_MARK}{name};")
-        start = text.rfind("constant", 0, at)
-        text = text[:start] + "extern " + text[start:at] + text[at:].replace(f" = {_MARK}{name};", ";", 1)
+        text = re.sub(rf"\bconstant ([^=;]*) = {_MARK}{name}\b", r"extern constant \1", text)
     return text
 
 

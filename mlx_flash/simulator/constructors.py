@@ -1,25 +1,31 @@
-"""Constructors and conversions of Metal say which address space they build in; those of C++ for OpenCL build values that are in none yet."""
+"""Constructors, conversions and copies: C++ for OpenCL builds values that are in no address space yet, and copies nothing out of the
+constant space by itself; Metal says where a constructor builds, and copies structures from everywhere."""
 
 from collections.abc import Iterator
 
 from .tokens import Token, matching
 
 _SPACES = ("thread", "threadgroup", "device", "constant")
+Edit = tuple[int, int, str]
 
 
-def constructor_edits(tokens: list[Token]) -> Iterator[tuple[int, int]]:
-    """Spans of the text to drop: the address space behind a constructor, and whole constructors that another space's already covers."""
+def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """(start, end, replacement) of each: address spaces behind constructors dropped, copies out of the constant space declared."""
     enclosing: list[tuple[str, set] | None] = []
     pending = None
     for index, token in enumerate(tokens):
         if token.text == "operator" and tokens[index + 1].kind == "word":
             yield from _conversion(tokens, index)
-        if token.text in ("struct", "class", "union") and tokens[index + 1].kind == "word":
-            pending = tokens[index + 1].text
-        elif token.text == ";":
+        elif token.text in ("struct", "class", "union") and tokens[index - 1].text not in ("enum", "<", ","):
+            pending = _name(tokens, index + 1)
+            if pending and token.text == "union":
+                pending = f" {pending}"  # has constructors, but is not copied member by member
+        elif token.text in (";", ")"):
             pending = None
         elif token.text == "{":
-            enclosing.append((pending, set()) if pending else None)
+            if pending and not pending.startswith(" "):
+                yield from _copies(tokens, index, pending)
+            enclosing.append((pending.strip(), set()) if pending else None)
             pending = None
         elif token.text == "}" and enclosing:
             enclosing.pop()
@@ -27,7 +33,35 @@ def constructor_edits(tokens: list[Token]) -> Iterator[tuple[int, int]]:
             yield from _edits(tokens, index, enclosing[-1][1])
 
 
-def _conversion(tokens: list[Token], index: int) -> Iterator[tuple[int, int]]:
+def _name(tokens: list[Token], index: int) -> str | None:
+    if tokens[index].text == "alignas":
+        index = matching(tokens, index + 1) + 1
+    return tokens[index].text if tokens[index].kind == "word" else None
+
+
+def _copies(tokens: list[Token], opening: int, name: str) -> Iterator[Edit]:
+    """Defaulted copies from the constant space; they leave an aggregate an aggregate."""
+    constructors = list(_constructors(tokens, opening, name))
+    parameters = [[t.text for t in tokens[at + 2 : matching(tokens, at + 1)]] for at in constructors]
+    if any(pair == (name, "&") for texts in parameters for pair in zip(texts, texts[1:])):
+        return  # it copies itself
+    default = "" if constructors else f"{name}() = default; "
+    copies = f"{name}(const {name}&) = default; {name}(const __constant {name}&) = default; "
+    assigns = f"{name}& operator=(const {name}&) = default; {name}& operator=(const __constant {name}&) = default; "
+    end = tokens[opening].end
+    yield end, end, f" public: {default}{copies}{assigns}"
+
+
+def _constructors(tokens: list[Token], opening: int, name: str) -> Iterator[int]:
+    depth = 0
+    for index in range(opening, matching(tokens, opening)):
+        text = tokens[index].text
+        depth += (text in "{(") - (text in "})")
+        if depth == 1 and text == name and tokens[index + 1].text == "(" and tokens[index - 1].text != "~":
+            yield index
+
+
+def _conversion(tokens: list[Token], index: int) -> Iterator[Edit]:
     """operator T() const thread: without its `thread` it also converts values that are in no address space yet."""
     while tokens[index].text != "(":
         index += 1
@@ -35,21 +69,22 @@ def _conversion(tokens: list[Token], index: int) -> Iterator[tuple[int, int]]:
     if tokens[index].text == "const":
         index += 1
     if tokens[index].text == "thread":
-        yield tokens[index].start, tokens[index].end
+        yield tokens[index].start, tokens[index].end, ""
 
 
-def _edits(tokens: list[Token], index: int, known: set) -> Iterator[tuple[int, int]]:
+def _edits(tokens: list[Token], index: int, known: set) -> Iterator[Edit]:
     close = matching(tokens, index + 1)
     after = tokens[close + 1]
-    if after.text not in _SPACES:
-        known.add(_key(tokens, index, close))
-        return
     key = _key(tokens, index, close)
-    if key in known:
-        yield tokens[_start(tokens, index)].start, tokens[_end(tokens, close + 2)].end
+    if after.text == "constant":
+        yield after.start, after.end, "__constant"
+        return
+    if after.text in _SPACES and key in known:
+        yield tokens[_start(tokens, index)].start, tokens[_end(tokens, close + 2)].end, ""
         return
     known.add(key)
-    yield after.start, after.end
+    if after.text in _SPACES:
+        yield after.start, after.end, ""
 
 
 def _key(tokens: list[Token], index: int, close: int) -> tuple[str, ...]:

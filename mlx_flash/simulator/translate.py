@@ -220,7 +220,7 @@ class _Translator:
 
     def check_buffer(self, part: list[Token], parameters: list[Parameter]):
         new, before = parameters[-1], parameters[:-1]
-        if new.attribute != "buffer":
+        if new.attribute != "buffer" or new.index < 0:
             return
         if any(p.attribute == "buffer" and p.index == new.index and not p.condition for p in before) and not new.condition:
             self.fail(part[-1], f"parameter '{new.name}' binds buffer {new.index} twice")
