@@ -128,6 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (CommandError, ValueError) as error:
+        if not isinstance(error, CommandError) and not str(error).startswith("[mlx_flash"):
+            raise  # a defect, not bad input
         print(f"python -m mlx_flash {arguments.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:

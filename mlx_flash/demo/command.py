@@ -19,7 +19,7 @@ from ..problem import Problem
 from ..steps import STEPS
 from . import plot, report
 from .data import batches, load_text
-from .model import Shape
+from .model import Shape, Transformer
 from .train import new_model, sample, train
 
 SEED = 0
@@ -54,13 +54,12 @@ class Outcome:
 def demo(arguments) -> int:
     """Trains, compares, plots and prints. Returns 0 if the two losses agree, else 1."""
     console = Console()
-    picture = plot.destination(arguments.out)
     shape, dtype = Shape(), getattr(mx, arguments.dtype)
     text = load_text(arguments.text, shape.context)
-    data = batches(text, arguments.steps, shape.batch, shape.context, SEED)
+    picture = plot.destination(arguments.out)
     with use_backend(*_backend(arguments)) as backend:
         report.introduce(console, backend, shape, arguments, len(text))
-        outcome = _run(console, backend, shape, dtype, data, LIMITS[arguments.dtype])
+        outcome = _run(console, backend, shape, dtype, text, arguments.steps)
         explanation = explain(*report.operands(shape, dtype), causal=True)
     replaced = picture.exists()
     plot.save(picture, outcome, backend.name, COMPARED)
@@ -78,8 +77,13 @@ def _backend(arguments) -> tuple[str, str | None]:
     return current.name, arguments.family or (current.family.name if current.family else None)
 
 
-def _run(console, backend: Backend, shape: Shape, dtype: mx.Dtype, data: list, limit: float) -> Outcome:
+def _run(console: Console, backend: Backend, shape: Shape, dtype: mx.Dtype, text: bytes, steps: int) -> Outcome:
     seconds = {}
+
+    def learn(attend, tick) -> tuple[Transformer, list[float]]:
+        model = new_model(shape, attend, dtype, SEED)
+        return model, train(model, batches(text, steps, shape.batch, shape.context, SEED), tick)
+
     with progress("demo", console) as bars:
 
         def phase(name: str, total: int):
@@ -94,12 +98,10 @@ def _run(console, backend: Backend, shape: Shape, dtype: mx.Dtype, data: list, l
 
         if backend.family:
             _compile(backend, shape, dtype, phase("compile kernels", len(STEPS)))
-        model = new_model(shape, _ours, dtype, SEED)
-        losses = train(model, data, phase(f"train, mlx_flash on {backend.name}", len(data)))
-        twin = new_model(shape, _builtin, dtype, SEED)
-        expected = train(twin, data, phase("train, mx.fast", len(data)))
-        text = sample(model, PROMPT, SAMPLED, shape.context, SEED, phase("write a line", SAMPLED))
-    return Outcome(losses, expected, text, seconds, limit)
+        model, losses = learn(_ours, phase(f"train with mlx_flash ({backend.name})", steps))
+        _, expected = learn(_builtin, phase("train with mx.fast", steps))
+        written = sample(model, PROMPT, SAMPLED, shape.context, SEED, phase("write a line", SAMPLED))
+    return Outcome(losses, expected, written, seconds, LIMITS[str(dtype).split(".")[-1]])
 
 
 def _ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:

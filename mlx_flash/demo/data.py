@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -34,15 +35,15 @@ def load_text(path: str | None, context: int) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    if not path.exists():
-        raise CommandError(f"--text {path}: there is no such file. Check the path.")
-    if not path.is_file():
-        raise CommandError(f"--text {path}: expected a text file, got a folder or device. Name one file.")
     try:
+        if not path.exists():
+            raise CommandError(f"--text {path}: there is no such file. Check the path.")
+        if not path.is_file():
+            raise CommandError(f"--text {path}: expected a text file, got a folder or device. Name one file.")
         with path.open("rb") as file:
             data = file.read(LIMIT)
     except OSError as error:
-        raise CommandError(f"--text {path}: cannot be read ({error.strerror}). Check its permissions.") from error
+        raise CommandError(f"--text {path}: cannot be read ({error.strerror}). Name a file you may read.") from error
     try:
         # A cut at the limit may halve the last character.
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < LIMIT)
@@ -53,9 +54,11 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def batches(data: bytes, steps: int, batch: int, context: int, seed: int) -> list[tuple[mx.array, mx.array]]:
+def batches(data: bytes, steps: int, batch: int, context: int, seed: int) -> Iterator[tuple[mx.array, mx.array]]:
     """Inputs and targets [batch, context] of every step, the targets one byte ahead."""
     values = np.frombuffer(data, np.uint8)
-    starts = np.random.default_rng(seed).integers(0, len(values) - context, (steps, batch))
-    windows = values[starts[..., None] + np.arange(context + 1)].astype(np.int32)
-    return [(mx.array(window[:, :-1]), mx.array(window[:, 1:])) for window in windows]
+    draws = np.random.default_rng(seed)
+    for _ in range(steps):
+        starts = draws.integers(0, len(values) - context, (batch, 1))
+        window = values[starts + np.arange(context + 1)].astype(np.int32)
+        yield mx.array(window[:, :-1]), mx.array(window[:, 1:])

@@ -15,18 +15,18 @@ OURS, THEIRS, INK = "#1f6fb4", "#e07b1a", "#444444"
 
 def destination(out: str) -> Path:
     """The file to write, in a folder made if missing. Raises CommandError rather than overwrite a foreign file."""
-    path = Path(out).expanduser()
-    if path.suffix.lower() != ".png" or path.is_dir():
-        path = path / NAME
+    path = Path(out)
     try:
+        if path.suffix.lower() != ".png" or path.is_dir():
+            path = path / NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
+            foreign = path.exists() and not _ours(path)
     except OSError as error:
         raise CommandError(
             f"--out {out}: cannot be written ({error.strerror}). Name a PNG file or a folder you may write to."
         ) from error
-    if path.exists() and not _ours(path):
+    if foreign:
         raise CommandError(f"--out {path}: exists and is no plot of this demo. Name another file.")
     return path
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import mlx.core as mx
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -56,8 +57,7 @@ def conclude(console: Console, outcome, explanation: Explanation, shape: Shape, 
     else:
         console.print("\nNo kernels ran: the reference backend is plain mx operations in blocks.")
     console.print(_memory(explanation, shape))
-    for phase, seconds in outcome.seconds.items():
-        console.print(f"{phase}: {seconds:.1f} s", highlight=False)
+    console.print("; ".join(f"{phase} {seconds:.1f} s" for phase, seconds in outcome.seconds.items()), highlight=False)
     line = " ".join(outcome.text.decode("utf-8", errors="replace").split())
     console.print(f"\nthe trained model writes: [italic]{escape(repr(line))}[/]", highlight=False)
     console.print(f"plot: {escape(str(picture))}{' (replaced)' if replaced else ''}", highlight=False, soft_wrap=True)
@@ -73,7 +73,7 @@ def _memory(explanation: Explanation, shape: Shape) -> Table:
     """Bytes one layer's attention holds from its forward pass to its gradients, here and at a long context."""
     from ..explain import explain
 
-    table = Table(title="attention memory of one layer", title_justify="left")
+    table = Table(title="attention memory of one layer", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("context", "outputs O", "L and delta", "held in all", "scores and probabilities, unfused"):
         table.add_column(column, justify="right")
     dtype = getattr(mx, explanation.problem.dtype)

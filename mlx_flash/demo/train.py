@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +22,7 @@ def new_model(shape: Shape, attend: Callable, dtype: mx.Dtype, seed: int) -> Tra
     return model
 
 
-def train(model: Transformer, data: list[tuple[mx.array, mx.array]], tick: Callable[[float], None]) -> list[float]:
+def train(model: Transformer, data: Iterable[tuple[mx.array, mx.array]], tick: Callable[[float], None]) -> list[float]:
     """Adam over the batches; returns the loss of each step and tells each to `tick`."""
 
     def loss_of(inputs, targets):
