@@ -4,6 +4,17 @@ from .errors import CompileError, SimulatorError, ToolchainError
 from .kernel import metal_kernel
 from .library import MetalLibrary
 from .profile import profile
+from .replace import replace_metal_kernel
 from .settings import mode, schedule
 
-__all__ = ["CompileError", "MetalLibrary", "SimulatorError", "ToolchainError", "metal_kernel", "mode", "profile", "schedule"]
+__all__ = [
+    "CompileError",
+    "MetalLibrary",
+    "SimulatorError",
+    "ToolchainError",
+    "metal_kernel",
+    "mode",
+    "profile",
+    "replace_metal_kernel",
+    "schedule",
+]
