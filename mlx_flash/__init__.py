@@ -2,8 +2,10 @@
 
 from .attention import attention
 from .backends import use_backend
+from .block_mask import BlockMask
 from .errors import UnsupportedProblem
 from .explain import explain
+from .merging import merge
 
 __version__ = "0.1.0"
-__all__ = ["UnsupportedProblem", "__version__", "attention", "explain", "use_backend"]
+__all__ = ["BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "use_backend"]

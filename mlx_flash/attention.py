@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import mlx.core as mx
 
 from .autograd import attend
 from .backends import current_backend
-from .problem import padded, problem_of
+from .block_mask import BlockMask
+from .operands import operands
+from .problem import Problem, padded, problem_of
 
 
 def attention(
@@ -17,24 +20,43 @@ def attention(
     v: mx.array,
     *,
     scale: float | None = None,
-    mask: str | None = None,
+    mask: str | mx.array | BlockMask | None = None,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: mx.array | None = None,
+    sinks: mx.array | None = None,
+    segments: tuple[mx.array, mx.array] | None = None,
+    dropout: float = 0.0,
+    key: mx.array | None = None,
+    return_lse: bool = False,
     stream: mx.Stream | mx.Device | None = None,
-) -> mx.array:
-    """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients for q, k and v.
+) -> mx.array | tuple[mx.array, mx.array]:
+    """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients.
 
     Args:
         q: [B, Hq, Lq, D], float32, float16 or bfloat16. Any D of at least 1; multiples of 8 avoid a padded copy.
         k: [B, Hk, Lk, D], q's dtype. Hq must be a multiple of Hk: query head h uses key head h // (Hq // Hk).
         v: [B, Hk, Lk, Dv], q's dtype.
         scale: multiplies q k^T; finite. None means 1/sqrt(D).
-        mask: None or "causal", as in ``mx.fast.scaled_dot_product_attention``.
-        causal: the same as mask="causal". Aligned to the lower right: query i sees keys 0 .. i + Lk - Lq.
+        mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
+            strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape.
+        causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
+            position i + Lk - Lq among the keys and sees those up to it.
+        window: (left, right): a query sees that many keys before and after its own position; None: no bound.
+        softcap: scores become softcap * tanh(scores / softcap), before masks are added.
+        alibi_slopes: [Hq]: adds -slope * |i + Lk - Lq - j|. A constant: no gradient flows to it.
+        sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
+        segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
+        dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
+        key: mx.random key of the dropout; the same key draws the same pattern.
+        return_lse: also return the natural logarithm of each row's sum of exponentials, differentiable.
         stream: stream or device of the launches.
 
     Returns:
-        [B, Hq, Lq, Dv] in q's dtype. A query that sees no key gives zeros and takes part in no gradient. Views
-        (transposed, sliced) are read in place as long as their last axis is contiguous.
+        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq]. A query that sees no key gives zeros
+        (LSE -inf) and takes part in no gradient. Views (transposed, sliced) are read in place as long as their last
+        axis is contiguous. Whatever lies behind a masked key (NaN, infinity) reaches nothing.
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
@@ -43,18 +65,33 @@ def attention(
     Scores, softmax statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
     """
-    problem = problem_of(q, k, v, scale=scale, mask=mask, causal=causal)
+    options = {
+        "mask": mask, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks,
+        "segments": segments, "dropout": dropout, "key": key,
+    }  # fmt: skip
+    problem = problem_of(q, k, v, scale=scale, causal=causal, **options)
     if problem.empty:
-        return mx.zeros(problem.output_shape, q.dtype, stream=stream)
+        return _nothing(problem, q.dtype, sinks, return_lse)
     head_dim, value_dim = padded(problem.head_dim), padded(problem.value_dim)
     q, k = (_pad(array, head_dim, stream) for array in (q, k))
     v = _pad(v, value_dim, stream)
     inner = replace(problem, head_dim=head_dim, value_dim=value_dim)
-    out, _ = attend(inner, current_backend(), stream)(q, k, v)
-    return out if value_dim == problem.value_dim else out[..., : problem.value_dim]
+    extras = operands(problem, **options)
+    out, L = attend(inner, tuple(extras), current_backend(), stream)(q, k, v, *extras.values())
+    out = out if value_dim == problem.value_dim else out[..., : problem.value_dim]
+    return (out, L * math.log(2)) if return_lse else out
 
 
 def _pad(array: mx.array, dimension: int, stream) -> mx.array:
     """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
     missing = dimension - array.shape[3]
     return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, missing)], stream=stream) if missing else array
+
+
+def _nothing(problem: Problem, dtype, sinks, return_lse: bool):
+    """Zeros; without keys each row's only score, if any, is its head's sink."""
+    out = mx.zeros(problem.output_shape, dtype)
+    if not return_lse:
+        return out
+    lse = -math.inf if sinks is None else sinks.astype(mx.float32)[:, None]
+    return out, mx.broadcast_to(mx.array(lse), problem.output_shape[:3])

@@ -1,30 +1,31 @@
-"""Attention as one differentiable function: the forward kernel, and a vjp made of the two backward kernels.
+"""Attention as one differentiable function: the forward kernel, and a vjp made of the backward kernels.
 
 The outputs carry the residuals (O and L), so the backward pass runs no second forward and keeps no state of its own.
-dQ and (dK, dV) are separate functions: MLX evaluates only those whose gradients are asked for.
+dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only those that are asked for.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 
 import mlx.core as mx
 
 from .backends import Backend
 from .errors import UnsupportedProblem
+from .operands import step_inputs
 from .plan import plan
 from .problem import Problem
-from .steps import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DELTA, FORWARD, Step
+from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, Step
 
 
 def run(step: Step, problem: Problem, backend: Backend, stream, inputs: dict) -> tuple[mx.array, ...]:
-    """The step's outputs in the problem's dtype; statistics stay float32."""
-    # MLX's jvp walks into custom functions; stopped here, it asks `forward` first, which refuses by name.
-    inputs = {name: mx.stop_gradient(x) if isinstance(x, mx.array) else x for name, x in inputs.items()}
+    """The step's outputs; those shaped like q, k and v in the problem's dtype, the others float32."""
     outputs = backend.run(plan(step, problem, backend.family), inputs, stream)
     dtype = getattr(mx, problem.dtype)
     return tuple(
-        array.astype(dtype, stream=stream) if array.ndim == 4 else array for array in outputs
+        array.astype(dtype, stream=stream) if name in ("O", "dQ", "dK", "dV") else array
+        for name, array in zip(step.outputs, outputs)
     )
 
 
@@ -45,36 +46,73 @@ def _once_differentiable(function):
     return wrapped
 
 
-@lru_cache(maxsize=1024)
-def attend(problem: Problem, backend: Backend, stream=None):
-    """The function (q, k, v) -> (O, L) of one problem on one backend, with its gradient.
+@mx.custom_function
+def _guard(*arrays):
+    """Does nothing, but is the first operation that jvp and vmap meet: MLX walks the operations inside a custom
+    function before it asks the function itself, and would stop at one of them with a message of its own."""
+    return arrays
 
-    L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials; no gradient flows through it.
+
+_guard.vjp(lambda primals, cotangents, outputs: tuple(cotangents))
+_guard.jvp(_NO_JVP)
+_guard.vmap(_NO_VMAP)
+
+
+@lru_cache(maxsize=1024)
+def attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream=None):
+    """The function (q, k, v, *operands) -> (O, L) of one problem on one backend, with its gradients.
+
+    `names`: of the operands, in order. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of
+    exponentials; gradients flow through it.
     """
-    call = partial(run, problem=problem, backend=backend, stream=stream)
+
+    def call(step, inputs, extras):
+        named = step_inputs(problem, dict(zip(names, extras)), step is BACKWARD_KEY_VALUE)
+        return run(step, problem, backend, stream, {**inputs, **named, "scale": problem.scale})
+
+    def residuals(arrays):
+        inputs = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays))
+        return inputs | ({"extents": problem.options.mask_shape} if problem.options.mask else {})
 
     @mx.custom_function
-    def forward(q, k, v):
-        return call(FORWARD, inputs={"Q": q, "K": k, "V": v, "scale": problem.scale})
-
-    def residuals(q, k, v, d_o, L, delta):
-        return {"Q": q, "K": k, "V": v, "dO": d_o, "L": L, "delta": delta, "scale": problem.scale}
+    def forward(q, k, v, *extras):
+        return call(FORWARD, {"Q": q, "K": k, "V": v}, extras)
 
     @_once_differentiable
     def backward_query(*arrays):
-        return call(BACKWARD_QUERY, inputs=residuals(*arrays))[0]
+        return call(BACKWARD_QUERY, residuals(arrays), arrays[6:])[0]
 
     @_once_differentiable
     def backward_key_value(*arrays):
-        return call(BACKWARD_KEY_VALUE, inputs=residuals(*arrays))
+        return call(BACKWARD_KEY_VALUE, residuals(arrays), arrays[6:])
+
+    @_once_differentiable
+    def backward_mask(*arrays):
+        return call(BACKWARD_MASK, residuals(arrays), arrays[6:])[0]
 
     @forward.vjp
     def backward(primals, cotangents, outputs):
-        d_o, o, L = cotangents[0], *outputs
-        delta = call(DELTA, inputs={"dO": d_o, "O": o})[0]
-        arrays = (*primals, d_o, L, delta)
-        return (backward_query(*arrays), *backward_key_value(*arrays))
+        q, k, v, *extras = primals
+        delta = run(DELTA, problem, backend, stream, {"dO": cotangents[0], "O": outputs[0]})[0]
+        delta = _with_lse(delta, outputs[1], cotangents[1])
+        arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
+        gradients = {name: mx.zeros_like(extra) for name, extra in zip(names, extras)}
+        if problem.features.mask not in (None, "bool"):
+            mask = extras[names.index("attention_mask")]
+            gradients["attention_mask"] = backward_mask(*arrays).astype(mask.dtype)
+        if "sinks" in names:
+            gradients["sinks"] = _sinks_gradient(extras[names.index("sinks")], outputs[1], delta)
+        return (backward_query(*arrays), *backward_key_value(*arrays), *gradients.values())
 
-    forward.jvp(_NO_JVP)
-    forward.vmap(_NO_VMAP)
-    return forward
+    return lambda *arrays: forward(*_guard(*arrays))
+
+
+def _with_lse(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
+    """dS = P * (dP - delta + dLSE): the gradient of L enters where delta does. Rows that see nothing have none."""
+    return delta - mx.where(L == -math.inf, 0, d_L * math.log2(math.e))
+
+
+def _sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
+    """A sink takes the part 2^(sink log2(e) - L) of each row and has the value 0, so that dP = 0 there."""
+    part = mx.exp((sinks[:, None] * math.log2(math.e) - L) * math.log(2))
+    return -(part * delta).sum((0, 2))

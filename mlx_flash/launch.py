@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .steps import BACKWARD_KEY_VALUE, Step
+from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, Step
 
 if TYPE_CHECKING:
     from .parameters import Row
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Operands that may be views of anything: kernels read them as bytes through their strides.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO"})
+# Operands that kernels hold device pointers to: below 8 elements MLX would pass them in the constant address space.
+POINTED = frozenset({"attention_mask", "q_segments", "k_segments", "block_map", "block_lists", "block_counts"})
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,7 @@ class Launch:
         Viewing an operand as bytes makes MLX copy it only where its last axis is not contiguous, and never lets it
         fall below the 8 elements under which MLX passes an input in another address space.
         """
-        return [
-            scalar(value) if isinstance(value, float) else value.view(mx.uint8) if name in STRIDED else value
-            for name, value in ((name, inputs[name]) for name in self.kernel.inputs)
-        ]
+        return [_argument(name, inputs[name]) for name in self.kernel.inputs]
 
     @property
     def output_bytes(self) -> int:
@@ -68,24 +67,39 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
         "dQ": (*query, problem.head_dim),
         "dK": (*key, problem.head_dim),
         "dV": (*key, problem.value_dim),
+        "dM": problem.options.mask_shape,
     }[name]
 
 
 def launch(step: Step, row: Row, kernel: Kernel, problem: Problem) -> Launch:
-    """One threadgroup per block of the parallel dimension, head and batch."""
+    """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes."""
     length, heads = problem.query_length, problem.query_heads
     if step is BACKWARD_KEY_VALUE:
         length, heads = problem.key_length, problem.key_heads
     blocks = -(-length // row.parallel)
+    batch = problem.batch
+    if step is BACKWARD_MASK:
+        batch, heads, rows, columns = problem.options.mask_shape
+        blocks = -(-rows // row.parallel) * -(-columns // row.traversal)
     return Launch(
         kernel=kernel,
         output_shapes=tuple(output_shape(name, problem) for name in step.outputs),
         output_dtypes=tuple(getattr(mx, dtype) for dtype in kernel.output_dtypes),
-        grid=(blocks * row.threads, heads, problem.batch),
+        grid=(blocks * row.threads, heads, batch),
         threadgroup=(row.threads, 1, 1),
     )
 
 
 @lru_cache(maxsize=256)
-def scalar(value: float) -> mx.array:
-    return mx.array(value, mx.float32)
+def constant(value: float | tuple[int, ...]) -> mx.array:
+    return mx.array(value, mx.float32 if isinstance(value, float) else mx.int32)
+
+
+def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
+    if isinstance(value, (float, tuple)):
+        return constant(value)
+    if name in STRIDED:
+        return value.view(mx.uint8)
+    if name in POINTED and value.size < 8:
+        return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
+    return value

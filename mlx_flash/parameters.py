@@ -7,7 +7,7 @@ them has been timed with these kernels on a Mac yet. Every row proves itself at 
 from dataclasses import dataclass
 
 from .device import FAMILIES, THREADGROUP_BYTES, THREADGROUP_THREADS, Family
-from .steps import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_QUERY, DELTA, FORWARD, Step
+from .steps import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, Step
 
 FULL, MIXED = "float32", "16-bit"  # precision classes: of the inputs; statistics and accumulators are float32
 
@@ -129,6 +129,11 @@ TABLE = {
         (160, 16, 128, 16, "dV"),
         (384, 16, 128, 16, ""),
     ),
+    # The gradient of a mask: one simdgroup a threadgroup, which walks all that its elements sum.
+    (BACKWARD_MASK, MIXED, "apple7"): rows((384, 8, 32, 32, "")),
+    (BACKWARD_MASK, MIXED, "apple9"): rows((384, 8, 32, 32, "")),
+    (BACKWARD_MASK, FULL, "apple7"): rows((384, 8, 32, 16, "")),
+    (BACKWARD_MASK, FULL, "apple9"): rows((384, 8, 32, 16, "")),
     # delta = rowsum(dO * O) streams two operands once: one simdgroup a row, nothing to block.
     (DELTA, MIXED, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
     (DELTA, MIXED, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
@@ -149,6 +154,7 @@ OVERHEAD = {
     (FORWARD, MIXED): (39, 42), (FORWARD, FULL): (40, 48),
     (BACKWARD_QUERY, MIXED): (39, 39), (BACKWARD_QUERY, FULL): (40, 40),
     (BACKWARD_KEY_VALUE, MIXED): (46, 46), (BACKWARD_KEY_VALUE, FULL): (47, 47),
+    (BACKWARD_MASK, MIXED): (46, 46), (BACKWARD_MASK, FULL): (47, 47),
 }  # fmt: skip
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
@@ -165,6 +171,8 @@ def tile_registers(step: Step, row: Row, precision: str, head_dim: int) -> int:
     cached = sum(head_dim // 2 if name in ACCUMULATORS else quarter * head_dim // 4 for name in row.cached)
     flight = row.head_block(head_dim) // 2 if row.paged(step) else 0
     scores = row.traversal // 2
+    if step is BACKWARD_MASK:
+        return groups * 3 * scores  # P, dS and their sum
     if step is FORWARD:
         return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
     return groups * (cached + max(2 * scores, scores + flight))

@@ -38,7 +38,7 @@ class Plan:
     def kernel(self) -> Kernel:
         problem = self.problem
         return build(
-            self.step, self.row, self.family, problem.dtype, problem.head_dim, problem.value_dim, problem.causal,
+            self.step, self.row, self.family, problem.dtype, problem.head_dim, problem.value_dim, problem.features,
             self.max_threads,
         )  # fmt: skip
 

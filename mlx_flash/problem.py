@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .errors import UnsupportedProblem
+from .errors import wrong
+from .features import Features
+from .options import Options, options_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
@@ -19,7 +21,7 @@ def padded(dimension: int) -> int:
 class Problem:
     """Shapes: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim],
     v [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns.
-    `scale` multiplies q k^T. `dtype` is the name of q's, k's, v's and the result's type.
+    `scale` multiplies q k^T. `dtype` is the name of q's, k's, v's and the result's type. `options`: everything else.
     """
 
     batch: int
@@ -32,6 +34,12 @@ class Problem:
     dtype: str
     scale: float
     causal: bool = False
+    options: Options = Options()
+
+    @property
+    def features(self) -> Features:
+        """What the kernels are specialised by."""
+        return self.options.features(self.causal)
 
     @property
     def empty(self) -> bool:
@@ -43,44 +51,40 @@ class Problem:
         return (self.batch, self.query_heads, self.query_length, self.value_dim)
 
 
-def _error(argument: str, expected: str, got: object, remedy: str) -> ValueError:
-    return ValueError(f"[mlx_flash.attention] {argument}: expected {expected}, got {got}. {remedy}")
-
-
 def _check_arrays(q, k, v):
     for name, array in (("q", q), ("k", k), ("v", v)):
         if not isinstance(array, mx.array):
-            raise _error(name, "an mlx.core.array", type(array).__name__, "Convert it with mx.array(...).")
+            raise wrong(name, "an mlx.core.array", type(array).__name__, "Convert it with mx.array(...).")
     for name, array in (("q", q), ("k", k), ("v", v)):
         if array.ndim != 4:
-            raise _error(
+            raise wrong(
                 name, "4 axes [batch, heads, length, dimension]", f"shape {array.shape}", "Reshape or add axes."
             )
         if array.dtype not in DTYPES:
-            raise _error(name, "dtype float32, float16 or bfloat16", array.dtype, "Cast it with .astype(...).")
+            raise wrong(name, "dtype float32, float16 or bfloat16", array.dtype, "Cast it with .astype(...).")
     for name, array in (("k", k), ("v", v)):
         if array.dtype != q.dtype:
-            raise _error(name, f"q's dtype {q.dtype}", array.dtype, "Cast q, k and v to one dtype.")
+            raise wrong(name, f"q's dtype {q.dtype}", array.dtype, "Cast q, k and v to one dtype.")
 
 
 def _check_shapes(q, k, v):
     if k.shape[0] != q.shape[0]:
-        raise _error("k", f"batch {q.shape[0]} as in q", f"batch {k.shape[0]} (shape {k.shape})", "Match axis 0.")
+        raise wrong("k", f"batch {q.shape[0]} as in q", f"batch {k.shape[0]} (shape {k.shape})", "Match axis 0.")
     if k.shape[3] != q.shape[3]:
-        raise _error(
+        raise wrong(
             "k", f"head dimension {q.shape[3]} as in q", f"{k.shape[3]} (shape {k.shape})", "Match the last axis."
         )
     if v.shape[:3] != k.shape[:3]:
-        raise _error(
+        raise wrong(
             "v", f"batch, heads and length {k.shape[:3]} as in k", f"{v.shape[:3]} (shape {v.shape})",
             "Give k and v the same first three axes.",
         )  # fmt: skip
     for name, array in (("q", q), ("v", v)):
         if array.shape[3] == 0:
-            raise _error(name, "a head dimension of at least 1", f"shape {array.shape}", "Drop the empty call.")
+            raise wrong(name, "a head dimension of at least 1", f"shape {array.shape}", "Drop the empty call.")
     heads, key_heads = q.shape[1], k.shape[1]
     if (heads % key_heads if key_heads else heads) != 0:
-        raise _error(
+        raise wrong(
             "q", f"a number of heads that is a multiple of k's {key_heads}", heads, "Repeat or drop heads."
         )
 
@@ -93,27 +97,22 @@ def _checked_scale(scale, head_dim: int) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise _error("scale", "a finite number or None for 1/sqrt(head dimension)", repr(scale), "Pass a float.")
+        raise wrong("scale", "a finite number or None for 1/sqrt(head dimension)", repr(scale), "Pass a float.")
     return number
 
 
-def problem_of(q, k, v, *, scale=None, mask=None, causal=False) -> Problem:
+def problem_of(q, k, v, *, scale=None, mask=None, causal=False, **options) -> Problem:
     """Checks the arguments of `attention` and returns their Problem.
 
-    Raises ValueError naming the argument, what was expected, what came and what to do; UnsupportedProblem for
-    array masks, which no backend serves yet.
+    Raises ValueError naming the argument, what was expected, what came and what to do.
     """
     _check_arrays(q, k, v)
     _check_shapes(q, k, v)
-    if isinstance(mask, mx.array):
-        raise UnsupportedProblem(
-            "[mlx_flash.attention] mask: array masks are not supported yet. "
-            'Use mask="causal" or mx.fast.scaled_dot_product_attention.'
-        )
-    if mask is not None and not (isinstance(mask, str) and mask == "causal"):
-        raise _error("mask", 'None or "causal"', repr(mask), "Check the spelling.")
+    if isinstance(mask, str) and mask != "causal":
+        raise wrong("mask", 'None, "causal", an array or a BlockMask', repr(mask), "Check the spelling.")
     if not isinstance(causal, bool):
-        raise _error("causal", "True or False", repr(causal), "Pass a bool.")
+        raise wrong("causal", "True or False", repr(causal), "Pass a bool.")
+    shape = (*q.shape[:3], k.shape[2])
     return Problem(
         batch=q.shape[0],
         query_heads=q.shape[1],
@@ -124,5 +123,6 @@ def problem_of(q, k, v, *, scale=None, mask=None, causal=False) -> Problem:
         value_dim=v.shape[3],
         dtype=DTYPES[q.dtype],
         scale=_checked_scale(scale, q.shape[3]),
-        causal=causal or mask == "causal",
+        causal=causal or isinstance(mask, str),
+        options=options_of(shape, q.dtype, mask=None if isinstance(mask, str) else mask, **options),
     )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .steps import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DELTA, FORWARD
+from .reference_scores import Scores, exp2, product
+from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -40,38 +40,24 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
     return array[:, :, None, keys].astype(mx.float32)
 
 
-def _sees_nothing(problem: Problem, rows: slice, keys: slice) -> bool:
-    return problem.causal and keys.start > rows.stop - 1 + problem.key_length - problem.query_length
-
-
-def _scores(problem: Problem, q: mx.array, k: mx.array, rows: slice, keys: slice, scale: float) -> mx.array:
-    """S = scale log2(e) Q K^T for one block of rows and keys; -inf where masked."""
-    s = (q @ k.swapaxes(-1, -2)) * (scale * math.log2(math.e))
-    offset = problem.key_length - problem.query_length
-    if problem.causal and keys.stop - 1 > rows.start + offset:
-        visible = mx.arange(keys.start, keys.stop) <= mx.arange(rows.start, rows.stop)[:, None] + offset
-        s = mx.where(visible, s, -math.inf)
-    return s
-
-
-def forward(problem: Problem, *, Q, K, V, scale) -> tuple[mx.array, mx.array]:
+def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:
     """O in Q's dtype and L float32. Rows that see no key: O = 0, L = -inf."""
-    outputs, statistics = [], []
+    scores, outputs, statistics = Scores(problem, extras), [], []
     queries = _grouped(problem, Q)
     for rows in _blocks(problem.query_length):
         q = queries[..., rows, :]
-        m = mx.full((*q.shape[:-1], 1), -math.inf)
-        l, o = mx.zeros_like(m), mx.zeros((*q.shape[:-1], problem.value_dim))
+        m, l = scores.start((*q.shape[:-1], 1))
+        o = mx.zeros((*q.shape[:-1], problem.value_dim))
         for keys in _blocks(problem.key_length):
-            if _sees_nothing(problem, rows, keys):
-                break
-            q, k, v = _after((o,), q, _key_rows(K, keys), _key_rows(V, keys))
-            s = _scores(problem, q, k, rows, keys, scale)
+            if scores.nothing_seen(rows, keys):
+                continue
+            ordered = _after((o,), q)[0]
+            s, _, whole = scores.of(ordered, _key_rows(K, keys), rows, keys)
             m_new = mx.maximum(m, s.max(-1, keepdims=True))
             reference = mx.where(m_new == -math.inf, 0, m_new)
-            p, correction = _exp2(s - reference), _exp2(m - reference)
+            p, correction = exp2(s - reference), exp2(m - reference)
             l = correction * l + p.sum(-1, keepdims=True)
-            o = correction * o + p @ v
+            o = correction * o + product(scores.drop(p, rows, keys), _key_rows(V, keys), whole)
             m = m_new
         outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
         statistics.append(mx.where(l == 0, -math.inf, m + mx.log2(mx.where(l == 0, 1, l)))[..., 0])
@@ -84,56 +70,71 @@ def delta(problem: Problem, *, dO, O) -> tuple[mx.array]:
     return ((dO.astype(mx.float32) * O.astype(mx.float32)).sum(-1),)
 
 
-def _exp2(x: mx.array) -> mx.array:
-    return mx.exp(x * math.log(2))
+class _Backward:
+    """P and dS of any block, recomputed from the row statistics."""
+
+    def __init__(self, problem: Problem, Q, K, V, dO, L, delta, extras):
+        self.scores, self.K, self.V = Scores(problem, extras), K, V
+        self.Q, self.dO, self.L, self.delta = (_grouped(problem, x) for x in (Q, dO, L, delta))
+
+    def block(self, rows: slice, keys: slice, *done: mx.array):
+        """P, dS = P * (dP - delta), the slope of the softcap (or 1), and whether every pair is visible. Computed after
+        the sums `done`."""
+        q, d_o = _after(done, self.Q[..., rows, :], self.dO[..., rows, :])
+        s, slope, whole = self.scores.of(q, _key_rows(self.K, keys), rows, keys)
+        L = self.L[..., rows]
+        p = exp2(s - mx.where(L == -math.inf, math.inf, L)[..., None])
+        d_p = self.scores.drop(d_o @ _key_rows(self.V, keys).swapaxes(-1, -2), rows, keys)
+        d_s = mx.where(p == 0, 0, p * (d_p - self.delta[..., rows][..., None]))
+        return p, d_s, slope, whole
 
 
-def _gradients(problem: Problem, rows: slice, keys: slice, scale, q, k, v, d_o, L, delta):
-    """P and dS = P * (dP - delta) of one block, recomputed from the row statistics."""
-    s = _scores(problem, q, k, rows, keys, scale)
-    reference = mx.where(L == -math.inf, math.inf, L)[..., None]
-    p = _exp2(s - reference)
-    return p, p * (d_o @ v.swapaxes(-1, -2) - delta[..., None])
-
-
-def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale) -> tuple[mx.array]:
+def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array]:
     """dQ in Q's dtype."""
-    results = []
-    queries, d_outputs, statistics, deltas = (_grouped(problem, x) for x in (Q, dO, L, delta))
+    backward, results = _Backward(problem, Q, K, V, dO, L, delta, extras), []
     for rows in _blocks(problem.query_length):
-        q, d_o = queries[..., rows, :], d_outputs[..., rows, :]
-        d_q = mx.zeros_like(q)
+        d_q = mx.zeros_like(backward.Q[..., rows, :])
         for keys in _blocks(problem.key_length):
-            if _sees_nothing(problem, rows, keys):
-                break
-            k, v = _key_rows(K, keys), _key_rows(V, keys)
-            row = (statistics[..., rows], deltas[..., rows])
-            q, k, v = _after((d_q,), q, k, v)
-            _, d_s = _gradients(problem, rows, keys, scale, q, k, v, d_o, *row)
-            d_q = d_q + d_s @ k
+            if backward.scores.nothing_seen(rows, keys):
+                continue
+            _, d_s, slope, whole = backward.block(rows, keys, d_q)
+            d_q = d_q + product(d_s * slope, _key_rows(K, keys), whole)
         results.append((scale * d_q).astype(Q.dtype))
     return (mx.concatenate(results, -2).reshape(Q.shape),)
 
 
-def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale) -> tuple[mx.array, mx.array]:
+def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array, mx.array]:
     """dK and dV in K's dtype, summed over the query heads that share them."""
-    d_keys, d_values = [], []
-    queries, d_outputs, statistics, deltas = (_grouped(problem, x) for x in (Q, dO, L, delta))
+    backward, d_keys, d_values = _Backward(problem, Q, K, V, dO, L, delta, extras), [], []
     for keys in _blocks(problem.key_length):
-        k, v = _key_rows(K, keys), _key_rows(V, keys)
-        d_k, d_v = mx.zeros(k[:, :, 0].shape), mx.zeros(v[:, :, 0].shape)
+        length = keys.stop - keys.start
+        d_k = mx.zeros((problem.batch, problem.key_heads, length, problem.head_dim))
+        d_v = mx.zeros((problem.batch, problem.key_heads, length, problem.value_dim))
         for rows in _blocks(problem.query_length):
-            if _sees_nothing(problem, rows, keys):
+            if backward.scores.nothing_seen(rows, keys):
                 continue
-            q, d_o = queries[..., rows, :], d_outputs[..., rows, :]
-            row = (statistics[..., rows], deltas[..., rows])
-            q, d_o = _after((d_k, d_v), q, d_o)
-            p, d_s = _gradients(problem, rows, keys, scale, q, k, v, d_o, *row)
-            d_v = d_v + (p.swapaxes(-1, -2) @ d_o).sum(2)
-            d_k = d_k + (d_s.swapaxes(-1, -2) @ q).sum(2)
+            p, d_s, slope, whole = backward.block(rows, keys, d_k, d_v)
+            p = backward.scores.drop(p, rows, keys).swapaxes(-1, -2)
+            d_v = d_v + product(p, backward.dO[..., rows, :], whole).sum(2)
+            d_k = d_k + product((d_s * slope).swapaxes(-1, -2), backward.Q[..., rows, :], whole).sum(2)
         d_keys.append((scale * d_k).astype(K.dtype))
         d_values.append(d_v.astype(V.dtype))
     return mx.concatenate(d_keys, -2), mx.concatenate(d_values, -2)
+
+
+def backward_mask(problem: Problem, *, Q, K, V, dO, L, delta, scale, extents, **extras) -> tuple[mx.array]:
+    """The gradient of an additive mask, float32 in the mask's own shape: dS summed over the broadcast axes."""
+    backward, strips = _Backward(problem, Q, K, V, dO, L, delta, extras), []
+    summed = [axis for axis, extent in enumerate(extents) if extent == 1]
+    for rows in _blocks(problem.query_length):
+        parts = []
+        for keys in _blocks(problem.key_length):
+            shape = (problem.batch, problem.query_heads, rows.stop - rows.start, keys.stop - keys.start)
+            seen = not backward.scores.nothing_seen(rows, keys)
+            d_s = backward.block(rows, keys)[1].reshape(shape) if seen else mx.zeros(shape)
+            parts.append(d_s.sum(summed, keepdims=True) if summed else d_s)
+        strips.append(sum(parts) if extents[3] == 1 else mx.concatenate(parts, 3))
+    return ((sum(strips) if extents[2] == 1 else mx.concatenate(strips, 2)).reshape(extents),)
 
 
 STEPS = {
@@ -141,4 +142,5 @@ STEPS = {
     DELTA: delta,
     BACKWARD_QUERY: backward_query,
     BACKWARD_KEY_VALUE: backward_key_value,
+    BACKWARD_MASK: backward_mask,
 }

@@ -8,14 +8,14 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from .features import METAL_TYPES, Features
 from .steps import ACCUMULATORS, DELTA, Step
 
 if TYPE_CHECKING:
     from .device import Family
     from .parameters import Row
 
-METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
-SHARED = ("tile_simdgroup", "mask", "softmax")
+SHARED = ("tile_simdgroup", "mask", "softmax", "dropout")
 BODY = "// ---- body\n"
 
 
@@ -54,7 +54,7 @@ def build(
     dtype: str,
     head_dim: int,
     value_dim: int,
-    causal: bool,
+    features: Features,
     max_threads: int | None,
 ) -> Kernel:
     """The kernel of one step. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
@@ -72,18 +72,17 @@ def build(
             "SIMDGROUP_ROWS": row.simdgroup_rows,
             "STAGED": family.staged,
             "STAGING": row.staging_elements(family),
-            "CAUSAL": causal,
+            **features.holes(step),
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
-    text = Template(template(step.name)).substitute({hole: _literal(value) for hole, value in holes.items()})
-    constants, body = text.split(BODY)
+    literals = {hole: _literal(value) for hole, value in holes.items()}
+    parts = [_filled(name, literals) for name in (*(SHARED[:1] if step is DELTA else SHARED), step.name)]
     paged = row.paged(step)
-    shared = [template(name) for name in (SHARED[:1] if step is DELTA else SHARED)]
     return Kernel(
-        name=_name(step, row, family, dtype, head_dim, value_dim, causal, max_threads),
-        header="\n".join([*shared, constants.rstrip() + "\n"]),
-        body=body,
-        inputs=step.inputs,
+        name=_name(step, row, family, dtype, head_dim, value_dim, features, max_threads),
+        header="\n".join(header for header, _ in parts),
+        body="".join(body for _, body in parts),
+        inputs=step.inputs + features.inputs(step),
         outputs=step.outputs,
         output_dtypes=tuple(
             dtype if name in ACCUMULATORS and name not in paged else "float32" for name in step.outputs
@@ -91,12 +90,18 @@ def build(
     )
 
 
-def _name(step, row, family, dtype, head_dim, value_dim, causal, max_threads):
+def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:
+    """A template's header and body; those without a marker are all header."""
+    header, _, body = Template(template(name)).substitute(literals).partition(BODY)
+    return header.rstrip() + "\n", body
+
+
+def _name(step, row, family, dtype, head_dim, value_dim, features, max_threads):
     facts = ["flash", step.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
     if step is not DELTA:
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}", "c" + "".join(row.cached), "staged" if family.staged else "direct",
-            "causal" if causal else "dense",
+            *features.names(step),
         ]  # fmt: skip
     return "_".join(facts)

@@ -1,4 +1,4 @@
-"""The four steps of attention, as data: what each reads, writes and may keep in registers.
+"""The five steps of attention, as data: what each reads, writes and may keep in registers.
 
 One step is one template. Operand names are those of the papers; forward.metal holds the glossary.
 """
@@ -31,7 +31,10 @@ BACKWARD_QUERY = Step(
 BACKWARD_KEY_VALUE = Step(
     "backward_key_value", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dK", "dV"), ("K", "V", "dK", "dV"), 4
 )
-STEPS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
+BACKWARD_MASK = Step(
+    "backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2
+)
+STEPS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
 
 # Operands that a kernel accumulates in float32: without a cache they are paged to their output buffer.
 ACCUMULATORS = frozenset({"O", "dQ", "dK", "dV"})

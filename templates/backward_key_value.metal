@@ -18,13 +18,12 @@ constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
 constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
 constant constexpr bool CACHE_K = $CACHE_K, CACHE_V = $CACHE_V, CACHE_DK = $CACHE_DK, CACHE_DV = $CACHE_DV;
-constant constexpr bool STAGED = $STAGED, CAUSAL = $CAUSAL;
+constant constexpr bool STAGED = $STAGED;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
 const int h_k = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
 const int Hq = Q_shape[1], Hk = K_shape[1], group = Hq / Hk;
-const mask::Mask<CAUSAL> visibility = {int(Q_shape[2]), int(K_shape[2])};
 const int Lq = visibility.queries, Lk = visibility.keys;
 
 const int block = int(threadgroup_position_in_grid.x) * BP, first = block + int(lane.simdgroup) * R;
@@ -47,39 +46,64 @@ for (int i = 0; i < R / 8; i++) {
   scale_row.at[i] = scale;
 }
 
-const int begin = visibility.queries_begin(block);
+if (HAS_SEGMENTS) visibility.own = mask::span(visibility.k_segments, block, min(block + BP, Lk), lane);
+
+const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
 for (int h = h_k * group; h < (h_k + 1) * group; h++) {
   const long statistics0 = (long(b) * Hq + h) * Lq;
   q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), staging, lane);
   d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), staging, lane);
-  for (int r = begin; r < Lq; r += BT) {
-    q.seek(r, Lq);
-    d_o.seek(r, Lq);
+  OPEN_HEAD(b, h, block)
+  OPEN_DROPOUT(b, h)
+  for (int n = 0; n < visibility.ranges(); n++) {
+    const mask::Range range = visibility.range(n, seeing);
+    for (int r = range.begin; r < range.end; r += BT) {
+      if (visibility.skip(visibility.q_segments, r, min(r + BT, range.end), lane)) continue;
+      q.seek(r, range.end);
+      d_o.seek(r, range.end);
 
-    // P^T = 2^(S^T - L)
-    tile::Tile<float, R, BT> p, ds;
-    tile::multiply_abt(p, k, q);
-    softmax::multiply(p, scale * M_LOG2E_F);
-    mask::apply<true>(p, visibility, r, first, lane);
-    tile::ColumnVector<BT> L_column, delta_column;
-    for (int c = 0; c < BT / 8; c++) {
-      for (int e = 0; e < 2; e++) {
-        const int row = min(r + c * 8 + lane.column + e, Lq - 1);
-        L_column.at[c][e] = softmax::row_reference(L[statistics0 + row]);
-        delta_column.at[c][e] = delta[statistics0 + row];
+      // P^T = 2^(S^T - L)
+      tile::Tile<float, R, BT> p, ds;
+      tile::multiply_abt(p, k, q);
+#if HAS_SOFTCAP
+      tile::Tile<float, R, BT> slope;
+      softmax::cap(p, slope, scale, softcap);
+#else
+      softmax::multiply(p, scale * M_LOG2E_F);
+#endif
+      const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane);
+      tile::ColumnVector<BT> L_column, delta_column;
+      for (int c = 0; c < BT / 8; c++) {
+        for (int e = 0; e < 2; e++) {
+          const int row = min(r + c * 8 + lane.column + e, Lq - 1);
+          L_column.at[c][e] = softmax::row_reference(L[statistics0 + row]);
+          delta_column.at[c][e] = delta[statistics0 + row];
+        }
       }
+      softmax::probabilities(p, L_column);
+
+      // dV = dV + P^T dO
+#if HAS_DROPOUT
+      tile::Tile<float, R, BT> kept = p;
+      dropout::apply<true>(kept, drop, r, first, lane);
+      tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);
+#else
+      tile::multiply_ab<Element>(d_v, one, p, d_o, whole);
+#endif
+
+      // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
+      tile::multiply_abt(ds, v, d_o);
+#if HAS_DROPOUT
+      dropout::apply<true>(ds, drop, r, first, lane);
+#endif
+      softmax::gradient(ds, p, delta_column);
+#if HAS_SOFTCAP
+      softmax::multiply(ds, slope);
+#endif
+
+      // dK = dK + dS^T Q
+      tile::multiply_ab<float>(d_k, one, ds, q, whole);
     }
-    softmax::probabilities(p, L_column);
-
-    // dV = dV + P^T dO
-    tile::multiply_ab<Element>(d_v, one, p, d_o);
-
-    // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
-    tile::multiply_abt(ds, v, d_o);
-    softmax::gradient(ds, p, delta_column);
-
-    // dK = dK + dS^T Q
-    tile::multiply_ab<float>(d_k, one, ds, q);
   }
 }
 d_k.store(dK + row0 * D, first, scale_row);

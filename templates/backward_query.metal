@@ -16,13 +16,12 @@ constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
 constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
 constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_DO = $CACHE_DO, CACHE_DQ = $CACHE_DQ;
-constant constexpr bool STAGED = $STAGED, CAUSAL = $CAUSAL;
+constant constexpr bool STAGED = $STAGED;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
 const int h = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
 const int h_k = h / (int(Q_shape[1]) / int(K_shape[1]));
-const mask::Mask<CAUSAL> visibility = {int(Q_shape[2]), int(K_shape[2])};
 const int Lq = visibility.queries;
 
 // Causal blocks grow with their position: the longest go first.
@@ -51,23 +50,42 @@ for (int i = 0; i < R / 8; i++) {
   scale_row.at[i] = scale;
 }
 
-const int end = visibility.keys_end(block + BP - 1);
-for (int c = 0; c < end; c += BT) {
-  k.seek(c, end);
-  v.seek(c, end);
+OPEN_HEAD(b, h, block)
+OPEN_DROPOUT(b, h)
+if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
 
-  // P = 2^(S - L)
-  tile::Tile<float, R, BT> p, ds;
-  tile::multiply_abt(p, q, k);
-  softmax::multiply(p, scale * M_LOG2E_F);
-  mask::apply<false>(p, visibility, first, c, lane);
-  softmax::probabilities(p, L_row);
+const mask::Range seen = visibility.keys_of(block, block + BP - 1);
+for (int n = 0; n < visibility.ranges(); n++) {
+  const mask::Range range = visibility.range(n, seen);
+  for (int c = range.begin; c < range.end; c += BT) {
+    if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
+    k.seek(c, range.end);
+    v.seek(c, range.end);
 
-  // dP = dO V^T;  dS = P * (dP - delta)
-  tile::multiply_abt(ds, d_o, v);
-  softmax::gradient(ds, p, delta_row);
+    // P = 2^(S - L)
+    tile::Tile<float, R, BT> p, ds;
+    tile::multiply_abt(p, q, k);
+#if HAS_SOFTCAP
+    tile::Tile<float, R, BT> slope;
+    softmax::cap(p, slope, scale, softcap);
+#else
+    softmax::multiply(p, scale * M_LOG2E_F);
+#endif
+    const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane);
+    softmax::probabilities(p, L_row);
 
-  // dQ = dQ + dS K
-  tile::multiply_ab<float>(d_q, one, ds, k);
+    // dP = dO V^T;  dS = P * (dP - delta)
+    tile::multiply_abt(ds, d_o, v);
+#if HAS_DROPOUT
+    dropout::apply<false>(ds, drop, first, c, lane);
+#endif
+    softmax::gradient(ds, p, delta_row);
+#if HAS_SOFTCAP
+    softmax::multiply(ds, slope);
+#endif
+
+    // dQ = dQ + dS K
+    tile::multiply_ab<float>(d_q, one, ds, k, whole);
+  }
 }
 d_q.store(dQ + row0 * D, first, scale_row);

@@ -28,13 +28,12 @@ using Element = $ELEMENT;            // of Q, K, V
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
 constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
-constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, STAGED = $STAGED, CAUSAL = $CAUSAL;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, STAGED = $STAGED;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
 const int h = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
 const int h_k = h / (int(Q_shape[1]) / int(K_shape[1]));
-const mask::Mask<CAUSAL> visibility = {int(Q_shape[2]), int(K_shape[2])};
 const int Lq = visibility.queries;
 
 // Causal blocks grow with their position: the longest go first.
@@ -52,24 +51,43 @@ q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_stri
 k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), staging, lane);
 v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), staging, lane);
 o.open(O + row0 * DV, first, Lq, lane);
+#if HAS_SINKS
+state.clear(sinks[h]);
+#else
 state.clear();
+#endif
+OPEN_HEAD(b, h, block)
+OPEN_DROPOUT(b, h)
+if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
 
-const int end = visibility.keys_end(block + BP - 1);
-for (int c = 0; c < end; c += BT) {
-  k.seek(c, end);
-  v.seek(c, end);
+const mask::Range seen = visibility.keys_of(block, block + BP - 1);
+for (int n = 0; n < visibility.ranges(); n++) {
+  const mask::Range range = visibility.range(n, seen);
+  for (int c = range.begin; c < range.end; c += BT) {
+    if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
+    k.seek(c, range.end);
+    v.seek(c, range.end);
 
-  // S = scale log2(e) Q K^T, masked
-  tile::Tile<float, R, BT> s;
-  tile::multiply_abt(s, q, k);
-  softmax::multiply(s, scale * M_LOG2E_F);
-  mask::apply<false>(s, visibility, first, c, lane);
+    // S = scale log2(e) Q K^T, masked
+    tile::Tile<float, R, BT> s;
+    tile::multiply_abt(s, q, k);
+#if HAS_SOFTCAP
+    tile::Tile<float, R, BT> slope;
+    softmax::cap(s, slope, scale, softcap);
+#else
+    softmax::multiply(s, scale * M_LOG2E_F);
+#endif
+    const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane);
 
-  // P = 2^(S - m);  O = correction O + P V
-  const tile::RowVector<R> correction = softmax::step(s, state);
-  tile::Tile<Element, R, BT> p;
-  tile::convert(p, s);
-  tile::multiply_ab<Element>(o, correction, p, v);
+    // P = 2^(S - m);  O = correction O + P V
+    const tile::RowVector<R> correction = softmax::step(s, state);
+#if HAS_DROPOUT
+    dropout::apply<false>(s, drop, first, c, lane);
+#endif
+    tile::Tile<Element, R, BT> p;
+    tile::convert(p, s);
+    tile::multiply_ab<Element>(o, correction, p, v, whole);
+  }
 }
 
 // O = O / l;  L = m + log2(l)

@@ -1,49 +1,190 @@
-// Which keys a query sees: the only place that decides it, for every kernel.
+// Which keys a query sees and what is added to its scores: the only place that decides it, for every kernel.
 //
-//   visible(i, j)     may query i see key j?
-//   whole(...)        is every pair of a rectangle visible? Then the kernels skip the test per element.
-//   keys_end(...)     one past the last key that any query of a block sees
-//   queries_begin(...) the first query that sees any key of a block
+//   visible(i, j)   may query i see key j?
+//   bias(i, j)      what is added to their score, in base 2
+//   range(n)        the n-th run of traversed rows worth visiting: all that causality, windows and block lists leave
+//   skip(...)       does no pair of this block belong to one segment? Then the block is not visited
+//   whole(...)      is every pair of a rectangle visible? Then nothing is tested per element
+//
+// A query's own position among the keys is i + keys - queries: causality and windows align to the lower right.
+// Features that are off leave no code and no kernel argument; those that are on name their arguments below the marker.
+#define HAS_WINDOW $HAS_WINDOW
+#define HAS_MASK $HAS_MASK
+#define HAS_ALIBI $HAS_ALIBI
+#define HAS_SEGMENTS $HAS_SEGMENTS
+#define HAS_BLOCKS $HAS_BLOCKS
+constant constexpr bool CAUSAL = $CAUSAL, ADDITIVE = $ADDITIVE;  // ADDITIVE: the array mask is added, not tested
+constant constexpr int BLOCK = $BLOCK;                           // rows and columns of a block of the block mask
+using MaskElement = $MASK_ELEMENT;
+
 namespace mask {
 
-// CAUSAL is aligned to the lower right corner: the last query sees the last key.
-template <bool CAUSAL> struct Mask {
+struct Range {
+  int begin, end;
+};
+
+// The least and largest segment in a run of rows.
+METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane lane) {
+  Range found = {INT_MAX, INT_MIN};
+  for (int i = begin + int(lane.thread_index % 32); i < end; i += 32) {
+    found.begin = min(found.begin, segments[i]);
+    found.end = max(found.end, segments[i]);
+  }
+  found.begin = simd_min(found.begin);
+  found.end = simd_max(found.end);
+  return found;
+}
+
+struct Visibility {
   int queries, keys;
+  int left, right;    // the window: keys this far before and after the query's own position
+  float slope;        // of ALiBi, times log2(e)
+  const device MaskElement* mask;
+  long mask_row, mask_column;
+  const device int* q_segments;
+  const device int* k_segments;
+  const device int* block_map;       // 0: empty, 1: full, n + 2: partial with bitmap n
+  const device uint8_t* bitmaps;
+  const device int* block_list;      // traversed blocks of this threadgroup's rows
+  int block_columns, listed, state;  // state: block_map of the block being visited
+  Range own, other;                  // segments of this threadgroup's rows, and of the traversed block
+
+  METAL_FUNC int distance(int i, int j) const thread { return j - i - (keys - queries); }
 
   METAL_FUNC bool visible(int i, int j) const thread {
-    return i < queries && j < keys && (!CAUSAL || j <= i + keys - queries);
+    if (i >= queries || j >= keys) return false;
+    if (CAUSAL && distance(i, j) > 0) return false;
+    if (HAS_WINDOW && (distance(i, j) < -left || distance(i, j) > right)) return false;
+    if (HAS_SEGMENTS && q_segments[i] != k_segments[j]) return false;
+    if (HAS_MASK && !ADDITIVE && mask[i * mask_row + j * mask_column] == MaskElement(0)) return false;
+    if (HAS_BLOCKS) {
+      const int block = block_map[i / BLOCK * block_columns + j / BLOCK];
+      if (block < 2) return block == 1;
+      return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
+    }
+    return true;
   }
 
-  METAL_FUNC bool whole(int first_query, int last_query, int last_key) const thread {
-    return last_query < queries && last_key < keys && (!CAUSAL || last_key <= first_query + keys - queries);
+  METAL_FUNC float bias(int i, int j) const thread {
+    float sum = 0;
+    if (HAS_MASK && ADDITIVE) sum += float(mask[i * mask_row + j * mask_column]) * M_LOG2E_F;
+    if (HAS_ALIBI) sum -= slope * float(abs(distance(i, j)));
+    return sum;
   }
 
-  METAL_FUNC int keys_end(int last_query) const thread {
-    return CAUSAL ? min(keys, min(last_query, queries - 1) + keys - queries + 1) : keys;
+  METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
+    const int last = min(last_query, queries - 1) + keys - queries, first = first_query + keys - queries;
+    Range seen = {0, keys};
+    if (CAUSAL) seen.end = min(seen.end, last + 1);
+    if (HAS_WINDOW) seen = {max(0, first - left), min(seen.end, last + right + 1)};
+    return seen;
   }
 
-  METAL_FUNC int queries_begin(int first_key) const thread {
-    return CAUSAL ? max(0, first_key - (keys - queries)) : 0;
+  METAL_FUNC Range queries_of(int first_key, int last_key) const thread {
+    const int first = first_key - (keys - queries), last = min(last_key, keys - 1) - (keys - queries);
+    Range seen = {0, queries};
+    if (CAUSAL) seen.begin = max(0, first);
+    if (HAS_WINDOW) seen = {max(seen.begin, first - right), min(queries, last + left + 1)};
+    return seen;
+  }
+
+  METAL_FUNC int ranges() const thread { return HAS_BLOCKS ? listed : 1; }
+
+  METAL_FUNC Range range(int n, Range within) thread {
+    if (!HAS_BLOCKS) return within;
+    const int entry = block_list[n], block = entry >> 1;
+    state = entry & 1;
+    return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
+  }
+
+  // For kernels that walk no list: enters the block of this query and key; false if it is empty
+  METAL_FUNC bool enter(int i, int j) thread {
+    state = block_map[i / BLOCK * block_columns + j / BLOCK];
+    return state != 0;
+  }
+
+  METAL_FUNC bool skip(const device int* segments, int begin, int end, tile::Lane lane) thread {
+    if (!HAS_SEGMENTS) return false;
+    other = span(segments, begin, end, lane);
+    return other.begin > own.end || other.end < own.begin;
+  }
+
+  METAL_FUNC bool whole(int first_query, int last_query, int first_key, int last_key) const thread {
+    if (last_query >= queries || last_key >= keys) return false;
+    if (CAUSAL && distance(first_query, last_key) > 0) return false;
+    if (HAS_WINDOW && (distance(last_query, first_key) < -left || distance(first_query, last_key) > right)) return false;
+    if (HAS_SEGMENTS && (own.begin != own.end || other.begin != other.end)) return false;
+    if (HAS_BLOCKS && state != 1) return false;
+    return !(HAS_MASK && !ADDITIVE);
   }
 };
 
-// S[i, j] = -inf where query first_query + i must not see key first_key + j.
-// TRANSPOSED: the rows of the tile are keys and its columns queries.
-template <bool TRANSPOSED, bool CAUSAL, int R, int C>
-METAL_FUNC void apply(
-    thread tile::Tile<float, R, C>& s, Mask<CAUSAL> mask, int first_query, int first_key, tile::Lane lane) {
-  const int last_query = first_query + (TRANSPOSED ? C : R) - 1, last_key = first_key + (TRANSPOSED ? R : C) - 1;
-  if (mask.whole(first_query, last_query, last_key)) return;
+// S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all are seen.
+// TRANSPOSED: the rows of the tile are keys and its columns queries. `valid`: columns this visit of the block covers.
+template <bool TRANSPOSED, int R, int C>
+METAL_FUNC bool apply(
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
+    tile::Lane lane) {
+  const int queries = TRANSPOSED ? C : R, keys = TRANSPOSED ? R : C;
+  const bool whole =
+      valid == C && visibility.whole(first_query, first_query + queries - 1, first_key, first_key + keys - 1);
+  if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       for (int e = 0; e < 2; e++) {
         const int row = i * 8 + lane.row, column = c * 8 + lane.column + e;
         const int query = first_query + (TRANSPOSED ? column : row), key = first_key + (TRANSPOSED ? row : column);
-        if (!mask.visible(query, key)) s.at[i][c][e] = -INFINITY;
+        if (column < valid && visibility.visible(query, key)) {
+          s.at[i][c][e] += visibility.bias(query, key);
+        } else {
+          s.at[i][c][e] = -INFINITY;
+        }
       }
     }
   }
+  // An additive mask may hide a key too: only its values tell.
+  return whole && !(HAS_MASK && ADDITIVE);
 }
 
 }  // namespace mask
+// ---- body
+mask::Visibility visibility;
+visibility.queries = Q_shape[2];
+visibility.keys = K_shape[2];
+#if HAS_WINDOW
+visibility.left = window[0];
+visibility.right = window[1];
+#endif
+#if HAS_SEGMENTS
+visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_segments_shape[1];
+visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_shape[1];
+#endif
+
+// What varies with the head: `row` is the first of this threadgroup's rows.
+#if HAS_MASK
+#define OPEN_MASK(b, h) \
+  visibility.mask = attention_mask + (b) * attention_mask_strides[0] + (h) * attention_mask_strides[1]; \
+  visibility.mask_row = attention_mask_strides[2]; \
+  visibility.mask_column = attention_mask_strides[3];
+#else
+#define OPEN_MASK(b, h)
+#endif
+#if HAS_ALIBI
+#define OPEN_ALIBI(h) visibility.slope = slopes[h] * M_LOG2E_F;
+#else
+#define OPEN_ALIBI(h)
+#endif
+#if HAS_BLOCKS
+#define OPEN_BLOCKS(b, h, row) \
+  visibility.bitmaps = block_bitmaps; \
+  visibility.block_map = block_map + (b) * block_map_strides[0] + (h) * block_map_strides[1]; \
+  visibility.block_columns = block_map_strides[2]; \
+  visibility.block_list = \
+      block_lists + (b) * block_lists_strides[0] + (h) * block_lists_strides[1] + (row) / BLOCK * block_lists_strides[2]; \
+  visibility.listed = \
+      block_counts[(b) * block_counts_strides[0] + (h) * block_counts_strides[1] + (row) / BLOCK];
+#else
+#define OPEN_BLOCKS(b, h, row)
+#endif
+#define OPEN_HEAD(b, h, row) OPEN_MASK(b, h) OPEN_ALIBI(h) OPEN_BLOCKS(b, h, row)

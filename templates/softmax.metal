@@ -1,7 +1,10 @@
-// Softmax in base 2, on tiles of scores that are already multiplied by scale * log2(e); masked scores are -inf.
+// Softmax in base 2, on tiles of scores in units of log2(e); masked scores are -inf.
 //
 // Everything stays float32. A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place
 // of m, so that they come out as 0 and never as -inf - (-inf).
+#define HAS_SOFTCAP $HAS_SOFTCAP
+#define HAS_SINKS $HAS_SINKS
+
 namespace softmax {
 
 template <int R> struct State {
@@ -14,12 +17,42 @@ template <int R> struct State {
       l[i] = 0;
     }
   }
+
+  // A sink is a score that every row sees and that has no value: it only adds to the sum.
+  METAL_FUNC void clear(float sink) thread {
+    for (int i = 0; i < R / 8; i++) {
+      m[i] = sink * M_LOG2E_F;
+      l[i] = sink == -INFINITY ? 0 : 1;
+    }
+  }
 };
 
 template <int R, int C> METAL_FUNC void multiply(thread tile::Tile<float, R, C>& s, float factor) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) s.at[i][c] *= factor;
+  }
+}
+
+// u = tanh(scale S / cap);  S = cap log2(e) u;  returns dS/d(scale S) = 1 - u^2 in `slope`
+template <int R, int C>
+METAL_FUNC void cap(
+    thread tile::Tile<float, R, C>& s, thread tile::Tile<float, R, C>& slope, float scale, float cap) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      const tile::Pair<float> u = precise::tanh(s.at[i][c] * (scale / cap));
+      s.at[i][c] = u * (cap * M_LOG2E_F);
+      slope.at[i][c] = 1 - u * u;
+    }
+  }
+}
+
+template <int R, int C>
+METAL_FUNC void multiply(thread tile::Tile<float, R, C>& s, thread const tile::Tile<float, R, C>& factor) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) s.at[i][c] *= factor.at[i][c];
   }
 }
 
@@ -55,13 +88,16 @@ METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V&
   }
 }
 
-// dS = P * (dP - delta), in place of dP
+// dS = P * (dP - delta), in place of dP; 0 where P is, whatever lies behind a masked key
 template <int R, int C, typename V>
 METAL_FUNC void gradient(
     thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) dp.at[i][c] = p.at[i][c] * (dp.at[i][c] - tile::spread(delta, i, c));
+    for (int c = 0; c < C / 8; c++) {
+      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::spread(delta, i, c));
+      dp.at[i][c] = select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
+    }
   }
 }
 

@@ -11,7 +11,7 @@
 //   Accumulator<...>         a float32 result of R x D: cached in registers, or paged to its output buffer
 //   multiply_abt             S = A B^T
 //   multiply_ab              C = factor * C + P B
-//   row_max, row_sum         reductions along a row
+//   row_max, row_sum, column_sum, store_sums   reductions
 //
 // Hardware facts: a lane's place in a fragment follows Morton order (MLX steel and metal-flash-attention agree).
 #include <metal_stdlib>
@@ -86,6 +86,53 @@ METAL_FUNC float row_max(float x) {
 METAL_FUNC float row_sum(float x) {
   x += simd_shuffle_xor(x, ushort(1));
   return x + simd_shuffle_xor(x, ushort(8));
+}
+
+template <int R, int C>
+METAL_FUNC void add(thread Tile<float, R, C>& sum, thread const Tile<float, R, C>& tile) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) sum.at[i][c] += tile.at[i][c];
+  }
+}
+
+// A column of a fragment lives in the lanes l, l^2, l^4, l^16.
+METAL_FUNC float column_sum(float x) {
+  x += simd_shuffle_xor(x, ushort(2));
+  x += simd_shuffle_xor(x, ushort(4));
+  return x + simd_shuffle_xor(x, ushort(16));
+}
+
+// Writes a tile to row-major memory that has `rows` x `columns` left, its rows and its columns summed if asked
+template <int R, int C>
+METAL_FUNC void store_sums(
+    device float* out, int stride, int rows, int columns, bool sum_rows, bool sum_columns,
+    thread const Tile<float, R, C>& tile, Lane lane) {
+  Tile<float, R, C> sums = tile;
+  if (sum_columns) {
+    for (int i = 0; i < R / 8; i++) {
+      float sum = 0;
+      for (int c = 0; c < C / 8; c++) sum += sums.at[i][c][0] + sums.at[i][c][1];
+      sums.at[i][0][0] = row_sum(sum);
+    }
+  }
+  if (sum_rows) {
+    for (int c = 0; c < (sum_columns ? 1 : C / 8); c++) {
+      for (int e = 0; e < 2; e++) {
+        float sum = 0;
+        for (int i = 0; i < R / 8; i++) sum += sums.at[i][c][e];
+        sums.at[0][c][e] = column_sum(sum);
+      }
+    }
+  }
+  for (int i = 0; i < R / 8; i++) {
+    for (int c = 0; c < C / 8; c++) {
+      for (int e = 0; e < 2; e++) {
+        const int row = i * 8 + lane.row, column = c * 8 + lane.column + e;
+        if (row < rows && column < columns) out[long(row) * stride + column] = sums.at[i][c][e];
+      }
+    }
+  }
 }
 
 // C += A B for one 8x8 fragment of each
@@ -303,11 +350,57 @@ METAL_FUNC void multiply_abt(
   if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);
 }
 
+// The rare second pass: counts, per result, the pairs of a nonzero P and a B that is no number
+template <int H, int R, int BT, typename P, typename B>
+METAL_FUNC void poison(
+    thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
+  for (int d = 0; d < H / 8; d++) {
+    Pair<float> count[R / 8];
+    for (int i = 0; i < R / 8; i++) count[i] = Pair<float>(0);
+    for (int t = 0; t < BT / 8; t++) {
+      if (t * 8 >= b.valid) continue;
+      const Pair<float> fragment = Pair<float>(b.template fragment<true>(t, column, d));
+      const Pair<float> bad = select(Pair<float>(1), Pair<float>(0), isfinite(fragment));
+      for (int i = 0; i < R / 8; i++) {
+        multiply(count[i], select(Pair<float>(1), Pair<float>(0), Pair<float>(p.at[i][t]) == 0), bad);
+      }
+    }
+    for (int i = 0; i < R / 8; i++) block[i][d] = select(block[i][d], Pair<float>(NAN), count[i] > 0);
+  }
+}
+
+// block += P B[:, column : column + H].  EDGE: B may hold rows that no row of P sees, where anything may lie.
+// There NaN and infinity enter the product as 0, and `poison` then marks the results whose row does see them.
+template <int H, bool EDGE, typename Narrow, typename P, int R, int BT, typename B>
+METAL_FUNC void add_product(
+    thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
+  using Element = typename B::Element;
+  bool poisoned = false;
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 8; t++) {
+    if (EDGE && t * 8 >= b.valid) continue;
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) {
+      Pair<Element> fragment = b.template fragment<EDGE>(t, column, d);
+      if (EDGE) {
+        for (int e = 0; e < 2; e++) {
+          if (isfinite(float(fragment[e]))) continue;
+          fragment[e] = Element(0);
+          poisoned = true;
+        }
+      }
+      for (int i = 0; i < R / 8; i++) multiply(block[i][d], Pair<Narrow>(p.at[i][t]), fragment);
+    }
+  }
+  if (EDGE && simd_any(poisoned)) poison<H, R, BT>(block, p, b, column);
+}
+
 // C[:, column : column + H] = factor * C[...] + P B[:, column : column + H], one head block
-template <int H, bool EDGE, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
+template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
-    int column) {
+    int column, bool whole) {
+  b.template stage<H>(column);
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
@@ -315,14 +408,10 @@ METAL_FUNC void head_block_ab(
   }
   // Keeps page reads out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
-#pragma clang loop unroll(full)
-  for (int t = 0; t < BT / 8; t++) {
-    if (EDGE && t * 8 >= b.valid) continue;
-#pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) {
-      const Pair<typename B::Element> fragment = b.template fragment<EDGE>(t, column, d);
-      for (int i = 0; i < R / 8; i++) multiply(block[i][d], Pair<Narrow>(p.at[i][t]), fragment);
-    }
+  if (whole && b.valid == BT) {
+    add_product<H, false, Narrow>(block, p, b, column);
+  } else {
+    add_product<H, true, Narrow>(block, p, b, column);
   }
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
@@ -330,32 +419,21 @@ METAL_FUNC void head_block_ab(
   }
 }
 
-template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
-METAL_FUNC void staged_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
-    int column) {
-  b.template stage<H>(column);
-  if (b.valid == BT) {
-    head_block_ab<H, false, Narrow>(c, factor, p, b, column);
-  } else {
-    head_block_ab<H, true, Narrow>(c, factor, p, b, column);
-  }
-}
-
-// C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit
+// C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit.
+// whole: every row of P sees every row of B, so that what lies there is meant.
 template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, BH, THREADS, STAGED>& b) {
+    thread const Traversed<T, BT, BH, THREADS, STAGED>& b, bool whole) {
   constexpr int FULL = D / BH * BH, REST = D - FULL;
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)
-    for (int column = 0; column < FULL; column += BH) staged_ab<BH, Narrow>(c, factor, p, b, column);
+    for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
   } else {
 #pragma clang loop unroll(disable)
-    for (int column = 0; column < FULL; column += BH) staged_ab<BH, Narrow>(c, factor, p, b, column);
+    for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
   }
-  if constexpr (REST > 0) staged_ab<REST, Narrow>(c, factor, p, b, FULL);
+  if constexpr (REST > 0) head_block_ab<REST, Narrow>(c, factor, p, b, FULL, whole);
 }
 
 }  // namespace tile

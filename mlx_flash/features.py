@@ -1,0 +1,69 @@
+"""What an attention call has besides q, k and v, as facts a kernel is specialised by. Values arrive as arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .steps import DELTA, FORWARD, Step
+
+METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
+
+
+@dataclass(frozen=True)
+class Features:
+    """`mask`: element type of an array mask, "bool" or a float type that is added; `block`: rows and columns of a
+    block of the block mask. Everything that is off leaves no code and no argument in the kernels.
+    """
+
+    causal: bool = False
+    window: bool = False
+    mask: str | None = None
+    alibi: bool = False
+    sinks: bool = False
+    softcap: bool = False
+    segments: bool = False
+    block: int | None = None
+    dropout: bool = False
+
+    def inputs(self, step: Step) -> tuple[str, ...]:
+        """Kernel arguments beyond the step's own, in order."""
+        if step is DELTA:
+            return ()
+        blocks = ("block_map", "block_bitmaps", "block_lists", "block_counts")
+        chosen = (
+            (self.window, ("window",)),
+            (self.mask, ("attention_mask",)),
+            (self.alibi, ("slopes",)),
+            (self.sinks and step is FORWARD, ("sinks",)),
+            (self.softcap, ("softcap",)),
+            (self.segments, ("q_segments", "k_segments")),
+            (self.block, blocks),
+            (self.dropout, ("dropout_key", "survivor_scale")),
+        )
+        return tuple(name for on, names in chosen if on for name in names)
+
+    def holes(self, step: Step) -> dict[str, object]:
+        """Constants of the shared templates; the sums over keys and queries are the same with sinks."""
+        return {
+            "CAUSAL": self.causal,
+            "HAS_WINDOW": int(self.window),
+            "HAS_MASK": int(self.mask is not None),
+            "ADDITIVE": self.mask not in (None, "bool"),
+            "MASK_ELEMENT": METAL_TYPES[self.mask or "bool"],
+            "HAS_ALIBI": int(self.alibi),
+            "HAS_SINKS": int(self.sinks and step is FORWARD),
+            "HAS_SOFTCAP": int(self.softcap),
+            "HAS_SEGMENTS": int(self.segments),
+            "HAS_BLOCKS": int(self.block is not None),
+            "BLOCK": self.block or 1,
+            "HAS_DROPOUT": int(self.dropout),
+        }
+
+    def names(self, step: Step) -> list[str]:
+        """Parts of a kernel's name: one per feature that changes its text."""
+        chosen = (
+            (self.window, "window"), (self.mask, f"mask_{self.mask}"), (self.alibi, "alibi"),
+            (self.sinks and step is FORWARD, "sinks"), (self.softcap, "softcap"), (self.segments, "segments"),
+            (self.block, f"blocks{self.block}"), (self.dropout, "dropout"),
+        )  # fmt: skip
+        return ["causal" if self.causal else "dense", *(name for on, name in chosen if on)]

@@ -1,0 +1,53 @@
+// Dropout of probabilities: element (i, j) of head n survives by a random word that depends on (key, n, i, j) alone, so
+// that every kernel draws the same pattern whatever its blocks. Survivors are scaled to keep the expectation.
+//
+// Generator: Philox-2x32-10 (Salmon et al. 2011), a counter-based generator.
+#define HAS_DROPOUT $HAS_DROPOUT
+
+namespace dropout {
+
+METAL_FUNC uint philox(uint x, uint y, uint key) {
+  for (int round = 0; round < 10; round++) {
+    const uint high = mulhi(x, 0xD256D193u), low = x * 0xD256D193u;
+    x = high ^ key ^ y;
+    y = low;
+    key += 0x9E3779B9u;
+  }
+  return x;
+}
+
+struct Dropout {
+  uint key, threshold;  // an element survives if its word is at least the threshold
+  float scale;
+
+  METAL_FUNC void open(uint key0, uint key1, uint head) thread { key = philox(head, key1, key0); }
+};
+
+// P = P * survives / (1 - probability); TRANSPOSED: the rows of the tile are keys and its columns queries
+template <bool TRANSPOSED, int R, int C>
+METAL_FUNC void apply(
+    thread tile::Tile<float, R, C>& p, thread const Dropout& dropout, int first_query, int first_key,
+    tile::Lane lane) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      for (int e = 0; e < 2; e++) {
+        const int row = i * 8 + lane.row, column = c * 8 + lane.column + e;
+        const uint word = philox(
+            first_query + (TRANSPOSED ? column : row), first_key + (TRANSPOSED ? row : column), dropout.key);
+        p.at[i][c][e] = word < dropout.threshold ? 0 : p.at[i][c][e] * dropout.scale;
+      }
+    }
+  }
+}
+
+}  // namespace dropout
+// ---- body
+#if HAS_DROPOUT
+dropout::Dropout drop;
+drop.threshold = dropout_key[2];
+drop.scale = survivor_scale;
+#define OPEN_DROPOUT(b, h) drop.open(dropout_key[0], dropout_key[1], (b) * Q_shape[1] + (h));
+#else
+#define OPEN_DROPOUT(b, h)
+#endif
