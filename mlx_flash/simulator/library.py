@@ -99,16 +99,18 @@ class LibraryKernel:
 
         arguments: index of a buffer -> value, or the values in order. A value is an mx.array, a numpy array or scalar of any
             structure, or bytes; where the kernel writes it is a pair (shape, dtype), which makes a new buffer, or a numpy array,
-            which is written in place.
+            which is written in place. None leaves a buffer without memory; the kernel must not touch it.
         threadgroup_memory: n -> bytes of the parameter [[threadgroup(n)]].
         """
         check_grid(grid, threadgroup)
         given = dict(arguments) if isinstance(arguments, Mapping) else dict(enumerate(arguments))
         bindings, made = [], []
         for parameter in self.buffers:
-            value = given.pop(parameter.index, None)
-            if value is None and parameter.index in self._optional:
+            if parameter.index not in given and parameter.index in self._optional:
                 continue
+            if parameter.index not in given:
+                raise ValueError(f"Kernel '{self.name}' needs buffer {parameter.index} ('{parameter.name}'); pass None to leave it unbound.")
+            value = given.pop(parameter.index)
             array, dtype = _memory(value, parameter, self.name)
             bindings.append((parameter.index, array, parameter.writable, dtype is None))
             if dtype is not None:
@@ -162,7 +164,7 @@ def _memory(value, parameter: Parameter, kernel: str) -> tuple[np.ndarray, mx.Dt
     """(memory of an argument, dtype if it is a new buffer)."""
     what = f"buffer {parameter.index} ('{parameter.name}') of kernel '{kernel}'"
     if value is None:
-        raise ValueError(f"Missing {what}.")
+        return np.empty(0, np.uint8), None
     if parameter.writable:
         if isinstance(value, np.ndarray):
             return value, None

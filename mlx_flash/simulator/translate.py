@@ -209,14 +209,15 @@ class _Translator:
         condition = "".join(a[2].text for a in attributes if a[0].text == "function_constant")
         found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused")]
         words = {token.text for token in part}
+        name = next((t.text for t, after in zip(part, part[1:]) if after.text == "["), part[-1].text)
         writable = not words & {"const", "constant"}
         if not found and words & {"device", "constant"}:
-            return Parameter(part[-1].text, "buffer", -1, writable, condition)
+            return Parameter(name, "buffer", -1, writable, condition)
         if len(found) != 1:
             self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
         attribute = found[0]
         index = _number(attribute[2].text) if len(attribute) > 2 and attribute[2].kind == "number" else 0
-        return Parameter(part[-1].text, attribute[0].text, index, writable, condition)
+        return Parameter(name, attribute[0].text, index, writable, condition)
 
     def check_buffer(self, part: list[Token], parameters: list[Parameter]):
         new, before = parameters[-1], parameters[:-1]

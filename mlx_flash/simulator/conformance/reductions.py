@@ -58,7 +58,7 @@ def run_scan(variant: str, operation: str, dtype: mx.Dtype, inclusive: bool, rev
         arguments, groups, group = [x, (shape, to), _SIZE(shape[1])], (1, shape[0], 1), (64, 1, 1)
     else:
         arguments = [x, (shape, to), _SIZE(shape[0]), _SIZE(shape[1]), _SIZE(-(-shape[1] // 32))]
-        groups, group = (-(-shape[1] // 32), 1, 1), (256, 1, 1)
+        groups, group = (1, -(-shape[1] // 32), 1), (256, 1, 1)
     (got,) = library(("scan.h",), ((variant, call),)).kernel(variant)(arguments, threads(groups, group), group)
     values = np.flip(double(x), axis) if reverse else double(x)
     running = {"CumSum": np.cumsum, "CumProd": np.cumprod, "CumMax": np.maximum.accumulate, "CumMin": np.minimum.accumulate}
