@@ -13,7 +13,10 @@ from .explanation import Explanation, StepExplanation
 from .parameters import TABLE, live_bytes, precision_of, register_demand
 from .plan import Plan, plan
 from .problem import DTYPES, Problem, padded, problem_of
-from .steps import ACCUMULATORS, DELTA, STEPS
+from .steps import ACCUMULATORS, BACKWARD_MASK, DELTA, STEPS, Step
+
+NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
+OPTIONS = ("mask", "window", "softcap", "alibi_slopes", "sinks", "segments", "dropout", "key")
 
 
 def explain(
@@ -22,34 +25,37 @@ def explain(
     v: mx.array | None = None,
     *,
     scale: float | None = None,
-    mask: str | None = None,
     causal: bool = False,
-    stream: mx.Stream | mx.Device | None = None,
     backend: str | None = None,
     family: str | None = None,
-    **numbers,
+    **arguments,
 ) -> Explanation:
     """What ``attention`` would do with the same arguments: backend, table row and blocks of every kernel, and why.
 
     Instead of arrays, numbers do: ``explain(head_dim=128, dtype="float16", family="apple9")``.
 
     Args:
-        q, k, v, scale, mask, causal, stream: as in `attention`; arrays are looked at, never evaluated.
+        q, k, v, scale, causal: as in `attention`; arrays are looked at, never evaluated.
         backend: "metal", "simulator" or "reference"; None means the one `attention` would use now.
         family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5); None means the backend's.
-        numbers: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
+        arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
+            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
 
     Raises:
         ValueError: an argument is wrong. UnsupportedProblem: no backend can serve the call.
     """
+    numbers = {name: arguments.pop(name) for name in NUMBERS if name in arguments}
+    _check_names(arguments)
     if q is None and k is None and v is None:
         q, k, v = arrays_of(**numbers)
     elif numbers:
         raise ValueError(f"[mlx_flash.explain] {', '.join(numbers)}: expected arrays or numbers, got both. Pass one.")
-    problem = problem_of(q, k, v, scale=scale, mask=mask, causal=causal)
+    options = {name: value for name, value in arguments.items() if name in OPTIONS}
+    problem = problem_of(q, k, v, scale=scale, causal=causal, **options)
     name, chosen, why = _resolve(backend, family)
     inner = inner_problem(problem)
-    steps = () if problem.empty or chosen is None else tuple(_explain_step(plan(s, inner, chosen)) for s in STEPS)
+    runs = not problem.empty and chosen is not None
+    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in steps_of(problem)) if runs else ()
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
@@ -96,6 +102,18 @@ def arrays_of(
         (batch, key_heads, key_length, value_dim),
     )  # fmt: skip
     return tuple(mx.zeros(shape, getattr(mx, dtype)) for shape in shapes)
+
+
+def _check_names(arguments: dict) -> None:
+    for name in arguments:
+        if name not in OPTIONS and name not in ("stream", "return_lse"):
+            known = ", ".join((*OPTIONS, *NUMBERS))
+            raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
+
+
+def steps_of(problem: Problem) -> tuple[Step, ...]:
+    """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores."""
+    return tuple(step for step in STEPS if step is not BACKWARD_MASK or problem.features.mask not in (None, "bool"))
 
 
 def inner_problem(problem: Problem) -> Problem:

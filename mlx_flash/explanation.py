@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .console import readable
 from .device import Family
 from .problem import Problem
+from .steps import FORWARD
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,5 @@ def _describe(problem: Problem) -> str:
     query = [problem.batch, problem.query_heads, problem.query_length, problem.head_dim]
     key = [problem.batch, problem.key_heads, problem.key_length, problem.head_dim]
     value = [*key[:3], problem.value_dim]
-    return f"q {query}, k {key}, v {value}, {problem.dtype}, {'causal' if problem.causal else 'dense'}"
+    features = ", ".join(problem.features.names(FORWARD))
+    return f"q {query}, k {key}, v {value}, {problem.dtype}, {features}"

@@ -15,14 +15,19 @@ from functools import partial
 import mlx.core as mx
 
 from .backends.metal import kernel_object, run_with
+from .errors import UnsupportedProblem
 from .launch import output_shape
+from .options import Options
 from .plan import Plan
 
+TAG = "[mlx_flash.source]"
 FENCE = "```\n"
 
 
 def generated_text(plan: Plan) -> str:
     """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments."""
+    if plan.problem.options != Options():
+        raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
     names = [name for name in plan.kernel.inputs if name != "scale"]
     arrays = [_operand(name, plan) for name in names]
 
@@ -35,7 +40,7 @@ def generated_text(plan: Plan) -> str:
     _, opened, rest = printed.partition(FENCE)
     text, closed, _ = rest.rpartition(FENCE)
     if not opened or not closed:
-        raise RuntimeError(f"[mlx_flash.source] MLX {mx.__version__} printed no Metal text: use MLX 0.32.0 or later")
+        raise RuntimeError(f"{TAG} MLX {mx.__version__} printed no Metal text: use MLX 0.32.0 or later")
     return text
 
 
