@@ -143,7 +143,7 @@ static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size,
     if (!same_group(cell->read, now)) cell->read.bits = 0;
     Cell before = *cell;
     int found = access == READ ? record_read(cell, now, at, 0) : record_write(cell, now, at);
-    if (access == ATOMIC && !before.write.valid) found = NEVER_WRITTEN;
+    if (access == ATOMIC && !before.write.valid && !w->storing) found = NEVER_WRITTEN;
     if (found == CLEAN) continue;
     if (found == NEVER_WRITTEN) {
       remember_uninitialised(w, SPACE_THREADGROUP, k, inside, size, pc);

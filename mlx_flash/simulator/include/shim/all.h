@@ -4,6 +4,7 @@
 #include "vector.h"
 #include "numeric.h"
 #include "math.h"
+#include "matrices.h"
 #include "simdgroup.h"
 #include "matrix.h"
 #include "atomic.h"

@@ -117,11 +117,11 @@ MSL_INLINE half modf(half x, thread half& whole) { whole = (half)__builtin_trunc
   MSL_INLINE constexpr make_unsigned_t<T> absdiff(T x, T y) {                                           \
     return x < y ? (make_unsigned_t<T>)y - (make_unsigned_t<T>)x : (make_unsigned_t<T>)x - (make_unsigned_t<T>)y; \
   }                                                                                                     \
-  MSL_INLINE constexpr T popcount(T x) { return (T)__builtin_popcountll((ulong)(make_unsigned_t<T>)x); } \
+  MSL_INLINE constexpr T popcount(T x) { return (T)__builtin_popcountl((ulong)(make_unsigned_t<T>)x); } \
   MSL_INLINE constexpr T clz(T x) {                                                                     \
-    return (T)(x ? __builtin_clzll((ulong)(make_unsigned_t<T>)x) - (64 - 8 * (int)sizeof(T)) : 8 * (int)sizeof(T)); \
+    return (T)(x ? __builtin_clzl((ulong)(make_unsigned_t<T>)x) - (64 - 8 * (int)sizeof(T)) : 8 * (int)sizeof(T)); \
   }                                                                                                     \
-  MSL_INLINE constexpr T ctz(T x) { return (T)(x ? __builtin_ctzll((ulong)x) : 8 * (int)sizeof(T)); }   \
+  MSL_INLINE constexpr T ctz(T x) { return (T)(x ? __builtin_ctzl((ulong)x) : 8 * (int)sizeof(T)); }   \
   MSL_INLINE constexpr T rotate(T x, T n) {                                                             \
     using U = make_unsigned_t<T>;                                                                       \
     int k = (int)((U)n % (8 * sizeof(T)));                                                              \

@@ -1,6 +1,7 @@
 // What MLX puts before every custom kernel, as far as compute kernels use it: names, limits and index arithmetic.
 #pragma once
 #include "all.h"
+#include "complex.h"
 
 using namespace metal;
 
