@@ -3,7 +3,7 @@
 import bounds
 import mlx.core as mx
 from cases import SEED, Case, expected
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from machines import BACKENDS, KERNELS
 from test_gradients import backward
@@ -35,10 +35,12 @@ def cases(draw) -> Case:
 
 
 def fuzz(examples: int):
+    """Failures are not shrunk: cases are small, and where no kernel compiles it would take minutes."""
+
     def decorate(test):
         configured = settings(
             max_examples=examples, deadline=None, derandomize=SEED == 0, suppress_health_check=list(HealthCheck),
-            database=None,
+            database=None, phases=(Phase.generate,),
         )(test)  # fmt: skip
         return configured if SEED == 0 else seed(SEED)(configured)
 

@@ -27,9 +27,12 @@ from mlx_flash.parameters import (
     register_demand,
 )  # fmt: skip
 from mlx_flash.problem import Problem
-from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DELTA, FORWARD, STEPS
+from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, STEPS
 
 BEYOND = 392  # a head dimension past the last row of every table
+
+# The gradient of an array mask belongs to the tests of masks.
+OURS = {key: rows for key, rows in TABLE.items() if key[0] is not BACKWARD_MASK}
 
 
 def exercised() -> list:
@@ -38,7 +41,7 @@ def exercised() -> list:
     The 16-bit rows and the masks take turns over the two types and both kinds.
     """
     found = []
-    for (step, precision, family), rows in TABLE.items():
+    for (step, precision, family), rows in OURS.items():
         for index, row in enumerate(rows):
             dtype = "float32" if precision == FULL else ("float16", "bfloat16")[index % 2]
             head_dim = BEYOND if row is rows[-1] else row.max_head
@@ -102,8 +105,8 @@ def test_row(step, dtype, family, index, head_dim, causal):
 
 
 def test_every_row_is_exercised():
-    assert len(ROWS) == sum(len(rows) for rows in TABLE.values())
-    assert {(step, precision_of(dtype), family) for step, dtype, family, *_ in ROWS} == set(TABLE)
+    assert len(ROWS) == sum(len(rows) for rows in OURS.values())
+    assert {(step, precision_of(dtype), family) for step, dtype, family, *_ in ROWS} == set(OURS)
     for step in STEPS:
         for precision in (FULL, MIXED):
             for family in FAMILIES.values():

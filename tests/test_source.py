@@ -16,14 +16,17 @@ import mlx_flash
 from mlx_flash import source
 from mlx_flash.autograd import run
 from mlx_flash.device import FAMILIES
+from mlx_flash.features import Features
 from mlx_flash.generated import generated_text
 from mlx_flash.parameters import FULL, TABLE, max_threads
 from mlx_flash.plan import plan
 from mlx_flash.problem import Problem
-from mlx_flash.steps import DELTA, STEPS
+from mlx_flash.steps import BACKWARD_MASK, DELTA
+from mlx_flash.steps import STEPS as ALL_STEPS
 
 ROOT = Path(mlx_flash.__file__).parent.parent
 TEMPLATES = sorted((ROOT / "templates").glob("*.metal"))
+STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]
 # What MLX adds to a signature when it finds the word anywhere in a body, comments included.
 ATTRIBUTES = (
     "dispatch_quadgroups_per_threadgroup", "dispatch_simdgroups_per_threadgroup", "dispatch_threads_per_threadgroup",
@@ -45,7 +48,7 @@ def of_step(step) -> list[tuple]:
             for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
                 if row_step is step:
                     threads = max_threads(step, row, precision, family, row.max_head)
-                    found.append((step, row, family, dtype, head_dim, value_dim, causal, threads))
+                    found.append((step, row, family, dtype, head_dim, value_dim, Features(causal=causal), threads))
     return found
 
 
@@ -63,20 +66,21 @@ def test_templates_are_plain_metal(template):
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_holes_are_what_source_fills(step, monkeypatch):
     """Both ways: a hole without a value raises in substitute; a value without a hole is dead."""
-    given = {}
+    given, holes = {}, set()
 
     class Recording(Template):
         def substitute(self, mapping):
             given.update(mapping)
+            holes.update(re.findall(r"\$([A-Za-z_]+)", self.template))
             return super().substitute(mapping)
 
     monkeypatch.setattr(source, "Template", Recording)
     source.build.cache_clear()
     source.build(*of_step(step)[0])
     source.build.cache_clear()
-    holes = set(re.findall(r"\$([A-Za-z_]+)", source.template(step.name)))
-    assert holes == set(given) and holes == {hole.upper() for hole in holes}
-    assert not any("$" in source.template(shared) for shared in source.SHARED), "shared headers have no holes"
+    assert holes == {hole.upper() for hole in holes}
+    # Features are offered to every step; a step that lacks one of them leaves its hole out.
+    assert holes <= set(given) and set(given) - holes <= set(Features().holes(step))
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
