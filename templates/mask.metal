@@ -76,7 +76,7 @@ struct Visibility {
     const int last = min(last_query, queries - 1) + keys - queries, first = first_query + keys - queries;
     Range seen = {0, keys};
     if (CAUSAL) seen.end = min(seen.end, last + 1);
-    if (HAS_WINDOW) seen = {max(0, first - left), min(seen.end, last + right + 1)};
+    if (HAS_WINDOW) seen = Range{max(0, first - left), min(seen.end, last + right + 1)};
     return seen;
   }
 
@@ -84,7 +84,7 @@ struct Visibility {
     const int first = first_key - (keys - queries), last = min(last_key, keys - 1) - (keys - queries);
     Range seen = {0, queries};
     if (CAUSAL) seen.begin = max(0, first);
-    if (HAS_WINDOW) seen = {max(seen.begin, first - right), min(queries, last + left + 1)};
+    if (HAS_WINDOW) seen = Range{max(seen.begin, first - right), min(queries, last + left + 1)};
     return seen;
   }
 
