@@ -115,6 +115,9 @@ ACCEPTED = {
     "unsigned wrap": "uint a = i * 2654435761u; y[i] = a >> 16;",
     "64-bit integers": "long a = (long)i * 5000000000; ulong u = 1ul << 40; size_t s = a; y[i] = a + u + s;",
     "sizeof and alignas": "struct alignas(16) S { float v; }; static_assert(sizeof(S) == 16 && alignof(float3) == 16, \"\"); y[i] = 0;",
+    "braces assigned to structures": helper("struct S { int a, b; };", "S s = {1, 2}; s = {3, 4}; s = ((const constant S*)c)[0]; y[i] = s.a;"),
+    "template references of the thread space": helper("struct S { float v; float get() const thread { return v; } }; template <typename T> float f(thread const T& s) { return s.get(); }", "S s; s.v = 1; y[i] = f(s);"),
+    "const thread references to temporaries": helper("float f(const thread float2& v) { return v.x; }", "y[i] = f(float2(1));"),
     "const thread references to values": helper("float f(const thread float2& v) { return v.x; }", "float2 v = float2(1); y[i] = f(v);"),
 }  # fmt: skip
 

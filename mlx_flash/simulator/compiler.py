@@ -121,14 +121,10 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
         return library
     folder.mkdir(parents=True, exist_ok=True)
     objects = _runtime_objects(folder)
-    compiler, linker, _ = toolchain()
+    _, linker, _ = toolchain()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        source = Path(scratch) / "kernel.cl"
-        source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
         built = Path(scratch) / "kernel.o"
-        include = _HERE / "include"
-        done = _run([*compiler, *flags, "-I", str(include), "-include", str(include / "shim" / prelude), "-c", str(source), "-o", str(built)])
-        _refuse(done, text, source)
+        _compile([*flags, "-c", "-o", str(built)], text, entry, prelude, Path(scratch))
         linked = Path(scratch) / "kernel.so"
         done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
         if done.returncode:
@@ -139,13 +135,37 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
 
 def check(text: str, entry: str, prelude: str):
     """Raises CompileError if a translated text does not compile; generates no code."""
+    key = hashlib.sha256("\0".join([_sources_hash(), text, entry, prelude]).encode()).hexdigest()[:40]
+    passed = cache_directory() / f"{key}.ok"
+    if passed.exists():
+        return
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        _compile([*_KERNEL_FLAGS, "-fsyntax-only"], text, entry, prelude, Path(scratch))
+        passed.touch()
+
+
+# Clang's temporaries lie in no address space, so that a `const thread T&` does not bind to a value, as it does in Metal.
+_UNBOUND = re.compile("in default address space|to a temporary object because of address space")
+_BIND_VALUES = "-DMSL_VALUES_BIND"
+
+
+def _compile(flags: list[str], text: str, entry: str, prelude: str, scratch: Path):
+    """Runs the compiler; raises CompileError.
+
+    Where values meet such references it runs again with references to constants in every space.
+    """
     compiler, _, _ = toolchain()
     include = _HERE / "include"
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "kernel.cl"
-        source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
-        done = _run([*compiler, *_KERNEL_FLAGS, "-fsyntax-only", "-I", str(include), "-include", str(include / "shim" / prelude), str(source)])
-        _refuse(done, text, source)
+    source = scratch / "kernel.cl"
+    source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
+    command = [*compiler, *flags, "-I", str(include), "-include", str(include / "shim" / prelude), str(source)]
+    done = _run(command)
+    if done.returncode and _UNBOUND.search(done.stderr):
+        again = _run([*command, _BIND_VALUES])
+        if not again.returncode:
+            done = again
+    _refuse(done, text, source)
 
 
 # To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.

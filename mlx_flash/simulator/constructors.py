@@ -47,7 +47,7 @@ def _copies(tokens: list[Token], opening: int, name: str) -> Iterator[Edit]:
         return  # it copies itself
     default = "" if constructors else f"{name}() = default; "
     copies = f"{name}(const {name}&) = default; {name}(const __constant {name}&) = default; "
-    assigns = f"{name}& operator=(const {name}&) = default; {name}& operator=(const __constant {name}&) = default; "
+    assigns = f"{name}& operator=(const {name}&) = default; template <typename MslFrom> {name}& operator=(const __constant MslFrom& from) {{ return *this = {name}(from); }} "
     end = tokens[opening].end
     yield end, end, f" public: {default}{copies}{assigns}"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from .constructors import constructor_edits
 from .errors import CompileError
+from .function_pointers import function_pointer_edits
 from .rules import BUILTIN, findings
 from .signature import ATTRIBUTES
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
@@ -18,6 +19,7 @@ _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _LANES = {letter: index for letters in ("xyzw", "rgba") for index, letter in enumerate(letters)}
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
 _MAX_BUFFER = 30  # Metal binds 31
+_UNSUFFIXED = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+|0[xX][0-9a-fA-F.]+[pP][+-]?\d+")
 _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=")
 
 
@@ -41,6 +43,7 @@ class Translation:
     kernels: dict = field(default_factory=dict)  # function name -> parameters
     templates: set = field(default_factory=set)  # names of the kernels that are templates
     instances: dict = field(default_factory=dict)  # host name -> expression to call
+    types: dict = field(default_factory=dict)  # host name -> types of the parameters, where they choose the instance
     variables: dict = field(default_factory=dict)  # function name -> names of its threadgroup variables
     constants: dict = field(default_factory=dict)  # name of a function constant -> its index
     max_threads: int = 1024
@@ -65,6 +68,8 @@ class Translation:
                 arguments.append(f"msl_threadgroup_argument{{{parameter.variable}}}")
             else:
                 arguments.append(f"msl_attribute_argument<{_POSITIONS.index(parameter.attribute)}>{{}}")
+        if host_name in self.types:
+            arguments = [f"({kind}){argument}" for kind, argument in zip(self.types[host_name], arguments)]
         return f"{self.callee(host_name)}({', '.join(arguments)})"
 
     def entry(self, host_name: str | None = None) -> str:
@@ -100,6 +105,7 @@ class _Translator:
     def run(self) -> Translation:
         self.attributes()
         self.function_constants()
+        self.redundant_definitions()
         self.kernels()
         self.words()
         self.result.text = self.apply()
@@ -168,6 +174,9 @@ class _Translator:
             first, last = start + 1, matching(self.tokens, start)
         else:
             first, last = index + 1, start
+            if self.tokens[start - 1].text != ">":
+                parts = split_arguments(self.tokens[start + 1 : matching(self.tokens, start)])
+                self.result.types[host_name] = [self.text_of(part[:-1]) for part in parts]
         call = self.source[self.tokens[first].start : self.tokens[last].start]
         self.result.instances[host_name] = " ".join(call.split())
         self.replace(self.tokens[index - 1].start, self.tokens[end].end)
@@ -305,6 +314,17 @@ class _Translator:
             return ""
         return " ".join(self.source[tokens[0].start : tokens[-1].end].split())
 
+    def redundant_definitions(self):
+        """constant T S::x[8]; outside its class, where the constexpr member needs no definition any more and has no value."""
+        start = 0
+        for index, token in enumerate(self.tokens):
+            if token.text == ";":
+                words = [t.text for t in self.tokens[start:index]]
+                if "::" in words and "constexpr" in words and "constant" in words and not {"=", "(", "using", "typename"} & set(words):
+                    self.replace(self.tokens[start].start, token.end)
+            if token.text in (";", "{", "}") or token.kind == "directive":
+                start = index + 1
+
     def words(self):
         """Rewrites that need no context but a neighbour."""
         own = {t.text for i, t in enumerate(self.tokens) if t.kind == "word" and self.tokens[i - 1].text not in (".", "->")}
@@ -317,15 +337,18 @@ class _Translator:
                 self.replace(token.start, token.end, f"((bfloat){token.text[:-2]})")
             elif token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
                 self.replace(token.start, self.tokens[index + 3].end)
+            elif token.kind == "number" and _UNSUFFIXED.fullmatch(token.text):
+                # A float in Metal. The compiler's option for that forgets it where a template is instantiated.
+                self.replace(token.end, token.end, "f")
             elif token.text == "decltype" and self.tokens[index + 2].text != "auto":
                 # Of a variable it would name the address space too, which Metal's does not.
                 self.replace(token.start, token.start, "metal::remove_addrspace_t<")
                 end = self.tokens[matching(self.tokens, index + 1)].end
                 self.replace(end, end, ">")
             elif token.text == "thread" and self.tokens[index + 1].text == "const" and self.binds_value(index + 2):
-                self.replace(token.start, token.end)
+                self.replace(token.start, token.end, "msl_const_thread")
             elif token.text == "const" and following == "thread" and self.binds_value(index + 2):
-                self.replace(self.tokens[index + 1].start, self.tokens[index + 1].end)
+                self.replace(self.tokens[index + 1].start, self.tokens[index + 1].end, "msl_const_thread")
             elif token.text == "static_cast":
                 self.replace(token.start, token.end, "msl_static_cast")
             elif index and self.tokens[index - 1].text in (".", "->") and _SWIZZLE.fullmatch(token.text):
@@ -333,7 +356,7 @@ class _Translator:
                     method = "put" if following in _ASSIGNMENTS else "get"
                     lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
-        for edit in constructor_edits(self.tokens):
+        for edit in [*constructor_edits(self.tokens), *function_pointer_edits(self.tokens)]:
             self.replace(*edit)
         self.conditionals()
         self.constant_copies()

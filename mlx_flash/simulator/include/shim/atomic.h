@@ -6,7 +6,9 @@ extern "C" void msl_atomic(__generic void* p, uint size, uint stores);
 
 namespace metal {
 
-enum memory_order { memory_order_relaxed = 0, memory_order_seq_cst = 5 };
+// Of another type: only fences are sequentially consistent.
+enum memory_order { memory_order_relaxed = 0 };
+enum msl_fence_order { memory_order_seq_cst = 5 };
 
 template <typename T, typename = void> struct atomic {
   static_assert(__is_same(T, int) || __is_same(T, uint) || __is_same(T, bool) || __is_same(T, float) || __is_same(T, ulong) || __is_same(T, long),
@@ -73,5 +75,6 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
 MSL_ATOMICS(device) MSL_ATOMICS(threadgroup)
 
 MSL_INLINE void atomic_thread_fence(mem_flags, memory_order = memory_order_relaxed, thread_scope = thread_scope_device) {}
+MSL_INLINE void atomic_thread_fence(mem_flags, msl_fence_order, thread_scope = thread_scope_device) {}
 
 }  // namespace metal

@@ -27,7 +27,7 @@ typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
 typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
 
-template <typename T, int COLUMNS, int ROWS> MSL_INLINE simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T value) {
+template <typename T, int COLUMNS, int ROWS = COLUMNS> MSL_INLINE simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T value) {
   simdgroup_matrix<T, COLUMNS, ROWS> m;
   m.elements = vec<T, 2>(value, value);
   return m;

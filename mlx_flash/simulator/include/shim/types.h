@@ -13,6 +13,12 @@
 #define device __global
 #define threadgroup __local
 #define thread __private
+// Before a reference to a constant (see compiler.py).
+#ifdef MSL_VALUES_BIND
+#define msl_const_thread
+#else
+#define msl_const_thread __private
+#endif
 // The constant space is constant: a pointer to it needs no const to take the address of what is declared const.
 #define constant const __constant
 // A coherence scope changes nothing where every access goes to the same memory.
