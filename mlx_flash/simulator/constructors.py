@@ -47,7 +47,10 @@ def _copies(tokens: list[Token], opening: int, name: str) -> Iterator[Edit]:
         return  # it copies itself
     default = "" if constructors else f"{name}() = default; "
     copies = f"{name}(const {name}&) = default; {name}(const __constant {name}&) = default; "
-    assigns = f"{name}& operator=(const {name}&) = default; template <typename MslFrom> {name}& operator=(const __constant MslFrom& from) {{ return *this = {name}(from); }} "
+    # Its type depends on a parameter, so that a structure with constant members is no error until one is assigned.
+    body = "{ MslTo& to = *this; to = MslTo(from); return *this; }"
+    parameters = f"template <typename MslFrom, typename MslTo = {name}>"
+    assigns = f"{name}& operator=(const {name}&) = default; {parameters} {name}& operator=(const __constant MslFrom& from) {body} "
     end = tokens[opening].end
     yield end, end, f" public: {default}{copies}{assigns}"
 
