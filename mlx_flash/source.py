@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .device import Family
     from .parameters import Row
 
-SHARED = ("tile_simdgroup", "mask", "softmax", "dropout")
+SHARED = ("tile", "tile_simdgroup", "mask", "softmax", "dropout")
+TILES = SHARED[:2]
 BODY = "// ---- body\n"
 
 
@@ -76,7 +77,7 @@ def build(
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     literals = {hole: _literal(value) for hole, value in holes.items()}
-    parts = [_filled(name, literals) for name in (*(SHARED[:1] if step is DELTA else SHARED), step.name)]
+    parts = [_filled(name, literals) for name in (*(TILES if step is DELTA else SHARED), step.name)]
     paged = row.paged(step)
     return Kernel(
         name=_name(step, row, family, dtype, head_dim, value_dim, features, max_threads),

@@ -112,7 +112,8 @@ struct Visibility {
   METAL_FUNC bool whole(int first_query, int last_query, int first_key, int last_key) const thread {
     if (last_query >= queries || last_key >= keys) return false;
     if (CAUSAL && distance(first_query, last_key) > 0) return false;
-    if (HAS_WINDOW && (distance(last_query, first_key) < -left || distance(first_query, last_key) > right)) return false;
+    if (HAS_WINDOW && distance(last_query, first_key) < -left) return false;
+    if (HAS_WINDOW && distance(first_query, last_key) > right) return false;
     if (HAS_SEGMENTS && (own.begin != own.end || other.begin != other.end)) return false;
     if (HAS_BLOCKS && state != 1) return false;
     return !(HAS_MASK && !ADDITIVE);
@@ -181,7 +182,8 @@ visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_seg
   visibility.block_map = block_map + (b) * block_map_strides[0] + (h) * block_map_strides[1]; \
   visibility.block_columns = block_map_strides[2]; \
   visibility.block_list = \
-      block_lists + (b) * block_lists_strides[0] + (h) * block_lists_strides[1] + (row) / BLOCK * block_lists_strides[2]; \
+      block_lists + (b) * block_lists_strides[0] + (h) * block_lists_strides[1] + \
+      (row) / BLOCK * block_lists_strides[2]; \
   visibility.listed = \
       block_counts[(b) * block_counts_strides[0] + (h) * block_counts_strides[1] + (row) / BLOCK];
 #else

@@ -1,11 +1,8 @@
 // The tile layer for Apple's 8x8 simdgroup matrices: the only file that knows how a tile lives in lanes.
 //
-// A simdgroup owns R rows (a multiple of 8) of the parallel dimension. A tile is cut into 8x8 fragments; of each
-// fragment a lane holds two adjacent elements of one row, so softmax, masks and epilogues are shared by any hardware
-// whose lanes hold adjacent pairs. The operations the kernels speak in:
+// The operations the kernels speak in, the same for any other matrix hardware:
 //
 //   Lane                     which (row, column) of every fragment this lane holds
-//   Tile<T, R, C>            R x C elements in registers
 //   Rows<...>                an operand whose rows belong to this simdgroup: cached in registers, or re-read per block
 //   Traversed<...>           an operand every simdgroup of the threadgroup walks along: staged or read directly
 //   Accumulator<...>         a float32 result of R x D: cached in registers, or paged to its output buffer
@@ -14,17 +11,10 @@
 //   row_max, row_sum, column_sum, store_sums   reductions
 //
 // Hardware facts: a lane's place in a fragment follows Morton order (MLX steel and metal-flash-attention agree).
-#include <metal_stdlib>
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
-using namespace metal;
 
 namespace tile {
-
-template <typename T> using Pair = vec<T, 2>;
-
-// A run of N elements that is aligned to one element only: views may start anywhere.
-template <typename T, int N> struct Run { T at[N]; };
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
@@ -40,43 +30,6 @@ struct Lane {
   }
 };
 
-template <typename T, int R, int C> struct Tile {
-  Pair<T> at[R / 8][C / 8];
-};
-
-// One number per row of a simdgroup; the four lanes that share a row hold the same value.
-template <int R> struct RowVector {
-  float at[R / 8];
-};
-
-// One number per column of a tile, for the two columns of each fragment that this lane holds.
-template <int C> struct ColumnVector {
-  Pair<float> at[C / 8];
-};
-
-template <int R> METAL_FUNC Pair<float> spread(thread const RowVector<R>& vector, int i, int) {
-  return Pair<float>(vector.at[i]);
-}
-
-template <int C> METAL_FUNC Pair<float> spread(thread const ColumnVector<C>& vector, int, int c) {
-  return vector.at[c];
-}
-
-template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
-  for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
-  }
-}
-
-template <typename To, typename From, int R, int C>
-METAL_FUNC void convert(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
-  for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
-  }
-}
-
 // A row of a fragment lives in the lanes l, l^1, l^8, l^9.
 METAL_FUNC float row_max(float x) {
   x = max(x, simd_shuffle_xor(x, ushort(1)));
@@ -86,14 +39,6 @@ METAL_FUNC float row_max(float x) {
 METAL_FUNC float row_sum(float x) {
   x += simd_shuffle_xor(x, ushort(1));
   return x + simd_shuffle_xor(x, ushort(8));
-}
-
-template <int R, int C>
-METAL_FUNC void add(thread Tile<float, R, C>& sum, thread const Tile<float, R, C>& tile) {
-  for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) sum.at[i][c] += tile.at[i][c];
-  }
 }
 
 // A column of a fragment lives in the lanes l, l^2, l^4, l^16.
@@ -146,21 +91,6 @@ METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
   reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements()) = c;
   simdgroup_multiply_accumulate(c_matrix, a_matrix, b_matrix, c_matrix);
   c = reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements());
-}
-
-template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
-  const Run<T, 2> run = *(const device Run<T, 2>*)source;
-  return Pair<T>(run.at[0], run.at[1]);
-}
-
-// Arrays arrive as bytes: element (0, 0) of one head, and the elements from one row to the next.
-template <typename T>
-METAL_FUNC const device T* head(const device uint8_t* bytes, const constant int64_t* strides, int b, int h) {
-  return (const device T*)(bytes + b * strides[0] + h * strides[1]);
-}
-
-template <typename T> METAL_FUNC long row_stride(const constant int64_t* strides) {
-  return strides[2] / long(sizeof(T));
 }
 
 // An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: what they produce is

@@ -1,0 +1,76 @@
+// Tiles and operands, as far as every kind of matrix hardware shares them.
+//
+// A simdgroup owns R rows (a multiple of 8) of the parallel dimension. A tile is cut into 8x8 fragments; of each
+// fragment a lane holds two adjacent elements of one row: at[i][c] are those of the i-th group of 8 rows and the c-th
+// group of 8 columns. Which row and columns those are, only the tile layer of the hardware knows (tile::Lane).
+#include <metal_stdlib>
+using namespace metal;
+
+namespace tile {
+
+template <typename T> using Pair = vec<T, 2>;
+
+// A run of N elements that is aligned to one element only: views may start anywhere.
+template <typename T, int N> struct Run { T at[N]; };
+
+template <typename T, int R, int C> struct Tile {
+  Pair<T> at[R / 8][C / 8];
+};
+
+// One number per row of a simdgroup; the four lanes that share a row hold the same value.
+template <int R> struct RowVector {
+  float at[R / 8];
+};
+
+// One number per column of a tile, for the two columns of each fragment that this lane holds.
+template <int C> struct ColumnVector {
+  Pair<float> at[C / 8];
+};
+
+template <int R> METAL_FUNC Pair<float> spread(thread const RowVector<R>& vector, int i, int) {
+  return Pair<float>(vector.at[i]);
+}
+
+template <int C> METAL_FUNC Pair<float> spread(thread const ColumnVector<C>& vector, int, int c) {
+  return vector.at[c];
+}
+
+template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
+  }
+}
+
+template <typename To, typename From, int R, int C>
+METAL_FUNC void convert(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
+  }
+}
+
+template <int R, int C>
+METAL_FUNC void add(thread Tile<float, R, C>& sum, thread const Tile<float, R, C>& tile) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) sum.at[i][c] += tile.at[i][c];
+  }
+}
+
+template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
+  const Run<T, 2> run = *(const device Run<T, 2>*)source;
+  return Pair<T>(run.at[0], run.at[1]);
+}
+
+// Arrays arrive as bytes: element (0, 0) of one head, and the elements from one row to the next.
+template <typename T>
+METAL_FUNC const device T* head(const device uint8_t* bytes, const constant int64_t* strides, int b, int h) {
+  return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+}
+
+template <typename T> METAL_FUNC long row_stride(const constant int64_t* strides) {
+  return strides[2] / long(sizeof(T));
+}
+
+}  // namespace tile
