@@ -34,3 +34,14 @@ def kernels(request):
 def reference():
     with use_backend("reference") as chosen:
         yield chosen
+
+
+@pytest.fixture(scope="session")
+def wheel():
+    """The include directory of MLX's kernel headers."""
+    from mlx_flash.simulator.conformance.headers import Unavailable, include_directory
+
+    try:
+        return include_directory()
+    except Unavailable as error:
+        pytest.skip(str(error))

@@ -158,7 +158,8 @@ static void run_others(Worker* w, Fiber* f) {
 
 static void block_on(Worker* w, Fiber* f, Simd* s, void* perform, u64 site) {
   u32 bit = 1u << f->lane;
-  if (w->ragged) msl_refuse_ragged(w, site);
+  // A whole simdgroup is one even where the threadgroup is not.
+  if (w->ragged && s->exists != 0xffffffffu) msl_refuse_ragged(w, site);
   f->site = site;
   f->perform = perform;
   if (s->waiting && s->site != site) s->mixed = 1;

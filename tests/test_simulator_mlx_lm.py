@@ -1,0 +1,128 @@
+"""mlx-lm's own kernels, imported as they are, run on the simulator and agree with numpy; its race is reported."""
+
+import sys
+import warnings
+from importlib import import_module
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_flash.simulator import SimulatorError, mode, replace_metal_kernel, schedule
+
+pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: its kernels cannot be run")
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """mlx-lm's modules, imported inside the replacement, so that the kernels they make run here; forgotten afterwards."""
+    before = set(sys.modules)
+    with replace_metal_kernel(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlx_lm.utils
+
+        mlx_lm.utils.can_run_metal = lambda: True
+        names = ("kernels.qk_norm", "kernels.rms_norm_sigmoid_gate", "models.gated_delta", "models.ssm", "tuner.losses")
+        yield SimpleNamespace(**{name.rsplit(".")[-1]: import_module(f"mlx_lm.{name}") for name in names})
+    for name in set(sys.modules) - before:
+        if name.startswith("mlx_lm"):
+            del sys.modules[name]
+
+
+def normal(shape, seed: int, dtype=mx.float32, scale: float = 1.0) -> mx.array:
+    return mx.array((np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)).astype(dtype)
+
+
+def double(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+def close(got: mx.array, wanted: np.ndarray, tolerance: float):
+    np.testing.assert_allclose(double(got).reshape(wanted.shape), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_qk_norm(lm, dtype):
+    heads, key_heads, size = 2, 1, 40
+    x = normal((3, 2 * (heads + key_heads) * size), 1, dtype)
+    with mode("check"):
+        q, k = lm.qk_norm.qk_norm(x, n_heads=heads, n_kv_heads=key_heads, head_dim=size, eps=1e-5, query_scale=0.5)
+    rows = double(x)[:, : (heads + key_heads) * size].reshape(3, -1, size)
+    rows = rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5)
+    close(q, 0.5 * rows[:, :heads], 4 * ROUNDING[dtype] + 1e-6)
+    close(k, rows[:, heads:], 4 * ROUNDING[dtype] + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rms_norm_sigmoid_gate(lm, dtype):
+    x, gate = normal((2, 3, 5, 48), 2, dtype), normal((2, 5, 3 * 48), 3, dtype)
+    with mode("check"):
+        got = lm.rms_norm_sigmoid_gate.rms_norm_sigmoid_gate(x, gate, eps=1e-5)
+    rows = double(x)
+    rows = (rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5)).swapaxes(1, 2).reshape(2, 5, -1)
+    close(got, rows / (1 + np.exp(-double(gate))), 4 * ROUNDING[dtype] + 1e-6)
+
+
+def gated_delta(q, k, v, g, beta, state):
+    """S = g S; S += beta (v - S k) k^T; y = S q, one token after the other."""
+    repeat = v.shape[2] // k.shape[2]
+    q, k, out = np.repeat(q, repeat, 2), np.repeat(k, repeat, 2), []
+    for t in range(q.shape[1]):
+        state = state * g[:, t, :, None, None]
+        correction = beta[:, t, :, None] * (v[:, t] - np.einsum("bhvk,bhk->bhv", state, k[:, t]))
+        state = state + correction[..., None] * k[:, t, :, None, :]
+        out.append(np.einsum("bhvk,bhk->bhv", state, q[:, t]))
+    return np.stack(out, 1), state
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gated_delta(lm, dtype):
+    key_heads, heads, size, tokens = 1, 2, 32, 5
+    q, k = (normal((1, tokens, key_heads, size), seed, dtype, 0.2) for seed in (4, 5))
+    v, state = normal((1, tokens, heads, size), 6, dtype), normal((1, heads, size, size), 7, mx.float32)
+    g, beta = (mx.sigmoid(normal((1, tokens, heads), seed)) for seed in (8, 9))
+    g, beta = g.astype(dtype), beta.astype(dtype)
+    with mode("check"):
+        y, last = lm.gated_delta.gated_delta_kernel_unpacked(q, k, v, g, beta, state)
+    wanted, wanted_last = gated_delta(*map(double, (q, k, v, g, beta, state)))
+    close(y, wanted, 4 * ROUNDING[dtype] + 1e-5)
+    close(last, wanted_last, 4 * ROUNDING[dtype] + 1e-5)
+
+
+def test_ssm(lm):
+    heads, size, states, groups = 4, 16, 32, 2
+    x, state = normal((1, 1, heads, size), 10), normal((1, heads, size, states), 11)
+    b, c = normal((1, 1, groups, states), 12), normal((1, 1, groups, states), 13)
+    log_a, d = normal((heads,), 14, scale=0.1), normal((heads,), 15)
+    dt, bias = normal((1, 1, heads), 16), normal((heads,), 17)
+    with mode("check"):
+        y, last = lm.ssm.ssm_update_kernel(x, log_a, b, c, d, dt, bias, state, (0.001, 100.0))
+    step = np.clip(np.log1p(np.exp(double(dt) + double(bias))), 0.001, 100.0)[:, 0]
+    decay = np.exp(-np.exp(double(log_a)) * step)
+    b, c = (np.repeat(double(a)[:, 0], heads // groups, 1) for a in (b, c))
+    wanted = decay[..., None, None] * double(state) + (step[..., None] * double(x)[:, 0])[..., None] * b[:, :, None, :]
+    close(last, wanted, 1e-5)
+    close(y[:, 0], np.einsum("bhds,bhs->bhd", wanted, c) + double(d)[:, None] * double(x)[:, 0], 1e-5)
+
+
+def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
+    log_q, log_p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (q, p))
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("size", (1000, 9000))
+def test_kl_forward_is_a_race(lm, size):
+    """Its second exchange through `shared` starts before everybody has read the first: a barrier is missing (mlx-lm 0.32.2)."""
+    q, p = normal((2, size), 18), normal((2, size), 19)
+    with mode("check"), pytest.raises(SimulatorError, match="race in threadgroup memory.*'shared'"):
+        lm.losses.kl_div_loss(q, p)
+    # In one order of the simdgroups nothing shows; on a GPU, as in other orders, the result depends on who comes first.
+    results = []
+    for order in ("forward", "reversed"):
+        with mode("fast"), schedule(order):
+            results.append(double(lm.losses.kl_div_loss(q, p)))
+    errors = [np.abs(result - kl(double(q), double(p))).max() for result in results]
+    assert max(errors) > 1e-2, errors
