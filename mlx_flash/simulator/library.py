@@ -11,7 +11,8 @@ from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bo
 from .errors import CompileError
 from .preprocess import preprocess
 from .profile import record
-from .translate import Parameter, translate
+from .translate import translate
+from .translation import Parameter
 
 _PRELUDE = "all.h"
 

@@ -1,18 +1,16 @@
 """Rewrites Metal text into what clang's C++ for OpenCL compiles, line for line: every error and every report names a Metal line."""
 
 import re
-from dataclasses import dataclass, field
 
 from .constructors import constructor_edits
 from .errors import CompileError
 from .function_pointers import function_pointer_edits
 from .rules import BUILTIN, findings
-from .signature import ATTRIBUTES
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
+from .translation import POSITIONS, Parameter, Translation
 
-_POSITIONS = tuple(name for name, _ in ATTRIBUTES)
 _KNOWN_ATTRIBUTES = {
-    *_POSITIONS, "kernel", "host_name", "buffer", "threadgroup", "function_constant",
+    *POSITIONS, "kernel", "host_name", "buffer", "threadgroup", "function_constant",
     "max_total_threads_per_threadgroup", "visible", "maybe_unused", "nodiscard", "fallthrough", "id", "user", "clang",
 }  # fmt: skip
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
@@ -21,64 +19,6 @@ _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "aut
 _MAX_BUFFER = 30  # Metal binds 31
 _UNSUFFIXED = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+|0[xX][0-9a-fA-F.]+[pP][+-]?\d+")
 _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=")
-
-
-@dataclass
-class Parameter:
-    """One parameter of a kernel function: a buffer, dynamic threadgroup memory or a position."""
-
-    name: str
-    attribute: str
-    index: int = 0  # of the buffer or of the threadgroup memory
-    writable: bool = False  # a buffer that the kernel may write
-    condition: str = ""  # the function constant that says whether it is there
-    variable: int = 0  # threadgroup memory: its number among the kernel's threadgroup variables
-
-
-@dataclass
-class Translation:
-    """The translated text and what a launch has to know of it."""
-
-    text: str
-    kernels: dict = field(default_factory=dict)  # function name -> parameters
-    templates: set = field(default_factory=set)  # names of the kernels that are templates
-    instances: dict = field(default_factory=dict)  # host name -> expression to call
-    types: dict = field(default_factory=dict)  # host name -> types of the parameters, where they choose the instance
-    variables: dict = field(default_factory=dict)  # function name -> names of its threadgroup variables
-    constants: dict = field(default_factory=dict)  # name of a function constant -> its index
-    max_threads: int = 1024
-
-    def callee(self, host_name: str | None = None) -> str:
-        """The expression that names the function of a kernel; without a name the first kernel's."""
-        if host_name is None:
-            host_name = next(iter(self.instances or self.kernels))
-        return self.instances.get(host_name, host_name)
-
-    def function(self, host_name: str | None = None) -> str:
-        """The plain name of a kernel's function."""
-        return self.callee(host_name).split("<")[0].split("::")[-1].strip()
-
-    def call(self, host_name: str | None = None) -> str:
-        """The kernel called with what the launch bound."""
-        arguments = []
-        for parameter in self.kernels[self.function(host_name)]:
-            if parameter.attribute == "buffer":
-                arguments.append(f"msl_buffer_argument{{{parameter.index}}}")
-            elif parameter.attribute == "threadgroup":
-                arguments.append(f"msl_threadgroup_argument{{{parameter.variable}}}")
-            else:
-                arguments.append(f"msl_attribute_argument<{_POSITIONS.index(parameter.attribute)}>{{}}")
-        if host_name in self.types:
-            arguments = [f"({kind}){argument}" for kind, argument in zip(self.types[host_name], arguments)]
-        return f"{self.callee(host_name)}({', '.join(arguments)})"
-
-    def entry(self, host_name: str | None = None) -> str:
-        """The function the runtime calls in every thread."""
-        return f'extern "C" void msl_kernel_entry() {{ {self.call(host_name)}; }}\n'
-
-    def variable_names(self, host_name: str | None = None) -> list[str]:
-        """The names of a kernel's threadgroup variables, in order."""
-        return self.variables.get(self.function(host_name), [])
 
 
 def _number(literal: str) -> int:
