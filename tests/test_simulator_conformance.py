@@ -61,7 +61,9 @@ def test_a_wrong_result_is_a_mismatch():
 def test_a_wrong_parameter_is_a_mismatch(wheel, monkeypatch):
     """One row too few in a structure that only the kernel reads: a GEMM that passes for another reason would not notice."""
     correct = matmul.structure
-    monkeypatch.setattr(matmul, "structure", lambda fields, **values: correct(fields, **{**values, "K": values["K"] - 1}))
+    monkeypatch.setattr(
+        matmul, "structure", lambda fields, **values: correct(fields, **{**values, "K": values["K"] - 1})
+    )
     with mode("fast"), pytest.raises(Mismatch):
         matmul.run_gemm(mx.float32, "nn")
 

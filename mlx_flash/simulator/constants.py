@@ -19,7 +19,9 @@ def specialise(text: str, constants: Mapping[str, int], values: Mapping[str, obj
     known = {*constants, *map(str, constants.values())}
     for key in values:
         if key not in known:
-            raise ValueError(f"There is no function constant {key}; there are {', '.join(f'{n} ({i})' for n, i in constants.items()) or 'none'}.")
+            raise ValueError(
+                f"There is no function constant {key}; there are {', '.join(f'{n} ({i})' for n, i in constants.items()) or 'none'}."
+            )
     present = {name: lookup(values, name, index) for name, index in constants.items()}
     text = _DEFINED.sub(lambda m: "true" if present.get(m[1]) is not None else "false", text)
     for name, value in present.items():

@@ -21,7 +21,15 @@ class BuiltKernel:
     text: the Metal text that reports quote; buffer_names, variable_names: what the launch's numbers are called there.
     """
 
-    def __init__(self, name: str, text: str, path: Path, buffer_names: list[str], variable_names: list[str], max_threads: int = _MAX_THREADS):
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        path: Path,
+        buffer_names: list[str],
+        variable_names: list[str],
+        max_threads: int = _MAX_THREADS,
+    ):
         self.name, self.text, self.path, self.buffer_names = name, text, path, buffer_names
         self.variable_names, self.max_threads = variable_names, max_threads
         self.library = Library(path)
@@ -50,7 +58,9 @@ def check_threads(threadgroup, limit: int):
     """Raises, in MLX's words, for a threadgroup of more threads than the limit."""
     threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
     if threads > limit:
-        raise ValueError(f"Thread group size ({threads}) is greater than  the maximum allowed threads per threadgroup ({limit}).")
+        raise ValueError(
+            f"Thread group size ({threads}) is greater than  the maximum allowed threads per threadgroup ({limit})."
+        )
 
 
 def new_launch(grid, threadgroup) -> Launch:

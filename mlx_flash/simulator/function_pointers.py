@@ -7,7 +7,9 @@ from .tokens import Token
 
 def function_pointer_edits(tokens: list[Token]) -> Iterator[tuple[int, int, str]]:
     """(start, end, replacement): `template <typename T, F<T> f>` with `using F = void (*)(T)` takes `auto f`."""
-    aliases = {tokens[i + 1].text for i, token in enumerate(tokens[:-2]) if token.text == "using" and _points(tokens, i + 2)}
+    aliases = {
+        tokens[i + 1].text for i, token in enumerate(tokens[:-2]) if token.text == "using" and _points(tokens, i + 2)
+    }
     if not aliases:
         return
     for index, token in enumerate(tokens[:-1]):

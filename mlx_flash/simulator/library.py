@@ -24,7 +24,9 @@ class MetalLibrary:
     language: the version of the Metal Shading Language, "3.1" for example.
     """
 
-    def __init__(self, source: str, include_dirs: Sequence[str | Path] = (), language: str = "3.1", name: str = "library"):
+    def __init__(
+        self, source: str, include_dirs: Sequence[str | Path] = (), language: str = "3.1", name: str = "library"
+    ):
         self.name = name
         self.text, self.origin = preprocess(source, include_dirs, language)
         with self._named(name):
@@ -43,7 +45,9 @@ class MetalLibrary:
         key = (name, tuple(sorted(given.items())))
         if key not in self._kernels:
             if name not in self.kernel_names:
-                raise ValueError(f"There is no kernel '{name}' in '{self.name}'; there are {', '.join(self.kernel_names) or 'none'}.")
+                raise ValueError(
+                    f"There is no kernel '{name}' in '{self.name}'; there are {', '.join(self.kernel_names) or 'none'}."
+                )
             self._kernels[key] = LibraryKernel(self, name, given)
         return self._kernels[key]
 
@@ -70,7 +74,9 @@ class _InFiles:
 
     def __exit__(self, kind, error, _):
         if isinstance(error, CompileError):
-            raise CompileError(f"'{self.name}' is not valid Metal:\n{self.library.origin.rewrite(str(error))}") from None
+            raise CompileError(
+                f"'{self.name}' is not valid Metal:\n{self.library.origin.rewrite(str(error))}"
+            ) from None
 
 
 class LibraryKernel:
@@ -110,7 +116,9 @@ class LibraryKernel:
             if parameter.index not in given and parameter.index in self._optional:
                 continue
             if parameter.index not in given:
-                raise ValueError(f"Kernel '{self.name}' needs buffer {parameter.index} ('{parameter.name}'); pass None to leave it unbound.")
+                raise ValueError(
+                    f"Kernel '{self.name}' needs buffer {parameter.index} ('{parameter.name}'); pass None to leave it unbound."
+                )
             value = given.pop(parameter.index)
             array, dtype = _memory(value, parameter, self.name)
             bindings.append((parameter.index, array, parameter.writable, dtype is None))
@@ -124,7 +132,9 @@ class LibraryKernel:
         for parameter in self.threadgroups:
             size = (threadgroup_memory or {}).get(parameter.index)
             if not size:
-                raise ValueError(f"threadgroup_memory has no size for [[threadgroup({parameter.index})]] '{parameter.name}'.")
+                raise ValueError(
+                    f"threadgroup_memory has no size for [[threadgroup({parameter.index})]] '{parameter.name}'."
+                )
             launch.variable_size[parameter.variable] = size
         run_bound(built, launch, bindings)
         return [buffers.to_mlx(array, dtype) for _, array, dtype in sorted(made, key=lambda made: made[0])]
@@ -153,7 +163,9 @@ class _LibraryBuilt(BuiltKernel):
             if not unset:
                 raise
             path.unlink(missing_ok=True)
-            raise ValueError(f"Kernel '{kernel.name}' uses the function constant '{unset[0]}', which has no value.") from None
+            raise ValueError(
+                f"Kernel '{kernel.name}' uses the function constant '{unset[0]}', which has no value."
+            ) from None
         self.origin = kernel.library.origin
 
     def line(self, number: int) -> str:
@@ -171,7 +183,9 @@ def _memory(value, parameter: Parameter, kernel: str) -> tuple[np.ndarray, mx.Dt
             return value, None
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], mx.Dtype):
             return buffers.allocate(value[0], value[1], None), value[1]
-        raise TypeError(f"The kernel may write {what}: pass a numpy array or a pair (shape, dtype), not {type(value).__name__}.")
+        raise TypeError(
+            f"The kernel may write {what}: pass a numpy array or a pair (shape, dtype), not {type(value).__name__}."
+        )
     if isinstance(value, mx.array):
         mx.eval(value)
         return buffers.view(value), None

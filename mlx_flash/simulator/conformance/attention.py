@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from .case import FLOATS, METAL_TYPES, ROUNDING, Case, agree, library, normal, double, short, structure, threads
+from .case import FLOATS, METAL_TYPES, ROUNDING, Case, agree, double, library, normal, short, structure, threads
 
 HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 MASKS = ("no", "causal", "bool", "additive")
@@ -66,13 +66,20 @@ def steel_library(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, i
     """Kernels "additive" and "bool" of one head dimension and dtype."""
     name, (rows, columns, wm, wn) = METAL_TYPES[dtype], blocks
     call = f"attention<{name}, {rows}, {columns}, {head_dim}, {head_dim}, {wm}, {wn}, "
-    return library(("steel/attn/kernels/steel_attention.h",), (("additive", f"{call}{name}, float>"), ("bool", f"{call}bool, float>")))
+    return library(
+        ("steel/attn/kernels/steel_attention.h",),
+        (("additive", f"{call}{name}, float>"), ("bool", f"{call}bool, float>")),
+    )
 
 
-def run_steel(head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int, int, int], rows: int = 40, columns: int = 72):
+def run_steel(
+    head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int, int, int], rows: int = 40, columns: int = 72
+):
     """Ragged on purpose: neither length is a multiple of a block. Two query heads share a key head."""
     heads, scale = 2, 1 / math.sqrt(head_dim)
-    q, k, v = (normal((1, h, n, head_dim), dtype, s) for s, (h, n) in enumerate([(heads, rows), (1, columns), (1, columns)]))
+    q, k, v = (
+        normal((1, h, n, head_dim), dtype, s) for s, (h, n) in enumerate([(heads, rows), (1, columns), (1, columns)])
+    )
     mask, bias = masked(kind, dtype, heads, rows, columns)
     wanted, lse = softmax_attention(double(q), double(k), double(v), scale, bias)
     block, key_block, wm, wn = blocks
@@ -98,6 +105,10 @@ def run_steel(head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int,
 def cases() -> list[Case]:
     """Every head dimension, dtype and mask of the issue."""
     return [
-        Case("steel attention", f"D{head_dim} {short(dtype)} {kind} mask", functools.partial(run_steel, head_dim, dtype, kind, block_sizes(head_dim, dtype)))
+        Case(
+            "steel attention",
+            f"D{head_dim} {short(dtype)} {kind} mask",
+            functools.partial(run_steel, head_dim, dtype, kind, block_sizes(head_dim, dtype)),
+        )
         for head_dim, dtype, kind in itertools.product(HEAD_DIMS, FLOATS, MASKS)
     ]

@@ -87,7 +87,9 @@ def agree(got: mx.array, wanted: np.ndarray, tolerance: float, what: str = "resu
     if error.size and error.max() > tolerance:
         at = np.unravel_index(np.argmax(error), error.shape)
         place = ", ".join(map(str, at))
-        raise Mismatch(f"{what}[{place}] is {values[at]}, not {wanted[at]}: off by {error.max():.2e}, {tolerance:.2e} allowed")
+        raise Mismatch(
+            f"{what}[{place}] is {values[at]}, not {wanted[at]}: off by {error.max():.2e}, {tolerance:.2e} allowed"
+        )
 
 
 def threads(groups: Sequence[int], threadgroup: Sequence[int]) -> tuple[int, ...]:

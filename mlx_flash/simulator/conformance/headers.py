@@ -42,9 +42,21 @@ def include_directory() -> Path:
 
 
 def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--platform", _PLATFORM]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--platform",
+        _PLATFORM,
+    ]
     try:
-        done = subprocess.run([*command, "--dest", str(scratch), f"mlx-metal=={version()}"], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [*command, "--dest", str(scratch), f"mlx-metal=={version()}"], capture_output=True, text=True, timeout=300
+        )
     except subprocess.TimeoutExpired:
         raise Unavailable(f"Fetching the wheel mlx-metal {version()} took more than five minutes.") from None
     wheels = list(scratch.glob("*.whl"))

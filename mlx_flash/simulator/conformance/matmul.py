@@ -63,7 +63,9 @@ def run_gemv(dtype: mx.Dtype, rows: int = 50, columns: int = 300):
     agree(got, double(matrix) @ double(vector), 2 * ROUNDING[dtype] + 1e-4, "A x")
 
 
-def quantized(shape: tuple[int, int], dtype: mx.Dtype, bits: int, group: int) -> tuple[mx.array, mx.array, mx.array, np.ndarray]:
+def quantized(
+    shape: tuple[int, int], dtype: mx.Dtype, bits: int, group: int
+) -> tuple[mx.array, mx.array, mx.array, np.ndarray]:
     """(packed integers, scales, biases, the matrix they stand for): 32-bit words hold the integers, the lowest first."""
     packed, scales, biases = mx.quantize(normal(shape, dtype, 5), group_size=group, bits=bits)
     words = np.array(packed)
@@ -89,7 +91,7 @@ def run_quantized(dtype: mx.Dtype, variant: str, bits: int, group: int = 64):
     arguments |= {7: _I(rows)} if matrix else {}
     arguments |= {index: None for index in range(8 if matrix else 7, 16 if matrix else 15)}
     block = {"qmv": (rows, columns // 8, 1), "qmv_fast": (rows, columns // 8, 1), "qvm": (rows, columns // 64, 1)}
-    grid, size = (((columns // 32, -(-rows // 32), 1), (32, 2, 2)) if matrix else (block[variant], (32, 2, 1)))
+    grid, size = ((columns // 32, -(-rows // 32), 1), (32, 2, 2)) if matrix else (block[variant], (32, 2, 1))
     (got,) = source.kernel(variant)(arguments, threads(grid, size), size)
     # In the products of matrices the dequantized weights are rounded to the dtype.
     agree(got, wanted, (8 if matrix else 4) * ROUNDING[dtype] + 1e-4, variant)
@@ -104,5 +106,11 @@ def cases() -> list[Case]:
     found += [Case("gemv", short(dtype), functools.partial(run_gemv, dtype)) for dtype in FLOATS]
     for dtype, variant in itertools.product(FLOATS, ("qmv", "qmv_fast", "qvm", "qmm_t", "qmm_n")):
         for bits in (4, 8):
-            found.append(Case("quantized", f"{variant} {bits} bits {short(dtype)}", functools.partial(run_quantized, dtype, variant, bits)))
+            found.append(
+                Case(
+                    "quantized",
+                    f"{variant} {bits} bits {short(dtype)}",
+                    functools.partial(run_quantized, dtype, variant, bits),
+                )
+            )
     return found

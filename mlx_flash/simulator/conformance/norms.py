@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import MetalLibrary
-from .case import FLOATS, METAL_TYPES, ROUNDING, Case, agree, double, normal, short, threads
+from .case import FLOATS, ROUNDING, Case, agree, double, normal, short, threads
 from .headers import KERNELS
 from .sweep import source_directory
 
@@ -50,7 +50,14 @@ def run_rope(dtype: mx.Dtype, traditional: bool, heads: int = 4, head_dim: int =
     x, base = normal((heads, head_dim), dtype, 4), 10000.0
     constants = {"forward": True, "traditional": traditional, "hs_transpose": False}
     kernel = _library("rope.metal").kernel(f"rope_single_{_NAMES[dtype]}", constants)
-    arguments = {0: x, 1: (x.shape, dtype), 2: np.int32(offset), 3: _F32(1), 4: np.int64(head_dim), 10: _F32(np.log2(base))}
+    arguments = {
+        0: x,
+        1: (x.shape, dtype),
+        2: np.int32(offset),
+        3: _F32(1),
+        4: np.int64(head_dim),
+        10: _F32(np.log2(base)),
+    }
     (got,) = kernel(arguments, (head_dim // 2, heads, 1), (head_dim // 2, heads, 1))
     angle = offset * base ** (-np.arange(head_dim // 2) / (head_dim // 2))
     pairs = double(x).reshape(heads, -1, 2) if traditional else double(x).reshape(heads, 2, -1).swapaxes(1, 2)

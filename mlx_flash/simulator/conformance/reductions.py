@@ -6,7 +6,7 @@ import itertools
 import mlx.core as mx
 import numpy as np
 
-from .case import FLOATS, METAL_TYPES, ROUNDING, Case, agree, double, library, normal, short, threads
+from .case import FLOATS, METAL_TYPES, Case, agree, double, library, normal, short, threads
 
 _REDUCE = ("atomic.h", "reduction/ops.h", "reduce.h")
 _OPERATIONS = {"Sum": np.sum, "Prod": np.prod, "Max": np.max, "Min": np.min}
@@ -61,7 +61,12 @@ def run_scan(variant: str, operation: str, dtype: mx.Dtype, inclusive: bool, rev
         groups, group = (1, -(-shape[1] // 32), 1), (256, 1, 1)
     (got,) = library(("scan.h",), ((variant, call),)).kernel(variant)(arguments, threads(groups, group), group)
     values = np.flip(double(x), axis) if reverse else double(x)
-    running = {"CumSum": np.cumsum, "CumProd": np.cumprod, "CumMax": np.maximum.accumulate, "CumMin": np.minimum.accumulate}
+    running = {
+        "CumSum": np.cumsum,
+        "CumProd": np.cumprod,
+        "CumMax": np.maximum.accumulate,
+        "CumMin": np.minimum.accumulate,
+    }
     wanted = running[operation](values, axis=axis)
     if not inclusive:
         first = np.full_like(np.take(wanted, [0], axis), 1.0 if operation == "CumProd" else 0.0)
@@ -74,7 +79,9 @@ def run_sort(dtype: mx.Dtype, indices: bool, rows: int = 3, columns: int = 701):
     to = mx.uint32 if indices else dtype
     call = f"block_sort<{METAL_TYPES[dtype]}, {METAL_TYPES[to]}, {str(indices).lower()}, 128, 8>"
     arguments = [x, (x.shape, to), _INT(columns), _INT(1), _INT(1), _INT(columns), _INT(columns)]
-    (got,) = library(("sort.h",), (("sort", call),)).kernel("sort")(arguments, threads((1, rows, 1), (128, 1, 1)), (128, 1, 1))
+    (got,) = library(("sort.h",), (("sort", call),)).kernel("sort")(
+        arguments, threads((1, rows, 1), (128, 1, 1)), (128, 1, 1)
+    )
     values = double(x)
     if indices:
         order = np.array(got).astype(np.int64)
@@ -86,15 +93,37 @@ def run_sort(dtype: mx.Dtype, indices: bool, rows: int = 3, columns: int = 701):
 def cases() -> list[Case]:
     """Every operation in every variant, and every dtype in some."""
     found = []
-    for variant, operation in itertools.product(("all_reduce", "row_reduce_simple", "row_reduce_looped", "col_reduce_looped"), _OPERATIONS):
+    for variant, operation in itertools.product(
+        ("all_reduce", "row_reduce_simple", "row_reduce_looped", "col_reduce_looped"), _OPERATIONS
+    ):
         for dtype in (*FLOATS, mx.int32) if operation == "Sum" else (mx.float32, mx.bfloat16):
-            found.append(Case("reduce", f"{variant} {operation} {short(dtype)}", functools.partial(run_reduce, variant, operation, dtype)))
-    for variant, operation in itertools.product(("contiguous_scan", "strided_scan"), ("CumSum", "CumProd", "CumMax", "CumMin")):
+            found.append(
+                Case(
+                    "reduce",
+                    f"{variant} {operation} {short(dtype)}",
+                    functools.partial(run_reduce, variant, operation, dtype),
+                )
+            )
+    for variant, operation in itertools.product(
+        ("contiguous_scan", "strided_scan"), ("CumSum", "CumProd", "CumMax", "CumMin")
+    ):
         # An exclusive scan of a maximum starts with a number that depends on the type.
-        kinds = ((True, False), (True, True), (False, False), (False, True)) if operation in ("CumSum", "CumProd") else ((True, False), (True, True))
-        for (inclusive, reverse), dtype in zip(kinds, (mx.float32, mx.float16, mx.bfloat16, mx.int32 if operation == "CumSum" else mx.float32)):
+        kinds = (
+            ((True, False), (True, True), (False, False), (False, True))
+            if operation in ("CumSum", "CumProd")
+            else ((True, False), (True, True))
+        )
+        for (inclusive, reverse), dtype in zip(
+            kinds, (mx.float32, mx.float16, mx.bfloat16, mx.int32 if operation == "CumSum" else mx.float32)
+        ):
             name = f"{variant} {operation} {'inclusive' if inclusive else 'exclusive'}{' reversed' * reverse} {short(dtype)}"
             found.append(Case("scan", name, functools.partial(run_scan, variant, operation, dtype, inclusive, reverse)))
     for dtype, indices in itertools.product((*FLOATS, mx.int32), (False, True)):
-        found.append(Case("sort", f"{'argsort' if indices else 'sort'} {short(dtype)}", functools.partial(run_sort, dtype, indices)))
+        found.append(
+            Case(
+                "sort",
+                f"{'argsort' if indices else 'sort'} {short(dtype)}",
+                functools.partial(run_sort, dtype, indices),
+            )
+        )
     return found

@@ -20,7 +20,9 @@ def _reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def run_softmax(dtype: mx.Dtype, variant: str, columns: int):
     x = normal((_ROWS, columns), dtype, 1, 3.0)
-    source = library(("softmax.h",), tuple((v, f"softmax_{v}<{METAL_TYPES[dtype]}, float>") for v in ("single_row", "looped")))
+    source = library(
+        ("softmax.h",), tuple((v, f"softmax_{v}<{METAL_TYPES[dtype]}, float>") for v in ("single_row", "looped"))
+    )
     group = (-(-columns // 128) * 32 if variant == "single_row" else 1024, 1, 1)
     (got,) = source.kernel(variant)([x, (x.shape, dtype), np.int32(columns)], threads((_ROWS, 1, 1), group), group)
     agree(got, _reference(double(x))[0], 2 * ROUNDING[dtype] + 1e-6, "softmax")
@@ -28,7 +30,9 @@ def run_softmax(dtype: mx.Dtype, variant: str, columns: int):
 
 def run_logsumexp(dtype: mx.Dtype, variant: str, columns: int):
     x = normal((_ROWS, columns), dtype, 2, 3.0)
-    source = library(("logsumexp.h",), tuple((v, f"{v}<{METAL_TYPES[dtype]}>") for v in ("logsumexp", "logsumexp_looped")))
+    source = library(
+        ("logsumexp.h",), tuple((v, f"{v}<{METAL_TYPES[dtype]}>") for v in ("logsumexp", "logsumexp_looped"))
+    )
     group = (-(-columns // 128) * 32 if variant == "logsumexp" else 1024, 1, 1)
     (got,) = source.kernel(variant)([x, ((_ROWS,), dtype), np.int32(columns)], threads((_ROWS, 1, 1), group), group)
     agree(got, _reference(double(x))[1], 2 * ROUNDING[dtype] + 1e-6, "logsumexp")
@@ -38,7 +42,11 @@ def cases() -> list[Case]:
     """Both kernels in both variants; the number of columns is no multiple of anything."""
     found = []
     for dtype, (variant, columns) in itertools.product(FLOATS, (("single_row", 333), ("looped", 5001))):
-        found.append(Case("softmax", f"{variant} {short(dtype)}", functools.partial(run_softmax, dtype, variant, columns)))
+        found.append(
+            Case("softmax", f"{variant} {short(dtype)}", functools.partial(run_softmax, dtype, variant, columns))
+        )
     for dtype, (variant, columns) in itertools.product(FLOATS, (("logsumexp", 333), ("logsumexp_looped", 5001))):
-        found.append(Case("logsumexp", f"{variant} {short(dtype)}", functools.partial(run_logsumexp, dtype, variant, columns)))
+        found.append(
+            Case("logsumexp", f"{variant} {short(dtype)}", functools.partial(run_logsumexp, dtype, variant, columns))
+        )
     return found

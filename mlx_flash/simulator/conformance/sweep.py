@@ -58,7 +58,9 @@ def compile_file(name: str):
     instances: dict[str, list[str]] = {}
     for host_name in source.kernel_names:
         instances.setdefault(source.translation.function(host_name), []).append(host_name)
-    source.check(list(dict.fromkeys(n for names in instances.values() for n in (names[0], names[len(names) // 2], names[-1]))))
+    source.check(
+        list(dict.fromkeys(n for names in instances.values() for n in (names[0], names[len(names) // 2], names[-1])))
+    )
 
 
 def sweep(names: list[str], compile_one) -> dict[str, str]:

@@ -55,7 +55,11 @@ def run_one_pass(head_dim: int, dtype: mx.Dtype, kind: str):
     q, k, v, mask, wanted = _problem(head_dim, dtype, kind, columns)
     strides = [np.uint64(s) for s in (columns * head_dim, head_dim, columns * head_dim, head_dim)]
     arguments = {0: q, 1: k, 2: v, 3: (q.shape, dtype), 4: np.int32(_HEADS // _KEY_HEADS), 5: np.int32(columns)}
-    arguments |= dict(enumerate(strides, 6)) | {10: np.float32(1 / math.sqrt(head_dim))} | _mask_arguments(mask, kind, 11, columns)
+    arguments |= (
+        dict(enumerate(strides, 6))
+        | {10: np.float32(1 / math.sqrt(head_dim))}
+        | _mask_arguments(mask, kind, 11, columns)
+    )
     kernel = _library(head_dim, dtype).kernel("one", _constants(kind))
     (got,) = kernel(arguments, threads((_HEADS, _ROWS, 1), (1024, 1, 1)), (1024, 1, 1))
     agree(got, wanted, 8 * ROUNDING[dtype] + 1e-5, "O")
