@@ -1,0 +1,199 @@
+"""Attention with every mask and variant from its definition, in float64 numpy. Nothing is shared with the package.
+
+`visible` and `bias` say what a query sees and what is added to its scores, one pair at a time; `forward_by_loops` is
+the definition element by element. The array form is what the tests use: test_oracle_variants.py proves that both agree
+and that the gradients are those that central differences measure.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a call asks for. Shapes: keep, survives and mask broadcast to [B, Hq, Lq, Lk]; slopes, sinks [Hq]; ids [B, L].
+
+    keep: True where a key may be seen. mask: added to the scores; -inf hides the key. survives: the dropout's pattern.
+    """
+
+    causal: bool = False
+    window: tuple[int | None, int | None] | None = None
+    keep: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    slopes: np.ndarray | None = None
+    sinks: np.ndarray | None = None
+    softcap: float | None = None
+    q_ids: np.ndarray | None = None
+    k_ids: np.ndarray | None = None
+    survives: np.ndarray | None = None
+    dropout: float = 0.0
+
+
+def _at(array: np.ndarray, *index: int):
+    """An element of an array as if it were broadcast."""
+    array = array.reshape((1,) * (len(index) - array.ndim) + array.shape)
+    return array[tuple(0 if extent == 1 else i for i, extent in zip(index, array.shape))]
+
+
+def visible(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key_length: int) -> bool:
+    """May query i see key j? A query's own position among the keys is i + Lk - Lq."""
+    distance = j - (i + key_length - query_length)
+    if facts.causal and distance > 0:
+        return False
+    if facts.window is not None:
+        left, right = facts.window
+        if (left is not None and distance < -left) or (right is not None and distance > right):
+            return False
+    if facts.q_ids is not None and facts.q_ids[b, i] != facts.k_ids[b, j]:
+        return False
+    if facts.mask is not None and _at(facts.mask, b, h, i, j) == -math.inf:
+        return False
+    return facts.keep is None or bool(_at(facts.keep, b, h, i, j))
+
+
+def bias(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key_length: int) -> float:
+    added = 0.0 if facts.mask is None else float(_at(facts.mask, b, h, i, j))
+    if facts.slopes is not None:
+        added -= facts.slopes[h] * abs(i + key_length - query_length - j)
+    return added
+
+
+def forward_by_loops(q, k, v, scale: float, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+    """O [B, Hq, Lq, Dv] and the natural-log LSE [B, Hq, Lq], one query and one key at a time."""
+    lengths = (q.shape[2], k.shape[2])
+    out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -math.inf)
+    for b, h, i in np.ndindex(*q.shape[:3]):
+        g = h // (q.shape[1] // k.shape[1])
+        scores = {}
+        for j in range(lengths[1]):
+            if visible(facts, b, h, i, j, *lengths):
+                score = scale * sum(q[b, h, i] * k[b, g, j])
+                if facts.softcap is not None:
+                    score = facts.softcap * math.tanh(score / facts.softcap)
+                scores[j] = score + bias(facts, b, h, i, j, *lengths)
+        sink = [] if facts.sinks is None else [facts.sinks[h]]
+        everything = [*scores.values(), *sink]
+        if not everything:
+            continue
+        top = max(everything)
+        total = sum(math.exp(score - top) for score in everything)
+        lse[b, h, i] = top + math.log(total)
+        for j, score in scores.items():
+            part = math.exp(score - top) / total
+            if facts.survives is not None:
+                part *= bool(_at(facts.survives, b, h, i, j)) / (1 - facts.dropout)
+            out[b, h, i] += part * v[b, g, j]
+    return out, lse
+
+
+def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """bool [B, Hq, Lq, Lk] of `visible`, with arrays."""
+    _, _, query_length, key_length = shape
+    distance = np.arange(key_length) - (np.arange(query_length)[:, None] + key_length - query_length)
+    table = np.ones(shape, bool)
+    if facts.causal:
+        table &= distance <= 0
+    if facts.window is not None:
+        left, right = facts.window
+        table &= True if left is None else distance >= -left
+        table &= True if right is None else distance <= right
+    if facts.q_ids is not None:
+        table &= (facts.q_ids[:, :, None] == facts.k_ids[:, None])[:, None]
+    if facts.mask is not None:
+        table &= ~np.isneginf(facts.mask)
+    return table if facts.keep is None else table & facts.keep
+
+
+def alibi(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
+    """[Hq, Lq, Lk]"""
+    own = np.arange(query_length)[:, None] + key_length - query_length
+    return -facts.slopes[:, None, None] * np.abs(own - np.arange(key_length))
+
+
+class Attention:
+    """Everything about one problem: results, their gradients, and how large the numbers behind them are.
+
+    q [B, Hq, Lq, D], k [B, Hk, Lk, D], v [B, Hk, Lk, Dv]; d_o and d_lse are the cotangents of O and LSE.
+    """
+
+    def __init__(self, q, k, v, d_o, scale: float, facts: Facts, d_lse=None):
+        self.q, self.d_o, self.scale, self.facts, self.key_heads = q, d_o, scale, facts, k.shape[1]
+        self.k, self.v = (np.repeat(array, q.shape[1] // k.shape[1], axis=1) for array in (k, v))
+        self.d_lse = np.zeros(q.shape[:3]) if d_lse is None else d_lse
+        self.seen = seen(facts, (*q.shape[:3], k.shape[2]))
+        self._softmax()
+
+    def _softmax(self):
+        facts, s, self.slope = self.facts, self.scale * self.q @ self.k.swapaxes(-1, -2), 1.0
+        if facts.softcap is not None:
+            u = np.tanh(s / facts.softcap)
+            s, self.slope = facts.softcap * u, 1 - u * u
+        if facts.mask is not None:
+            s = s + np.where(np.isneginf(facts.mask), 0, facts.mask)
+        if facts.slopes is not None:
+            s = s + alibi(facts, *s.shape[2:])
+        self.largest_score = float(np.abs(s).max(initial=0.0))
+        s = np.where(self.seen, s, -np.inf)
+        sink = np.full((1, 1, 1, 1), -np.inf) if facts.sinks is None else facts.sinks.reshape(1, -1, 1, 1)
+        top = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), sink)
+        finite = np.where(np.isneginf(top), 0, top)
+        weights, sink = np.exp(s - finite), np.exp(sink - finite)
+        total = weights.sum(-1, keepdims=True) + sink
+        safe = np.where(total == 0, 1, total)
+        self.p, self.p_sink = weights / safe, (sink / safe)[..., 0]
+        self.lse = np.where(total == 0, -np.inf, np.log(safe) + finite)[..., 0]
+        kept = 1.0 if facts.survives is None else facts.survives / (1 - facts.dropout)
+        self.kept, self.dropped = kept, self.p * kept
+
+    def _sum_to_keys(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(array.shape[0], self.key_heads, -1, *array.shape[2:]).sum(2)
+
+    def _sum_to_mask(self, array: np.ndarray) -> np.ndarray:
+        shape = self.facts.mask.shape
+        padded = (1,) * (4 - len(shape)) + shape
+        axes = tuple(axis for axis, extent in enumerate(padded) if extent == 1)
+        return array.sum(axes, keepdims=True).reshape(shape)
+
+    def _results(self, d_s, d_p_sum, q, k, d_o, d_lse, scale) -> dict[str, np.ndarray]:
+        """What follows from dS, linearly. d_p_sum: what dP is reduced by, rowsum(P dP)."""
+        capped = d_s * self.slope
+        found = {
+            "dQ": scale * capped @ k,
+            "dK": self._sum_to_keys(scale * capped.swapaxes(-1, -2) @ q),
+            "dV": self._sum_to_keys(self.dropped.swapaxes(-1, -2) @ d_o),
+        }
+        if self.facts.mask is not None:
+            found["dMask"] = self._sum_to_mask(d_s)
+        if self.facts.sinks is not None:
+            found["dSinks"] = (self.p_sink * (d_lse + d_p_sum)).sum((0, 2))
+        return found
+
+    def results(self) -> dict[str, np.ndarray]:
+        """O, LSE, dQ, dK, dV, and dMask and dSinks where there are any."""
+        d_p = self.kept * (self.d_o @ self.v.swapaxes(-1, -2))
+        total = (self.p * d_p).sum(-1, keepdims=True)
+        d_s = self.p * (d_p - total + self.d_lse[..., None])
+        gradients = self._results(d_s, -total[..., 0], self.q, self.k, self.d_o, self.d_lse, self.scale)
+        return {"O": self.dropped @ self.v, "LSE": self.lse, **gradients}
+
+    def term_magnitudes(self) -> dict[str, float]:
+        """The largest sum of |terms| behind an element of each result: what cancels when the result itself is small."""
+        q, k, v, d_o, d_lse = (np.abs(x) for x in (self.q, self.k, self.v, self.d_o, self.d_lse))
+        d_p = self.kept * (d_o @ v.swapaxes(-1, -2))
+        total = (self.p * d_p).sum(-1, keepdims=True)
+        d_s = self.p * (d_p + total + d_lse[..., None])
+        sums = self._results(d_s, total[..., 0], q, k, d_o, d_lse, abs(self.scale))
+        sums |= {"O": self.dropped @ v, "LSE": np.array(self.largest_score + math.log(1 + self.k.shape[2]))}
+        return {name: float(array.max(initial=0.0)) for name, array in sums.items()}
+
+    def moved_by_output(self, rounding: float) -> dict[str, float]:
+        """The most that each gradient can move where every element of O moves by `rounding` of itself: an algorithm
+        that keeps O in 16 bits computes rowsum(dO * O) from what it kept."""
+        moved = (np.abs(self.d_o) * np.abs(self.dropped @ self.v) * rounding).sum(-1)
+        sums = self._results(
+            self.p * moved[..., None], moved, np.abs(self.q), np.abs(self.k), 0 * self.d_o, 0 * self.d_lse,
+            abs(self.scale),
+        )  # fmt: skip
+        return {name: float(array.max(initial=0.0)) for name, array in sums.items()}
