@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 import oracle
+import oracle_variants
 
-FLOAT32 = {"O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "L": 1e-6, "delta": 1e-6}  # of the largest magnitude
+FLOAT32 = {  # of the largest magnitude
+    "O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "dM": 1e-5, "dsinks": 1e-5, "L": 1e-6, "delta": 1e-6,
+}  # fmt: skip
 LARGEST, RMS = 2.0, 1.2  # times the unfused error
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
 CANCELLATION = 2.0  # float32 roundings of the terms that cancel
@@ -102,6 +105,30 @@ def unfused(q, k, v, scale: float, causal: bool):
     scores = mx.where(seen, scores, mx.array(mx.finfo(q.dtype).min, q.dtype))
     p = mx.where(seen, mx.softmax(scores, axis=-1, precise=True), mx.array(0, q.dtype))
     return (p @ v[:, :, None]).reshape(batch, heads, length, v.shape[3])
+
+
+def unfused_variant(q, k, v, mask, sinks, *, scale: float, attention):
+    """Attention with every variant in plain mx operations and one dtype: O, and LSE as float32. `attention`: the
+    oracle's, for what is constant: what is visible, softcap, ALiBi, the dropout's pattern."""
+    facts, dtype, group = attention.facts, q.dtype, q.shape[1] // k.shape[1]
+    k, v = (mx.repeat(array, group, axis=1) for array in (k, v))
+    scores = (q * mx.array(scale, dtype)) @ k.swapaxes(-1, -2)
+    if facts.softcap is not None:
+        scores = facts.softcap * mx.tanh(scores / facts.softcap)
+    if facts.slopes is not None:
+        scores = scores + mx.array(oracle_variants.alibi(facts, *scores.shape[2:])).astype(dtype)
+    if mask is not None:
+        scores = scores + mask
+    seen = mx.array(attention.seen)
+    scores = mx.where(seen, scores, mx.array(mx.finfo(dtype).min, dtype))
+    if sinks is not None:
+        column = mx.broadcast_to(sinks.reshape(1, -1, 1, 1), (*scores.shape[:3], 1))
+        scores = mx.concatenate([scores, column], -1)
+    p = mx.softmax(scores, axis=-1, precise=True)[..., : k.shape[2]]
+    p = mx.where(seen, p, mx.array(0, dtype))
+    if facts.survives is not None:
+        p = p * (mx.array(facts.survives) / (1 - facts.dropout)).astype(dtype)
+    return p @ v, mx.logsumexp(scores, axis=-1).astype(mx.float32)
 
 
 def unfused_errors(arrays, d_o, scale, causal, want: dict[str, np.ndarray]) -> dict[str, Error]:
