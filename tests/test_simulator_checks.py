@@ -211,6 +211,12 @@ CASES = {
         "y[i] = x[i];",
         {"where": dict(grid=(N, 1, 1), threadgroup=(40, 1, 1))},
     ),
+    "array of a thread": (
+        "index -3 is outside an array in the thread's own memory",
+        "float v[4] = {0}; for (int k = int(x[i] * 0) - 3; k < 4; ++k) v[k] = 1; y[i] = v[i % 4];",
+        "float v[4] = {0}; for (int k = int(x[i] * 0); k < 4; ++k) v[k] = 1; y[i] = v[i % 4];",
+        {},
+    ),
     "division by zero": (
         "integer division by zero",
         "y[i] = (int)x[i] / (int)x[0];",

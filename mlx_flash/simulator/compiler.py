@@ -23,7 +23,7 @@ _KERNEL_FLAGS = (
 )  # fmt: skip
 _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
-    "-mllvm", "-tsan-instrument-read-before-write=1", "-fsanitize=alignment,signed-integer-overflow,implicit-signed-integer-truncation",
+    "-mllvm", "-tsan-instrument-read-before-write=1", "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
     "-fno-vectorize", "-fno-slp-vectorize",
 )  # fmt: skip
 _RUNTIME_FLAGS = ("-x", "c", "-std=gnu17", "-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w")
@@ -32,6 +32,10 @@ _RUNTIME_FLAGS = ("-x", "c", "-std=gnu17", "-O2", "-fPIC", "-ffreestanding", "-f
 @functools.cache
 def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """(compiler command, linker command, identity): ziglang's clang, else a system clang of version 19 or later."""
+    if platform.system() != "Linux":
+        raise ToolchainError(
+            f"The Metal simulator runs on Linux so far, not on {platform.system()}: on a Mac use the metal backend"
+        )
     try:
         import ziglang
     except ImportError:

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     WILD = 14
     OVERFLOW = 15
     DIVISION = 16
+    ARRAY_BOUNDS = 17
 
 
 _DEVICE, _THREADGROUP, _OTHER = range(3)
@@ -106,6 +107,8 @@ def _what(kernel, launch: Launch, report: Report) -> str:
             return f"{access} of {report.size} bytes outside every buffer: {target}"
         case Kind.OVERFLOW:
             return "integer overflow: the value does not fit its 32 bits"
+        case Kind.ARRAY_BOUNDS:
+            return f"index {report.offset} is outside an array in the thread's own memory"
         case Kind.DIVISION:
             return "integer division by zero, or of the least integer by -1"
     return f"finding {report.kind}"

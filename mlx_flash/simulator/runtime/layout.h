@@ -37,6 +37,7 @@ enum Kind {               // why a launch is reported; report.py has the words
   REPORT_WILD,
   REPORT_OVERFLOW,
   REPORT_DIVISION,
+  REPORT_ARRAY_BOUNDS,
 };
 
 enum Space { SPACE_DEVICE, SPACE_THREADGROUP, SPACE_OTHER };
