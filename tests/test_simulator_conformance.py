@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conformance import only
 
-from mlx_flash.simulator import CompileError, MetalLibrary, mode
-from mlx_flash.simulator.conformance import matmul
+from mlx_flash.simulator import CompileError, MetalLibrary, SimulatorError, mode
+from mlx_flash.simulator.conformance import matmul, norms
 from mlx_flash.simulator.conformance.case import Mismatch, agree
 from mlx_flash.simulator.conformance.suite import REPORTED, expected_report, outcome
 from mlx_flash.simulator.conformance.sweep import compile_file, compile_header, headers, kernel_files, sweep
@@ -74,3 +74,11 @@ def test_an_error_names_the_file(wheel):
         MetalLibrary(text, [wheel]).check()
     with pytest.raises(CompileError, match="'mlx/missing.h' file not found"):
         MetalLibrary('#include "mlx/missing.h"\n', [wheel])
+
+
+def test_layer_norm_writes_before_its_array():
+    """A row that leaves whole threads of MLX's layer_norm_single_row without elements: `n` is negative there, and an index."""
+    if not kernel_files():
+        pytest.skip("no checkout of MLX: $MLX_SOURCE is not set")
+    with mode("check"), pytest.raises(SimulatorError, match="index -[0-9]+ is outside an array in the thread's own memory"):
+        norms.run_layer_norm(mx.float32, False, 333)
