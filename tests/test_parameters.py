@@ -9,7 +9,6 @@ import numpy as np
 import oracle
 import pytest
 from cases import Case, expected
-from machines import SIMULATED
 
 from mlx_flash.autograd import run
 from mlx_flash.backends import backend as backend_of
@@ -111,7 +110,7 @@ def test_every_row_is_exercised():
         for precision in (FULL, MIXED):
             for family in FAMILIES.values():
                 assert (step, precision, family.table) in TABLE
-    assert {family.table for family in FAMILIES.values()} == {family for _, family in SIMULATED}
+    assert {family.table for family in FAMILIES.values()} == {"apple7", "apple9"}
 
 
 def test_lookup_takes_the_first_row_that_covers_the_head_dimension():
