@@ -165,13 +165,13 @@ class Attention:
             "dV": self._sum_to_keys(self.dropped.swapaxes(-1, -2) @ d_o),
         }
         if self.facts.mask is not None:
-            found["dMask"] = self._sum_to_mask(d_s)
+            found["dM"] = self._sum_to_mask(d_s)
         if self.facts.sinks is not None:
-            found["dSinks"] = (self.p_sink * (d_lse + d_p_sum)).sum((0, 2))
+            found["dsinks"] = (self.p_sink * (d_lse + d_p_sum)).sum((0, 2))
         return found
 
     def results(self) -> dict[str, np.ndarray]:
-        """O, LSE, dQ, dK, dV, and dMask and dSinks where there are any."""
+        """O, LSE, dQ, dK, dV, and dM and dsinks where there are any."""
         d_p = self.kept * (self.d_o @ self.v.swapaxes(-1, -2))
         total = (self.p * d_p).sum(-1, keepdims=True)
         d_s = self.p * (d_p - total + self.d_lse[..., None])

@@ -71,7 +71,7 @@ def test_gradients_by_central_differences(name):
         ).sum()
 
     analytic = Attention(**x, scale=0.7, facts=facts).results()
-    moved = {"dQ": x["q"], "dK": x["k"], "dV": x["v"], "dMask": facts.mask, "dSinks": facts.sinks}
+    moved = {"dQ": x["q"], "dK": x["k"], "dV": x["v"], "dM": facts.mask, "dsinks": facts.sinks}
     for gradient, array in moved.items():
         if array is None:
             assert gradient not in analytic
@@ -83,7 +83,7 @@ def test_gradients_by_central_differences(name):
                 copy = array.copy()
                 copy[index] += sign * step
                 field = {"dQ": "q", "dK": "k", "dV": "v"}.get(gradient)
-                changed = replace(facts, mask=copy) if gradient == "dMask" else replace(facts, sinks=copy)
+                changed = replace(facts, mask=copy) if gradient == "dM" else replace(facts, sinks=copy)
                 sides.append(loss(x | {field: copy}, facts) if field else loss(x, changed))
             measured[index] = (sides[0] - sides[1]) / (2 * step)
         worst = np.abs(measured - analytic[gradient]).max() / np.abs(analytic[gradient]).max()
