@@ -79,8 +79,18 @@ def test_too_little_threadgroup_memory_is_reported(library):
 def test_a_report_names_the_file_and_its_line(tmp_path):
     (tmp_path / "outside.h").write_text("METAL_FUNC void f(device float* x) {\n  x[100] = 1;\n}\n")
     source = '#include "outside.h"\nkernel void g(device float* x [[buffer(0)]]) { f(x); }\n'
-    with mode("check"), pytest.raises(SimulatorError, match=r"out of bounds: 'x' at index 100.*x\[100\] = 1;.*outside.h:2"):
+    with (
+        mode("check"),
+        pytest.raises(SimulatorError, match=r"out of bounds: 'x' at index 100.*x\[100\] = 1;.*outside.h:2"),
+    ):
         MetalLibrary(source, [tmp_path]).kernel("g")([np.zeros(4, np.float32)], (1, 1, 1), (1, 1, 1))
+
+
+def test_a_literal_in_a_template_is_a_float():
+    source = "template <typename T> T tenth(T x) { return 0.1 * x; }\nkernel void f(device float* x [[buffer(0)]]) { x[0] = tenth(x[0]); }\n"
+    x = np.full(1, 9, np.float32)
+    MetalLibrary(source).kernel("f")([x], (1, 1, 1), (1, 1, 1))
+    assert x[0] == np.float32(0.1) * np.float32(9) != np.float32(0.1 * 9)
 
 
 @pytest.mark.parametrize("language, wanted", (("3.1", 310), ("4.0", 400)))
