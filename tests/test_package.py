@@ -7,6 +7,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import bounds
 import mlx.core as mx
 import pytest
 
@@ -89,14 +90,20 @@ def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
     assert "[[kernel]] void" in done.stdout
 
 
-def test_the_readme_snippet_runs(capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_readme_snippets_run(capsys):
+    """In order and in one namespace, as a reader would type them."""
+    first, *rest = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     assert names["o"].shape == names["dq"].shape == (1, 8, 100, 64)
     assert names["dk"].shape == names["dv"].shape == (1, 2, 100, 64)
     assert mx.all(mx.isfinite(names["dq"])).item()
     assert "simulator" in capsys.readouterr().out
+    for snippet in rest:
+        exec(compile(snippet, "README.md", "exec"), names)
+    whole = names["attention"](*(names[name] for name in "qkv"))
+    difference = mx.abs(names["o"] - whole).max().item()  # merged from two parts of the keys
+    assert difference <= bounds.FLOAT32["O"] * mx.abs(whole).max().item()
 
 
 def test_the_readme_commands_parse():
