@@ -25,7 +25,7 @@ def lm():
         import mlx_lm.utils
 
         mlx_lm.utils.can_run_metal = lambda: True
-        names = ("kernels.qk_norm", "kernels.rms_norm_sigmoid_gate", "models.gated_delta", "models.ssm", "tuner.losses")
+        names = ("kernels.qk_norm", "kernels.rms_norm_sigmoid_gate", "models.gated_delta", "models.ssm", "models.rwkv7", "tuner.losses")
         yield SimpleNamespace(**{name.rsplit(".")[-1]: import_module(f"mlx_lm.{name}") for name in names})
     for name in set(sys.modules) - before:
         if name.startswith("mlx_lm"):
@@ -108,6 +108,20 @@ def test_ssm(lm):
     close(y[:, 0], np.einsum("bhds,bhs->bhd", wanted, c) + double(d)[:, None] * double(x)[:, 0], 1e-5)
 
 
+def test_wkv7(lm):
+    heads, size, tokens = 2, 32, 4
+    r, k, v, a, b = (normal((1, tokens, heads, size), seed, scale=0.3) for seed in range(20, 25))
+    w, state = mx.sigmoid(normal((1, tokens, heads, size), 25)), normal((1, heads, size, size), 26)
+    with mode("check"):
+        y, last = lm.rwkv7.wkv7_kernel(r, w, k, v, a, b, state)
+    r, w, k, v, a, b, wanted = map(double, (r, w, k, v, a, b, state))
+    for t in range(tokens):
+        moved = np.einsum("bhvk,bhk->bhv", wanted, a[:, t])[..., None] * b[:, t, :, None, :]
+        wanted = wanted * w[:, t, :, None, :] + v[:, t][..., None] * k[:, t, :, None, :] + moved
+        close(y[:, t], np.einsum("bhvk,bhk->bhv", wanted, r[:, t]), 1e-5)
+    close(last, wanted, 1e-5)
+
+
 def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
     log_q, log_p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (q, p))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
@@ -126,3 +140,9 @@ def test_kl_forward_is_a_race(lm, size):
             results.append(double(lm.losses.kl_div_loss(q, p)))
     errors = [np.abs(result - kl(double(q), double(p))).max() for result in results]
     assert max(errors) > 1e-2, errors
+
+
+def test_js_forward_is_the_same_race(lm):
+    q, p = normal((2, 5000), 18), normal((2, 5000), 19)
+    with mode("check"), pytest.raises(SimulatorError, match="race in threadgroup memory.*'shared'.*kernel 'js_forward'"):
+        lm.losses.js_div_loss(q, p)

@@ -1,4 +1,4 @@
-"""Functions as template arguments: clang does not take one for a parameter whose type is an alias that depends on another parameter."""
+"""Functions as template arguments, where the parameter's type is an alias that depends on another: clang takes none."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""MetalLibrary: a whole Metal source, as one would give it to Apple's compiler, with includes, entry points and function constants."""
+"""MetalLibrary: a whole Metal source as for Apple's compiler, with includes, entry points and function constants."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a conformance case is, and what its kernels need from the host: instantiation text, parameter structures, comparison."""
+"""What a conformance case is, and what its kernels need of the host: instances, structures, comparison."""
 
 import functools
 from collections.abc import Callable, Sequence

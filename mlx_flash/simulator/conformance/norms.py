@@ -1,4 +1,4 @@
-"""MLX's rms_norm, layer_norm and rope. The wheel carries them compiled only: they run from a checkout named by $MLX_SOURCE."""
+"""MLX's rms_norm, layer_norm and rope. The wheel has them compiled only; they run from a checkout, $MLX_SOURCE."""
 
 import functools
 from pathlib import Path
