@@ -9,7 +9,13 @@ from feature_cases import FEATURES, Variant
 from oracle_variants import Attention
 
 CASE = Case(45, 70, 16, group=2, key_heads=2, batch=2)
-VARIANTS = {name: Variant(CASE, (name, "lse") if name != "lse" else (name,)) for name in FEATURES}
+VARIANTS = {
+    "plain": Variant(CASE, ("lse",)),
+    **{name: Variant(CASE, (name, "lse")) for name in FEATURES if name != "lse"},
+    "additive-by-key": Variant(CASE, ("additive", "lse"), "hj"),
+    "additive-by-query": Variant(CASE, ("additive", "lse"), "bi"),
+    "everything": Variant(CASE, tuple(name for name in FEATURES if name not in ("bool", "blocks")), "hij", (30, 5)),
+}
 
 
 def _cotangent(variant: Variant) -> mx.array:
