@@ -114,5 +114,5 @@ def _with_lse(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
 
 def _sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
     """A sink takes the part 2^(sink log2(e) - L) of each row and has the value 0, so that dP = 0 there."""
-    part = mx.exp((sinks[:, None] * math.log2(math.e) - L) * math.log(2))
+    part = mx.exp((sinks[:, None] * math.log2(math.e) - mx.where(L == -math.inf, math.inf, L)) * math.log(2))
     return -(part * delta).sum((0, 2))

@@ -32,7 +32,7 @@ def operands(
             arrays[name] = array if shared else mx.broadcast_to(array, (*layers, *array.shape[2:]))
     if options.dropout:
         # An element survives if its random word is at least dropout * 2^32.
-        threshold = mx.array([round(options.dropout * 2**32)], mx.uint32)
+        threshold = mx.array([min(round(options.dropout * 2**32), 2**32 - 1)], mx.uint32)
         arrays["dropout_key"] = mx.concatenate([key, threshold])
     return arrays
 

@@ -78,15 +78,16 @@ class _Backward:
         self.Q, self.dO, self.L, self.delta = (_grouped(problem, x) for x in (Q, dO, L, delta))
 
     def block(self, rows: slice, keys: slice, *done: mx.array):
-        """P, dS = P * (dP - delta), the slope of the softcap (or 1), and whether every pair is visible. Computed after
-        the sums `done`."""
+        """P, dS = P * (dP - delta), dS times the slope of the softcap, and whether every pair is visible. Computed
+        after the sums `done`."""
         q, d_o = _after(done, self.Q[..., rows, :], self.dO[..., rows, :])
         s, slope, whole = self.scores.of(q, _key_rows(self.K, keys), rows, keys)
         L = self.L[..., rows]
-        p = exp2(s - mx.where(L == -math.inf, math.inf, L)[..., None])
+        # Masked elements are 0 even where L is NaN: a row makes only what it sees NaN.
+        p = mx.where(s == -math.inf, 0, exp2(s - mx.where(L == -math.inf, math.inf, L)[..., None]))
         d_p = self.scores.drop(d_o @ _key_rows(self.V, keys).swapaxes(-1, -2), rows, keys)
         d_s = mx.where(p == 0, 0, p * (d_p - self.delta[..., rows][..., None]))
-        return p, d_s, slope, whole
+        return p, d_s, mx.where(d_s == 0, 0, d_s * slope), whole
 
 
 def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array]:
@@ -97,8 +98,8 @@ def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) 
         for keys in _blocks(problem.key_length):
             if backward.scores.nothing_seen(rows, keys):
                 continue
-            _, d_s, slope, whole = backward.block(rows, keys, d_q)
-            d_q = d_q + product(d_s * slope, _key_rows(K, keys), whole)
+            _, _, d_s, whole = backward.block(rows, keys, d_q)
+            d_q = d_q + product(d_s, _key_rows(K, keys), whole)
         results.append((scale * d_q).astype(Q.dtype))
     return (mx.concatenate(results, -2).reshape(Q.shape),)
 
@@ -113,10 +114,10 @@ def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extr
         for rows in _blocks(problem.query_length):
             if backward.scores.nothing_seen(rows, keys):
                 continue
-            p, d_s, slope, whole = backward.block(rows, keys, d_k, d_v)
+            p, _, d_s, whole = backward.block(rows, keys, d_k, d_v)
             p = backward.scores.drop(p, rows, keys).swapaxes(-1, -2)
             d_v = d_v + product(p, backward.dO[..., rows, :], whole).sum(2)
-            d_k = d_k + product((d_s * slope).swapaxes(-1, -2), backward.Q[..., rows, :], whole).sum(2)
+            d_k = d_k + product(d_s.swapaxes(-1, -2), backward.Q[..., rows, :], whole).sum(2)
         d_keys.append((scale * d_k).astype(K.dtype))
         d_values.append(d_v.astype(V.dtype))
     return mx.concatenate(d_keys, -2), mx.concatenate(d_values, -2)

@@ -60,7 +60,8 @@ class Scores:
         else:
             s = s * (self.problem.scale * LOG2E)
         bias = self._bias(rows, keys)
-        s = s if bias is None else s + bias
+        # A bias of -inf hides the key, and with it a score that is no number.
+        s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
         visible = self._visible(rows, keys)
         if visible is None:
             return s, slope, options.mask in (None, "bool")

@@ -80,7 +80,7 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
           delta_column.at[c][e] = delta[statistics0 + row];
         }
       }
-      softmax::probabilities(p, L_column);
+      softmax::probabilities(p, L_column, whole);
 
       // dV = dV + P^T dO
 #if HAS_DROPOUT

@@ -72,8 +72,8 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
 #else
         softmax::multiply(p, scale * M_LOG2E_F);
 #endif
-        mask::apply<false>(p, visibility, first, c, k.valid, lane);
-        softmax::probabilities(p, L_row);
+        const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane);
+        softmax::probabilities(p, L_row, whole);
         tile::multiply_abt(ds, d_o, v);
 #if HAS_DROPOUT
         dropout::apply<false>(ds, drop, first, c, lane);

@@ -72,7 +72,7 @@ for (int n = 0; n < visibility.ranges(); n++) {
     softmax::multiply(p, scale * M_LOG2E_F);
 #endif
     const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane);
-    softmax::probabilities(p, L_row);
+    softmax::probabilities(p, L_row, whole);
 
     // dP = dO V^T;  dS = P * (dP - delta)
     tile::multiply_abt(ds, d_o, v);

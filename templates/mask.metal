@@ -137,7 +137,9 @@ METAL_FUNC bool apply(
         const int row = i * 8 + lane.row, column = c * 8 + lane.column + e;
         const int query = first_query + (TRANSPOSED ? column : row), key = first_key + (TRANSPOSED ? row : column);
         if (column < valid && visibility.visible(query, key)) {
-          s.at[i][c][e] += visibility.bias(query, key);
+          // A bias of -inf hides the key, and with it a score that is no number.
+          const float bias = visibility.bias(query, key);
+          s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
         } else {
           s.at[i][c][e] = -INFINITY;
         }

@@ -48,11 +48,14 @@ METAL_FUNC void cap(
   }
 }
 
+// S = S * factor; 0 stays 0 whatever the factor, which is no number behind some masked keys
 template <int R, int C>
 METAL_FUNC void multiply(thread tile::Tile<float, R, C>& s, thread const tile::Tile<float, R, C>& factor) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) s.at[i][c] *= factor.at[i][c];
+    for (int c = 0; c < C / 8; c++) {
+      s.at[i][c] = select(s.at[i][c] * factor.at[i][c], tile::Pair<float>(0), s.at[i][c] == 0);
+    }
   }
 }
 
@@ -79,12 +82,16 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   return correction;
 }
 
-// P = 2^(S - L); L is a RowVector, or a ColumnVector where the tile is transposed
+// P = 2^(S - L); L is a RowVector, or a ColumnVector where the tile is transposed. A row whose L is NaN makes only
+// what it sees NaN: unless the tile is seen as a whole, masked elements are 0 whatever L.
 template <int R, int C, typename V>
-METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L) {
+METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, bool whole) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) s.at[i][c] = exp2(s.at[i][c] - tile::spread(L, i, c));
+    for (int c = 0; c < C / 8; c++) {
+      const tile::Pair<float> p = exp2(s.at[i][c] - tile::spread(L, i, c));
+      s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
+    }
   }
 }
 

@@ -1,0 +1,138 @@
+"""What a query does not see reaches nothing of it, to the bit; a NaN it does see reaches its rows, and only those."""
+
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import oracle_variants
+import pytest
+from cases import Case
+from feature_cases import Variant
+from oracle_variants import Facts
+from test_determinism import bits
+
+from mlx_flash import BlockMask
+
+CASE = Case(65, 70, 40, group=2, key_heads=2, batch=2)
+NOTHING = Variant(CASE, ())
+HIDDEN = np.r_[0:9, 33:41, 64:70]  # keys that nobody sees, at the edges of blocks and inside them
+KEEP = ~np.isin(np.arange(70), HIDDEN)
+GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
+BIAS = np.random.default_rng(3).standard_normal((65, 70)).astype(np.float32)
+
+
+def ids(*numbers) -> tuple[mx.array, mx.array]:
+    """Queries of segment 0; hidden keys of segments that no query has."""
+    return mx.zeros((65,), mx.int32), mx.array(np.where(KEEP, 0, 1 + np.arange(70) % 2).astype(np.int32))
+
+
+ROUTES = {
+    "bool": lambda: {"mask": mx.array(KEEP)},
+    "bool-full": lambda: {"mask": mx.array(np.broadcast_to(KEEP, (2, 4, 65, 70)))},
+    "additive": lambda: {"mask": mx.array(np.where(KEEP, BIAS, -np.inf))},
+    "segments": lambda: {"segments": ids()},
+    "blocks": lambda: {"mask": BlockMask.from_predicate(lambda i, j: KEEP[j] & (i >= 0), 65, 70, block=32)},
+}
+EXTRAS = {
+    "alone": lambda: {},
+    "with": lambda: {
+        "softcap": 2.5, "alibi_slopes": mx.array([0.1, 0.2, 0.3, 0.4]), "sinks": mx.zeros(4), "return_lse": True,
+    },
+}  # fmt: skip
+
+
+def backward(arrays, arguments) -> dict[str, mx.array]:
+    d_lse = mx.ones((2, 4, 65)) if arguments.get("return_lse") else None
+    return feature_cases.backward(NOTHING, arrays, arguments, d_lse)
+
+
+def spoiled(array: mx.array, place, garbage) -> mx.array:
+    copy = np.array(array)
+    copy[place] = garbage
+    return mx.array(copy)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_lies_behind_hidden_keys_reaches_nothing(backend, route, extra):
+    arguments, arrays = ROUTES[route]() | EXTRAS[extra](), CASE.arrays()
+    want = backward(arrays, arguments)
+    assert not np.array(want["dK"])[:, :, HIDDEN].any() and not np.array(want["dV"])[:, :, HIDDEN].any()
+    place = (slice(None), slice(None), HIDDEN)
+    for garbage in GARBAGE if extra == "alone" else GARBAGE[:1]:
+        got = backward(arrays | {name: spoiled(arrays[name], place, garbage) for name in "kv"}, arguments)
+        for name in want:
+            assert bits(got[name]) == bits(want[name]), (name, garbage)
+
+
+def test_what_lies_in_queries_that_see_nothing_reaches_nothing(backend):
+    """Their q, and their part of the cotangents: with causality, and with a window on top."""
+    case = Case(70, 33, 40, group=2, key_heads=2, batch=2)
+    arrays, blind, variant = case.arrays(), slice(0, 37), Variant(case, ())
+    for arguments in ({"causal": True}, {"window": (5, 0)}):
+        want = feature_cases.backward(variant, arrays, arguments)
+        place = (slice(None), slice(None), blind)
+        bad = arrays | {name: spoiled(arrays[name], place, np.nan) for name in ("q", "d_o")}
+        got = feature_cases.backward(variant, bad, arguments)
+        for name in want:
+            assert bits(got[name]) == bits(want[name]), (name, arguments)
+
+
+@pytest.mark.parametrize("feature", ["bool", "additive", "window"])
+def test_slices_of_buffers_full_of_nan(backend, feature):
+    """q, k, v, the cotangent and the mask are parts of larger buffers; what surrounds them is NaN."""
+    arrays, (arguments, _) = CASE.arrays(), feature_cases.build(Variant(CASE, (feature,)))
+    want = backward(arrays, arguments)
+
+    def part(array: mx.array) -> mx.array:
+        outside = True if array.dtype == mx.bool_ else np.nan
+        padded = np.full([extent + 9 for extent in array.shape], outside, np.array(array).dtype)
+        padded[tuple(slice(4, 4 + extent) for extent in array.shape)] = np.array(array)
+        return mx.array(padded)[tuple(slice(4, 4 + extent) for extent in array.shape)]
+
+    inside = {name: part(argument) if name == "mask" else argument for name, argument in arguments.items()}
+    got = backward({name: part(array) for name, array in arrays.items()}, inside)
+    for name in want:
+        assert bits(got[name]) == bits(want[name]), name
+
+
+def rows_of_nan(array) -> np.ndarray:
+    return np.isnan(np.array(array)).any(-1)
+
+
+def reached(table: np.ndarray, tensor: str, place: tuple) -> dict[str, np.ndarray]:
+    """Which rows of each result a NaN in row `place` of `tensor` must reach. table: who sees whom [B, Hq, Lq, Lk]."""
+    b, head, row = place
+    rows, group = np.zeros(table.shape[:3], bool), table.shape[1] // CASE.key_heads
+    if tensor in "kv":
+        heads = slice(head * group, (head + 1) * group)
+        rows[b, heads] = table[b, heads, :, row]
+    else:
+        rows[b, head, row] = table[b, head, row].any()
+    keys = (rows[..., None] & table).any(2).reshape(2, CASE.key_heads, group, -1).any(2)
+    none = {"O": np.zeros_like(rows), "dQ": np.zeros_like(rows), "dK": np.zeros_like(keys), "dV": np.zeros_like(keys)}
+    if tensor == "d_o":
+        return none | {"dQ": rows, "dK": keys, "dV": keys}
+    if tensor == "v":
+        return none | {"O": rows, "dQ": rows, "dK": keys}
+    return {"O": rows, "dQ": rows, "dK": keys, "dV": keys}
+
+
+@pytest.mark.parametrize("tensor", ["q", "k", "v", "d_o"])
+@pytest.mark.parametrize("features", [("causal",), ("window",), ("bool",), ("additive",), ("segments",), ("blocks",)])
+def test_a_nan_reaches_the_rows_that_see_it(backend, features, tensor):
+    arrays, (arguments, facts) = CASE.arrays(), feature_cases.build(Variant(CASE, features))
+    table = oracle_variants.seen(facts, (2, 4, 65, 70))
+    want = backward(arrays, arguments)
+    for place in ((0, 0, 64), (1, 1, 40), (1, 0, 1)):
+        got = backward(arrays | {tensor: spoiled(arrays[tensor], place, np.nan)}, arguments)
+        for name, rows in reached(table, tensor, place).items():
+            assert np.array_equal(rows_of_nan(got[name]), rows), f"{name}: NaN in the wrong rows, from {tensor} {place}"
+            assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor, place)
+
+
+def test_the_rows_reached_are_some_and_not_all():
+    """Or the test above could not tell."""
+    table = oracle_variants.seen(Facts(causal=True), (2, 4, 65, 70))
+    for tensor in ("q", "k", "v", "d_o"):
+        for name, rows in reached(table, tensor, (1, 1, 40)).items():
+            assert not rows.all() and (rows.any() or (tensor, name) in {("v", "dV"), ("d_o", "O")})
