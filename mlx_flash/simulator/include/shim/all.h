@@ -5,6 +5,7 @@
 #include "numeric.h"
 #include "math.h"
 #include "matrices.h"
+#include "pack.h"
 #include "simdgroup.h"
 #include "matrix.h"
 #include "atomic.h"

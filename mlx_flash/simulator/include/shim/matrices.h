@@ -56,6 +56,16 @@ template <typename T, int C, int R> MSL_INLINE matrix<T, R, C> transpose(matrix<
 }
 template <typename T> MSL_INLINE T determinant(matrix<T, 2, 2> m) { return m[0].x * m[1].y - m[1].x * m[0].y; }
 template <typename T> MSL_INLINE T determinant(matrix<T, 3, 3> m) { return dot(m[0], cross(m[1], m[2])); }
+template <typename T> MSL_INLINE T determinant(matrix<T, 4, 4> m) {
+  T sum = T(0);
+  for (int skipped = 0; skipped < 4; ++skipped) {  // along the first row
+    matrix<T, 3, 3> minor;
+    for (int c = 0, column = 0; c < 4; ++c)
+      if (c != skipped) minor.columns[column++] = vec<T, 3>(m[c].y, m[c].z, m[c].w);
+    sum += (skipped % 2 ? -m[skipped].x : m[skipped].x) * determinant(minor);
+  }
+  return sum;
+}
 
 #define MSL_MATRIX_NAMES(T)                                                                                              \
   typedef matrix<T, 2, 2> T##2x2; typedef matrix<T, 2, 3> T##2x3; typedef matrix<T, 2, 4> T##2x4;                        \
