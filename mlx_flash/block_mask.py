@@ -44,9 +44,11 @@ class BlockMask:
 
         Raises ValueError for lengths, blocks or results that make no sense.
         """
-        for name, number in (("query_length", query_length), ("key_length", key_length)):
-            if not isinstance(number, int) or number < 1:
-                raise wrong(name, "a whole number of at least 1", repr(number), "Pass the length.", "BlockMask")
+        for name, number in (
+            ("query_length", query_length), ("key_length", key_length), ("batch", 1 if batch is None else batch),
+            ("heads", 1 if heads is None else heads),
+        ):  # fmt: skip
+            _check_whole(name, number, 1)
         if not isinstance(block, int) or block < 32 or block % 32:
             raise wrong("block", "a positive multiple of 32", repr(block), "Use 64 or 128.", "BlockMask")
         layered = batch is not None or heads is not None
@@ -59,7 +61,13 @@ class BlockMask:
             seen = np.asarray(predicate(b, h, queries, keys) if layered else predicate(queries, keys))
             if seen.dtype != np.bool_:
                 raise wrong("predicate", "a bool array", seen.dtype, "Return a comparison.", "BlockMask")
-            map[b, h, row] = bitmaps.states(np.broadcast_to(seen, (len(queries), key_length)))
+            shape = (len(queries), key_length)
+            if seen.ndim > 2 or any(own not in (1, full) for own, full in zip(seen.shape[::-1], shape[::-1])):
+                raise wrong(
+                    "predicate", f"a result that broadcasts to {shape}", f"shape {seen.shape}", "Keep both axes.",
+                    "BlockMask",
+                )  # fmt: skip
+            map[b, h, row] = bitmaps.states(np.broadcast_to(seen, shape))
         return cls((*layers, query_length, key_length), block, map, bitmaps.array())
 
     @classmethod
@@ -87,6 +95,9 @@ class BlockMask:
         cls, query_length: int, key_length: int, left: int | None, right: int | None, *, block: int = 128
     ) -> BlockMask:
         """Query i sees `left` keys before its own position and `right` after it; None: no bound."""
+        for name, side in (("left", left), ("right", right)):
+            if side is not None:
+                _check_whole(name, side, 0)
         offset = key_length - query_length
 
         def seen(i, j):
@@ -100,12 +111,15 @@ class BlockMask:
     @classmethod
     def prefix(cls, query_length: int, key_length: int, prefix: int, *, block: int = 128) -> BlockMask:
         """Causal, and every query also sees the first `prefix` keys (prefix language models)."""
+        _check_whole("prefix", prefix, 0)
         offset = key_length - query_length
         return cls.from_predicate(lambda i, j: (j <= i + offset) | (j < prefix), query_length, key_length, block=block)
 
     @classmethod
     def document(cls, lengths, *, causal: bool = True, block: int = 128) -> BlockMask:
         """Documents of these lengths, packed one after another; each sees only itself."""
+        for length in lengths:
+            _check_whole("lengths", length, 0)
         ids = np.repeat(np.arange(len(lengths)), lengths)
         return cls.from_predicate(
             lambda i, j: (ids[i] == ids[j]) & ((j <= i) | (not causal)), len(ids), len(ids), block=block
@@ -114,6 +128,7 @@ class BlockMask:
     @classmethod
     def dilated(cls, query_length: int, key_length: int, step: int, *, block: int = 128) -> BlockMask:
         """Causal, and of the keys before it a query sees every `step`-th, itself included."""
+        _check_whole("step", step, 1)
         offset = key_length - query_length
         return cls.from_predicate(
             lambda i, j: (j <= i + offset) & ((i + offset - j) % step == 0), query_length, key_length, block=block
@@ -160,6 +175,13 @@ class BlockMask:
         from .block_plot import plot
 
         return plot(self, path, batch, head)
+
+
+def _check_whole(name: str, number, least: int):
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
+        raise wrong(
+            name, f"a whole number of at least {least}", repr(number), "Pass a count of rows or keys.", "BlockMask"
+        )
 
 
 class _Bitmaps:
