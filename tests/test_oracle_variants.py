@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import bounds
 import numpy as np
 import oracle
 import pytest
@@ -87,7 +88,7 @@ def test_gradients_by_central_differences(name):
                 sides.append(loss(x | {field: copy}, facts) if field else loss(x, changed))
             measured[index] = (sides[0] - sides[1]) / (2 * step)
         worst = np.abs(measured - analytic[gradient]).max() / np.abs(analytic[gradient]).max()
-        assert worst <= 1e-7, f"{gradient}: analytic and measured gradients differ by {worst:.1e}"
+        assert worst <= bounds.DIFFERENCES, f"{gradient}: analytic and measured gradients differ by {worst:.1e}"
 
 
 @pytest.mark.parametrize("causal", [False, True])
