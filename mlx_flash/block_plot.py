@@ -18,6 +18,7 @@ def plot(mask, path, batch: int, head: int):
         ) from None
     states = np.minimum(mask.map[batch % mask.shape[0], head % mask.shape[1]], 2)
     rows, keys = mask.shape[2:]
+    lines, columns = (blocks * mask.block for blocks in states.shape)  # the last blocks may reach past the end
     image = states.repeat(mask.block, 0).repeat(mask.block, 1)[:rows, :keys] if max(rows, keys) <= SHOWN else states
     if image is not states:
         image = np.where(image == 2, 2 + mask.visible(batch, head), image)
@@ -26,8 +27,9 @@ def plot(mask, path, batch: int, head: int):
     colours = ["#f4f4f4", "#1f5fa8", "#cfe0f3", "#5b93d0"] if image is not states else ["#f4f4f4", "#1f5fa8", "#8fb7e3"]
     axes.imshow(
         image, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(colours) - 0.5, interpolation="nearest",
-        extent=(0, keys, rows, 0),
+        extent=(0, keys, rows, 0) if image is not states else (0, columns, lines, 0),
     )  # fmt: skip
+    axes.set(xlim=(0, keys), ylim=(rows, 0))
     axes.set(xlabel="key", ylabel="query", title=f"{rows} x {keys}, blocks of {mask.block}: {mask.visited:.1%} visited")
     ticks = {"color": "#999999", "linewidth": 0.4}
     if max(states.shape) <= 64:
