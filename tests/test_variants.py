@@ -9,7 +9,7 @@ import pytest
 from cases import Case
 from test_determinism import bits
 from test_gradients import backward
-from variants import VARIANTS, computed, dense
+from variants import VARIANTS, computed, dense, output
 
 CASE = Case(45, 77, 16, causal=True)
 
@@ -20,14 +20,23 @@ def finite(array) -> np.ndarray:
     return np.where(np.isneginf(array), 0, array)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_variant(backend, name):
-    want, got = dense(name), computed(name)
-    assert list(got) == list(want)
+def judge(name: str, got: dict[str, mx.array], want: dict[str, np.ndarray]):
     assert np.array_equal(np.isneginf(bounds.float64(got["L"])), np.isneginf(want["L"]))
     for tensor, array in got.items():
         exact = finite(want[tensor]) if tensor == "L" else want[tensor]
         bounds.check(tensor, finite(array) if tensor == "L" else array, exact, name, "float32")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_output(backend, name):
+    judge(name, output(name), dense(name))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients(backend, name):
+    want, got = dense(name), computed(name)
+    assert list(got) == list(want)
+    judge(name, got, want)
 
 
 def test_what_lies_behind_a_masked_key_reaches_nothing(backend):

@@ -1,5 +1,7 @@
 """One small problem for each option of attention, by name; what it asks for is drawn in feature_cases.py."""
 
+from dataclasses import replace
+
 import bounds
 import feature_cases
 import mlx.core as mx
@@ -8,12 +10,15 @@ from cases import Case
 from feature_cases import FEATURES, Variant
 from oracle_variants import Attention
 
+from mlx_flash import attention
+
 CASE = Case(45, 70, 16, group=2, key_heads=2, batch=2)
 VARIANTS = {
     "plain": Variant(CASE, ("lse",)),
     **{name: Variant(CASE, (name, "lse")) for name in FEATURES if name != "lse"},
     "additive-by-key": Variant(CASE, ("additive", "lse"), "hj"),
     "additive-by-query": Variant(CASE, ("additive", "lse"), "bi"),
+    "wide-window": Variant(replace(CASE, key_length=197), ("window", "lse"), window=(90, 20)),  # whole tiles inside it
     "everything": Variant(CASE, tuple(name for name in FEATURES if name not in ("bool", "blocks")), "hij", (30, 5)),
 }
 
@@ -22,18 +27,25 @@ def _cotangent(variant: Variant) -> mx.array:
     return mx.array(variant.draw("d_lse").standard_normal(variant.shape[:3]).astype(np.float32))
 
 
+def output(name: str) -> dict[str, mx.array]:
+    """O and L, without the gradients."""
+    q, k, v = (VARIANTS[name].case.arrays()[tensor] for tensor in "qkv")
+    return dict(zip("OL", attention(q, k, v, **feature_cases.build(VARIANTS[name])[0])))
+
+
 def computed(name: str) -> dict[str, mx.array]:
     """O, L (the natural-log LSE) and every gradient, on the current backend."""
     variant = VARIANTS[name]
     arguments, _ = feature_cases.build(variant)
-    got = feature_cases.backward(variant, CASE.arrays(), arguments, _cotangent(variant))
+    got = feature_cases.backward(variant, variant.case.arrays(), arguments, _cotangent(variant))
     return {"L" if tensor == "LSE" else tensor: array for tensor, array in got.items()}
 
 
 def dense(name: str) -> dict[str, np.ndarray]:
     """The same in float64."""
-    variant, arrays = VARIANTS[name], CASE.arrays()
+    variant = VARIANTS[name]
+    arrays = variant.case.arrays()
     inputs = (bounds.float64(arrays[tensor]) for tensor in ("q", "k", "v", "d_o"))
     facts = feature_cases.build(variant)[1]
-    want = Attention(*inputs, CASE.scale, facts, bounds.float64(_cotangent(variant))).results()
+    want = Attention(*inputs, variant.case.scale, facts, bounds.float64(_cotangent(variant))).results()
     return {"L" if tensor == "LSE" else tensor: array for tensor, array in want.items()}

@@ -1,0 +1,198 @@
+"""Mistakes in our own templates, one each, and the test of the normal suite that notices it.
+
+`old` occurs once in its template; with `new` in its place the kernels still compile and are wrong, or work in vain.
+test_mutants.py makes each mistake and runs its killer.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    template: str  # templates/<template>.metal
+    name: str
+    old: str
+    new: str
+    killer: str  # id of a test below tests/
+    mode: str = "fast"  # of the simulator; "check" where its report is what kills, or memory would be overrun
+
+
+def of(template: str, *mutants: tuple) -> list[Mutant]:
+    return [Mutant(template, *mutant) for mutant in mutants]
+
+
+def output(name: str, family: str = "apple7") -> str:
+    """The forward kernel alone: cheap, for what all kernels share."""
+    return f"test_variants.py::test_output[simulator-{family}-{name}]"
+
+
+def gradients(name: str, family: str = "apple7") -> str:
+    return f"test_variants.py::test_gradients[simulator-{family}-{name}]"
+
+
+PLAIN, CAUSAL, SHARED = gradients("plain"), gradients("causal"), output("plain")
+DIRECT, DIRECT_OUTPUT = gradients("plain", "apple9"), output("plain", "apple9")  # operands are not staged
+HEADS = "test_regressions.py::test_nsa_27_levanter_449_query_head_to_key_head[simulator-apple9]"
+BLIND = "test_regressions.py::test_flash_attention_1778_pytorch_41508_rows_that_see_nothing[simulator-apple9]"
+PAGED = "test_regressions.py::test_ordinary_case[simulator-apple7-mlx-2409-one-query]"
+PADDED = "test_regressions.py::test_ordinary_case[simulator-apple9-flash-attention-2896-dq-of-padded-72]"
+ALIGNED = "test_forward.py::test_causal_alignment[simulator-apple9-(33, 17)]"
+BEHIND = "test_variants.py::test_what_lies_behind_a_masked_key_reaches_nothing[simulator-apple9]"
+PAST = "test_work.py::test_windows_visit_only_themselves[512-0-apple9-{}]"
+REACH = "test_work.py::test_windows_visit_only_themselves[3-77-apple9-{}]"
+OTHER = "test_work.py::test_blocks_of_other_segments_are_not_visited[apple9-{}]"
+SCHEDULES = "test_schedules.py::test_no_schedule_shows[apple7-plain]"
+
+# fmt: off
+FORWARD = of(
+    "forward",
+    ("rescale-skipped", "(o, correction, p, v, whole)", "(o, tile::RowVector<R>{{1}}, p, v, whole)", SHARED),
+    ("key-head-by-modulo", "h / (int(Q_shape[1]) / int(K_shape[1]))", "h % int(K_shape[1])", HEADS),
+    ("empty-row-divided", "state.l[i] == 0 ? 0 : 1 / state.l[i]", "1 / state.l[i]", BLIND),
+    ("first-block-forgotten", "blocks - 1 - position", "blocks - position", output("causal"), "check"),
+    ("scale-forgotten", "multiply(s, scale * M_LOG2E_F)", "multiply(s, M_LOG2E_F)", SHARED),
+    ("one-row-too-many", "if (row < Lq && lane", "if (row <= Lq && lane", SHARED, "check"),
+    ("rows-of-key-heads", "(long(b) * Q_shape[1] + h) * Lq", "(long(b) * K_shape[1] + h) * Lq", SHARED, "check"),
+    ("not-normalised", "o.store(O + row0 * DV, first, normaliser)",
+     "o.store(O + row0 * DV, first, tile::RowVector<R>{{1}})", SHARED),
+    ("cap-without-scale", "softmax::cap(s, slope, scale, softcap)",
+     "softmax::cap(s, slope, 1, softcap)", output("softcap")),
+)
+BACKWARD_QUERY = of(
+    "backward_query",
+    ("dq-forgets-scale", "d_q.store(dQ + row0 * D, first, scale_row)", "d_q.store(dQ + row0 * D, first, one)", PLAIN),
+    ("dq-in-base-e", "multiply(p, scale * M_LOG2E_F)", "multiply(p, scale)", PLAIN),
+    ("dq-key-head-by-modulo", "h / (int(Q_shape[1]) / int(K_shape[1]))", "h % int(K_shape[1])", PLAIN),
+    ("dq-delta-of-the-first-row", "delta[row0 + row]", "delta[row0 + min(first, Lq - 1)]", PLAIN),
+    ("dq-without-the-slope", "softmax::multiply(ds, slope);", "", gradients("softcap")),
+    ("dq-drops-nothing", "dropout::apply<false>(ds, drop, first, c, lane);", "", gradients("dropout")),
+)
+BACKWARD_KEY_VALUE = of(
+    "backward_key_value",
+    ("dk-forgets-scale", "d_k.store(dK + row0 * D, first, scale_row)", "d_k.store(dK + row0 * D, first, one)", PLAIN),
+    ("dv-scaled", "multiply_ab<Element>(d_v, one, p,", "multiply_ab<Element>(d_v, scale_row, p,", PLAIN),
+    ("first-head-of-the-group-only", "h < (h_k + 1) * group", "h < h_k * group + 1", PLAIN),
+    ("statistics-of-key-heads", "(long(b) * Hq + h) * Lq", "(long(b) * Hk + h) * Lq", PLAIN),
+    ("one-column-for-two", "c * 8 + lane.column + e, Lq - 1)", "c * 8 + lane.column, Lq - 1)", PLAIN),
+    ("statistics-past-the-end", "min(r + c * 8 + lane.column + e, Lq - 1)",
+     "r + c * 8 + lane.column + e", PLAIN, "check"),
+    ("transposed-mask-swapped", "mask::apply<true>(p, visibility, r, first,",
+     "mask::apply<true>(p, visibility, first, r,", CAUSAL),
+    ("transposed-dropout-swapped", "dropout::apply<true>(kept, drop, r, first,",
+     "dropout::apply<true>(kept, drop, first, r,", gradients("dropout")),
+    ("dk-without-the-slope", "softmax::multiply(ds, slope);", "", gradients("softcap")),
+)
+DELTA = of(
+    "delta",
+    ("delta-one-column-too-many", "d < DV; d += 32", "d <= DV; d += 32", PLAIN, "check"),
+    ("delta-of-one-lane", "sum = simd_sum(sum);", "", PLAIN),
+)
+BACKWARD_MASK = of(
+    "backward_mask",
+    ("mask-sums-one-head", "heads == 1 ? Hq : h0 + 1", "h0 + 1", gradients("additive-by-query")),
+    ("mask-sums-one-batch-entry", "batches == 1 ? int(Q_shape[0]) : b0 + 1", "b0 + 1", gradients("additive-by-key")),
+    ("mask-keeps-the-last-sum", "tile::add(total, ds);", "total = ds;", gradients("additive-by-key")),
+    ("mask-place-transposed", "place % column_blocks * BT",
+     "place / column_blocks * BT", gradients("additive"), "check"),
+    ("mask-sums-other-columns", "min(seen.end, columns == 1 ? Lk : column + BT)", "seen.end", gradients("additive")),
+)
+SOFTMAX = of(
+    "softmax",
+    ("lse-in-base-e", ": m + log2(l)", ": m + log(l)", SHARED),
+    ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
+    ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
+    ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
+    ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
+    ("sink-in-base-e", "m[i] = sink * M_LOG2E_F;", "m[i] = sink;", output("sinks")),
+    ("nan-behind-a-mask", "select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds", BEHIND),
+    ("slope-of-another-function", "slope.at[i][c] = 1 - u * u;", "slope.at[i][c] = 1 - u;", gradients("softcap")),
+    ("delta-added", "(dp.at[i][c] - tile::spread(delta, i, c))", "(dp.at[i][c] + tile::spread(delta, i, c))", PLAIN),
+)
+MASK = of(
+    "mask",
+    ("diagonal-hidden", "distance(i, j) > 0) return false", "distance(i, j) >= 0) return false", ALIGNED),
+    ("causal-to-the-upper-left", "return j - i - (keys - queries);", "return j - i;", ALIGNED),
+    ("window-right-off-by-one", "distance(i, j) > right)", "distance(i, j) >= right)", output("window")),
+    ("window-left-off-by-one", "distance(i, j) < -left ||", "distance(i, j) <= -left ||", output("window")),
+    ("window-starts-late", "max(0, first - left)", "max(0, first - left + 1)", output("window")),
+    ("window-ends-early", "min(queries, last + left + 1)", "min(queries, last + left)", gradients("window")),
+    ("queries-start-late", "seen.begin = max(0, first);", "seen.begin = max(0, first + 1);", CAUSAL),
+    ("future-keys-visited", "if (CAUSAL) seen.end = min(seen.end, last + 1);", "", PAST.format("forward")),
+    ("past-queries-visited", "if (CAUSAL) seen.begin = max(0, first);", "", PAST.format("backward_key_value")),
+    ("window-ignored-by-loops", "if (HAS_WINDOW) seen = Range{max(0,",
+     "if (false) seen = Range{max(0,", REACH.format("forward")),
+    ("keys-past-the-end", "j >= keys) return false", "j > keys) return false", gradients("segments"), "check"),
+    ("whole-tile-past-the-diagonal", "distance(first_query, last_key) > 0) return false",
+     "distance(last_query, last_key) > 0) return false", output("causal")),
+    ("whole-tile-past-the-window", "distance(last_query, first_key) < -left",
+     "distance(first_query, first_key) < -left", output("wide-window")),
+    ("segment-span-of-one-lane", "found.end = simd_max(found.end);", "", output("segments")),
+    ("segment-span-with-gaps", "i < end; i += 32", "i < end; i += 64", output("segments")),
+    ("last-segment-skipped", "other.begin > own.end ||", "other.begin >= own.end ||", output("segments")),
+    ("segments-whole-by-own-span", "(own.begin != own.end || other.begin != other.end)",
+     "own.begin != own.end", output("segments")),
+    ("segments-never-skipped", "return other.begin > own.end || other.end < own.begin;",
+     "return false;", OTHER.format("forward")),
+    ("partial-block-taken-whole", "if (HAS_BLOCKS && state != 1) return false;", "", gradients("blocks")),
+    ("block-ends-early", "(block + 1) * BLOCK)}", "(block + 1) * BLOCK - 1)}", output("blocks")),
+    ("list-count-off-by-one", "(h) * block_counts_strides[1] + (row) / BLOCK]",
+     "(h) * block_counts_strides[1] + (row) / BLOCK] - 1", output("blocks"), "check"),
+    ("list-of-the-first-row", "(row) / BLOCK * block_lists_strides[2]", "0", output("blocks"), "check"),
+    ("bitmap-transposed", "i % BLOCK * BLOCK + j % BLOCK]", "j % BLOCK * BLOCK + i % BLOCK]", output("blocks")),
+    ("every-block-entered", "const int entry = block_list[n], block = entry >> 1;",
+     "const int entry = block_list[0], block = entry >> 1;", output("blocks")),
+    ("mask-rows-by-the-column-stride", "mask_row = attention_mask_strides[2]",
+     "mask_row = attention_mask_strides[3]", output("bool")),
+    ("mask-of-the-first-head", " + (h) * attention_mask_strides[1]", "", output("additive")),
+    ("added-in-base-e", "float(mask[i * mask_row + j * mask_column]) * M_LOG2E_F",
+     "float(mask[i * mask_row + j * mask_column])", output("additive")),
+    ("alibi-signed", "float(abs(distance(i, j)))", "float(distance(i, j))", output("alibi")),
+    ("no-bias-in-whole-tiles", "if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;",
+     "if (whole) return true;", output("alibi")),
+    ("columns-of-another-visit", "if (column < valid && visibility", "if (visibility", output("blocks")),
+)
+DROPOUT = of(
+    "dropout",
+    ("survivors-not-scaled", "p.at[i][c][e] * dropout.scale", "p.at[i][c][e]", output("dropout")),
+    ("nine-rounds", "round < 10", "round < 9", output("dropout")),
+    ("one-pattern-for-all-batches", "(b) * Q_shape[1] + (h)", "(h)", output("dropout")),
+    ("query-and-key-swapped", "first_query + (TRANSPOSED ? column : row)", "first_query + row", gradients("dropout")),
+)
+TILE_SIMDGROUP = of(
+    "tile_simdgroup",
+    ("staged-before-all-have-read", "RUNS = H / N;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "RUNS = H / N;", SCHEDULES, "check"),
+    ("read-before-all-is-staged", "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "+ c) = values;\n    }", SCHEDULES, "check"),
+    ("barrier-orders-nothing", "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
+    ("row-past-the-end", "(min(first + i * 8 + lane.row, rows - 1) - base)",
+     "(first + i * 8 + lane.row - base)", DIRECT_OUTPUT, "check"),
+    ("edge-row-read", "if (EDGE && row >= valid) return Pair<T>(T(0));", "", DIRECT_OUTPUT, "check"),
+    ("edge-pair-read", "if (row + 1 < valid) pair[1]", "if (row < valid) pair[1]", DIRECT, "check"),
+    ("staged-past-the-end", "if (row < valid) values", "values", SHARED, "check"),
+    ("every-row-stored", "if (i * 8 >= rows) continue;", "", SHARED, "check"),
+    ("page-not-cleared", "for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));", "{}", PAGED),
+    ("row-sum-of-two-lanes", "return x + simd_shuffle_xor(x, ushort(8));", "return x;", SHARED),
+    ("row-max-of-two-lanes", "return max(x, simd_shuffle_xor(x, ushort(8)));", "return x;", SHARED),
+    ("column-sum-of-other-lanes", "return x + simd_shuffle_xor(x, ushort(16));",
+     "return x + simd_shuffle_xor(x, ushort(1));", gradients("additive-by-key")),
+    ("morton-order-broken", "((lane >> 2) & 4) + ((lane >> 1) & 3)", "((lane >> 1) & 7)", DIRECT_OUTPUT, "check"),
+    ("last-head-block-forgotten", "if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);", "", PADDED),
+)
+TILE = of(
+    "tile",
+    ("strides-swapped", "b * strides[0] + h * strides[1]", "h * strides[0] + b * strides[1]", SHARED, "check"),
+)
+# fmt: on
+MUTANTS = [
+    *FORWARD,
+    *BACKWARD_QUERY,
+    *BACKWARD_KEY_VALUE,
+    *DELTA,
+    *BACKWARD_MASK,
+    *SOFTMAX,
+    *MASK,
+    *DROPOUT,
+    *TILE_SIMDGROUP,
+    *TILE,
+]

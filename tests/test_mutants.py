@@ -1,0 +1,83 @@
+"""Would the suite notice? Each mistake of mutants.py is made in memory, and the test it names must fail."""
+
+from pathlib import Path
+
+import pytest
+from mutants import MUTANTS, Mutant
+
+from mlx_flash import source
+from mlx_flash.plan import plan
+from mlx_flash.simulator import SimulatorError, mode
+
+TESTS = Path(__file__).parent
+
+
+def forget():
+    """Texts built from templates."""
+    source.build.cache_clear()
+    plan.cache_clear()
+
+
+class Outcome:
+    """What became of one test: the exceptions that ended it, and whether it ran at all."""
+
+    def __init__(self):
+        self.ran, self.exceptions = False, []
+
+    def pytest_runtest_call(self):
+        self.ran = True
+
+    def pytest_exception_interact(self, call):
+        self.exceptions.append(call.excinfo.value)
+
+
+def outcome(killer: str) -> Outcome:
+    """Runs one test of the suite, by its id, inside this process: templates are as they are here."""
+    watched = Outcome()
+    pytest.main(
+        [f"{TESTS / killer}", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"], plugins=[watched]
+    )
+    return watched
+
+
+@pytest.fixture
+def mutated(monkeypatch):
+    """A function that puts a mutant in the place of its template."""
+    original = source.template
+
+    def apply(mutant: Mutant):
+        text = original(mutant.template).replace(mutant.old, mutant.new)
+        monkeypatch.setattr(source, "template", lambda name: text if name == mutant.template else original(name))
+
+    forget()
+    yield apply
+    forget()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_one_change(mutant):
+    """So that none rots: its text stands in the template, once."""
+    assert source.template(mutant.template).count(mutant.old) == 1
+    assert mutant.old != mutant.new
+
+
+def test_mutants_have_names_of_their_own():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_killed(mutant, mutated):
+    """By an assertion or a report of the simulator: not by a text that does not compile, nor by a missing test."""
+    mutated(mutant)
+    with mode(mutant.mode):
+        watched = outcome(mutant.killer)
+    assert watched.ran, f"no test {mutant.killer}"
+    assert watched.exceptions, f"{mutant.name} survives {mutant.killer}"
+    assert all(isinstance(found, (AssertionError, SimulatorError)) for found in watched.exceptions), watched.exceptions
+
+
+@pytest.mark.parametrize("killer", sorted({(mutant.killer, mutant.mode) for mutant in MUTANTS}), ids=": ".join)
+def test_killers_pass_on_the_templates_as_they_are(killer, mutated):
+    with mode(killer[1]):
+        watched = outcome(killer[0])
+    assert watched.ran and not watched.exceptions
