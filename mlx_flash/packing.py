@@ -10,9 +10,7 @@ import numpy as np
 from .errors import wrong
 
 
-def segments(
-    lengths: Sequence[int] | Sequence[Sequence[int]], length: int | None = None
-) -> tuple[mx.array, mx.array]:
+def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | None = None) -> tuple[mx.array, mx.array]:
     """The `segments` argument of ``attention`` for sequences of these lengths: ``segments=segments([120, 80, 56])``.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Facts:
-    """What a call asks for. Shapes: keep, survives and mask broadcast to [B, Hq, Lq, Lk]; slopes, sinks [Hq]; ids [B, L].
+    """What a call asks for. keep, survives and mask broadcast to [B, Hq, Lq, Lk]; slopes, sinks [Hq]; ids [B, L].
 
     keep: True where a key may be seen. mask: added to the scores; -inf hides the key. survives: the dropout's pattern.
     """
