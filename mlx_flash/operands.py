@@ -24,7 +24,8 @@ def operands(
     if options.segments:
         lengths = (problem.query_length, problem.key_length)
         for name, ids, length in zip(("q_segments", "k_segments"), segments, lengths):
-            arrays[name] = mx.contiguous(mx.broadcast_to(ids.astype(mx.int32), (problem.batch, length)))
+            # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
+            arrays[name] = mx.broadcast_to(mx.contiguous(ids.astype(mx.int32)), (problem.batch, length))
     if options.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():

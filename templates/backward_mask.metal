@@ -31,8 +31,8 @@ tile::Tile<float, R, BT> total;
 tile::clear(total);
 for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
 #if HAS_SEGMENTS
-  visibility.q_segments = q_segments + b * q_segments_shape[1];
-  visibility.k_segments = k_segments + b * k_segments_shape[1];
+  visibility.q_segments = q_segments + b * q_segments_strides[0];
+  visibility.k_segments = k_segments + b * k_segments_strides[0];
 #endif
   for (int h = h0; h < (heads == 1 ? Hq : h0 + 1); h++) {
     for (int first = row; first < (rows == 1 ? Lq : row + 1); first += R) {

@@ -160,8 +160,8 @@ visibility.left = window[0];
 visibility.right = window[1];
 #endif
 #if HAS_SEGMENTS
-visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_segments_shape[1];
-visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_shape[1];
+visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_segments_strides[0];
+visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_strides[0];
 #endif
 
 // What varies with the head: `row` is the first of this threadgroup's rows.
