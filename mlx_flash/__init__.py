@@ -5,7 +5,8 @@ from .backends import use_backend
 from .block_mask import BlockMask
 from .errors import UnsupportedProblem
 from .explain import explain
+from .integrations import patch
 from .merging import merge
 
 __version__ = "0.1.0"
-__all__ = ["BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "use_backend"]
+__all__ = ["BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "use_backend"]
