@@ -77,7 +77,7 @@ def attention(
     v = _pad(v, value_dim, stream)
     inner = replace(problem, head_dim=head_dim, value_dim=value_dim)
     extras = operands(problem, **options)
-    out, L = attend(inner, tuple(extras), current_backend(), stream)(q, k, v, *extras.values())
+    out, L = attend(inner, tuple(extras), current_backend(), stream, return_lse)(q, k, v, *extras.values())
     out = out if value_dim == problem.value_dim else out[..., : problem.value_dim]
     return (out, L * math.log(2)) if return_lse else out
 

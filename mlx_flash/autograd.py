@@ -59,11 +59,11 @@ _guard.vmap(_NO_VMAP)
 
 
 @lru_cache(maxsize=1024)
-def attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream=None):
+def attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream=None, with_lse: bool = False):
     """The function (q, k, v, *operands) -> (O, L) of one problem on one backend, with its gradients.
 
     `names`: of the operands, in order. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of
-    exponentials; gradients flow through it.
+    exponentials; gradients flow through it where `with_lse`, that is where somebody sees it.
     """
 
     def call(step, inputs, extras):
@@ -94,7 +94,8 @@ def attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream=No
     def backward(primals, cotangents, outputs):
         q, k, v, *extras = primals
         delta = run(DELTA, problem, backend, stream, {"dO": cotangents[0], "O": outputs[0]})[0]
-        delta = _with_lse(delta, outputs[1], cotangents[1])
+        if with_lse:
+            delta = _with_lse(delta, outputs[1], cotangents[1])
         arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(names, extras)}
         if problem.features.mask not in (None, "bool"):
