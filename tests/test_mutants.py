@@ -81,3 +81,7 @@ def test_killers_pass_on_the_templates_as_they_are(killer, mutated):
     with mode(killer[1]):
         watched = outcome(killer[0])
     assert watched.ran and not watched.exceptions
+
+
+def test_the_readme_counts_them():
+    assert f"{len(MUTANTS)} mistakes in our own templates" in (TESTS.parent / "README.md").read_text(encoding="utf-8")
