@@ -1,5 +1,6 @@
 """Every row of the parameter table runs and is right at its block edges; illegal rows are refused."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -9,10 +10,13 @@ import numpy as np
 import oracle
 import pytest
 from cases import Case, expected
+from feature_cases import Variant, additive
+from oracle_variants import Attention, Facts
 
 from mlx_flash.autograd import run
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.device import FAMILIES
+from mlx_flash.options import Options
 from mlx_flash.parameters import (
     FULL,
     MIXED,
@@ -30,7 +34,8 @@ from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, D
 
 BEYOND = 392  # a head dimension past the last row of every table
 
-# The gradient of an array mask belongs to the tests of masks.
+# The gradient of an array mask reads a mask, and so has a test of its own.
+MASK_ROWS = [(*key[1:], index) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK for index in range(len(rows))]
 OURS = {key: rows for key, rows in TABLE.items() if key[0] is not BACKWARD_MASK}
 
 
@@ -103,7 +108,36 @@ def test_row(step, dtype, family, index, head_dim, causal):
         check_step(step, Case(query_length, key_length, head_dim, dtype, causal, group=2), backend)
 
 
+@pytest.mark.parametrize("precision, family, index", MASK_ROWS)
+def test_row_of_the_mask_gradient(precision, family, index):
+    """At its largest head dimension, at the edges of its blocks, for a mask of its own and for broadcast ones."""
+    dtype = "float32" if precision == FULL else ("float16", "bfloat16")[family == "apple9"]
+    row, backend = TABLE[BACKWARD_MASK, precision, family][index], backend_of("simulator", family)
+    rows, keys = row.parallel, row.traversal
+    axes = itertools.cycle(["bhij", "hj", "i", ""])
+    for query_length, key_length in ((rows - 1, keys + 1), (rows + 1, keys - 1), (rows, keys), (3 * rows, 2 * keys)):
+        case = Case(query_length, key_length, BEYOND, dtype, query_length % 2 == 1, group=2, batch=2)
+        arrays = case.arrays()
+        mask = additive(Variant(case, ("additive",), mask_axes=next(axes)))[0]["mask"]
+        exact = [bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o")]
+        facts = Facts(causal=case.causal, mask=bounds.float64(mask))
+        judge = Attention(*exact, case.scale, facts)
+        want, name = judge.results(), "dM"
+        inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
+        inputs["L"] = mx.array((want["LSE"] / math.log(2)).astype(np.float32))
+        inputs["delta"] = mx.array((want["O"] * exact[3]).sum(-1).astype(np.float32))
+        inputs["attention_mask"] = mx.broadcast_to(mask, (*case.shapes["q"][:3], key_length))
+        inputs["extents"] = mask.shape
+        asked = replace(problem(case), options=Options(mask=dtype, mask_shape=mask.shape))
+        assert lookup(BACKWARD_MASK, dtype, backend.family, BEYOND) is row
+        (got,) = run(BACKWARD_MASK, asked, backend, None, inputs)
+        assert got.dtype == mx.float32 and got.shape == mask.shape
+        terms = judge.term_magnitudes()[name]
+        bounds.check(name, got, want[name], f"{case} mask {mask.shape}", "float32", terms=terms)
+
+
 def test_every_row_is_exercised():
+    assert len(MASK_ROWS) == sum(len(rows) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK) > 0
     assert len(ROWS) == sum(len(rows) for rows in OURS.values())
     assert {(step, precision_of(dtype), family) for step, dtype, family, *_ in ROWS} == set(OURS)
     for step in STEPS:
