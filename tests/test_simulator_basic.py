@@ -106,3 +106,22 @@ def test_reads_behind_the_end_are_reported():
             output_shapes=[(64,)],
             output_dtypes=[mx.float32],
         )
+
+
+@pytest.mark.parametrize("math_mode, wanted", (("safe", 0), ("relaxed", 0), ("fast", 1)))
+def test_the_math_mode_reaches_the_kernel(math_mode, wanted):
+    source = """
+    #if defined(__FAST_MATH__) && __FAST_MATH__
+    y[0] = 1;
+    #else
+    y[0] = 0;
+    #endif
+    uint i = thread_position_in_grid.x;
+    """
+    kernel = metal_kernel(
+        name="math_mode", input_names=["x"], output_names=["y"], source=source, compile_options={"math_mode": math_mode}
+    )
+    (y,) = kernel(
+        inputs=[mx.zeros((1,))], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32]
+    )
+    assert y.item() == wanted

@@ -139,6 +139,12 @@ CASES = {
         "y[i] = x[i];",
         {"where": TWO_GROUPS, "init_value": 0.0},
     ),
+    "two writers of different values": (
+        "race in device memory: write of 'y' at index 3",
+        "y[i] = x[i]; threadgroup_barrier(mem_flags::mem_device); y[3] = float(l / 32);",
+        "y[i] = x[i]; threadgroup_barrier(mem_flags::mem_device); y[3] = float(l / 64);",  # one value in every order
+        {},
+    ),
     "device race inside a threadgroup": (
         r"race in device memory: read of 'y' at index \d+ .* and write by thread .* at line 8: ",
         "y[i] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); if (y[63 - i] < 0) y[i] = 1;",

@@ -16,12 +16,17 @@ _TAG = "[metal_kernel]"
 _built: dict = {}
 
 
-def _build(name, text, buffer_names, mode, count) -> BuiltKernel:
-    key = (text, mode, count)
+# All that the math mode changes here: a kernel can ask for it.
+_FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
+
+
+def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
+    key = (text, mode, count, fast_math)
     if key not in _built:
         try:
             translation = translate(text)
-            path = compiler.build(translation.text, translation.entry(), "mlx.h", mode == "check", count)
+            text_in_mode = _FAST_MATH + translation.text if fast_math else translation.text
+            path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
         except CompileError as error:
             raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
         _built[key] = BuiltKernel(name, text, path, buffer_names, translation.variable_names(), translation.max_threads)
@@ -36,6 +41,7 @@ class MetalKernel:
             raise ValueError(f"{_TAG} Must specify at least one output.")
         _check_options(compile_options)
         self.name, self.source, self.header = name, source, header
+        self.fast_math = (compile_options or {}).get("math_mode") == "fast"
         self.input_names, self.output_names = list(input_names), list(output_names)
         self.ensure_row_contiguous, self.atomic_outputs = ensure_row_contiguous, atomic_outputs
         self.facts = shape_facts(self.input_names, source)
@@ -98,7 +104,7 @@ class MetalKernel:
         if verbose:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
         mode = settings.current_mode()
-        kernel = _build(self.name, text, names, mode, record.counting())
+        kernel = _build(self.name, text, names, mode, record.counting(), self.fast_math)
         check_threads(threadgroup, kernel.max_threads)
         outputs = [buffers.allocate(shape, dtype, init_value) for shape, dtype in zip(shapes, dtypes)]
         bound = [*((memory, False, True) for memory in self._input_buffers(arrays)), *((o, True, init_value is not None) for o in outputs)]

@@ -47,11 +47,27 @@ HIDDEN void msl_begin_group(Worker* w) {
   // A new number for every threadgroup: what its predecessors left in the shadow counts as never written.
   ++w->serial;
   ++w->threadgroup_epoch;
-  w->device_epoch = w->steps = 0;
+  w->device_epoch = w->steps = w->doubtful_size = 0;
   for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
 }
 
+// Two unordered writes of one value leave that value in every order. The callback comes before the write, so that only the next
+// one, or the group's end, can tell.
+static int doubt_was_race(Worker* w) {
+  u32 size = w->doubtful_size;
+  w->doubtful_size = 0;
+  for (u32 i = 0; i < size; ++i) {
+    if (w->doubtful[i] == w->doubtful_bytes[i]) continue;
+    w->has_pending = 0;
+    u32 slot = __atomic_fetch_add(&w->launch->report_count, 1, __ATOMIC_RELAXED);
+    if (slot < MAX_REPORTS) w->launch->reports[slot] = w->doubt;
+    return 1;
+  }
+  return 0;
+}
+
 HIDDEN void msl_end_group(Worker* w) {
+  if (doubt_was_race(w)) w->launch->stop = 1;
   if (w->arena_bytes > w->launch->arena_bytes) w->launch->arena_bytes = w->arena_bytes;
 }
 
@@ -115,10 +131,7 @@ static inline Stamp stamp_of(Fiber* f, u64 group, u32 epoch, u32 simd_epoch, u32
   return s;
 }
 
-static Report* report_race(Worker* w, u32 kind, u64 pc, Cell before, int found) {
-  Report* r = msl_report(w, this_fiber(w), kind, pc);
-  w->has_pending = 0;
-  if (!r) return 0;
+static void describe_race(Worker* w, Report* r, Cell before, int found) {
   Stamp other = found == RACE_WITH_READ ? before.read : before.write;
   r->other_is_write = found != RACE_WITH_READ;
   r->other_pc = (u64)__ehdr_start + (found == RACE_WITH_READ ? before.read_at : before.write_at);
@@ -127,7 +140,23 @@ static Report* report_race(Worker* w, u32 kind, u64 pc, Cell before, int found) 
   r->other_thread[1] = other.thread / sx % sy;
   r->other_thread[2] = other.thread / (sx * sy);
   r->value = other.group;
+}
+
+static Report* report_race(Worker* w, u32 kind, u64 pc, Cell before, int found) {
+  Report* r = msl_report(w, this_fiber(w), kind, pc);
+  w->has_pending = 0;
+  if (r) describe_race(w, r, before, found);
   return r;
+}
+
+static void doubt_write(Worker* w, Buffer* b, u32 k, u64 inside, u32 size, u64 pc, Cell before) {
+  if (w->doubtful_size) return;         // another part of the same write
+  w->doubtful = (const u8*)b->base + inside;
+  w->doubtful_size = size;
+  __builtin_memcpy(w->doubtful_bytes, w->doubtful, size);
+  msl_fill_report(w, this_fiber(w), &w->doubt, REPORT_DEVICE_RACE, pc);
+  describe_race(w, &w->doubt, before, RACE_WITH_WRITE);
+  locate(&w->doubt, SPACE_DEVICE, k, inside, size, WRITE);
 }
 
 static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size, u32 access, u64 pc) {
@@ -172,6 +201,10 @@ static void record_device(Worker* w, Fiber* f, u32 k, Buffer* b, u64 inside, u32
       remember_uninitialised(w, SPACE_DEVICE, k, inside, size, pc);
       continue;
     }
+    if (found == RACE_WITH_WRITE && access == WRITE) {
+      doubt_write(w, b, k, inside, size, pc, before);
+      continue;
+    }
     Report* r = report_race(w, REPORT_DEVICE_RACE, pc, before, found);
     locate(r, SPACE_DEVICE, k, inside, size, access);
     msl_abandon(w);
@@ -185,6 +218,7 @@ static inline void check_step(Worker* w, u64 pc) {
 
 static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
   Worker* w = this_worker();
+  if (w->doubtful_size && doubt_was_race(w)) msl_abandon(w);
   Launch* launch = w->launch;
   u64 in_region = (u64)address - (u64)w;
   if (in_region < REGION_BYTES) {

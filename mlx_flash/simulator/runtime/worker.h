@@ -30,6 +30,10 @@ struct Worker {
   u32 variable_offset[MAX_VARIABLES], variable_size[MAX_VARIABLES], variable_shift[MAX_VARIABLES];
   u32 has_pending;                      // a read before any write: a race, should the write come unordered
   Report pending;
+  u32 doubtful_size;                    // of a write that meets another's: a race only if it changes what is there
+  const u8* doubtful;
+  u8 doubtful_bytes[16];
+  Report doubt;
   Counters counters;
   Simd simd[MAX_SIMDS];
   Fiber fiber[MAX_THREADS];
