@@ -21,14 +21,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}. See {self.prog} --help\n")
 
 
-def whole_number(text: str) -> int:
+def whole_number(text: str, least: int = 1) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
     return number
+
+
+def from_zero(text: str) -> int:
+    return whole_number(text, 0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
     check.add_argument("--quick", action="store_true", help="fewer head dimensions")
+    check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
+    check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
     return main_parser
 
 
@@ -114,6 +120,10 @@ def run_demo(arguments) -> int:
 
 
 def run_check(arguments) -> int:
+    if arguments.fuzz:
+        from .fuzz import run
+
+        return run(arguments.backend, arguments.family, arguments.fuzz, arguments.seed)
     from .check import check
 
     return check(arguments.backend, arguments.family, quick=arguments.quick)
