@@ -127,9 +127,10 @@ class Attention:
 
     def _softmax(self):
         facts, s, self.slope = self.facts, self.scale * self.q @ self.k.swapaxes(-1, -2), 1.0
+        self.slope_terms = 1.0
         if facts.softcap is not None:
             u = np.tanh(s / facts.softcap)
-            s, self.slope = facts.softcap * u, 1 - u * u
+            s, self.slope, self.slope_terms = facts.softcap * u, 1 - u * u, 1 + u * u
         if facts.mask is not None:
             s = s + np.where(np.isneginf(facts.mask), 0, facts.mask)
         if facts.slopes is not None:
@@ -156,9 +157,9 @@ class Attention:
         axes = tuple(axis for axis, extent in enumerate(padded) if extent == 1)
         return array.sum(axes, keepdims=True).reshape(shape)
 
-    def _results(self, d_s, d_p_sum, q, k, d_o, d_lse, scale) -> dict[str, np.ndarray]:
-        """What follows from dS, linearly. d_p_sum: what dP is reduced by, rowsum(P dP)."""
-        capped = d_s * self.slope
+    def _results(self, d_s, slope, d_p_sum, q, k, d_o, d_lse, scale) -> dict[str, np.ndarray]:
+        """What follows from dS, linearly. slope: of the softcap. d_p_sum: what dP is reduced by, rowsum(P dP)."""
+        capped = d_s * slope
         found = {
             "dQ": scale * capped @ k,
             "dK": self._sum_to_keys(scale * capped.swapaxes(-1, -2) @ q),
@@ -175,7 +176,7 @@ class Attention:
         d_p = self.kept * (self.d_o @ self.v.swapaxes(-1, -2))
         total = (self.p * d_p).sum(-1, keepdims=True)
         d_s = self.p * (d_p - total + self.d_lse[..., None])
-        gradients = self._results(d_s, -total[..., 0], self.q, self.k, self.d_o, self.d_lse, self.scale)
+        gradients = self._results(d_s, self.slope, -total[..., 0], self.q, self.k, self.d_o, self.d_lse, self.scale)
         return {"O": self.dropped @ self.v, "LSE": self.lse, **gradients}
 
     def term_magnitudes(self) -> dict[str, float]:
@@ -184,8 +185,10 @@ class Attention:
         d_p = self.kept * (d_o @ v.swapaxes(-1, -2))
         total = (self.p * d_p).sum(-1, keepdims=True)
         d_s = self.p * (d_p + total + d_lse[..., None])
-        sums = self._results(d_s, total[..., 0], q, k, d_o, d_lse, abs(self.scale))
-        sums |= {"O": self.dropped @ v, "LSE": np.array(self.largest_score + math.log(1 + self.k.shape[2]))}
+        sums = self._results(d_s, self.slope_terms, total[..., 0], q, k, d_o, d_lse, abs(self.scale))
+        products = float((abs(self.scale) * q @ k.swapaxes(-1, -2)).max(initial=0.0))  # behind a score
+        largest = max(products, self.largest_score)
+        sums |= {"O": self.dropped @ v, "LSE": np.array(largest + math.log(1 + self.k.shape[2]))}
         return {name: float(array.max(initial=0.0)) for name, array in sums.items()}
 
     def moved_by_output(self, rounding: float) -> dict[str, float]:
@@ -193,7 +196,7 @@ class Attention:
         that keeps O in 16 bits computes rowsum(dO * O) from what it kept."""
         moved = (np.abs(self.d_o) * np.abs(self.dropped @ self.v) * rounding).sum(-1)
         sums = self._results(
-            self.p * moved[..., None], moved, np.abs(self.q), np.abs(self.k), 0 * self.d_o, 0 * self.d_lse,
-            abs(self.scale),
+            self.p * moved[..., None], self.slope, moved, np.abs(self.q), np.abs(self.k), 0 * self.d_o,
+            0 * self.d_lse, abs(self.scale),
         )  # fmt: skip
         return {name: float(array.max(initial=0.0)) for name, array in sums.items()}

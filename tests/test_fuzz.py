@@ -1,8 +1,10 @@
 """Random problems, forward and backward. The kernels are few, so that nearly all the time goes into running them."""
 
 import bounds
+import feature_cases
 import mlx.core as mx
 from cases import SEED, Case, expected
+from feature_cases import Variant
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from machines import BACKENDS, KERNELS
@@ -57,6 +59,41 @@ def test_any_problem_on_kernels(case, choice, views):
 @given(cases(), st.sampled_from(BACKENDS[-1:]), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
 def test_any_problem_on_the_reference(case, choice, views):
     check(case, choice, views)
+
+
+@st.composite
+def variants(draw, sets) -> Variant:
+    """Any features that may meet, masks broadcast along any axes, windows of any reach."""
+    features = draw(sets)
+    return Variant(
+        draw(cases()),
+        tuple(name for name in feature_cases.FEATURES if name in features),
+        draw(st.sampled_from(["bhij", "hij", "ij", "bhj", "i", "j", ""])),
+        draw(st.tuples(SIDE, SIDE)),
+    )
+
+
+SIDE = st.one_of(st.none(), st.integers(0, 9), st.integers(0, 140))
+ANY = st.sets(st.sampled_from(feature_cases.FEATURES)).filter(lambda some: len(some & set(feature_cases.MASKS)) <= 1)
+# What kernels are compiled for here; the pairs of features have theirs in test_mask_pairs.py.
+FEW = st.sampled_from([
+    {"window", "additive", "sinks", "lse"}, {"causal", "bool", "softcap", "dropout"},
+    {"blocks", "segments", "alibi", "lse"},
+])  # fmt: skip
+
+
+@fuzz(340)
+@given(variants(ANY))
+def test_any_features_on_the_reference(variant):
+    with use_backend("reference"):
+        feature_cases.check(variant, stored_output=True)
+
+
+@fuzz(40)
+@given(variants(FEW), st.sampled_from(KERNELS))
+def test_features_on_kernels(variant, choice):
+    with use_backend(*choice):
+        feature_cases.check(variant, stored_output=True)
 
 
 def check(case: Case, choice, views):
