@@ -115,6 +115,8 @@ ACCEPTED = {
     "unsigned wrap": "uint a = i * 2654435761u; y[i] = a >> 16;",
     "64-bit integers": "long a = (long)i * 5000000000; ulong u = 1ul << 40; size_t s = a; y[i] = a + u + s;",
     "sizeof and alignas": "struct alignas(16) S { float v; }; static_assert(sizeof(S) == 16 && alignof(float3) == 16, \"\"); y[i] = 0;",
+    "loops in constant expressions": helper("constexpr int f(int n) { int r = 1; while (n > 1) r *= n--; for (int k = 0; k < 0; k++) r++; return r; }", "float a[f(3)]; a[5] = 1; y[i] = a[5];"),
+    "declarations in conditions": "int n = 3; while (int m = n--) y[i] = m; for (int k = 3; int m = k; k--) y[i] = m;",
     "braces assigned to structures": helper("struct S { int a, b; };", "S s = {1, 2}; s = {3, 4}; s = ((const constant S*)c)[0]; y[i] = s.a;"),
     "template references of the thread space": helper("struct S { float v; float get() const thread { return v; } }; template <typename T> float f(thread const T& s) { return s.get(); }", "S s; s.v = 1; y[i] = f(s);"),
     "const thread references to temporaries": helper("float f(const thread float2& v) { return v.x; }", "y[i] = f(float2(1));"),

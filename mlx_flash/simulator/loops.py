@@ -1,18 +1,18 @@
-"""Loops that end only from within: each round counts as a step, so that one without any access is noticed too.
+"""Every round of a loop counts as a step, so that a kernel whose loop never ends is noticed even if it touches no memory.
 
-To C++, a loop whose condition is a constant may run forever; the compiler would make nothing of it that could be watched.
+The count also keeps the compiler from assuming that the loop ends, which C++ allows it to.
 """
 
 from collections.abc import Iterator
 
 from .tokens import Token, matching
 
-STEP = "msl_step()"  # true; where accesses are checked it counts as one
-_ALWAYS = ([], ["true"], ["1"])
+# True; where accesses are checked it counts.
+STEP = "msl_step()"
 
 
-def endless_conditions(tokens: list[Token]) -> Iterator[tuple[int, int]]:
-    """Where the conditions of loops stand that are always true, as spans of the text."""
+def loop_edits(tokens: list[Token]) -> Iterator[tuple[int, int, str]]:
+    """(start, end, new text): what loops' conditions become."""
     for index, token in enumerate(tokens[:-1]):
         if token.text not in ("while", "for") or tokens[index + 1].text != "(":
             continue
@@ -22,8 +22,12 @@ def endless_conditions(tokens: list[Token]) -> Iterator[tuple[int, int]]:
             if len(ends) != 2:
                 continue  # for (x : range)
             first, last = ends[0] + 1, ends[1]
-        if [part.text for part in tokens[first:last]] in _ALWAYS:
-            yield tokens[first - 1].end, tokens[last].start
+        condition = tokens[first:last]
+        if not condition:
+            yield tokens[last].start, tokens[last].start, STEP
+        elif not _declares(condition):
+            yield condition[0].start, condition[0].start, f"{STEP} && ("
+            yield condition[-1].end, condition[-1].end, ")"
 
 
 def _semicolons(tokens: list[Token], first: int, last: int) -> list[int]:
@@ -36,3 +40,9 @@ def _semicolons(tokens: list[Token], first: int, last: int) -> list[int]:
             found.append(index)
         index += 1
     return found
+
+
+def _declares(condition: list[Token]) -> bool:
+    """while (int n = ...): a declaration cannot be an operand."""
+    names = [token.kind == "word" for token in condition[:2]]
+    return names == [True, True] and any(token.text == "=" for token in condition)

@@ -102,7 +102,7 @@ def _what(kernel, launch: Launch, report: Report) -> str:
                 "yet they cooperate; round the grid up and test the position"
             )
         case Kind.STEP_LIMIT:
-            return f"the kernel does not end: one threadgroup made {launch.step_limit} accesses"
+            return f"the kernel does not end: one threadgroup took {launch.step_limit} steps"
         case Kind.WILD:
             return f"{access} of {report.size} bytes outside every buffer: {target}"
         case Kind.OVERFLOW:

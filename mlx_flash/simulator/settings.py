@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 MODES = ("check", "fast")
-# Checked accesses of one threadgroup after which a kernel counts as one that never ends.
+# Checked accesses and rounds of loops of one threadgroup after which a kernel counts as one that never ends.
 STEP_LIMIT = 1 << 31
 SCHEDULES = ("forward", "reversed", "random")
 

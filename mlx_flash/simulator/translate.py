@@ -5,6 +5,7 @@ import re
 from .constructors import constructor_edits
 from .errors import CompileError
 from .function_pointers import function_pointer_edits
+from .loops import loop_edits
 from .rules import BUILTIN, findings
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
 from .translation import POSITIONS, Parameter, Translation
@@ -48,6 +49,7 @@ class _Translator:
         self.redundant_definitions()
         self.kernels()
         self.words()
+        self.edits += loop_edits(self.tokens)
         self.result.text = self.apply()
         return self.result
 

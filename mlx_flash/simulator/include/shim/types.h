@@ -6,6 +6,13 @@
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1
+// In the conditions of all loops: loops.py.
+#if __has_feature(thread_sanitizer)
+extern "C" void msl_count_step(void);
+#define msl_step() (__builtin_is_constant_evaluated() || (msl_count_step(), true))
+#else
+#define msl_step() true
+#endif
 #ifndef __METAL_VERSION__
 #define __METAL_VERSION__ 310
 #endif
