@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from . import recursion
 from .errors import CompileError, ToolchainError
 
 _HERE = Path(__file__).parent
@@ -163,13 +164,28 @@ def _compile(flags: list[str], text: str, entry: str, prelude: str, scratch: Pat
     include = _HERE / "include"
     source = scratch / "kernel.cl"
     source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
-    command = [*compiler, *flags, "-I", str(include), "-include", str(include / "shim" / prelude), str(source)]
+    common = ["-I", str(include), "-include", str(include / "shim" / prelude), str(source)]
+    command = [*compiler, *flags, *common]
     done = _run(command)
     if done.returncode and _UNBOUND.search(done.stderr):
+        common.append(_BIND_VALUES)
         again = _run([*command, _BIND_VALUES])
         if not again.returncode:
             done = again
     _refuse(done, text, source)
+    if recursion.possible(text):
+        code = scratch / "kernel.ll"
+        _run([*compiler, *_KERNEL_FLAGS, *_machine_flags(), *recursion.FLAGS, "-o", str(code), *common])
+        _refuse_recursion(code.read_text(encoding="utf-8"), text)
+
+
+def _refuse_recursion(code: str, text: str):
+    """Raises CompileError, in the compiler's form, if a function of the compiled code reaches itself."""
+    again = recursion.found(code)
+    if again:
+        name, line = again
+        message = f"metal:{line}:1: error: Metal has no recursion: '{name}' calls itself"
+        raise CompileError(_in_metal_terms(message, text, "metal"))
 
 
 # To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.

@@ -45,7 +45,7 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     yield from _function_pointers(tokens)
     if language < 4:
         yield from _lambdas(tokens)
-    functions = list(_functions(tokens))
+    functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
     yield from _recursion(tokens, functions)
     for name, opening, closing, _, _ in functions:
@@ -107,7 +107,7 @@ def _lambdas(tokens: list[Token]) -> Iterator[Finding]:
                 yield token, "lambda expressions need Metal 4.0"
 
 
-def _functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:
+def defined_functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:
     """(name, opening and closing bracket of the parameters, opening and closing brace) of every function definition."""
     for index, token in enumerate(tokens):
         if token.text != "(" or index < 2:
@@ -249,7 +249,7 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
 
 
 def _recursion(tokens: list[Token], functions) -> Iterator[Finding]:
-    """Functions that reach themselves. Names that are overloaded, templates or members are left to the compiler's types."""
+    """Functions that reach themselves. What is overloaded or a template is left to recursion.py."""
     names = [tokens[name].text for name, *_ in functions]
     plain = {}
     for name, opening, _, body, end in functions:

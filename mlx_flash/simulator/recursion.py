@@ -1,0 +1,56 @@
+"""Recursion, which Metal has not, through whatever the compiler resolves: members, overloads, templates.
+
+Names tell which texts may recurse; the calls of the unoptimised code, in LLVM's words, tell which do.
+"""
+
+import re
+
+from .rules import defined_functions
+from .tokens import tokenize
+
+# Code as the language means it: nothing inlined, no tail call made a loop.
+FLAGS = ("-O0", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm")
+_DEFINED = re.compile(r'^define .*?@("[^"]+"|[\w.$]+)\(.*!dbg !(\d+)')
+_CALLED = re.compile(r'\bcall .*?@("[^"]+"|[\w.$]+)\(')
+_FACTS = re.compile(r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".*?\bline: (\d+)')
+
+
+def possible(text: str) -> bool:
+    """Does a function call one of a name that leads back to its own? Overloads share a name, so this is no proof."""
+    tokens = tokenize(text)
+    calls: dict[str, set[str]] = {}
+    functions = list(defined_functions(tokens))
+    names = {tokens[name].text for name, *_ in functions}
+    for name, _, _, body, end in functions:
+        words = {tokens[i].text for i in range(body, end) if tokens[i + 1].text in ("(", "<")}
+        calls.setdefault(tokens[name].text, set()).update(words & names)
+    return _cycle(calls) is not None
+
+
+def found(code: str) -> tuple[str, int] | None:
+    """(name, line) of a function that reaches itself."""
+    calls: dict[str, set[str]] = {}
+    places, facts, inside = {}, {}, set()
+    for row in code.splitlines():
+        if start := _DEFINED.match(row):
+            inside = calls.setdefault(start[1], set())
+            places[start[1]] = start[2]
+        elif call := _CALLED.search(row):
+            inside.add(call[1])
+        elif fact := _FACTS.match(row):
+            facts[fact[1]] = (fact[2], int(fact[3]))
+    again = _cycle(calls)
+    return None if again is None else facts.get(places[again], (again, 0))
+
+
+def _cycle(calls: dict[str, set[str]]) -> str | None:
+    """A caller that reaches itself."""
+    for caller in calls:
+        reached: set[str] = set()
+        new = calls[caller]
+        while new:
+            reached |= new
+            new = set().union(*(calls.get(callee, set()) for callee in new)) - reached
+        if caller in reached:
+            return caller
+    return None
