@@ -140,7 +140,8 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
 
 def check(text: str, entry: str, prelude: str):
     """Raises CompileError if a translated text does not compile; generates no code."""
-    key = hashlib.sha256("\0".join([_sources_hash(), text, entry, prelude]).encode()).hexdigest()[:40]
+    parts = [_sources_hash(), text, entry, prelude, *recursion.FLAGS]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     passed = cache_directory() / f"{key}.ok"
     if passed.exists():
         return
