@@ -1,5 +1,7 @@
 """A query that sees no key, by whatever route: O = 0, LSE = -inf, dQ = 0 and nothing in dK, dV and dM, to the bit."""
 
+import itertools
+
 import bounds
 import feature_cases
 import mlx.core as mx
@@ -8,6 +10,7 @@ import oracle_variants
 import pytest
 from cases import Case
 from feature_cases import Variant
+from machines import shared_out
 from oracle_variants import Facts
 from test_determinism import bits
 
@@ -49,9 +52,9 @@ EXTRAS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-@pytest.mark.parametrize("route", ROUTES)
-def test_rows_that_see_nothing(backend, route, extra):
+@pytest.mark.parametrize("backend, chosen", shared_out(itertools.product(EXTRAS, ROUTES)), indirect=["backend"])
+def test_rows_that_see_nothing(backend, chosen):
+    extra, route = chosen
     case, arguments, facts = ROUTES[route]
     table = oracle_variants.seen(facts, (2, 4, case.query_length, case.key_length))
     blind = ~table.any(-1)

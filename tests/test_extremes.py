@@ -1,5 +1,6 @@
 """Logits up to +-2.5e5, statistics below what float32 can exponentiate, odd scales: with masks, finite and right."""
 
+import itertools
 from dataclasses import replace
 
 import bounds
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from cases import Case
 from feature_cases import Variant
+from machines import shared_out
 from oracle_variants import Attention, Facts
 
 CASE = Case(45, 70, 40, group=2, key_heads=2, batch=2)
@@ -83,9 +85,12 @@ def test_statistics_below_the_exponent_of_float32(backend, lengths, level):
         assert judge.lse.max() < -80
 
 
-@pytest.mark.parametrize("scores", ["zero", "negative", "tiny"])
-@pytest.mark.parametrize("feature", ["window", "bool", "additive", "softcap", "blocks", "sinks"])
-def test_scales(backend, feature, scores):
+SCALES = itertools.product(("zero", "negative", "tiny"), ("window", "bool", "additive", "softcap", "blocks", "sinks"))
+
+
+@pytest.mark.parametrize("backend, case", shared_out(SCALES), indirect=["backend"])
+def test_scales(backend, case):
+    scores, feature = case
     feature_cases.check(Variant(replace(CASE, scores=scores), (feature, "lse")))
 
 

@@ -1,5 +1,7 @@
 """What a query does not see reaches nothing of it, to the bit; a NaN it does see reaches its rows, and only those."""
 
+import itertools
+
 import feature_cases
 import mlx.core as mx
 import numpy as np
@@ -7,6 +9,7 @@ import oracle_variants
 import pytest
 from cases import Case
 from feature_cases import Variant
+from machines import shared_out
 from oracle_variants import Facts
 from test_determinism import bits
 
@@ -51,9 +54,9 @@ def spoiled(array: mx.array, place, garbage) -> mx.array:
     return mx.array(copy)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-@pytest.mark.parametrize("route", ROUTES)
-def test_what_lies_behind_hidden_keys_reaches_nothing(backend, route, extra):
+@pytest.mark.parametrize("backend, case", shared_out(itertools.product(EXTRAS, ROUTES)), indirect=["backend"])
+def test_what_lies_behind_hidden_keys_reaches_nothing(backend, case):
+    extra, route = case
     arguments, arrays = ROUTES[route]() | EXTRAS[extra](), CASE.arrays()
     want = backward(arrays, arguments)
     assert not np.array(want["dK"])[:, :, HIDDEN].any() and not np.array(want["dV"])[:, :, HIDDEN].any()
@@ -117,10 +120,14 @@ def reached(table: np.ndarray, tensor: str, place: tuple) -> dict[str, np.ndarra
     return {"O": rows, "dQ": rows, "dK": keys, "dV": keys}
 
 
-@pytest.mark.parametrize("tensor", ["q", "k", "v", "d_o"])
-@pytest.mark.parametrize("features", [("causal",), ("window",), ("bool",), ("additive",), ("segments",), ("blocks",)])
-def test_a_nan_reaches_the_rows_that_see_it(backend, features, tensor):
-    arrays, (arguments, facts) = CASE.arrays(), feature_cases.build(Variant(CASE, features))
+LIMITS = ("causal", "window", "bool", "additive", "segments", "blocks")
+
+
+@pytest.mark.parametrize("backend, case", shared_out(itertools.product("qkvo", LIMITS)), indirect=["backend"])
+def test_a_nan_reaches_the_rows_that_see_it(backend, case):
+    """o: the cotangent of O."""
+    tensor, feature = case[0].replace("o", "d_o"), case[1]
+    arrays, (arguments, facts) = CASE.arrays(), feature_cases.build(Variant(CASE, (feature,)))
     table = oracle_variants.seen(facts, (2, 4, 65, 70))
     want = backward(arrays, arguments)
     for place in ((0, 0, 64), (1, 1, 40)):

@@ -1,5 +1,7 @@
 """Every mask and variant alone, forward and backward: O, LSE, dQ, dK, dV, dM and dsinks each within the criterion."""
 
+import itertools
+
 import feature_cases
 import mlx.core as mx
 import numpy as np
@@ -7,7 +9,7 @@ import oracle_variants
 import pytest
 from cases import Case
 from feature_cases import FEATURES, Variant
-from machines import METAL, SIMULATED, label
+from machines import METAL, SIMULATED, label, shared_out
 from oracle_variants import Facts
 
 from mlx_flash import BlockMask, attention
@@ -40,10 +42,12 @@ def test_feature(backend, dtype, feature):
 AXES = ["bhij", "hij", "bij", "ij", "bhj", "bhi", "hi", "j", "i", ""]
 
 
-@pytest.mark.parametrize("axes", AXES, ids=lambda axes: axes or "one")
-@pytest.mark.parametrize("feature", ["bool", "additive"])
-def test_masks_of_every_broadcast_shape(backend, feature, axes):
+@pytest.mark.parametrize(
+    "backend, case", shared_out(itertools.product(("bool", "additive"), AXES)), indirect=["backend"]
+)
+def test_masks_of_every_broadcast_shape(backend, case):
     """The gradient has the mask's own shape: it is summed over the axes that were broadcast."""
+    feature, axes = case
     feature_cases.check(Variant(GROUPED, (feature,), mask_axes=axes))
 
 
