@@ -61,7 +61,7 @@ def extent(array: np.ndarray) -> tuple[int, int]:
 
 
 class Window:
-    """Address space where the buffers of a checked launch lie 64 GiB apart: an index out of bounds cannot meet another buffer."""
+    """Address space where the buffers of a checked launch lie 64 GiB apart: no index out of bounds meets another."""
 
     _idle: list[tuple[int, int]] = []
     _lock = threading.Lock()
@@ -77,7 +77,9 @@ class Window:
                     reserved = (base, bits)
                     break
             else:
-                raise MemoryError("The Metal simulator could not reserve address space for checked buffers; use mode 'fast'.")
+                raise MemoryError(
+                    "The Metal simulator could not reserve address space for checked buffers; use mode 'fast'."
+                )
         self.base, self.bits = reserved
         self.used: list[tuple[int, int]] = []
 
@@ -102,7 +104,7 @@ class Window:
 
 
 def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initialised: bool, window: Window | None):
-    """Makes an array the launch's buffer `index`; returns (to, from, bytes) of the copy that fetches an output from the window."""
+    """Makes an array the launch's buffer `index`; returns (to, from, bytes) of the copy that fetches an output."""
     low, size = extent(array)
     address = array.__array_interface__["data"][0] + low
     buffer = launch.buffers[index]

@@ -1,4 +1,4 @@
-"""Finds a clang, builds translated kernels into shared libraries, and keeps them on disk by the hash of everything that went in."""
+"""Finds a clang, builds translated kernels into shared libraries, and keeps them on disk by the hash of their input."""
 
 import functools
 import hashlib
@@ -19,15 +19,28 @@ _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
-    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything", "-Wimplicit-float-conversion", "-gline-tables-only", "-gdwarf-4",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
+    "-Wimplicit-float-conversion", "-gline-tables-only", "-gdwarf-4",
     "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip
 _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
-    "-mllvm", "-tsan-instrument-read-before-write=1", "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
+    "-mllvm", "-tsan-instrument-read-before-write=1",
+    "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
     "-fno-vectorize", "-fno-slp-vectorize",
 )  # fmt: skip
-_RUNTIME_FLAGS = ("-x", "c", "-std=gnu17", "-O2", "-fPIC", "-ffreestanding", "-fno-stack-protector", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w")
+_RUNTIME_FLAGS = (
+    "-x",
+    "c",
+    "-std=gnu17",
+    "-O2",
+    "-fPIC",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fno-omit-frame-pointer",
+    "-ffp-contract=off",
+    "-w",
+)
 
 
 @functools.cache
@@ -118,7 +131,12 @@ def _runtime_objects(folder: Path) -> list[Path]:
 
 def build(text: str, entry: str, prelude: str, check: bool, count: bool = False) -> Path:
     """The shared library of a translated kernel; compiled at most once per content."""
-    flags = [*_KERNEL_FLAGS, *_machine_flags(), *(_CHECK_FLAGS if check else ()), *(("-DMSL_COUNT_CALLS",) if count else ())]
+    flags = [
+        *_KERNEL_FLAGS,
+        *_machine_flags(),
+        *(_CHECK_FLAGS if check else ()),
+        *(("-DMSL_COUNT_CALLS",) if count else ()),
+    ]
     key = hashlib.sha256("\0".join([_sources_hash(), text, entry, prelude, *flags]).encode()).hexdigest()[:40]
     folder = cache_directory()
     library = folder / f"{key}.so"
@@ -151,7 +169,7 @@ def check(text: str, entry: str, prelude: str):
         passed.touch()
 
 
-# Clang's temporaries lie in no address space, so that a `const thread T&` does not bind to a value, as it does in Metal.
+# Clang's temporaries lie in no address space: a `const thread T&` does not bind to a value, as it does in Metal.
 _UNBOUND = re.compile("in default address space|to a temporary object because of address space")
 _BIND_VALUES = "-DMSL_VALUES_BIND"
 
@@ -190,7 +208,9 @@ def _refuse_recursion(code: str, text: str):
 
 
 # To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.
-_TO_BFLOAT = re.compile(r"(metal:\d+:\d+): warning: implicit conversion loses floating-point precision: .* to '[^']*(?:' \(aka ')?__bf16'.*")
+_TO_BFLOAT = re.compile(
+    r"(metal:\d+:\d+): warning: implicit conversion loses floating-point precision: .* to '[^']*(?:' \(aka ')?__bf16'.*"
+)
 
 
 def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):
@@ -221,5 +241,3 @@ def _in_metal_terms(message: str, text: str, path: str) -> str:
         elif "generated." not in row:
             shown.append(row.replace(path, "metal"))
     return "\n".join(shown)
-
-

@@ -15,12 +15,13 @@ def lookup(values: Mapping[str, object], name: str, index: int):
 
 
 def specialise(text: str, constants: Mapping[str, int], values: Mapping[str, object]) -> str:
-    """The translated text with the values of its function constants. One without a value may be declared but not used."""
+    """The translated text with its function constants' values. One without a value may be declared but not used."""
     known = {*constants, *map(str, constants.values())}
     for key in values:
         if key not in known:
             raise ValueError(
-                f"There is no function constant {key}; there are {', '.join(f'{n} ({i})' for n, i in constants.items()) or 'none'}."
+                f"There is no function constant {key}; there are "
+                f"{', '.join(f'{n} ({i})' for n, i in constants.items()) or 'none'}."
             )
     present = {name: lookup(values, name, index) for name, index in constants.items()}
     text = _DEFINED.sub(lambda m: "true" if present.get(m[1]) is not None else "false", text)

@@ -1,5 +1,6 @@
-"""Constructors, conversions and copies: C++ for OpenCL builds values that are in no address space yet, and copies nothing out of the
-constant space by itself; Metal says where a constructor builds, and copies structures from everywhere."""
+"""Constructors, conversions and copies: C++ for OpenCL builds values that are in no address space yet, and copies
+nothing out of the constant space by itself; Metal says where a constructor builds, and copies structures from everywhere.
+"""
 
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ Edit = tuple[int, int, str]
 
 
 def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, replacement) of each: address spaces behind constructors dropped, copies out of the constant space declared."""
+    """(start, end, replacement) of each: spaces of constructors dropped, copies out of the constant space added."""
     enclosing: list[tuple[str, set] | None] = []
     pending = None
     for index, token in enumerate(tokens):
@@ -50,7 +51,8 @@ def _copies(tokens: list[Token], opening: int, name: str) -> Iterator[Edit]:
     # Its type depends on a parameter, so that a structure with constant members is no error until one is assigned.
     body = "{ MslTo& to = *this; to = MslTo(from); return *this; }"
     parameters = f"template <typename MslFrom, typename MslTo = {name}>"
-    assigns = f"{name}& operator=(const {name}&) = default; {parameters} {name}& operator=(const __constant MslFrom& from) {body} "
+    assigns = f"{name}& operator=(const {name}&) = default; "
+    assigns += f"{parameters} {name}& operator=(const __constant MslFrom& from) {body} "
     end = tokens[opening].end
     yield end, end, f" public: {default}{copies}{assigns}"
 

@@ -88,7 +88,7 @@ def _coprime(total: int) -> int:
 
 
 def run_bound(kernel: BuiltKernel, launch: Launch, bindings):
-    """Runs a launch. bindings: (index of the buffer, its memory, may be written, holds values before the launch) of each."""
+    """Runs a launch. bindings: (index of a buffer, its memory, may be written, holds values beforehand) of each."""
     bindings = list(bindings)
     launch.buffer_count = max((index for index, *_ in bindings), default=-1) + 1
     fetch, findings, window = [], [], None

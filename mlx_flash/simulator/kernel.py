@@ -36,7 +36,9 @@ def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKerne
 class MetalKernel:
     """What metal_kernel returns: call it with keywords, as MLX's own."""
 
-    def __init__(self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options):
+    def __init__(
+        self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options
+    ):
         if not output_names:
             raise ValueError(f"{_TAG} Must specify at least one output.")
         _check_options(compile_options)
@@ -89,12 +91,24 @@ class MetalKernel:
         if key not in self._texts:
             function = kernel_name(self.name, template, inputs, output_dtypes)
             text = kernel_text(
-                function, self.header, self.source, self.input_names, inputs, self.output_names, output_dtypes, template, self.atomic_outputs
+                function,
+                self.header,
+                self.source,
+                self.input_names,
+                inputs,
+                self.output_names,
+                output_dtypes,
+                template,
+                self.atomic_outputs,
             )
             names = []
             for name, array, facts in zip(self.input_names, arrays, self.facts):
                 names.append(name)
-                names += [f"{name}_{what}" for wanted, what in zip(facts, ("shape", "strides", "ndim")) if wanted and array.ndim]
+                names += [
+                    f"{name}_{what}"
+                    for wanted, what in zip(facts, ("shape", "strides", "ndim"))
+                    if wanted and array.ndim
+                ]
             self._texts[key] = (text, names + self.output_names)
         return self._texts[key]
 
@@ -107,7 +121,10 @@ class MetalKernel:
         kernel = _build(self.name, text, names, mode, record.counting(), self.fast_math)
         check_threads(threadgroup, kernel.max_threads)
         outputs = [buffers.allocate(shape, dtype, init_value) for shape, dtype in zip(shapes, dtypes)]
-        bound = [*((memory, False, True) for memory in self._input_buffers(arrays)), *((o, True, init_value is not None) for o in outputs)]
+        bound = [
+            *((memory, False, True) for memory in self._input_buffers(arrays)),
+            *((o, True, init_value is not None) for o in outputs),
+        ]
         run_bound(kernel, new_launch(grid, threadgroup), [(index, *facts) for index, facts in enumerate(bound)])
         return [buffers.to_mlx(array, dtype) for array, dtype in zip(outputs, dtypes)]
 
@@ -145,12 +162,13 @@ def _evaluate(arrays, name: str):
         if "function transformations" not in str(error):
             raise
         raise ValueError(
-            f"{_TAG} The simulator runs kernel '{name}' at once and so cannot be traced: call it outside mx.compile and mx.vmap."
+            f"{_TAG} The simulator runs kernel '{name}' at once and so cannot be traced: "
+            "call it outside mx.compile and mx.vmap."
         ) from None
 
 
 def _without_gradient(run, arrays):
-    """As MLX's own kernels: no gradient unless the caller wraps the kernel in mx.custom_function, never a silent zero."""
+    """As MLX's own: no gradient unless the caller wraps the kernel in mx.custom_function, never a silent zero."""
     call = mx.custom_function(run)
 
     def refuse(*_):
@@ -172,6 +190,6 @@ def metal_kernel(
     compile_options: dict | None = None,
 ) -> MetalKernel:
     """`mx.fast.metal_kernel` on the CPU: same arguments, same text, same errors; runs when called instead of lazily."""
-    return MetalKernel(name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options)
-
-
+    return MetalKernel(
+        name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options
+    )

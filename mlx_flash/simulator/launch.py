@@ -1,4 +1,4 @@
-"""Runs a loaded kernel over a grid: hands the buffers over, shares the threadgroups among OS threads, turns findings into exceptions."""
+"""Runs a loaded kernel over a grid: hands the buffers over and shares the threadgroups among OS threads."""
 
 import ctypes
 import os
@@ -10,7 +10,16 @@ MAX_BUFFERS, MAX_VARIABLES, MAX_REPORTS = 64, 64, 16
 
 
 class Buffer(ctypes.Structure):
-    _fields_ = [("base", _U64), ("bytes", _U64), ("item", _U32), ("writable", _U32), ("start", _U64), ("shift", _U32), ("initialised", _U32), ("shadow", _U64)]
+    _fields_ = [
+        ("base", _U64),
+        ("bytes", _U64),
+        ("item", _U32),
+        ("writable", _U32),
+        ("start", _U64),
+        ("shift", _U32),
+        ("initialised", _U32),
+        ("shadow", _U64),
+    ]
 
 
 class Report(ctypes.Structure):

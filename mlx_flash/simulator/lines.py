@@ -1,4 +1,4 @@
-"""Turns an address of a loaded kernel into a line of its Metal text, from the DWARF 4 line table that clang leaves in the library."""
+"""Turns an address of a loaded kernel into a line of its Metal text, by the DWARF 4 line table of the library."""
 
 import bisect
 import functools
@@ -121,7 +121,7 @@ def line_table(path: Path) -> list[tuple[int, int]]:
 
 
 def line_at(path: Path, address: int) -> int:
-    """The Metal line of a return address (counted from where the library is loaded); 0 if it is not of the Metal text."""
+    """The Metal line of a return address, counted from where the library is loaded; 0 if it is not of the text."""
     rows = line_table(path)
     position = bisect.bisect_right(rows, (address - 1, 1 << 60)) - 1
     return rows[position][1] if position >= 0 else 0

@@ -1,4 +1,4 @@
-"""Every round of a loop counts as a step, so that a kernel whose loop never ends is noticed even if it touches no memory.
+"""Every round of a loop counts as a step, so that a loop that never ends is noticed even if it touches no memory.
 
 The count also keeps the compiler from assuming that the loop ends, which C++ allows it to.
 """

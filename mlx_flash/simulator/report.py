@@ -45,8 +45,8 @@ def _target(kernel, launch: Launch, report: Report) -> str:
     if report.space == _DEVICE:
         buffer = launch.buffers[report.buffer]
         item = max(1, buffer.item)
-        index = (report.offset - buffer.start) // item
-        return f"'{kernel.buffer_names[report.buffer]}' at index {index} (it has {buffer.bytes // item} elements of {item} bytes)"
+        index, size = (report.offset - buffer.start) // item, buffer.bytes // item
+        return f"'{kernel.buffer_names[report.buffer]}' at index {index} (it has {size} elements of {item} bytes)"
     if report.space == _OTHER:
         return f"address {report.offset:#x}"
     names = kernel.variable_names
@@ -67,7 +67,8 @@ def _race(kernel, launch: Launch, report: Report) -> str:
         if [n % x, n // x % y, n // (x * y)] != list(report.group):
             who = f"threadgroup ({n % x}, {n // x % y}, {n // (x * y)})"
     space = "device" if report.space == _DEVICE else "threadgroup"
-    return f"race in {space} memory: {access} of {target} and {other} by {who} at {_place(kernel, report.other_pc)} with no barrier between them"
+    place = _place(kernel, report.other_pc)
+    return f"race in {space} memory: {access} of {target} and {other} by {who} at {place} with no barrier between them"
 
 
 def _lanes(mask: int) -> str:
@@ -87,19 +88,21 @@ def _what(kernel, launch: Launch, report: Report) -> str:
         case Kind.THREADGROUP_RACE | Kind.DEVICE_RACE:
             return _race(kernel, launch, report)
         case Kind.BARRIER_EXITED:
-            return f"threadgroup_barrier reached by {report.offset} of {report.size} threads of the threadgroup; the others have returned"
+            threads = f"{report.offset} of {report.size} threads of the threadgroup"
+            return f"threadgroup_barrier reached by {threads}; the others have returned"
         case Kind.BARRIER_DIFFERENT:
             return f"threads of one threadgroup wait at different barriers, others at {_place(kernel, report.other_pc)}"
         case Kind.INACTIVE_LANES:
-            return f"simdgroup operation that needs inactive lanes: active {_lanes(report.offset)}, needed {_lanes(report.value)}"
+            active, needed = _lanes(report.offset), _lanes(report.value)
+            return f"simdgroup operation that needs inactive lanes: active {active}, needed {needed}"
         case Kind.THREADGROUP_BYTES:
             return f"{report.offset} bytes of threadgroup memory, more than the 32768 there are"
         case Kind.MISALIGNED:
             return f"misaligned access: {target} is no multiple of the type's alignment"
         case Kind.RAGGED:
             return (
-                f"the grid is no multiple of the threadgroup: here only {report.offset} of {report.size} threads exist, "
-                "yet they cooperate; round the grid up and test the position"
+                f"the grid is no multiple of the threadgroup: here only {report.offset} of {report.size} threads "
+                "exist, yet they cooperate; round the grid up and test the position"
             )
         case Kind.STEP_LIMIT:
             return f"the kernel does not end: one threadgroup took {launch.step_limit} steps"
@@ -131,7 +134,8 @@ def unwritten_outputs(kernel, launch: Launch) -> list[str]:
         if len(missing):
             per_item = max(1, buffer.item >> buffer.shift)
             found.append(
-                f"output '{kernel.buffer_names[index]}': {-(-len(missing) // per_item)} of its {buffer.bytes // buffer.item} elements "
+                f"output '{kernel.buffer_names[index]}': {-(-len(missing) // per_item)} of its "
+                f"{buffer.bytes // buffer.item} elements "
                 f"were never written, the first at index {missing[0] // per_item} [kernel '{kernel.name}']"
             )
     return found

@@ -1,4 +1,4 @@
-"""What the Metal Shading Language forbids and clang's C++ for OpenCL would accept: told from the tokens, with a plain reason."""
+"""What the Metal Shading Language forbids and clang's C++ for OpenCL would accept: told from tokens, with reasons."""
 
 from collections.abc import Iterator
 
@@ -30,9 +30,23 @@ BUILTIN = frozenset(
     + [f"{packed}{scalar}{n}" for scalar in _SCALARS for n in (2, 3, 4) for packed in ("", "packed_")]
 )
 _CASTS = ("static_cast", "reinterpret_cast", "const_cast")
-_CONTROL = frozenset({"constexpr", "if", "while", "for", "switch", "return", "sizeof", "alignas", "decltype", "static_assert", "catch"})
+_CONTROL = frozenset(
+    {"constexpr", "if", "while", "for", "switch", "return", "sizeof", "alignas", "decltype", "static_assert", "catch"}
+)
 _NO_VARIABLE = frozenset(
-    {"using", "typedef", "struct", "class", "union", "enum", "namespace", "static_assert", "extern", "friend", "operator"}
+    {
+        "using",
+        "typedef",
+        "struct",
+        "class",
+        "union",
+        "enum",
+        "namespace",
+        "static_assert",
+        "extern",
+        "friend",
+        "operator",
+    }
 )
 
 Finding = tuple[Token, str]
@@ -55,7 +69,11 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
 def _words(tokens: list[Token]) -> Iterator[Finding]:
     for index, token in enumerate(tokens):
         before = tokens[index - 1].text if index else ""
-        if token.text in _FORBIDDEN and before not in (".", "->", "::") and not (before == "=" and token.text == "delete"):
+        if (
+            token.text in _FORBIDDEN
+            and before not in (".", "->", "::")
+            and not (before == "=" and token.text == "delete")
+        ):
             yield token, _FORBIDDEN[token.text]
         if token.text == "std" and tokens[index + 1].text == "::":
             yield token, "Metal has no namespace std; its library is in metal::"
@@ -69,7 +87,11 @@ def _casts(tokens: list[Token]) -> Iterator[Finding]:
             end = matching(tokens, index)
             part = tokens[inside:end]
             # (float * x) with a name is a parameter list, looked at elsewhere.
-            if part and part[-1].text in ("*", "&") and all(t.text in BUILTIN or t.text in ("const", "*", "&") for t in part):
+            if (
+                part
+                and part[-1].text in ("*", "&")
+                and all(t.text in BUILTIN or t.text in ("const", "*", "&") for t in part)
+            ):
                 yield part[0], _needs_space(part)
         elif token.text in _CASTS and tokens[inside].text == "<":
             end = inside + 1
@@ -139,7 +161,7 @@ def _template_start(tokens: list[Token], closing: int) -> int:
 
 
 def _body(tokens: list[Token], at: int) -> int | None:
-    """The brace that opens a function's body, behind qualifiers and the initialisers of a constructor; None if there is none."""
+    """The brace that opens a function's body, behind qualifiers and a constructor's initialisers; None without one."""
     while at < len(tokens) and tokens[at].text in ("const", "volatile", "noexcept", "override", *SPACES):
         at += 1
     if at < len(tokens) and tokens[at].text == ":":
@@ -167,7 +189,12 @@ def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> It
     while at >= 0 and tokens[at].text not in (";", "{", "}", ")", ":", "]]") and tokens[at].kind != "directive":
         result.insert(0, tokens[at])
         at -= 1
-    if result and result[-1].text in ("*", "&") and not _has_space(result) and "operator" not in {t.text for t in result}:
+    if (
+        result
+        and result[-1].text in ("*", "&")
+        and not _has_space(result)
+        and "operator" not in {t.text for t in result}
+    ):
         yield result[0], _needs_space(result)
 
 
@@ -252,7 +279,7 @@ def _recursion(tokens: list[Token], functions) -> Iterator[Finding]:
     """Functions that reach themselves. What is overloaded or a template is left to recursion.py."""
     names = [tokens[name].text for name, *_ in functions]
     plain = {}
-    for name, opening, _, body, end in functions:
+    for name, _, _, body, end in functions:
         start = name
         while start > 0 and tokens[start - 1].text not in (";", "{", "}"):
             start -= 1

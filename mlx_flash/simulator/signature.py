@@ -83,7 +83,9 @@ def kernel_name(name, template, inputs, output_dtypes) -> str:
     return "_".join(words)
 
 
-def kernel_text(function, header, source, input_names, inputs, output_names, output_dtypes, template, atomic_outputs) -> str:
+def kernel_text(
+    function, header, source, input_names, inputs, output_names, output_dtypes, template, atomic_outputs
+) -> str:
     """The whole Metal text. inputs: (dtype, ndim, size) of each; function: what kernel_name returned."""
     text = [header]
     if template:

@@ -1,4 +1,4 @@
-"""Rewrites Metal text into what clang's C++ for OpenCL compiles, line for line: every error and every report names a Metal line."""
+"""Rewrites Metal text into what clang's C++ for OpenCL compiles, line for line: errors and reports name Metal lines."""
 
 import re
 
@@ -131,7 +131,8 @@ class _Translator:
         parameters, start = [], opening + 1
         for part in split_arguments(self.tokens[opening + 1 : closing]):
             end = start + len(part)
-            found = [a for i in range(start, end + 1) for a in self.attached.get(i, ()) if a[0].start < self.tokens[end].start]
+            held = (a for i in range(start, end + 1) for a in self.attached.get(i, ()))
+            found = [a for a in held if a[0].start < self.tokens[end].start]
             parameters.append(self.parameter(part, found))
             self.check_buffer(part, parameters)
             start = end + 1
@@ -174,12 +175,15 @@ class _Translator:
         new, before = parameters[-1], parameters[:-1]
         if new.attribute != "buffer" or new.index < 0:
             return
-        if any(p.attribute == "buffer" and p.index == new.index and not p.condition for p in before) and not new.condition:
+        taken = (p.attribute == "buffer" and p.index == new.index and not p.condition for p in before)
+        if any(taken) and not new.condition:
             self.fail(part[-1], f"parameter '{new.name}' binds buffer {new.index} twice")
         if new.index > _MAX_BUFFER:
-            self.fail(part[-1], f"buffer({new.index}): a kernel has at most {_MAX_BUFFER + 1} buffers, the last at most {_MAX_BUFFER}")
+            most = f"at most {_MAX_BUFFER + 1} buffers, the last at most {_MAX_BUFFER}"
+            self.fail(part[-1], f"buffer({new.index}): a kernel has {most}")
         if {token.text for token in part} & {"thread", "threadgroup"}:
-            self.fail(part[-1], f"parameter '{new.name}' is a buffer: it has to be in the device or constant address space")
+            reason = "is a buffer: it has to be in the device or constant address space"
+            self.fail(part[-1], f"parameter '{new.name}' {reason}")
 
     def function_constants(self):
         """constant bool x [[function_constant(3)]]; gets its value when the kernel is built."""
@@ -248,7 +252,8 @@ class _Translator:
             name, dimensions = part[0].text, self.text_of(part[1:end])
             number = len(self.variables)
             self.variables.append(name)
-            declared.append(f"threadgroup auto& {name} = msl_threadgroup_variable<{element}{dimensions}, {number}, {align}>();")
+            made = f"msl_threadgroup_variable<{element}{dimensions}, {number}, {align}>()"
+            declared.append(f"threadgroup auto& {name} = {made};")
         self.replace(self.tokens[index].start, self.tokens[stop].end, " ".join(declared))
 
     def text_of(self, tokens: list[Token]) -> str:
@@ -257,19 +262,20 @@ class _Translator:
         return " ".join(self.source[tokens[0].start : tokens[-1].end].split())
 
     def redundant_definitions(self):
-        """constant T S::x[8]; outside its class, where the constexpr member needs no definition any more and has no value."""
+        """constant T S::x[8]; outside its class, where the constexpr member needs no definition any more."""
         start = 0
         for index, token in enumerate(self.tokens):
             if token.text == ";":
                 words = [t.text for t in self.tokens[start:index]]
-                if "::" in words and "constexpr" in words and "constant" in words and not {"=", "(", "using", "typename"} & set(words):
+                if {"::", "constexpr", "constant"} <= set(words) and not {"=", "(", "using", "typename"} & set(words):
                     self.replace(self.tokens[start].start, token.end)
             if token.text in (";", "{", "}") or token.kind == "directive":
                 start = index + 1
 
     def words(self):
         """Rewrites that need no context but a neighbour."""
-        own = {t.text for i, t in enumerate(self.tokens) if t.kind == "word" and self.tokens[i - 1].text not in (".", "->")}
+        words = ((i, t) for i, t in enumerate(self.tokens) if t.kind == "word")
+        own = {t.text for i, t in words if self.tokens[i - 1].text not in (".", "->")}
         for index, token in enumerate(self.tokens):
             following = self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
             if token.kind == "directive":
@@ -304,14 +310,15 @@ class _Translator:
         self.constant_copies()
 
     def binds_value(self, index: int) -> bool:
-        """Does the type at `index` end in a reference? One to a constant in the thread space also takes values, which are in none."""
+        """Does the type at `index` end in a reference? One to a constant thread object also takes values."""
         depth = 0
         while index < len(self.tokens):
             text = self.tokens[index].text
             depth += (text == "<") - (text == ">")
             if depth == 0 and text == "&":
                 return True
-            if self.tokens[index].kind not in ("word", "number") and text not in ("<", ">", "::") and not (depth and text == ","):
+            named = self.tokens[index].kind in ("word", "number") or text in ("<", ">", "::")
+            if not named and not (depth and text == ","):
                 return False
             index += 1
         return False
@@ -374,7 +381,8 @@ def translate(text: str, language: float = 3.1) -> Translation:
     """Translates Metal text; raises CompileError for what Metal of that version forbids and clang would accept."""
     for position, character in enumerate(text):
         if ord(character) > 127:
-            raise CompileError(f"line {line_of(text, position)}: error: character {character!r} is not ASCII; MLX passes kernels as ASCII text")
+            reason = f"character {character!r} is not ASCII; MLX passes kernels as ASCII text"
+            raise CompileError(f"line {line_of(text, position)}: error: {reason}")
     translator = _Translator(text)
     for token, reason in findings(translator.tokens, language):
         translator.fail(token, reason)
