@@ -1,5 +1,5 @@
 """Constructors, conversions and copies: C++ for OpenCL builds values that are in no address space yet, and copies
-nothing out of the constant space by itself; Metal says where a constructor builds, and copies structures from everywhere.
+nothing out of the constant space by itself; Metal says where a constructor builds, and copies from everywhere.
 """
 
 from collections.abc import Iterator

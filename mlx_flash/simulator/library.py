@@ -52,7 +52,7 @@ class MetalLibrary:
         return self._kernels[key]
 
     def check(self, names: Sequence[str] | None = None):
-        """Compiles without running: the text, and the kernels `names` (by default all) with everything they instantiate."""
+        """Compiles without running: the text, and the kernels `names` (by default all) with what they instantiate."""
         chosen = self.kernel_names if names is None else names
         entry = "".join(f"void msl_use_{i}() {{ {self.translation.call(name)}; }}\n" for i, name in enumerate(chosen))
         text = constants.specialise(self.translation.text, self.translation.constants, {})
@@ -102,11 +102,11 @@ class LibraryKernel:
         threadgroup: Sequence[int],
         threadgroup_memory: Mapping[int, int] | None = None,
     ) -> list[mx.array]:
-        """Runs `grid` threads in groups of `threadgroup`; returns the new buffers the kernel wrote, in order of their indices.
+        """Runs `grid` threads in groups of `threadgroup`; returns the new buffers the kernel wrote, by index.
 
-        arguments: index of a buffer -> value, or the values in order. A value is an mx.array, a numpy array or scalar of any
-            structure, or bytes; where the kernel writes it is a pair (shape, dtype), which makes a new buffer, or a numpy array,
-            which is written in place. None leaves a buffer without memory; the kernel must not touch it.
+        arguments: index of a buffer -> value, or the values in order. A value is an mx.array, a numpy array or scalar
+            of any structure, or bytes; where the kernel writes it is a pair (shape, dtype), a new buffer, or a numpy
+            array, which is written in place. None leaves a buffer without memory; the kernel must not touch it.
         threadgroup_memory: n -> bytes of the parameter [[threadgroup(n)]].
         """
         check_grid(grid, threadgroup)
@@ -117,7 +117,8 @@ class LibraryKernel:
                 continue
             if parameter.index not in given:
                 raise ValueError(
-                    f"Kernel '{self.name}' needs buffer {parameter.index} ('{parameter.name}'); pass None to leave it unbound."
+                    f"Kernel '{self.name}' needs buffer {parameter.index} ('{parameter.name}'); "
+                    "pass None to leave it unbound."
                 )
             value = given.pop(parameter.index)
             array, dtype = _memory(value, parameter, self.name)

@@ -50,7 +50,8 @@ def preprocess(source: str, include_dirs: Sequence[str | Path], language: str) -
         path.write_text(source)
         searched = [flag for folder in [*include_dirs, _HERE / "include"] for flag in ("-I", str(folder))]
         done = subprocess.run(
-            [*command, "-E", "-x", "c++", "-nostdinc", "-undef", "-Wno-everything", "-fno-color-diagnostics", "-fno-caret-diagnostics",
+            [*command, "-E", "-x", "c++", "-nostdinc", "-undef", "-Wno-everything",
+             "-fno-color-diagnostics", "-fno-caret-diagnostics",
              *version_macros(language), *searched, str(path)],
             capture_output=True, text=True,
         )  # fmt: skip
