@@ -36,8 +36,8 @@ BLIND = "test_regressions.py::test_flash_attention_1778_pytorch_41508_rows_that_
 PAGED = "test_regressions.py::test_ordinary_case[simulator-apple7-mlx-2409-one-query]"
 PADDED = "test_regressions.py::test_ordinary_case[simulator-apple9-flash-attention-2896-dq-of-padded-72]"
 ALIGNED = "test_forward.py::test_causal_alignment[simulator-apple9-(33, 17)]"
-HIDDEN = "test_isolation.py::test_what_lies_behind_hidden_keys_reaches_nothing[simulator-apple9-{}]"
-NAN = "test_isolation.py::test_a_nan_reaches_the_rows_that_see_it[simulator-apple9-features0-{}]"
+HIDDEN = "test_isolation.py::test_what_lies_behind_hidden_keys_reaches_nothing[simulator-{}]"
+NAN = "test_isolation.py::test_a_nan_reaches_the_rows_that_see_it[simulator-{}]"
 PAST = "test_work.py::test_windows_visit_only_themselves[512-0-apple9-{}]"
 REACH = "test_work.py::test_windows_visit_only_themselves[3-77-apple9-{}]"
 OTHER = "test_work.py::test_blocks_of_other_segments_are_not_visited[apple9-{}]"
@@ -104,13 +104,14 @@ SOFTMAX = of(
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
     ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
     ("sink-in-base-e", "m[i] = sink * M_LOG2E_F;", "m[i] = sink;", output("sinks")),
-    ("nan-behind-a-mask", "select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds", NAN.format("v")),
+    ("nan-behind-a-mask", "select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds",
+     NAN.format("apple7-('v', 'blocks')")),
     ("slope-of-another-function", "slope.at[i][c] = 1 - u * u;", "slope.at[i][c] = 1 - u;", gradients("softcap")),
     ("delta-added", "(dp.at[i][c] - tile::spread(delta, i, c))", "(dp.at[i][c] + tile::spread(delta, i, c))", PLAIN),
     ("nan-query-in-every-key", "whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY)", "p",
-     NAN.format("q")),
+     NAN.format("apple7-('q', 'causal')")),
     ("slope-of-a-hidden-nan", "select(s.at[i][c] * factor.at[i][c], tile::Pair<float>(0), s.at[i][c] == 0)",
-     "s.at[i][c] * factor.at[i][c]", HIDDEN.format("bool-with")),
+     "s.at[i][c] * factor.at[i][c]", HIDDEN.format("apple7-('with', 'bool')")),
 )
 MASK = of(
     "mask",
@@ -154,7 +155,8 @@ MASK = of(
     ("no-bias-in-whole-tiles", "if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;",
      "if (whole) return true;", output("alibi")),
     ("columns-of-another-visit", "if (column < valid && visibility", "if (visibility", output("blocks")),
-    ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at", HIDDEN.format("additive-alone")),
+    ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
+     HIDDEN.format("apple9-('alone', 'additive')")),
 )
 DROPOUT = of(
     "dropout",
@@ -184,9 +186,10 @@ TILE_SIMDGROUP = of(
      "return x + simd_shuffle_xor(x, ushort(1));", gradients("additive-by-key")),
     ("morton-order-broken", "((lane >> 2) & 4) + ((lane >> 1) & 3)", "((lane >> 1) & 7)", DIRECT_OUTPUT, "check"),
     ("last-head-block-forgotten", "if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);", "", PADDED),
-    ("hidden-nan-multiplied", "if (isfinite(float(fragment[e]))) continue;", "continue;", HIDDEN.format("bool-alone")),
+    ("hidden-nan-multiplied", "if (isfinite(float(fragment[e]))) continue;", "continue;",
+     HIDDEN.format("apple7-('alone', 'bool')")),
     ("seen-nan-swallowed", "if (EDGE && simd_any(poisoned)) poison<H, R, BT>(block, p, b, column);", "",
-     NAN.format("v")),
+     NAN.format("apple7-('v', 'blocks')")),
 )
 TILE = of(
     "tile",
