@@ -10,6 +10,11 @@ from mlx_flash.plan import plan
 from mlx_flash.simulator import SimulatorError, mode
 
 TESTS = Path(__file__).parent
+# Every second one waits for `pytest -m ""`: together they take minutes.
+IN_TURNS = [
+    pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if number % 2 else [])
+    for number, mutant in enumerate(MUTANTS)
+]
 
 
 def forget():
@@ -65,7 +70,7 @@ def test_mutants_have_names_of_their_own():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", IN_TURNS)
 def test_a_mutant_is_killed(mutant, mutated):
     """By an assertion or a report of the simulator: not by a text that does not compile, nor by a missing test."""
     mutated(mutant)
