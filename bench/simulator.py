@@ -1,4 +1,4 @@
-"""How fast the simulator runs the kernels, and what they count: python bench/simulator.py [--out bench/results/simulator.json]
+"""How fast the simulator runs the kernels, and what they count: python bench/simulator.py [--out FILE.json]
 
 Fast and check mode are measured in turns, so that a noisy machine slows both; medians and ratios are what to quote.
 """
