@@ -5,8 +5,11 @@ from .backends import use_backend
 from .block_mask import BlockMask
 from .errors import UnsupportedProblem
 from .explain import explain
-from .integrations import patch
+from .integrations import patch, unpatch
 from .merging import merge
 
 __version__ = "0.1.0"
-__all__ = ["BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "use_backend"]
+__all__ = [
+    "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "unpatch",
+    "use_backend",
+]  # fmt: skip

@@ -5,33 +5,39 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..attention import attention
+from .replacing import LOCK, Replacement
+from .serving import NotServed, serve_attention
 
 LOGGER = logging.getLogger("mlx_flash")
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+MOST_REASONS = 32  # sentences that are kept apart: some hold shapes, and a server runs for long
 
-_lock = threading.RLock()
 _active: list[patch] = []
-_built_in = None
+_replacements: list[Replacement] = []
 
 
 class patch:
     """Replaces ``mx.fast.scaled_dot_product_attention`` by `attention`, for a block or until `undo`.
 
-    ``with mlx_flash.patch() as report: ...`` or ``report = mlx_flash.patch(); ...; report.undo()``. Serves
-    ``mlx.nn.MultiHeadAttention`` and mlx-lm's models, which look the function up when they call it. Patches nest: the
-    innermost counts. Calls that `attention` cannot serve, wrong ones included, go to the built-in function, which
-    answers or raises as ever.
+    ``with mlx_flash.patch() as report: ...``, or ``report = mlx_flash.patch(); ...; report.undo()``, or
+    ``mlx_flash.unpatch()``, which takes all patches back. Serves ``mlx.nn.MultiHeadAttention`` and mlx-lm's models,
+    which look the function up when they call it. Calls that `attention` cannot serve, wrong ones included, go to the
+    built-in function, which answers or raises as ever.
 
     Args:
         min_queries: calls with fewer queries go to the built-in, which has a kernel of its own for decoding; there is
             none here yet. 1 sends all calls here.
 
-    Attributes: ours, the number of calls served here; built_in, a Counter of the reasons of the others. They are
-    logged on leaving (logger "mlx_flash", level INFO); ``print(report)`` shows them.
+    Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
+    "decode"); built_in, a Counter of the reasons of the others. They are logged on leaving (logger "mlx_flash", level
+    INFO); ``print(report)`` shows them.
+
+    A patch holds for all threads. Patches nest, and a call counts in one of them: the innermost of its own thread, or
+    of all where its thread has none. A function compiled by ``mx.compile`` keeps what stood there when it was traced,
+    and is counted when it is traced.
 
     One difference from the built-in: a query that sees no key gives zeros.
     """
@@ -42,13 +48,17 @@ class patch:
                 f"[mlx_flash.patch] min_queries: expected a whole number of at least 1, got {min_queries!r}. "
                 "Pass 1 to serve every call."
             )
-        self.min_queries, self.ours, self.built_in = min_queries, 0, Counter()
-        global _built_in
-        with _lock:
+        self.min_queries, self.served, self.built_in = min_queries, Counter(), Counter()
+        self._thread = threading.get_ident()
+        with LOCK:
             if not _active:
-                _built_in = mx.fast.scaled_dot_product_attention
-                mx.fast.scaled_dot_product_attention = _dispatch
+                _replacements.append(Replacement(mx.fast, "scaled_dot_product_attention", _serving(serve_attention)))
             _active.append(self)
+
+    @property
+    def ours(self) -> int:
+        """The number of calls served here."""
+        return self.served.total()
 
     def __enter__(self) -> patch:
         return self
@@ -58,57 +68,53 @@ class patch:
 
     def undo(self) -> None:
         """Takes this patch back; the built-in returns with the last one. A second call does nothing."""
-        with _lock:
+        with LOCK:
             if self not in _active:
                 return
             _active.remove(self)
-            if not _active and mx.fast.scaled_dot_product_attention is _dispatch:
-                mx.fast.scaled_dot_product_attention = _built_in
+            while not _active and _replacements:
+                _replacements.pop().undo()
         LOGGER.info("%s", self)
 
     def __str__(self) -> str:
+        served = ", ".join(f"{count} {what}" for what, count in self.served.most_common())
         others = "".join(f"\n  {count} to the built-in: {reason}" for reason, count in self.built_in.most_common())
-        return f"mlx_flash served {self.ours} of {self.ours + sum(self.built_in.values())} attention calls{others}"
+        total = self.ours + self.built_in.total()
+        return f"mlx_flash served {self.ours} of {total} attention calls{served and f' ({served})'}{others}"
 
-    def _count(self, reason: str | None) -> None:
-        with _lock:
-            if reason is None:
-                self.ours += 1
-            else:
-                self.built_in[reason] += 1
+    def _count(self, counter: Counter, what: str) -> None:
+        with LOCK:
+            known = what in counter or len(counter) < MOST_REASONS
+            counter[what if known else "other reasons"] += 1
 
 
 def unpatch() -> None:
     """Takes every patch back."""
-    with _lock:
+    with LOCK:
         for one in list(reversed(_active)):
             one.undo()
 
 
-def _dispatch(q, k, v, *, scale, mask=None, sinks=None, force_fused=False, stream=None):
-    """What stands in place of the built-in, with its signature."""
-    with _lock:
-        innermost = _active[-1] if _active else None
-    if innermost is not None:
-        out, reason = _attempt(innermost.min_queries, q, k, v, scale, mask, sinks, stream)
-        innermost._count(reason)
-        if reason is None:
-            return out
-    return _built_in(q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream)
+def _current() -> patch | None:
+    """The patch that a call of this thread belongs to."""
+    thread = threading.get_ident()
+    with LOCK:
+        return next((one for one in reversed(_active) if one._thread == thread), _active[-1] if _active else None)
 
 
-def _attempt(min_queries, q, k, v, scale, mask, sinks, stream):
-    """(result, None), or (None, why not)."""
-    arrays = (q, k, v)
-    if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
-        return None, "q, k and v are not arrays of 4 axes"
-    if q.shape[2] < min_queries:
-        return None, f"fewer than {min_queries} queries"
-    dtype = mx.result_type(*arrays)
-    if dtype not in FLOATS:
-        return None, f"dtype {dtype}"
-    try:
-        arrays = (array.astype(dtype) for array in arrays)
-        return attention(*arrays, scale=scale, mask=mask, sinks=sinks, stream=stream), None
-    except ValueError as error:  # wrong arguments, or a problem the backend cannot serve
-        return None, str(error)
+def _serving(function: Callable) -> Callable:
+    """What a Replacement asks: `function` with the patch's min_queries, counted."""
+
+    def serve(*args, **kwargs):
+        current = _current()
+        if current is None:
+            return False, None
+        try:
+            what, out = function(current.min_queries, *args, **kwargs)
+        except (NotServed, TypeError, ValueError) as reason:  # a wrong call, or one that the backend cannot serve
+            current._count(current.built_in, str(reason).partition("\n")[0])
+            return False, None
+        current._count(current.served, what)
+        return True, out
+
+    return serve

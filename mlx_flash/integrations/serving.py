@@ -1,0 +1,33 @@
+"""One call of another's attention function, served by mlx_flash, or the reason why not."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..attention import attention
+
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+DECODE = 8  # queries up to which a call counts as decoding
+
+
+class NotServed(Exception):
+    """The call belongs to the built-in function; the text says why."""
+
+
+def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, force_fused=False, stream=None):
+    """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", result). Raises NotServed."""
+    arrays = (q, k, v)
+    if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
+        raise NotServed("q, k and v are not arrays of 4 axes")
+    if q.shape[2] < min_queries:
+        raise NotServed(f"fewer than {min_queries} queries")
+    if force_fused:
+        raise NotServed("force_fused asks for the built-in's own kernel")
+    if not hasattr(scale, "__float__"):  # None and text mean something to attention, but not to the built-in
+        raise NotServed("scale is no number")
+    dtype = mx.result_type(*arrays)
+    if dtype not in FLOATS:
+        raise NotServed(f"dtype {dtype}")
+    arrays = (array.astype(dtype) for array in arrays)
+    out = attention(*arrays, scale=scale, mask=mask, sinks=sinks, stream=stream)
+    return "decode" if q.shape[2] <= DECODE else "prefill", out

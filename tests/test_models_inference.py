@@ -1,0 +1,74 @@
+"""mlx-lm's models under patch(): the same greedy tokens and probabilities, on every backend."""
+
+import mlx.core as mx
+import pytest
+from machines import shared_out
+from mlx_lm.models.cache import BatchKVCache
+from tiny_models import MODELS, PROMPT, close, generated, tiny
+
+import mlx_flash
+from mlx_flash import use_backend
+
+LAYERS = 2
+
+
+def compare(model, **options) -> mlx_flash.patch:
+    """Generates with and without the patch, which serves every call."""
+    want_tokens, want = generated(model, **options)
+    with mlx_flash.patch(min_queries=1) as report:
+        tokens, got = generated(model, **options)
+    assert tokens == want_tokens and len(set(tokens)) > 1
+    close(got, want)
+    return report
+
+
+@pytest.mark.parametrize("choice, name", shared_out(MODELS))
+def test_generation(choice, name):
+    """The prompt's first 20 tokens, its last, and 8 more: those with a window roll over."""
+    with use_backend(*choice):
+        report = compare(tiny(name))
+    assert not report.built_in
+    # mlx-lm computes a token ahead, also behind the last.
+    expected = {} if name == "gemma2" else {"prefill": LAYERS, "decode": LAYERS * (1 + 8)}
+    assert dict(report.served) == expected
+
+
+@pytest.mark.parametrize("choice, name", shared_out(MODELS))
+def test_logits_of_a_whole_text(choice, name):
+    model = tiny(name)
+    want = model(PROMPT[None])
+    with use_backend(*choice), mlx_flash.patch() as report:
+        got = model(PROMPT[None])
+        mx.eval(got)
+    assert report.ours == (0 if name == "gemma2" else LAYERS) and not report.built_in
+    close(got, want)
+
+
+def test_a_rotating_cache(backend):
+    assert compare(tiny("llama"), max_kv_size=16, prefill_step_size=11).ours == LAYERS * (2 + 9)
+
+
+def test_left_padded_prompts(backend):
+    """A batch of two prompts of different lengths, and what mlx-lm's batched cache makes of them."""
+    model, padding = tiny("llama"), [5, 0]
+    tokens = mx.stack([mx.concatenate([mx.zeros(5, mx.int32), PROMPT[:-5]]), PROMPT])
+
+    def generate():
+        cache, given, logits = [BatchKVCache(padding) for _ in range(LAYERS)], tokens, []
+        for _ in range(6):
+            logits.append(model(given, cache=cache)[:, -1])
+            given = logits[-1].argmax(-1)[:, None]
+        return mx.stack(logits)
+
+    want = generate()
+    with mlx_flash.patch(min_queries=1) as report:
+        got = generate()
+        mx.eval(got)
+    assert report.ours == LAYERS * 6 and not report.built_in
+    assert mx.array_equal(got.argmax(-1), want.argmax(-1))
+    close(got, want)
+
+
+def test_a_quantized_cache(reference):
+    """The prompt is served before it is quantized; mlx-lm multiplies quantized keys by itself."""
+    compare(tiny("llama"), kv_bits=8, kv_group_size=32, quantized_kv_start=0)

@@ -1,0 +1,52 @@
+"""mlx-lm's own model classes, small and random, and what they generate greedily."""
+
+import importlib
+
+import bounds
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+
+SHARED = {
+    "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 32,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64, "tie_word_embeddings": False,
+}  # fmt: skip
+MODELS = {
+    "llama": {},
+    "qwen3": {"max_position_embeddings": 512, "rope_theta": 10000.0},
+    # Scores are capped in the model itself, which calls no attention function.
+    "gemma2": {},
+    "gemma3_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 8,
+                    "sliding_window_pattern": 2},
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8, "rope_theta": 10000,
+                "layer_types": ["sliding_attention", "full_attention"]},
+}  # fmt: skip
+SHARPER = 4.0  # a new model's scores are so small that it would hardly show what attention does
+PROMPT = mx.array([(7 * i * i + i) % 64 for i in range(21)])
+
+
+def tiny(name: str, **changes):
+    """A model of two layers; the weights depend on the name alone."""
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    mx.random.seed(3)
+    model = module.Model(module.ModelArgs.from_dict(SHARED | MODELS[name] | {"model_type": name} | changes))
+    for attention in (layer.self_attn for layer in model.layers):
+        attention.q_proj.weight *= SHARPER
+        attention.o_proj.weight *= SHARPER
+        if name == "gpt_oss":  # all zeros when new
+            attention.sinks = mx.random.normal((4,))
+    mx.eval(model.parameters())
+    return model
+
+
+def generated(model, count: int = 8, **options) -> tuple[list[int], mx.array]:
+    """mlx-lm's greedy tokens after the prompt, and the logarithms of the probabilities [count, vocabulary]."""
+    tokens, logprobs = zip(*generate_step(PROMPT, model, max_tokens=count, **options))
+    return list(tokens), mx.stack(logprobs)
+
+
+def close(got: mx.array, want: mx.array):
+    """Within what a float32 model may differ by."""
+    assert got.shape == want.shape and got.dtype == want.dtype
+    difference = mx.abs(got - want).max().item()
+    limit = bounds.MODEL_LOGITS * max(1, mx.abs(want).max().item())
+    assert difference <= limit, f"{difference} exceeds {limit}"
