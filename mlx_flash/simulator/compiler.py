@@ -14,6 +14,8 @@ from . import recursion
 from .errors import CompileError, ToolchainError
 
 _HERE = Path(__file__).parent
+INCLUDE = _HERE / "include"
+_SHIM = INCLUDE / "shim"
 _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
 _KERNEL_FLAGS = (
@@ -94,7 +96,7 @@ def cache_directory() -> Path:
 @functools.cache
 def _sources_hash() -> str:
     digest = hashlib.sha256()
-    for path in sorted([*(_HERE / "runtime").iterdir(), *(_HERE / "include").rglob("*")]):
+    for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*")]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS, _machine_flags()):
@@ -147,7 +149,7 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
     _, linker, _ = toolchain()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "kernel.o"
-        _compile([*flags, "-c", "-o", str(built)], text, entry, prelude, Path(scratch))
+        compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, Path(scratch))
         linked = Path(scratch) / "kernel.so"
         done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
         if done.returncode:
@@ -165,7 +167,7 @@ def check(text: str, entry: str, prelude: str):
         return
     passed.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        _compile([*_KERNEL_FLAGS, "-fsyntax-only"], text, entry, prelude, Path(scratch))
+        compile_text(list(_KERNEL_FLAGS), ["-fsyntax-only"], text, entry, _SHIM / prelude, Path(scratch))
         passed.touch()
 
 
@@ -174,17 +176,16 @@ _UNBOUND = re.compile("in default address space|to a temporary object because of
 _BIND_VALUES = "-DMSL_VALUES_BIND"
 
 
-def _compile(flags: list[str], text: str, entry: str, prelude: str, scratch: Path):
-    """Runs the compiler; raises CompileError.
+def compile_text(flags: list[str], output: list[str], text: str, entry: str, prelude: Path, scratch: Path):
+    """Runs the compiler on a translated text; raises CompileError. output: flags that say what to make of it.
 
     Where values meet such references it runs again with references to constants in every space.
     """
     compiler, _, _ = toolchain()
-    include = _HERE / "include"
     source = scratch / "kernel.cl"
     source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
-    common = ["-I", str(include), "-include", str(include / "shim" / prelude), str(source)]
-    command = [*compiler, *flags, *common]
+    common = ["-I", str(INCLUDE), "-include", str(prelude), str(source)]
+    command = [*compiler, *flags, *output, *common]
     done = _run(command)
     if done.returncode and _UNBOUND.search(done.stderr):
         common.append(_BIND_VALUES)
@@ -194,7 +195,7 @@ def _compile(flags: list[str], text: str, entry: str, prelude: str, scratch: Pat
     _refuse(done, text, source)
     if recursion.possible(text):
         code = scratch / "kernel.ll"
-        _run([*compiler, *_KERNEL_FLAGS, *_machine_flags(), *recursion.FLAGS, "-o", str(code), *common])
+        _run([*compiler, *flags, *recursion.FLAGS, "-o", str(code), *common])
         _refuse_recursion(code.read_text(encoding="utf-8"), text)
 
 

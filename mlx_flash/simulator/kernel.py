@@ -17,7 +17,7 @@ _built: dict = {}
 
 
 # All that the math mode changes here: a kernel can ask for it.
-_FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
+FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
 
 
 def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
@@ -25,7 +25,7 @@ def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKerne
     if key not in _built:
         try:
             translation = translate(text)
-            text_in_mode = _FAST_MATH + translation.text if fast_math else translation.text
+            text_in_mode = FAST_MATH + translation.text if fast_math else translation.text
             path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
         except CompileError as error:
             raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
@@ -62,7 +62,7 @@ class MetalKernel:
         verbose: bool = False,
         stream=None,
     ) -> list[mx.array]:
-        """Runs the kernel at once and returns its outputs."""
+        """Runs the kernel and returns its outputs."""
         arrays = [value if isinstance(value, mx.array) else mx.array(value) for value in inputs]
         for what, given, wanted in (
             ("inputs", arrays, self.input_names),
@@ -78,14 +78,20 @@ class MetalKernel:
             raise ValueError(f"{_TAG} Only supports the GPU.")
         check_grid(grid, threadgroup)
         shapes = [tuple(shape) for shape in output_shapes]
+        return self.launch(
+            arrays, shapes, output_dtypes, grid, threadgroup, template or [], init_value, verbose, stream
+        )
+
+    def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
+        """Runs what the call has checked, at once."""
 
         def run(*arrays):
-            return self._run(arrays, shapes, output_dtypes, grid, threadgroup, template or [], init_value, verbose)
+            return self._run(arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose)
 
         return list(_without_gradient(run, arrays))
 
-    def _text(self, arrays, template, output_dtypes) -> tuple[str, list[str]]:
-        inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
+    def text(self, inputs, template, output_dtypes) -> tuple[str, list[str]]:
+        """(the Metal text for inputs of these (dtype, ndim, size), names of its buffers)."""
         small = tuple((d, min(n, 1), min(s, 8)) for d, n, s in inputs)
         key = (small, tuple((n, type(v), v) for n, v in template), tuple(output_dtypes))
         if key not in self._texts:
@@ -102,19 +108,17 @@ class MetalKernel:
                 self.atomic_outputs,
             )
             names = []
-            for name, array, facts in zip(self.input_names, arrays, self.facts):
+            for name, (_, ndim, _), facts in zip(self.input_names, inputs, self.facts):
                 names.append(name)
                 names += [
-                    f"{name}_{what}"
-                    for wanted, what in zip(facts, ("shape", "strides", "ndim"))
-                    if wanted and array.ndim
+                    f"{name}_{what}" for wanted, what in zip(facts, ("shape", "strides", "ndim")) if wanted and ndim
                 ]
             self._texts[key] = (text, names + self.output_names)
         return self._texts[key]
 
     def _run(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose):
         _evaluate(arrays, self.name)
-        text, names = self._text(arrays, template, dtypes)
+        text, names = self.text(tuple((a.dtype, a.ndim, a.size) for a in arrays), template, dtypes)
         if verbose:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
         mode = settings.current_mode()

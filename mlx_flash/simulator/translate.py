@@ -29,8 +29,8 @@ def _number(literal: str) -> int:
 
 
 class _Translator:
-    def __init__(self, text: str):
-        self.source = text
+    def __init__(self, text: str, unrolled: bool):
+        self.source, self.unrolled = text, unrolled
         self.tokens = tokenize(text)
         self.edits: list[tuple[int, int, str]] = [(start, end, "") for start, end in comments(text)]
         self.result = Translation("")
@@ -162,14 +162,14 @@ class _Translator:
         found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused")]
         words = {token.text for token in part}
         name = next((t.text for t, after in zip(part, part[1:]) if after.text == "["), part[-1].text)
-        writable = not words & {"const", "constant"}
+        writable, constant = not words & {"const", "constant"}, "constant" in words
         if not found and words & {"device", "constant"}:
-            return Parameter(name, "buffer", -1, writable, condition)
+            return Parameter(name, "buffer", -1, writable, condition, constant=constant)
         if len(found) != 1:
             self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
         attribute = found[0]
         index = _number(attribute[2].text) if len(attribute) > 2 and attribute[2].kind == "number" else 0
-        return Parameter(name, attribute[0].text, index, writable, condition)
+        return Parameter(name, attribute[0].text, index, writable, condition, constant=constant)
 
     def check_buffer(self, part: list[Token], parameters: list[Parameter]):
         new, before = parameters[-1], parameters[:-1]
@@ -279,11 +279,11 @@ class _Translator:
         for index, token in enumerate(self.tokens):
             following = self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
             if token.kind == "directive":
-                if re.match(r"\s*#\s*pragma\s+(clang\s+loop|unroll)", token.text):
+                if not self.unrolled and re.match(r"\s*#\s*pragma\s+(clang\s+loop|unroll)", token.text):
                     self.replace(token.start, token.end)
             elif token.kind == "number" and token.text.endswith(("bf", "BF")):
                 self.replace(token.start, token.end, f"((bfloat){token.text[:-2]})")
-            elif token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
+            elif not self.unrolled and token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
                 self.replace(token.start, self.tokens[index + 3].end)
             elif token.kind == "number" and _UNSUFFIXED.fullmatch(token.text):
                 # A float in Metal. The compiler's option for that forgets it where a template is instantiated.
@@ -377,13 +377,16 @@ class _Translator:
                 self.replace(self.tokens[end].start, self.tokens[end].start, ")")
 
 
-def translate(text: str, language: float = 3.1) -> Translation:
-    """Translates Metal text; raises CompileError for what Metal of that version forbids and clang would accept."""
+def translate(text: str, language: float = 3.1, unrolled: bool = False) -> Translation:
+    """Translates Metal text; raises CompileError for what Metal of that version forbids and clang would accept.
+
+    unrolled: what the text says of unrolling its loops stays; a CPU is better off without.
+    """
     for position, character in enumerate(text):
         if ord(character) > 127:
             reason = f"character {character!r} is not ASCII; MLX passes kernels as ASCII text"
             raise CompileError(f"line {line_of(text, position)}: error: {reason}")
-    translator = _Translator(text)
+    translator = _Translator(text, unrolled)
     for token, reason in findings(translator.tokens, language):
         translator.fail(token, reason)
     return translator.run()

@@ -17,6 +17,7 @@ class Parameter:
     writable: bool = False  # a buffer that the kernel may write
     condition: str = ""  # the function constant that says whether it is there
     variable: int = 0  # threadgroup memory: its number among the kernel's threadgroup variables
+    constant: bool = False  # a buffer in the constant address space
 
 
 @dataclass

@@ -12,4 +12,8 @@
 #include "array.h"
 #include "internals.h"
 #include "uniform.h"
+#ifdef __NVPTX__
+#include <nvptx/entry.h>
+#else
 #include "entry.h"
+#endif

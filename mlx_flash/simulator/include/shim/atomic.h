@@ -2,7 +2,11 @@
 #pragma once
 #include "simdgroup.h"
 
+#ifdef __NVPTX__
+MSL_INLINE void msl_atomic(__generic void*, uint, uint) {}
+#else
 extern "C" void msl_atomic(__generic void* p, uint size, uint stores);
+#endif
 
 namespace metal {
 

@@ -4,6 +4,9 @@
 #include "vector.h"
 #include "numeric.h"
 
+#ifdef __NVPTX__
+#include <nvptx/math.h>
+#else
 extern "C" {
 float sinf(float); float cosf(float); float tanf(float); float asinf(float); float acosf(float); float atanf(float);
 float sinhf(float); float coshf(float); float tanhf(float); float asinhf(float); float acoshf(float); float atanhf(float);
@@ -13,6 +16,7 @@ float ldexpf(float, int); float nextafterf(float, float); int ilogbf(float);
 float frexpf(float, __generic int*); float modff(float, __generic float*);
 float msl_exp2(float); float msl_log2(float); float msl_exp(float); float msl_log(float);
 }
+#endif
 #ifdef MSL_COUNT_CALLS
 #define MSL_EXP2(x) msl_exp2(x)
 #define MSL_LOG2(x) msl_log2(x)

@@ -2,10 +2,14 @@
 #pragma once
 #include "simdgroup.h"
 
+#ifdef __NVPTX__
+#include <nvptx/matrix.h>
+#else
 extern "C" {
 void msl_matmul(__generic const float* operands, __generic float* result);
 uint msl_matrix_place(void);
 }
+#endif
 
 namespace metal {
 
@@ -36,9 +40,13 @@ template <typename T, int COLUMNS, int ROWS = COLUMNS> MSL_INLINE simdgroup_matr
 template <typename D, typename A, typename B, typename C>
 MSL_INLINE void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8>& d, thread simdgroup_matrix<A, 8, 8>& a,
                                               thread simdgroup_matrix<B, 8, 8>& b, thread simdgroup_matrix<C, 8, 8>& c) {
-  float operands[6] = {(float)a.elements.x, (float)a.elements.y, (float)b.elements.x, (float)b.elements.y, (float)c.elements.x, (float)c.elements.y};
   float result[2];
+#ifdef __NVPTX__
+  msl_matmul(a.elements, b.elements, c.elements, result);
+#else
+  float operands[6] = {(float)a.elements.x, (float)a.elements.y, (float)b.elements.x, (float)b.elements.y, (float)c.elements.x, (float)c.elements.y};
   msl_matmul(operands, result);
+#endif
   d.elements.x = (D)result[0];
   d.elements.y = (D)result[1];
 }

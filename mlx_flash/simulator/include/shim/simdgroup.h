@@ -2,15 +2,17 @@
 #pragma once
 #include "math.h"
 
+#ifdef __NVPTX__
+#include <nvptx/lanes.h>
+#else
 extern "C" {
 void msl_threadgroup_barrier(uint flags);
 void msl_simdgroup_barrier(uint flags);
 void msl_shuffle(__generic void* data, uint size, uint source);
-typedef __generic char (*msl_slots)[64];
-void msl_combine(__generic void* data, uint size, __generic void* result, uint result_size, void (*combine)(msl_slots, msl_slots, uint));
 uint msl_lane(void);
 ulong msl_active(void);
 }
+#endif
 
 namespace metal {
 
@@ -77,48 +79,16 @@ struct msl_and { template <typename T> MSL_INLINE static T apply(T a, T b) { ret
 struct msl_or { template <typename T> MSL_INLINE static T apply(T a, T b) { return a | b; } };
 struct msl_xor { template <typename T> MSL_INLINE static T apply(T a, T b) { return a ^ b; } };
 
-// Over the active lanes of every block of WIDTH lanes, as a tree: neighbours first.
-template <typename T, typename Op, int WIDTH> void msl_reduce(msl_slots in, msl_slots out, uint active) {
-  for (int block = 0; block < 32; block += WIDTH) {
-    T parts[WIDTH];
-    bool present[WIDTH];
-    for (int i = 0; i < WIDTH; ++i) {
-      present[i] = active >> (block + i) & 1;
-      if (present[i]) parts[i] = *(__generic T*)in[block + i];
-    }
-    for (int step = 1; step < WIDTH; step *= 2)
-      for (int i = 0; i < WIDTH; i += 2 * step) {
-        if (!present[i + step]) continue;
-        if (present[i]) parts[i] = Op::apply(parts[i], parts[i + step]);
-        else parts[i] = parts[i + step];
-        present[i] = true;
-      }
-    for (int i = 0; i < WIDTH; ++i)
-      if (active >> (block + i) & 1) *(__generic T*)out[block + i] = parts[0];
-  }
-}
-template <typename T, typename Op, bool INCLUSIVE> void msl_scan(msl_slots in, msl_slots out, uint active) {
-  T sum = __is_same(Op, msl_multiply) ? (T)1 : (T)0;
-  for (int i = 0; i < 32; ++i) {
-    if (!(active >> i & 1)) continue;
-    T before = sum;
-    sum = Op::apply(sum, *(__generic T*)in[i]);
-    if (INCLUSIVE) *(__generic T*)out[i] = sum;
-    else *(__generic T*)out[i] = before;
-  }
-}
-template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) {
-  MSL_SIMD_TYPE(T);
-  T result;
-  msl_combine(&value, sizeof(T), &result, sizeof(T), msl_reduce<T, Op, WIDTH>);
-  return result;
-}
-template <typename Op, bool INCLUSIVE, typename T> MSL_INLINE T msl_scanned(T value) {
-  MSL_SIMD_TYPE(T);
-  T result;
-  msl_combine(&value, sizeof(T), &result, sizeof(T), msl_scan<T, Op, INCLUSIVE>);
-  return result;
-}
+}  // namespace metal
+
+#ifdef __NVPTX__
+#include <nvptx/reductions.h>
+#else
+#include "reductions.h"
+#endif
+
+namespace metal {
+
 #define MSL_REDUCTION(NAME, OP)                                                              \
   template <typename T> MSL_INLINE T simd_##NAME(T v) { return msl_reduced<OP, 32>(v); }     \
   template <typename T> MSL_INLINE T quad_##NAME(T v) { return msl_reduced<OP, 4>(v); }
@@ -137,21 +107,11 @@ struct simd_vote {
   MSL_INLINE bool all() const { return bits == msl_active(); }
   MSL_INLINE bool any() const { return bits != 0; }
 };
-inline void msl_ballot(msl_slots in, msl_slots out, uint active) {
-  uint votes = 0;
-  for (int i = 0; i < 32; ++i) if ((active >> i & 1) && *(__generic bool*)in[i]) votes |= 1u << i;
-  for (int i = 0; i < 32; ++i) { ((__generic uint*)out[i])[0] = votes; ((__generic uint*)out[i])[1] = active; }
-}
-MSL_INLINE uint2 msl_votes(bool v) {
-  uint2 result;
-  msl_combine(&v, sizeof(bool), &result, sizeof(result), msl_ballot);
-  return result;
-}
 MSL_INLINE simd_vote simd_ballot(bool v) { return simd_vote(msl_votes(v).x); }
-MSL_INLINE simd_vote simd_active_threads_mask() { return simd_vote(msl_votes(true).x); }
+MSL_INLINE simd_vote simd_active_threads_mask() { return simd_vote(msl_active_lanes()); }
 MSL_INLINE bool simd_any(bool v) { return msl_votes(v).x != 0; }
 MSL_INLINE bool simd_all(bool v) { uint2 r = msl_votes(v); return r.x == r.y; }
-MSL_INLINE bool simd_is_first() { return __builtin_ctz(msl_votes(true).y) == (int)msl_lane(); }
-template <typename T> MSL_INLINE T simd_broadcast_first(T v) { return msl_from_lane(v, __builtin_ctz(msl_votes(true).y)); }
+MSL_INLINE bool simd_is_first() { return __builtin_ctz(msl_active_lanes()) == (int)msl_lane(); }
+template <typename T> MSL_INLINE T simd_broadcast_first(T v) { return msl_from_lane(v, __builtin_ctz(msl_active_lanes())); }
 
 }  // namespace metal

@@ -70,8 +70,6 @@ typedef long intptr_t;
 typedef unsigned long uintptr_t;
 typedef __bf16 bfloat;
 
-constexpr half operator""_msl_unused(long double v) = delete;
-
 namespace metal {
 
 template <typename T, T V> struct integral_constant {

@@ -1,0 +1,48 @@
+"""The strides of arrays, as inputs of a kernel.
+
+Those of a lazy array are known only when it is computed: MLX hands them to kernels that it compiles itself, and one of
+those, of a single warp, writes them down for ours.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+
+
+@lru_cache(maxsize=4096)
+def row_contiguous(shape: tuple[int, ...]) -> mx.array:
+    """The strides, in elements, of an array without gaps."""
+    strides, step = [], 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return mx.array(strides[::-1], mx.int64)
+
+
+@lru_cache
+def _writer(axes: tuple[int, ...]):
+    """A kernel that writes the strides of as many inputs, which have so many axes."""
+    lines = [f"for (int i = 0; i < {count}; i++) strides{n}[i] = array{n}_strides[i];" for n, count in enumerate(axes)]
+    return mx.fast.cuda_kernel(
+        name="strides_of_" + "_".join(map(str, axes)),
+        input_names=[f"array{n}" for n in range(len(axes))],
+        output_names=[f"strides{n}" for n in range(len(axes))],
+        source="if (threadIdx.x == 0) {\n" + "\n".join(lines) + "\n}\n",
+        ensure_row_contiguous=False,
+    )
+
+
+def learned(arrays: list[mx.array], stream=None) -> list[mx.array]:
+    """The strides of each array as it will lie in memory, int64, lazily."""
+    if not arrays:
+        return []
+    return _writer(tuple(array.ndim for array in arrays))(
+        inputs=arrays,
+        output_shapes=[(array.ndim,) for array in arrays],
+        output_dtypes=[mx.int64] * len(arrays),
+        grid=(32, 1, 1),
+        threadgroup=(32, 1, 1),
+        stream=stream,
+    )
