@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """One generation of Apple GPUs.
+    """One generation of GPUs.
 
     `table`: the family whose parameter rows it uses. `staged`: traversed operands go through threadgroup
     memory (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
-    allocated as the program goes.
+    allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
     """
 
     name: str
@@ -19,6 +19,8 @@ class Family:
     table: str
     staged: bool
     register_tiers: tuple[tuple[int, int], ...]
+    tensor: str = ""
+    threadgroup_bytes: int = 32768
 
 
 # Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).
@@ -34,10 +36,11 @@ FAMILIES = {
         Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
         Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
         Family("apple10", "M5, A19", "apple9", False, ()),
+        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376),
+        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448),
     )
 }
 
-THREADGROUP_BYTES = 32768  # per threadgroup, every family
 THREADGROUP_THREADS = 1024
 
 

@@ -10,10 +10,12 @@ import mlx.core as mx
 from .backends import NAMES, current_backend
 from .device import FAMILIES, Family
 from .explanation import Explanation, StepExplanation
-from .parameters import TABLE, live_bytes, precision_of, register_demand
+from .parameters import candidates, live_bytes, register_demand
 from .plan import Plan, plan
 from .problem import DTYPES, Problem, padded, problem_of
+from .rows import precision_of
 from .steps import ACCUMULATORS, BACKWARD_MASK, DELTA, STEPS, Step
+from .tiles import threadgroup_elements
 
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
 OPTIONS = ("mask", "window", "softcap", "alibi_slopes", "sinks", "segments", "dropout", "key")
@@ -183,23 +185,31 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
         staged=staged,
         registers=register_demand(step, row, precision, head_dim),
         live_bytes=None if step_plan.max_threads or step is DELTA else live_bytes(step, row, precision, head_dim),
-        threadgroup_bytes=row.staging_elements(step_plan.family) * element if staged else 0,
+        threadgroup_bytes=_threadgroup_bytes(step_plan),
         max_threads=step_plan.max_threads,
         output_bytes=launch.output_bytes,
         extra_bytes=_extra_bytes(step_plan),
     )
 
 
+def _threadgroup_bytes(step_plan: Plan) -> int:
+    problem, row = step_plan.problem, step_plan.row
+    if row.tiles == "simdgroup" and (not step_plan.family.staged or step_plan.step is DELTA):
+        return 0
+    elements = threadgroup_elements(step_plan.step, row, step_plan.family, problem.head_dim, problem.value_dim)
+    return elements * _size(problem)
+
+
 OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 
 def _place(step_plan: Plan) -> str:
-    candidates = TABLE[step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family.table]
-    return f"{candidates.index(step_plan.row) + 1} of {len(candidates)}, up to {step_plan.row.max_head}"
+    rows = candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family)
+    return f"{rows.index(step_plan.row) + 1} of {len(rows)}, up to {step_plan.row.max_head}"
 
 
 def _why_row(step_plan: Plan) -> str:
-    if len(TABLE[step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family.table]) == 1:
+    if len(candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family)) == 1:
         return "the only row"
     if step_plan.head_dim > step_plan.row.max_head:
         return f"the last serves {step_plan.head_dim} too"

@@ -4,48 +4,10 @@ The rows are those of metal-flash-attention's 12 tables (Philip Turner, MIT), wh
 them has been timed with these kernels on a Mac yet. Every row proves itself at import.
 """
 
-from dataclasses import dataclass
-
-from .device import FAMILIES, THREADGROUP_BYTES, THREADGROUP_THREADS, Family
+from .device import FAMILIES, THREADGROUP_THREADS, Family
+from .rows import FULL, MIXED, Row, precision_of
 from .steps import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, Step
-
-FULL, MIXED = "float32", "16-bit"  # precision classes: of the inputs; statistics and accumulators are float32
-
-
-def precision_of(dtype: str) -> str:
-    return FULL if dtype == "float32" else MIXED
-
-
-@dataclass(frozen=True)
-class Row:
-    """One table row, for head dimensions up to `max_head` (the last row of a table: for all that are larger).
-
-    `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
-    dimension per step; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
-    paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
-    """
-
-    max_head: int
-    parallel: int
-    traversal: int
-    head: int
-    cached: tuple[str, ...] = ()
-    simdgroup_rows: int = 8
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.parallel // self.simdgroup_rows
-
-    def paged(self, step: Step) -> tuple[str, ...]:
-        return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in self.cached)
-
-    def staging_elements(self, family: Family) -> int:
-        """Elements of threadgroup memory: one block of the traversed operand, or nothing worth naming."""
-        return self.traversal * self.head if family.staged else 1
-
-    def head_block(self, head_dim: int) -> int:
-        return min(self.head, head_dim)
-
+from .tensor_parameters import TENSOR_TABLE, prove_tensor_row
 
 def rows(*lines):
     return tuple(Row(*line[:4], tuple(line[4].split())) for line in lines)
@@ -142,10 +104,15 @@ TABLE = {
 }  # fmt: skip
 
 
+def candidates(step: Step, precision: str, family: Family) -> tuple[Row, ...]:
+    """The rows that may serve a problem, in order: those of the family's tensor cores, then those of its table."""
+    return TENSOR_TABLE.get((step, precision, family.tensor), ()) + TABLE[step, precision, family.table]
+
+
 def lookup(step: Step, dtype: str, family: Family, head_dim: int) -> Row:
     """The first row whose `max_head` covers `head_dim`, else the last: there is no largest head dimension."""
-    candidates = TABLE[step, precision_of(dtype), family.table]
-    return next((row for row in candidates if head_dim <= row.max_head), candidates[-1])
+    rows = candidates(step, precision_of(dtype), family)
+    return next((row for row in rows if head_dim <= row.max_head), rows[-1])
 
 
 # Registers beyond tiles (addresses, row statistics, fragments in flight), in 16-bit registers: fitted on compiles of
@@ -215,7 +182,7 @@ def prove(step: Step, precision: str, family: Family, row: Row) -> None:
     require(row.parallel % row.simdgroup_rows == 0, "a threadgroup must hold whole simdgroups")
     require(row.threads <= THREADGROUP_THREADS, f"{row.threads} threads exceed {THREADGROUP_THREADS}")
     staging = row.staging_elements(family) * (4 if precision == FULL else 2)
-    require(staging <= THREADGROUP_BYTES, f"{staging} threadgroup bytes exceed {THREADGROUP_BYTES}")
+    require(staging <= family.threadgroup_bytes, f"{staging} threadgroup bytes exceed {family.threadgroup_bytes}")
     require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
     require(len(set(row.cached)) == len(row.cached), "an operand is named twice")
     if family.register_tiers:
@@ -236,6 +203,11 @@ def prove_table(table=None) -> None:
             if family.table == name:
                 for row in candidates:
                     prove(step, precision, family, row)
+    for (step, _, name), candidates in TENSOR_TABLE.items():
+        for family in FAMILIES.values():
+            if family.tensor == name:
+                for row in candidates:
+                    prove_tensor_row(step, family, row)
 
 
 prove_table()

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from .features import METAL_TYPES, Features
 from .steps import ACCUMULATORS, DELTA, Step
+from .tiles import LAYERS, threadgroup_elements
 
 if TYPE_CHECKING:
     from .device import Family
     from .parameters import Row
 
-SHARED = ("tile", "tile_simdgroup", "mask", "softmax", "dropout")
-TILES = SHARED[:2]
 BODY = "// ---- body\n"
 
 
@@ -72,12 +71,15 @@ def build(
             "BLOCK_HEAD": row.head_block(max(head_dim, value_dim)),
             "SIMDGROUP_ROWS": row.simdgroup_rows,
             "STAGED": family.staged,
-            "STAGING": row.staging_elements(family),
+            "STAGING": threadgroup_elements(step, row, family, head_dim, value_dim),
+            "JOINT_ROWS": LAYERS[row.tiles].joint_rows,
             **features.holes(step),
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
+    files = ["tile", *LAYERS[row.tiles].files]
+    files += [step.name] if step is DELTA else ["mask", "softmax", "dropout", step.name]
     literals = {hole: _literal(value) for hole, value in holes.items()}
-    parts = [_filled(name, literals) for name in (*(TILES if step is DELTA else SHARED), step.name)]
+    parts = [_filled(name, literals) for name in files]
     paged = row.paged(step)
     return Kernel(
         name=_name(step, row, family, dtype, head_dim, value_dim, features, max_threads),
@@ -102,7 +104,8 @@ def _name(step, row, family, dtype, head_dim, value_dim, features, max_threads):
     if step is not DELTA:
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
-            f"r{row.simdgroup_rows}", "c" + "".join(row.cached), "staged" if family.staged else "direct",
+            f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
+            row.tiles if row.tiles != "simdgroup" else "staged" if family.staged else "direct",
             *features.names(step),
         ]  # fmt: skip
     return "_".join(facts)

@@ -30,13 +30,17 @@ const int block = int(threadgroup_position_in_grid.x) * BP, first = block + int(
 const long row0 = (long(b) * Hk + h_k) * Lk;
 
 threadgroup Element staging[STAGING];
-tile::Rows<Element, R, D, CACHE_K> k;
-tile::Rows<Element, R, DV, CACHE_V> v;
-tile::Traversed<Element, BT, BH, THREADS, STAGED> q, d_o;
+tile::Memory<Element> memory = {staging};
+tile::Rows<Element, BP, R, D, CACHE_K> k;
+tile::Rows<Element, BP, R, DV, CACHE_V> v;
+tile::Traversed<Element, BT, D, BH, THREADS, STAGED> q;
+tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> d_o;
 tile::Accumulator<R, D, BH, CACHE_DK> d_k;
 tile::Accumulator<R, DV, BH, CACHE_DV> d_v;
-k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), first, Lk, lane);
-v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), first, Lk, lane);
+k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), first, Lk, memory, lane);
+v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), first, Lk, memory, lane);
+q.open(memory, lane);
+d_o.open(memory, lane);
 d_k.open(dK + row0 * D, first, Lk, lane);
 d_v.open(dV + row0 * DV, first, Lk, lane);
 
@@ -51,16 +55,15 @@ if (HAS_SEGMENTS) visibility.own = mask::span(visibility.k_segments, block, min(
 const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
 for (int h = h_k * group; h < (h_k + 1) * group; h++) {
   const long statistics0 = (long(b) * Hq + h) * Lq;
-  q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), staging, lane);
-  d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), staging, lane);
+  q.view(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides));
+  d_o.view(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides));
   OPEN_HEAD(b, h, block)
   OPEN_DROPOUT(b, h)
   for (int n = 0; n < visibility.ranges(); n++) {
     const mask::Range range = visibility.range(n, seeing);
     for (int r = range.begin; r < range.end; r += BT) {
       if (visibility.skip(visibility.q_segments, r, min(r + BT, range.end), lane)) continue;
-      q.seek(r, range.end);
-      d_o.seek(r, range.end);
+      tile::seek(q, d_o, r, range.end);
 
       // P^T = 2^(S^T - L)
       tile::Tile<float, R, BT> p, ds;

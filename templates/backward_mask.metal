@@ -27,6 +27,7 @@ const int row = place / column_blocks * R, column = place % column_blocks * BT;
 const int h0 = threadgroup_position_in_grid.y, b0 = threadgroup_position_in_grid.z;
 
 threadgroup Element staging[STAGING];
+tile::Memory<Element> memory = {staging};
 tile::Tile<float, R, BT> total;
 tile::clear(total);
 for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
@@ -37,10 +38,11 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
   for (int h = h0; h < (heads == 1 ? Hq : h0 + 1); h++) {
     for (int first = row; first < (rows == 1 ? Lq : row + 1); first += R) {
       const long row0 = (long(b) * Hq + h) * Lq;
-      tile::Rows<Element, R, D, false> q;
-      tile::Rows<Element, R, DV, false> d_o;
-      q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, lane);
-      d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), first, Lq, lane);
+      tile::Rows<Element, R, R, D, false> q;
+      tile::Rows<Element, R, R, DV, false> d_o;
+      q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, memory, lane);
+      d_o.open(
+          tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), first, Lq, memory, lane);
       tile::RowVector<R> L_row, delta_row;
       for (int i = 0; i < R / 8; i++) {
         const int query = min(first + i * 8 + lane.row, Lq - 1);
@@ -57,11 +59,13 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
         if (c + BT <= seen.begin) continue;
         if (HAS_BLOCKS && !visibility.enter(first, c)) continue;
         if (visibility.skip(visibility.k_segments, c, min(c + BT, Lk), lane)) continue;
-        tile::Traversed<Element, BT, BH, THREADS, STAGED> k, v;
-        k.open(tile::head<Element>(K, K_strides, b, h / group), tile::row_stride<Element>(K_strides), staging, lane);
-        v.open(tile::head<Element>(V, V_strides, b, h / group), tile::row_stride<Element>(V_strides), staging, lane);
-        k.seek(c, Lk);
-        v.seek(c, Lk);
+        tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
+        tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> v;
+        k.open(memory, lane);
+        k.view(tile::head<Element>(K, K_strides, b, h / group), tile::row_stride<Element>(K_strides));
+        v.open(memory, lane);
+        v.view(tile::head<Element>(V, V_strides, b, h / group), tile::row_stride<Element>(V_strides));
+        tile::seek(k, v, c, Lk);
 
         // P = 2^(S - L);  dS = P * (dO V^T - delta);  dM = dM + dS
         tile::Tile<float, R, BT> p, ds;

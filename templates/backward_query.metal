@@ -31,14 +31,18 @@ const int first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Q_shape[1] + h) * Lq;
 
 threadgroup Element staging[STAGING];
-tile::Rows<Element, R, D, CACHE_Q> q;
-tile::Rows<Element, R, DV, CACHE_DO> d_o;
-tile::Traversed<Element, BT, BH, THREADS, STAGED> k, v;
+tile::Memory<Element> memory = {staging};
+tile::Rows<Element, BP, R, D, CACHE_Q> q;
+tile::Rows<Element, BP, R, DV, CACHE_DO> d_o;
+tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
+tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> v;
 tile::Accumulator<R, D, BH, CACHE_DQ> d_q;
-q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, lane);
-d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), first, Lq, lane);
-k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), staging, lane);
-v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), staging, lane);
+q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, memory, lane);
+d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), first, Lq, memory, lane);
+k.open(memory, lane);
+k.view(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides));
+v.open(memory, lane);
+v.view(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides));
 d_q.open(dQ + row0 * D, first, Lq, lane);
 
 tile::RowVector<R> L_row, delta_row, one, scale_row;
@@ -59,8 +63,7 @@ for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
   for (int c = range.begin; c < range.end; c += BT) {
     if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    k.seek(c, range.end);
-    v.seek(c, range.end);
+    tile::seek(k, v, c, range.end);
 
     // P = 2^(S - L)
     tile::Tile<float, R, BT> p, ds;

@@ -126,9 +126,11 @@ template <bool TRANSPOSED, int R, int C>
 METAL_FUNC bool apply(
     thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
     tile::Lane lane) {
-  const int queries = TRANSPOSED ? C : R, keys = TRANSPOSED ? R : C;
-  const bool whole =
-      valid == C && visibility.whole(first_query, first_query + queries - 1, first_key, first_key + keys - 1);
+  // Simdgroups that multiply together must agree on it: it is asked for all their rows.
+  const int joint = max(R, tile::JOINT_ROWS), queries = TRANSPOSED ? C : joint, keys = TRANSPOSED ? joint : C;
+  const int query0 = TRANSPOSED ? first_query : first_query / joint * joint;
+  const int key0 = TRANSPOSED ? first_key / joint * joint : first_key;
+  const bool whole = valid == C && visibility.whole(query0, query0 + queries - 1, key0, key0 + keys - 1);
   if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)

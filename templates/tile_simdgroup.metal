@@ -16,6 +16,8 @@
 
 namespace tile {
 
+constant constexpr int JOINT_ROWS = 1;  // simdgroups multiply on their own
+
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
   uint thread_index, simdgroup;
@@ -93,15 +95,21 @@ METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
   c = reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements());
 }
 
+// The threadgroup memory of the operands: one block, which those that are staged share in turn.
+template <typename T> struct Memory {
+  threadgroup T* staging;
+};
+
 // An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: what they produce is
 // never stored, and no address outside the operand is ever formed.
-template <typename T, int R, int D, bool CACHED> struct Rows {
+template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* block;
   int offset[R / 8];
   Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
 
   // head: element (0, 0) of this head; stride: elements between rows; first: this simdgroup's first row
-  METAL_FUNC void open(const device T* head, long stride, int first, int rows, Lane lane) thread {
+  METAL_FUNC void open(
+      const device T* head, long stride, int first, int rows, thread Memory<T>&, Lane lane) thread {
     const int base = min(first, rows - 1);
     block = head + base * stride;
     for (int i = 0; i < R / 8; i++) {
@@ -123,7 +131,7 @@ template <typename T, int R, int D, bool CACHED> struct Rows {
 
 // An operand that all simdgroups walk along in blocks of BT rows. STAGED: each BT x BH block is copied to
 // threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
-template <typename T, int BT, int BH, int THREADS, bool STAGED> struct Traversed {
+template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Traversed {
   using Element = T;
   const device T* head;
   const device T* block;
@@ -132,11 +140,14 @@ template <typename T, int BT, int BH, int THREADS, bool STAGED> struct Traversed
   int valid;  // rows of the current block that exist and are wanted, at most BT
   Lane lane;
 
-  METAL_FUNC void open(const device T* head_, long stride_, threadgroup T* staging_, Lane lane_) thread {
+  METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
+    staging = memory.staging;
+    lane = lane_;
+  }
+
+  METAL_FUNC void view(const device T* head_, long stride_) thread {
     head = head_;
     stride = stride_;
-    staging = staging_;
-    lane = lane_;
   }
 
   METAL_FUNC void seek(int row, int end) thread {
@@ -184,6 +195,12 @@ template <typename T, int BT, int BH, int THREADS, bool STAGED> struct Traversed
     return pair;
   }
 };
+
+// Both traversed operands go to the block that begins at `row`; `end`: the last row that is wanted, plus one.
+template <typename A, typename B> METAL_FUNC void seek(thread A& a, thread B& b, int row, int end) {
+  a.seek(row, end);
+  b.seek(row, end);
+}
 
 // A float32 result of R rows x D columns. CACHED: in registers until `store`. Otherwise paged, the deliberate
 // register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block
@@ -235,9 +252,9 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 };
 
 // S += A[:, column : column + H] B[:, column : column + H]^T, one head block
-template <int H, bool EDGE, typename T, int R, int D, int BT, bool CACHED, typename B>
+template <int H, bool EDGE, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void head_block_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a, thread const B& b, int column) {
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
 #pragma clang loop unroll(full)
   for (int d = 0; d < H / 8; d++) {
     Pair<T> rows[R / 8];
@@ -251,9 +268,9 @@ METAL_FUNC void head_block_abt(
   }
 }
 
-template <int H, typename T, int R, int D, int BT, bool CACHED, typename B>
+template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void staged_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a, thread const B& b, int column) {
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
   b.template stage<H>(column);
   if (b.valid == BT) {
     head_block_abt<H, false>(s, a, b, column);
@@ -264,10 +281,10 @@ METAL_FUNC void staged_abt(
 
 // S = A B^T. Where A sits in registers, which have no index, the loop over head blocks unrolls. Where it does not,
 // unrolling would only hoist the re-reads back into registers.
-template <typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void multiply_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, R, D, CACHED>& a,
-    thread const Traversed<T, BT, BH, THREADS, STAGED>& b) {
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
+    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
   constexpr int FULL = D / BH * BH, REST = D - FULL;
   clear(s);
   if constexpr (CACHED) {
@@ -354,7 +371,7 @@ METAL_FUNC void head_block_ab(
 template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, BH, THREADS, STAGED>& b, bool whole) {
+    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b, bool whole) {
   constexpr int FULL = D / BH * BH, REST = D - FULL;
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)

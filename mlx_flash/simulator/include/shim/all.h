@@ -8,6 +8,7 @@
 #include "pack.h"
 #include "simdgroup.h"
 #include "matrix.h"
+#include "nv.h"
 #include "atomic.h"
 #include "array.h"
 #include "internals.h"

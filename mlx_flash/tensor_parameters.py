@@ -1,0 +1,61 @@
+"""Rows of the parameter table for NVIDIA's tensor cores (16-bit operands), and what they prove at import.
+
+They come before a family's other rows: float32 and head dimensions beyond the last row here use those.
+"""
+
+from __future__ import annotations
+
+from .device import Family
+from .rows import MIXED, Row
+from .steps import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, Step
+from .tiles import LAYERS, tensor_elements, tensor_registers
+
+
+def rows(tiles: str, *lines) -> tuple[Row, ...]:
+    return tuple(Row(*line[:3], 64, tuple(line[3].split()), 16, tiles) for line in lines)
+
+
+#    max  par-  tra-   cached in
+#    head allel versal registers
+TENSOR_TABLE = {
+    (FORWARD, MIXED, "sm80"): rows(
+        "mma",
+        ( 64, 128,  64, "Q O"),
+        (128, 128,  64, "Q O"),
+        (256,  64,  32, "O"),
+    ),
+    (BACKWARD_QUERY, MIXED, "sm80"): rows(
+        "mma",
+        ( 64, 128,  64, "Q dO dQ"),
+        (128,  64,  64, "dQ"),
+        (256,  64,  16, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, MIXED, "sm80"): rows(
+        "mma",
+        ( 64, 128,  64, "K V dK dV"),
+        (128,  64,  64, "dK dV"),
+    ),
+}  # fmt: skip
+
+REGISTERS, OVERHEAD = 255, 40  # 32-bit registers a thread has; those beyond fragments: addresses, statistics
+REGISTER_FILE = 65536  # of one multiprocessor, which holds at least one threadgroup
+
+
+def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
+    """Raises ValueError unless the row is legal."""
+
+    def require(holds, what):
+        if not holds:
+            raise ValueError(f"parameter row {row} of {step} {family.name}: {what}")
+
+    joint = LAYERS[row.tiles].joint_rows
+    require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
+    require(row.parallel % max(joint, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
+    require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
+    missing = set(step.cacheable) & ACCUMULATORS - set(row.cached)
+    require(not missing, f"{missing} must be cached: accumulators are not paged here")
+    taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
+    require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
+    needed = tensor_registers(step, row, row.max_head) + OVERHEAD
+    require(needed <= REGISTERS, f"{needed} registers a thread exceed {REGISTERS}")
+    require(needed * row.threads <= REGISTER_FILE, f"{row.threads} threads of {needed} registers exceed the file")

@@ -1,0 +1,59 @@
+"""The tile layers: one for each kind of matrix hardware, as the files that implement it and what it asks of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .steps import ACCUMULATORS, Step
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`files`: templates, in order. `joint_rows`: rows whose simdgroups multiply together (1: each on its own)."""
+
+    files: tuple[str, ...]
+    joint_rows: int = 1
+
+
+LAYERS = {
+    "simdgroup": Layer(("tile_simdgroup",)),
+    "mma": Layer(("tile_tensor", "tile_mma")),
+    "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64),
+}
+
+PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
+STAGES = 2  # blocks of a traversed operand there: one is multiplied while the next is copied
+
+
+def operand_columns(step: Step, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(operands whose rows belong to a simdgroup, operands that are traversed), each with its columns."""
+    columns = {"Q": head_dim, "K": head_dim, "V": value_dim, "dO": value_dim}
+    own = {name: columns[name] for name in step.cacheable if name not in ACCUMULATORS}
+    return own, {name: columns[name] for name in columns if name in step.inputs and name not in own}
+
+
+def tensor_elements(step: Step, row, head_dim: int, value_dim: int) -> int:
+    """16-bit elements of threadgroup memory that a row of a tensor-core layer takes."""
+    own, traversed = operand_columns(step, head_dim, value_dim)
+    kept = sum(row.parallel * _panels(columns) for name, columns in own.items() if name not in row.cached)
+    return kept + sum(STAGES * row.traversal * _panels(columns) for columns in traversed.values())
+
+
+def threadgroup_elements(step: Step, row, family, head_dim: int, value_dim: int) -> int:
+    """Elements of a kernel's threadgroup memory, one at least."""
+    if row.tiles == "simdgroup":
+        return row.staging_elements(family)
+    return tensor_elements(step, row, head_dim, value_dim)
+
+
+def tensor_registers(step: Step, row, head_dim: int) -> int:
+    """32-bit registers a thread holds in fragments at the fullest moment, addresses and statistics not counted."""
+    sixteenths = row.simdgroup_rows // 16
+    accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
+    cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
+    scores = row.traversal // 8 * 4 * (1.5 if step.matmuls == 2 else 2)
+    return int(sixteenths * (accumulators + cached + scores))
+
+
+def _panels(columns: int) -> int:
+    return -(-columns // PANEL) * PANEL

@@ -1,0 +1,25 @@
+// The tile layer's products by mma.sync: every simdgroup multiplies on its own (compute capability 8.0 and later).
+namespace tile {
+
+// S = A B^T
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+METAL_FUNC void multiply_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
+    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+  synchronous_abt(s, a, b);
+}
+
+// C = factor * C + P B.  whole: every row of P sees every row of B, so that what lies there is meant.
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b, bool whole) {
+  c.multiply(factor);
+  if (whole) {
+    synchronous_ab<false>(c, p, b);
+  } else {
+    synchronous_ab<true>(c, p, b);
+  }
+}
+
+}  // namespace tile
