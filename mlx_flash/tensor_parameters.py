@@ -35,6 +35,23 @@ TENSOR_TABLE = {
         ( 64, 128,  64, "K V dK dV"),
         (128,  64,  64, "dK dV"),
     ),
+    (FORWARD, MIXED, "sm90"): rows(
+        "wgmma",
+        ( 64, 128, 128, "O"),
+        (128, 128, 128, "O"),
+        (256, 128,  64, "O"),
+    ),
+    (BACKWARD_QUERY, MIXED, "sm90"): rows(
+        "wgmma",
+        ( 64, 128,  64, "dQ"),
+        (192, 128,  64, "dQ"),
+        (256, 128,  32, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
+        "wgmma",
+        ( 64, 128,  64, "dK dV"),
+        (128, 128,  64, "dK dV"),
+    ),
 }  # fmt: skip
 
 REGISTERS, OVERHEAD = 255, 40  # 32-bit registers a thread has; those beyond fragments: addresses, statistics

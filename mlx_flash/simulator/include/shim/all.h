@@ -9,6 +9,7 @@
 #include "simdgroup.h"
 #include "matrix.h"
 #include "nv.h"
+#include "wgmma.h"
 #include "atomic.h"
 #include "array.h"
 #include "internals.h"

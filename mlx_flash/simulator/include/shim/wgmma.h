@@ -1,0 +1,167 @@
+// Hopper's asynchronous matrix products (wgmma), for tile layers: four simdgroups multiply 64 rows by a block in
+// threadgroup memory, which lies in panels of 64 columns with the 128-byte swizzle. On the CPU each simdgroup
+// computes its own 16 rows at once.
+#pragma once
+#include "nv.h"
+
+namespace nv {
+
+#if defined(__NVPTX__)
+
+// What a matrix descriptor says: address, distance of panels, distance of groups of 8 rows, 128-byte swizzle
+MSL_INLINE ulong descriptor(uint address, uint panel_bytes) {
+  return (ulong)(address >> 4 & 0x3fff) | (ulong)(panel_bytes >> 4) << 16 | (ulong)(1024 >> 4) << 32 | 1ul << 62;
+}
+
+// The registers of C, for N columns
+#define NV_REG(j) "+f"(c[0][j].x), "+f"(c[0][j].y), "+f"(c[1][j].x), "+f"(c[1][j].y)
+#define NV_LIST_8 "%0, %1, %2, %3"
+#define NV_REGS_8 NV_REG(0)
+#define NV_LIST_16 NV_LIST_8 ", %4, %5, %6, %7"
+#define NV_REGS_16 NV_REGS_8, NV_REG(1)
+#define NV_LIST_24 NV_LIST_16 ", %8, %9, %10, %11"
+#define NV_REGS_24 NV_REGS_16, NV_REG(2)
+#define NV_LIST_32 NV_LIST_24 ", %12, %13, %14, %15"
+#define NV_REGS_32 NV_REGS_24, NV_REG(3)
+#define NV_LIST_40 NV_LIST_32 ", %16, %17, %18, %19"
+#define NV_REGS_40 NV_REGS_32, NV_REG(4)
+#define NV_LIST_48 NV_LIST_40 ", %20, %21, %22, %23"
+#define NV_REGS_48 NV_REGS_40, NV_REG(5)
+#define NV_LIST_56 NV_LIST_48 ", %24, %25, %26, %27"
+#define NV_REGS_56 NV_REGS_48, NV_REG(6)
+#define NV_LIST_64 NV_LIST_56 ", %28, %29, %30, %31"
+#define NV_REGS_64 NV_REGS_56, NV_REG(7)
+#define NV_LIST_72 NV_LIST_64 ", %32, %33, %34, %35"
+#define NV_REGS_72 NV_REGS_64, NV_REG(8)
+#define NV_LIST_80 NV_LIST_72 ", %36, %37, %38, %39"
+#define NV_REGS_80 NV_REGS_72, NV_REG(9)
+#define NV_LIST_88 NV_LIST_80 ", %40, %41, %42, %43"
+#define NV_REGS_88 NV_REGS_80, NV_REG(10)
+#define NV_LIST_96 NV_LIST_88 ", %44, %45, %46, %47"
+#define NV_REGS_96 NV_REGS_88, NV_REG(11)
+#define NV_LIST_104 NV_LIST_96 ", %48, %49, %50, %51"
+#define NV_REGS_104 NV_REGS_96, NV_REG(12)
+#define NV_LIST_112 NV_LIST_104 ", %52, %53, %54, %55"
+#define NV_REGS_112 NV_REGS_104, NV_REG(13)
+#define NV_LIST_120 NV_LIST_112 ", %56, %57, %58, %59"
+#define NV_REGS_120 NV_REGS_112, NV_REG(14)
+#define NV_LIST_128 NV_LIST_120 ", %60, %61, %62, %63"
+#define NV_REGS_128 NV_REGS_120, NV_REG(15)
+#define NV_LIST_136 NV_LIST_128 ", %64, %65, %66, %67"
+#define NV_REGS_136 NV_REGS_128, NV_REG(16)
+#define NV_LIST_144 NV_LIST_136 ", %68, %69, %70, %71"
+#define NV_REGS_144 NV_REGS_136, NV_REG(17)
+#define NV_LIST_152 NV_LIST_144 ", %72, %73, %74, %75"
+#define NV_REGS_152 NV_REGS_144, NV_REG(18)
+#define NV_LIST_160 NV_LIST_152 ", %76, %77, %78, %79"
+#define NV_REGS_160 NV_REGS_152, NV_REG(19)
+#define NV_LIST_168 NV_LIST_160 ", %80, %81, %82, %83"
+#define NV_REGS_168 NV_REGS_160, NV_REG(20)
+#define NV_LIST_176 NV_LIST_168 ", %84, %85, %86, %87"
+#define NV_REGS_176 NV_REGS_168, NV_REG(21)
+#define NV_LIST_184 NV_LIST_176 ", %88, %89, %90, %91"
+#define NV_REGS_184 NV_REGS_176, NV_REG(22)
+#define NV_LIST_192 NV_LIST_184 ", %92, %93, %94, %95"
+#define NV_REGS_192 NV_REGS_184, NV_REG(23)
+#define NV_LIST_200 NV_LIST_192 ", %96, %97, %98, %99"
+#define NV_REGS_200 NV_REGS_192, NV_REG(24)
+#define NV_LIST_208 NV_LIST_200 ", %100, %101, %102, %103"
+#define NV_REGS_208 NV_REGS_200, NV_REG(25)
+#define NV_LIST_216 NV_LIST_208 ", %104, %105, %106, %107"
+#define NV_REGS_216 NV_REGS_208, NV_REG(26)
+#define NV_LIST_224 NV_LIST_216 ", %108, %109, %110, %111"
+#define NV_REGS_224 NV_REGS_216, NV_REG(27)
+#define NV_LIST_232 NV_LIST_224 ", %112, %113, %114, %115"
+#define NV_REGS_232 NV_REGS_224, NV_REG(28)
+#define NV_LIST_240 NV_LIST_232 ", %116, %117, %118, %119"
+#define NV_REGS_240 NV_REGS_232, NV_REG(29)
+#define NV_LIST_248 NV_LIST_240 ", %120, %121, %122, %123"
+#define NV_REGS_248 NV_REGS_240, NV_REG(30)
+#define NV_LIST_256 NV_LIST_248 ", %124, %125, %126, %127"
+#define NV_REGS_256 NV_REGS_248, NV_REG(31)
+#define NV_EVERY_N(DO) DO(8) DO(16) DO(24) DO(32) DO(40) DO(48) DO(56) DO(64) DO(72) DO(80) DO(88) DO(96) DO(104) DO(112) DO(120) DO(128) \
+  DO(136) DO(144) DO(152) DO(160) DO(168) DO(176) DO(184) DO(192) DO(200) DO(208) DO(216) DO(224) DO(232) DO(240) DO(248) DO(256)
+
+#define NV_SHARED(N, TYPE)                                                                                            \
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %[add], 0;\n\t"                                                 \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                                        \
+               " {" NV_LIST_##N "}, %[a], %[b], p, 1, 1, 0, 0;\n\t}"                                                  \
+               : NV_REGS_##N : [a] "l"(a_matrix), [b] "l"(b_matrix), [add] "r"((int)add) : "memory")
+#define NV_REGISTERS(N, TYPE)                                                                                         \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                                        \
+               " {" NV_LIST_##N "}, {%[a0], %[a1], %[a2], %[a3]}, %[b], 1, 1, 1, 1;"                                  \
+               : NV_REGS_##N                                                                                          \
+               : [a0] "r"(a.x), [a1] "r"(a.y), [a2] "r"(a.z), [a3] "r"(a.w), [b] "l"(b_matrix) : "memory")
+
+// C = A B^T, or C += A B^T: 16 columns from `column` on of the panels `a` (64 rows) and `b` (N rows)
+template <typename T, int N>
+MSL_INLINE void multiply_shared(
+    thread vec<float, 2> (&c)[2][N / 8], threadgroup T* a, threadgroup T* b, int column, int, bool add) {
+  const ulong a_matrix = descriptor(NV_ADDRESS(a + column), 16), b_matrix = descriptor(NV_ADDRESS(b + column), 16);
+#define NV_CASE(SIZE)                                 \
+  if constexpr (N == SIZE) {                          \
+    if constexpr (is_half_v<T>) NV_SHARED(SIZE, "f16"); \
+    else NV_SHARED(SIZE, "bf16");                     \
+  }
+  NV_EVERY_N(NV_CASE)
+#undef NV_CASE
+}
+
+// C += A B: A 64 x 16 in the registers of its simdgroups, B 16 rows x N columns of panels `panel` elements apart
+template <typename T, int N>
+MSL_INLINE void multiply_registers(
+    thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, threadgroup T* b, int panel) {
+  const ulong b_matrix = descriptor(NV_ADDRESS(b), panel * sizeof(T));
+#define NV_CASE(SIZE)                                    \
+  if constexpr (N == SIZE) {                             \
+    if constexpr (is_half_v<T>) NV_REGISTERS(SIZE, "f16"); \
+    else NV_REGISTERS(SIZE, "bf16");                     \
+  }
+  NV_EVERY_N(NV_CASE)
+#undef NV_CASE
+}
+
+// Products are asynchronous: `begin` before the first, `finish` before anything touches their registers or operands.
+MSL_INLINE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
+MSL_INLINE void finish_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned 0;" : : : "memory");
+}
+
+#else
+
+template <typename T> MSL_INLINE T swizzled(threadgroup T* panel, int row, int column) {
+  return panel[row * 64 + ((column / 8) ^ (row & 7)) * 8 + column % 8];
+}
+
+template <typename T, int N>
+MSL_INLINE void multiply_shared(
+    thread vec<float, 2> (&c)[2][N / 8], threadgroup T* a, threadgroup T* b, int column, int first, bool add) {
+  const int row = first + msl_lane() / 4, place = msl_lane() % 4 * 2;
+  for (int i = 0; i < 2; ++i) for (int n = 0; n < N; n += 8) for (int e = 0; e < 2; ++e) {
+    float sum = add ? c[i][n / 8][e] : 0;
+    for (int k = column; k < column + 16; ++k)
+      sum += (float)swizzled(a, row + i * 8, k) * (float)swizzled(b, n + place + e, k);
+    c[i][n / 8][e] = sum;
+  }
+}
+
+template <typename T, int N>
+MSL_INLINE void multiply_registers(
+    thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, threadgroup T* b, int panel) {
+  for (int d = 0; d < N; d += 8) {
+    vec<uint, 2> columns;
+    const int row = msl_lane() % 4 * 2, column = d + msl_lane() / 4;
+    for (int k = 0; k < 2; ++k) {
+      threadgroup T* at = b + column / 64 * panel;
+      columns.set(k, as_type<uint>(vec<T, 2>(swizzled(at, 8 * k + row, column % 64), swizzled(at, 8 * k + row + 1, column % 64))));
+    }
+    multiply<T>(c[0][d / 8], c[1][d / 8], a, columns);
+  }
+}
+
+MSL_INLINE void begin_products() {}
+MSL_INLINE void finish_products() {}
+
+#endif
+
+}  // namespace nv
