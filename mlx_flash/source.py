@@ -59,6 +59,7 @@ def build(
 ) -> Kernel:
     """The kernel of one step. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
     holes = {
+        "JOINT_ROWS": LAYERS[row.tiles].joint_rows,
         "ELEMENT": METAL_TYPES[dtype],
         "VALUE_DIM": value_dim,
         "BLOCK_PARALLEL": row.parallel,
@@ -72,7 +73,6 @@ def build(
             "SIMDGROUP_ROWS": row.simdgroup_rows,
             "STAGED": family.staged,
             "STAGING": threadgroup_elements(step, row, family, head_dim, value_dim),
-            "JOINT_ROWS": LAYERS[row.tiles].joint_rows,
             **features.holes(step),
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }

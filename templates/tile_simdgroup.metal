@@ -16,7 +16,7 @@
 
 namespace tile {
 
-constant constexpr int JOINT_ROWS = 1;  // simdgroups multiply on their own
+constant constexpr int JOINT_ROWS = $JOINT_ROWS;  // rows whose simdgroups multiply together
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment

@@ -6,6 +6,8 @@
 //   ahead     the block after the current one is copied (cp.async) while this one is multiplied: two stages
 //
 // The nv:: functions are single PTX instructions; the PTX ISA manual gives their fragment layouts.
+#include <nv>
+
 namespace tile {
 
 constant constexpr int PANEL = 64, STAGES = 2;

@@ -100,7 +100,7 @@ def test_unknown_backend():
 
 
 def test_unknown_family():
-    with pytest.raises(ValueError, match=r"family: expected one of apple7, .*apple10, got 'm4'\. "):
+    with pytest.raises(ValueError, match=r"family: expected one of apple7, .*apple10, sm80, sm90, got 'm4'\. "):
         use_backend("simulator", "m4")
 
 

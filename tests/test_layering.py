@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 PATH = ("attention", "autograd", "operands", "plan", "problem", "parameters", "source", "launch", "backends")
 LEAVES = (
     "errors", "steps", "device", "features", "options", "block_mask", "block_plot", "reference", "reference_scores",
-    "simulator",
+    "simulator", "rows", "tiles", "tensor_parameters",
 )  # fmt: skip
 PRODUCT = sorted(PACKAGE.rglob("*.py"))
 PYTHON = [*PRODUCT, *sorted(TESTS.glob("*.py"))]

@@ -8,8 +8,6 @@
 #include "pack.h"
 #include "simdgroup.h"
 #include "matrix.h"
-#include "nv.h"
-#include "wgmma.h"
 #include "atomic.h"
 #include "array.h"
 #include "internals.h"
