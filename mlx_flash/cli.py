@@ -1,4 +1,4 @@
-"""The command line: demo, explain, source and check. Bad input is one sentence and status 2, never a traceback."""
+"""The command line: demo, lm, explain, source and check. Bad input is one sentence and status 2, never a traceback."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .console import CommandError, kernel_backend, need
 DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("metal", "simulator", "reference")
 FAMILIES = ("apple7", "apple8", "apple9", "apple10")
+KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
+PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
 STEPS = ("forward", "delta", "backward_query", "backward_key_value")
 
 
@@ -49,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--text", metavar="FILE", help="text to learn (default: Python's own documentation)")
     demo.add_argument("--out", default=".", metavar="DIR|PNG", help="where the plot goes (default: this folder)")
 
+    _language_model(commands.add_parser("lm", parents=[backend], help="mlx-lm's generation with and without mlx_flash"))
+
     shared = _numbers(backend)
     commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
     source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile")
@@ -59,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
     check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
     return main_parser
+
+
+def _language_model(lm: argparse.ArgumentParser) -> None:
+    lm.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
+    lm.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to continue (default: a sentence)")
+    lm.add_argument("--max-tokens", type=whole_number, default=32, metavar="N", help="tokens to write (default: 32)")
+    lm.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the KV cache (default: no)")
+    lm.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
 
 
 def _numbers(backend: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -119,6 +131,12 @@ def run_demo(arguments) -> int:
     return demo(arguments)
 
 
+def run_lm(arguments) -> int:
+    from .lm.command import lm
+
+    return lm(arguments)
+
+
 def run_check(arguments) -> int:
     if arguments.fuzz:
         from .fuzz import run
@@ -132,7 +150,9 @@ def run_check(arguments) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 well, 1 a comparison failed, 2 bad input."""
     arguments = parser().parse_args(argv)
-    commands = {"demo": run_demo, "explain": run_explain, "source": run_source, "check": run_check}
+    commands = {
+        "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
+    }  # fmt: skip
     try:
         status = commands[arguments.command](arguments)
         sys.stdout.flush()

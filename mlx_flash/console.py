@@ -10,14 +10,16 @@ class CommandError(Exception):
     """What a user can put right, in one sentence; the command prints it and exits with status 2."""
 
 
-def need(module: str, command: str) -> ModuleType:
-    """An optional module, or a CommandError that says how to get it."""
+def need(module: str, command: str, extra: str = "demo") -> ModuleType:
+    """An optional module, or a CommandError that says how to get it. `extra`: of this package, which brings it."""
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
+    except Exception as error:  # a package that is there in part fails in any way
+        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
+        reason = "not installed" if absent else f"installed but cannot be imported ({type(error).__name__}: {error})"
         raise CommandError(
-            f"{command} needs {package}, which is not installed: pip install 'mlx-flash-attention[demo]'"
+            f"{command} needs {package}, which is {reason}: pip install 'mlx-flash-attention[{extra}]'"
         ) from error
 
 
@@ -28,8 +30,8 @@ def kernel_backend() -> str:
     return "metal" if mx.metal.is_available() else "simulator"
 
 
-def progress(command: str, console):
-    """A progress bar with one line for each phase."""
+def progress(command: str, console, transient: bool = False):
+    """A progress bar with one line for each phase; `transient` ones are gone in the end."""
     bars = need("rich.progress", command)
     return bars.Progress(
         bars.TextColumn("{task.description}"),
@@ -38,6 +40,7 @@ def progress(command: str, console):
         bars.TimeElapsedColumn(),
         bars.TextColumn("{task.fields[note]}"),
         console=console,
+        transient=transient,
     )
 
 

@@ -1,0 +1,67 @@
+"""Where the language model comes from: a folder, or a few random numbers. mlx-lm is imported when it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..console import CommandError, need
+
+TINY = {
+    "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 256,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "rms_norm_eps": 1e-5, "max_position_embeddings":
+    8192, "tie_word_embeddings": False,
+}  # fmt: skip
+TINY_WORDS = "a random Llama, 2 layers, 4 query heads over 2 key/value heads, head dimension 64, float32"
+
+
+def mlx_lm(part: str = ""):
+    """mlx-lm, or one of its modules; a CommandError when it is missing or does not import."""
+    return need(f"mlx_lm{part and '.'}{part}", "lm", "lm")
+
+
+def tiny_model(seed: int = 0):
+    """(model, tokenizer) as from ``mlx_lm.load``: a small Llama of random weights, a token for each byte.
+
+    It needs no download; what it writes is noise, the same for the same seed.
+    """
+    llama, utils = mlx_lm("models.llama"), mlx_lm("tokenizer_utils")
+    mx.random.seed(seed)
+    model = llama.Model(llama.ModelArgs.from_dict(TINY))
+    for layer in model.layers:  # as drawn, all keys would get nearly the same weight
+        layer.self_attn.q_proj.weight *= 4
+    mx.eval(model.parameters())
+    model.eval()
+    return model, utils.TokenizerWrapper(_byte_tokenizer())
+
+
+def _byte_tokenizer():
+    tokenizers, transformers = need("tokenizers", "lm", "lm"), need("transformers", "lm", "lm")
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = {character: n for n, character in enumerate(sorted(level.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = level, tokenizers.decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def load(path: str):
+    """(model, tokenizer) of a model's folder; CommandError for what is none."""
+    lm, folder = mlx_lm(), Path(path)
+    if not folder.exists():
+        raise CommandError(f"--model {path}: no such folder. Download the model first, nothing is fetched here")
+    if not folder.is_dir():
+        raise CommandError(f"--model {path}: this is a file, expected a model's folder")
+    for pattern in ("config.json", "model*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise CommandError(f"--model {path}: the folder holds no {pattern}, so it is no model mlx-lm can load")
+    try:
+        return lm.load(str(folder))
+    except Exception as error:  # whatever another package makes of broken files
+        raise CommandError(f"--model {path}: mlx-lm cannot load it ({described(error)})") from error
+
+
+def described(error: Exception) -> str:
+    """An exception of another package in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
