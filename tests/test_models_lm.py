@@ -82,7 +82,10 @@ def test_a_run_that_stops_early_parts_there():
         (lambda own: (own / "config.json").unlink() or own, ["holds no config.json"]),
         (lambda own: (own / "model.safetensors").unlink() or own, ["holds no model*.safetensors"]),
         (lambda own: (own / "config.json").write_text("{") and own, ["cannot load it", "JSONDecodeError"]),
-        (lambda own: (own / "config.json").write_text('{"model_type": "no"}') and own, ["cannot load it", "no not supp"]),
+        (
+            lambda own: (own / "config.json").write_text('{"model_type": "no"}') and own,
+            ["cannot load it", "no not supp"],
+        ),
         (lambda own: (own / "model.safetensors").write_bytes(b"x") and own, ["cannot load it"]),
         (lambda own: [path.unlink() for path in own.glob("token*")] and own, ["cannot load it"]),
     ],

@@ -115,7 +115,7 @@ def _conclude(runs: dict[str, list[Run]], report: patch, parted: Parting | None,
         print(f"the tokens are the same, all {count}")
         return
     print(
-        f"the tokens differ from number {parted.position + 1} of {count}: there MLX's best two lie {parted.gap:.2g} apart "
-        f"in log-probability, and the two runs differ by {parted.difference:.2g}"
+        f"the tokens differ from number {parted.position + 1} of {count}: there MLX's best two lie {parted.gap:.2g} "
+        f"apart in log-probability, and the two runs differ by {parted.difference:.2g}"
         f"{': a tie, which rounding decides' if parted.tie else ''}"
     )
