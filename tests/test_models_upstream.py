@@ -1,7 +1,7 @@
 """MLX's own test of its function, python/tests/test_fast_sdpa.py, with ours in its place.
 
 The file is MLX's: it is fetched from its repository at the installed version's tag and kept in the user's cache, or
-read from the folder that MLX_FLASH_MLX_TESTS names (python/tests of a checkout). Without either these tests are skipped.
+read from the folder that MLX_FLASH_MLX_TESTS names (python/tests of a checkout). Without either they are skipped.
 """
 
 import importlib
