@@ -7,6 +7,10 @@ from .errors import UnsupportedProblem
 from .explain import explain
 from .integrations import patch, unpatch
 from .merging import merge
+from .transforms import install
+
+install()
+del install
 
 __version__ = "0.1.0"
 __all__ = [

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import mlx.core as mx
 
-from .autograd import attend
 from .backends import current_backend
 from .block_mask import BlockMask
-from .operands import operands
-from .problem import Problem, padded, problem_of
+from .calls import call_of
 
 
 def attention(
@@ -62,6 +57,9 @@ def attention(
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
         UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives and mx.jvp raise it too.
 
+    mx.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by entry.
+    mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile).
+
     Scores, softmax statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
     """
@@ -69,29 +67,5 @@ def attention(
         "mask": mask, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks,
         "segments": segments, "dropout": dropout, "key": key,
     }  # fmt: skip
-    problem = problem_of(q, k, v, scale=scale, causal=causal, **options)
-    if problem.empty:
-        return _nothing(problem, q.dtype, sinks, return_lse)
-    head_dim, value_dim = padded(problem.head_dim), padded(problem.value_dim)
-    q, k = (_pad(array, head_dim, stream) for array in (q, k))
-    v = _pad(v, value_dim, stream)
-    inner = replace(problem, head_dim=head_dim, value_dim=value_dim)
-    extras = operands(problem, **options)
-    out, L = attend(inner, tuple(extras), current_backend(), stream, return_lse)(q, k, v, *extras.values())
-    out = out if value_dim == problem.value_dim else out[..., : problem.value_dim]
-    return (out, L * math.log(2)) if return_lse else out
-
-
-def _pad(array: mx.array, dimension: int, stream) -> mx.array:
-    """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
-    missing = dimension - array.shape[3]
-    return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, missing)], stream=stream) if missing else array
-
-
-def _nothing(problem: Problem, dtype, sinks, return_lse: bool):
-    """Zeros; without keys each row's only score, if any, is its head's sink."""
-    out = mx.zeros(problem.output_shape, dtype)
-    if not return_lse:
-        return out
-    lse = -math.inf if sinks is None else sinks.astype(mx.float32)[:, None]
-    return out, mx.broadcast_to(mx.array(lse), problem.output_shape[:3])
+    call = call_of(q, k, v, current_backend(), stream, return_lse, scale=scale, causal=causal, **options)
+    return call(q, k, v, options)

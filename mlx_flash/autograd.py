@@ -7,25 +7,33 @@ dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only 
 from __future__ import annotations
 
 import math
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 
 import mlx.core as mx
 
 from .backends import Backend
 from .errors import UnsupportedProblem
+from .mapping import mapped, output_dtype, stand_in
 from .operands import step_inputs
-from .plan import plan
+from .plan import Plan, plan
 from .problem import Problem
 from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, Step
+from .transforms import trace
+
+Arrays = tuple[mx.array, ...]
 
 
-def run(step: Step, problem: Problem, backend: Backend, stream, inputs: dict) -> tuple[mx.array, ...]:
+def run(step: Step, problem: Problem, backend: Backend, stream, inputs: dict) -> Arrays:
     """The step's outputs; those shaped like q, k and v in the problem's dtype, the others float32."""
-    outputs = backend.run(plan(step, problem, backend.family), inputs, stream)
-    dtype = getattr(mx, problem.dtype)
+    return _run(plan(step, problem, backend.family), backend, stream, inputs)
+
+
+def _run(chosen: Plan, backend: Backend, stream, inputs: dict) -> Arrays:
+    outputs = backend.run(chosen, inputs, stream)
     return tuple(
-        array.astype(dtype, stream=stream) if name in ("O", "dQ", "dK", "dV") else array
-        for name, array in zip(step.outputs, outputs)
+        array.astype(output_dtype(name, chosen.problem), stream=stream)
+        for name, array in zip(chosen.step.outputs, outputs)
     )
 
 
@@ -34,78 +42,99 @@ def _refuse(what: str, *_):
 
 
 _NO_JVP = partial(_refuse, "forward-mode derivatives (mx.jvp) are not available: use mx.grad or mx.vjp.")
-_NO_VMAP = partial(_refuse, "mx.vmap is not available: fold the mapped axis into the batch axis.")
+_NO_VMAP = partial(
+    _refuse,
+    "mx.vmap does not reach this call: it was taken from mlx.core before mlx_flash was imported (call it as mx.vmap), "
+    "or goes through mx.checkpoint or a custom function without a vmap rule (map inside of it).",
+)
 _NO_SECOND = partial(_refuse, "gradients of gradients are not available: attention can be differentiated once.")
 
 
-def _once_differentiable(function):
+def _custom(function: Callable, vjp: Callable, vmap: Callable) -> Callable:
     wrapped = mx.custom_function(function)
-    wrapped.vjp(_NO_SECOND)
+    wrapped.vjp(vjp)
     wrapped.jvp(_NO_JVP)
-    wrapped.vmap(_NO_VMAP)
+    wrapped.vmap(vmap)
     return wrapped
 
 
-@mx.custom_function
-def _guard(*arrays):
-    """Does nothing, but is the first operation that jvp and vmap meet: MLX walks the operations inside a custom
-    function before it asks the function itself, and would stop at one of them with a message of its own."""
-    return arrays
+# Does nothing, but is the first operation that jvp and vmap meet: MLX walks the operations inside a custom function
+# before it asks the function itself, and would stop at one of them with a message of its own.
+_guard = _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP)
 
 
-_guard.vjp(lambda primals, cotangents, outputs: tuple(cotangents))
-_guard.jvp(_NO_JVP)
-_guard.vmap(_NO_VMAP)
+class Attention:
+    """The steps of one problem on one backend as functions of arrays, with gradients.
 
-
-@lru_cache(maxsize=1024)
-def attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream=None, with_lse: bool = False):
-    """The function (q, k, v, *operands) -> (O, L) of one problem on one backend, with its gradients.
-
-    `names`: of the operands, in order. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of
-    exponentials; gradients flow through it where `with_lse`, that is where somebody sees it.
+    Called with a step and what it reads, in order: Q, K, V, dO, L, delta (those the step has), then the operands,
+    whose `names` say what they are. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials;
+    gradients flow through it where `with_lse`, that is where somebody sees it.
     """
 
-    def call(step, inputs, extras):
-        named = step_inputs(problem, dict(zip(names, extras)), step is BACKWARD_KEY_VALUE)
-        return run(step, problem, backend, stream, {**inputs, **named, "scale": problem.scale})
+    def __init__(self, problem: Problem, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
+        self.problem, self.names, self.backend, self.stream, self.with_lse = problem, names, backend, stream, with_lse
+        self._plan = cache(lambda step: plan(step, problem, backend.family))
+        self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
-    def residuals(arrays):
-        inputs = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays))
-        return inputs | ({"extents": problem.options.mask_shape} if problem.options.mask else {})
+    def __call__(self, step: Step, *arrays: mx.array) -> Arrays:
+        if trace.witness is not None:
+            return self._stand_in(step)(*arrays, trace.witness)
+        return self._kernel(step, *arrays) if trace.bare else self._function(step)(*arrays)
 
-    @mx.custom_function
-    def forward(q, k, v, *extras):
-        return call(FORWARD, {"Q": q, "K": k, "V": v}, extras)
+    def _kernel(self, step: Step, *arrays: mx.array) -> Arrays:
+        """The step itself, without gradients."""
+        own = [name for name in step.inputs if name not in ("scale", "extents")]
+        inputs = dict(zip(own, arrays))
+        if step is not DELTA:
+            extras = dict(zip(self.names, arrays[len(own) :]))
+            inputs |= step_inputs(self.problem, extras, step is BACKWARD_KEY_VALUE) | {"scale": self.problem.scale}
+        if step is BACKWARD_MASK:
+            inputs["extents"] = self.problem.options.mask_shape
+        return _run(self._plan(step), self.backend, self.stream, inputs)
 
-    @_once_differentiable
-    def backward_query(*arrays):
-        return call(BACKWARD_QUERY, residuals(arrays), arrays[6:])[0]
+    def _differentiable(self, step: Step) -> Callable:
+        vjp = self._backward if step is FORWARD else _NO_SECOND
+        function = _custom(partial(self._kernel, step), vjp, _NO_VMAP)
+        return (lambda *arrays: function(*_guard(*arrays))) if step is FORWARD else function
 
-    @_once_differentiable
-    def backward_key_value(*arrays):
-        return call(BACKWARD_KEY_VALUE, residuals(arrays), arrays[6:])
+    def _mappable(self, step: Step) -> Callable:
+        """What stands for the step in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
+        that the rule is asked in any case."""
 
-    @_once_differentiable
-    def backward_mask(*arrays):
-        return call(BACKWARD_MASK, residuals(arrays), arrays[6:])[0]
+        def call(problem: Problem, *arrays):
+            return attend(problem, self.names, self.backend, self.stream, self.with_lse)(step, *arrays)
 
-    @forward.vjp
-    def backward(primals, cotangents, outputs):
+        def rule(arrays, axes):
+            names = [name for name in step.inputs if name not in ("scale", "extents")]
+            names += self.names if step is not DELTA else ()
+            size = arrays[-1].shape[axes[-1]]
+            outputs = mapped(call, step, self.problem, size, tuple(names), arrays[:-1], axes[:-1])
+            return outputs, [0] * len(outputs)
+
+        def backward(primals, cotangents, outputs):
+            return (*self._backward(primals[:-1], cotangents, outputs), mx.zeros_like(primals[-1]))
+
+        vjp = backward if step is FORWARD else _NO_SECOND
+        return _custom(lambda *arrays: tuple(stand_in(step, self.problem)), vjp, rule)
+
+    def _backward(self, primals, cotangents, outputs) -> Arrays:
+        """dQ, (dK, dV) and the mask's gradient are steps of their own: MLX evaluates only those that are asked for."""
+        trace.differentiated = True
         q, k, v, *extras = primals
-        delta = run(DELTA, problem, backend, stream, {"dO": cotangents[0], "O": outputs[0]})[0]
-        if with_lse:
+        delta = self(DELTA, cotangents[0], outputs[0])[0]
+        if self.with_lse:
             delta = _with_lse(delta, outputs[1], cotangents[1])
         arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
-        gradients = {name: mx.zeros_like(extra) for name, extra in zip(names, extras)}
-        if problem.features.mask not in (None, "bool"):
-            mask = extras[names.index("attention_mask")]
-            gradients["attention_mask"] = backward_mask(*arrays).astype(mask.dtype)
-        if "sinks" in names:
-            gradients["sinks"] = _sinks_gradient(extras[names.index("sinks")], outputs[1], delta)
-        return (backward_query(*arrays), *backward_key_value(*arrays), *gradients.values())
+        gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
+        if self.problem.features.mask not in (None, "bool"):
+            mask = extras[self.names.index("attention_mask")]
+            gradients["attention_mask"] = self(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
+        if "sinks" in self.names:
+            gradients["sinks"] = _sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
+        return (*self(BACKWARD_QUERY, *arrays), *self(BACKWARD_KEY_VALUE, *arrays), *gradients.values())
 
-    return lambda *arrays: forward(*_guard(*arrays))
+
+attend = lru_cache(maxsize=1024)(Attention)
 
 
 def _with_lse(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:

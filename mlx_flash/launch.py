@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Operands that may be views of anything: kernels read them as bytes through their strides.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO"})
+# Small operands that kernels index without strides.
+PACKED = frozenset({"L", "delta", "slopes", "sinks", "dropout_key"})
 # Operands that kernels hold device pointers to: below 8 elements MLX would pass them in the constant address space.
 POINTED = frozenset({"attention_mask", "q_segments", "k_segments", "block_map", "block_lists", "block_counts"})
 
@@ -100,6 +102,8 @@ def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
         return constant(value)
     if name in STRIDED:
         return value.view(mx.uint8)
+    if name in PACKED:
+        return mx.contiguous(value)
     if name in POINTED and value.size < 8:
         return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
     return value

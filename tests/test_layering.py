@@ -13,10 +13,13 @@ import mlx_flash
 PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parent
 # From the public function to the device: a module may import only what stands to its right, or a leaf.
-PATH = ("attention", "autograd", "operands", "plan", "problem", "parameters", "source", "launch", "backends")
+PATH = (
+    "attention", "calls", "autograd", "mapping", "operands", "plan", "problem", "parameters", "source", "launch",
+    "backends",
+)  # fmt: skip
 LEAVES = (
-    "errors", "steps", "device", "features", "options", "block_mask", "block_plot", "reference", "reference_scores",
-    "simulator", "rows", "tiles", "tensor_parameters",
+    "errors", "transforms", "steps", "device", "features", "options", "block_mask", "block_plot", "reference",
+    "reference_scores", "simulator", "rows", "tiles", "tensor_parameters",
 )  # fmt: skip
 PRODUCT = sorted(PACKAGE.rglob("*.py"))
 PYTHON = [*PRODUCT, *sorted(TESTS.glob("*.py"))]

@@ -1,13 +1,16 @@
 """Views give bit for bit what their contiguous copies give, and are not copied on the way in."""
 
 import bounds
+import feature_cases
 import mlx.core as mx
 import numpy as np
 import pytest
 from cases import Case
+from mlx.utils import tree_map
 from test_determinism import bits
 from test_gradients import backward
 from test_parameters import problem
+from variants import VARIANTS
 
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.plan import plan
@@ -92,6 +95,25 @@ def test_a_cotangent_that_is_one_number(backend):
     scalar = mx.broadcast_to(mx.array(1.0), arrays["d_o"].shape)
     want = backward(CASE, arrays | {"d_o": mx.ones(scalar.shape)})
     got = backward(CASE, arrays | {"d_o": scalar})
+    assert [name for name in got if bits(got[name]) != bits(want[name])] == []
+
+
+def spread(array: mx.array) -> mx.array:
+    """Every third element of its buffer, in every axis."""
+    wide = np.zeros([3 * extent for extent in array.shape], np.array(array).dtype)
+    places = tuple(slice(1, None, 3) for _ in array.shape)
+    wide[places] = np.array(array)
+    return mx.array(wide)[places]
+
+
+@pytest.mark.parametrize("feature", ["bool", "additive", "alibi", "sinks", "segments", "dropout"])
+def test_views_of_the_other_arguments(backend, feature):
+    variant = VARIANTS[feature]
+    arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
+    views = tree_map(lambda leaf: spread(leaf) if isinstance(leaf, mx.array) else leaf, arguments)
+    d_lse = mx.ones(variant.shape[:3])
+    want = feature_cases.backward(variant, arrays, arguments, d_lse)
+    got = feature_cases.backward(variant, arrays, views, d_lse)
     assert [name for name in got if bits(got[name]) != bits(want[name])] == []
 
 

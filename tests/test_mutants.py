@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS, Mutant
 
-from mlx_flash import source
+from mlx_flash import calls, source
 from mlx_flash.plan import plan
 from mlx_flash.simulator import SimulatorError, mode
 
@@ -21,6 +21,7 @@ def forget():
     """Texts built from templates."""
     source.build.cache_clear()
     plan.cache_clear()
+    calls.forget()
 
 
 class Outcome:

@@ -127,14 +127,6 @@ def test_forward_mode_over_a_gradient_refuses(backend):
         mx.eval(mx.jvp(mx.grad(loss, argnums=(0, 1, 2)), arrays(), arrays()))
 
 
-def test_vmap_refuses(backend):
-    """The operations inside are asked before attention is: the sentence is the simulator's or MLX's, and names vmap."""
-    stacked = [mx.stack([array, array]) for array in arrays()]
-    refusal = r"mx\.vmap is not available|outside mx\.compile and mx\.vmap|Primitive::vmap\] Not implemented for"
-    with pytest.raises(ValueError, match=refusal):
-        mx.eval(mx.vmap(attention)(*stacked))
-
-
 def test_integer_leaves_do_not_disturb(backend):
     """Gradients by name through a pytree, as a module's parameters come."""
 

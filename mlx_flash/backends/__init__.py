@@ -20,7 +20,7 @@ from ..errors import UnsupportedProblem
 NAMES = ("metal", "simulator", "reference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
 class Backend:
     """`run(plan, inputs, stream)` returns the step's outputs in order; `family` picks the kernels' table rows."""
 

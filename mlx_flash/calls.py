@@ -1,0 +1,99 @@
+"""What calls that look alike have in common: checked once, then kept, so that a call pays for its arrays only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+
+from .autograd import attend
+from .backends import Backend
+from .block_mask import BlockMask
+from .operands import operands
+from .problem import Problem, padded, problem_of
+from .steps import FORWARD
+
+MOST = 1024  # kinds of calls that are kept
+VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
+ARRAYS = frozenset({"mask", "alibi_slopes", "sinks", "segments", "key"})  # of an array given here, shape and dtype are
+_kept: dict[tuple, Call] = {}
+
+
+class Call:
+    """All calls of `attention` with one problem on one backend."""
+
+    def __init__(self, problem: Problem, backend: Backend, stream, return_lse: bool):
+        self.problem, self.backend, self.stream, self.return_lse = problem, backend, stream, return_lse
+        self.empty = problem.empty
+        head_dim, value_dim = padded(problem.head_dim), padded(problem.value_dim)
+        self.inner = replace(problem, head_dim=head_dim, value_dim=value_dim)
+        self.pads = (head_dim - problem.head_dim, value_dim - problem.value_dim)
+        self._attend = None
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, options: dict):
+        if self.empty:
+            return self._nothing(q.dtype, options["sinks"])
+        head, value = self.pads
+        if head:
+            q, k = self._pad(q, head), self._pad(k, head)
+        if value:
+            v = self._pad(v, value)
+        extras = operands(self.problem, **options)
+        if self._attend is None:
+            self._attend = attend(self.inner, tuple(extras), self.backend, self.stream, self.return_lse)
+        out, L = self._attend(FORWARD, q, k, v, *extras.values())
+        out = out[..., :-value] if value else out
+        return (out, L * math.log(2)) if self.return_lse else out
+
+    def _pad(self, array: mx.array, columns: int) -> mx.array:
+        """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
+        return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, columns)], stream=self.stream)
+
+    def _nothing(self, dtype, sinks):
+        """Zeros; without keys each row's only score, if any, is its head's sink."""
+        out = mx.zeros(self.problem.output_shape, dtype)
+        if not self.return_lse:
+            return out
+        lse = -math.inf if sinks is None else sinks.astype(mx.float32)[:, None]
+        return out, mx.broadcast_to(mx.array(lse), self.problem.output_shape[:3])
+
+
+def call_of(q, k, v, backend: Backend, stream, return_lse: bool, **options) -> Call:
+    """The Call of these arguments. Raises ValueError, as `problem_of` does, for those that are wrong."""
+    try:
+        given = [(name, _looks(value, name in ARRAYS)) for name, value in options.items() if value is not None]
+        key = (_looks(q), _looks(k), _looks(v), backend, stream, bool(return_lse), *given)
+        call = _kept.get(key)
+    except TypeError:  # something whose looks do not tell all: checked every time
+        key = call = None
+    if call is None:
+        call = Call(problem_of(q, k, v, **options), backend, stream, return_lse)
+        if key is not None:
+            if len(_kept) >= MOST:
+                _kept.clear()
+            _kept[key] = call
+    return call
+
+
+def forget() -> None:
+    """Drops what is kept, as after a change of templates."""
+    _kept.clear()
+    attend.cache_clear()
+
+
+def _looks(value, array=True):
+    """What the checks see of an argument: the type too, since True is no 1. Raises TypeError for what is unknown here,
+    and for an array in the place of a number."""
+    kind = type(value)
+    if kind is mx.array and array:
+        return value.shape, value.dtype
+    if kind in VALUES:
+        return kind, value
+    if kind is tuple or kind is list:
+        return kind, *(_looks(one, array) for one in value)
+    if kind is BlockMask:
+        return kind, value.shape, value.block
+    if value is None:
+        return None
+    raise TypeError
