@@ -79,7 +79,10 @@ class Attention:
     def __call__(self, step: Step, *arrays: mx.array) -> Arrays:
         if trace.witness is not None:
             return self._stand_in(step)(*arrays, trace.witness)
-        return self._kernel(step, *arrays) if trace.bare else self._function(step)(*arrays)
+        if trace.bare:
+            return self._kernel(step, *arrays)
+        trace.called = True
+        return self._function(step)(*arrays)
 
     def _kernel(self, step: Step, *arrays: mx.array) -> Arrays:
         """The step itself, without gradients."""

@@ -103,7 +103,7 @@ def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
     if name in STRIDED:
         return value.view(mx.uint8)
     if name in PACKED:
-        return mx.contiguous(value)
+        return value.view(mx.uint8).view(value.dtype)  # copied unless contiguous, and mx.export_function can write it
     if name in POINTED and value.size < 8:
         return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
     return value

@@ -5,9 +5,17 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .problem import Problem
+from .transforms import trace
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
 DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
+
+
+def packed(array: mx.array) -> mx.array:
+    """The array, copied if it is not contiguous, by operations that mx.export_function can write: not mx.contiguous."""
+    if trace.witness is not None:  # MLX maps views along their last axis wrongly
+        return mx.concatenate([array[..., :0], array], axis=-1)
+    return array.view(mx.uint8).view(array.dtype)
 
 
 def operands(
@@ -25,7 +33,7 @@ def operands(
         lengths = (problem.query_length, problem.key_length)
         for name, ids, length in zip(("q_segments", "k_segments"), segments, lengths):
             # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
-            arrays[name] = mx.broadcast_to(mx.contiguous(ids.astype(mx.int32)), (problem.batch, length))
+            arrays[name] = mx.broadcast_to(packed(ids.astype(mx.int32)), (problem.batch, length))
     if options.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():

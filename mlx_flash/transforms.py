@@ -20,10 +20,12 @@ from mlx.utils import tree_flatten, tree_map
 
 class _Trace(threading.local):
     """Of the trace this thread is in. `witness`: an array that is mapped, None outside mx.vmap. `bare`: no custom
-    functions may remain in the graph, as in an export. `differentiated`: whether a gradient was asked for."""
+    functions may remain in the graph, as in an export. `called`, `differentiated`: whether attention, or its gradient,
+    was asked for."""
 
     witness: mx.array | None = None
     bare = False
+    called = False
     differentiated = False
 
 
@@ -66,9 +68,11 @@ def _bare(fun: Callable) -> Callable:
     """The function as a graph without custom functions: those that hold a gradient are mapped away, over one entry."""
 
     def exported(*args, **kwargs):
-        with _set(differentiated=False):
+        with _set(called=False, differentiated=False):
             outputs = fun(*args, **kwargs)
-            differentiated = trace.differentiated
+            called, differentiated = trace.called, trace.differentiated
+        if not called:
+            return outputs
         with _set(bare=True):
             if not differentiated:
                 return fun(*args, **kwargs)

@@ -48,13 +48,16 @@ def backend(name: str, family: str | None = None) -> Backend:
         if reason := ready():
             raise UnsupportedProblem(f'[mlx_flash] backend "simulator": {reason}')
         return Backend(name, FAMILIES[family or "apple9"], run)
-    if not mx.metal.is_available():
-        raise UnsupportedProblem(
-            '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference".'
-        )
-    from .metal import family_here, run
+    from .metal import family_here, record, run
 
-    return Backend(name, FAMILIES[family] if family else family_here(), run)
+    if mx.metal.is_available():
+        return Backend(name, FAMILIES[family] if family else family_here(), run)
+    if family is None:
+        raise UnsupportedProblem(
+            '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference", or name the '
+            "family of the Mac that mx.export_function writes for."
+        )
+    return Backend(name, FAMILIES[family], record)
 
 
 _chosen: ContextVar[Backend | None] = ContextVar("mlx_flash_backend", default=None)
@@ -75,7 +78,8 @@ class use_backend:
     Args:
         name: "metal", "simulator" or "reference". A backend chosen by name never falls back to another.
         family: the GPU family whose kernels run ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5);
-            None means this machine's on metal, "apple9" on the simulator.
+            None means this machine's on metal, "apple9" on the simulator. With a family, "metal" can be chosen where
+            there is no Metal GPU, for mx.export_function: what it writes runs on a Mac.
 
     Raises:
         ValueError: unknown name or family. UnsupportedProblem: the backend cannot run on this machine.

@@ -7,6 +7,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from ..device import Family, family_of
+from ..errors import UnsupportedProblem
 
 
 @lru_cache
@@ -46,3 +47,16 @@ def kernel_object(metal_kernel, kernel):
 
 def run(plan, inputs: dict, stream) -> list[mx.array]:
     return run_with(_compiled, plan, inputs, stream)
+
+
+def record(plan, inputs: dict, stream) -> list[mx.array]:
+    """The same without a GPU: MLX writes kernels down while mx.export_function traces, and refuses otherwise."""
+    try:
+        return run(plan, inputs, stream)
+    except RuntimeError as error:
+        if "No Metal back-end" not in str(error):
+            raise
+        raise UnsupportedProblem(
+            '[mlx_flash] backend "metal": this machine has no Metal GPU, so its kernels can be exported here '
+            '(mx.export_function) but not run. Use "simulator" or "reference" to run.'
+        ) from None
