@@ -126,6 +126,32 @@ def test_every_call_ends_as_it_would(reference, name):
         close(got, want)
 
 
+def squares(q):
+    return mx.square(mx.fast.scaled_dot_product_attention(q, K, V, scale=0.25)).sum()
+
+
+DERIVATIVES = {  # those attention has, and those it has not: (what is computed, the reason it falls through)
+    "grad": (lambda: mx.grad(squares)(Q), None),
+    "value and grad by name": (lambda: mx.value_and_grad(squares, argnums=[], argnames="q")(q=Q)[1][1]["q"], None),
+    "vjp": (lambda: mx.vjp(squares, [Q], [mx.array(2.0)])[1][0], None),
+    "jvp": (lambda: mx.jvp(squares, [Q], [Q])[1][0], "a forward-mode derivative (mx.jvp)"),
+    "grad of grad": (lambda: mx.grad(lambda q: mx.grad(squares)(q).sum())(Q), "a gradient of a gradient"),
+    "jvp of grad": (lambda: mx.jvp(mx.grad(squares), [Q], [Q])[1][0], "a forward-mode derivative (mx.jvp)"),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_derivatives_that_attention_has_not_come_from_the_built_in(backend, name):
+    compute, reason = DERIVATIVES[name]
+    want = compute()
+    with mlx_flash.patch() as report:
+        got = compute()
+        mx.eval(got)
+    assert (report.ours, dict(report.built_in)) == ((0, {reason: 1}) if reason else (1, {}))
+    close(got, want)
+    assert not hasattr(mx.grad, "__wrapped__"), "mx.grad is MLX's again"
+
+
 def test_patches_nest_and_are_taken_back_in_any_order(reference):
     outer, inner = mlx_flash.patch(), mlx_flash.patch(min_queries=1)
     call(2)

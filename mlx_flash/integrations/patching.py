@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .derivatives import replacements
 from .replacing import LOCK, Replacement
 from .serving import NotServed, serve_attention
 
@@ -25,7 +26,7 @@ class patch:
     ``with mlx_flash.patch() as report: ...``, or ``report = mlx_flash.patch(); ...; report.undo()``, or
     ``mlx_flash.unpatch()``, which takes all patches back. Serves ``mlx.nn.MultiHeadAttention`` and mlx-lm's models,
     which look the function up when they call it. Calls that `attention` cannot serve, wrong ones included, go to the
-    built-in function, which answers or raises as ever.
+    built-in function, which answers or raises as ever; so do those inside ``mx.jvp`` or a gradient of a gradient.
 
     Args:
         min_queries: calls with fewer queries go to the built-in, which has a kernel of its own for decoding; there is
@@ -52,7 +53,8 @@ class patch:
         self._thread = threading.get_ident()
         with LOCK:
             if not _active:
-                _replacements.append(Replacement(mx.fast, "scaled_dot_product_attention", _serving(serve_attention)))
+                _replacements.append(Replacement(mx.fast, "scaled_dot_product_attention", _served_by(serve_attention)))
+                _replacements.extend(replacements())
             _active.append(self)
 
     @property
@@ -102,19 +104,23 @@ def _current() -> patch | None:
         return next((one for one in reversed(_active) if one._thread == thread), _active[-1] if _active else None)
 
 
-def _serving(function: Callable) -> Callable:
-    """What a Replacement asks: `function` with the patch's min_queries, counted."""
+def _served_by(serve: Callable) -> Callable:
+    """What a Replacement asks for: a function that tries `serve` with the patch's min_queries, counts, and calls the
+    built-in where it may not."""
 
-    def serve(*args, **kwargs):
-        current = _current()
-        if current is None:
-            return False, None
-        try:
-            what, out = function(current.min_queries, *args, **kwargs)
-        except (NotServed, TypeError, ValueError) as reason:  # a wrong call, or one that the backend cannot serve
-            current._count(current.built_in, str(reason).partition("\n")[0])
-            return False, None
-        current._count(current.served, what)
-        return True, out
+    def make(built_in: Callable) -> Callable:
+        def call(*args, **kwargs):
+            current = _current()
+            if current is None:
+                return built_in(*args, **kwargs)
+            try:
+                what, out = serve(current.min_queries, *args, **kwargs)
+            except (NotServed, TypeError, ValueError) as reason:  # a wrong call, or one that the backend cannot serve
+                current._count(current.built_in, str(reason).partition("\n")[0])
+                return built_in(*args, **kwargs)
+            current._count(current.served, what)
+            return out
 
-    return serve
+        return call
+
+    return make

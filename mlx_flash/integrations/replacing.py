@@ -11,23 +11,21 @@ LOCK = threading.RLock()
 
 
 class Replacement:
-    """`name` of `module`, replaced by a function that asks `serve` first and calls what stood there when it may not.
-
-    serve: called with the arguments; returns (True, result), or (False, None) for the call to go on as ever.
+    """`name` of `module`, replaced by `make` of what stood there, until `undo`.
 
     Each replacement keeps what it found: whoever wrapped the function in the meantime keeps a working wrapper, however
     the two are taken off.
     """
 
-    def __init__(self, module: ModuleType, name: str, serve: Callable):
+    def __init__(self, module: ModuleType, name: str, make: Callable[[Callable], Callable]):
         self.module, self.name, self.built_in = module, name, getattr(module, name)
+        self.on, ours = True, make(self.built_in)
 
         @wraps(self.built_in)
         def replaced(*args, **kwargs):
-            served, result = serve(*args, **kwargs) if self.on else (False, None)
-            return result if served else self.built_in(*args, **kwargs)
+            return (ours if self.on else self.built_in)(*args, **kwargs)
 
-        self.on, self.replaced = True, replaced
+        self.replaced = replaced
         setattr(module, name, replaced)
 
     def undo(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..attention import attention
+from .derivatives import unavailable
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 DECODE = 8  # queries up to which a call counts as decoding
@@ -21,6 +22,8 @@ def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, 
         raise NotServed("q, k and v are not arrays of 4 axes")
     if q.shape[2] < min_queries:
         raise NotServed(f"fewer than {min_queries} queries")
+    if reason := unavailable():
+        raise NotServed(reason)
     if force_fused:
         raise NotServed("force_fused asks for the built-in's own kernel")
     if not hasattr(scale, "__float__"):  # None and text mean something to attention, but not to the built-in
