@@ -1,6 +1,7 @@
 """The runtime itself: assembles for both processors, survives many threads, processes and kernels at once."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import time
 import mlx.core as mx
 import pytest
 
-from mlx_flash.simulator import compiler, metal_kernel, mode
+from mlx_flash.simulator import compiler, metal_kernel, mode, precompiled
 
 RUNTIME = compiler._HERE / "runtime"
 
@@ -98,5 +99,18 @@ def test_built_kernels_are_found_by_other_processes(tmp_path):
         process.communicate()
     assert [process.returncode for process in both] == [0, 0]
     assert len(list((tmp_path / "simulator").glob("*.so"))) == 1
+    assert len(list((tmp_path / "simulator").glob("shim-*"))) == 1
+    assert len(list((tmp_path / "simulator").glob("shim-*/*.pch"))) == 1
     found, _ = run().communicate()
     assert float(found) < 0.25
+
+
+def test_precompiled_headers_outlive_the_installation_they_come_from(tmp_path, monkeypatch):
+    """Environments come and go, and share the cache."""
+    installed = tmp_path / "environment" / "include"
+    shutil.copytree(precompiled.INCLUDE, installed)
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(precompiled, "INCLUDE", installed)
+    compiler.check("#include <metal_stdlib>\nfloat4 one() { return float4(1); }", "", "mlx.h")
+    shutil.rmtree(installed)
+    compiler.check("#include <metal_simdgroup>\nfloat4 two() { return float4(2); }", "", "mlx.h")

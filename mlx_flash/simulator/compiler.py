@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import recursion
+from . import precompiled, recursion
 from .errors import CompileError, ToolchainError
 
 _HERE = Path(__file__).parent
@@ -22,7 +22,9 @@ _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
-    "-Wimplicit-float-conversion", "-gline-tables-only", "-gdwarf-4",
+    # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
+    "-Wimplicit-float-conversion", "-gdwarf-4", "-gline-tables-only",
+    "-mllvm", "-experimental-debug-variable-locations=false",
     "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip
 _CHECK_FLAGS = (
@@ -149,7 +151,7 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
     _, linker, _ = toolchain()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "kernel.o"
-        compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, Path(scratch))
+        compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, Path(scratch), True)
         linked = Path(scratch) / "kernel.so"
         done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
         if done.returncode:
@@ -160,14 +162,15 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
 
 def check(text: str, entry: str, prelude: str):
     """Raises CompileError if a translated text does not compile; generates no code."""
-    parts = [_sources_hash(), text, entry, prelude, *recursion.FLAGS]
+    parts = [_sources_hash(), text, entry, prelude]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     passed = cache_directory() / f"{key}.ok"
     if passed.exists():
         return
     passed.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        compile_text(list(_KERNEL_FLAGS), ["-fsyntax-only"], text, entry, _SHIM / prelude, Path(scratch))
+        flags = [*_KERNEL_FLAGS, *_machine_flags()]
+        compile_text(flags, ["-fsyntax-only"], text, entry, _SHIM / prelude, Path(scratch), True)
         passed.touch()
 
 
@@ -176,26 +179,34 @@ _UNBOUND = re.compile("in default address space|to a temporary object because of
 _BIND_VALUES = "-DMSL_VALUES_BIND"
 
 
-def compile_text(flags: list[str], output: list[str], text: str, entry: str, prelude: Path, scratch: Path):
+def compile_text(
+    flags: list[str], output: list[str], text: str, entry: str, prelude: Path, scratch: Path, often: bool = False
+):
     """Runs the compiler on a translated text; raises CompileError. output: flags that say what to make of it.
 
+    often: the prelude, one of the shim's, comes with these flags again and again, and so is precompiled.
     Where values meet such references it runs again with references to constants in every space.
     """
-    compiler, _, _ = toolchain()
     source = scratch / "kernel.cl"
     source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
-    common = ["-I", str(INCLUDE), "-include", str(prelude), str(source)]
-    command = [*compiler, *flags, *output, *common]
-    done = _run(command)
+
+    def run(flags: list[str], output: list[str]) -> subprocess.CompletedProcess:
+        compiler, _, _ = toolchain()
+        if often:
+            headers = precompiled.arguments(compiler, flags, prelude.name, cache_directory(), _sources_hash())
+        else:
+            headers = ["-I", str(INCLUDE), "-include", str(prelude)]
+        return _run([*compiler, *flags, *output, *headers, str(source)])
+
+    done = run(flags, output)
     if done.returncode and _UNBOUND.search(done.stderr):
-        common.append(_BIND_VALUES)
-        again = _run([*command, _BIND_VALUES])
+        again = run([*flags, _BIND_VALUES], output)
         if not again.returncode:
-            done = again
+            done, flags = again, [*flags, _BIND_VALUES]
     _refuse(done, text, source)
     if recursion.possible(text):
         code = scratch / "kernel.ll"
-        _run([*compiler, *flags, *recursion.FLAGS, "-o", str(code), *common])
+        run(flags, [*recursion.OUTPUT, "-o", str(code)])
         _refuse_recursion(code.read_text(encoding="utf-8"), text)
 
 

@@ -9,7 +9,7 @@ from .rules import defined_functions
 from .tokens import tokenize
 
 # Code as the language means it: nothing inlined, no tail call made a loop.
-FLAGS = ("-O0", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-gline-tables-only")
+OUTPUT = ("-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-gline-tables-only")
 _DEFINED = re.compile(r'^define .*?@("[^"]+"|[\w.$]+)\(.*!dbg !(\d+)')
 _CALLED = re.compile(r'\bcall .*?@("[^"]+"|[\w.$]+)\(')
 _FACTS = re.compile(r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".*?\bline: (\d+)')
