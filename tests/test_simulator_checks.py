@@ -193,6 +193,22 @@ CASES = {
         "y[i] = ((const device float2*)(x + 2))[i / 4].x;",
         {},
     ),
+    "misaligned matrix": (
+        "misaligned access: 'x' at index 0 ",
+        "simdgroup_float8x8 m; simdgroup_load(m, (const device float*)((const device char*)x + 2)); "
+        "y[i] = m.thread_elements()[0];",
+        "simdgroup_float8x8 m; simdgroup_load(m, (const device float*)((const device char*)x + 4)); "
+        "y[i] = m.thread_elements()[0];",
+        {},
+    ),
+    "misaligned atomic": (
+        "misaligned access: threadgroup variable 't'",
+        "threadgroup uchar t[12]; device float* p = y + i; threadgroup atomic_uint* a = (threadgroup atomic_uint*)(t + 2);"
+        "atomic_store_explicit(a, 1, memory_order_relaxed); *p = x[i];",
+        "threadgroup uint t[3]; device float* p = y + i; threadgroup atomic_uint* a = (threadgroup atomic_uint*)(t + 2);"
+        "atomic_store_explicit(a, 1, memory_order_relaxed); *p = x[i];",
+        {},
+    ),
     "bytes read as halves": (
         "misaligned access: threadgroup variable 't'",
         "threadgroup uchar t[128]; ((threadgroup half*)t)[l] = half(x[i]); y[i] = ((threadgroup half*)t)[l];",

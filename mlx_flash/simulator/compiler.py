@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
@@ -14,7 +15,7 @@ from . import precompiled, recursion
 from .errors import CompileError, ToolchainError
 
 _HERE = Path(__file__).parent
-INCLUDE = _HERE / "include"
+INCLUDE = precompiled.INCLUDE
 _SHIM = INCLUDE / "shim"
 _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
@@ -109,6 +110,40 @@ def _sources_hash() -> str:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
+
+
+@functools.cache
+def _package_hash() -> str:
+    digest = hashlib.sha256(_sources_hash().encode())
+    for path in sorted(_HERE.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _facts_file(parts: tuple) -> Path:
+    return cache_directory() / f"{hashlib.sha256(repr((_package_hash(), *parts)).encode()).hexdigest()[:40]}.json"
+
+
+def recall(*parts) -> tuple[Path, dict] | None:
+    """The library and the facts remembered for a kernel that `parts` describe; None if it was not built here before.
+
+    Translating a long text takes longer than all else when a built kernel is found.
+    """
+    try:
+        facts = json.loads(_facts_file(parts).read_text())
+    except (OSError, ValueError):
+        return None
+    library = cache_directory() / facts["library"]
+    return (library, facts) if library.exists() else None
+
+
+def remember(library: Path, facts: dict, *parts):
+    """Keeps what `recall` returns."""
+    target = _facts_file(parts)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch) / "facts.json"
+        built.write_text(json.dumps({**facts, "library": library.name}))
+        _publish(built, target)
 
 
 def _publish(built: Path, target: Path):

@@ -1,6 +1,7 @@
 """metal_kernel: the signature, the checks and the wording of `mx.fast.metal_kernel`, run on the CPU."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -23,14 +24,21 @@ FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
 def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
     key = (text, mode, count, fast_math)
     if key not in _built:
-        try:
-            translation = translate(text)
-            text_in_mode = FAST_MATH + translation.text if fast_math else translation.text
-            path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
-        except CompileError as error:
-            raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
-        _built[key] = BuiltKernel(name, text, path, buffer_names, translation.variable_names(), translation.max_threads)
+        path, facts = compiler.recall(*key) or _compile(name, *key)
+        _built[key] = BuiltKernel(name, text, path, buffer_names, facts["variables"], facts["max_threads"])
     return _built[key]
+
+
+def _compile(name, text, mode, count, fast_math) -> tuple[Path, dict]:
+    try:
+        translation = translate(text)
+        text_in_mode = FAST_MATH + translation.text if fast_math else translation.text
+        path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
+    except CompileError as error:
+        raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
+    facts = {"variables": translation.variable_names(), "max_threads": translation.max_threads}
+    compiler.remember(path, facts, text, mode, count, fast_math)
+    return path, facts
 
 
 class MetalKernel:

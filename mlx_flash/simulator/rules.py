@@ -114,6 +114,8 @@ def _needs_space(part: list[Token]) -> str:
 
 def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
     for index, token in enumerate(tokens[1:-5], 1):
+        if token.text != "(":
+            continue
         marks = [t.text for t in tokens[index : index + 5]]
         if marks[:2] == ["(", "*"] and marks[3:] == [")", "("] and tokens[index + 2].kind == "word":
             if tokens[index - 1].kind == "word" and tokens[index - 1].text not in _CONTROL:

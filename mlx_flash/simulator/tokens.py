@@ -1,7 +1,7 @@
 """Splits Metal text into tokens that remember where they stand, so that rewriting one keeps every line where it was."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _PATTERN = re.compile(
     r"""
@@ -15,9 +15,11 @@ _PATTERN = re.compile(
     re.VERBOSE | re.DOTALL | re.MULTILINE,
 )
 
+# Strings too: what looks like a comment in one is none.
+_COMMENT = re.compile(r"""(?P<comment>//[^\n]*|/\*.*?\*/)|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 
-@dataclass(frozen=True, slots=True)
-class Token:
+
+class Token(NamedTuple):
     """One word, number, mark, string or directive of the text, at text[start:end]."""
 
     kind: str
@@ -32,25 +34,24 @@ def tokenize(text: str) -> list[Token]:
     depth = 0
     for match in _PATTERN.finditer(text):
         kind = match.lastgroup
-        piece = match.group()
         if kind == "comment":
             continue
+        piece, (start, end) = match.group(), match.span()
         if piece == "[[":
             depth += 1
-        if piece == "]]":
+        elif piece == "]]":
             # a[b[i]] closes two brackets and no attribute.
             if depth == 0:
-                found.append(Token("mark", "]", match.start(), match.start() + 1))
-                found.append(Token("mark", "]", match.start() + 1, match.end()))
+                found += (Token("mark", "]", start, start + 1), Token("mark", "]", start + 1, end))
                 continue
             depth -= 1
-        found.append(Token(kind, piece, match.start(), match.end()))
+        found.append(Token(kind, piece, start, end))
     return found
 
 
 def comments(text: str) -> list[tuple[int, int]]:
     """Where the comments stand."""
-    return [match.span() for match in _PATTERN.finditer(text) if match.lastgroup == "comment"]
+    return [match.span() for match in _COMMENT.finditer(text) if match.lastgroup == "comment"]
 
 
 def line_of(text: str, position: int) -> int:
@@ -65,9 +66,10 @@ def matching(tokens: list[Token], index: int) -> int:
     closing = pairs[opening]
     depth = 0
     for position in range(index, len(tokens)):
-        if tokens[position].text == opening:
+        text = tokens[position].text
+        if text == opening:
             depth += 1
-        elif tokens[position].text == closing:
+        elif text == closing:
             depth -= 1
             if depth == 0:
                 return position

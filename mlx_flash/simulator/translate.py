@@ -86,7 +86,7 @@ class _Translator:
         self.tokens = kept
 
     def attribute_at(self, index: int, name: str):
-        return next((a for a in self.attached.get(index, ()) if a[0].text == name), None)
+        return next((a for a in self.attached[index] if a[0].text == name), None) if index in self.attached else None
 
     def kernels(self):
         """Finds kernel functions and explicit instantiations of kernel templates."""
@@ -382,10 +382,10 @@ def translate(text: str, language: float = 3.1, unrolled: bool = False) -> Trans
 
     unrolled: what the text says of unrolling its loops stays; a CPU is better off without.
     """
-    for position, character in enumerate(text):
-        if ord(character) > 127:
-            reason = f"character {character!r} is not ASCII; MLX passes kernels as ASCII text"
-            raise CompileError(f"line {line_of(text, position)}: error: {reason}")
+    if not text.isascii():
+        position, character = next((at, character) for at, character in enumerate(text) if ord(character) > 127)
+        reason = f"character {character!r} is not ASCII; MLX passes kernels as ASCII text"
+        raise CompileError(f"line {line_of(text, position)}: error: {reason}")
     translator = _Translator(text, unrolled)
     for token, reason in findings(translator.tokens, language):
         translator.fail(token, reason)

@@ -288,24 +288,28 @@ EXPORTED void* __tsan_memset(void* to, int value, u64 bytes) {
   return __builtin_memset(to, value, bytes);
 }
 
+static void report_misaligned(void* p, u64 pc) {
+  Worker* w = this_worker();
+  u64 k = ((u64)p - (u64)w->launch->window) >> w->launch->window_bits;
+  u32 offset = (u64)p - (u64)w - ARENA_OFFSET;
+  if (k < w->launch->buffer_count) report_access(w, REPORT_MISALIGNED, SPACE_DEVICE, k, (u64)p - (u64)w->launch->buffers[k].base, 0, READ, pc);
+  k = offset / VARIABLE_GAP;
+  if (k < w->variable_count) report_access(w, REPORT_MISALIGNED, SPACE_THREADGROUP, k, offset - w->variable_offset[k], 0, READ, pc);
+  report_access(w, REPORT_MISALIGNED, SPACE_OTHER, 0, (u64)p, 0, READ, pc);
+}
+// -fsanitize=alignment: the type promises more than the address keeps.
+EXPORTED void __ubsan_handle_type_mismatch_v1(void* data, void* p) {
+  (void)data;
+  report_misaligned(p, HERE);
+}
+
 // The shim's atomics announce themselves; `stores` says that the operation does not read.
 EXPORTED void msl_atomic(void* p, u32 size, u32 stores) {
   Worker* w = this_worker();
   if (!w->launch->check) return;
+  if ((u64)p % size) report_misaligned(p, HERE);
   w->storing = stores;
   access(p, size, ATOMIC, HERE);
-}
-
-// -fsanitize=alignment: the type promises more than the address keeps.
-EXPORTED void __ubsan_handle_type_mismatch_v1(void* data, void* p) {
-  (void)data;
-  Worker* w = this_worker();
-  u64 k = ((u64)p - (u64)w->launch->window) >> w->launch->window_bits;
-  u32 offset = (u64)p - (u64)w - ARENA_OFFSET;
-  if (k < w->launch->buffer_count) report_access(w, REPORT_MISALIGNED, SPACE_DEVICE, k, (u64)p - (u64)w->launch->buffers[k].base, 0, READ, HERE);
-  k = offset / VARIABLE_GAP;
-  if (k < w->variable_count) report_access(w, REPORT_MISALIGNED, SPACE_THREADGROUP, k, offset - w->variable_offset[k], 0, READ, HERE);
-  report_access(w, REPORT_MISALIGNED, SPACE_OTHER, 0, (u64)p, 0, READ, HERE);
 }
 
 // -fsanitize=signed-integer-overflow and implicit truncation: an index that does not fit its 32 bits.

@@ -43,7 +43,7 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
 }
 
 #define MSL_ATOMIC_CHANGE(SPACE, NAME, FLOAT, RESULT)                                                                          \
-  template <typename T> MSL_INLINE T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+  template <typename T> MSL_INLINE_CHECKED T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
     static_assert(!__is_same(T, float) || FLOAT, "float atomics only add and subtract");                \
     struct change { MSL_INLINE T operator()(T a, T b) const { (void)b; return RESULT; } };                                       \
     return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
@@ -52,21 +52,21 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   MSL_ATOMIC_CHANGE(SPACE, add, true, a + b) MSL_ATOMIC_CHANGE(SPACE, sub, true, a - b)                                             \
   MSL_ATOMIC_CHANGE(SPACE, and, false, a & b) MSL_ATOMIC_CHANGE(SPACE, or, false, a | b) MSL_ATOMIC_CHANGE(SPACE, xor, false, a ^ b)         \
   MSL_ATOMIC_CHANGE(SPACE, min, false, b < a ? b : a) MSL_ATOMIC_CHANGE(SPACE, max, false, a < b ? b : a)                             \
-  template <typename T> MSL_INLINE T atomic_exchange_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+  template <typename T> MSL_INLINE_CHECKED T atomic_exchange_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
     struct change { MSL_INLINE T operator()(T, T b) const { return b; } };                                              \
     return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
   }                                                                                                                     \
-  template <typename T> MSL_INLINE T atomic_load_explicit(const volatile SPACE atomic<T>* p, memory_order) {            \
+  template <typename T> MSL_INLINE_CHECKED T atomic_load_explicit(const volatile SPACE atomic<T>* p, memory_order) {            \
     using B = typename msl_bits<T>::type;                                                                               \
     msl_atomic((__generic void*)&p->msl_value, sizeof(T), 0);                                                           \
     return __builtin_bit_cast(T, __atomic_load_n((const __generic B*)&p->msl_value, __ATOMIC_RELAXED));                 \
   }                                                                                                                     \
-  template <typename T> MSL_INLINE void atomic_store_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+  template <typename T> MSL_INLINE_CHECKED void atomic_store_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
     using B = typename msl_bits<T>::type;                                                                               \
     msl_atomic((__generic void*)&p->msl_value, sizeof(T), 1);                                                           \
     __atomic_store_n((__generic B*)&p->msl_value, __builtin_bit_cast(B, v), __ATOMIC_RELAXED);                          \
   }                                                                                                                     \
-  template <typename T> MSL_INLINE bool atomic_compare_exchange_weak_explicit(                                          \
+  template <typename T> MSL_INLINE_CHECKED bool atomic_compare_exchange_weak_explicit(                                          \
       volatile SPACE atomic<T>* p, thread T* expected, same_t<T> desired, memory_order, memory_order) {                 \
     using B = typename msl_bits<T>::type;                                                                               \
     msl_atomic((__generic void*)&p->msl_value, sizeof(T), 0);                                                           \
@@ -78,7 +78,7 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   }
 MSL_ATOMICS(device) MSL_ATOMICS(threadgroup)
 
-MSL_INLINE void atomic_thread_fence(mem_flags, memory_order = memory_order_relaxed, thread_scope = thread_scope_device) {}
-MSL_INLINE void atomic_thread_fence(mem_flags, msl_fence_order, thread_scope = thread_scope_device) {}
+MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags, memory_order = memory_order_relaxed, thread_scope = thread_scope_device) {}
+MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags, msl_fence_order, thread_scope = thread_scope_device) {}
 
 }  // namespace metal

@@ -36,41 +36,38 @@ template <typename T> using same_t = typename same<T>::type;
 // The library has no functions of bfloat; those here are templates, so that a source that declares its own takes precedence.
 template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
 
+// A function of every element of its arguments.
+#define MSL_CALL1(m, NAME) NAME(x.m)
+#define MSL_CALL2(m, NAME) NAME(x.m, y.m)
+#define MSL_CALL3(m, NAME) NAME(x.m, y.m, z.m)
+
 #define MSL_FLOAT1(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x) { return VALUE; }                                       \
   MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
   template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x) { return (B)NAME((float)x); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
-    vec<T, N> r;                                                                         \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                 \
-    return r;                                                                            \
+    MSL_ELEMENTS(T, N, MSL_CALL1, NAME)                                                 \
   }
 #define MSL_FLOAT2(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
   MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
   template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y) { \
-    vec<T, N> r;                                                                         \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i)));                        \
-    return r;                                                                            \
+    MSL_ELEMENTS(T, N, MSL_CALL2, NAME)                                                 \
   }
 #define MSL_FLOAT3(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
   MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
   template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
-    vec<T, N> r;                                                                         \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i), z.at(i)));               \
-    return r;                                                                            \
+    MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                 \
   }
 #define MSL_TEST1(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x) { return VALUE; }                                        \
   MSL_INLINE bool NAME(half x) { return NAME((float)x); }                                \
   MSL_INLINE bool NAME(bfloat x) { return NAME((float)x); }                              \
   template <typename T, int N> MSL_INLINE vec<bool, N> NAME(vec<T, N> x) {               \
-    vec<bool, N> r;                                                                      \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                 \
-    return r;                                                                            \
+    MSL_ELEMENTS(bool, N, MSL_CALL1, NAME)                                              \
   }
 
 MSL_FLOAT1(exp, MSL_EXP(x)) MSL_FLOAT1(exp2, MSL_EXP2(x)) MSL_FLOAT1(exp10, MSL_EXP(x * 2.30258509299404568402f))
@@ -181,21 +178,15 @@ MSL_INLINE uint mad24(uint x, uint y, uint z) { return mul24(x, y) + z; }
 
 #define MSL_EACH1(NAME)                                                                   \
   template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x) {                        \
-    vec<decltype(NAME(x.at(0))), N> r;                                                    \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i)));                                  \
-    return r;                                                                             \
+    MSL_ELEMENTS(decltype(NAME(x.at(0))), N, MSL_CALL1, NAME)                           \
   }
 #define MSL_EACH2(NAME)                                                                   \
   template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, same_t<vec<T, N>> y) {   \
-    vec<decltype(NAME(x.at(0), y.at(0))), N> r;                                           \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i)));                         \
-    return r;                                                                             \
+    MSL_ELEMENTS(decltype(NAME(x.at(0), y.at(0))), N, MSL_CALL2, NAME)                  \
   }
 #define MSL_EACH3(NAME)                                                                   \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
-    vec<T, N> r;                                                                          \
-    for (int i = 0; i < N; ++i) r.set(i, NAME(x.at(i), y.at(i), z.at(i)));                \
-    return r;                                                                             \
+    MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                 \
   }
 MSL_EACH1(abs) MSL_EACH1(popcount) MSL_EACH1(clz) MSL_EACH1(ctz) MSL_EACH1(reverse_bits)
 MSL_EACH2(min) MSL_EACH2(max) MSL_EACH2(absdiff) MSL_EACH2(rotate) MSL_EACH2(mulhi) MSL_EACH2(hadd) MSL_EACH2(rhadd)
@@ -204,10 +195,9 @@ MSL_EACH3(clamp) MSL_EACH3(min3) MSL_EACH3(max3) MSL_EACH3(median3) MSL_EACH3(ma
 
 template <typename T, typename = enable_if_t<is_arithmetic_v<T>>>
 MSL_INLINE constexpr T select(T no, same_t<T> yes, bool c) { return c ? yes : no; }
+#define MSL_CHOSEN(m, ...) c.m ? yes.m : no.m
 template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, vec<bool, N> c) {
-  vec<T, N> r;
-  for (int i = 0; i < N; ++i) r.set(i, c.at(i) ? yes.at(i) : no.at(i));
-  return r;
+  MSL_ELEMENTS(T, N, MSL_CHOSEN)
 }
 template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, bool c) { return c ? yes : no; }
 MSL_INLINE bool any(bool x) { return x; }

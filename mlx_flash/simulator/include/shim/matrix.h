@@ -64,7 +64,7 @@ MSL_INLINE simdgroup_matrix<A, 8, 8> operator*(simdgroup_matrix<A, 8, 8> a, simd
 
 #define MSL_MATRIX_MEMORY(SPACE)                                                                                          \
   template <typename T, typename U>                                                                                       \
-  MSL_INLINE void simdgroup_load(thread simdgroup_matrix<T, 8, 8>& m, const SPACE U* from, ulong stride = 8,              \
+  MSL_INLINE_CHECKED void simdgroup_load(thread simdgroup_matrix<T, 8, 8>& m, const SPACE U* from, ulong stride = 8,              \
                                  ulong2 origin = ulong2(0), bool transpose = false) {                                     \
     static_assert(__is_same(T, U), "simdgroup_load: the matrix and the memory hold different types");                     \
     uint p = msl_matrix_place();                                                                                          \
@@ -75,7 +75,7 @@ MSL_INLINE simdgroup_matrix<A, 8, 8> operator*(simdgroup_matrix<A, 8, 8> a, simd
   }
 #define MSL_MATRIX_STORE(SPACE)                                                                                           \
   template <typename T, typename U>                                                                                       \
-  MSL_INLINE void simdgroup_store(thread simdgroup_matrix<T, 8, 8>& m, SPACE U* to, ulong stride = 8,                     \
+  MSL_INLINE_CHECKED void simdgroup_store(thread simdgroup_matrix<T, 8, 8>& m, SPACE U* to, ulong stride = 8,                     \
                                   ulong2 origin = ulong2(0), bool transpose = false) {                                    \
     static_assert(__is_same(T, U), "simdgroup_store: the matrix and the memory hold different types");                    \
     uint p = msl_matrix_place();                                                                                          \

@@ -32,8 +32,10 @@ extern "C" void msl_count_step(void);
 #define coherent(scope)
 #define threadgroup_imageblock __local
 #define METAL_FUNC inline __attribute__((always_inline))
-// nodebug: what is inlined from the shim counts as the Metal line that called it.
-#define MSL_INLINE inline __attribute__((always_inline, nodebug))
+// nodebug: what is inlined from the shim counts as the Metal line that called it. Where a caller hands over a reference or an object
+// its alignment is checked already; what takes pointers checks itself.
+#define MSL_INLINE_CHECKED inline __attribute__((always_inline, nodebug))
+#define MSL_INLINE MSL_INLINE_CHECKED __attribute__((no_sanitize("alignment")))
 
 // Ordinary identifiers in Metal, keywords in OpenCL.
 #define local msl_local

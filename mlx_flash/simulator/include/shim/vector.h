@@ -17,6 +17,19 @@ template <typename T> using element_t = typename element<T>::type;
 template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_enum_v<plain_t<T>>>;
 }  // namespace metal
 
+// A vector of R whose member m is ELEMENT(m, ...): spelt out, because loops over members take the compiler longer than all the rest.
+#define MSL_ELEMENTS(R, N, ELEMENT, ...)                                                                                     \
+  if constexpr (N == 2) return vec<R, 2>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__));                                   \
+  else if constexpr (N == 3) return vec<R, 3>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__));      \
+  else return vec<R, 4>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__), ELEMENT(w, __VA_ARGS__));
+// The initialisers of a vector's members.
+#define MSL_MEMBERS2(VALUE) x(VALUE(x)), y(VALUE(y))
+#define MSL_MEMBERS3(VALUE) MSL_MEMBERS2(VALUE), z(VALUE(z))
+#define MSL_MEMBERS4(VALUE) MSL_MEMBERS3(VALUE), w(VALUE(w))
+#define MSL_SAME(m) msl_static_cast<T>(a)
+#define MSL_MEMBER(m) msl_static_cast<T>(a.m)
+#define MSL_PLAIN_MEMBER(m) a.m
+
 // v.r is v.x.
 #define MSL_COLOUR(LETTER, MEMBER)                                                             \
   MSL_INLINE T msl_get_##LETTER() const { return MEMBER; }                                     \
@@ -33,12 +46,12 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
   MSL_INLINE const __global T& operator[](int i) const __global { return (&x)[i]; }            \
   MSL_INLINE const __constant T& operator[](int i) const __constant { return (&x)[i]; }        \
   template <int... I> MSL_INLINE auto get() const {                                            \
-    if constexpr (sizeof...(I) == 1) return at(I...);                                          \
-    else return vec<T, sizeof...(I)>(at(I)...);                                                \
+    if constexpr (sizeof...(I) == 1) return lane<I...>();                                      \
+    else return vec<T, sizeof...(I)>(lane<I>()...);                                            \
   }                                                                                            \
   template <int... I> MSL_INLINE auto get() const __constant {                                 \
-    if constexpr (sizeof...(I) == 1) return at(I...);                                          \
-    else return vec<T, sizeof...(I)>(at(I)...);                                                \
+    if constexpr (sizeof...(I) == 1) return lane<I...>();                                      \
+    else return vec<T, sizeof...(I)>(lane<I>()...);                                            \
   }                                                                                            \
   template <int... I> MSL_INLINE msl_lanes<T, I...> put() { return {&x}; }
 
@@ -48,13 +61,11 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
 #define MSL_MEMBERS(N)                                                                         \
   vec() = default;                                                                             \
   template <typename U, typename = metal::scalar_only<U>>                                      \
-  MSL_INLINE constexpr vec(U a) { for (int i = 0; i < N; ++i) set(i, msl_static_cast<T>(a)); } \
-  template <typename U> MSL_INLINE constexpr explicit vec(const vec<U, N>& a) : vec() {        \
-    for (int i = 0; i < N; ++i) set(i, msl_static_cast<T>(a.at(i)));                           \
-  }                                                                                            \
-  template <typename U> MSL_INLINE constexpr vec(const __constant vec<U, N>& a) : vec() {      \
-    for (int i = 0; i < N; ++i) set(i, msl_static_cast<T>(a.at(i)));                           \
-  }                                                                                            \
+  MSL_INLINE constexpr vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                  \
+  template <typename U>                                                                        \
+  MSL_INLINE constexpr explicit vec(const vec<U, N>& a) : MSL_MEMBERS##N(MSL_MEMBER) {}        \
+  template <typename U>                                                                        \
+  MSL_INLINE constexpr vec(const __constant vec<U, N>& a) : MSL_MEMBERS##N(MSL_MEMBER) {}      \
   template <typename U> MSL_INLINE vec& operator=(const __constant vec<U, N>& a) {             \
     static_assert(__is_same(T, U), "vectors of different elements do not convert implicitly"); \
     return *this = vec(a);                                                                     \
@@ -89,6 +100,9 @@ template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
   MSL_MEMBERS(2)
   template <typename A, typename B, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>>
   MSL_INLINE constexpr vec(A a, B b) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)) {}
+  MSL_INLINE constexpr vec(T a, T b) : x(a), y(b) {}
+  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return x; else return y; }
+  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return x; else return y; }
   MSL_INLINE constexpr T at(int i) const { return i ? y : x; }
   MSL_INLINE constexpr T at(int i) const __constant { return i ? y : x; }
   MSL_INLINE constexpr void set(int i, T v) { (i ? y : x) = v; }
@@ -100,8 +114,11 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
   MSL_MEMBERS(3)
   template <typename A, typename B, typename C, typename = metal::scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)) {}
+  MSL_INLINE constexpr vec(T a, T b, T c) : x(a), y(b), z(c) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, T b) : x(a.x), y(a.y), z(b) {}
   MSL_INLINE constexpr vec(T a, vec<T, 2> b) : x(a), y(b.x), z(b.y) {}
+  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else return z; }
+  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else return z; }
   MSL_INLINE constexpr T at(int i) const { return i == 0 ? x : i == 1 ? y : z; }
   MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? x : i == 1 ? y : z; }
   MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? x : i == 1 ? y : z) = v; }
@@ -114,6 +131,7 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   template <typename A, typename B, typename C, typename D, typename = metal::scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c, D d)
       : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(msl_static_cast<T>(d)) {}
+  MSL_INLINE constexpr vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
   // uint4 v = {a, b, c}; leaves zero in what the list does not name.
   template <typename A, typename B, typename C, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>, typename = metal::scalar_only<C>>
   MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(T(0)) {}
@@ -123,16 +141,19 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   MSL_INLINE constexpr vec(vec<T, 2> a, T b, T c) : x(a.x), y(a.y), z(b), w(c) {}
   MSL_INLINE constexpr vec(T a, vec<T, 2> b, T c) : x(a), y(b.x), z(b.y), w(c) {}
   MSL_INLINE constexpr vec(T a, T b, vec<T, 2> c) : x(a), y(b), z(c.x), w(c.y) {}
+  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else if constexpr (I == 2) return z; else return w; }
+  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else if constexpr (I == 2) return z; else return w; }
   MSL_INLINE constexpr T at(int i) const { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
   MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
   MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? x : i == 1 ? y : i == 2 ? z : w) = v; }
 };
 
+#define MSL_ELEMENT_OF_TWO(m, R, OP) (R)(a.m OP b.m)
+#define MSL_ELEMENT_OF_ONE(m, R, OP) (R)(OP a.m)
+
 #define MSL_BINARY(OP, RESULT)                                                                            \
   template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, vec<T, N> b) { \
-    vec<RESULT, N> r = vec<RESULT, N>();                                                                  \
-    for (int i = 0; i < N; ++i) r.set(i, (RESULT)(a.at(i) OP b.at(i)));                                    \
-    return r;                                                                                             \
+    MSL_ELEMENTS(RESULT, N, MSL_ELEMENT_OF_TWO, RESULT, OP)                                                \
   }                                                                                                       \
   template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
   MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, U b) { return a OP vec<T, N>(b); }          \
@@ -145,22 +166,24 @@ MSL_BINARY(>, bool) MSL_BINARY(>=, bool) MSL_BINARY(&&, bool) MSL_BINARY(||, boo
 
 #define MSL_UNARY(OP, RESULT)                                                           \
   template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a) { \
-    vec<RESULT, N> r = vec<RESULT, N>();                                                \
-    for (int i = 0; i < N; ++i) r.set(i, (RESULT)(OP a.at(i)));                          \
-    return r;                                                                           \
+    MSL_ELEMENTS(RESULT, N, MSL_ELEMENT_OF_ONE, RESULT, OP)                              \
   }
 MSL_UNARY(-, T) MSL_UNARY(+, T) MSL_UNARY(~, T) MSL_UNARY(!, bool)
+
+#define MSL_NAMES2 x, y
+#define MSL_NAMES3 x, y, z
+#define MSL_NAMES4 x, y, z, w
 
 // Packed vectors: the same elements, aligned as one of them.
 #define MSL_PACKED_MEMBERS(N)                                                                        \
   packed_vec() = default;                                                                            \
-  MSL_INLINE packed_vec(vec<T, N> v) { for (int i = 0; i < N; ++i) (&x)[i] = v.at(i); }              \
+  MSL_INLINE packed_vec(vec<T, N> a) : MSL_MEMBERS##N(MSL_PLAIN_MEMBER) {}                           \
   template <typename U, typename = metal::scalar_only<U>>                                            \
-  MSL_INLINE packed_vec(U a) { for (int i = 0; i < N; ++i) (&x)[i] = (T)a; }                         \
-  MSL_INLINE T at(int i) const { return (&x)[i]; }                                                   \
-  MSL_INLINE T at(int i) const __constant { return (&x)[i]; }                                        \
-  MSL_INLINE operator vec<T, N>() const { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, at(i)); return v; }            \
-  MSL_INLINE operator vec<T, N>() const __constant { vec<T, N> v; for (int i = 0; i < N; ++i) v.set(i, at(i)); return v; } \
+  MSL_INLINE packed_vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                           \
+  template <int I> MSL_INLINE T lane() const { return (&x)[I]; }                                     \
+  template <int I> MSL_INLINE T lane() const __constant { return (&x)[I]; }                          \
+  MSL_INLINE operator vec<T, N>() const { return vec<T, N>(MSL_NAMES##N); }                          \
+  MSL_INLINE operator vec<T, N>() const __constant { return vec<T, N>(MSL_NAMES##N); }               \
   MSL_INDEXING(N)
 
 template <typename T> struct packed_vec<T, 2> {
