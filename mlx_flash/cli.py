@@ -9,8 +9,8 @@ import sys
 from .console import CommandError, kernel_backend, need
 
 DTYPES = ("float32", "float16", "bfloat16")
-BACKENDS = ("metal", "simulator", "reference")
-FAMILIES = ("apple7", "apple8", "apple9", "apple10")
+BACKENDS = ("metal", "cuda", "simulator", "reference")
+FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
 KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
 PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
 STEPS = ("forward", "delta", "backward_query", "backward_key_value")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
     backend = Parser(add_help=False)
     backend.add_argument("--backend", choices=BACKENDS, help="what runs attention")
-    backend.add_argument("--family", choices=FAMILIES, help="GPU whose kernels run: M1, M2, M3 and M4, M5")
+    backend.add_argument("--family", choices=FAMILIES, help="GPU whose kernels run: M1, M2, M3 and M4, M5, NVIDIA")
 
     demo = commands.add_parser("demo", parents=[backend], help="train a small language model and compare with MLX")
     demo.add_argument("--steps", type=whole_number, default=40, help="training steps (default: 40)")
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
     shared = _numbers(backend)
     commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
-    source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile")
+    source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
     source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
 
     check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
@@ -111,9 +111,9 @@ def run_explain(arguments) -> int:
 
 
 def run_source(arguments) -> int:
-    """Prints the Metal text of one kernel."""
+    """Prints the Metal text of one kernel, or what it becomes for an NVIDIA GPU."""
     from .explain import inner_problem
-    from .generated import generated_text
+    from .generated import assembler_text, generated_text
     from .plan import plan
     from .steps import STEPS as ALL
 
@@ -121,7 +121,8 @@ def run_source(arguments) -> int:
     if explanation.family is None:
         raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
     step = next(step for step in ALL if step.name == arguments.step)
-    print(generated_text(plan(step, inner_problem(explanation.problem), explanation.family)), end="")
+    text = assembler_text if explanation.backend == "cuda" else generated_text
+    print(text(plan(step, inner_problem(explanation.problem), explanation.family)), end="")
     return 0
 
 

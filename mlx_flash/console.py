@@ -25,9 +25,9 @@ def need(module: str, command: str, extra: str = "demo") -> ModuleType:
 
 def kernel_backend() -> str:
     """The backend that runs kernels on this machine."""
-    import mlx.core as mx
+    from .backends import kernel_backend as of_this_machine
 
-    return "metal" if mx.metal.is_available() else "simulator"
+    return of_this_machine()
 
 
 def progress(command: str, console, transient: bool = False):

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from .backends import NAMES, current_backend
+from .backends import NAMES, current_backend, default, kernel_backend
+from .backends import backend as backend_of
 from .device import FAMILIES, Family
 from .explanation import Explanation, StepExplanation
 from .parameters import candidates, live_bytes, register_demand
@@ -38,7 +39,7 @@ def explain(
 
     Args:
         q, k, v, scale, causal: as in `attention`; arrays are looked at, never evaluated.
-        backend: "metal", "simulator" or "reference"; None means the one `attention` would use now.
+        backend: "metal", "cuda", "simulator" or "reference"; None means the one `attention` would use now.
         family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5); None means the backend's.
         arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
             q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
@@ -125,15 +126,14 @@ def inner_problem(problem: Problem) -> Problem:
 
 def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:
     """Backend name, family and why; a backend is not built, so that any machine can explain any other."""
-    metal = mx.metal.is_available()
     if family is not None and family not in FAMILIES:
         raise ValueError(
             f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)}, got {family!r}. Check the spelling."
         )
     if name is None and family is None:
-        return _current(metal)
+        return _current()
     if name is None:
-        name, why = "metal" if metal else "simulator", f"kernels of {family} were asked for"
+        name, why = kernel_backend(), f"kernels of {family} were asked for"
     elif name in NAMES:
         why = "asked for by name"
     else:
@@ -142,26 +142,20 @@ def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, 
         )
     if name == "reference":
         return name, None, f"{why}; it runs no kernels, so no family"
-    if family is None and name == "metal":
-        if not metal:
+    if family is None and name in ("metal", "cuda"):
+        if not getattr(mx, name).is_available():
             raise ValueError(
-                f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain metal on a machine "
+                f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain {name} on a machine "
                 "without it, got None. Name the GPU."
             )
-        from .backends.metal import family_here
-
-        return name, family_here(), why
+        return name, backend_of(name).family, why
     return name, FAMILIES[family or "apple9"], why
 
 
-def _current(metal: bool) -> tuple[str, Family | None, str]:
-    current, default = current_backend(), "metal" if metal else "reference"
-    if current.name != default:
+def _current() -> tuple[str, Family | None, str]:
+    current, (usual, why) = current_backend(), default()
+    if current.name != usual:
         why = "chosen by use_backend or MLX_FLASH_BACKEND"
-    elif metal:
-        why = "the default: this machine has a Metal GPU"
-    else:
-        why = "the default without a Metal GPU; use_backend(\"simulator\") runs the kernels on the CPU"
     return current.name, current.family, why
 
 
@@ -169,7 +163,6 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
     step, row, launch = step_plan.step, step_plan.row, step_plan.launch
     precision, head_dim = precision_of(step_plan.problem.dtype), step_plan.head_dim
     staged = step_plan.family.staged and step is not DELTA
-    element = _size(step_plan.problem)
     return StepExplanation(
         name=step.name,
         kernel=step_plan.kernel.name,

@@ -1,4 +1,4 @@
-"""The exact Metal text MLX would compile for a plan, from MLX itself.
+"""The exact Metal text MLX would compile for a plan, from MLX itself; and the PTX that becomes of it.
 
 Inside mx.export_function a metal_kernel is recorded instead of run, on any machine, and verbose=True makes MLX print
 the text it generated. MLX prints from C++, so it is the file descriptor that is captured.
@@ -26,10 +26,7 @@ FENCE = "```\n"
 
 def generated_text(plan: Plan) -> str:
     """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments."""
-    if plan.problem.options != Options():
-        raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
-    names = [name for name in plan.kernel.inputs if name != "scale"]
-    arrays = [_operand(name, plan) for name in names]
+    names, arrays = _operands(plan)
 
     def call(*traced):
         inputs = dict(zip(names, traced)) | {"scale": plan.problem.scale}
@@ -42,6 +39,21 @@ def generated_text(plan: Plan) -> str:
     if not opened or not closed:
         raise RuntimeError(f"{TAG} MLX {mx.__version__} printed no Metal text: use MLX 0.32.0 or later")
     return text
+
+
+def assembler_text(plan: Plan) -> str:
+    """The PTX of the plan's kernel: what an NVIDIA driver gets."""
+    from .backends.cuda import compiled
+
+    names, arrays = _operands(plan)
+    return compiled(plan, dict(zip(names, arrays)) | {"scale": plan.problem.scale}).code.decode("ascii")
+
+
+def _operands(plan: Plan) -> tuple[list[str], list[mx.array]]:
+    if plan.problem.options != Options():
+        raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
+    names = [name for name in plan.kernel.inputs if name != "scale"]
+    return names, [_operand(name, plan) for name in names]
 
 
 def _verbose(kernel):

@@ -9,16 +9,20 @@ from .steps import ACCUMULATORS, Step
 
 @dataclass(frozen=True)
 class Layer:
-    """`files`: templates, in order. `joint_rows`: rows whose simdgroups multiply together (1: each on its own)."""
+    """`files`: templates, in order. `joint_rows`: rows whose simdgroups multiply together (1: each on its own).
+
+    `target`: the NVIDIA GPU to compile for; what is for sm_80 runs on all that is newer, for sm_90a on Hopper only.
+    """
 
     files: tuple[str, ...]
     joint_rows: int = 1
+    target: str = "sm_80"
 
 
 LAYERS = {
     "simdgroup": Layer(("tile_simdgroup",)),
     "mma": Layer(("tile_tensor", "tile_mma")),
-    "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64),
+    "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64, target="sm_90a"),
 }
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory

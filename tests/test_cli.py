@@ -13,7 +13,7 @@ from bounds import float64
 from mlx_flash import check as check_command
 from mlx_flash import cli
 
-METAL = mx.metal.is_available()
+METAL, CUDA = mx.metal.is_available(), mx.cuda.is_available()
 
 
 def status_of(arguments: list[str]) -> int:
@@ -75,7 +75,10 @@ def test_source_into_a_closed_pipe():
         (["explain", "--head-dim", "64", "--length", str(2**40)], ["length", "2^31"]),
         (["source", "--head-dim", "64", "--step", "sideways"], ["--step", "sideways", "backward_query"]),
         (["source", "--head-dim", "64", "--backend", "reference"], ["no Metal text", "--backend"]),
-        (["check", "--backend", "cuda"], ["--backend", "cuda", "simulator"]),
+        (["check", "--backend", "rocm"], ["--backend", "rocm", "simulator"]),
+        pytest.param(
+            ["check", "--backend", "cuda"], ["no CUDA GPU", "pip install"], marks=pytest.mark.skip if CUDA else []
+        ),
         pytest.param(
             ["check", "--backend", "metal"], ["metal", "simulator"], marks=[] if not METAL else pytest.mark.skip
         ),

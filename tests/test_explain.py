@@ -90,7 +90,7 @@ def test_says_which_backend_and_why():
         ({"head_dim": 64, "length": "long"}, ["length", "whole number", "'long'"]),
         ({"head_dim": 64, "dtype": "int8"}, ["dtype", "float16", "'int8'"]),
         ({"head_dim": 64, "family": "apple1"}, ["family", "apple9", "'apple1'"]),
-        ({"head_dim": 64, "backend": "cuda"}, ["backend", "simulator", "'cuda'"]),
+        ({"head_dim": 64, "backend": "rocm"}, ["backend", "simulator", "'rocm'"]),
         ({"head_dim": 64, "causel": True}, ["causel", "window", "spelling"]),
         ({"head_dim": 64, "window": (-1, 0)}, ["window", "-1"]),
         ({"head_dim": 64, "heads": 3, "key_heads": 2}, ["q", "multiple", "got 3"]),

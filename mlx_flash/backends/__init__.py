@@ -1,12 +1,13 @@
 """The seam: a backend runs a plan's step on arrays. It knows nothing of who asked.
 
-"metal" compiles the kernels' text with MLX on an Apple GPU; "simulator" runs the same text on the CPU; "reference" does
-the same mathematics in plain mx operations.
+"metal" compiles the kernels' text with MLX on an Apple GPU; "cuda" compiles the same text for an NVIDIA GPU;
+"simulator" runs it on the CPU; "reference" does the same mathematics in plain mx operations.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import mlx.core as mx
 from ..device import FAMILIES, Family
 from ..errors import UnsupportedProblem
 
-NAMES = ("metal", "simulator", "reference")
+NAMES = ("metal", "cuda", "simulator", "reference")
 
 
 @dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
@@ -42,6 +43,12 @@ def backend(name: str, family: str | None = None) -> Backend:
         from .reference import run
 
         return Backend(name, None, run)
+    if name == "cuda":
+        from .cuda import family_here, ready, run
+
+        if reason := ready(family):
+            raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {reason}')
+        return Backend(name, FAMILIES[family] if family else family_here(), run)
     if name == "simulator":
         from .simulator import ready, run
 
@@ -50,6 +57,10 @@ def backend(name: str, family: str | None = None) -> Backend:
         return Backend(name, FAMILIES[family or "apple9"], run)
     from .metal import family_here, record, run
 
+    if family and FAMILIES[family].tensor:
+        raise UnsupportedProblem(
+            f'[mlx_flash] backend "metal": the kernels of {family} are NVIDIA\'s. Name a family of Apple, or none.'
+        )
     if mx.metal.is_available():
         return Backend(name, FAMILIES[family] if family else family_here(), run)
     if family is None:
@@ -60,15 +71,39 @@ def backend(name: str, family: str | None = None) -> Backend:
     return Backend(name, FAMILIES[family], record)
 
 
+@lru_cache
+def _on_cuda() -> tuple[str, str]:
+    try:
+        backend("cuda")
+    except UnsupportedProblem as error:
+        warnings.warn(f"{error}. Attention runs as plain mx operations.", stacklevel=2)
+        return "reference", f"the default where this fails: {error}"
+    return "cuda", "the default: this machine has an NVIDIA GPU"
+
+
+def default() -> tuple[str, str]:
+    """(the backend of a machine where none is named, why): that of its GPU, else the reference."""
+    if mx.metal.is_available():
+        return "metal", "the default: this machine has a Metal GPU"
+    if mx.cuda.is_available():
+        return _on_cuda()
+    return "reference", 'the default without a GPU; use_backend("simulator") runs the kernels on the CPU'
+
+
+def kernel_backend() -> str:
+    """The backend that runs kernels on this machine, whichever it uses by itself."""
+    return default()[0] if default()[0] != "reference" else "simulator"
+
+
 _chosen: ContextVar[Backend | None] = ContextVar("mlx_flash_backend", default=None)
 
 
 def current_backend() -> Backend:
-    """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else metal where there is one, else reference."""
+    """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else the machine's default."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
-    name = os.environ.get("MLX_FLASH_BACKEND") or ("metal" if mx.metal.is_available() else "reference")
+    name = os.environ.get("MLX_FLASH_BACKEND") or default()[0]
     return backend(name, os.environ.get("MLX_FLASH_FAMILY") or None)
 
 
@@ -76,10 +111,11 @@ class use_backend:
     """Chooses the backend of the calls that follow, or of a block: ``with use_backend("simulator"): ...``.
 
     Args:
-        name: "metal", "simulator" or "reference". A backend chosen by name never falls back to another.
-        family: the GPU family whose kernels run ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5);
-            None means this machine's on metal, "apple9" on the simulator. With a family, "metal" can be chosen where
-            there is no Metal GPU, for mx.export_function: what it writes runs on a Mac.
+        name: "metal", "cuda", "simulator" or "reference". A backend chosen by name never falls back to another.
+        family: the GPU family whose kernels run ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5,
+            "sm80" NVIDIA Ampere and later, "sm90" Hopper); None means this machine's on metal and cuda, "apple9" on
+            the simulator. Any family runs on cuda and on the simulator. With a family of Apple, "metal" can be chosen
+            where there is no Metal GPU, for mx.export_function: what it writes runs on a Mac.
 
     Raises:
         ValueError: unknown name or family. UnsupportedProblem: the backend cannot run on this machine.

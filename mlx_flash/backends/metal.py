@@ -33,7 +33,7 @@ def _compiled(kernel):
     return kernel_object(mx.fast.metal_kernel, kernel)
 
 
-def kernel_object(metal_kernel, kernel):
+def kernel_object(metal_kernel, kernel, **more):
     # Views are read through their strides: no copies on the way in.
     return metal_kernel(
         name=kernel.name,
@@ -42,6 +42,7 @@ def kernel_object(metal_kernel, kernel):
         source=kernel.body,
         header=kernel.header,
         ensure_row_contiguous=False,
+        **more,
     )
 
 

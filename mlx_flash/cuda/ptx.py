@@ -16,17 +16,18 @@ from ..simulator import compiler
 from ..simulator.translation import POSITIONS, Translation
 
 _INCLUDE = Path(__file__).parent / "include"
+# Loops are unrolled as Apple's compiler does it, so that no array of a thread is indexed and all stay in registers.
 _FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-target", "nvptx64-nvidia-cuda",
     "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64,+__opencl_c_generic_address_space",
     "-cl-fp32-correctly-rounded-divide-sqrt", "-ffp-contract=fast", "-fno-math-errno", "-fno-builtin", "-O3",
+    "-mllvm", "-unroll-threshold=4000",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
     "-Wimplicit-float-conversion", "-I", str(_INCLUDE),
 )  # fmt: skip
 # The oldest PTX that knows the target: the driver has to know it too.
-_VERSIONS = {"sm_80": "ptx70", "sm_90": "ptx80", "sm_90a": "ptx83"}
-TARGETS = tuple(_VERSIONS)
+_VERSIONS = {"sm_80": "ptx70", "sm_90a": "ptx80"}
 # More threadgroup memory than this has to be asked for at the launch.
 STATIC_BYTES = 48 * 1024
 

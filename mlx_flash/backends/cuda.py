@@ -1,0 +1,99 @@
+"""Runs the very same kernel text on an NVIDIA GPU, through mlx_flash.cuda. Lazy, inside mx.compile too."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import mlx.core as mx
+
+from ..cuda import metal_kernel
+from ..cuda.kernel import CudaKernel, Grid
+from ..cuda.ptx import Ptx, cache_directory
+from ..device import FAMILIES, Family
+from ..errors import UnsupportedProblem
+from ..simulator import ToolchainError
+from ..simulator.compiler import toolchain
+from ..tiles import LAYERS
+from .metal import kernel_object, run_with
+
+LEAST_CAPABILITY = (8, 0)
+LEAST_DRIVER = (12, 0)  # the CUDA version a driver speaks; it compiles the kernels
+_INSTALL = 'pip install "mlx-flash-attention[cuda]"'
+
+
+def capability() -> tuple[int, int]:
+    """The GPU's compute capability, (9, 0) on an H100 or H200."""
+    information = mx.device_info(mx.gpu)
+    return int(information["compute_capability_major"]), int(information["compute_capability_minor"])
+
+
+def driver() -> tuple[int, int] | None:
+    """The newest CUDA version that the driver knows; None where it does not say."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def ready(family: str | None = None) -> str | None:
+    """Why the kernels of a family (None: this GPU's own) cannot run here, or None."""
+    if not mx.cuda.is_available():
+        return "this machine has no CUDA GPU, or MLX was installed without CUDA: " + _INSTALL
+    found, known = capability(), driver()
+    if found < LEAST_CAPABILITY:
+        return f"compute capability {_dotted(LEAST_CAPABILITY)} or later is needed, this GPU has {_dotted(found)}"
+    if known and known < LEAST_DRIVER:
+        of = f"of this GPU (compute capability {_dotted(found)})"
+        return f"a driver for CUDA {_dotted(LEAST_DRIVER)} or later is needed, that {of} is for {_dotted(known)}"
+    if family == "sm90" and found[0] != 9:
+        return f"the kernels of sm90 need compute capability 9.0, this GPU has {_dotted(found)}"
+    try:
+        toolchain()
+    except ToolchainError as error:
+        # What was compiled before, here or elsewhere, runs without a compiler.
+        return None if any(cache_directory().glob("*.ptx")) else _no_compiler(error)
+    return None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _no_compiler(error: ToolchainError) -> str:
+    return f"kernels are compiled by ziglang's clang: {_INSTALL} ({error})"
+
+
+@lru_cache
+def family_here() -> Family:
+    """Hopper has matrix products of its own; all others share those of Ampere."""
+    return FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
+
+
+@lru_cache
+def _kernel(kernel, target: str) -> CudaKernel:
+    return kernel_object(metal_kernel, kernel, target=target)
+
+
+def _of(plan) -> Callable:
+    return partial(_kernel, target=LAYERS[plan.row.tiles].target)
+
+
+def compiled(plan, inputs: dict) -> Ptx:
+    """The kernel that `run` would launch; needs a compiler, but no GPU."""
+    launch = plan.launch
+    arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
+    grid = Grid(launch.grid, launch.threadgroup)
+    return _of(plan)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
+
+
+def run(plan, inputs: dict, stream) -> list[mx.array]:
+    """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
+    try:
+        return run_with(_of(plan), plan, inputs, mx.gpu if stream is None else stream)
+    except ToolchainError as error:
+        raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
