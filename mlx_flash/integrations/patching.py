@@ -16,7 +16,7 @@ from .serving import NotServed, serve_attention
 LOGGER = logging.getLogger("mlx_flash")
 MOST_REASONS = 32  # sentences that are kept apart: some hold shapes, and a server runs for long
 
-_active: list[patch] = []
+_active: tuple[patch, ...] = ()  # never changed in place: calls read it without the lock
 _replacements: list[Replacement] = []
 
 
@@ -51,11 +51,12 @@ class patch:
             )
         self.min_queries, self.served, self.built_in = min_queries, Counter(), Counter()
         self._thread = threading.get_ident()
+        global _active
         with LOCK:
             if not _active:
                 _replacements.append(Replacement(mx.fast, "scaled_dot_product_attention", _served_by(serve_attention)))
                 _replacements.extend(replacements())
-            _active.append(self)
+            _active = (*_active, self)
 
     @property
     def ours(self) -> int:
@@ -70,10 +71,11 @@ class patch:
 
     def undo(self) -> None:
         """Takes this patch back; the built-in returns with the last one. A second call does nothing."""
+        global _active
         with LOCK:
             if self not in _active:
                 return
-            _active.remove(self)
+            _active = tuple(one for one in _active if one is not self)
             while not _active and _replacements:
                 _replacements.pop().undo()
         LOGGER.info("%s", self)
@@ -93,15 +95,17 @@ class patch:
 def unpatch() -> None:
     """Takes every patch back."""
     with LOCK:
-        for one in list(reversed(_active)):
+        for one in reversed(_active):
             one.undo()
 
 
 def _current() -> patch | None:
     """The patch that a call of this thread belongs to."""
+    active = _active
+    if len(active) < 2:
+        return active[0] if active else None
     thread = threading.get_ident()
-    with LOCK:
-        return next((one for one in reversed(_active) if one._thread == thread), _active[-1] if _active else None)
+    return next((one for one in reversed(active) if one._thread == thread), active[-1])
 
 
 def _served_by(serve: Callable) -> Callable:

@@ -28,9 +28,11 @@ def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, 
         raise NotServed("force_fused asks for the built-in's own kernel")
     if not hasattr(scale, "__float__"):  # None and text mean something to attention, but not to the built-in
         raise NotServed("scale is no number")
-    dtype = mx.result_type(*arrays)
+    dtype = q.dtype
+    if k.dtype != dtype or v.dtype != dtype:
+        dtype = mx.result_type(*arrays)
+        arrays = (array.astype(dtype) for array in arrays)
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
-    arrays = (array.astype(dtype) for array in arrays)
     out = attention(*arrays, scale=scale, mask=mask, sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= DECODE else "prefill", out
