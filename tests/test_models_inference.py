@@ -3,11 +3,13 @@
 import mlx.core as mx
 import pytest
 from machines import shared_out
+from mlx_lm import batch_generate
 from mlx_lm.models.cache import BatchKVCache
 from tiny_models import MODELS, PROMPT, close, generated, tiny
 
 import mlx_flash
 from mlx_flash import use_backend
+from mlx_flash.lm import tiny_model
 
 LAYERS = 2
 
@@ -67,6 +69,20 @@ def test_left_padded_prompts(backend):
     assert report.ours == LAYERS * 6 and not report.built_in
     assert mx.array_equal(got.argmax(-1), want.argmax(-1))
     close(got, want)
+
+
+def test_batched_generation(reference):
+    """mlx-lm's own, for prompts of three lengths."""
+    model, tokenizer = tiny_model()
+    prompts = [tokenizer.encode(text) for text in ("Some words", "a longer text than that", "x")]
+
+    def texts():
+        return batch_generate(model, tokenizer, prompts, max_tokens=6).texts
+
+    want = texts()
+    with mlx_flash.patch(min_queries=1) as report:
+        assert texts() == want
+    assert report.served["prefill"] and report.served["decode"] and not report.built_in
 
 
 def test_a_quantized_cache(reference):

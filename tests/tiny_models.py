@@ -19,6 +19,9 @@ MODELS = {
                     "sliding_window_pattern": 2},
     "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8, "rope_theta": 10000,
                 "layer_types": ["sliding_attention", "full_attention"]},
+    # Scores of its own come as an added mask; values have other dimensions than keys.
+    "deepseek_v3": {"kv_lora_rank": 32, "q_lora_rank": None, "qk_rope_head_dim": 16, "v_head_dim": 24,
+                    "qk_nope_head_dim": 32, "num_key_value_heads": 4},
 }  # fmt: skip
 SHARPER = 4.0  # a new model's scores are so small that it would hardly show what attention does
 PROMPT = mx.array([(7 * i * i + i) % 64 for i in range(21)])
