@@ -58,8 +58,8 @@ def _custom(function: Callable, vjp: Callable, vmap: Callable) -> Callable:
     return wrapped
 
 
-# Does nothing, but is the first operation that jvp and vmap meet: MLX walks the operations inside a custom function
-# before it asks the function itself, and would stop at one of them with a message of its own.
+# Does nothing, but is the first operation that mx.jvp meets: MLX walks the operations inside a custom function before
+# it asks the function itself, and would stop at one of them with a message of its own.
 _guard = _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP)
 
 
@@ -82,7 +82,7 @@ class Attention:
         if trace.bare:
             return self._kernel(step, *arrays)
         trace.called = True
-        return self._function(step)(*arrays)
+        return self._function(step)(*(_guard(*arrays) if trace.forward_mode else arrays))
 
     def _kernel(self, step: Step, *arrays: mx.array) -> Arrays:
         """The step itself, without gradients."""
@@ -97,8 +97,7 @@ class Attention:
 
     def _differentiable(self, step: Step) -> Callable:
         vjp = self._backward if step is FORWARD else _NO_SECOND
-        function = _custom(partial(self._kernel, step), vjp, _NO_VMAP)
-        return (lambda *arrays: function(*_guard(*arrays))) if step is FORWARD else function
+        return _custom(partial(self._kernel, step), vjp, _NO_VMAP)
 
     def _mappable(self, step: Step) -> Callable:
         """What stands for the step in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so

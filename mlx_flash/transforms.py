@@ -3,8 +3,8 @@
 MLX maps and exports the operations inside a custom function before it asks the function itself, and a Metal kernel can
 be neither mapped nor, inside a custom function, exported. So while a function is traced for mx.vmap, attention leaves a
 stand-in: a custom function with no operations inside, whose rule runs the kernels on the folded arrays. A trace cannot
-be told from any other from within; that is why importing mlx_flash wraps mx.vmap, mx.export_function and mx.exporter.
-What they do for everything else stays as it is.
+be told from any other from within; that is why importing mlx_flash wraps mx.vmap, mx.jvp, mx.export_function and
+mx.exporter. What they do for everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from mlx.utils import tree_flatten, tree_map
 
 class _Trace(threading.local):
     """Of the trace this thread is in. `witness`: an array that is mapped, None outside mx.vmap. `bare`: no custom
-    functions may remain in the graph, as in an export. `called`, `differentiated`: whether attention, or its gradient,
-    was asked for."""
+    functions may remain in the graph, as in an export. `forward_mode`: the trace is one of mx.jvp. `called`,
+    `differentiated`: whether attention, or its gradient, was asked for."""
 
     witness: mx.array | None = None
     bare = False
+    forward_mode = False
     called = False
     differentiated = False
 
@@ -64,6 +65,11 @@ def _vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
     return mapped
 
 
+def _jvp(*args, **kwargs):
+    with _set(forward_mode=True):
+        return _built_in["jvp"](*args, **kwargs)
+
+
 def _bare(fun: Callable) -> Callable:
     """The function as a graph without custom functions: those that hold a gradient are mapped away, over one entry."""
 
@@ -90,7 +96,7 @@ def _exporter(file, fun, **kwargs):
     return _built_in["exporter"](file, _bare(fun), **kwargs)
 
 
-_WRAPPERS = {"vmap": _vmap, "export_function": _export_function, "exporter": _exporter}
+_WRAPPERS = {"vmap": _vmap, "jvp": _jvp, "export_function": _export_function, "exporter": _exporter}
 _built_in = {name: getattr(mx, name) for name in _WRAPPERS}
 
 

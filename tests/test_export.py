@@ -24,6 +24,7 @@ CALLS = {
     "bool": ("bool", lambda mask: {"mask": mask}),
     "bias": ("float32", lambda mask: {"mask": mask, "causal": True}),
 }
+APPLE = [family.name for family in FAMILIES.values() if not family.tensor]
 GRADIENTS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
 
 
@@ -79,7 +80,7 @@ def recorded(path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", APPLE)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_recorded_text_is_ours(tmp_path, name, family):
     """Each kernel of the family once, and no other: its header and body, letter for letter."""
@@ -179,3 +180,8 @@ def test_kernels_are_written_here_and_not_run():
         for call in (attention, lambda *x: mx.grad(lambda q: attention(q, k, v).sum())(q)):
             with pytest.raises(UnsupportedProblem, match=r"no Metal GPU, so its kernels can be exported .* not run"):
                 mx.eval(call(q, k, v))
+
+
+def test_metal_is_for_apple_families():
+    with pytest.raises(UnsupportedProblem, match=r"kernels of sm90 are NVIDIA's. Name a family of Apple"):
+        use_backend("metal", "sm90")

@@ -4,6 +4,8 @@ import importlib
 
 import bounds
 import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from cases import Case
@@ -97,6 +99,78 @@ def test_compile_on_a_lazy_backend(reference):
     # Compiling fuses elementwise operations, which may round differently: close, not equal.
     for name, got, want in zip(("O", "dQ", "dK", "dV"), (value, *gradients), (plain_value, *plain_gradients)):
         bounds.check(name, got, bounds.float64(want), "compiled", "float32")
+
+
+def test_compiled_functions_are_traced_once_for_each_shape(reference):
+    """And shapes that change trace it again, gradients included."""
+    traced = []
+
+    def function(q, k, v):
+        traced.append(q.shape)
+        return mx.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    compiled, (q, k, v) = mx.compile(function), arrays()
+    for length in (33, 20, 33, 7, 20):
+        part = q[:, :, :length]
+        value, gradients = compiled(part, k, v)
+        plain_value, plain = mx.value_and_grad(loss, argnums=(0, 1, 2))(part, k, v)
+        for name, got, want in zip(("O", "dQ", "dK", "dV"), (value, *gradients), (plain_value, *plain)):
+            bounds.check(name, got, bounds.float64(want), "compiled", "float32")
+    assert [shape[2] for shape in traced] == [33, 20, 7]
+
+
+def test_shapeless_compilation_refuses(reference):
+    """A call is checked for one problem: MLX, which cannot tell the shapes of another, says so."""
+    compiled = mx.compile(lambda q, k, v: attention(q, k, v), shapeless=True)
+    with pytest.raises(ValueError, match="output_shapes.* cannot infer output shapes"):
+        compiled(*arrays())
+
+
+def test_a_compiled_step_with_an_optimizer(reference):
+    """As mlx-lm trains: model and optimizer state as inputs and outputs, checkpointed layers, three steps."""
+    losses = {}
+    for name in ("plain", "compiled", "checkpointed"):
+        mx.random.seed(0)
+        model = Layer(checkpoint=name == "checkpointed")
+        optimizer = optim.SGD(learning_rate=0.1)
+        state = [model.state, optimizer.state]
+        step = training_step(model, optimizer)
+        step = step if name == "plain" else mx.compile(step, inputs=state, outputs=state)
+        x = mx.random.normal((2, 9, 32), key=mx.random.key(1))
+        losses[name] = []
+        for _ in range(3):
+            losses[name].append(step(x).item())
+            mx.eval(state)
+    for name in ("compiled", "checkpointed"):
+        bounds.check("O", np.array(losses[name]), np.array(losses["plain"]), name, "float32")
+    assert losses["plain"][2] < losses["plain"][0]
+
+
+class Layer(nn.Module):
+    """Grouped attention between projections, with sinks that are trained."""
+
+    def __init__(self, checkpoint: bool):
+        super().__init__()
+        self.q, self.kv, self.sinks = nn.Linear(32, 64), nn.Linear(32, 64), mx.zeros(4)
+        self.attend = mx.checkpoint(self.heads) if checkpoint else self.heads
+
+    def heads(self, q, k, v, sinks):
+        return attention(q, k, v, causal=True, window=(4, 0), sinks=sinks)
+
+    def __call__(self, x):
+        q = self.q(x).reshape(2, 9, 4, 16).swapaxes(1, 2)
+        k, v = (part.reshape(2, 9, 2, 16).swapaxes(1, 2) for part in self.kv(x).split(2, axis=-1))
+        return self.attend(q, k, v, self.sinks)
+
+
+def training_step(model, optimizer):
+    def step(x):
+        value, gradients = nn.value_and_grad(model, lambda x: mx.square(model(x) - 1).mean())(x)
+        assert set(gradients) == {"q", "kv", "sinks"}
+        optimizer.update(model, gradients)
+        return value
+
+    return step
 
 
 def test_compile_on_the_simulator_refuses(kernels):
