@@ -13,12 +13,13 @@ from functools import cache, lru_cache, partial
 import mlx.core as mx
 
 from .backends import Backend
+from .decoding import forward_step, packed_rows
 from .errors import UnsupportedProblem
 from .mapping import mapped, output_dtype, stand_in
 from .operands import step_inputs
 from .plan import Plan, plan
 from .problem import Problem
-from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, Step
+from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
 from .transforms import trace
 
 Arrays = tuple[mx.array, ...]
@@ -30,7 +31,13 @@ def run(step: Step, problem: Problem, backend: Backend, stream, inputs: dict) ->
 
 
 def _run(chosen: Plan, backend: Backend, stream, inputs: dict) -> Arrays:
+    if chosen.step is DECODE:
+        asked = chosen.problem
+        rows = (asked.batch, asked.key_heads, packed_rows(asked), asked.head_dim)
+        inputs = inputs | {"Q": mx.reshape(inputs["Q"], rows, stream=stream), "packing": chosen.packing}
     outputs = backend.run(chosen, inputs, stream)
+    if chosen.parts > 1:
+        return run(COMBINE, chosen.problem, backend, stream, dict(zip(COMBINE.inputs, outputs)))
     return tuple(
         array.astype(output_dtype(name, chosen.problem), stream=stream)
         for name, array in zip(chosen.step.outputs, outputs)
@@ -73,7 +80,8 @@ class Attention:
 
     def __init__(self, problem: Problem, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
         self.problem, self.names, self.backend, self.stream, self.with_lse = problem, names, backend, stream, with_lse
-        self._plan = cache(lambda step: plan(step, problem, backend.family))
+        forward = forward_step(problem, backend)
+        self._plan = cache(lambda step: plan(forward if step is FORWARD else step, problem, backend.family))
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
     def __call__(self, step: Step, *arrays: mx.array) -> Arrays:

@@ -1,7 +1,7 @@
 """What a GPU is, as plain data: families, and the limits the parameter table is proved against."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class Family:
     memory (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
     allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
+    `cores`: of the GPU; those of the plain chip, unless a machine says more.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Family:
     register_tiers: tuple[tuple[int, int], ...]
     tensor: str = ""
     threadgroup_bytes: int = 32768
+    cores: int = 10
 
 
 # Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).
@@ -32,14 +34,18 @@ G13_TIERS = (
 FAMILIES = {
     family.name: family
     for family in (
-        Family("apple7", "M1, A14", "apple7", True, G13_TIERS),
+        Family("apple7", "M1, A14", "apple7", True, G13_TIERS, cores=8),
         Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
         Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
         Family("apple10", "M5, A19", "apple9", False, ()),
-        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376),
-        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448),
+        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376, 108),
+        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448, 132),
     )
 }
+
+# Cores of the GPU of a phone, a plain or Pro, a Max and an Ultra chip, over the plain one's: MLX tells the chip by the
+# last letter of its architecture, and no count. Too few or too many cost time, never a result.
+SIZES = {"p": 0.5, "g": 1, "s": 4, "d": 8}
 
 THREADGROUP_THREADS = 1024
 
@@ -50,3 +56,9 @@ def family_of(architecture: str) -> Family:
     generation = int(found.group(1)) if found else 13
     name = {13: "apple7", 14: "apple8", 15: "apple9", 16: "apple9"}.get(generation)
     return FAMILIES[name or ("apple10" if generation > 16 else "apple7")]
+
+
+def machine_of(architecture: str) -> Family:
+    """The family of an architecture string, with the cores of a chip of that size."""
+    family = family_of(architecture)
+    return replace(family, cores=int(family.cores * SIZES.get(architecture[-1:], 1)))

@@ -9,13 +9,14 @@ import mlx.core as mx
 
 from .backends import NAMES, current_backend, default, kernel_backend
 from .backends import backend as backend_of
+from .decoding import decodes, describe
 from .device import FAMILIES, Family
 from .explanation import Explanation, StepExplanation
 from .parameters import candidates, live_bytes, register_demand
 from .plan import Plan, plan
 from .problem import DTYPES, Problem, padded, problem_of
 from .rows import precision_of
-from .steps import ACCUMULATORS, BACKWARD_MASK, DELTA, STEPS, Step
+from .steps import ACCUMULATORS, BACKWARD_MASK, COMBINE, DECODE, FORWARD, STEPS, Step
 from .tiles import threadgroup_elements
 
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
@@ -58,12 +59,13 @@ def explain(
     name, chosen, why = _resolve(backend, family)
     inner = inner_problem(problem)
     runs = not problem.empty and chosen is not None
-    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in steps_of(problem)) if runs else ()
+    parts = plan(DECODE, inner, chosen).parts if runs and decodes(problem, name) else 1
+    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in steps_of(problem, name, parts)) if runs else ()
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
     return Explanation(
-        problem, name, chosen, why, _padding(problem, inner), steps,
+        problem, name, chosen, why, _padding(problem, inner), describe(problem, name, parts), steps,
         residual_bytes=2 * rows * 4,
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
     )  # fmt: skip
@@ -114,9 +116,13 @@ def _check_names(arguments: dict) -> None:
             raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
 
 
-def steps_of(problem: Problem) -> tuple[Step, ...]:
-    """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores."""
-    return tuple(step for step in STEPS if step is not BACKWARD_MASK or problem.features.mask not in (None, "bool"))
+def steps_of(problem: Problem, backend: str = "metal", parts: int = 1) -> tuple[Step, ...]:
+    """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores.
+    `parts`: of the keys, in decoding."""
+    steps = [step for step in STEPS if step is not BACKWARD_MASK or problem.features.mask not in (None, "bool")]
+    if decodes(problem, backend):
+        steps = [DECODE, *([COMBINE] if parts > 1 else []), *(step for step in steps if step is not FORWARD)]
+    return tuple(steps)
 
 
 def inner_problem(problem: Problem) -> Problem:
@@ -162,7 +168,7 @@ def _current() -> tuple[str, Family | None, str]:
 def _explain_step(step_plan: Plan) -> StepExplanation:
     step, row, launch = step_plan.step, step_plan.row, step_plan.launch
     precision, head_dim = precision_of(step_plan.problem.dtype), step_plan.head_dim
-    staged = step_plan.family.staged and step is not DELTA
+    staged = step_plan.family.staged and step.tiled
     return StepExplanation(
         name=step.name,
         kernel=step_plan.kernel.name,
@@ -174,10 +180,10 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
         cached=row.cached,
         reread=tuple(n for n in step.cacheable if n not in row.cached and n not in ACCUMULATORS),
         paged=row.paged(step),
-        traversed=() if step is DELTA else tuple(n for n in step.inputs if n in OPERANDS and n not in step.cacheable),
+        traversed=tuple(n for n in step.inputs if n in OPERANDS and n not in step.cacheable) if step.tiled else (),
         staged=staged,
         registers=register_demand(step, row, precision, head_dim),
-        live_bytes=None if step_plan.max_threads or step is DELTA else live_bytes(step, row, precision, head_dim),
+        live_bytes=live_bytes(step, row, precision, head_dim) if step.tiled and not step_plan.max_threads else None,
         threadgroup_bytes=_threadgroup_bytes(step_plan),
         max_threads=step_plan.max_threads,
         output_bytes=launch.output_bytes,
@@ -187,7 +193,7 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
 
 def _threadgroup_bytes(step_plan: Plan) -> int:
     problem, row = step_plan.problem, step_plan.row
-    if row.tiles == "simdgroup" and (not step_plan.family.staged or step_plan.step is DELTA):
+    if row.tiles == "simdgroup" and (not step_plan.family.staged or not step_plan.step.tiled):
         return 0
     elements = threadgroup_elements(step_plan.step, row, step_plan.family, problem.head_dim, problem.value_dim)
     return elements * _size(problem)
@@ -198,7 +204,7 @@ OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 def _place(step_plan: Plan) -> str:
     rows = candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family)
-    return f"{rows.index(step_plan.row) + 1} of {len(rows)}, up to {step_plan.row.max_head}"
+    return f"{rows.index(step_plan.table_row) + 1} of {len(rows)}, up to {step_plan.row.max_head}"
 
 
 def _why_row(step_plan: Plan) -> str:

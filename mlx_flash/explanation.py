@@ -64,7 +64,8 @@ class StepExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a call would do. `steps` is empty where no kernel runs; `why` says why this backend and family.
+    """What a call would do. `steps` is empty where no kernel runs; `why` says why this backend and family, `forward`
+    which kernel makes the result.
 
     `residual_bytes`: L and delta, all that attention keeps for its gradients besides its arguments and results.
     `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk] that attention without fusion would hold.
@@ -75,6 +76,7 @@ class Explanation:
     family: Family | None
     why: str
     padding: str
+    forward: str
     steps: tuple[StepExplanation, ...]
     residual_bytes: int
     unfused_bytes: int
@@ -89,6 +91,7 @@ class Explanation:
             ("family", family),
             ("why", self.why),
             ("padding", self.padding),
+            ("forward", self.forward),
             ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; {unfused}"),
         ]
 

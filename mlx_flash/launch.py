@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, Step
+from .decoding import packed_rows
+from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, COMBINE, DECODE, Step
 
 if TYPE_CHECKING:
     from .parameters import Row
@@ -20,7 +21,9 @@ STRIDED = frozenset({"Q", "K", "V", "O", "dO"})
 # Small operands that kernels index without strides.
 PACKED = frozenset({"L", "delta", "slopes", "sinks", "dropout_key"})
 # Operands that kernels hold device pointers to: below 8 elements MLX would pass them in the constant address space.
-POINTED = frozenset({"attention_mask", "q_segments", "k_segments", "block_map", "block_lists", "block_counts"})
+POINTED = frozenset(
+    {"attention_mask", "slopes", "q_segments", "k_segments", "block_map", "block_lists", "block_counts"}
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
     }[name]
 
 
-def launch(step: Step, row: Row, kernel: Kernel, problem: Problem) -> Launch:
-    """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes."""
+def launch(step: Step, row: Row, kernel: Kernel, problem: Problem, parts: int = 1) -> Launch:
+    """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes, and so
+    has decoding. `parts`: of the keys, whose results are float32 and have an axis in front if they are several."""
     length, heads = problem.query_length, problem.query_heads
     if step is BACKWARD_KEY_VALUE:
         length, heads = problem.key_length, problem.key_heads
@@ -83,10 +87,15 @@ def launch(step: Step, row: Row, kernel: Kernel, problem: Problem) -> Launch:
     if step is BACKWARD_MASK:
         batch, heads, rows, columns = problem.options.mask_shape
         blocks = -(-rows // row.parallel) * -(-columns // row.traversal)
+    if step is COMBINE:
+        blocks, heads, batch = -(-batch * heads * length // row.parallel), 1, 1
+    if step is DECODE:
+        blocks, heads = parts, problem.key_heads * -(-packed_rows(problem) // row.parallel)
+    front = () if parts == 1 else (parts,)
     return Launch(
         kernel=kernel,
-        output_shapes=tuple(output_shape(name, problem) for name in step.outputs),
-        output_dtypes=tuple(getattr(mx, dtype) for dtype in kernel.output_dtypes),
+        output_shapes=tuple((*front, *output_shape(name, problem)) for name in step.outputs),
+        output_dtypes=tuple(mx.float32 if front else getattr(mx, dtype) for dtype in kernel.output_dtypes),
         grid=(blocks * row.threads, heads, batch),
         threadgroup=(row.threads, 1, 1),
     )
@@ -103,7 +112,7 @@ def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
     if name in STRIDED:
         return value.view(mx.uint8)
     if name in PACKED:
-        return value.view(mx.uint8).view(value.dtype)  # copied unless contiguous, and mx.export_function can write it
+        value = value.view(mx.uint8).view(value.dtype)  # copied unless contiguous, and mx.export_function can write it
     if name in POINTED and value.size < 8:
         return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
     return value

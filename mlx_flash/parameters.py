@@ -6,11 +6,21 @@ them has been timed with these kernels on a Mac yet. Every row proves itself at 
 
 from .device import FAMILIES, THREADGROUP_THREADS, Family
 from .rows import FULL, MIXED, Row, precision_of
-from .steps import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, Step
+from .steps import (
+    ACCUMULATORS,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    COMBINE,
+    DECODE,
+    DELTA,
+    FORWARD,
+    Step,
+)  # fmt: skip
 from .tensor_parameters import TENSOR_TABLE, prove_tensor_row
 
 def rows(*lines):
-    return tuple(Row(*line[:4], tuple(line[4].split())) for line in lines)
+    return tuple(Row(*line[:4], tuple(line[4].split()), *line[5:]) for line in lines)
 
 
 #    max  par-  tra-  head  cached in
@@ -91,16 +101,43 @@ TABLE = {
         (160, 16, 128, 16, "dV"),
         (384, 16, 128, 16, ""),
     ),
+    # Decoding: `parallel` is the most packed rows of a threadgroup. Where operands are staged, its simdgroups share K
+    # and V; where they are not, 16 rows a simdgroup read each fragment once, as long as registers hold them.
+    (DECODE, MIXED, "apple7"): rows(
+        (128, 32,  64, 64, "Q O"),
+        (256, 32,  64, 64, "O"),
+        (512, 32,  64, 64, ""),
+    ),
+    (DECODE, MIXED, "apple9"): rows(
+        (128, 16,  64, 32, "Q O", 16),
+        (256, 16,  64, 32, "Q O"),
+        (512, 16,  64, 32, ""),
+    ),
+    (DECODE, FULL, "apple7"): rows(
+        ( 64, 32,  64, 32, "Q O"),
+        (256, 32,  64, 32, "O"),
+        (512, 32,  64, 32, ""),
+    ),
+    (DECODE, FULL, "apple9"): rows(
+        ( 64, 16,  64, 16, "Q O", 16),
+        (192, 16,  64, 16, "O", 16),
+        (256, 16,  64, 16, "O"),
+        (512, 16,  64, 16, ""),
+    ),
     # The gradient of a mask: one simdgroup a threadgroup, which walks all that its elements sum.
     (BACKWARD_MASK, MIXED, "apple7"): rows((384, 8, 32, 32, "")),
     (BACKWARD_MASK, MIXED, "apple9"): rows((384, 8, 32, 32, "")),
     (BACKWARD_MASK, FULL, "apple7"): rows((384, 8, 32, 16, "")),
     (BACKWARD_MASK, FULL, "apple9"): rows((384, 8, 32, 16, "")),
-    # delta = rowsum(dO * O) streams two operands once: one simdgroup a row, nothing to block.
+    # delta = rowsum(dO * O) and the sum over parts stream their operands once: one simdgroup a row, nothing to block.
     (DELTA, MIXED, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
     (DELTA, MIXED, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
     (DELTA, FULL, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
     (DELTA, FULL, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, MIXED, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, MIXED, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, FULL, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, FULL, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
 }  # fmt: skip
 
 
@@ -118,7 +155,7 @@ def lookup(step: Step, dtype: str, family: Family, head_dim: int) -> Row:
 # Registers beyond tiles (addresses, row statistics, fragments in flight), in 16-bit registers: fitted on compiles of
 # these loops for the M1 instruction set with Mesa's AGX compiler, accumulators cached or paged.
 OVERHEAD = {
-    (FORWARD, MIXED): (39, 42), (FORWARD, FULL): (40, 48),
+    (FORWARD, MIXED): (39, 42), (FORWARD, FULL): (40, 48), (DECODE, MIXED): (39, 42), (DECODE, FULL): (40, 48),
     (BACKWARD_QUERY, MIXED): (39, 39), (BACKWARD_QUERY, FULL): (40, 40),
     (BACKWARD_KEY_VALUE, MIXED): (46, 46), (BACKWARD_KEY_VALUE, FULL): (47, 47),
     (BACKWARD_MASK, MIXED): (46, 46), (BACKWARD_MASK, FULL): (47, 47),
@@ -140,21 +177,21 @@ def tile_registers(step: Step, row: Row, precision: str, head_dim: int) -> int:
     scores = row.traversal // 2
     if step is BACKWARD_MASK:
         return groups * 3 * scores  # P, dS and their sum
-    if step is FORWARD:
+    if step in (FORWARD, DECODE):
         return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
     return groups * (cached + max(2 * scores, scores + flight))
 
 
 def register_demand(step: Step, row: Row, precision: str, head_dim: int) -> int:
     """Estimated 16-bit registers per thread; an estimate to rank rows by, not Apple's compiler's count."""
-    if step is DELTA:
+    if not step.tiled:
         return 24
     return tile_registers(step, row, precision, head_dim) + OVERHEAD[step, precision][bool(row.paged(step))]
 
 
 def live_bytes(step: Step, row: Row, precision: str, head_dim: int) -> int:
     """Estimated bytes a thread keeps alive in tiles, row statistics and one fragment (M3 and later)."""
-    statistics = 16 if step is FORWARD else 12
+    statistics = 16 if step in (FORWARD, DECODE) else 12
     fragment = 8 if precision == FULL else 4
     return 2 * tile_registers(step, row, precision, head_dim) + statistics + fragment
 
@@ -188,7 +225,7 @@ def prove(step: Step, precision: str, family: Family, row: Row) -> None:
     if family.register_tiers:
         threads = max_threads(step, row, precision, family, row.max_head)
         require(threads and threads >= row.threads, "the register demand fits no occupancy: it would spill")
-    elif step is not DELTA:
+    elif step.tiled:
         needed = live_bytes(step, row, precision, row.max_head)
         require(needed <= PAGED_BUDGET, f"{needed} live bytes a thread exceed {PAGED_BUDGET}")
 

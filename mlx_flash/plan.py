@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from .decoding import packed_rows, part_count, part_length
 from .device import Family
 from .launch import Launch, launch
 from .parameters import Row, lookup, max_threads, precision_of
 from .problem import Problem
 from .source import Kernel, build
-from .steps import Step
+from .steps import DECODE, Step
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,22 @@ class Plan:
         return max(self.problem.head_dim, self.problem.value_dim)
 
     @cached_property
-    def row(self) -> Row:
+    def table_row(self) -> Row:
         return lookup(self.step, self.problem.dtype, self.family, self.head_dim)
+
+    @cached_property
+    def row(self) -> Row:
+        return self.table_row.fitted(packed_rows(self.problem)) if self.step is DECODE else self.table_row
+
+    @cached_property
+    def parts(self) -> int:
+        """Of the keys; several in decoding only."""
+        return part_count(self.problem, self.row, self.family) if self.step is DECODE else 1
+
+    @property
+    def packing(self) -> tuple[int, int, int]:
+        """What the decoding kernel is told: queries, keys of a part, parts."""
+        return self.problem.query_length, part_length(self.problem, self.row, self.family), self.parts
 
     @cached_property
     def max_threads(self) -> int | None:
@@ -44,7 +59,7 @@ class Plan:
 
     @cached_property
     def launch(self) -> Launch:
-        return launch(self.step, self.row, self.kernel, self.problem)
+        return launch(self.step, self.row, self.kernel, self.problem, self.parts)
 
 
 @lru_cache(maxsize=1024)

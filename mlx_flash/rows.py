@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .device import Family
 from .steps import ACCUMULATORS, Step
@@ -45,3 +45,8 @@ class Row:
 
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)
+
+    def fitted(self, rows: int) -> Row:
+        """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
+        parallel = min(self.parallel, -(-rows // 8) * 8)
+        return replace(self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel))

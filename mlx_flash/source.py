@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from .features import METAL_TYPES, Features
-from .steps import ACCUMULATORS, DELTA, Step
+from .steps import ACCUMULATORS, Step
 from .tiles import LAYERS, threadgroup_elements
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def build(
         "BLOCK_PARALLEL": row.parallel,
         "ATTRIBUTES": f"[[max_total_threads_per_threadgroup({max_threads})]]" if max_threads else "",
     }
-    if step is not DELTA:
+    if step.tiled:
         holes |= {
             "HEAD_DIM": head_dim,
             "BLOCK_TRAVERSAL": row.traversal,
@@ -77,7 +77,7 @@ def build(
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     files = ["tile", *LAYERS[row.tiles].files]
-    files += [step.name] if step is DELTA else ["mask", "softmax", "dropout", step.name]
+    files += ["mask", "softmax", "dropout", step.name] if step.tiled else [step.name]
     literals = {hole: _literal(value) for hole, value in holes.items()}
     parts = [_filled(name, literals) for name in files]
     paged = row.paged(step)
@@ -101,7 +101,7 @@ def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:
 
 def _name(step, row, family, dtype, head_dim, value_dim, features, max_threads):
     facts = ["flash", step.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
-    if step is not DELTA:
+    if step.tiled:
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}", "c" + "".join(row.cached),

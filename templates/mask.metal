@@ -6,8 +6,12 @@
 //   skip(...)       does no pair of this block belong to one segment? Then the block is not visited
 //   whole(...)      is every pair of a rectangle visible? Then nothing is tested per element
 //
+// A row is a query, but for decoding (PACKED): there the rows of an operand are all queries that share a key head, row
+// i the query i % queries of the group's head i / queries. Only query_of and head_of know.
+//
 // A query's own position among the keys is i + keys - queries: causality and windows align to the lower right.
 // Features that are off leave no code and no kernel argument; those that are on name their arguments below the marker.
+#define PACKED $PACKED
 #define HAS_WINDOW $HAS_WINDOW
 #define HAS_MASK $HAS_MASK
 #define HAS_ALIBI $HAS_ALIBI
@@ -36,39 +40,52 @@ METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane
 }
 
 struct Visibility {
-  int queries, keys;
-  int left, right;    // the window: keys this far before and after the query's own position
-  float slope;        // of ALiBi, times log2(e)
+  int rows, queries, keys;  // rows = queries unless they are packed
+  int left, right;          // the window: keys this far before and after the query's own position
+  float slope;              // of ALiBi, times log2(e)
+  const device float* slopes;  // of the heads from the first one on
   const device MaskElement* mask;
-  long mask_row, mask_column;
+  long mask_head, mask_row, mask_column;
   const device int* q_segments;
   const device int* k_segments;
   const device int* block_map;       // 0: empty, 1: full, n + 2: partial with bitmap n
   const device uint8_t* bitmaps;
   const device int* block_list;      // traversed blocks of this threadgroup's rows
   int block_columns, listed, state;  // state: block_map of the block being visited
+  long map_head;
   Range own, other;                  // segments of this threadgroup's rows, and of the traversed block
+
+  METAL_FUNC int query_of(int row) const thread { return PACKED ? row % queries : row; }
+  METAL_FUNC int head_of(int row) const thread { return PACKED ? row / queries : 0; }
 
   METAL_FUNC int distance(int i, int j) const thread { return j - i - (keys - queries); }
 
-  METAL_FUNC bool visible(int i, int j) const thread {
-    if (i >= queries || j >= keys) return false;
+  METAL_FUNC MaskElement mask_at(int row, int j) const thread {
+    return mask[head_of(row) * mask_head + query_of(row) * mask_row + j * mask_column];
+  }
+
+  METAL_FUNC bool visible(int row, int j) const thread {
+    if (row >= rows || j >= keys) return false;
+    const int i = query_of(row);
     if (CAUSAL && distance(i, j) > 0) return false;
     if (HAS_WINDOW && (distance(i, j) < -left || distance(i, j) > right)) return false;
     if (HAS_SEGMENTS && q_segments[i] != k_segments[j]) return false;
-    if (HAS_MASK && !ADDITIVE && mask[i * mask_row + j * mask_column] == MaskElement(0)) return false;
+    if (HAS_MASK && !ADDITIVE && mask_at(row, j) == MaskElement(0)) return false;
     if (HAS_BLOCKS) {
-      const int block = block_map[i / BLOCK * block_columns + j / BLOCK];
+      const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
       if (block < 2) return block == 1;
       return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
     }
     return true;
   }
 
-  METAL_FUNC float bias(int i, int j) const thread {
+  METAL_FUNC float bias(int row, int j) const thread {
     float sum = 0;
-    if (HAS_MASK && ADDITIVE) sum += float(mask[i * mask_row + j * mask_column]) * M_LOG2E_F;
-    if (HAS_ALIBI) sum -= slope * float(abs(distance(i, j)));
+    if (HAS_MASK && ADDITIVE) sum += float(mask_at(row, j)) * M_LOG2E_F;
+    if (HAS_ALIBI) {
+      const float own = PACKED ? slopes[head_of(row)] * M_LOG2E_F : slope;
+      sum -= own * float(abs(distance(query_of(row), j)));
+    }
     return sum;
   }
 
@@ -103,6 +120,18 @@ struct Visibility {
     return state != 0;
   }
 
+  // For packed rows, whose heads may have blocks of their own: false if the block of key j is empty for all of them
+  METAL_FUNC bool enter_packed(int first_row, int last_row, int j) thread {
+    bool found = false;
+    state = 1;
+    for (int h = head_of(first_row); h <= head_of(min(last_row, rows - 1)); h++) {
+      const int block = block_map[h * map_head + j / BLOCK];
+      found = found || block != 0;
+      if (block != 1) state = 0;
+    }
+    return found;
+  }
+
   METAL_FUNC bool skip(const device int* segments, int begin, int end, tile::Lane lane) thread {
     if (!HAS_SEGMENTS) return false;
     other = span(segments, begin, end, lane);
@@ -110,6 +139,10 @@ struct Visibility {
   }
 
   METAL_FUNC bool whole(int first_query, int last_query, int first_key, int last_key) const thread {
+    if (PACKED) {  // any query may be among the rows; rows past the end repeat the last one and are never stored
+      first_query = 0;
+      last_query = queries - 1;
+    }
     if (last_query >= queries || last_key >= keys) return false;
     if (CAUSAL && distance(first_query, last_key) > 0) return false;
     if (HAS_WINDOW && distance(last_query, first_key) < -left) return false;
@@ -155,8 +188,13 @@ METAL_FUNC bool apply(
 }  // namespace mask
 // ---- body
 mask::Visibility visibility;
-visibility.queries = Q_shape[2];
+visibility.rows = Q_shape[2];
 visibility.keys = K_shape[2];
+#if PACKED
+visibility.queries = packing[0];
+#else
+visibility.queries = Q_shape[2];
+#endif
 #if HAS_WINDOW
 visibility.left = window[0];
 visibility.right = window[1];
@@ -166,25 +204,35 @@ visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_seg
 visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_strides[0];
 #endif
 
-// What varies with the head: `row` is the first of this threadgroup's rows.
+// What varies with the head, the first of them if rows are packed: `row` is the first of this threadgroup's rows.
 #if HAS_MASK
 #define OPEN_MASK(b, h) \
   visibility.mask = attention_mask + (b) * attention_mask_strides[0] + (h) * attention_mask_strides[1]; \
+  visibility.mask_head = attention_mask_strides[1]; \
   visibility.mask_row = attention_mask_strides[2]; \
   visibility.mask_column = attention_mask_strides[3];
 #else
 #define OPEN_MASK(b, h)
 #endif
 #if HAS_ALIBI
-#define OPEN_ALIBI(h) visibility.slope = slopes[h] * M_LOG2E_F;
+#define OPEN_ALIBI(h) \
+  visibility.slopes = slopes + (h); \
+  visibility.slope = slopes[h] * M_LOG2E_F;
 #else
 #define OPEN_ALIBI(h)
 #endif
 #if HAS_BLOCKS
-#define OPEN_BLOCKS(b, h, row) \
+#define OPEN_MAP(b, h) \
   visibility.bitmaps = block_bitmaps; \
   visibility.block_map = block_map + (b) * block_map_strides[0] + (h) * block_map_strides[1]; \
-  visibility.block_columns = block_map_strides[2]; \
+  visibility.map_head = block_map_strides[1]; \
+  visibility.block_columns = block_map_strides[2];
+#endif
+#if HAS_BLOCKS && PACKED
+#define OPEN_BLOCKS(b, h, row) OPEN_MAP(b, h)
+#elif HAS_BLOCKS
+#define OPEN_BLOCKS(b, h, row) \
+  OPEN_MAP(b, h) \
   visibility.block_list = \
       block_lists + (b) * block_lists_strides[0] + (h) * block_lists_strides[1] + \
       (row) / BLOCK * block_lists_strides[2]; \

@@ -20,10 +20,12 @@ template <int R> struct State {
 
   // A sink is a score that every row sees and that has no value: it only adds to the sum.
   METAL_FUNC void clear(float sink) thread {
-    for (int i = 0; i < R / 8; i++) {
-      m[i] = sink * M_LOG2E_F;
-      l[i] = sink == -INFINITY ? 0 : 1;
-    }
+    for (int i = 0; i < R / 8; i++) clear(i, sink);
+  }
+
+  METAL_FUNC void clear(int i, float sink) thread {
+    m[i] = sink * M_LOG2E_F;
+    l[i] = sink == -INFINITY ? 0 : 1;
   }
 };
 

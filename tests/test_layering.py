@@ -18,8 +18,8 @@ PATH = (
     "backends",
 )  # fmt: skip
 LEAVES = (
-    "errors", "transforms", "steps", "device", "features", "options", "block_mask", "block_plot", "reference",
-    "reference_scores", "simulator", "cuda", "rows", "tiles", "tensor_parameters",
+    "errors", "transforms", "steps", "device", "decoding", "features", "options", "block_mask", "block_plot",
+    "reference", "reference_scores", "simulator", "cuda", "rows", "tiles", "tensor_parameters",
 )  # fmt: skip
 # What knows nothing of attention, and all that it may know.
 ALONE = {"simulator": {"simulator"}, "cuda": {"cuda", "simulator"}}

@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..device import Family, family_of
+from ..device import Family, machine_of
 from ..errors import UnsupportedProblem
 
 
 @lru_cache
 def family_here() -> Family:
-    return family_of(str(mx.device_info().get("architecture", "")))
+    return machine_of(str(mx.device_info().get("architecture", "")))
 
 
 def run_with(compiled, plan, inputs: dict, stream) -> list[mx.array]:

@@ -1,0 +1,92 @@
+// FlashAttention for few queries and many keys: O and L over one part of the keys.
+//
+//   for each key head, block of BP rows and part of the keys (one threadgroup; R rows a simdgroup), in parallel:
+//     rows: all queries of all query heads that share the key head, packed, so that K and V are read once for them
+//     m, l, O = -inf, 0, 0                 a sink is seen in the first part only
+//     for each block of BT keys of this part that any of the rows sees:
+//       S, P, m, l, O as in forward.metal
+//     O = O / l;  L = m + log2(l)          a row that sees no key of this part: O = 0, L = -inf
+//
+// combine.metal joins the parts; a single part is the result. Parts of the keys are those of Flash-Decoding (Dao et
+// al. 2023), packing is that of FlashAttention-2's decoding.
+//
+// Glossary in forward.metal, and
+//   Q        [B, Hk, G Lq, D]          row r is query r % Lq of the group's head r / Lq
+//   O        [parts, B, Hk, G Lq, DV]  float32 if there are several parts
+//   L        [parts, B, Hk, G Lq]
+//   packing  Lq, and the keys of a part
+// Written by: O and L, each element by one lane.
+using Element = $ELEMENT;            // of Q, K, V
+constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
+constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
+constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, STAGED = $STAGED;
+$ATTRIBUTES
+// ---- body
+const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
+const int rows = visibility.rows, Lq = visibility.queries, heads = K_shape[1];
+const int part = threadgroup_position_in_grid.x, b = threadgroup_position_in_grid.z;
+const int blocks = (rows + BP - 1) / BP, position = threadgroup_position_in_grid.y;
+const int h_k = position / blocks, h = h_k * (rows / Lq);  // h: the first query head of the group
+const int block = position % blocks * BP, first = block + int(lane.simdgroup) * R;
+const long row0 = ((long(part) * Q_shape[0] + b) * heads + h_k) * rows;
+
+threadgroup Element staging[STAGING];
+tile::Memory<Element> memory = {staging};
+tile::Rows<Element, BP, R, D, CACHE_Q> q;
+tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
+tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> v;
+tile::Accumulator<R, DV, BH, CACHE_O> o;
+softmax::State<R> state;
+q.open(tile::head<Element>(Q, Q_strides, b, h_k), tile::row_stride<Element>(Q_strides), first, rows, memory, lane);
+k.open(memory, lane);
+k.view(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides));
+v.open(memory, lane);
+v.view(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides));
+o.open(O + row0 * DV, first, rows, lane);
+state.clear();
+#if HAS_SINKS
+for (int i = 0; i < R / 8 && part == 0; i++) {
+  state.clear(i, sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))]);
+}
+#endif
+OPEN_HEAD(b, h, block)
+if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, 0, Lq, lane);
+
+const mask::Range seen = visibility.keys_of(0, Lq - 1);
+const int begin = seen.begin + part * packing[1], end = min(seen.end, begin + packing[1]);
+for (int c = begin, next; c < end; c = next) {
+  next = min(c + BT, end);
+  if (HAS_BLOCKS) {
+    next = min(next, (c / BLOCK + 1) * BLOCK);
+    if (!visibility.enter_packed(block, block + BP - 1, c)) continue;
+  }
+  if (visibility.skip(visibility.k_segments, c, next, lane)) continue;
+  tile::seek(k, v, c, next);
+
+  // S = scale log2(e) Q K^T, masked
+  tile::Tile<float, R, BT> s;
+  tile::multiply_abt(s, q, k);
+#if HAS_SOFTCAP
+  tile::Tile<float, R, BT> slope;
+  softmax::cap(s, slope, scale, softcap);
+#else
+  softmax::multiply(s, scale * M_LOG2E_F);
+#endif
+  const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane);
+
+  // P = 2^(S - m);  O = correction O + P V
+  const tile::RowVector<R> correction = softmax::step(s, state);
+  tile::Tile<Element, R, BT> p;
+  tile::convert(p, s);
+  tile::multiply_ab<Element>(o, correction, p, v, whole);
+}
+
+// O = O / l;  L = m + log2(l)
+tile::RowVector<R> normaliser;
+for (int i = 0; i < R / 8; i++) {
+  const int row = first + i * 8 + lane.row;
+  normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
+  if (row < rows && lane.column == 0) L[row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+}
+o.store(O + row0 * DV, first, normaliser);
