@@ -13,7 +13,7 @@ BACKENDS = ("metal", "cuda", "simulator", "reference")
 FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
 KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
 PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
-STEPS = ("forward", "delta", "backward_query", "backward_key_value")
+STEPS = ("forward", "decode", "combine", "delta", "backward_query", "backward_key_value")
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,12 +115,13 @@ def run_source(arguments) -> int:
     from .explain import inner_problem
     from .generated import assembler_text, generated_text
     from .plan import plan
+    from .steps import DECODING
     from .steps import STEPS as ALL
 
     explanation = _explanation(arguments, arguments.backend or kernel_backend())
     if explanation.family is None:
         raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
-    step = next(step for step in ALL if step.name == arguments.step)
+    step = next(step for step in (*ALL, *DECODING) if step.name == arguments.step)
     text = assembler_text if explanation.backend == "cuda" else generated_text
     print(text(plan(step, inner_problem(explanation.problem), explanation.family)), end="")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .steps import COMBINE, DECODE, FORWARD, Step
+from .steps import DECODE, FORWARD, Step
 
 if TYPE_CHECKING:
     from .backends import Backend

@@ -19,6 +19,7 @@ from .errors import UnsupportedProblem
 from .launch import output_shape
 from .options import Options
 from .plan import Plan
+from .steps import COMBINE, DECODE
 
 TAG = "[mlx_flash.source]"
 FENCE = "```\n"
@@ -29,7 +30,7 @@ def generated_text(plan: Plan) -> str:
     names, arrays = _operands(plan)
 
     def call(*traced):
-        inputs = dict(zip(names, traced)) | {"scale": plan.problem.scale}
+        inputs = dict(zip(names, traced)) | _numbers(plan)
         return run_with(_verbose, plan, inputs, mx.gpu)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -46,13 +47,17 @@ def assembler_text(plan: Plan) -> str:
     from .backends.cuda import compiled
 
     names, arrays = _operands(plan)
-    return compiled(plan, dict(zip(names, arrays)) | {"scale": plan.problem.scale}).code.decode("ascii")
+    return compiled(plan, dict(zip(names, arrays)) | _numbers(plan)).code.decode("ascii")
+
+
+def _numbers(plan: Plan) -> dict:
+    return {"scale": plan.problem.scale} | ({"packing": plan.packing} if plan.step is DECODE else {})
 
 
 def _operands(plan: Plan) -> tuple[list[str], list[mx.array]]:
     if plan.problem.options != Options():
         raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
-    names = [name for name in plan.kernel.inputs if name != "scale"]
+    names = [name for name in plan.kernel.inputs if name not in _numbers(plan)]
     return names, [_operand(name, plan) for name in names]
 
 
@@ -63,6 +68,8 @@ def _verbose(kernel):
 def _operand(name: str, plan: Plan) -> mx.array:
     """A lazy array of the operand's shape: an operand has the shape of its gradient."""
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}.get(name, name)
+    if name in COMBINE.inputs:
+        return mx.zeros((8, *output_shape(name.removesuffix("_parts"), plan.problem)))
     dtype = mx.float32 if name in ("L", "delta") else getattr(mx, plan.problem.dtype)
     return mx.zeros(output_shape(same, plan.problem), dtype)
 

@@ -91,11 +91,11 @@ def launch(step: Step, row: Row, kernel: Kernel, problem: Problem, parts: int = 
         blocks, heads, batch = -(-batch * heads * length // row.parallel), 1, 1
     if step is DECODE:
         blocks, heads = parts, problem.key_heads * -(-packed_rows(problem) // row.parallel)
-    front = () if parts == 1 else (parts,)
+    fronts = {"O": (parts,), "L": (2, parts)} if parts > 1 else {}  # m and l in place of L
     return Launch(
         kernel=kernel,
-        output_shapes=tuple((*front, *output_shape(name, problem)) for name in step.outputs),
-        output_dtypes=tuple(mx.float32 if front else getattr(mx, dtype) for dtype in kernel.output_dtypes),
+        output_shapes=tuple((*fronts.get(name, ()), *output_shape(name, problem)) for name in step.outputs),
+        output_dtypes=tuple(mx.float32 if fronts else getattr(mx, dtype) for dtype in kernel.output_dtypes),
         grid=(blocks * row.threads, heads, batch),
         threadgroup=(row.threads, 1, 1),
     )

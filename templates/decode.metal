@@ -5,16 +5,16 @@
 //     m, l, O = -inf, 0, 0                 a sink is seen in the first part only
 //     for each block of BT keys of this part that any of the rows sees:
 //       S, P, m, l, O as in forward.metal
-//     O = O / l;  L = m + log2(l)          a row that sees no key of this part: O = 0, L = -inf
+//     one part:       O = O / l;  L = m + log2(l)
+//     several parts:  O, m and l as they are, which combine.metal joins; L would lose digits of large scores
 //
-// combine.metal joins the parts; a single part is the result. Parts of the keys are those of Flash-Decoding (Dao et
-// al. 2023), packing is that of FlashAttention-2's decoding.
+// A row that sees no key: O = 0, m = -inf, l = 0. Parts of the keys are those of Flash-Decoding (Dao et al. 2023).
 //
 // Glossary in forward.metal, and
 //   Q        [B, Hk, G Lq, D]          row r is query r % Lq of the group's head r / Lq
 //   O        [parts, B, Hk, G Lq, DV]  float32 if there are several parts
-//   L        [parts, B, Hk, G Lq]
-//   packing  Lq, and the keys of a part
+//   L        [B, Hk, G Lq], or m and l [2, parts, B, Hk, G Lq]
+//   packing  Lq, the keys of a part, and the number of parts
 // Written by: O and L, each element by one lane.
 using Element = $ELEMENT;            // of Q, K, V
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
@@ -25,7 +25,7 @@ $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
 const int rows = visibility.rows, Lq = visibility.queries, heads = K_shape[1];
-const int part = threadgroup_position_in_grid.x, b = threadgroup_position_in_grid.z;
+const int parts = packing[2], part = threadgroup_position_in_grid.x, b = threadgroup_position_in_grid.z;
 const int blocks = (rows + BP - 1) / BP, position = threadgroup_position_in_grid.y;
 const int h_k = position / blocks, h = h_k * (rows / Lq);  // h: the first query head of the group
 const int block = position % blocks * BP, first = block + int(lane.simdgroup) * R;
@@ -82,11 +82,13 @@ for (int c = begin, next; c < end; c = next) {
   tile::multiply_ab<Element>(o, correction, p, v, whole);
 }
 
-// O = O / l;  L = m + log2(l)
+// One part: O = O / l;  L = m + log2(l)
 tile::RowVector<R> normaliser;
 for (int i = 0; i < R / 8; i++) {
   const int row = first + i * 8 + lane.row;
-  normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
-  if (row < rows && lane.column == 0) L[row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+  normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
+  if (row >= rows || lane.column != 0) continue;
+  L[row0 + row] = parts > 1 ? state.m[i] : softmax::log_sum(state.m[i], state.l[i]);
+  if (parts > 1) L[long(parts) * Q_shape[0] * heads * rows + row0 + row] = state.l[i];
 }
 o.store(O + row0 * DV, first, normaliser);

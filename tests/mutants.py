@@ -43,6 +43,8 @@ REACH = "test_work.py::test_windows_visit_only_themselves[3-77-apple9-{}]"
 OTHER = "test_work.py::test_blocks_of_other_segments_are_not_visited[apple9-{}]"
 SCHEDULES = "test_schedules.py::test_no_schedule_shows[apple7-plain]"
 
+DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
+
 # fmt: off
 FORWARD = of(
     "forward",
@@ -95,6 +97,27 @@ BACKWARD_MASK = of(
     ("mask-place-transposed", "place % column_blocks * BT",
      "place / column_blocks * BT", gradients("additive"), "check"),
     ("mask-sums-other-columns", "min(seen.end, columns == 1 ? Lk : column + BT)", "seen.end", gradients("additive")),
+)
+DECODE = of(
+    "decode",
+    ("first-head-of-every-group", "h = h_k * (rows / Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
+    ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple9-sinks")),
+    ("part-without-an-end", "end = min(seen.end, begin + packing[1]);", "end = seen.end;",
+     DECODING.format("apple7-softcap")),
+    ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0", "state.l[i] == 0", DECODING.format("apple7-softcap")),
+    ("part-of-another-batch-entry", "(long(part) * Q_shape[0] + b)", "(long(b) * parts + part)",
+     DECODING.format("apple7-softcap")),
+    ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
+    ("rows-of-the-first-block-only", "position % blocks * BP", "0",
+     "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
+)
+COMBINE = of(
+    "combine",
+    ("parts-not-weighed", "sum += exp2(L_parts[place] - reference) * O", "sum += O", DECODING.format("apple7-softcap")),
+    ("sum-of-the-first-part", "part < parts; part++) {\n    l +=", "part < 1; part++) {\n    l +=",
+     DECODING.format("apple7-softcap")),
+    ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
+     "test_decode.py::test_rows_that_see_nothing[simulator-apple9-bool]"),
 )
 SOFTMAX = of(
     "softmax",
@@ -149,9 +172,15 @@ MASK = of(
     ("mask-rows-by-the-column-stride", "mask_row = attention_mask_strides[2]",
      "mask_row = attention_mask_strides[3]", output("bool")),
     ("mask-of-the-first-head", " + (h) * attention_mask_strides[1]", "", output("additive")),
-    ("added-in-base-e", "float(mask[i * mask_row + j * mask_column]) * M_LOG2E_F",
-     "float(mask[i * mask_row + j * mask_column])", output("additive")),
-    ("alibi-signed", "float(abs(distance(i, j)))", "float(distance(i, j))", output("alibi")),
+    ("added-in-base-e", "float(mask_at(row, j)) * M_LOG2E_F", "float(mask_at(row, j))", output("additive")),
+    ("alibi-signed", "float(abs(distance(query_of(row), j)))", "float(distance(query_of(row), j))", output("alibi")),
+    ("packed-rows-are-queries", "PACKED ? row % queries : row", "row", DECODING.format("apple7-causal"), "check"),
+    ("packed-rows-of-one-head", "PACKED ? row / queries : 0", "0", DECODING.format("apple7-bool-by-head")),
+    ("packed-rows-seen-whole", "first_query = 0;\n", "first_query = queries - 1;\n", DECODING.format("apple7-causal")),
+    ("blocks-of-the-last-head", "found = found || block != 0;", "found = block != 0;",
+     DECODING.format("apple7-blocks")),
+    ("blocks-of-all-heads-full", "if (block != 1) state = 0;", "",
+     "test_decode.py::test_rows_that_see_nothing[simulator-apple9-blocks]"),
     ("no-bias-in-whole-tiles", "if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;",
      "if (whole) return true;", output("alibi")),
     ("columns-of-another-visit", "if (column < valid && visibility", "if (visibility", output("blocks")),
@@ -202,6 +231,8 @@ MUTANTS = [
     *BACKWARD_KEY_VALUE,
     *DELTA,
     *BACKWARD_MASK,
+    *DECODE,
+    *COMBINE,
     *SOFTMAX,
     *MASK,
     *DROPOUT,

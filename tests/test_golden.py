@@ -19,8 +19,10 @@ from mlx_flash.generated import generated_text
 from mlx_flash.plan import plan
 from mlx_flash.problem import Problem
 from mlx_flash.simulator.signature import shape_facts
-from mlx_flash.steps import BACKWARD_MASK, STEPS
+from mlx_flash.steps import BACKWARD_MASK, DECODING
+from mlx_flash.steps import STEPS as TRAINING
 
+STEPS = (*TRAINING, *DECODING)
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = bool(os.environ.get("MLX_FLASH_UPDATE_GOLDEN"))
 # All that one call can ask for: the mask is an array or a block mask, never both.

@@ -6,15 +6,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import Case
+from machines import SIMULATED
 from mlx.utils import tree_map
 from test_determinism import bits
 from test_gradients import backward
 from test_parameters import problem
 from variants import VARIANTS
 
+from mlx_flash import attention, use_backend
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.plan import plan
-from mlx_flash.steps import BACKWARD_KEY_VALUE, FORWARD
+from mlx_flash.steps import BACKWARD_KEY_VALUE, DECODE, FORWARD
 
 CASE = Case(33, 65, 64, "float32", True, group=2, key_heads=2, batch=2)
 HALF = Case(33, 65, 64, "float16", False, group=2, key_heads=2, batch=2)
@@ -147,3 +149,33 @@ def test_the_addresses_can_differ():
     launched = launched_inputs(FORWARD, CASE, arrays)
     assert address(launched["Q"]) != address(arrays["q"])
     assert bounds.float64(launched["Q"].view(mx.float32)).shape == arrays["q"].shape
+
+
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@pytest.mark.parametrize("length", [37, 600])
+def test_a_cache_is_read_in_place(family, length):
+    """A token's step over the front of a larger buffer, and over one that lies [B, L, H, D]: neither is copied, in
+    arrays or in memory, and what lies behind the front, NaN here, reaches nothing."""
+    case = Case(1, length, 64, "float16", group=4, key_heads=2)
+    arrays = case.arrays()
+    with use_backend("simulator", family):
+        want = [bits(array) for array in attention(*(arrays[name] for name in "qkv"), causal=True, return_lse=True)]
+        for axes in ((0, 1, 2, 3), (0, 2, 1, 3)):
+            views = {}
+            for name in "kv":
+                buffer = mx.full((1, 2, 8192, 64), mx.nan, mx.float16)
+                buffer[:, :, :length] = arrays[name]
+                views[name] = mx.contiguous(buffer.transpose(axes)).transpose(axes)[:, :, :length]
+            chosen = plan(DECODE, problem(case), backend_of("simulator", family).family)
+            given = {"Q": arrays["q"], "K": views["k"], "V": views["v"], "scale": 1.0, "packing": (1, 64, 1)}
+            launched = dict(zip(chosen.kernel.inputs, chosen.launch.arguments(given)))
+            assert address(launched["K"]) == address(views["k"]) and address(launched["V"]) == address(views["v"])
+            mx.clear_cache()
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            got = attention(arrays["q"], views["k"], views["v"], causal=True, return_lse=True)
+            mx.eval(got)
+            grown = mx.get_peak_memory() - before
+            assert [bits(array) for array in got] == want
+            # What it takes is the results, in parts too, and numbers: nothing of the cache's size.
+            assert grown <= (chosen.launch.output_bytes if chosen.parts > 1 else 0) + 4096 < views["k"].nbytes

@@ -30,13 +30,14 @@ from mlx_flash.parameters import (
     register_demand,
 )  # fmt: skip
 from mlx_flash.problem import Problem
-from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, STEPS
+from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, DECODING, DELTA, FORWARD, STEPS
 
 BEYOND = 392  # a head dimension past the last row of every table
 
 # The gradient of an array mask reads a mask, and so has a test of its own.
 MASK_ROWS = [(*key[1:], index) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK for index in range(len(rows))]
-OURS = {key: rows for key, rows in TABLE.items() if key[0] is not BACKWARD_MASK}
+# Decoding has tests of its own too: its rows serve fewer queries than there are rows in a block.
+OURS = {key: rows for key, rows in TABLE.items() if key[0] not in (BACKWARD_MASK, *DECODING)}
 
 
 def exercised() -> list:
@@ -140,7 +141,7 @@ def test_every_row_is_exercised():
     assert len(MASK_ROWS) == sum(len(rows) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK) > 0
     assert len(ROWS) == sum(len(rows) for rows in OURS.values())
     assert {(step, precision_of(dtype), family) for step, dtype, family, *_ in ROWS} == set(OURS)
-    for step in STEPS:
+    for step in (*STEPS, *DECODING):
         for precision in (FULL, MIXED):
             for family in FAMILIES.values():
                 assert (step, precision, family.table) in TABLE

@@ -21,12 +21,12 @@ from mlx_flash.generated import generated_text
 from mlx_flash.parameters import FULL, TABLE, max_threads
 from mlx_flash.plan import plan
 from mlx_flash.problem import Problem
-from mlx_flash.steps import BACKWARD_MASK, DELTA
+from mlx_flash.steps import BACKWARD_MASK, DECODING, DELTA
 from mlx_flash.steps import STEPS as ALL_STEPS
 
 ROOT = Path(mlx_flash.__file__).parent.parent
 TEMPLATES = sorted((ROOT / "templates").glob("*.metal"))
-STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]
+STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
 # What MLX adds to a signature when it finds the word anywhere in a body, comments included.
 ATTRIBUTES = (
     "dispatch_quadgroups_per_threadgroup", "dispatch_simdgroups_per_threadgroup", "dispatch_threads_per_threadgroup",
@@ -162,7 +162,8 @@ def test_the_text_mlx_generates(step, family):
     assert text.count("max_total_threads_per_threadgroup") == len(occupancy)
     signature = text[text.index("[[kernel]]") : text.index("{", text.index("[[kernel]]"))]
     for name in step.inputs:
-        kind = "const constant float&" if name == "scale" else r"const device \w+\*"
+        kinds = {"scale": "const constant float&", "packing": r"const constant int\w*\*"}
+        kind = kinds.get(name, r"const device \w+\*")
         assert re.search(rf"{kind} {name} \[\[buffer", signature), f"{name} in {signature}"
     for name, dtype in zip(step.outputs, chosen.kernel.output_dtypes):
         assert re.search(rf"device {({'float32': 'float'}).get(dtype, dtype)}\w*\* {name} \[\[buffer", signature)

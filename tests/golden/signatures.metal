@@ -57,3 +57,26 @@
   device float16_t* dV [[buffer(14)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
+[[kernel]] void custom_kernel_flash_decode_float16_v64_p16_m0_d64_t64_h32_r16_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_int32_tc_float16_t_float(
+  const device uint8_t* Q [[buffer(0)]],
+  const constant int* Q_shape [[buffer(1)]],
+  const constant int64_t* Q_strides [[buffer(2)]],
+  const device uint8_t* K [[buffer(3)]],
+  const constant int* K_shape [[buffer(4)]],
+  const constant int64_t* K_strides [[buffer(5)]],
+  const device uint8_t* V [[buffer(6)]],
+  const constant int64_t* V_strides [[buffer(7)]],
+  const constant float& scale [[buffer(8)]],
+  const constant int32_t* packing [[buffer(9)]],
+  device float16_t* O [[buffer(10)]],
+  device float* L [[buffer(11)]],
+  uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
+  uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
+[[kernel]] void custom_kernel_flash_combine_float16_v64_p8_m0_float_float_float16_t_float(
+  const device float* O_parts [[buffer(0)]],
+  const constant int* O_parts_shape [[buffer(1)]],
+  const device float* L_parts [[buffer(2)]],
+  device float16_t* O [[buffer(3)]],
+  device float* L [[buffer(4)]],
+  uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
+  uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
