@@ -17,7 +17,7 @@ LAYERS = 2
 def compare(model, **options) -> mlx_flash.patch:
     """Generates with and without the patch, which serves every call."""
     want_tokens, want = generated(model, **options)
-    with mlx_flash.patch(min_queries=1) as report:
+    with mlx_flash.patch() as report:
         tokens, got = generated(model, **options)
     assert tokens == want_tokens and len(set(tokens)) > 1
     close(got, want)
@@ -63,7 +63,7 @@ def test_left_padded_prompts(backend):
         return mx.stack(logits)
 
     want = generate()
-    with mlx_flash.patch(min_queries=1) as report:
+    with mlx_flash.patch() as report:
         got = generate()
         mx.eval(got)
     assert report.ours == LAYERS * 6 and not report.built_in
@@ -80,7 +80,7 @@ def test_batched_generation(reference):
         return batch_generate(model, tokenizer, prompts, max_tokens=6).texts
 
     want = texts()
-    with mlx_flash.patch(min_queries=1) as report:
+    with mlx_flash.patch() as report:
         assert texts() == want
     assert report.served["prefill"] and report.served["decode"] and not report.built_in
 

@@ -69,7 +69,7 @@ def run(module, short: bool) -> unittest.TestResult:
 
 
 def passes(module, choice, short: bool):
-    with use_backend(*choice), mlx_flash.patch(min_queries=1) as report:
+    with use_backend(*choice), mlx_flash.patch() as report:
         result = run(module, short)
     assert result.wasSuccessful(), "\n".join(text for _, text in result.failures + result.errors)
     # Those it sends back are wrong on purpose, or ask for MLX's own kernel.
@@ -90,5 +90,5 @@ def test_all(upstream, choice):
 def test_they_notice_a_wrong_function(upstream, reference, monkeypatch):
     right = serving.attention
     monkeypatch.setattr(serving, "attention", lambda *qkv, **options: right(*qkv, **options) * 1.05)
-    with mlx_flash.patch(min_queries=1):
+    with mlx_flash.patch():
         assert len(run(upstream, short=True).failures) > 3

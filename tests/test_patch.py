@@ -36,7 +36,7 @@ def call(queries=12, **options):
 
 
 def test_what_is_not_served_goes_to_the_built_in(reference):
-    with mlx_flash.patch() as report:
+    with mlx_flash.patch(min_queries=9) as report:
         few = call(3)
         mixed = [x.astype(dtype) for x, dtype in zip(arrays(), (mx.float16, mx.float32, mx.float32))]
         assert mx.fast.scaled_dot_product_attention(*mixed, scale=0.25).dtype == mx.float32
@@ -153,7 +153,7 @@ def test_derivatives_that_attention_has_not_come_from_the_built_in(backend, name
 
 
 def test_patches_nest_and_are_taken_back_in_any_order(reference):
-    outer, inner = mlx_flash.patch(), mlx_flash.patch(min_queries=1)
+    outer, inner = mlx_flash.patch(min_queries=9), mlx_flash.patch()
     call(2)
     outer.undo()
     call(2)
@@ -177,7 +177,7 @@ def test_whoever_wraps_the_function_keeps_a_working_wrapper(reference):
         first.undo()
         assert mx.fast.scaled_dot_product_attention is wrapper
         close(call(), BUILT_IN(*arrays(), scale=0.25))
-        with mlx_flash.patch() as second:
+        with mlx_flash.patch(min_queries=9) as second:
             call()
             call(3)
         close(call(), BUILT_IN(*arrays(), scale=0.25))

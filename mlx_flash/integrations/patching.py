@@ -29,8 +29,7 @@ class patch:
     built-in function, which answers or raises as ever; so do those inside ``mx.jvp`` or a gradient of a gradient.
 
     Args:
-        min_queries: calls with fewer queries go to the built-in, which has a kernel of its own for decoding; there is
-            none here yet. 1 sends all calls here.
+        min_queries: calls with fewer queries go to the built-in: 9 leaves decoding to it.
 
     Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
     "decode"); built_in, a Counter of the reasons of the others. They are logged on leaving (logger "mlx_flash", level
@@ -43,7 +42,7 @@ class patch:
     One difference from the built-in: a query that sees no key gives zeros.
     """
 
-    def __init__(self, min_queries: int = 9):
+    def __init__(self, min_queries: int = 1):
         if not isinstance(min_queries, int) or isinstance(min_queries, bool) or min_queries < 1:
             raise ValueError(
                 f"[mlx_flash.patch] min_queries: expected a whole number of at least 1, got {min_queries!r}. "
@@ -81,10 +80,12 @@ class patch:
         LOGGER.info("%s", self)
 
     def __str__(self) -> str:
-        served = ", ".join(f"{count} {what}" for what, count in self.served.most_common())
-        others = "".join(f"\n  {count} to the built-in: {reason}" for reason, count in self.built_in.most_common())
-        total = self.ours + self.built_in.total()
-        return f"mlx_flash served {self.ours} of {total} attention calls{served and f' ({served})'}{others}"
+        with LOCK:
+            kinds, reasons = self.served.most_common(), self.built_in.most_common()
+        ours, others = sum(count for _, count in kinds), sum(count for _, count in reasons)
+        what = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
+        why = "".join(f"\n  {count} to the built-in: {reason}" for reason, count in reasons)
+        return f"mlx_flash served {ours} of {ours + others} attention calls{what}{why}"
 
     def _count(self, counter: Counter, what: str) -> None:
         with LOCK:

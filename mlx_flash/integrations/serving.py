@@ -5,10 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..attention import attention
+from ..decoding import QUERIES
 from .derivatives import unavailable
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-DECODE = 8  # queries up to which a call counts as decoding
 
 
 class NotServed(Exception):
@@ -35,4 +35,4 @@ def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, 
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
     out = attention(*arrays, scale=scale, mask=mask, sinks=sinks, stream=stream)
-    return "decode" if q.shape[2] <= DECODE else "prefill", out
+    return "decode" if q.shape[2] <= QUERIES else "prefill", out

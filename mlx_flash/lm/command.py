@@ -107,7 +107,7 @@ def _conclude(runs: dict[str, list[Run]], report: patch, parted: Parting | None,
     print(f"\n{'tokens per second':<20}{'prompt':>12}{'generation':>12}   best of {ROUNDS} rounds in turns")
     for name, of_kind in runs.items():
         print(f"{name:<20}" + "".join(f"{speed:>12.1f}" for speed in fastest(of_kind)))
-    if chosen.name != "metal":
+    if chosen.name in ("simulator", "reference"):
         print(f"(the {chosen.name} backend's speed on this CPU says nothing about a GPU's)")
     print(f"\n{report}\ntext: {runs[NAMES[1]][0].text!r}")
     count = len(runs[NAMES[1]][0].tokens)
