@@ -76,7 +76,7 @@ def family_here() -> Family:
 
 @lru_cache
 def _kernel(kernel, target: str) -> CudaKernel:
-    return kernel_object(metal_kernel, kernel, target=target)
+    return kernel_object(metal_kernel, kernel, target=target, converged=True)
 
 
 def _of(plan) -> Callable:

@@ -10,15 +10,20 @@ from math import prod
 import mlx.core as mx
 
 from ..simulator.errors import CompileError
-from ..simulator.kernel import FAST_MATH, MetalKernel
+from ..simulator.kernel import MetalKernel
 from ..simulator.signature import kernel_name
-from ..simulator.translate import translate
 from .ptx import Ptx, Variant, build
 from .strides import learned, row_contiguous
 
 _TAG = "[metal_kernel]"
 # Threadgroups a launch may have along y and z.
 _MOST_GROUPS = 65535
+
+
+@lru_cache
+def gpu() -> str | None:
+    """The GPU's architecture, such as "sm_90"."""
+    return str(mx.device_info(mx.gpu)["architecture"]) if mx.cuda.is_available() else None
 
 
 @lru_cache(maxsize=4096)
@@ -58,9 +63,9 @@ class Grid:
 class CudaKernel(MetalKernel):
     """What metal_kernel returns: call it with keywords, as MLX's own. Lazy, inside mx.compile too."""
 
-    def __init__(self, *arguments, target: str):
+    def __init__(self, *arguments, target: str, converged: bool):
         super().__init__(*arguments)
-        self.target = target
+        self.target, self.converged = target, converged
         self._built: dict = {}
 
     def compiled(self, inputs, template, output_dtypes, grid: Grid, verbose: bool = False) -> Ptx:
@@ -71,12 +76,11 @@ class CudaKernel(MetalKernel):
         text, _ = self.text(inputs, template, output_dtypes)
         if verbose:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
-        variant = Variant(grid.threadgroup, grid.folded, grid.ragged, self.target)
+        variant = Variant(grid.threadgroup, grid.folded, grid.ragged, self.target, self.converged, self.fast_math)
         if (text, variant) not in self._built:
             try:
-                translation = translate(FAST_MATH + text if self.fast_math else text, unrolled=True)
                 name = kernel_name(self.name, template, inputs, output_dtypes)
-                self._built[text, variant] = build(translation, name, variant)
+                self._built[text, variant] = build(text, name, variant, gpu())
             except CompileError as error:
                 raise CompileError(f"{_TAG} Kernel '{self.name}' is not valid Metal:\n{error}") from None
         return self._built[text, variant]
@@ -126,12 +130,14 @@ def metal_kernel(
     atomic_outputs: bool = False,
     compile_options: dict | None = None,
     target: str = "sm_80",
+    converged: bool = False,
 ) -> CudaKernel:
     """`mx.fast.metal_kernel` on an NVIDIA GPU: same arguments, same text, same errors, lazy as there.
 
-    target: the least GPU the code runs on; "sm_90a" runs on no other.
+    target: the least GPU the code runs on; "sm_90a" runs on no other. converged: the kernel calls simdgroup functions
+    only where all lanes come, which makes them faster.
     """
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,
-        target=target,
+        target=target, converged=converged,
     )  # fmt: skip

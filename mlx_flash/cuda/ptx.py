@@ -7,15 +7,18 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from ..simulator import compiler
+from ..simulator.errors import ToolchainError
+from ..simulator.translate import translate
 from ..simulator.translation import POSITIONS, Translation
 
-_INCLUDE = Path(__file__).parent / "include"
+INCLUDE = Path(__file__).parent / "include"
 # Loops are unrolled as Apple's compiler does it, so that no array of a thread is indexed and all stay in registers.
 _FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
@@ -24,7 +27,7 @@ _FLAGS = (
     "-cl-fp32-correctly-rounded-divide-sqrt", "-ffp-contract=fast", "-fno-math-errno", "-fno-builtin", "-O3",
     "-mllvm", "-unroll-threshold=4000",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
-    "-Wimplicit-float-conversion", "-I", str(_INCLUDE),
+    "-Wimplicit-float-conversion", "-I", str(INCLUDE),
 )  # fmt: skip
 # The oldest PTX that knows the target: the driver has to know it too.
 _VERSIONS = {"sm_80": "ptx70", "sm_90a": "ptx80"}
@@ -37,17 +40,22 @@ class Variant:
     """What a kernel is compiled for besides its text. `threadgroup`: threads along each axis.
 
     `folded`: the launch has more threadgroups along y or z than a GPU takes, so that they come in one row.
-    `ragged`: the grid is no multiple of the threadgroup.
+    `ragged`: the grid is no multiple of the threadgroup. `converged`: simdgroup functions are called only where all
+    lanes come, and so need not ask which are there. `fast_math`: the text may ask which mathematics is meant.
     """
 
     threadgroup: tuple[int, int, int]
     folded: bool = False
     ragged: bool = False
     target: str = "sm_80"
+    converged: bool = False
+    fast_math: bool = False
 
     def flags(self) -> list[str]:
         sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
-        options = [name for name, on in (("-DMSL_FOLDED", self.folded), ("-DMSL_RAGGED", self.ragged)) if on]
+        facts = {"FOLDED": self.folded, "RAGGED": self.ragged, "CONVERGED": self.converged}
+        options = [f"-DMSL_{name}" for name, on in facts.items() if on]
+        options += ["-D__FAST_MATH__=1"] if self.fast_math else []
         target = ["-target-cpu", self.target, "-target-feature", f"+{_VERSIONS[self.target]}"]
         return [*sizes, *options, *(word for flag in target for word in ("-Xclang", flag))]
 
@@ -88,48 +96,69 @@ def _argument(parameter) -> str:
     return f"msl_attribute_argument<{POSITIONS.index(parameter.attribute)}>{{grid}}"
 
 
-# Metal has no recursion: all of a kernel becomes one function, and nothing else is left of it.
-_INLINED = (
-    "#pragma clang attribute push(__attribute__((always_inline, internal_linkage)), apply_to = function)\n"
-    '#line 1 "metal"\n'
-)
-
-
 def cache_directory() -> Path:
     """Where PTX is kept: beside the simulator's kernels, in $MLX_FLASH_CACHE/cuda or ~/.cache/mlx_flash/cuda."""
     return compiler.cache_directory().parent / "cuda"
 
 
+# What the headers of tile layers declare concerns only those who include them.
+_NAMED_HEADERS = {"nv": ("nv", "nv.h", "wgmma.h")}
+_TRANSLATING = ("translate", "translation", "tokens", "constructors", "function_pointers", "loops")
+
+
 @functools.cache
-def _sources_hash() -> str:
+def _sources_hash(included: tuple[str, ...]) -> str:
+    """Of all that turns a text into PTX but the text itself."""
+    unseen = {file for name, files in _NAMED_HEADERS.items() if name not in included for file in files}
+    headers = [path for path in (*INCLUDE.rglob("*"), *compiler.INCLUDE.rglob("*")) if path.name not in unseen]
+    modules = [Path(compiler.__file__).parent / f"{name}.py" for name in _TRANSLATING]
     digest = hashlib.sha256()
-    for path in sorted([*_INCLUDE.rglob("*.h"), *compiler.INCLUDE.rglob("*"), Path(__file__)]):
+    for path in sorted([*headers, *modules, Path(__file__)]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def build(translation: Translation, name: str, variant: Variant) -> Ptx:
-    """The PTX of a translated kernel, whose entry is `name`; compiled at most once per content.
+def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx:
+    """The PTX of a Metal text, whose entry will be `name`; compiled at most once per content.
 
+    gpu: where what `assemble` made for this one ("sm_90") lies beside the PTX, that is returned.
     Raises CompileError for text that is no Metal, ToolchainError where there is no compiler and nothing is cached.
     """
-    text = _INLINED + translation.text
-    parts = [_sources_hash(), text, entry(translation, name), *variant.flags()]
-    stem = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
-    stored = cache_directory() / f"{stem}.ptx"
+    included = tuple(name for name in _NAMED_HEADERS if f"#include <{name}>" in text)
+    parts = [_sources_hash(included), text, name, *variant.flags()]
+    stored = cache_directory() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:40]}.ptx"
     if not stored.exists():
         stored.parent.mkdir(parents=True, exist_ok=True)
+        translation = translate(text, unrolled=True)
         with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
             raw, built = Path(scratch) / "raw.ptx", Path(scratch) / "kernel.ptx"
             compiler.compile_text(
-                [*_FLAGS, *variant.flags()], ["-S", "-o", str(raw)], text, entry(translation, name),
-                _INCLUDE / "nvptx" / "mlx.h", Path(scratch),
+                [*_FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name),
+                INCLUDE / "nvptx" / "mlx.h", Path(scratch),
             )  # fmt: skip
             built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant.threadgroup), encoding="ascii")
             os.replace(built, stored)
     code = stored.read_bytes()
-    return Ptx(name, code, _facts(code)["shared_memory"])
+    assembled = stored.with_suffix(f".{gpu}.cubin")
+    return Ptx(name, assembled.read_bytes() if assembled.exists() else code, _facts(code)["shared_memory"])
+
+
+def assemble(stored: Path, gpu: str, assembler: str) -> str:
+    """Assembles stored PTX for one GPU with NVIDIA's ptxas, so that the driver need not; returns what ptxas says.
+
+    Raises ToolchainError with its words.
+    """
+    target = re.search(rb"^\.target (\w+)", stored.read_bytes(), re.M)[1].decode()
+    with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
+        built = Path(scratch) / "kernel.cubin"
+        architecture = target if target.endswith("a") else gpu
+        command = [assembler, "-v", f"-arch={architecture}", str(stored), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ToolchainError(f"ptxas refuses {stored.name}:\n{done.stderr}")
+        os.replace(built, stored.with_suffix(f".{gpu}.cubin"))
+    return done.stderr
 
 
 def _facts(code: bytes) -> dict:

@@ -19,13 +19,6 @@ MSL_INLINE uint msl_thread(uint axis) {
   return index / (MSL_THREADS_X * MSL_THREADS_Y);
 }
 
-// The lanes of this simdgroup that exist: the last one of a threadgroup may be short.
-MSL_INLINE uint msl_lanes_here() {
-  if (MSL_THREADS % 32 == 0) return ~0u;
-  const uint first = msl_thread_index() & ~31u;
-  return first + 32 <= MSL_THREADS ? ~0u : (1u << (MSL_THREADS % 32)) - 1;
-}
-
 MSL_INLINE uint msl_active_mask() {
   uint mask;
   __asm__ volatile("activemask.b32 %0;" : "=r"(mask));
@@ -33,10 +26,23 @@ MSL_INLINE uint msl_active_mask() {
 }
 MSL_INLINE ulong msl_active() { return msl_active_mask(); }
 
+// The lanes that a simdgroup function waits for: those that are active. The hardware may not have brought all lanes together again
+// after they parted, so a kernel that calls such functions only where all lanes come says so: MSL_CONVERGED. The last simdgroup of
+// a threadgroup may be short.
+MSL_INLINE uint msl_lanes_here() {
+#ifdef MSL_CONVERGED
+  if (MSL_THREADS % 32 == 0) return ~0u;
+  const uint first = msl_thread_index() & ~31u;
+  return first + 32 <= MSL_THREADS ? ~0u : (1u << (MSL_THREADS % 32)) - 1;
+#else
+  return msl_active_mask();
+#endif
+}
+
 MSL_INLINE void msl_threadgroup_barrier(uint) { __asm__ volatile("bar.sync 0;" ::: "memory"); }
 MSL_INLINE void msl_simdgroup_barrier(uint) { __asm__ volatile("bar.warp.sync %0;" ::"r"(msl_lanes_here()) : "memory"); }
 
-// A word of lane `source`. All lanes of the simdgroup take part, as Metal wants it for defined results.
+// A word of lane `source`
 MSL_INLINE uint msl_shuffle_word(uint word, uint source) {
   return (uint)__nvvm_shfl_sync_idx_i32(msl_lanes_here(), (int)word, (int)source, 31);
 }

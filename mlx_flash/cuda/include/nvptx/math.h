@@ -20,6 +20,9 @@ MSL_INLINE float msl_ex2(float x) {
 #define MSL_FLOAT(x) __builtin_bit_cast(float, x)
 #endif
 
+// What a rounding leaves over is computed below: no product may melt into a sum.
+#pragma clang fp contract(off)
+
 MSL_INLINE float exp2f(float x) { return MSL_EX2(x); }
 
 // e^x = 2^t (1 + r ln 2), where t + r = x log2(e) to twice the precision
@@ -74,16 +77,21 @@ MSL_INLINE float tanhf(float x) {
   if (a < 0.625f) {
     return x + x * z * (-3.33332819e-1f + z * (1.33314422e-1f + z * (-5.37397156e-2f + z * (2.06390888e-2f - z * 5.70498873e-3f))));
   }
-  return __builtin_copysignf(1.0f - 2.0f / (expf(2.0f * a) + 1.0f), x) + (x - x);
+  return __builtin_copysignf(1.0f - 2.0f / (expf(2.0f * a) + 1.0f), x);
+}
+MSL_INLINE float msl_half_exp(float x) {  // e^x / 2
+  if (x < 88.0f) return 0.5f * expf(x);
+  const float root = expf(0.5f * x);
+  return 0.5f * root * root;
 }
 MSL_INLINE float sinhf(float x) {
   const float a = __builtin_fabsf(x), z = x * x;
   if (a < 1.0f) return x + x * z * (1.66667160e-1f + z * (8.33028376e-3f + z * 2.03721912e-4f));
-  const float half_power = expf(a - 0.693147181f);
+  const float half_power = msl_half_exp(a);
   return __builtin_copysignf(half_power - 0.25f / half_power, x);
 }
 MSL_INLINE float coshf(float x) {
-  const float half_power = expf(__builtin_fabsf(x) - 0.693147181f);
+  const float half_power = msl_half_exp(__builtin_fabsf(x));
   return half_power + 0.25f / half_power;
 }
 MSL_INLINE float asinhf(float x) {
@@ -93,10 +101,14 @@ MSL_INLINE float asinhf(float x) {
 }
 MSL_INLINE float acoshf(float x) {
   if (x > 1e9f) return logf(x) + 0.693147181f;
+  if (!(x >= 1.0f)) return __builtin_nanf("");
   const float t = x - 1.0f;
   return log1pf(t + __builtin_sqrtf(t * (x + 1.0f)));
 }
-MSL_INLINE float atanhf(float x) { return 0.5f * log1pf(2.0f * x / (1.0f - x)); }
+MSL_INLINE float atanhf(float x) {
+  const float a = __builtin_fabsf(x);
+  return __builtin_copysignf(0.5f * log1pf(2.0f * a / (1.0f - a)), x);
+}
 
 MSL_INLINE float msl_asin_small(float x, float z) {  // |x| <= 0.5, z = x^2
   return x + x * z * (1.66667524e-1f + z * (7.49530027e-2f + z * (4.54700260e-2f + z * (2.41813110e-2f + z * 4.21631990e-2f))));
@@ -104,7 +116,7 @@ MSL_INLINE float msl_asin_small(float x, float z) {  // |x| <= 0.5, z = x^2
 MSL_INLINE float asinf(float x) {
   const float a = __builtin_fabsf(x), z = 0.5f * (1.0f - a);
   if (!(a > 0.5f)) return msl_asin_small(x, x * x);
-  return __builtin_copysignf(1.57079633f - 2.0f * msl_asin_small(__builtin_sqrtf(z), z), x) + (x - x);
+  return __builtin_copysignf(1.57079633f - 2.0f * msl_asin_small(__builtin_sqrtf(z), z), x);
 }
 MSL_INLINE float acosf(float x) {
   const float a = __builtin_fabsf(x), z = 0.5f * (1.0f - a);
@@ -145,8 +157,9 @@ MSL_INLINE float msl_reduce_angle(float x, MSL_PRIVATE int* quadrant) {
     return x - x;
   }
   // The 96 bits of 2 / pi that matter: those before make whole turns, those behind vanish.
-  const uint inverse[7] = {0x00000000u, 0x28be60dbu, 0x9391054au, 0x7f09d5f4u, 0x7d4d3770u, 0x36d8a566u, 0x4f10e410u};
-  const uint bits = MSL_BITS(x), shift = (bits >> 23 & 255) - 126, word = shift >> 5 & 3, rest = shift & 31;
+  const uint inverse[8] = {0,           0x28be60dbu, 0x9391054au, 0x7f09d5f4u,
+                           0x7d4d3770u, 0x36d8a566u, 0x4f10e410u, 0x7f9458eau};
+  const uint bits = MSL_BITS(x), shift = (bits >> 23 & 255) - 126, word = shift >> 5, rest = shift & 31;
   const ulong mantissa = bits << 8 | 0x80000000u;
   uint high = inverse[word], middle = inverse[word + 1], low = inverse[word + 2];
   if (rest) {
@@ -187,7 +200,8 @@ MSL_INLINE float msl_power(float x, float y) {
   const float first = 2.0f * s, second = 2.0f * error / d + tail;
   const float product = first * 0x1.715476p+0f;
   const float rest = __builtin_fmaf(first, 0x1.715476p+0f, -product) + first * 0x1.4ae0cp-26f + second * 1.44269504f;
-  const float sum = exponent + product, low = (exponent == 0.0f ? 0.0f : product - (sum - exponent)) + rest;
+  const float rough = exponent + product, left = (exponent == 0.0f ? 0.0f : product - (rough - exponent)) + rest;
+  const float sum = rough + left, low = left - (sum - rough);
   const float high = y * sum;
   const float correction = __builtin_fmaf(y, sum, -high) + y * low;
   const float power = MSL_EX2(high);
@@ -261,3 +275,5 @@ MSL_INLINE float nextafterf(float x, float y) {
   if (x == 0.0f) return MSL_FLOAT(1u | (MSL_BITS(y) & 0x80000000u));
   return MSL_FLOAT((x < y) == (x > 0.0f) ? MSL_BITS(x) + 1 : MSL_BITS(x) - 1);
 }
+
+#pragma clang fp contract(fast)

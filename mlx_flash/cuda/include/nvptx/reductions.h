@@ -1,4 +1,4 @@
-// How the lanes of a simdgroup combine their values on an NVIDIA GPU: as a butterfly, neighbours first. Included by simdgroup.h.
+// How the lanes of a simdgroup combine their values on an NVIDIA GPU: neighbours first where all are there. Included by simdgroup.h.
 #pragma once
 
 namespace metal {
@@ -6,24 +6,30 @@ namespace metal {
 template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) {
   MSL_SIMD_TYPE(T);
   const uint lane = msl_lane(), here = msl_lanes_here();
-  for (uint step = 1; step < WIDTH; step *= 2) {
-    const T other = msl_from_lane(value, lane ^ step);
-    if (MSL_THREADS % 32 == 0 || (here >> (lane ^ step) & 1)) value = Op::apply(value, other);
+  if (here == ~0u) {
+    for (uint step = 1; step < WIDTH; step *= 2) value = Op::apply(value, msl_from_lane(value, lane ^ step));
+    return value;
   }
-  // Where lanes are missing only the block's first has met them all.
-  return MSL_THREADS % 32 == 0 ? value : msl_from_lane(value, lane & ~(WIDTH - 1u));
+  bool any = false;
+  T result = value;
+  for (uint source = lane & ~(WIDTH - 1u), end = source + WIDTH; source < end; ++source) {
+    const T part = msl_from_lane(value, source);
+    if (!(here >> source & 1)) continue;
+    result = any ? Op::apply(result, part) : part;
+    any = true;
+  }
+  return result;
 }
 
 template <typename Op, bool INCLUSIVE, typename T> MSL_INLINE T msl_scanned(T value) {
   MSL_SIMD_TYPE(T);
-  const uint lane = msl_lane();
-  for (uint step = 1; step < 32; step *= 2) {
-    const T before = msl_from_lane(value, lane - step);
-    if (lane >= step) value = Op::apply(before, value);
+  const uint lane = msl_lane(), here = msl_lanes_here();
+  T sum = __is_same(Op, msl_multiply) ? (T)1 : (T)0;
+  for (uint source = 0; source < 32; ++source) {
+    const T part = msl_from_lane(value, source);
+    if ((here >> source & 1) && (source < lane || (INCLUSIVE && source == lane))) sum = Op::apply(sum, part);
   }
-  if (INCLUSIVE) return value;
-  const T before = msl_from_lane(value, lane - 1);
-  return lane ? before : __is_same(Op, msl_multiply) ? (T)1 : (T)0;
+  return sum;
 }
 
 MSL_INLINE uint2 msl_votes(bool v) { return uint2(msl_ballot(v), msl_lanes_here()); }

@@ -1,0 +1,303 @@
+"""What cuda_trust.py runs: jobs that make arrays on the current backend, and judge them.
+
+`make` builds the whole graph, and so compiles every kernel, but evaluates nothing: it also runs where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import feature_cases  # noqa: E402
+from cases import Case  # noqa: E402
+from feature_cases import Variant  # noqa: E402
+
+from mlx_flash import attention  # noqa: E402
+from mlx_flash.check import Error, acceptable, exact, float64, unfused  # noqa: E402
+from mlx_flash.device import FAMILIES  # noqa: E402
+from mlx_flash.parameters import candidates  # noqa: E402
+from mlx_flash.steps import DELTA, STEPS  # noqa: E402
+
+REPEATS = 30
+TENSORS = ("O", "dQ", "dK", "dV")
+PRECISIONS = {"float32": "float32", "float16": "16-bit", "bfloat16": "16-bit"}
+GROSS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}  # of the largest magnitude: heads not judged one by one
+
+
+@dataclass(frozen=True)
+class Job:
+    """`make()` returns what `judge` takes; `judge` returns figures, and raises AssertionError for a wrong result."""
+
+    family: str
+    make: Callable
+    judge: Callable
+
+
+def drawn(seed: int, dtype: str, *shapes) -> list[mx.array]:
+    keys = mx.random.split(mx.random.key(seed), len(shapes))
+    return [mx.random.normal(shape, key=key).astype(getattr(mx, dtype)) for shape, key in zip(shapes, keys)]
+
+
+def with_gradients(arrays: list[mx.array], **options) -> list[mx.array]:
+    """O, dQ, dK, dV, lazily."""
+    *inputs, d_o = arrays
+    outputs, gradients = mx.vjp(lambda q, k, v: attention(q, k, v, **options), inputs, [d_o])
+    return [*outputs, *gradients]
+
+
+def problem(dtype, head_dim, length, key_length=None, batch=2, heads=8, key_heads=4, seed=0) -> list[mx.array]:
+    query = (batch, heads, length, head_dim)
+    key = (batch, key_heads, key_length or length, head_dim)
+    return drawn(seed, dtype, query, key, key, query)
+
+
+INPUTS, RESULTS = (0, 1, 1, 0), (0, 0, 1, 1)  # Q K V dO and O dQ dK dV: with query heads, or with key heads
+
+
+def part(arrays: list[mx.array], like: tuple[int, ...], inputs: list[mx.array], batch: int, key_head: int):
+    """One key head with the query heads that share it."""
+    group = inputs[0].shape[1] // inputs[1].shape[1]
+    heads = slice(key_head * group, (key_head + 1) * group), slice(key_head, key_head + 1)
+    return [array[batch : batch + 1, heads[place]] for array, place in zip(arrays, like)]
+
+
+def judged(dtype: str, inputs, got, causal: bool, batch: int, key_head: int) -> dict[str, float]:
+    """One head's largest errors against float64; raises where they exceed those of unfused mx in the same type."""
+    inputs, got = part(inputs, INPUTS, inputs, batch, key_head), part(got, RESULTS, inputs, batch, key_head)
+    want = exact(*map(float64, inputs), causal)
+    outputs, gradients = mx.vjp(lambda q, k, v: unfused(q, k, v, causal), inputs[:3], inputs[3:])
+    figures = {}
+    for name, mine, other, right in zip(TENSORS, got, [*outputs, *gradients], want):
+        ours, theirs = Error.of(mine, right), Error.of(other, right)
+        figures[name] = ours.largest
+        assert acceptable(name, dtype, ours, theirs), f"{name}: {ours} against {theirs} of unfused mx"
+    return figures
+
+
+def gross(dtype: str, inputs: list[mx.array], got: list[mx.array], causal: bool):
+    """All heads, against plain mx operations in float32."""
+    wide = [array.astype(mx.float32) for array in inputs]
+    outputs, gradients = mx.vjp(lambda q, k, v: unfused(q, k, v, causal), wide[:3], wide[3:])
+    for name, mine, other in zip(TENSORS, got, [*outputs, *gradients]):
+        error = mx.abs(mine.astype(mx.float32) - other).max() / mx.abs(other).max()
+        assert error.item() <= GROSS[dtype], f"{name}: some head is off by {error.item():.1e} of the largest magnitude"
+
+
+def repeated(call: Callable[[], list[mx.array]], first: list[mx.array]):
+    for turn in range(1, REPEATS):
+        for name, one, other in zip(TENSORS, first, call()):
+            assert mx.array_equal(one, other, equal_nan=True).item(), f"{name} of run {turn + 1} differs in its bits"
+
+
+def row_dims(family: str, dtype: str) -> list[int]:
+    """Head dimensions, as few as do, that take every table row of every step, and the usual ones."""
+    intervals = []
+    for step in STEPS:
+        if step is not DELTA:
+            ends = [0, *(row.max_head for row in candidates(step, PRECISIONS[dtype], FAMILIES[family]))]
+            intervals += [(low, min(high, 256)) for low, high in zip(ends, ends[1:]) if low < 256]
+    chosen = [64, 128]
+    for low, high in sorted(intervals, key=lambda ends: ends[1]):
+        if not any(low < dim <= high for dim in chosen):
+            chosen.append(high)
+    return sorted(chosen)
+
+
+def rows(family: str, dtype: str, head_dim: int) -> Job:
+    """One head dimension: 16 heads, lengths that are multiples of nothing, against float64, 30 times the same bits."""
+
+    def make():
+        inputs = problem(dtype, head_dim, 1027, 1091)
+        return inputs, with_gradients(inputs, causal=True)
+
+    def judge(made):
+        inputs, got = made
+        mx.eval(inputs, got)
+        figures = judged(dtype, inputs, got, True, 1, 2)
+        gross(dtype, inputs, got, True)
+        repeated(lambda: with_gradients(inputs, causal=True), got)
+        return figures
+
+    return Job(family, make, judge)
+
+
+def sizes(family: str, dtype: str) -> Job:
+    """B = 2, H = 8, D = 64, lengths up to 4096, causal and dense."""
+    asked = [(length, causal) for length in (1, 2, 65, 257, 1024, 4096) for causal in (True, False)]
+
+    def make():
+        made = []
+        for length, causal in asked:
+            inputs = problem(dtype, 64, length)
+            made.append((inputs, with_gradients(inputs, causal=causal), causal))
+        return made
+
+    def judge(made):
+        figures = {}
+        for inputs, got, causal in made:
+            mx.eval(inputs, got)
+            figures[f"{inputs[0].shape[2]}{' causal' * causal}"] = judged(dtype, inputs, got, causal, 0, 3)
+            gross(dtype, inputs, got, causal)
+        return figures
+
+    return Job(family, make, judge)
+
+
+OTHERS = ("causal", "window", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
+FEATURES = {
+    "array": ("additive", *OTHERS), "blocks": ("blocks", *OTHERS), "bool": ("bool", "lse"), "window": ("window", "lse"),
+    "segments": ("segments", "causal"), "softcap": ("softcap",), "sinks": ("sinks", "lse"), "dropout": ("dropout",),
+    "alibi": ("alibi", "causal"), "additive": ("additive",),
+}  # fmt: skip
+
+
+def features(family: str, dtype: str, name: str) -> Job:
+    """Masks and variants with every gradient, as the accuracy suite has them, at a few hundred rows."""
+    variant = Variant(Case(261, 403, 64, dtype, group=2, key_heads=2, batch=2), FEATURES[name], "bhij", (90, 35))
+
+    def make():
+        arguments, facts = feature_cases.build(variant)
+        feature_cases.backward(variant, variant.case.arrays(), arguments, _cotangent(variant))
+        return arguments, facts
+
+    def judge(made):
+        feature_cases.check_arguments(variant, *made)
+        return {}
+
+    return Job(family, make, judge)
+
+
+def _cotangent(variant: Variant):
+    if "lse" not in variant.features:
+        return None
+    return mx.array(variant.draw("d_lse").standard_normal(variant.shape[:3]).astype(np.float32))
+
+
+def long(family: str, dtype: str) -> Job:
+    """65536 rows, judged at a few of them: O, dQ of queries far apart, dK and dV of keys far apart."""
+    length, sample = 65536, np.array([0, 1, 31, 4095, 32768, 40001, 65534, 65535])
+
+    def make():
+        inputs = problem(dtype, 64, length, batch=1, heads=2, key_heads=1)
+        out, lse = attention(*inputs[:3], causal=True, return_lse=True)
+        return inputs, with_gradients(inputs, causal=True), (out, lse)
+
+    def judge(made):
+        inputs, got, (out, lse) = made
+        mx.eval(inputs, got, out, lse)
+        assert mx.array_equal(out, got[0]).item(), "O with and without gradients differ"
+        q, k, v, d_o = (float64(array)[0] for array in inputs)
+        scale, k, v = 1 / 8, k[0], v[0]
+        figures = {}
+        for name, want, mine in (
+            *_queries(sample, q, k, v, d_o, scale, got), *_keys(sample, q, k, v, d_o, scale, float64(lse)[0], got),
+        ):  # fmt: skip
+            error = np.abs(mine - want).max() / np.abs(want).max()
+            figures[name] = max(figures.get(name, 0), float(error))
+        # Sums of 65536 products of 16-bit probabilities: what a single rounding may do, and no more.
+        assert max(figures.values()) < (1e-4 if dtype == "float32" else 2e-2), figures
+        return figures
+
+    return Job(family, make, judge)
+
+
+def _queries(sample, q, k, v, d_o, scale, got):
+    """(name, float64, ours) of O and dQ at sampled queries of every head."""
+    for head in range(q.shape[0]):
+        s = np.where(np.arange(k.shape[0]) <= sample[:, None], scale * q[head, sample] @ k.T, -np.inf)
+        p = np.exp(s - s.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        o = p @ v
+        d_s = p * (d_o[head, sample] @ v.T - (d_o[head, sample] * o).sum(-1, keepdims=True))
+        yield "O", o, float64(got[0][0, head, mx.array(sample)])
+        yield "dQ", scale * d_s @ k, float64(got[1][0, head, mx.array(sample)])
+
+
+def _keys(sample, q, k, v, d_o, scale, lse, got):
+    """dK and dV at sampled keys, summed over all queries: with our LSE and O, which are judged above."""
+    d_k = d_v = 0
+    for head in range(q.shape[0]):
+        s = scale * q[head] @ k[sample].T
+        p = np.where(sample <= np.arange(q.shape[1])[:, None], np.exp(s - lse[head][:, None]), 0)
+        delta = (d_o[head] * float64(got[0][0, head])).sum(-1, keepdims=True)
+        d_v = d_v + p.T @ d_o[head]
+        d_k = d_k + scale * (p * (d_o[head] @ v[sample].T - delta)).T @ q[head]
+    yield "dK", d_k, float64(got[2][0, 0, mx.array(sample)])
+    yield "dV", d_v, float64(got[3][0, 0, mx.array(sample)])
+
+
+def many(family: str, dtype: str, batch: int, heads: int) -> Job:
+    """More threadgroups along an axis than a launch of CUDA takes."""
+
+    def make():
+        inputs = problem(dtype, 64, 33, batch=batch, heads=heads, key_heads=heads)
+        return inputs, with_gradients(inputs, causal=True)
+
+    def judge(made):
+        inputs, got = made
+        mx.eval(inputs, got)
+        last = max(batch, heads) - 1
+        figures = {}
+        for place in (0, 1, 65534, 65535, 65536, last):
+            figures[str(place)] = judged(dtype, inputs, got, True, *((0, place) if batch == 1 else (place, 0)))
+        gross(dtype, inputs, got, True)
+        return figures
+
+    return Job(family, make, judge)
+
+
+def views(family: str, dtype: str) -> Job:
+    """Transposed, sliced, broadcast and compiled inputs give the bits of their copies."""
+
+    def arrays():
+        rows_first = drawn(3, dtype, *[(2, 515, 4, 64)] * 4)
+        transposed = [array.transpose(0, 2, 1, 3) for array in rows_first]
+        wide = drawn(4, dtype, *[(2, 4, 600, 192)] * 4)
+        sliced = [array[:, :, 9:524, 64:128] for array in wide]
+        shared = drawn(5, dtype, *[(2, 1, 515, 64)] * 4)
+        broadcast = [mx.broadcast_to(array, (2, 4, 515, 64)) for array in shared]
+        stepped = [array[:, :, ::2] for array in drawn(6, dtype, *[(2, 4, 1030, 64)] * 4)]
+        return {"transposed": transposed, "sliced": sliced, "broadcast": broadcast, "stepped": stepped}
+
+    def make():
+        compiled = mx.compile(lambda *inputs: with_gradients(list(inputs), causal=True))
+        made = {}
+        for name, inputs in arrays().items():
+            copies = [mx.contiguous(array) for array in inputs]
+            made[name] = with_gradients(inputs, causal=True), with_gradients(copies, causal=True)
+            made[f"{name}, compiled"] = compiled(*inputs), made[name][1]
+        return made
+
+    def judge(made):
+        for name, (got, want) in made.items():
+            for tensor, one, other in zip(TENSORS, got, want):
+                assert mx.array_equal(one, other).item(), f"{name}: {tensor} differs from that of the copy"
+        return {}
+
+    return Job(family, make, judge)
+
+
+def jobs(families: list[str]) -> dict[str, tuple]:
+    """(function, arguments) of every job, by name; what takes longest first."""
+    found = {}
+    for family in families:
+        found[f"long {family}"] = (long, family, "bfloat16")
+        found[f"many heads {family}"] = (many, family, "float16", 1, 70001)
+        found[f"many batches {family}"] = (many, family, "float16", 70001, 1)
+        for dtype in PRECISIONS:
+            found[f"sizes {family} {dtype}"] = (sizes, family, dtype)
+        for dtype in ("bfloat16", "float32"):
+            for head_dim in reversed(row_dims(family, dtype)):
+                found[f"rows {family} {dtype} D={head_dim}"] = (rows, family, dtype, head_dim)
+        for name in FEATURES:
+            for dtype in PRECISIONS if name in ("array", "blocks") else ("float32",):
+                found[f"{name} {family} {dtype}"] = (features, family, dtype, name)
+        found[f"views {family}"] = (views, family, "float16")
+    return found
