@@ -63,6 +63,15 @@ def test_a_template_kernel_with_a_structure_and_constants(library, simulator_mod
     assert mx.array_equal(z, 2 * x - (3 * x + 2))
 
 
+def test_any_instance_of_a_template_by_its_arguments(library):
+    x = mx.arange(70)
+    (y,) = library.kernel("scaled<int>", {"negate": False})([x, SCALE, ((70,), mx.int32)], (70, 1, 1), (32, 1, 1))
+    assert mx.array_equal(y, 3 * x)
+    for name in ("scaled", "reversed<int>", "missing<int>"):
+        with pytest.raises(ValueError, match="There is no kernel"):
+            library.kernel(name)
+
+
 @pytest.mark.parametrize("simulator_mode", ("fast", "check"))
 def test_threadgroup_memory_of_the_launch_and_a_buffer_written_in_place(library, simulator_mode):
     x = np.arange(48, dtype=np.int32)

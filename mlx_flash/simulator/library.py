@@ -20,6 +20,8 @@ _PRELUDE = "all.h"
 class MetalLibrary:
     """A Metal source; `kernel` finds its kernels by host name, or by function name where they are no templates.
 
+    Of a template `kernel` takes any instance: `kernel("scale<float, 4>")`.
+
     source: the text; it may include Metal's own headers and files below `include_dirs`.
     language: the version of the Metal Shading Language, "3.1" for example.
     """
@@ -44,12 +46,15 @@ class MetalLibrary:
         given = {str(key): value for key, value in (constants or {}).items()}
         key = (name, tuple(sorted(given.items())))
         if key not in self._kernels:
-            if name not in self.kernel_names:
+            if name not in self.kernel_names and self.translation.function(name) not in self._open_templates(name):
                 raise ValueError(
                     f"There is no kernel '{name}' in '{self.name}'; there are {', '.join(self.kernel_names) or 'none'}."
                 )
             self._kernels[key] = LibraryKernel(self, name, given)
         return self._kernels[key]
+
+    def _open_templates(self, name: str) -> set:
+        return self.translation.templates if name.endswith(">") else set()
 
     def check(self, names: Sequence[str] | None = None):
         """Compiles without running: the text, and the kernels `names` (by default all) with what they instantiate."""

@@ -3,6 +3,7 @@
 Names tell which texts may recurse; the calls of the unoptimised code, in LLVM's words, tell which do.
 """
 
+import functools
 import re
 
 from .rules import defined_functions
@@ -15,6 +16,7 @@ _CALLED = re.compile(r'\bcall .*?@("[^"]+"|[\w.$]+)\(')
 _FACTS = re.compile(r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".*?\bline: (\d+)')
 
 
+@functools.lru_cache(maxsize=4)  # the kernels of one library come one after the other
 def possible(text: str) -> bool:
     """Does a function call one of a name that leads back to its own? Overloads share a name, so this is no proof."""
     tokens = tokenize(text)

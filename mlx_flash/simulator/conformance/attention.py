@@ -61,15 +61,11 @@ def block_sizes(head_dim: int, dtype: mx.Dtype) -> tuple[int, int, int, int]:
     return 32, 32 if head_dim < 128 else 16, 4, 2 if head_dim == 256 else 1
 
 
-@functools.cache
-def steel_library(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, int]):
-    """Kernels "additive" and "bool" of one head dimension and dtype."""
+def steel_kernel(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, int], mask_type: str, constants: dict):
+    """MLX's kernel of one head dimension, dtype and type of masks."""
     name, (rows, columns, wm, wn) = METAL_TYPES[dtype], blocks
-    call = f"attention<{name}, {rows}, {columns}, {head_dim}, {head_dim}, {wm}, {wn}, "
-    return library(
-        ("steel/attn/kernels/steel_attention.h",),
-        (("additive", f"{call}{name}, float>"), ("bool", f"{call}bool, float>")),
-    )
+    instance = f"attention<{name}, {rows}, {columns}, {head_dim}, {head_dim}, {wm}, {wn}, {mask_type}, float>"
+    return library(("steel/attn/kernels/steel_attention.h",)).kernel(instance, constants)
 
 
 def run_steel(
@@ -96,7 +92,7 @@ def run_steel(
     arguments = {0: q, 1: k, 2: v, 3: (q.shape, dtype), 4: params, 8: (q.shape[:3], mx.float32)}
     if mask is not None:
         arguments |= {5: np.array(_strides(mask), np.int64), 6: mask}
-    kernel = steel_library(head_dim, dtype, blocks).kernel("bool" if kind == "bool" else "additive", constants)
+    kernel = steel_kernel(head_dim, dtype, blocks, "bool" if kind == "bool" else METAL_TYPES[dtype], constants)
     got, got_lse = kernel(arguments, threads((-(-rows // block), heads, 1), (32, wm, wn)), (32, wm, wn))
     agree(got, wanted, 8 * ROUNDING[dtype] + 1e-5, "O")
     agree(got_lse, lse, 8 * ROUNDING[dtype] + 1e-5, "logsumexp")

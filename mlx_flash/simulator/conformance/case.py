@@ -42,12 +42,9 @@ def short(dtype: mx.Dtype) -> str:
 
 
 @functools.cache
-def library(headers: Sequence[str], instances: Sequence[tuple[str, str]], extra: str = "") -> MetalLibrary:
-    """The headers (below MLX's kernel folder) with `function<arguments>` instantiated under a host name for each of `instances`."""
+def library(headers: Sequence[str]) -> MetalLibrary:
+    """The headers (below MLX's kernel folder) as one source, whose kernel templates are asked for by instance."""
     text = [f'#include "{KERNELS}/{header}"' for header in ("utils.h", *headers)]
-    text.append(extra)
-    for host_name, call in instances:
-        text.append(f'template [[host_name("{host_name}")]] [[kernel]] decltype({call}) {call};')
     return MetalLibrary("\n".join(text) + "\n", [include_directory()], name=headers[-1])
 
 

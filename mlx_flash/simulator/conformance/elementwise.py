@@ -30,10 +30,10 @@ BINARY = {
 def _run(header: str, function: str, operation: str, arrays: list[mx.array], wanted: np.ndarray):
     dtype = arrays[0].dtype
     name = METAL_TYPES[dtype]
-    source = library((f"{header}_ops.h", f"{header}.h"), ((operation, f"{function}<{name}, {name}, {operation}>"),))
+    kernel = library((f"{header}_ops.h", f"{header}.h")).kernel(f"{function}<{name}, {name}, {operation}>")
     per_thread = 8 // arrays[0].itemsize
     grid = (-(-_SIZE // per_thread), 1, 1)
-    (got,) = source.kernel(operation)([*arrays, ((_SIZE,), dtype), np.uint32(_SIZE)], grid, (32, 1, 1))
+    (got,) = kernel([*arrays, ((_SIZE,), dtype), np.uint32(_SIZE)], grid, (32, 1, 1))
     agree(got, wanted, 2 * ROUNDING[dtype] + LESS_EXACT.get(operation, 2e-6), operation)
 
 

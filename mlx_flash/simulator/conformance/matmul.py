@@ -18,14 +18,11 @@ _GEMV_SHAPE = (4, 1, 1, 32, 4, 4)  # simdgroups and threads and elements a threa
 _GEMM_BLOCKS = (32, 32, 16, 2, 2)
 
 
-@functools.cache
-def _gemm(dtype: mx.Dtype):
+def _gemm(dtype: mx.Dtype, layout: str, constants: dict):
     name, blocks = METAL_TYPES[dtype], ", ".join(map(str, _GEMM_BLOCKS))
-    instances = tuple(
-        (f"{a}{b}", f"gemm<{name}, {blocks}, {'true' if a == 't' else 'false'}, {'true' if b == 't' else 'false'}>")
-        for a, b in itertools.product("nt", "nt")
-    )
-    return library(("steel/gemm/gemm.h", "steel/gemm/kernels/steel_gemm_fused.h"), instances)
+    transposed = ", ".join("true" if letter == "t" else "false" for letter in layout)
+    source = library(("steel/gemm/gemm.h", "steel/gemm/kernels/steel_gemm_fused.h"))
+    return source.kernel(f"gemm<{name}, {blocks}, {transposed}>", constants)
 
 
 def run_gemm(dtype: mx.Dtype, layout: str, rows: int = 40, columns: int = 56, depth: int = 36):
@@ -45,7 +42,7 @@ def run_gemm(dtype: mx.Dtype, layout: str, rows: int = 40, columns: int = 56, de
         "has_batch": False, "use_out_source": False, "do_axpby": False,
         "align_M": rows % bm == 0, "align_N": columns % bn == 0, "align_K": depth % bk == 0,
     }  # fmt: skip
-    kernel = _gemm(dtype).kernel(layout, constants)
+    kernel = _gemm(dtype, layout, constants)
     group = (32, wn, wm)
     (got,) = kernel({0: left, 1: right, 3: (wanted.shape, dtype), 4: params}, threads((*tiles, 2), group), group)
     agree(got, wanted, 2 * ROUNDING[dtype] + 4e-6 * depth**0.5, "A @ B")
@@ -55,11 +52,11 @@ def run_gemv(dtype: mx.Dtype, rows: int = 50, columns: int = 300):
     bm, bn, _, sn, tm, _ = _GEMV_SHAPE
     matrix, vector = normal((rows, columns), dtype, 3), normal((columns,), dtype, 4)
     name = METAL_TYPES[dtype]
-    source = library(("gemv.h",), (("gemv", f"gemv<{name}, {', '.join(map(str, _GEMV_SHAPE))}, false, false>"),))
+    kernel = library(("gemv.h",)).kernel(f"gemv<{name}, {', '.join(map(str, _GEMV_SHAPE))}, false, false>")
     group = (32, bn, bm)
     arguments = {0: matrix, 1: vector, 2: None, 3: ((rows,), dtype), 4: _I(columns), 5: _I(rows), 6: _I(columns)}
     arguments |= {i: None for i in (7, 8)} | {9: _I(1), 10: np.array([1], _I), 11: _L(0), 12: _L(0), 13: None, 14: None}
-    (got,) = source.kernel("gemv")(arguments, threads((-(-rows // (bm * tm * (32 // sn))), 1, 1), group), group)
+    (got,) = kernel(arguments, threads((-(-rows // (bm * tm * (32 // sn))), 1, 1), group), group)
     agree(got, double(matrix) @ double(vector), 2 * ROUNDING[dtype] + 1e-4, "A x")
 
 
@@ -82,17 +79,15 @@ def run_quantized(dtype: mx.Dtype, variant: str, bits: int, group: int = 64):
     x = normal((rows, depth), dtype, 6, 0.25)
     wanted = double(x) @ (weight.T if transposed else weight)
     name, template = METAL_TYPES[dtype], {"qmm_t": "true, false", "qmm_n": "false"}.get(variant, "false")
-    source = library(
-        ("steel/gemm/gemm.h", "quantized_utils.h", "quantized.h"),
-        ((variant, f"affine_{variant}<{name}, {group}, {bits}, {template}>"),),
-    )
+    source = library(("steel/gemm/gemm.h", "quantized_utils.h", "quantized.h"))
+    kernel = source.kernel(f"affine_{variant}<{name}, {group}, {bits}, {template}>")
     arguments = {0: packed, 1: scales, 2: biases, 3: x, 4: ((rows, columns), dtype), 5: _I(depth), 6: _I(columns)}
     matrix = variant in ("qmm_t", "qmm_n")
     arguments |= {7: _I(rows)} if matrix else {}
     arguments |= {index: None for index in range(8 if matrix else 7, 16 if matrix else 15)}
     block = {"qmv": (rows, columns // 8, 1), "qmv_fast": (rows, columns // 8, 1), "qvm": (rows, columns // 64, 1)}
     grid, size = ((columns // 32, -(-rows // 32), 1), (32, 2, 2)) if matrix else (block[variant], (32, 2, 1))
-    (got,) = source.kernel(variant)(arguments, threads(grid, size), size)
+    (got,) = kernel(arguments, threads(grid, size), size)
     # In the products of matrices the dequantized weights are rounded to the dtype.
     agree(got, wanted, (8 if matrix else 4) * ROUNDING[dtype] + 1e-4, variant)
 

@@ -42,8 +42,8 @@ def run_reduce(variant: str, operation: str, dtype: mx.Dtype):
             (256, 1, 1), (-(-columns // 32), 1, 1), 0, ", int64_t, 1, 32, 32",
         ),
     }[variant]  # fmt: skip
-    source = library(_REDUCE, ((variant, f"{variant}<{types}{template}>"),))
-    (got,) = source.kernel(variant)(arguments, threads(groups, group), group)
+    kernel = library(_REDUCE).kernel(f"{variant}<{types}{template}>")
+    (got,) = kernel(arguments, threads(groups, group), group)
     wanted = _OPERATIONS[operation](double(x), axis=axis)
     agree(got, np.reshape(wanted, got.shape), 1e-4, f"{operation} over axis {axis}")
 
@@ -59,7 +59,7 @@ def run_scan(variant: str, operation: str, dtype: mx.Dtype, inclusive: bool, rev
     else:
         arguments = [x, (shape, to), _SIZE(shape[0]), _SIZE(shape[1]), _SIZE(-(-shape[1] // 32))]
         groups, group = (1, -(-shape[1] // 32), 1), (256, 1, 1)
-    (got,) = library(("scan.h",), ((variant, call),)).kernel(variant)(arguments, threads(groups, group), group)
+    (got,) = library(("scan.h",)).kernel(call)(arguments, threads(groups, group), group)
     values = np.flip(double(x), axis) if reverse else double(x)
     running = {
         "CumSum": np.cumsum,
@@ -79,9 +79,7 @@ def run_sort(dtype: mx.Dtype, indices: bool, rows: int = 3, columns: int = 701):
     to = mx.uint32 if indices else dtype
     call = f"block_sort<{METAL_TYPES[dtype]}, {METAL_TYPES[to]}, {str(indices).lower()}, 128, 8>"
     arguments = [x, (x.shape, to), _INT(columns), _INT(1), _INT(1), _INT(columns), _INT(columns)]
-    (got,) = library(("sort.h",), (("sort", call),)).kernel("sort")(
-        arguments, threads((1, rows, 1), (128, 1, 1)), (128, 1, 1)
-    )
+    (got,) = library(("sort.h",)).kernel(call)(arguments, threads((1, rows, 1), (128, 1, 1)), (128, 1, 1))
     values = double(x)
     if indices:
         order = np.array(got).astype(np.int64)

@@ -14,17 +14,8 @@ _HEADER = ("sdpa_vector.h",)
 _HEADS, _KEY_HEADS, _ROWS = 4, 2, 2
 
 
-@functools.cache
-def _library(head_dim: int, dtype: mx.Dtype):
-    name = METAL_TYPES[dtype]
-    return library(
-        _HEADER,
-        (
-            ("one", f"sdpa_vector<{name}, {head_dim}>"),
-            ("first", f"sdpa_vector_2pass_1<{name}, {head_dim}>"),
-            ("second", f"sdpa_vector_2pass_2<{name}, {head_dim}>"),
-        ),
-    )
+def _kernel(function: str, head_dim: int, dtype: mx.Dtype, constants: dict | None = None):
+    return library(_HEADER).kernel(f"{function}<{METAL_TYPES[dtype]}, {head_dim}>", constants)
 
 
 def _problem(head_dim: int, dtype: mx.Dtype, kind: str, columns: int):
@@ -60,7 +51,7 @@ def run_one_pass(head_dim: int, dtype: mx.Dtype, kind: str):
         | {10: np.float32(1 / math.sqrt(head_dim))}
         | _mask_arguments(mask, kind, 11, columns)
     )
-    kernel = _library(head_dim, dtype).kernel("one", _constants(kind))
+    kernel = _kernel("sdpa_vector", head_dim, dtype, _constants(kind))
     (got,) = kernel(arguments, threads((_HEADS, _ROWS, 1), (1024, 1, 1)), (1024, 1, 1))
     agree(got, wanted, 8 * ROUNDING[dtype] + 1e-5, "O")
 
@@ -73,12 +64,12 @@ def run_two_passes(head_dim: int, dtype: mx.Dtype, kind: str):
     arguments = {0: q, 1: k, 2: v, 3: ((*partial, head_dim), dtype), 4: (partial, mx.float32), 5: (partial, mx.float32)}
     arguments |= {7: np.int32(columns)} | dict(enumerate(strides, 8)) | {12: np.float32(1 / math.sqrt(head_dim))}
     arguments |= _mask_arguments(mask, kind, 13, columns)
-    source = _library(head_dim, dtype)
     group = (32, _HEADS // _KEY_HEADS, _ROWS)
-    first = source.kernel("first", _constants(kind, blocks=blocks))
+    first = _kernel("sdpa_vector_2pass_1", head_dim, dtype, _constants(kind, blocks=blocks))
     partials, sums, largest = first(arguments, threads((_KEY_HEADS, 1, blocks), group), group)
     arguments = [partials, sums, largest, (q.shape, dtype), np.int32(blocks)]
-    (got,) = source.kernel("second")(arguments, threads((_HEADS, _ROWS, 1), (1024, 1, 1)), (1024, 1, 1))
+    second = _kernel("sdpa_vector_2pass_2", head_dim, dtype)
+    (got,) = second(arguments, threads((_HEADS, _ROWS, 1), (1024, 1, 1)), (1024, 1, 1))
     # The partial results are rounded to the dtype between the passes.
     agree(got, wanted, 12 * ROUNDING[dtype] + 1e-5, "O")
 
