@@ -1,0 +1,199 @@
+"""Backend "cuda": chosen by itself where there is an NVIDIA GPU, refused with the reason where it cannot run, and its
+kernels, for every step and family, assemble. What needs a GPU is in bench/cuda_trust.py."""
+
+import importlib
+
+import mlx.core as mx
+import ptxas
+import pytest
+
+from mlx_flash import UnsupportedProblem, attention, explain, source, use_backend
+from mlx_flash.backends import Backend, cuda
+from mlx_flash.cuda import ptx
+from mlx_flash.cuda.kernel import Grid
+from mlx_flash.device import FAMILIES
+from mlx_flash.features import Features
+from mlx_flash.parameters import candidates, max_threads
+from mlx_flash.rows import precision_of
+from mlx_flash.simulator import ToolchainError
+from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from mlx_flash.tiles import LAYERS
+
+backends = importlib.import_module("mlx_flash.backends")
+H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capability_minor": 0}
+
+
+@pytest.fixture
+def forgetful():
+    """Choices are remembered for good: before and after the test they are forgotten."""
+    kept = (backends.backend, backends._on_cuda, cuda.family_here)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch, forgetful):
+    """A machine with an H200, as far as MLX says; the test may change what it says."""
+    information = dict(H200)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda *_: information)
+    monkeypatch.setattr(cuda, "driver", lambda: (13, 0))
+    monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
+    return information
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    made = []
+
+    def launch(*, output_shapes, output_dtypes, **facts):
+        made.append(facts)
+        return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
+
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", launch)
+    monkeypatch.setattr("mlx_flash.cuda.kernel.learned", lambda arrays, stream: [mx.zeros(a.ndim) for a in arrays])
+    return made
+
+
+def test_no_gpu(monkeypatch, forgetful):
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedProblem, match=r'backend "cuda": this machine has no CUDA GPU.* pip install'):
+        use_backend("cuda")
+
+
+def test_chosen_by_itself(gpu):
+    chosen = backends.current_backend()
+    assert (chosen.name, chosen.family.name) == ("cuda", "sm90")
+    assert "NVIDIA" in explain(head_dim=64).why and explain(head_dim=64).backend == "cuda"
+
+
+@pytest.mark.parametrize(
+    "capability, family", [((8, 0), "sm80"), ((8, 9), "sm80"), ((9, 0), "sm90"), ((12, 0), "sm80")]
+)
+def test_family_of_the_gpu(gpu, capability, family):
+    gpu["compute_capability_major"], gpu["compute_capability_minor"] = capability
+    with use_backend("cuda") as chosen:
+        assert chosen.family.name == family
+    with use_backend("cuda", "apple9") as chosen:
+        assert chosen.family.name == "apple9"
+
+
+def test_an_older_gpu(gpu):
+    gpu["compute_capability_major"], gpu["compute_capability_minor"] = 7, 5
+    with pytest.raises(UnsupportedProblem, match="compute capability 8.0 or later is needed, this GPU has 7.5"):
+        use_backend("cuda")
+    with pytest.warns(UserWarning, match="7.5.* plain mx operations"):
+        assert backends.current_backend().name == "reference"
+    assert "7.5" in explain(head_dim=64).why
+
+
+def test_an_older_driver(gpu, monkeypatch):
+    monkeypatch.setattr(cuda, "driver", lambda: (11, 4))
+    with pytest.raises(UnsupportedProblem, match=r"CUDA 12.0 or later.*compute capability 9.0.*is for 11.4"):
+        use_backend("cuda")
+
+
+def test_hopper_kernels_elsewhere(gpu):
+    gpu["compute_capability_major"] = 8
+    with pytest.raises(UnsupportedProblem, match="sm90 need compute capability 9.0, this GPU has 8.0"):
+        use_backend("cuda", "sm90")
+
+
+def test_no_compiler(gpu, monkeypatch, tmp_path):
+    """Named: refused, with the pip line. By itself: the reference, with the reason. Compiled before: it runs."""
+
+    def nothing():
+        raise ToolchainError("found no clang")
+
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(cuda, "toolchain", nothing)
+    monkeypatch.setattr(ptx.compiler, "toolchain", nothing)
+    with pytest.raises(UnsupportedProblem, match=r'ziglang.*pip install "mlx-flash-attention\[cuda\].*found no clang'):
+        use_backend("cuda")
+    with pytest.warns(UserWarning, match="pip install"):
+        assert backends.current_backend().name == "reference"
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / "some.ptx").touch()
+    with use_backend("cuda"), pytest.raises(UnsupportedProblem, match=r'backend "cuda": .*pip install'):
+        q = mx.zeros((1, 1, 8, 8))
+        attention(q, q, q)
+
+
+def test_metal_refuses_kernels_for_tensor_cores(forgetful):
+    with pytest.raises(UnsupportedProblem, match="sm80 are NVIDIA's"):
+        use_backend("metal", "sm80")
+
+
+def test_a_call_inside_compile(launches):
+    """Nothing is computed while MLX traces, and the gradients' kernels are launched too."""
+    token = backends._chosen.set(Backend("cuda", FAMILIES["apple9"], cuda.run))
+    try:
+        q = mx.ones((1, 2, 20, 16))
+        step = mx.compile(lambda q: mx.grad(lambda q: attention(q, q, q, causal=True).sum())(q))
+        assert step(q).shape == q.shape
+    finally:
+        backends._chosen.reset(token)
+    assert [launch["name"].split("_")[3] for launch in launches] == ["forward", "delta", "backward", "backward"]
+    assert all(launch["stream"] == mx.gpu and not launch["ensure_row_contiguous"] for launch in launches)
+
+
+MOST = dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"), True)
+KERNELS = [
+    (FORWARD, "apple9", "float32", Features(mask="float32", **MOST)),
+    (FORWARD, "apple7", "bfloat16", Features(block=128, **MOST)),
+    (BACKWARD_QUERY, "apple7", "float16", Features(mask="float16", **MOST)),
+    (BACKWARD_KEY_VALUE, "apple9", "bfloat16", Features(mask="bool", **MOST)),
+    (BACKWARD_MASK, "apple9", "float32", Features(mask="float32", **MOST)),
+    (DELTA, "apple7", "float16", Features()),
+    (FORWARD, "sm80", "bfloat16", Features(mask="bfloat16", **MOST)),
+    (BACKWARD_KEY_VALUE, "sm80", "float16", Features(causal=True)),
+    (FORWARD, "sm90", "float16", Features(causal=True)),
+    (BACKWARD_QUERY, "sm90", "bfloat16", Features(block=128, **MOST)),
+]
+
+
+@pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
+def test_kernels_assemble(step, family, dtype, features):
+    """One of every step, with all that goes together; `python bench/cuda_trust.py --precompile` compiles the rest."""
+    made = compiled(step, FAMILIES[family], dtype, features)
+    text = made.code.decode()
+    assert f".entry {made.name}(" in text and "__clang_ocl" not in text and ".const" not in text
+    assert made.shared_memory <= FAMILIES[family].threadgroup_bytes
+    try:
+        ptxas.ptxas()
+    except ptxas.Unavailable as error:
+        pytest.skip(str(error))
+    (path,) = [path for path in ptx.cache_directory().glob("*.ptx") if path.read_bytes() == made.code]
+    said = ptxas.assembled(path, "sm_90a" if ".target sm_90a" in text else "sm_80")
+    assert "error" not in said
+
+
+def compiled(step, family, dtype, features):
+    """The kernel of one table row, for operands of the shapes that a launch has."""
+    row = candidates(step, precision_of(dtype), family)[0]
+    head_dim = 16 if row.tiles == "simdgroup" else 64
+    threads = max_threads(step, row, precision_of(dtype), family, head_dim)
+    kernel = source.build(step, row, family, dtype, head_dim, head_dim, features, threads)
+    inputs = tuple(operand(name, dtype, features) for name in kernel.inputs)
+    outputs = [getattr(mx, name) for name in kernel.output_dtypes]
+    grid = Grid((row.threads * 4, 8, 2), (row.threads, 1, 1))
+    return cuda._kernel(kernel, LAYERS[row.tiles].target).compiled(inputs, [], outputs, grid)
+
+
+def operand(name: str, dtype: str, features: Features):
+    """(dtype, axes, elements) of a kernel's input."""
+    shapes = {
+        "scale": (mx.float32, 0, 1), "softcap": (mx.float32, 0, 1), "survivor_scale": (mx.float32, 0, 1),
+        "window": (mx.int32, 1, 2), "extents": (mx.int32, 1, 4), "dropout_key": (mx.uint32, 1, 3),
+        "slopes": (mx.float32, 1, 8), "sinks": (mx.float32, 1, 8), "q_segments": (mx.int32, 2, 512),
+        "k_segments": (mx.int32, 2, 512), "L": (mx.float32, 3, 4096), "delta": (mx.float32, 3, 4096),
+        "block_map": (mx.int32, 4, 512), "block_bitmaps": (mx.uint8, 3, 16384), "block_lists": (mx.int32, 4, 512),
+        "block_counts": (mx.int32, 3, 512),
+    }  # fmt: skip
+    if name == "attention_mask":
+        return mx.bool_ if features.mask == "bool" else getattr(mx, features.mask), 4, 65536
+    return shapes.get(name, (mx.uint8, 4, 65536))
