@@ -104,7 +104,7 @@ template <typename T> struct Memory {
 // never stored, and no address outside the operand is ever formed.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* block;
-  int offset[R / 8];
+  long offset[R / 8];
   Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
 
   // head: element (0, 0) of this head; stride: elements between rows; first: this simdgroup's first row
@@ -113,7 +113,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     const int base = min(first, rows - 1);
     block = head + base * stride;
     for (int i = 0; i < R / 8; i++) {
-      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * int(stride) + lane.column;
+      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride + lane.column;
     }
     if constexpr (CACHED) {
       for (int i = 0; i < R / 8; i++) {
@@ -163,7 +163,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
     for (int run = lane.thread_index; run < BT * RUNS; run += THREADS) {
       const int row = run / RUNS, c = run % RUNS * N;
       Run<T, N> values = {};
-      if (row < valid) values = *(const device Run<T, N>*)(block + row * int(stride) + column + c);
+      if (row < valid) values = *(const device Run<T, N>*)(block + row * stride + column + c);
       *(threadgroup Run<T, N>*)(staging + row * BH + c) = values;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -177,7 +177,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
       return Pair<T>(source[0], source[1]);
     }
     if (EDGE && row >= valid) return Pair<T>(T(0));
-    return read_pair(block + row * int(stride) + column + d * 8 + lane.column);
+    return read_pair(block + t * 8 * stride + lane.row * stride + column + d * 8 + lane.column);
   }
 
   // The same fragment with rows and columns exchanged
@@ -187,7 +187,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
       const threadgroup T* source = staging + row * BH + d * 8 + lane.row;
       return Pair<T>(source[0], source[BH]);
     }
-    const device T* source = block + row * int(stride) + column + d * 8 + lane.row;
+    const device T* source = block + t * 8 * stride + lane.column * stride + column + d * 8 + lane.row;
     if (!EDGE) return Pair<T>(source[0], source[stride]);
     Pair<T> pair = Pair<T>(T(0));
     if (row < valid) pair[0] = source[0];
