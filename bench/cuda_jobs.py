@@ -19,7 +19,7 @@ import feature_cases  # noqa: E402
 from cases import Case  # noqa: E402
 from feature_cases import Variant  # noqa: E402
 
-from mlx_flash import attention  # noqa: E402
+from mlx_flash import attention, decoding  # noqa: E402
 from mlx_flash.check import Error, acceptable, exact, float64, unfused  # noqa: E402
 from mlx_flash.device import FAMILIES  # noqa: E402
 from mlx_flash.parameters import candidates  # noqa: E402
@@ -253,6 +253,27 @@ def many(family: str, dtype: str, batch: int, heads: int) -> Job:
     return Job(family, make, judge)
 
 
+def decode(family: str, dtype: str) -> Job:
+    """The kernels for few queries: keys in parts, and what joins them."""
+    decoding.KERNELS = (*decoding.KERNELS, "cuda")
+
+    def make():
+        shapes = (3, 8, 4, 64), (3, 2, 5003, 64), (3, 2, 5003, 64), (3, 8, 4, 64)
+        inputs = drawn(8, dtype, *shapes)
+        return inputs, attention(*inputs[:3], causal=True)
+
+    def judge(made):
+        inputs, got = made
+        mx.eval(inputs, got)
+        want = exact(*map(float64, inputs), True)[0]
+        other = Error.of(unfused(*inputs[:3], True), want)
+        assert acceptable("O", dtype, Error.of(got, want), other), f"{Error.of(got, want)} against {other}"
+        repeated(lambda: [attention(*inputs[:3], causal=True)], [got])
+        return {"O": Error.of(got, want).largest}
+
+    return Job(family, make, judge)
+
+
 def views(family: str, dtype: str) -> Job:
     """Transposed, sliced, broadcast and compiled inputs give the bits of their copies."""
 
@@ -300,4 +321,6 @@ def jobs(families: list[str]) -> dict[str, tuple]:
             for dtype in PRECISIONS if name in ("array", "blocks") else ("float32",):
                 found[f"{name} {family} {dtype}"] = (features, family, dtype, name)
         found[f"views {family}"] = (views, family, "float16")
+        for dtype in ("float32", "bfloat16"):
+            found[f"decode {family} {dtype}"] = (decode, family, dtype)
     return found

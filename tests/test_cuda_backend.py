@@ -41,7 +41,7 @@ def gpu(monkeypatch, forgetful):
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda *_: information)
-    monkeypatch.setattr(cuda, "driver", lambda: (13, 0))
+    monkeypatch.setattr(cuda.driver, "version", lambda: (13, 0))
     monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
     return information
 
@@ -92,7 +92,7 @@ def test_an_older_gpu(gpu):
 
 
 def test_an_older_driver(gpu, monkeypatch):
-    monkeypatch.setattr(cuda, "driver", lambda: (11, 4))
+    monkeypatch.setattr(cuda.driver, "version", lambda: (11, 4))
     with pytest.raises(UnsupportedProblem, match=r"CUDA 12.0 or later.*compute capability 9.0.*is for 11.4"):
         use_backend("cuda")
 
@@ -167,7 +167,7 @@ def test_kernels_assemble(step, family, dtype, features):
         ptxas.ptxas()
     except ptxas.Unavailable as error:
         pytest.skip(str(error))
-    (path,) = [path for path in ptx.cache_directory().glob("*.ptx") if path.read_bytes() == made.code]
+    path = next(path for path in ptx.cache_directory().glob("*.ptx") if path.read_bytes() == made.code)
     said = ptxas.assembled(path, "sm_90a" if ".target sm_90a" in text else "sm_80")
     assert "error" not in said
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import lru_cache, partial
 
 import mlx.core as mx
 
-from ..cuda import metal_kernel
+from ..cuda import driver, metal_kernel
 from ..cuda.kernel import CudaKernel, Grid
 from ..cuda.ptx import Ptx, cache_directory
 from ..device import FAMILIES, Family
@@ -29,22 +28,11 @@ def capability() -> tuple[int, int]:
     return int(information["compute_capability_major"]), int(information["compute_capability_minor"])
 
 
-def driver() -> tuple[int, int] | None:
-    """The newest CUDA version that the driver knows; None where it does not say."""
-    version = ctypes.c_int()
-    try:
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
-            return None
-    except (OSError, AttributeError):
-        return None
-    return version.value // 1000, version.value % 1000 // 10
-
-
 def ready(family: str | None = None) -> str | None:
     """Why the kernels of a family (None: this GPU's own) cannot run here, or None."""
     if not mx.cuda.is_available():
         return "this machine has no CUDA GPU, or MLX was installed without CUDA: " + _INSTALL
-    found, known = capability(), driver()
+    found, known = capability(), driver.version()
     if found < LEAST_CAPABILITY:
         return f"compute capability {_dotted(LEAST_CAPABILITY)} or later is needed, this GPU has {_dotted(found)}"
     if known and known < LEAST_DRIVER:

@@ -12,8 +12,9 @@ import mlx.core as mx
 from ..simulator.errors import CompileError
 from ..simulator.kernel import MetalKernel
 from ..simulator.signature import kernel_name
-from .ptx import Ptx, Variant, build
+from .ptx import Ptx, build
 from .strides import learned, row_contiguous
+from .target import Variant
 
 _TAG = "[metal_kernel]"
 # Threadgroups a launch may have along y and z.
