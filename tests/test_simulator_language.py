@@ -5,9 +5,11 @@ A program with the word `kernel` is whole; any other is the body of a kernel wit
 
 import re
 
+import mlx.core as mx
 import pytest
 
-from mlx_flash.simulator import CompileError, compiler
+from mlx_flash.simulator import CompileError, compiler, language, metal_kernel
+from mlx_flash.simulator.language import VERSIONS, prefix
 from mlx_flash.simulator.translate import translate
 
 BODY = """
@@ -16,10 +18,10 @@ BODY = """
 """
 
 
-def compiled(program: str):
+def compiled(program: str, version: str = "3.1"):
     text = program if re.search(r"\bkernel\b", program) else BODY + program + "\n}\n"
-    translation = translate(text)
-    compiler.check(translation.text, translation.entry(), "mlx.h")
+    translation = translate(text, float(version))
+    compiler.check(prefix(version) + translation.text, translation.entry(), "mlx.h")
 
 
 def helper(definition: str, call: str) -> str:
@@ -122,6 +124,19 @@ ACCEPTED = {
     "braces assigned to structures": helper("struct S { int a, b; };", "S s = {1, 2}; s = {3, 4}; s = ((const constant S*)c)[0]; y[i] = s.a;"),
     "template references of the thread space": helper("struct S { float v; float get() const thread { return v; } }; template <typename T> float f(thread const T& s) { return s.get(); }", "S s; s.v = 1; y[i] = f(s);"),
     "const thread references to temporaries": helper("float f(const thread float2& v) { return v.x; }", "y[i] = f(float2(1));"),
+    "casts from half to bfloat": "b[i] = (bfloat)h[i]; b[0] = bfloat(h[i] + 1.0h) * (bfloat)-h[1]; b[1] = (bfloat)2.0;",
+    "casts from bfloat to half": "h[i] = (half)b[i]; h[0] = half(b[1]); half a = half(1), d = half(x[i]); h[1] = a + d;",
+    "integers that become bfloat": "bfloat v = 1; b[i] = v; float f = 1.0f; b[0] = bfloat(f);",
+    "indexing what an operator returns": "float4 v = float4(1); y[i] = (v + v)[2] + (-v)[i & 3] + float4(1, 2, 3, 4)[1];",
+    "indexing what a function returns": "y[i] = simd_sum(float4(x[i]))[2] + packed_float3(1, 2, 3)[1];",
+    "indexing vectors of every space": "threadgroup float4 t[2]; t[0][i] = 1; ((device float4*)y)[1][2] = t[0][1u]; "
+    "y[i] = ((const constant float4*)c)[0][i] + ((const device float4*)x)[0][(short)1];",
+    "lists of three values for four": "uint4 v = {1, 2, 3}; half4 w = half4{1, 2, 3}; float4 u = {float2(1), 2, 3}; y[i] = v.w + w.x + u.y;",
+    "operators that call others": helper(
+        "struct S { float v; }; S operator+(S a, S c2) { S r; r.v = a.v + c2.v; return r; } "
+        "S operator*(S a, float n) { S r = a + a; r.v = r.v * n; return r; }",
+        "S s; s.v = 1; y[i] = (s * 2).v;",
+    ),
     "const thread references to values": helper("float f(const thread float2& v) { return v.x; }", "float2 v = float2(1); y[i] = f(v);"),
 }  # fmt: skip
 
@@ -129,6 +144,11 @@ REFUSED = {
     "double": ("no double", "double a = 1; y[i] = a;"),
     "float to bfloat without a cast": ("float does not convert to bfloat", "b[i] = x[i];"),
     "float result to bfloat": ("float does not convert to bfloat", "b[i] = exp(x[i]) * 2;"),
+    "constant to bfloat without a cast": ("float does not convert to bfloat", "bfloat v = 1.0f; b[i] = v;"),
+    "unsuffixed constant to bfloat": ("float does not convert to bfloat", "b[i] = -0.5;"),
+    "constant assigned to a bfloat": ("float does not convert to bfloat", "bfloat v; v = 2.f; b[i] = v;"),
+    "three values for a vector of four": (None, "uint4 v = uint4(1, 2, 3); y[i] = v.x;"),
+    "two values for a vector of three": (None, "float3 v = float3(1, 2); y[i] = v.x;"),
     "half to bfloat without a cast": (None, "b[i] = h[i];"),
     "bfloat to half without a cast": (None, "h[i] = b[i];"),
     "pointer without a space": ("pointer needs an address space", "float a; float* p = &a; y[i] = *p;"),
@@ -155,6 +175,9 @@ REFUSED = {
     "recursion of static members": ("'f' calls itself", helper("struct S { static int f(int n) { return n ? S::f(n - 1) : 0; } };", "y[i] = S::f(3);")),
     "recursion of overloads": ("'f' calls itself", helper("int f(int n) { return n ? f(n - 1) : 0; } float f(float n) { return n; }", "y[i] = f(3);")),
     "recursion of a template": ("'f<int>' calls itself", helper("template <typename T> T f(T n) { return n > 0 ? f(n - 1) : n; }", "y[i] = f(3);")),
+    "recursion of operators": ("'operator[+]' calls itself", helper("struct S { int v; }; S operator+(S a, S c2) { if (a.v > 0) { a.v--; return a + c2; } return a; }", "S s; s.v = 1; y[i] = (s + s).v;")),
+    "recursion of a call operator": ("calls itself", helper("struct S { int v; int operator()(int n) const thread { return n ? (*this)(n - 1) : v; } };", "S s; s.v = 1; y[i] = s(3);")),
+    "recursion of a subscript": ("calls itself", helper("struct S { int v; int operator[](int n) const thread { return n ? (*this)[n - 1] : v; } };", "S s; s.v = 1; y[i] = s[3];")),
     "mutual recursion": ("no recursion", helper("int g(int n); int f(int n) { return g(n); } int g(int n) { return n > 0 ? f(n - 1) : 0; }", "y[i] = f(3);")),
     "goto": ("no goto", "goto end; end: y[i] = 1;"),
     "global variable": ("constant address space", helper("int counter;", "y[i] = counter;")),
@@ -229,6 +252,64 @@ def test_refused(rule):
     with pytest.raises(CompileError, match=message) as caught:
         compiled(program)
     assert "line " in str(caught.value)
+
+
+# name: (first version that takes it, what the others say, the program)
+NEWER = {
+    "bfloat": ("3.1", "'bfloat', which needs Metal 3.1", "kernel void f(device bfloat* y [[buffer(0)]]) { y[0] = y[1]; }"),
+    "vectors of bfloat": (
+        "3.1",
+        "'packed_bfloat4', which needs Metal 3.1",
+        "kernel void f(device packed_bfloat4* y [[buffer(0)]]) { y[0] = y[1]; }",
+    ),
+    "coherent memory": (
+        "3.2",
+        "'coherent', which needs Metal 3.2",
+        "kernel void f(coherent(device) device float* y [[buffer(0)]]) { y[0] = 1; }",
+    ),
+    "fences": (
+        "3.2",
+        "'atomic_thread_fence', which needs Metal 3.2",
+        "kernel void f(device float* y [[buffer(0)]]) { y[0] = 1; "
+        "metal::atomic_thread_fence(mem_flags::mem_device, memory_order_seq_cst, thread_scope_device); }",
+    ),
+    "lambdas": (
+        "4.0",
+        "lambda expressions need Metal 4.0",
+        "kernel void f(device float* y [[buffer(0)]]) { auto g = [](float a) { return a + 1; }; y[0] = g(1); }",
+    ),
+    "lambdas that capture": (
+        "4.0",
+        "lambda expressions need Metal 4.0",
+        "kernel void f(device float* y [[buffer(0)]]) { float b = 2; auto g = [&](float a) { return a + b; }; y[0] = g(1); }",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", NEWER)
+def test_versions(name, version):
+    first, message, program = NEWER[name]
+    if version >= first:
+        compiled(program, version)
+    else:
+        with pytest.raises(CompileError, match=message) as caught:
+            compiled(program, version)
+        assert str(caught.value).startswith("line 1: ") and "note" not in str(caught.value)
+
+
+def test_the_version_is_a_setting(monkeypatch):
+    """Of custom kernels too, whose signature is MLX's."""
+    kernel = metal_kernel("versions", [], ["y"], "y[0] = __METAL_VERSION__;")
+    call = dict(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.int32])
+    assert kernel(**call)[0].item() == 310
+    for version in VERSIONS:
+        with language(version):
+            assert kernel(**call)[0].item() == int(version.replace(".", "")) * 10
+    monkeypatch.setenv("MLX_FLASH_METAL_LANGUAGE", "3.2")
+    assert kernel(**call)[0].item() == 320
+    with pytest.raises(ValueError, match="one of Metal 3.0, 3.1, 3.2, 4.0, not '2.4'"), language("2.4"):
+        pass
 
 
 def test_both_corpora_are_large():

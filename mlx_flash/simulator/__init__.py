@@ -5,13 +5,14 @@ from .kernel import metal_kernel
 from .library import MetalLibrary
 from .profile import profile
 from .replace import replace_metal_kernel
-from .settings import mode, schedule
+from .settings import language, mode, schedule
 
 __all__ = [
     "CompileError",
     "MetalLibrary",
     "SimulatorError",
     "ToolchainError",
+    "language",
     "metal_kernel",
     "mode",
     "profile",

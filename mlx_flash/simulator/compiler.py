@@ -273,12 +273,13 @@ _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread"
 
 def _in_metal_terms(message: str, text: str, path: str) -> str:
     """The compiler's message with Metal's words, line numbers of the Metal text, and the lines themselves."""
-    lines = text.splitlines()
+    message = re.sub(r"'(?:metal::)?msl_(\w+)_needs_Metal_(\d)_(\d)'", r"'\1', which needs Metal \2.\3", message)
+    lines = text.rpartition('#line 1 "metal"\n')[2].splitlines()
     shown = []
     for row in message.splitlines():
         row = re.sub(r"__(global|local|private|constant)\b", lambda m: _SPACES[m[0]], row)
         place = re.match(r"metal:(\d+):(\d+): (.*)", row)
-        if "warning: " in row:
+        if "warning: " in row or row.startswith("language:"):
             continue
         if place:
             number = int(place[1])

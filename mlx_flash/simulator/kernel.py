@@ -9,6 +9,7 @@ import numpy as np
 from . import buffers, compiler, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
 from .errors import CompileError
+from .language import prefix
 from .profile import record
 from .signature import kernel_name, kernel_text, shape_facts
 from .translate import translate
@@ -22,22 +23,22 @@ FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
 
 
 def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
-    key = (text, mode, count, fast_math)
+    key = (text, mode, count, fast_math, settings.current_language())
     if key not in _built:
         path, facts = compiler.recall(*key) or _compile(name, *key)
         _built[key] = BuiltKernel(name, text, path, buffer_names, facts["variables"], facts["max_threads"])
     return _built[key]
 
 
-def _compile(name, text, mode, count, fast_math) -> tuple[Path, dict]:
+def _compile(name, text, mode, count, fast_math, language) -> tuple[Path, dict]:
     try:
-        translation = translate(text)
-        text_in_mode = FAST_MATH + translation.text if fast_math else translation.text
+        translation = translate(text, float(language))
+        text_in_mode = prefix(language) + (FAST_MATH if fast_math else "") + translation.text
         path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
     except CompileError as error:
         raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
     facts = {"variables": translation.variable_names(), "max_threads": translation.max_threads}
-    compiler.remember(path, facts, text, mode, count, fast_math)
+    compiler.remember(path, facts, text, mode, count, fast_math, language)
     return path, facts
 
 

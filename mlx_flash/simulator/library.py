@@ -9,6 +9,7 @@ import numpy as np
 from . import buffers, compiler, constants, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
 from .errors import CompileError
+from .language import prefix
 from .preprocess import preprocess
 from .profile import record
 from .translate import translate
@@ -23,16 +24,16 @@ class MetalLibrary:
     Of a template `kernel` takes any instance: `kernel("scale<float, 4>")`.
 
     source: the text; it may include Metal's own headers and files below `include_dirs`.
-    language: the version of the Metal Shading Language, "3.1" for example.
+    language: the version of the Metal Shading Language; by default the one in force, see `language`.
     """
 
     def __init__(
-        self, source: str, include_dirs: Sequence[str | Path] = (), language: str = "3.1", name: str = "library"
+        self, source: str, include_dirs: Sequence[str | Path] = (), language: str | None = None, name: str = "library"
     ):
-        self.name = name
-        self.text, self.origin = preprocess(source, include_dirs, language)
+        self.name, self.language = name, language or settings.current_language()
+        self.text, self.origin = preprocess(source, include_dirs, self.language)
         with self._named(name):
-            self.translation = translate(self.text)
+            self.translation = translate(self.text, float(self.language))
         self._kernels: dict = {}
 
     @property
@@ -60,7 +61,7 @@ class MetalLibrary:
         """Compiles without running: the text, and the kernels `names` (by default all) with what they instantiate."""
         chosen = self.kernel_names if names is None else names
         entry = "".join(f"void msl_use_{i}() {{ {self.translation.call(name)}; }}\n" for i, name in enumerate(chosen))
-        text = constants.specialise(self.translation.text, self.translation.constants, {})
+        text = prefix(self.language) + constants.specialise(self.translation.text, self.translation.constants, {})
         with self._named(self.name):
             compiler.check(text, entry, _PRELUDE)
 
@@ -90,7 +91,7 @@ class LibraryKernel:
     def __init__(self, library: MetalLibrary, name: str, values: Mapping):
         self.library, self.name = library, name
         translation = library.translation
-        self._text = constants.specialise(translation.text, translation.constants, values)
+        self._text = prefix(library.language) + constants.specialise(translation.text, translation.constants, values)
         self._entry = translation.entry(name)
         parameters = translation.kernels[translation.function(name)]
         self.buffers = [p for p in parameters if p.attribute == "buffer"]

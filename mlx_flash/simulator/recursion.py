@@ -7,7 +7,7 @@ import functools
 import re
 
 from .rules import defined_functions
-from .tokens import tokenize
+from .tokens import Token, tokenize
 
 # Code as the language means it: nothing inlined, no tail call made a loop.
 OUTPUT = ("-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-gline-tables-only")
@@ -21,12 +21,21 @@ def possible(text: str) -> bool:
     """Does a function call one of a name that leads back to its own? Overloads share a name, so this is no proof."""
     tokens = tokenize(text)
     calls: dict[str, set[str]] = {}
-    functions = list(defined_functions(tokens))
-    names = {tokens[name].text for name, *_ in functions}
-    for name, _, _, body, end in functions:
+    functions = [(_name(tokens, name, opening), body, end) for name, opening, _, body, end in defined_functions(tokens)]
+    names = {name for name, *_ in functions}
+    for name, body, end in functions:
         words = {tokens[i].text for i in range(body, end) if tokens[i + 1].text in ("(", "<")}
-        calls.setdefault(tokens[name].text, set()).update(words & names)
+        marks = {f"operator{tokens[i].text}" for i in range(body + 1, end) if tokens[i].kind == "mark"}
+        calls.setdefault(name, set()).update((words | marks) & names)
     return _cycle(calls) is not None
+
+
+def _name(tokens: list[Token], name: int, opening: int) -> str:
+    """A function's name; of operators with their mark, the first half of a bracket."""
+    for index in range(opening - 1, max(0, opening - 4), -1):
+        if tokens[index].text == "operator":
+            return f"operator{tokens[index + 1].text}"
+    return tokens[name].text
 
 
 def found(code: str) -> tuple[str, int] | None:

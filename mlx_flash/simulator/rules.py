@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from .bfloats import float_constants
 from .tokens import Token, matching, split_arguments
 
 SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
@@ -57,6 +58,7 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     yield from _words(tokens)
     yield from _casts(tokens)
     yield from _function_pointers(tokens)
+    yield from float_constants(tokens)
     if language < 4:
         yield from _lambdas(tokens)
     functions = list(defined_functions(tokens))
@@ -302,4 +304,5 @@ def _recursion(tokens: list[Token], functions) -> Iterator[Finding]:
             reached |= new
             new = set().union(*(calls[callee] for callee in new)) - reached
         if caller in reached:
-            yield tokens[name], f"Metal has no recursion: '{caller}' calls itself"
+            shown = "operator()" if caller == ")" else caller
+            yield tokens[name], f"Metal has no recursion: '{shown}' calls itself"

@@ -4,9 +4,13 @@ import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from .language import VERSIONS
+
 MODES = ("check", "fast")
 # Checked accesses and rounds of loops of one threadgroup after which a kernel counts as one that never ends.
 STEP_LIMIT = 1 << 31
+# MLX compiles with 3.1 on macOS 14, with 3.2 on 15 and with 4.0 on 26.
+LANGUAGE = "3.1"
 SCHEDULES = ("forward", "reversed", "random")
 
 
@@ -18,6 +22,7 @@ def _from_environment() -> str:
 
 
 _mode: ContextVar[str | None] = ContextVar("mode", default=None)
+_language: ContextVar[str | None] = ContextVar("language", default=None)
 _schedule: ContextVar[tuple[str, int]] = ContextVar("schedule", default=("forward", 0))
 
 
@@ -43,6 +48,27 @@ def schedule(name: str, seed: int = 0):
         yield
     finally:
         _schedule.reset(token)
+
+
+@contextmanager
+def language(version: str):
+    """Compiles kernels as Metal 3.0, 3.1 (which is the default), 3.2 or 4.0 inside the block."""
+    token = _language.set(_checked_language(version))
+    try:
+        yield
+    finally:
+        _language.reset(token)
+
+
+def _checked_language(version: str) -> str:
+    if version not in VERSIONS:
+        raise ValueError(f"The language must be one of Metal {', '.join(VERSIONS)}, not {version!r}.")
+    return version
+
+
+def current_language() -> str:
+    """The version in force: the innermost block's, else MLX_FLASH_METAL_LANGUAGE's, else 3.1."""
+    return _language.get() or _checked_language(os.environ.get("MLX_FLASH_METAL_LANGUAGE", LANGUAGE))
 
 
 def current_mode() -> str:

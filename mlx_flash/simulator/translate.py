@@ -2,6 +2,7 @@
 
 import re
 
+from .casts import cast_edits, list_edits
 from .constructors import constructor_edits
 from .errors import CompileError
 from .function_pointers import function_pointer_edits
@@ -304,8 +305,8 @@ class _Translator:
                     method = "put" if following in _ASSIGNMENTS else "get"
                     lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
-        for edit in [*constructor_edits(self.tokens), *function_pointer_edits(self.tokens)]:
-            self.replace(*edit)
+        for edits in (constructor_edits, function_pointer_edits, cast_edits, list_edits):
+            self.edits += edits(self.tokens)
         self.conditionals()
         self.constant_copies()
 

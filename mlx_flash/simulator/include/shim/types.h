@@ -176,6 +176,14 @@ template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
   }
 }
 
+// The operand of a cast to `To` that is written (To)x.
+template <typename To, typename From> MSL_INLINE constexpr auto msl_castable(From&& value) {
+  using Source = metal::plain_t<From>;
+  if constexpr ((__is_same(To, bfloat) && __is_same(Source, half)) || (__is_same(To, half) && __is_same(Source, bfloat)))
+    return (float)value;
+  else
+    return value;
+}
 // Clang refuses to convert between its half and its bfloat; Metal does it, rounding once (float holds both exactly).
 template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {
   using Source = metal::plain_t<From>;

@@ -30,6 +30,8 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
 #define MSL_MEMBER(m) msl_static_cast<T>(a.m)
 #define MSL_PLAIN_MEMBER(m) a.m
 
+struct msl_list {};
+
 // v.r is v.x.
 #define MSL_COLOUR(LETTER, MEMBER)                                                             \
   MSL_INLINE T msl_get_##LETTER() const { return MEMBER; }                                     \
@@ -37,14 +39,15 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
   MSL_INLINE void msl_put_##LETTER(T value) { MEMBER = value; }                                \
   __declspec(property(get = msl_get_##LETTER, put = msl_put_##LETTER)) T LETTER;
 
-#define MSL_INDEXING(N)                                                                        \
-  MSL_INLINE __private T& operator[](int i) __private { return (&x)[i]; }                      \
-  MSL_INLINE __local T& operator[](int i) __local { return (&x)[i]; }                          \
-  MSL_INLINE __global T& operator[](int i) __global { return (&x)[i]; }                        \
-  MSL_INLINE T operator[](int i) const { return (&x)[i]; }                                     \
-  MSL_INLINE const __local T& operator[](int i) const __local { return (&x)[i]; }              \
-  MSL_INLINE const __global T& operator[](int i) const __global { return (&x)[i]; }            \
-  MSL_INLINE const __constant T& operator[](int i) const __constant { return (&x)[i]; }        \
+// Templates where clang would see no difference for a value that lies in no space yet: (a + b)[0] is of the thread.
+#define MSL_INDEXING(N)                                                                                           \
+  MSL_INLINE __private T& operator[](int i) __private { return (&x)[i]; }                                         \
+  template <typename = void> MSL_INLINE __local T& operator[](int i) __local { return (&x)[i]; }                    \
+  template <typename = void> MSL_INLINE __global T& operator[](int i) __global { return (&x)[i]; }                  \
+  MSL_INLINE T operator[](int i) const { return (&x)[i]; }                                                        \
+  template <typename = void> MSL_INLINE const __local T& operator[](int i) const __local { return (&x)[i]; }        \
+  template <typename = void> MSL_INLINE const __global T& operator[](int i) const __global { return (&x)[i]; }      \
+  template <typename = void> MSL_INLINE const __constant T& operator[](int i) const __constant { return (&x)[i]; }  \
   template <int... I> MSL_INLINE auto get() const {                                            \
     if constexpr (sizeof...(I) == 1) return lane<I...>();                                      \
     else return vec<T, sizeof...(I)>(lane<I>()...);                                            \
@@ -132,9 +135,11 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   MSL_INLINE constexpr vec(A a, B b, C c, D d)
       : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(msl_static_cast<T>(d)) {}
   MSL_INLINE constexpr vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
-  // uint4 v = {a, b, c}; leaves zero in what the list does not name.
+  // uint4 v = {a, b, c}; leaves zero in what the list does not name (see casts.py).
   template <typename A, typename B, typename C, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>, typename = metal::scalar_only<C>>
-  MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(T(0)) {}
+  MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(T(0)) {}
+  template <typename A, typename B, typename C, typename = metal::enable_if_t<!(metal::is_arithmetic_v<A> && metal::is_arithmetic_v<B> && metal::is_arithmetic_v<C>)>, int = 0>
+  MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : vec(a, b, c) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : x(a.x), y(a.y), z(b.x), w(b.y) {}
   MSL_INLINE constexpr vec(vec<T, 3> a, T b) : x(a.x), y(a.y), z(a.z), w(b) {}
   MSL_INLINE constexpr vec(T a, vec<T, 3> b) : x(a), y(b.x), z(b.y), w(b.z) {}

@@ -1,0 +1,76 @@
+"""Casts between half and bfloat, which clang refuses, and lists of three values for a vector of four."""
+
+import re
+from collections.abc import Iterator
+
+from .tokens import Token, matching, split_arguments
+
+_HALVES = {"half", "float16_t"}
+_BFLOATS = {"bfloat", "bfloat16_t"}
+_UNARY = ("-", "+", "*", "~", "!", "&")
+_OF_FOUR = re.compile(r"(u?(char|short|int|long)|half|bfloat|float|bool)4")
+Edit = tuple[int, int, str]
+
+
+def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """(start, end, new text): half(x) and (half)x, and the same for bfloat, in a text that has both types."""
+    words = {token.text for token in tokens}
+    if not (words & _HALVES and words & _BFLOATS):
+        return
+    for index, token in enumerate(tokens[:-2]):
+        if token.text not in _HALVES | _BFLOATS:
+            continue
+        before, after = tokens[index - 1], tokens[index + 1].text
+        if before.text == "(" and after == ")" and not _calls(tokens, index - 1):
+            end = _operand_end(tokens, index + 2)
+            if end:
+                at = tokens[index + 2].start
+                yield at, at, f"msl_castable<{token.text}>("
+                yield tokens[end - 1].end, tokens[end - 1].end, ")"
+        elif after == "(" and before.text != "operator" and _is_value(tokens, index + 1):
+            yield token.start, token.end, f"msl_static_cast<{token.text}>"
+
+
+def _calls(tokens: list[Token], opening: int) -> bool:
+    """sizeof(half), f(half): the bracket belongs to the word before it."""
+    return (
+        tokens[opening - 1].kind == "word" and tokens[opening - 1].text != "return" or tokens[opening - 1].text == ">"
+    )
+
+
+def _is_value(tokens: list[Token], opening: int) -> bool:
+    """Does the bracket hold one value? half (&a)[4] and half (*f)(int) declare."""
+    end = matching(tokens, opening)
+    inside = tokens[opening + 1 : end]
+    if not inside or inside[0].text == "&" or len(split_arguments(inside)) != 1:
+        return False
+    return not (inside[0].text == "*" and tokens[end + 1].text in ("(", "["))
+
+
+def _operand_end(tokens: list[Token], index: int) -> int | None:
+    """The index behind what a cast before `index` applies to; None where no operand starts."""
+    start = index
+    while tokens[index].text in _UNARY:
+        index += 1
+    if tokens[index].text == "(":
+        index = matching(tokens, index) + 1
+    elif tokens[index].kind == "word":
+        index += 1
+    else:
+        return None
+    while tokens[index].text in ("(", "[", ".", "->", "::"):
+        index = matching(tokens, index) + 1 if tokens[index].text in "([" else index + 2
+        if tokens[index - 1].text == "template":
+            return None
+    return index if index > start else None
+
+
+def list_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """uint4 v = {a, b, c} leaves zero in what the list does not name; uint4(a, b, c) is a mistake."""
+    for index, token in enumerate(tokens[:-3]):
+        if token.kind == "word" and _OF_FOUR.fullmatch(token.text):
+            at = index + 1
+            at += tokens[at].kind == "word"
+            at += at > index + 1 and tokens[at].text == "="
+            if tokens[at].text == "{" and len(split_arguments(tokens[at + 1 : matching(tokens, at)])) == 3:
+                yield tokens[at].end, tokens[at].end, "msl_list(), "
