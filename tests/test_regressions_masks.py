@@ -1,0 +1,157 @@
+"""Bugs of other implementations with masks, variants and gradients of them; the id names the thread."""
+
+import bounds
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import Case
+from feature_cases import Variant
+from test_determinism import bits
+from test_gradients import backward
+
+from mlx_flash import BlockMask, attention
+
+CASE = Case(45, 70, 16, group=2, key_heads=2, batch=2)
+# What went wrong elsewhere with features that need nothing special: forward and every gradient against the oracle.
+ORDINARY = {
+    "mlx-2909-gradient-of-a-mask": Variant(CASE, ("additive", "lse")),
+    "pytorch-145208-learned-bias-of-a-column": Variant(CASE, ("additive", "lse"), "hj"),
+    "jax-flash-attn2-1-learned-bias-of-a-row": Variant(CASE, ("additive", "lse"), "bi"),
+    "flash-attention-2424-options-in-the-backward-pass": Variant(CASE, ("softcap", "lse")),
+    "pytorch-158212-alibi-in-the-backward-pass": Variant(CASE, ("alibi", "lse")),
+    "mlx-2053-causal-with-few-queries": Variant(Case(3, 70, 16, group=4, batch=2), ("causal",)),
+    "mlx-2152-batch-with-one-query": Variant(Case(1, 70, 16, group=2, key_heads=2, batch=2), ("bool",)),
+    "jax-40140-gradient-of-sinks": Variant(CASE, ("sinks", "lse")),
+    "pytorch-141126-sparse-block-mask": Variant(CASE, ("blocks", "lse")),
+    "pytorch-169222-keys-no-multiple-of-32": Variant(Case(45, 33, 16, group=2, key_heads=2), ("window",)),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_variant(backend, name):
+    feature_cases.check(ORDINARY[name])
+
+
+def drawn(case: Case = CASE) -> list[mx.array]:
+    return [case.arrays()[name] for name in "qkv"]
+
+
+def values_and_gradients(q, k, v, **options) -> list[mx.array]:
+    outs, grads = mx.vjp(lambda *x: attention(*x, **options), [q, k, v], [mx.ones((*q.shape[:3], v.shape[3]))])
+    return [*outs, *grads]
+
+
+def test_flash_attention_1133_window_to_the_left_is_causal(backend):
+    """(S - 1, 0) and (None, 0) are causal; HF transformers 39408: one key less is another window, by one pair."""
+    q, k, v = drawn()
+    causal = values_and_gradients(q, k, v, causal=True)
+    for left in (70 - 1, None):
+        for got, want in zip(values_and_gradients(q, k, v, window=(left, 0)), causal):
+            assert np.array_equal(np.array(got), np.array(want))
+    shorter, want = np.array(attention(q, k, v, window=(70 - 2, 0))), np.array(causal[0])
+    assert np.array_equal(shorter[:, :, :-1], want[:, :, :-1])
+    assert (shorter[:, :, -1] != want[:, :, -1]).any(-1).all()
+
+
+def test_mlx_lm_390_a_window_holds_the_query_itself(backend):
+    """left = 2: itself and two before. Keys are one-hot in V, scores equal."""
+    q, k, v = mx.zeros((1, 1, 9, 16)), mx.zeros((1, 1, 9, 16)), mx.eye(9, 16)[None, None]
+    seen = np.array(attention(q, k, v, window=(2, 0)))[0, 0, :, :9] > 0
+    assert np.array_equal(seen, np.tri(9, dtype=bool) & ~np.tri(9, k=-3, dtype=bool))
+
+
+def test_pytorch_127055_window_of_minus_infinities(backend):
+    """A window written as an additive mask of -inf, and -inf inside the window: zeros, not NaN."""
+    q, k, v = drawn()
+    i, j = np.arange(45)[:, None] + 25, np.arange(70)[None]
+    near = (j <= i) & (j >= i - 9)
+    by_mask = values_and_gradients(q, k, v, mask=mx.array(np.where(near, 0, -np.inf).astype(np.float32)))
+    by_window = values_and_gradients(q, k, v, window=(9, 0))
+    for name, got, want in zip(("O", "dQ", "dK", "dV"), by_mask, by_window):
+        bounds.check(name, got, bounds.float64(want), "window as mask", "float32")
+    hidden = mx.array(np.where(near & (i > 40), 0, -np.inf).astype(np.float32))
+    for array in values_and_gradients(q, k, v, mask=hidden):
+        assert np.isfinite(np.array(array)).all()
+
+
+def test_flash_attention_2199_rows_whose_window_is_empty(backend):
+    """More queries than keys: the windows of the first rows lie before the first key."""
+    q, k, v = drawn(Case(70, 45, 16, group=2, key_heads=2, batch=2))
+    found = values_and_gradients(q, k, v, window=(5, 0))
+    assert not np.array(found[0])[:, :, : 70 - 45].any() and not np.array(found[1])[:, :, : 70 - 45].any()
+    assert all(np.isfinite(np.array(array)).all() for array in found)
+
+
+def test_pytorch_101967_flash_attention_1745_nan_at_masked_keys(backend):
+    """NaN and infinity in K and V where nobody looks: the bits of zeros there."""
+    q, k, v = drawn()
+    seen = mx.arange(70) < 50
+    clean = [mx.where(seen[:, None], array, 0) for array in (k, v)]
+    want = list(map(bits, values_and_gradients(q, *clean, mask=seen)))
+    for garbage in (mx.nan, mx.inf):
+        dirty = [mx.where(seen[:, None], array, garbage) for array in (k, v)]
+        assert list(map(bits, values_and_gradients(q, *dirty, mask=seen))) == want
+
+
+def test_mlx_2626_pytorch_41508_rows_masked_altogether(backend):
+    """By False and by -inf: zeros, with zero gradients, and the other rows as if those were not there."""
+    q, k, v = drawn()
+    blind = np.zeros((45, 1), bool)
+    blind[[0, 7, 44]] = True
+    plain = values_and_gradients(q, k, v)
+    for mask in (mx.array(~blind), mx.array(np.where(blind, -np.inf, 0).astype(np.float32))):
+        found = values_and_gradients(q, k, v, mask=mask)
+        for got, want in zip(found[:2], plain[:2]):
+            assert not np.array(got)[:, :, blind[:, 0]].any()
+            same = np.array(got)[:, :, ~blind[:, 0]], np.array(want)[:, :, ~blind[:, 0]]
+            assert np.array_equal(*same)
+
+
+def test_mlx_lm_1906_left_padded_prompts(backend):
+    """Each prompt of a batch, padded on the left, is what it is alone: rows of its own tokens."""
+    lengths, total = (70, 41), 70
+    q, k, v = (mx.random.normal((2, heads, total, 16), key=mx.random.key(heads)) for heads in (4, 2, 2))
+    real = np.arange(total) >= total - np.array(lengths)[:, None]
+    mask = mx.array(np.tri(total, dtype=bool) & real[:, None, None])
+    together = attention(q, k, v, mask=mask)
+    for entry, length in enumerate(lengths):
+        own = [array[entry : entry + 1, :, total - length :] for array in (q, k, v)]
+        alone = bounds.float64(attention(*own, causal=True))
+        bounds.check("O", together[entry : entry + 1, :, total - length :], alone, "padded on the left", "float32")
+    assert not np.array(together)[1, :, : total - 41].any(), "padding sees nothing"
+
+
+def test_mlx_3452_sinks_of_one_query_and_of_many(backend):
+    """Token by token against a cache gives what the whole prompt gives."""
+    q, k, v = drawn(Case(20, 20, 16, group=2, key_heads=2))
+    sinks = mx.array([0.5, -2.0, 3.0, 0.0])
+    whole = attention(q, k, v, causal=True, sinks=sinks)
+    for n in (0, 1, 7, 19):
+        one = attention(q[:, :, n : n + 1], k[:, :, : n + 1], v[:, :, : n + 1], causal=True, sinks=sinks)
+        bounds.check("O", one, bounds.float64(whole[:, :, n : n + 1]), f"token {n}", "float32")
+
+
+def test_pytorch_150321_behind_a_block_mask_nothing_is_read(kernels):
+    """Keys past the last listed block may be NaN, and the simulator reports what reads past the end."""
+    q, k, v = drawn()
+    mask = BlockMask.from_predicate(lambda i, j: (j < 32) & (i >= 0), 45, 70, block=32)
+    dirty = [mx.where(mx.arange(70)[:, None] < 32, array, mx.nan) for array in (k, v)]
+    assert list(map(bits, values_and_gradients(q, *dirty, mask=mask))) == list(
+        map(bits, values_and_gradients(q, *(mx.where(mx.isnan(array), 0, array) for array in dirty), mask=mask))
+    )
+
+
+def test_pytorch_xla_8978_causal_hides_the_future(backend):
+    """Not the past: the first query sees the first key alone."""
+    case = Case(9, 9, 16)
+    q, k, v = drawn(case)
+    out = np.array(attention(q, k, v, causal=True))
+    assert np.array_equal(out[:, :, 0], np.array(v)[:, :, 0]) and not np.array_equal(out[:, :, 8], np.array(v)[:, :, 8])
+
+
+def test_tilelang_2461_rows_past_the_end_have_no_statistics(backend):
+    """L and delta are read in whole blocks in the backward pass: lengths just above a block's."""
+    case = Case(33, 65, 16, group=2, key_heads=2)
+    for array in backward(case, case.arrays()).values():
+        assert np.isfinite(np.array(array)).all()
