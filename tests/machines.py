@@ -7,9 +7,11 @@ import mlx.core as mx
 import pytest
 
 METAL = [("metal", None)] if mx.metal.is_available() else []
+# On an NVIDIA GPU its own kernels, and Apple's as they are.
+CUDA = [("cuda", None), ("cuda", "apple7"), ("cuda", "apple9")] if mx.cuda.is_available() else []
 # One family per set of table rows; the simulator runs on Linux, and a Mac has the GPU itself.
 SIMULATED = [("simulator", "apple7"), ("simulator", "apple9")] if platform.system() == "Linux" else []
-KERNELS = [*SIMULATED, *METAL]
+KERNELS = [*SIMULATED, *METAL, *CUDA]
 BACKENDS = [*KERNELS, ("reference", None)]
 
 
@@ -23,7 +25,7 @@ def shared_out(cases) -> list:
     The families take turns two by two, out of step with the turns of causal and dtype in cases.pairwise.
     """
     turns = itertools.cycle([choice for choice in SIMULATED for _ in range(2)])
-    others = [*METAL, ("reference", None)]
+    others = [*METAL, *CUDA, ("reference", None)]
     return [
         pytest.param(choice, case, id=f"{label(choice)}-{case}")
         for case in cases

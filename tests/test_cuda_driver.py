@@ -6,7 +6,6 @@ import subprocess
 import pytest
 
 from mlx_flash.cuda import driver, ptx
-from mlx_flash.simulator import CompileError
 from mlx_flash.simulator.compiler import toolchain
 
 # Keeps what it is given; RESULT is what linking returns.
@@ -71,7 +70,7 @@ def test_what_it_makes_is_returned(fake):
 @pytest.mark.parametrize("code, words", [(218, "no valid PTX"), (209, "another GPU"), (222, "newer driver")])
 def test_a_refusal_shows_the_assembler_and_the_kernel(fake, code, words):
     result(fake).value = code
-    with pytest.raises(CompileError, match=rf"does not assemble probe: .*{words}\nptxas error : probe"):
+    with pytest.raises(driver.AssemblerError, match=rf"does not assemble probe: .*{words}\nptxas error : probe"):
         driver.assemble(b"some code", "probe")
     assert fake.left_open() == 0
 

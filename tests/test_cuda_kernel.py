@@ -169,6 +169,21 @@ def test_a_constant_table(launches):
     check_assembles(launches[-1], "sm_80")
 
 
+def test_launches_that_differ_in_a_type_only(launches):
+    """What is kept of a launch is not mistaken for that of another: True is no 1, and int32 no float32."""
+    body = "uint i = thread_position_in_grid.x; y[i] = x[i] + (sizeof(K) == 1 ? 5 : 7) + sizeof(FLAG);"
+    probe = kernel(body)
+    for x, chosen, flag in (
+        (mx.zeros(64), mx.bool_, True),
+        (mx.zeros(64), mx.int32, 1),
+        (mx.zeros(64, mx.int32), mx.bool_, 1),
+    ):
+        probe(inputs=[x], template=[("K", chosen), ("FLAG", flag)], **CALL)
+    assert len({launch["name"] for launch in launches}) == 3
+    probe(inputs=[mx.zeros(64)], template=[("K", mx.bool_), ("FLAG", 1)], **CALL)
+    assert launches[-1]["compiled_source"] != launches[0]["compiled_source"]
+
+
 def test_errors_name_the_line():
     bad = kernel("float a = x[0];\nfloat b = a + missing;\ny[0] = b;")
     with pytest.raises(

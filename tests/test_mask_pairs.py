@@ -6,7 +6,7 @@ import feature_cases
 import pytest
 from cases import Case
 from feature_cases import FEATURES, MASKS, Variant
-from machines import METAL, SIMULATED, label
+from machines import CUDA, METAL, SIMULATED, label
 
 PAIRS = [pair for pair in itertools.combinations(FEATURES, 2) if not set(pair) <= set(MASKS)]
 TYPES = ("float32", "float16", "float32", "bfloat16")
@@ -22,7 +22,7 @@ def cases() -> list:
             case = Case(70, 45, 24, case.dtype, group=group, key_heads=2, batch=2)  # some queries see nothing
         variant = Variant(case, pair)
         turns = SIMULATED[index % len(SIMULATED)] if SIMULATED else None
-        for choice in (turns, *METAL, ("reference", None)):
+        for choice in (turns, *METAL, *CUDA, ("reference", None)):
             if choice:
                 found.append(pytest.param(choice, variant, id=f"{label(choice)}-{'+'.join(pair)}-{case.dtype}"))
     return found

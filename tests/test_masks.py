@@ -9,7 +9,7 @@ import oracle_variants
 import pytest
 from cases import Case
 from feature_cases import FEATURES, Variant
-from machines import METAL, SIMULATED, label, shared_out
+from machines import CUDA, METAL, SIMULATED, label, shared_out
 from oracle_variants import Facts
 
 from mlx_flash import BlockMask, attention
@@ -19,7 +19,7 @@ REFERENCE = ("reference", None)
 # Each family has float32 and one of the 16-bit types; the reference and a GPU have all three.
 DTYPES = [(choice, "float32") for choice in SIMULATED]
 DTYPES += list(zip(SIMULATED, ("float16", "bfloat16")))
-DTYPES += [(choice, dtype) for choice in (*METAL, REFERENCE) for dtype in ("float32", "float16", "bfloat16")]
+DTYPES += [(choice, dtype) for choice in (*METAL, *CUDA, REFERENCE) for dtype in ("float32", "float16", "bfloat16")]
 
 
 def parameters(values, pairs):

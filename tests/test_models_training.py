@@ -6,7 +6,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from machines import METAL, SIMULATED, label
+from machines import CUDA, METAL, SIMULATED, label
 from mlx.utils import tree_flatten
 from mlx_lm.tuner import trainer
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -82,7 +82,7 @@ def test_lora(reference, train, compiling):
     compare(train, "llama", compiling, (False, False), (True, True), **SMALL)
 
 
-@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL], ids=label)
+@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL, *CUDA], ids=label)
 def test_lora_on_kernels(choice, train, compiling):
     with use_backend(*choice):
         compare(train, "llama", compiling, (False, False), (True, False), **SMALL)

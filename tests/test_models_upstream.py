@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from machines import METAL, SIMULATED, label
+from machines import CUDA, METAL, SIMULATED, label
 
 import mlx_flash
 from mlx_flash import use_backend
@@ -76,13 +76,13 @@ def passes(module, choice, short: bool):
     assert report.ours > 50 and all("expected" in why or "force_fused" in why for why in report.built_in), str(report)
 
 
-@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL], ids=label)
+@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL, *CUDA], ids=label)
 def test_short_ones_on_kernels(upstream, choice):
     passes(upstream, choice, short=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL, ("reference", None)], ids=label)
+@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL, *CUDA, ("reference", None)], ids=label)
 def test_all(upstream, choice):
     passes(upstream, choice, short=False)
 

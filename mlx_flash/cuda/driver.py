@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 
-from ..simulator.errors import CompileError
+
+class AssemblerError(RuntimeError):
+    """The driver refuses a kernel; the message has the assembler's words."""
+
 
 _LOG_BYTES = 8192
 # CUjit_option: where error messages go, and how many bytes there are; CUjitInputType
@@ -35,7 +38,7 @@ def assemble(code: bytes, name: str) -> bytes | None:
     """The machine code of PTX for this machine's GPU; None where the driver does not give it.
 
     MLX copies and hashes the code of a kernel at every call: machine code is shorter, and compiled once for all
-    processes. Raises CompileError with the assembler's words if it refuses the text.
+    processes. Raises AssemblerError if it refuses the text.
     """
     driver = library()
     if driver is None or driver.cuInit(0):
@@ -74,6 +77,6 @@ def _linked(driver: ctypes.CDLL, code: bytes, name: str) -> bytes | None:
         if refused not in _REFUSALS:
             return None
         said = log.value.decode(errors="replace").strip()
-        raise CompileError(f"[metal_kernel] The driver does not assemble {name}: {_REFUSALS[refused]}\n{said}")
+        raise AssemblerError(f"[metal_kernel] The driver does not assemble {name}: {_REFUSALS[refused]}\n{said}")
     finally:
         driver.cuLinkDestroy(state)

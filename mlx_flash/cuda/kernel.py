@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 
@@ -19,18 +19,13 @@ from .target import Variant
 _TAG = "[metal_kernel]"
 # Threadgroups a launch may have along y and z.
 _MOST_GROUPS = 65535
+_MOST_PREPARED = 1024  # kinds of launches that are kept
 
 
 @lru_cache
 def gpu() -> str | None:
     """The GPU's architecture, such as "sm_90"."""
     return str(mx.device_info(mx.gpu)["architecture"]) if mx.cuda.is_available() else None
-
-
-@lru_cache(maxsize=4096)
-def _constant(values: tuple[int, ...] | int, dtype: mx.Dtype) -> mx.array:
-    """A shape or a number of axes as an input: MLX passes kernels made elsewhere nothing but arrays and scalars."""
-    return mx.array(values, dtype)
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,34 @@ class Grid:
         return {"grid": (x * size, y, z), "threadgroup": (size, 1, 1)}
 
 
+@dataclass
+class Prepared:
+    """What launches with inputs of the same shapes have in common.
+
+    `fixed`: what MLX is told. `sources`: where each input comes from: an array of the call by its number, one that
+    is always the same (MLX passes kernels made elsewhere neither shapes nor strides), or, from -1 down, the learned
+    strides of those that `asked` numbers.
+    """
+
+    fixed: dict
+    sources: list[int | mx.array] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+
+    def inputs(self, arrays, stream) -> list[mx.array]:
+        """The inputs, each followed by what the text asks about its layout.
+
+        The strides are those of the memory the kernel gets: never those that an array might have had.
+        """
+        strides = learned([arrays[index] for index in self.asked], stream) if self.asked else ()
+        found = []
+        for source in self.sources:
+            if not isinstance(source, int):
+                found.append(source)
+            else:
+                found.append(arrays[source] if source >= 0 else strides[-1 - source])
+        return found
+
+
 class CudaKernel(MetalKernel):
     """What metal_kernel returns: call it with keywords, as MLX's own. Lazy, inside mx.compile too."""
 
@@ -68,6 +91,7 @@ class CudaKernel(MetalKernel):
         super().__init__(*arguments)
         self.target, self.converged = target, converged
         self._built: dict = {}
+        self._prepared: dict[tuple, Prepared] = {}
 
     def compiled(self, inputs, template, output_dtypes, grid: Grid, verbose: bool = False) -> Ptx:
         """The kernel for inputs of these (dtype, ndim, size) and a launch like `grid`.
@@ -87,38 +111,47 @@ class CudaKernel(MetalKernel):
         return self._built[text, variant]
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
-        place = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid)))
-        ptx = self.compiled(tuple((a.dtype, a.ndim, a.size) for a in arrays), template, dtypes, place, verbose)
+        looks = tuple([(array.shape, array.dtype) for array in arrays])
+        chosen = tuple([(name, type(value), value) for name, value in template])
+        key = (looks, tuple(dtypes), tuple(grid), tuple(threadgroup), chosen)
+        prepared = self._prepared.get(key)
+        if prepared is None or verbose:
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            prepared = self._prepared[key] = self._prepare(arrays, dtypes, grid, threadgroup, template, verbose)
         return mx.fast.precompiled_cuda_kernel(
-            name=ptx.name,
-            compiled_source=ptx.code,
-            inputs=self._arguments(arrays, stream),
+            inputs=prepared.inputs(arrays, stream),
             output_shapes=shapes,
             output_dtypes=list(dtypes),
-            scalars=list(place.threads),
-            **place.launched(),
-            shared_memory=ptx.shared_memory,
             init_value=init_value,
             ensure_row_contiguous=self.ensure_row_contiguous,
             stream=stream,
+            **prepared.fixed,
         )
 
-    def _arguments(self, arrays, stream) -> list[mx.array]:
-        """The inputs, each followed by what the text asks about its layout.
-
-        The strides are those of the memory the kernel gets: never those that an array might have had.
-        """
-        asked = [array for array, (_, strides, _) in zip(arrays, self.facts) if strides and array.ndim]
-        gapless = self.ensure_row_contiguous
-        strides = iter([row_contiguous(array.shape) for array in asked] if gapless else learned(asked, stream))
-        arguments = []
-        for array, (shape, stride, ndim) in zip(arrays, self.facts):
-            arguments.append(array)
+    def _prepare(self, arrays, dtypes, grid, threadgroup, template, verbose) -> Prepared:
+        place = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid)))
+        ptx = self.compiled(tuple((a.dtype, a.ndim, a.size) for a in arrays), template, dtypes, place, verbose)
+        made = Prepared(
+            dict(
+                name=ptx.name,
+                compiled_source=ptx.code,
+                scalars=list(place.threads),
+                shared_memory=ptx.shared_memory,
+                **place.launched(),
+            )
+        )
+        for index, (array, (shape, strides, ndim)) in enumerate(zip(arrays, self.facts)):
+            made.sources.append(index)
             if array.ndim:
-                arguments += [_constant(array.shape, mx.int32)] if shape else []
-                arguments += [next(strides)] if stride else []
-                arguments += [_constant(array.ndim, mx.int32)] if ndim else []
-        return arguments
+                made.sources += [mx.array(array.shape, mx.int32)] if shape else []
+                if strides and self.ensure_row_contiguous:
+                    made.sources.append(row_contiguous(array.shape))
+                elif strides:
+                    made.sources.append(-1 - len(made.asked))
+                    made.asked.append(index)
+                made.sources += [mx.array(array.ndim, mx.int32)] if ndim else []
+        return made
 
 
 def metal_kernel(

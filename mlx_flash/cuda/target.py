@@ -51,8 +51,7 @@ class Variant:
         facts = {"FOLDED": self.folded, "RAGGED": self.ragged, "CONVERGED": self.converged}
         options = [f"-DMSL_{name}" for name, on in facts.items() if on]
         options += ["-D__FAST_MATH__=1"] if self.fast_math else []
-        target = ["-target-cpu", self.target, "-target-feature", f"+{_VERSIONS[self.target]}"]
-        return [*sizes, *options, *(word for flag in target for word in ("-Xclang", flag))]
+        return [*sizes, *options, f"-march={self.target}", f"--cuda-feature=+{_VERSIONS[self.target]}"]
 
 
 def entry(translation: Translation, name: str) -> str:
