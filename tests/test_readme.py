@@ -95,3 +95,11 @@ def test_commands_parse():
     assert [line.split()[0] for line in commands] == ["demo", "lm", "explain", "source", "check"]
     for line in commands:
         parser().parse_args(line.split())
+
+
+def test_maps_and_exports(after):
+    _, names = after("mx.export_function")
+    assert names["per_entry"].shape == names["x"].shape
+    file = Path(names["tempfile"].gettempdir()) / "step.mlxfn"
+    assert b"custom_kernel_flash_backward_key_value_float32" in file.read_bytes()
+    file.unlink()
