@@ -100,6 +100,17 @@ def test_the_recorded_text_is_ours(tmp_path, name, family):
             assert kernel.header.strip() in text and kernel.body.strip() in text
 
 
+@pytest.mark.parametrize("keys", [40, 5000])
+def test_decoding_is_written_too(tmp_path, keys):
+    """Few queries against a cache, whose keys are one part or several."""
+    q, k = mx.zeros((1, 4, 1, 64), mx.float16), mx.zeros((1, 2, keys, 64), mx.float16)
+    with use_backend("metal", "apple9"):
+        mx.export_function(str(tmp_path / "decode.mlxfn"), lambda q, k: attention(q, k, k), q, k)
+    names = sorted(recorded(tmp_path / "decode.mlxfn"))
+    steps = ["combine", "decode"] if keys == 5000 else ["decode"]
+    assert [re.match("custom_kernel_flash_([a-z]+)_", name).group(1) for name in names] == steps
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_what_was_written_loads(tmp_path, name):
     """The same shapes and dtypes come out, from other arrays of the same shapes."""

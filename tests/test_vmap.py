@@ -219,6 +219,20 @@ def test_trees_and_padded_dimensions(backend):
     agree([value, tree["q"], d_x], [mx.stack(z) for z in zip(*((o, g["q"], d) for o, (g, d) in each))])
 
 
+def test_decoding(backend):
+    """Few queries, and more keys than one part holds: how many parts there are follows the folded batch."""
+    q = mx.random.normal((N, 1, 4, 2, 16), key=mx.random.key(0))
+    cache = mx.random.normal((1, 2, 700, 16), key=mx.random.key(1))
+    sinks = mx.array([0.5, -1.0, 2.0, 0.0])
+
+    def decoded(q, k):
+        return attention(q, k, k, causal=True, sinks=sinks, return_lse=True)
+
+    agree(mx.vmap(decoded, (0, None))(q, cache), one_by_one(decoded, (0, None))(q, cache), ("O", "LSE"))
+    each = mx.grad(total(decoded), argnums=(0, 1))
+    agree(mx.vmap(each, (0, None))(q, cache), one_by_one(each, (0, None))(q, cache))
+
+
 def test_block_masks(backend):
     """One layer for all, and one for each batch entry."""
     names, axes = ("q", "k", "v"), (0, 0, None)
