@@ -65,7 +65,7 @@ def test_repeats_exactly_and_replaces_its_own_plot(tmp_path, capsys):
 def test_a_wrong_attention_fails(tmp_path, monkeypatch, capsys):
     right = command.attention
     monkeypatch.setattr(command, "attention", lambda q, k, v, causal: right(q, k, v, causal=causal) * 1.1)
-    assert main(["demo", "--backend", "reference", "--steps", "3", "--out", str(tmp_path)]) == 1
+    assert main(["demo", "--backend", "reference", "--steps", "1", "--out", str(tmp_path)]) == 1
     assert "DISAGREE" in capsys.readouterr().out
 
 

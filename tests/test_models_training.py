@@ -14,6 +14,7 @@ from tiny_models import PROMPT, close, tiny
 
 import mlx_flash
 from mlx_flash import use_backend
+from mlx_flash.simulator import mode
 
 STEPS = 100
 TEXTS = [([(7 * i * i + length) % 64 for i in range(length)], 0) for length in range(20, 36)]
@@ -84,7 +85,7 @@ def test_lora(reference, train, compiling):
 
 @pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL, *CUDA], ids=label)
 def test_lora_on_kernels(choice, train, compiling):
-    with use_backend(*choice):
+    with use_backend(*choice), mode("fast"):  # checked kernels: test_the_gradients_of_a_model
         compare(train, "llama", compiling, (False, False), (True, False), **SMALL)
 
 
