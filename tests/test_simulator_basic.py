@@ -1,4 +1,4 @@
-"""The simulator runs plain kernels as a GPU would: element-wise, strided, small inputs in the constant space, simdgroup matrices."""
+"""Plain kernels run as on a GPU: element-wise, strided, small inputs in the constant space, simdgroup matrices."""
 
 import mlx.core as mx
 import numpy as np
@@ -83,7 +83,8 @@ def test_simdgroup_matmul_and_its_count(simulator_mode, dtype):
     b = mx.random.normal((k, n), key=mx.random.key(2)).astype(dtype)
     with mode(simulator_mode), profile() as counted:
         (c,) = kernel(
-            inputs=[a, b], template=[("T", dtype), ("K", k), ("N", n)], grid=(n // 8 * 32, m // 8, 1), threadgroup=(32, 1, 1),
+            inputs=[a, b], template=[("T", dtype), ("K", k), ("N", n)], grid=(n // 8 * 32, m // 8, 1), threadgroup=(32,
+                1, 1),
             output_shapes=[(m, n)], output_dtypes=[mx.float32],
         )  # fmt: skip
     expected = np.array(a.astype(mx.float32), np.float64) @ np.array(b.astype(mx.float32), np.float64)

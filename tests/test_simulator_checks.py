@@ -8,7 +8,10 @@ from mlx_flash.simulator import SimulatorError, metal_kernel, mode, schedule
 N = 64
 WHOLE = dict(grid=(N, 1, 1), threadgroup=(N, 1, 1))
 TWO_GROUPS = dict(grid=(N, 1, 1), threadgroup=(32, 1, 1))
-I = "uint i = thread_position_in_grid.x; uint l = thread_position_in_threadgroup.x; uint s = simdgroup_index_in_threadgroup; (void)l; (void)s;\n"
+I = (
+    "uint i = thread_position_in_grid.x; uint l = thread_position_in_threadgroup.x; "
+    "uint s = simdgroup_index_in_threadgroup; (void)l; (void)s;\n"
+)
 
 
 def run(body, *, header="", dtype=mx.float32, size=N, init_value=None, where=WHOLE, atomic=False, inputs=None):
@@ -44,7 +47,8 @@ CASES = {
     "threadgroup read behind the end": (
         "read of 4 bytes out of bounds: threadgroup variable 't' at byte 256",
         "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[l + 1];",
-        "threadgroup float t[65]; t[l] = x[i]; if (l == 0) t[64] = 0; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[l + 1];",
+        "threadgroup float t[65]; t[l] = x[i]; if (l == 0) t[64] = 0; threadgroup_barrier(mem_flags::mem_threadgroup); "
+        "y[i] = t[l + 1];",
         {},
     ),
     "threadgroup overrun into the next array": (
@@ -67,7 +71,8 @@ CASES = {
     ),
     "uninitialised threadgroup memory": (
         "read of what nothing has written: threadgroup variable 't'",
-        "threadgroup float t[64]; if (l != 5) t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[l];",
+        "threadgroup float t[64]; if (l != 5) t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); "
+        "y[i] = t[l];",
         "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[l];",
         {},
     ),
@@ -91,7 +96,8 @@ CASES = {
         {"dtype": mx.float16},
     ),
     "race between simdgroups": (
-        r"race in threadgroup memory: write of threadgroup variable 't' at byte \d+ .* and read by thread .* at line 8: ",
+        r"race in threadgroup memory: write of threadgroup variable 't' at byte \d+ .* and read by thread .* at line "
+        r"8: ",
         "threadgroup float t[64]; t[l] = x[i]; y[i] = t[63 - l];",
         "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[63 - l];",
         {},
@@ -104,7 +110,8 @@ CASES = {
     ),
     "race of a write with earlier reads": (
         "race in threadgroup memory: write of threadgroup variable 't' at byte 0",
-        "threadgroup float t[1]; if (l == 0) t[0] = x[0]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[0]; if (l == 40) t[0] = 2;",
+        "threadgroup float t[1]; if (l == 0) t[0] = x[0]; threadgroup_barrier(mem_flags::mem_threadgroup); "
+        "y[i] = t[0]; if (l == 40) t[0] = 2;",
         "threadgroup float t[1]; if (l == 0) t[0] = x[0]; threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[0];"
         " threadgroup_barrier(mem_flags::mem_threadgroup); if (l == 40) t[0] = 2;",
         {},
@@ -118,13 +125,15 @@ CASES = {
     "a barrier without memory is no fence": (
         "race in threadgroup memory",
         "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_none); y[i] = t[63 - l];",
-        "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device); y[i] = t[63 - l];",
+        "threadgroup float t[64]; t[l] = x[i]; threadgroup_barrier(mem_flags::mem_threadgroup | "
+        "mem_flags::mem_device); y[i] = t[63 - l];",
         {},
     ),
     "a simdgroup barrier orders no other simdgroup": (
         "race in threadgroup memory",
         "threadgroup float t[64]; t[l] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[63 - l];",
-        "threadgroup float t[64]; t[l] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[(l & 32) + 31 - (l & 31)];",
+        "threadgroup float t[64]; t[l] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); "
+        "y[i] = t[(l & 32) + 31 - (l & 31)];",
         {},
     ),
     "neighbouring bytes are no race": (
@@ -165,13 +174,15 @@ CASES = {
     ),
     "different barriers": (
         "wait at different barriers, others at line",
-        "if (i < 32) {\n threadgroup_barrier(mem_flags::mem_none);\n y[i] = 1; } else {\n threadgroup_barrier(mem_flags::mem_device);\n y[i] = 2; }",
+        "if (i < 32) {\n threadgroup_barrier(mem_flags::mem_none);\n y[i] = 1; "
+        "} else {\n threadgroup_barrier(mem_flags::mem_device);\n y[i] = 2; }",
         "threadgroup_barrier(mem_flags::mem_device); y[i] = i < 32 ? 1 : 2;",
         {},
     ),
     "matmul with inactive lanes": (
         "simdgroup operation that needs inactive lanes: active 0x0000ffff, needed 0xffffffff",
-        "simdgroup_matrix<float, 8, 8> a(1); if (i % 32 < 16) simdgroup_multiply(a, a, a); y[i] = a.thread_elements()[0];",
+        "simdgroup_matrix<float, 8, 8> a(1); if (i % 32 < 16) simdgroup_multiply(a, a, a); "
+        "y[i] = a.thread_elements()[0];",
         "simdgroup_matrix<float, 8, 8> a(1); if (i < 32) simdgroup_multiply(a, a, a); y[i] = a.thread_elements()[0];",
         {},
     ),
@@ -203,16 +214,19 @@ CASES = {
     ),
     "misaligned atomic": (
         "misaligned access: threadgroup variable 't'",
-        "threadgroup uchar t[12]; device float* p = y + i; threadgroup atomic_uint* a = (threadgroup atomic_uint*)(t + 2);"
+        "threadgroup uchar t[12]; device float* p = y + i; "
+        "threadgroup atomic_uint* a = (threadgroup atomic_uint*)(t + 2);"
         "atomic_store_explicit(a, 1, memory_order_relaxed); *p = x[i];",
-        "threadgroup uint t[3]; device float* p = y + i; threadgroup atomic_uint* a = (threadgroup atomic_uint*)(t + 2);"
+        "threadgroup uint t[3]; device float* p = y + i; "
+        "threadgroup atomic_uint* a = (threadgroup atomic_uint*)(t + 2);"
         "atomic_store_explicit(a, 1, memory_order_relaxed); *p = x[i];",
         {},
     ),
     "bytes read as halves": (
         "misaligned access: threadgroup variable 't'",
         "threadgroup uchar t[128]; ((threadgroup half*)t)[l] = half(x[i]); y[i] = ((threadgroup half*)t)[l];",
-        "alignas(16) threadgroup uchar t[128]; ((threadgroup half*)t)[l] = half(x[i]); y[i] = ((threadgroup half*)t)[l];",
+        "alignas(16) threadgroup uchar t[128]; ((threadgroup half*)t)[l] = half(x[i]); "
+        "y[i] = ((threadgroup half*)t)[l];",
         {},
     ),
     "index overflow": (

@@ -1,7 +1,7 @@
-"""Kernels nobody here wrote: MLX's own, from the headers in its macOS wheel, run on the simulator and agree with float64 numpy.
+"""Kernels nobody here wrote: MLX's own, from the headers in its macOS wheel, agree with float64 numpy on the simulator.
 
-Where the wheel cannot be fetched these tests are skipped and say why. $MLX_SOURCE, a checkout of MLX, adds the kernels that the
-wheel carries compiled only. The steel attention kernels are in test_simulator_conformance_steel.py.
+Where the wheel cannot be fetched these tests are skipped and say why. $MLX_SOURCE, a checkout of MLX, adds the kernels
+that the wheel carries compiled only. The steel attention kernels are in test_simulator_conformance_steel.py.
 """
 
 import mlx.core as mx
@@ -59,7 +59,7 @@ def test_a_wrong_result_is_a_mismatch():
 
 
 def test_a_wrong_parameter_is_a_mismatch(wheel, monkeypatch):
-    """One row too few in a structure that only the kernel reads: a GEMM that passes for another reason would not notice."""
+    """One row too few in a structure that only the kernel reads: a GEMM that passes for other reasons misses it."""
     correct = matmul.structure
     monkeypatch.setattr(
         matmul, "structure", lambda fields, **values: correct(fields, **{**values, "K": values["K"] - 1})
@@ -69,7 +69,8 @@ def test_a_wrong_parameter_is_a_mismatch(wheel, monkeypatch):
 
 
 def test_an_error_names_the_file(wheel):
-    text = '#include "mlx/backend/metal/kernels/utils.h"\nkernel void f(device float* x [[buffer(0)]]) { x[0] = ceildiv(3); }\n'
+    text = '#include "mlx/backend/metal/kernels/utils.h"\n'
+    text += "kernel void f(device float* x [[buffer(0)]]) { x[0] = ceildiv(3); }\n"
     with pytest.raises(CompileError, match="line 2"):
         MetalLibrary(text, [wheel]).check()
     with pytest.raises(CompileError, match="'mlx/missing.h' file not found"):
@@ -77,8 +78,11 @@ def test_an_error_names_the_file(wheel):
 
 
 def test_layer_norm_writes_before_its_array():
-    """A row that leaves whole threads of MLX's layer_norm_single_row without elements: `n` is negative there, and an index."""
+    """A row that leaves whole threads of MLX's layer_norm_single_row without elements: a negative `n` is an index."""
     if not kernel_files():
         pytest.skip("no checkout of MLX: $MLX_SOURCE is not set")
-    with mode("check"), pytest.raises(SimulatorError, match="index -[0-9]+ is outside an array in the thread's own memory"):
+    with (
+        mode("check"),
+        pytest.raises(SimulatorError, match="index -[0-9]+ is outside an array in the thread's own memory"),
+    ):
         norms.run_layer_norm(mx.float32, False, 333)

@@ -23,7 +23,11 @@ def call(kernel=None, **changes):
         ({"inputs": []}, ValueError, "Expected `inputs` to have size 1 but got size 0."),
         ({"output_shapes": []}, ValueError, "Expected `output_shapes` to have size 1 but got size 0."),
         ({"output_dtypes": [mx.float32] * 2}, ValueError, "Expected `output_dtypes` to have size 1 but got size 2."),
-        ({"template": [("T", 1.5)]}, ValueError, "Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`."),
+        (
+            {"template": [("T", 1.5)]},
+            ValueError,
+            "Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`.",
+        ),
         ({"stream": mx.cpu}, ValueError, "Only supports the GPU."),
         ({"grid": (0, 1, 1)}, ValueError, "`grid` must be at least 1"),
         ({"threadgroup": (8, 0, 1)}, ValueError, "`threadgroup` must be at least 1"),
@@ -94,12 +98,17 @@ def test_what_is_not_written_shows_in_fast_mode():
     kernel = copy_kernel(source="if (thread_position_in_grid.x == 0) y[0] = x[0];")
     with mode("fast"):
         for dtype in (mx.float32, mx.float16, mx.bfloat16):
-            assert mx.isnan(call(kernel, inputs=[mx.zeros(8, dtype=dtype)], output_dtypes=[dtype])[0]).tolist() == [False] + [True] * 7
+            assert (
+                mx.isnan(call(kernel, inputs=[mx.zeros(8, dtype=dtype)], output_dtypes=[dtype])[0]).tolist()
+                == [False] + [True] * 7
+            )
 
 
 @pytest.mark.parametrize("transform", (mx.compile, mx.vmap))
 def test_tracing_is_refused_in_one_sentence(transform):
-    with pytest.raises(ValueError, match="kernel 'copy' at once and so cannot be traced: call it outside mx.compile and mx.vmap"):
+    with pytest.raises(
+        ValueError, match="kernel 'copy' at once and so cannot be traced: call it outside mx.compile and mx.vmap"
+    ):
         transform(lambda x: call(inputs=[x])[0])(mx.zeros((8, 8)))
 
 

@@ -36,10 +36,13 @@ UNIT = np.linspace(-0.95, 0.95, N).astype(np.float32)
 ANY = np.linspace(-6.3, 6.3, N).astype(np.float32)
 
 ON_POSITIVE = {
-    "sqrt(x)": math.sqrt, "rsqrt(x)": lambda v: 1 / math.sqrt(v), "log(x)": math.log, "log2(x)": math.log2, "log10(x)": math.log10,
+    "sqrt(x)": math.sqrt, "rsqrt(x)": lambda v: 1 / math.sqrt(v), "log(x)": math.log, "log2(x)": math.log2, "log10(x)":
+        math.log10,
     "pow(x, 2.5f)": lambda v: v**2.5, "powr(x, 1.5f)": lambda v: v**1.5, "fmod(x, 0.75f)": lambda v: math.fmod(v, 0.75),
-    "acosh(x + 1)": lambda v: math.acosh(v + 1), "fract(x)": lambda v: v - math.floor(v), "length(float2(x, 1))": lambda v: math.hypot(v, 1),
-    "normalize(float3(x, 2, 3)).z": lambda v: 3 / math.sqrt(v * v + 13), "precise::log2(x)": math.log2, "fast::rsqrt(x)": lambda v: v**-0.5,
+    "acosh(x + 1)": lambda v: math.acosh(v + 1), "fract(x)": lambda v: v - math.floor(v), "length(float2(x, 1))": lambda
+        v: math.hypot(v, 1),
+    "normalize(float3(x, 2, 3)).z": lambda v: 3 / math.sqrt(v * v + 13), "precise::log2(x)": math.log2,
+        "fast::rsqrt(x)": lambda v: v**-0.5,
 }  # fmt: skip
 ON_UNIT = {
     "asin(x)": math.asin, "acos(x)": math.acos, "atanh(x)": math.atanh, "mix(1.0f, 3.0f, x)": lambda v: 1 + 2 * v,
@@ -47,15 +50,21 @@ ON_UNIT = {
     "smoothstep(-1.0f, 1.0f, x)": lambda v: ((v + 1) / 2) ** 2 * (3 - (v + 1)),
 }  # fmt: skip
 ON_ANY = {
-    "exp(x)": math.exp, "exp2(x)": lambda v: 2**v, "exp10(x / 4)": lambda v: 10 ** (v / 4), "sin(x)": math.sin, "cos(x)": math.cos,
-    "tan(x / 5)": lambda v: math.tan(v / 5), "atan(x)": math.atan, "atan2(x, 2.0f)": lambda v: math.atan2(v, 2), "sinh(x)": math.sinh,
+    "exp(x)": math.exp, "exp2(x)": lambda v: 2**v, "exp10(x / 4)": lambda v: 10 ** (v / 4), "sin(x)": math.sin,
+        "cos(x)": math.cos,
+    "tan(x / 5)": lambda v: math.tan(v / 5), "atan(x)": math.atan, "atan2(x, 2.0f)": lambda v: math.atan2(v, 2),
+        "sinh(x)": math.sinh,
     "cosh(x)": math.cosh, "tanh(x)": math.tanh, "asinh(x)": math.asinh, "sinpi(x)": lambda v: math.sin(math.pi * v),
-    "floor(x)": math.floor, "ceil(x)": math.ceil, "trunc(x)": math.trunc, "rint(x)": np.rint, "round(x)": lambda v: math.copysign(math.floor(abs(v) + 0.5), v),
-    "fabs(x)": abs, "abs(x)": abs, "sign(x)": np.sign, "fma(x, x, 1.0f)": lambda v: v * v + 1, "max(x, 1.0f)": lambda v: max(v, 1),
+    "floor(x)": math.floor, "ceil(x)": math.ceil, "trunc(x)": math.trunc, "rint(x)": np.rint,
+    "round(x)": lambda v: math.copysign(math.floor(abs(v) + 0.5), v),
+    "fabs(x)": abs, "abs(x)": abs, "sign(x)": np.sign, "fma(x, x, 1.0f)": lambda v: v * v + 1,
+    "max(x, 1.0f)": lambda v: max(v, 1),
     "min3(x, 1.0f, 0.5f)": lambda v: min(v, 0.5), "median3(x, -1.0f, 1.0f)": lambda v: sorted([v, -1, 1])[1],
-    "clamp(x, -2.0f, 2.0f)": lambda v: min(max(v, -2), 2), "copysign(1.0f, x)": lambda v: math.copysign(1, v), "fdim(x, 1.0f)": lambda v: max(v - 1, 0),
+    "clamp(x, -2.0f, 2.0f)": lambda v: min(max(v, -2), 2), "copysign(1.0f, x)": lambda v: math.copysign(1, v),
+    "fdim(x, 1.0f)": lambda v: max(v - 1, 0),
     "select(1.0f, 2.0f, x > 0)": lambda v: 2.0 if v > 0 else 1.0, "dot(float3(x), float3(1, 2, 3))": lambda v: 6 * v,
-    "cross(float3(x, 0, 0), float3(0, 1, 0)).z": lambda v: v, "ldexp(x, 3)": lambda v: 8 * v, "exp2(float4(x)).w": lambda v: 2**v,
+    "cross(float3(x, 0, 0), float3(0, 1, 0)).z": lambda v: v, "ldexp(x, 3)": lambda v: 8 * v, "exp2(float4(x)).w":
+        lambda v: 2**v,
     "max(float2(x, 0), float2(1)).x": lambda v: max(v, 1), "float(isnan(x)) + float(isfinite(x))": lambda v: 1.0,
     "(float2x2(1, 2, 3, 4) * float2(x, 1)).y": None, "distance(float2(x, 0), float2(0))": abs,
 }  # fmt: skip
@@ -74,18 +83,30 @@ def test_float(cases, values):
 def test_half_and_bfloat(dtype, tolerance):
     x = mx.array(POSITIVE).astype(dtype)
     values = np.array(x.astype(mx.float32), np.float64)
-    cases = {"exp(x)": math.exp, "sqrt(x)": math.sqrt, "log2(x)": math.log2, "abs(-x)": abs, "max(x, x / x)": lambda v: max(v, 1), "x * x + x": lambda v: v * v + v}
+    cases = {
+        "exp(x)": math.exp,
+        "sqrt(x)": math.sqrt,
+        "log2(x)": math.log2,
+        "abs(-x)": abs,
+        "max(x, x / x)": lambda v: max(v, 1),
+        "x * x + x": lambda v: v * v + v,
+    }
     compare(cases, x, values, tolerance, dtype)
 
 
 U32 = 0xFFFFFFFF
 ON_UNSIGNED = {
-    "popcount(x)": lambda v: bin(v).count("1"), "clz(x)": lambda v: 32 - v.bit_length(), "ctz(x)": lambda v: (v & -v).bit_length() - 1 if v else 32,
+    "popcount(x)": lambda v: bin(v).count("1"), "clz(x)": lambda v: 32 - v.bit_length(), "ctz(x)": lambda v: (v & -v).
+        bit_length() - 1 if v else 32,
     "reverse_bits(x)": lambda v: int(f"{v:032b}"[::-1], 2), "rotate(x, 5u)": lambda v: ((v << 5) | (v >> 27)) & U32,
-    "mulhi(x, x)": lambda v: (v * v) >> 32, "absdiff(x, 1000u)": lambda v: abs(v - 1000), "hadd(x, 3u)": lambda v: (v + 3) >> 1,
-    "rhadd(x, 4u)": lambda v: (v + 5) >> 1, "addsat(x, 0xf0000000u)": lambda v: min(v + 0xF0000000, U32), "subsat(x, 5000u)": lambda v: max(v - 5000, 0),
-    "extract_bits(x, 4, 8)": lambda v: (v >> 4) & 255, "insert_bits(x, 5u, 8, 4)": lambda v: (v & ~0xF00) | 0x500, "mad24(x & 4095, 3u, 7u)": lambda v: (v & 4095) * 3 + 7,
-    "min(x, 77u)": lambda v: min(v, 77), "clamp(x, 10u, 99u)": lambda v: min(max(v, 10), 99), "uint4(x).w >> 3": lambda v: v >> 3, "select(x, 1u, x > 9)": lambda v: 1 if v > 9 else v,
+    "mulhi(x, x)": lambda v: (v * v) >> 32, "absdiff(x, 1000u)": lambda v: abs(v - 1000), "hadd(x, 3u)": lambda v: (v +
+        3) >> 1,
+    "rhadd(x, 4u)": lambda v: (v + 5) >> 1, "addsat(x, 0xf0000000u)": lambda v: min(v + 0xF0000000, U32),
+        "subsat(x, 5000u)": lambda v: max(v - 5000, 0),
+    "extract_bits(x, 4, 8)": lambda v: (v >> 4) & 255, "insert_bits(x, 5u, 8, 4)": lambda v: (v & ~0xF00) | 0x500,
+        "mad24(x & 4095, 3u, 7u)": lambda v: (v & 4095) * 3 + 7,
+    "min(x, 77u)": lambda v: min(v, 77), "clamp(x, 10u, 99u)": lambda v: min(max(v, 10), 99), "uint4(x).w >> 3": lambda
+        v: v >> 3, "select(x, 1u, x > 9)": lambda v: 1 if v > 9 else v,
     "as_type<uint>(as_type<float>(x))": lambda v: v, "uint(as_type<ushort2>(x).y)": lambda v: v >> 16,
 }  # fmt: skip
 
@@ -110,18 +131,30 @@ def shuffled(lanes):
 def test_simd():
     up = np.where(LANES >= 3, X - 3, X)
     cases = {
-        "simd_sum(x)": np.repeat(ROWS.sum(1), 32), "simd_max(x)": np.repeat(ROWS.max(1), 32), "simd_min(x)": np.repeat(ROWS.min(1), 32),
+        "simd_sum(x)": np.repeat(ROWS.sum(1), 32), "simd_max(x)": np.repeat(ROWS.max(1), 32), "simd_min(x)": np.repeat(
+            ROWS.min(1), 32),
         "simd_product(x > 4 ? 1.0f : x)": np.repeat([24.0, 1.0], 32), "simd_shuffle(x, 5)": shuffled(np.full(N, 5)),
-        "simd_broadcast(x, 31)": shuffled(np.full(N, 31)), "simd_shuffle_xor(x, 9)": shuffled(LANES ^ 9), "simd_shuffle_up(x, 3)": up,
-        "simd_shuffle_down(x, 2)": np.where(LANES < 30, X + 2, X), "simd_shuffle_rotate_up(x, 1)": shuffled((LANES - 1) % 32),
-        "simd_shuffle_rotate_down(x, 4)": shuffled((LANES + 4) % 32), "simd_shuffle_and_fill_up(x, -x, 2)": np.where(LANES >= 2, X - 2, -(X + 30)),
-        "simd_shuffle_and_fill_down(x, -x, 2)": np.where(LANES < 30, X + 2, -(X - 30)), "simd_prefix_inclusive_sum(x)": ROWS.cumsum(1).ravel(),
-        "simd_prefix_exclusive_sum(x)": (ROWS.cumsum(1) - ROWS).ravel(), "simd_prefix_inclusive_product(x > 3 ? 1.0f : x)": np.where(X < 33, np.minimum(6, np.where(X < 3, X, 6)), 1),
-        "quad_sum(x)": np.repeat(IN_QUADS.sum(1), 4), "quad_max(x)": np.repeat(IN_QUADS.max(1), 4), "quad_broadcast(x, 1)": np.repeat(IN_QUADS[:, 1], 4),
-        "quad_shuffle_xor(x, 2)": IN_QUADS[:, [2, 3, 0, 1]].ravel(), "float(simd_any(x == 40))": np.repeat([0, 1], 32), "float(simd_all(x < 40))": np.repeat([1, 0], 32),
-        "float(uint((uint64_t)simd_ballot(x <= 4)))": np.repeat([15, 0], 32), "simd_is_first() ? 1.0f : 0.0f": LANES == 0,
-        "simd_sum(float4(x)).y": np.repeat(ROWS.sum(1), 32), "float(simd_or(uint(x)))": np.repeat([63, 127], 32), "float(simd_xor(uint(x)))": np.repeat([32, 96], 32),
-        "simd_shuffle_xor(half2(x, 1), 1).x": shuffled(LANES ^ 1), "x > 16 ? simd_sum(x) : 0": np.where(X > 16, np.repeat([ROWS[0, 16:].sum(), ROWS[1].sum()], 32), 0),
+        "simd_broadcast(x, 31)": shuffled(np.full(N, 31)), "simd_shuffle_xor(x, 9)": shuffled(LANES ^ 9),
+            "simd_shuffle_up(x, 3)": up,
+        "simd_shuffle_down(x, 2)": np.where(LANES < 30, X + 2, X), "simd_shuffle_rotate_up(x, 1)": shuffled((LANES - 1)
+            % 32),
+        "simd_shuffle_rotate_down(x, 4)": shuffled((LANES + 4) % 32), "simd_shuffle_and_fill_up(x, -x, 2)": np.where(
+            LANES >= 2, X - 2, -(X + 30)),
+        "simd_shuffle_and_fill_down(x, -x, 2)": np.where(LANES < 30, X + 2, -(X - 30)), "simd_prefix_inclusive_sum(x)":
+            ROWS.cumsum(1).ravel(),
+        "simd_prefix_exclusive_sum(x)": (ROWS.cumsum(1) - ROWS).ravel(),
+            "simd_prefix_inclusive_product(x > 3 ? 1.0f : x)": np.where(X < 33, np.minimum(6, np.where(X < 3, X, 6)),
+            1),
+        "quad_sum(x)": np.repeat(IN_QUADS.sum(1), 4), "quad_max(x)": np.repeat(IN_QUADS.max(1), 4),
+            "quad_broadcast(x, 1)": np.repeat(IN_QUADS[:, 1], 4),
+        "quad_shuffle_xor(x, 2)": IN_QUADS[:, [2, 3, 0, 1]].ravel(), "float(simd_any(x == 40))": np.repeat([0, 1], 32),
+            "float(simd_all(x < 40))": np.repeat([1, 0], 32),
+        "float(uint((uint64_t)simd_ballot(x <= 4)))": np.repeat([15, 0], 32), "simd_is_first() ? 1.0f : 0.0f": LANES ==
+            0,
+        "simd_sum(float4(x)).y": np.repeat(ROWS.sum(1), 32), "float(simd_or(uint(x)))": np.repeat([63, 127], 32),
+            "float(simd_xor(uint(x)))": np.repeat([32, 96], 32),
+        "simd_shuffle_xor(half2(x, 1), 1).x": shuffled(LANES ^ 1), "x > 16 ? simd_sum(x) : 0": np.where(X > 16, np.
+            repeat([ROWS[0, 16:].sum(), ROWS[1].sum()], 32), 0),
         "simd_broadcast_first(x)": np.repeat([1.0, 33.0], 32),
     }  # fmt: skip
     found = evaluate(list(cases), mx.array(X))
@@ -132,12 +165,14 @@ def test_simd():
 def test_complex():
     kernel = metal_kernel(
         name="complex", input_names=["a", "b"], output_names=["y"],
-        source="uint i = thread_position_in_grid.x; y[i] = a[i] * b[i] + complex64_t(1, 2) - b[0] / a[i]; y[i] += a[i];",
+        source="uint i = thread_position_in_grid.x; y[i] = a[i] * b[i] + complex64_t(1, 2) - b[0] / a[i]; "
+            "y[i] += a[i];",
     )  # fmt: skip
     generator = np.random.default_rng(1)
     a, b = ((generator.normal(size=16) + 1j * generator.normal(size=16)).astype(np.complex64) for _ in range(2))
     (y,) = kernel(
-        inputs=[mx.array(a), mx.array(b)], grid=(16, 1, 1), threadgroup=(16, 1, 1), output_shapes=[(16,)], output_dtypes=[mx.complex64]
+        inputs=[mx.array(a), mx.array(b)], grid=(16, 1, 1), threadgroup=(16, 1, 1), output_shapes=[(16,)], output_dtypes
+            =[mx.complex64]
     )  # fmt: skip
     assert np.allclose(np.array(y), a * b + (1 + 2j) - b[0] / a + a, rtol=1e-5)
 
@@ -150,7 +185,8 @@ def test_atomics(dtype):
     )  # fmt: skip
     x = mx.arange(4096).astype(dtype)
     (y,) = kernel(
-        inputs=[x], grid=(4096, 1, 1), threadgroup=(128, 1, 1), output_shapes=[(5,)], output_dtypes=[dtype], init_value=0
+        inputs=[x], grid=(4096, 1, 1), threadgroup=(128, 1, 1), output_shapes=[(5,)], output_dtypes=[dtype], init_value=
+            0
     )  # fmt: skip
     assert y.tolist() == [sum(range(k, 4096, 5)) for k in range(5)]
 
@@ -159,7 +195,8 @@ def test_threadgroup_atomics():
     kernel = metal_kernel(
         name="largest", input_names=["x"], output_names=["y"],
         source="threadgroup atomic_uint best; uint i = thread_position_in_grid.x;"
-        "if (i == 0) atomic_store_explicit(&best, 0u, memory_order_relaxed); threadgroup_barrier(mem_flags::mem_threadgroup);"
+        "if (i == 0) atomic_store_explicit(&best, 0u, memory_order_relaxed); "
+            "threadgroup_barrier(mem_flags::mem_threadgroup);"
         "atomic_fetch_max_explicit(&best, x[i], memory_order_relaxed); threadgroup_barrier(mem_flags::mem_threadgroup);"
         "y[i] = atomic_load_explicit(&best, memory_order_relaxed);",
     )  # fmt: skip

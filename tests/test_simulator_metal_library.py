@@ -1,4 +1,4 @@
-"""MetalLibrary: whole Metal sources with includes, function constants, structures and threadgroup memory sized by the launch."""
+"""MetalLibrary: whole Metal sources with includes, function constants, structures and memory sized by the launch."""
 
 import mlx.core as mx
 import numpy as np
@@ -96,7 +96,8 @@ def test_a_report_names_the_file_and_its_line(tmp_path):
 
 
 def test_a_literal_in_a_template_is_a_float():
-    source = "template <typename T> T tenth(T x) { return 0.1 * x; }\nkernel void f(device float* x [[buffer(0)]]) { x[0] = tenth(x[0]); }\n"
+    source = "template <typename T> T tenth(T x) { return 0.1 * x; }\n"
+    source += "kernel void f(device float* x [[buffer(0)]]) { x[0] = tenth(x[0]); }\n"
     x = np.full(1, 9, np.float32)
     MetalLibrary(source).kernel("f")([x], (1, 1, 1), (1, 1, 1))
     assert x[0] == np.float32(0.1) * np.float32(9) != np.float32(0.1 * 9)

@@ -18,18 +18,26 @@ ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 
 @pytest.fixture(scope="module")
 def lm():
-    """mlx-lm's modules, imported inside the replacement, so that the kernels they make run here; forgotten afterwards."""
-    before = set(sys.modules)
+    """mlx-lm's modules, imported anew inside the replacement, so that their kernels run here; forgotten afterwards."""
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mlx_lm"}
     with replace_metal_kernel(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlx_lm.utils
 
         mlx_lm.utils.can_run_metal = lambda: True
-        names = ("kernels.qk_norm", "kernels.rms_norm_sigmoid_gate", "models.gated_delta", "models.ssm", "models.rwkv7", "tuner.losses")
+        names = (
+            "kernels.qk_norm",
+            "kernels.rms_norm_sigmoid_gate",
+            "models.gated_delta",
+            "models.ssm",
+            "models.rwkv7",
+            "tuner.losses",
+        )
         yield SimpleNamespace(**{name.rsplit(".")[-1]: import_module(f"mlx_lm.{name}") for name in names})
-    for name in set(sys.modules) - before:
-        if name.startswith("mlx_lm"):
+    for name in list(sys.modules):
+        if name.split(".")[0] == "mlx_lm":
             del sys.modules[name]
+    sys.modules.update(others)
 
 
 def normal(shape, seed: int, dtype=mx.float32, scale: float = 1.0) -> mx.array:
@@ -129,7 +137,7 @@ def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", (1000, 9000))
 def test_kl_forward_is_a_race(lm, size):
-    """Its second exchange through `shared` starts before everybody has read the first: a barrier is missing (mlx-lm 0.32.2)."""
+    """Its second exchange through `shared` starts before all have read the first: a barrier is missing (0.32.2)."""
     q, p = normal((2, size), 18), normal((2, size), 19)
     with mode("check"), pytest.raises(SimulatorError, match="race in threadgroup memory.*'shared'"):
         lm.losses.kl_div_loss(q, p)
@@ -144,5 +152,8 @@ def test_kl_forward_is_a_race(lm, size):
 
 def test_js_forward_is_the_same_race(lm):
     q, p = normal((2, 5000), 18), normal((2, 5000), 19)
-    with mode("check"), pytest.raises(SimulatorError, match="race in threadgroup memory.*'shared'.*kernel 'js_forward'"):
+    with (
+        mode("check"),
+        pytest.raises(SimulatorError, match="race in threadgroup memory.*'shared'.*kernel 'js_forward'"),
+    ):
         lm.losses.js_div_loss(q, p)

@@ -94,7 +94,8 @@ def test_mlx_lm_kl_forward_is_reported_as_a_race():
     vocabulary = 4096
     q, p = (mx.random.normal((2, vocabulary), key=mx.random.key(seed)) for seed in (1, 2))
     call = dict(
-        inputs=[q, p], output_shapes=[(2,)], output_dtypes=[mx.float32], template=[("T", mx.float32), ("V", vocabulary)],
+        inputs=[q, p], output_shapes=[(2,)], output_dtypes=[mx.float32], template=[("T", mx.float32), ("V",
+            vocabulary)],
         grid=(1024, 2, 1), threadgroup=(1024, 1, 1),
     )  # fmt: skip
     with mode("check"), pytest.raises(SimulatorError, match="race in threadgroup memory: .*'shared'"):

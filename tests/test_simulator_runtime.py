@@ -29,13 +29,20 @@ def test_assembles(tmp_path, source, target):
 def sum_kernel(name="sums"):
     return metal_kernel(
         name=name, input_names=["x"], output_names=["y"],
-        source="float s = simd_sum(x[thread_position_in_grid.x]); if (simd_is_first()) y[threadgroup_position_in_grid.x] = s;",
+        source="float s = simd_sum(x[thread_position_in_grid.x]); "
+            "if (simd_is_first()) y[threadgroup_position_in_grid.x] = s;",
     )  # fmt: skip
 
 
 def sums(kernel, groups):
     x = mx.arange(32 * groups, dtype=mx.float32)
-    (y,) = kernel(inputs=[x], grid=(32 * groups, 1, 1), threadgroup=(32, 1, 1), output_shapes=[(groups,)], output_dtypes=[mx.float32])
+    (y,) = kernel(
+        inputs=[x],
+        grid=(32 * groups, 1, 1),
+        threadgroup=(32, 1, 1),
+        output_shapes=[(groups,)],
+        output_dtypes=[mx.float32],
+    )
     return mx.array_equal(y, x.reshape(groups, 32).sum(axis=1)).item()
 
 
@@ -58,10 +65,13 @@ def test_launches_from_many_threads(simulator_mode):
 def test_a_full_threadgroup_in_three_dimensions():
     kernel = metal_kernel(
         name="places", input_names=[], output_names=["y"],
-        source="uint3 p = thread_position_in_grid; uint3 n = threads_per_grid; threadgroup_barrier(mem_flags::mem_none);"
+        source="uint3 p = thread_position_in_grid; uint3 n = threads_per_grid; "
+            "threadgroup_barrier(mem_flags::mem_none);"
         "y[(p.z * n.y + p.y) * n.x + p.x] = thread_index_in_threadgroup + 1000 * simdgroup_index_in_threadgroup;",
     )  # fmt: skip
-    (y,) = kernel(inputs=[], grid=(16, 16, 8), threadgroup=(16, 8, 8), output_shapes=[(8, 16, 16)], output_dtypes=[mx.int32])
+    (y,) = kernel(
+        inputs=[], grid=(16, 16, 8), threadgroup=(16, 8, 8), output_shapes=[(8, 16, 16)], output_dtypes=[mx.int32]
+    )
     index = mx.arange(1024).reshape(8, 8, 16)
     expected = index + 1000 * (index // 32)
     assert mx.array_equal(y, mx.concatenate([expected, expected], axis=1))
@@ -85,7 +95,8 @@ def test_built_kernels_are_found_by_other_processes(tmp_path):
         "import time, mlx.core as mx\nfrom mlx_flash.simulator import metal_kernel\n"
         "k = metal_kernel('k', ['x'], ['y'], 'y[thread_position_in_grid.x] = x[0];')\n"
         "start = time.perf_counter()\n"
-        "k(inputs=[mx.ones(8)], grid=(8, 1, 1), threadgroup=(8, 1, 1), output_shapes=[(8,)], output_dtypes=[mx.float32])\n"
+        "k(inputs=[mx.ones(8)], grid=(8, 1, 1), threadgroup=(8, 1, 1), output_shapes=[(8,)], "
+        "output_dtypes=[mx.float32])\n"
         "print(time.perf_counter() - start)\n"
     )
 

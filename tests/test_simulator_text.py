@@ -1,4 +1,4 @@
-"""The text the simulator compiles is the text MLX would hand to Apple's compiler, character by character, over random signatures."""
+"""The text the simulator compiles is the text MLX would hand to Apple's compiler, over random signatures."""
 
 import os
 import random

@@ -13,7 +13,8 @@ HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 MASKS = ("no", "causal", "bool", "additive")
 _I, _L = np.int32, np.int64
 _PARAMS = [
-    ("B", _I), ("H", _I), ("D", _I), ("qL", _I), ("kL", _I), ("gqa_factor", _I), ("scale", np.float32), ("NQ", _I), ("NK", _I),
+    ("B", _I), ("H", _I), ("D", _I), ("qL", _I), ("kL", _I), ("gqa_factor", _I), ("scale", np.float32), ("NQ", _I), (
+        "NK", _I),
     ("NQ_aligned", _I), ("NK_aligned", _I), ("qL_rem", _I), ("kL_rem", _I), ("qL_off", _I),
     ("Q_strides", _L, 3), ("K_strides", _L, 3), ("V_strides", _L, 3), ("O_strides", _L, 3),
 ]  # fmt: skip
@@ -53,8 +54,8 @@ def _strides(array: mx.array) -> list[int]:
 def block_sizes(head_dim: int, dtype: mx.Dtype) -> tuple[int, int, int, int]:
     """(query rows, key rows, simdgroups along the rows, simdgroups along the head dimension), as in MLX.
 
-    MLX also instantiates D192 in float32 with 32 rows, which needs 40448 bytes of threadgroup memory where there are 32768:
-    no GPU can run that one, so its rows are halved here.
+    MLX also instantiates D192 in float32 with 32 rows, which needs 40448 bytes of threadgroup memory where there are
+    32768: no GPU can run that one, so its rows are halved here.
     """
     if head_dim == 192 and dtype == mx.float32:
         return 16, 16, 2, 1

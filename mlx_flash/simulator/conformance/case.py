@@ -12,7 +12,8 @@ from .headers import KERNELS, include_directory
 
 METAL_TYPES = {
     mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t", mx.int32: "int32_t", mx.uint32: "uint32_t",
-    mx.int64: "int64_t", mx.uint64: "uint64_t", mx.int16: "int16_t", mx.uint16: "uint16_t", mx.int8: "int8_t", mx.uint8: "uint8_t",
+    mx.int64: "int64_t", mx.uint64: "uint64_t", mx.int16: "int16_t", mx.uint16: "uint16_t", mx.int8: "int8_t", mx.uint8:
+        "uint8_t",
     mx.bool_: "bool", mx.complex64: "complex64_t",
 }  # fmt: skip
 # Half the distance between neighbouring numbers, relative: one rounding.
@@ -26,7 +27,10 @@ class Mismatch(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel of MLX with one set of inputs. `run` raises Mismatch, SimulatorError or CompileError when it does not conform."""
+    """One kernel of MLX with one set of inputs.
+
+    `run` raises Mismatch, SimulatorError or CompileError when it does not conform.
+    """
 
     family: str
     name: str
@@ -72,7 +76,7 @@ def structure(fields: Sequence[tuple], **values) -> np.void:
 
 
 def agree(got: mx.array, wanted: np.ndarray, tolerance: float, what: str = "result"):
-    """Raises Mismatch unless |got - wanted| <= tolerance * max(1, |wanted|) everywhere; NaN never agrees with a number."""
+    """Raises Mismatch unless |got - wanted| <= tolerance * max(1, |wanted|); NaN never agrees with a number."""
     values = double(got)
     wanted = np.asarray(wanted)
     if values.shape != wanted.shape:

@@ -12,14 +12,16 @@ from .case import FLOATS, METAL_TYPES, ROUNDING, Case, agree, double, library, n
 _SIZE = 203
 UNARY = {
     "Abs": np.abs, "ArcTan": np.arctan, "Ceil": np.ceil, "Cos": np.cos, "Erf": np.vectorize(math.erf), "Exp": np.exp,
-    "Expm1": np.expm1, "Floor": np.floor, "Negative": np.negative, "Round": np.round, "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Expm1": np.expm1, "Floor": np.floor, "Negative": np.negative, "Round": np.round, "Sigmoid": lambda x: 1 / (1 + np.
+        exp(-x)),
     "Sign": np.sign, "Sin": np.sin, "Square": np.square, "Tanh": np.tanh,
 }  # fmt: skip
 # MLX's expm1 reduces its argument by 0.693145752 and not by log(2): an error of 1.4e-6 for every doubling.
 LESS_EXACT = {"Expm1": 1e-5}
 # Where x is positive.
 POSITIVE = {
-    "Log": np.log, "Log1p": np.log1p, "Log2": np.log2, "Log10": np.log10, "Rsqrt": lambda x: 1 / np.sqrt(x), "Sqrt": np.sqrt,
+    "Log": np.log, "Log1p": np.log1p, "Log2": np.log2, "Log10": np.log10, "Rsqrt": lambda x: 1 / np.sqrt(x), "Sqrt": np.
+        sqrt,
 }  # fmt: skip
 BINARY = {
     "Add": np.add, "Divide": np.divide, "LogAddExp": np.logaddexp, "Maximum": np.maximum, "Minimum": np.minimum,

@@ -27,7 +27,7 @@ def version() -> str:
 
 @functools.cache
 def include_directory() -> Path:
-    """The folder that `#include "mlx/..."` starts from. Raises Unavailable when the wheel can be neither found nor fetched."""
+    """The folder that `#include "mlx/..."` starts from; Unavailable if the wheel can be neither found nor fetched."""
     folder = cache_directory() / f"mlx-metal-{version()}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ def run_gemm(dtype: mx.Dtype, layout: str, rows: int = 40, columns: int = 56, de
     bm, bn, bk, wm, wn = _GEMM_BLOCKS
     tiles = (-(-columns // bn), -(-rows // bm))
     params = structure(
-        _PARAMS, M=rows, N=columns, K=depth, lda=left.shape[-1], ldb=right.shape[-1], ldd=columns, tiles_n=tiles[0], tiles_m=tiles[1],
+        _PARAMS, M=rows, N=columns, K=depth, lda=left.shape[-1], ldb=right.shape[-1], ldd=columns, tiles_n=tiles[0],
+            tiles_m=tiles[1],
         batch_stride_a=rows * depth, batch_stride_b=depth * columns, batch_stride_d=rows * columns, swizzle_log=0,
         gemm_k_iterations_aligned=depth // bk, batch_ndim=1,
     )  # fmt: skip
@@ -63,7 +64,7 @@ def run_gemv(dtype: mx.Dtype, rows: int = 50, columns: int = 300):
 def quantized(
     shape: tuple[int, int], dtype: mx.Dtype, bits: int, group: int
 ) -> tuple[mx.array, mx.array, mx.array, np.ndarray]:
-    """(packed integers, scales, biases, the matrix they stand for): 32-bit words hold the integers, the lowest first."""
+    """(packed integers, scales, biases, the matrix they stand for): 32-bit words, the lowest integer first."""
     packed, scales, biases = mx.quantize(normal(shape, dtype, 5), group_size=group, bits=bits)
     words = np.array(packed)
     integers = np.stack([(words >> shift) & (2**bits - 1) for shift in range(0, 32, bits)], -1).reshape(shape)

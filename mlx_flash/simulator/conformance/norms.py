@@ -73,7 +73,8 @@ def cases() -> list[Case]:
         return []
     found = []
     for dtype in FLOATS:
-        # A row that leaves a whole thread of layer_norm_single_row without elements makes it write before its own array (MLX's mistake).
+        # A row that leaves a thread of layer_norm_single_row without elements makes it write before its own array:
+        # MLX's mistake.
         for looped, columns in ((False, 509), (True, 5001)):
             name = f"{'looped ' * looped}{short(dtype)}"
             found.append(Case("rms_norm", name, functools.partial(run_rms_norm, dtype, looped, columns)))

@@ -30,7 +30,8 @@ def run_reduce(variant: str, operation: str, dtype: mx.Dtype):
     types = f"{METAL_TYPES[dtype]}, {METAL_TYPES[to]}, {operation}<{METAL_TYPES[to]}>"
     arguments, group, groups, axis, template = {
         "all_reduce": ([x, ((1,), to), _SIZE(x.size), _SIZE(x.size)], (64, 1, 1), (1, 1, 1), None, ""),
-        "row_reduce_simple": ([x, ((rows,), to), _SIZE(columns), _LONG(rows)], (64, 1, 1), (1, -(-rows // 4), 1), 1, ""),
+        "row_reduce_simple": ([x, ((rows,), to), _SIZE(columns), _LONG(rows)], (64, 1, 1), (1, -(-rows // 4), 1), 1,
+            ""),
         "row_reduce_looped": (
             [x, ((rows,), to), _LONG(columns), _LONG(1), np.array([rows], _INT), np.array([columns], _LONG), _INT(1),
              np.array([1], _INT), np.array([0], _LONG), _INT(0)],
@@ -114,7 +115,8 @@ def cases() -> list[Case]:
         for (inclusive, reverse), dtype in zip(
             kinds, (mx.float32, mx.float16, mx.bfloat16, mx.int32 if operation == "CumSum" else mx.float32)
         ):
-            name = f"{variant} {operation} {'inclusive' if inclusive else 'exclusive'}{' reversed' * reverse} {short(dtype)}"
+            kind = ("inclusive" if inclusive else "exclusive") + " reversed" * reverse
+            name = f"{variant} {operation} {kind} {short(dtype)}"
             found.append(Case("scan", name, functools.partial(run_scan, variant, operation, dtype, inclusive, reverse)))
     for dtype, indices in itertools.product((*FLOATS, mx.int32), (False, True)):
         found.append(

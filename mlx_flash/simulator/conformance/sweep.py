@@ -17,8 +17,10 @@ _BEFORE = {
     "reduction/": ("atomic.h", "reduction/ops.h"),
     "reduce.h": ("atomic.h", "reduction/ops.h"),
     "indexing/": ("indexing/indexing.h", "atomic.h", "reduction/ops.h"),
-    "binary.h": ("binary_ops.h",), "binary_two.h": ("binary_ops.h",), "ternary.h": ("ternary_ops.h",), "unary.h": ("unary_ops.h",),
-    "quantized.h": ("steel/gemm/gemm.h", "quantized_utils.h"), "fp_quantized.h": ("steel/gemm/gemm.h", "quantized_utils.h"),
+    "binary.h": ("binary_ops.h",), "binary_two.h": ("binary_ops.h",), "ternary.h": ("ternary_ops.h",), "unary.h": (
+        "unary_ops.h",),
+    "quantized.h": ("steel/gemm/gemm.h", "quantized_utils.h"), "fp_quantized.h": ("steel/gemm/gemm.h",
+        "quantized_utils.h"),
     "searchsorted.h": ("sort.h",), "gemv_masked.h": ("steel/utils.h",),
 }  # fmt: skip
 
@@ -52,7 +54,7 @@ def kernel_files() -> list[str]:
 
 
 def compile_file(name: str):
-    """Raises CompileError if a kernel file does not compile. Of every kernel the first, the last and a middle instance are tried."""
+    """Raises CompileError if a kernel file does not compile; tries three instances of every kernel."""
     root = source_directory()
     source = MetalLibrary((root / KERNELS / name).read_text(), [root], name=name)
     instances: dict[str, list[str]] = {}
