@@ -70,6 +70,11 @@ def _custom(function: Callable, vjp: Callable, vmap: Callable) -> Callable:
 _guard = _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP)
 
 
+@cache
+def _arrays_of(step: Step) -> tuple[str, ...]:
+    return tuple(name for name in step.inputs if name not in ("scale", "extents"))
+
+
 class Attention:
     """The steps of one problem on one backend as functions of arrays, with gradients.
 
@@ -94,7 +99,7 @@ class Attention:
 
     def _kernel(self, step: Step, *arrays: mx.array) -> Arrays:
         """The step itself, without gradients."""
-        own = [name for name in step.inputs if name not in ("scale", "extents")]
+        own = _arrays_of(step)
         inputs = dict(zip(own, arrays))
         if step is not DELTA:
             extras = dict(zip(self.names, arrays[len(own) :]))
@@ -115,10 +120,9 @@ class Attention:
             return attend(problem, self.names, self.backend, self.stream, self.with_lse)(step, *arrays)
 
         def rule(arrays, axes):
-            names = [name for name in step.inputs if name not in ("scale", "extents")]
-            names += self.names if step is not DELTA else ()
+            names = _arrays_of(step) + (self.names if step is not DELTA else ())
             size = arrays[-1].shape[axes[-1]]
-            outputs = mapped(call, step, self.problem, size, tuple(names), arrays[:-1], axes[:-1])
+            outputs = mapped(call, step, self.problem, size, names, arrays[:-1], axes[:-1])
             return outputs, [0] * len(outputs)
 
         def backward(primals, cotangents, outputs):
