@@ -63,7 +63,8 @@ def call_of(q, k, v, backend: Backend, stream, return_lse: bool, **options) -> C
     """The Call of these arguments. Raises ValueError, as `problem_of` does, for those that are wrong."""
     try:
         given = [(name, _looks(value, name in ARRAYS)) for name, value in options.items() if value is not None]
-        key = (_looks(q), _looks(k), _looks(v), backend, stream, bool(return_lse), *given)
+        where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
+        key = (_looks(q), _looks(k), _looks(v), backend, where, bool(return_lse), *given)
         call = _kept.get(key)
     except TypeError:  # something whose looks do not tell all: checked every time
         key = call = None

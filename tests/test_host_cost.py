@@ -124,6 +124,16 @@ def test_calls_are_kept_apart(reference):
     assert attention(half, half, half).dtype == mx.float16
 
 
+def test_equal_streams_are_one(reference):
+    """MLX makes a new object whenever it is asked for a stream."""
+    q = mx.zeros((1, 1, 3, 8))
+    calls.forget()
+    for _ in range(5):
+        attention(q, q, q, stream=mx.default_stream(mx.default_device()))
+        attention(q, q, q, stream=mx.default_device())
+    assert len(calls._kept) == 2
+
+
 def test_what_is_kept_is_bounded(reference, monkeypatch):
     monkeypatch.setattr(calls, "MOST", 4)
     for length in range(1, 10):
