@@ -7,6 +7,7 @@ from .errors import UnsupportedProblem
 from .explain import explain
 from .integrations import patch, unpatch
 from .merging import merge
+from .quantized import quantized_attention
 from .transforms import install
 
 install()
@@ -14,6 +15,6 @@ del install
 
 __version__ = "0.1.0"
 __all__ = [
-    "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "unpatch",
-    "use_backend",
+    "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "quantized_attention",
+    "unpatch", "use_backend",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .quantization import UNQUANTIZED, Quantization
 from .steps import DECODE, FORWARD, Step
 
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
@@ -24,6 +25,7 @@ class Features:
     segments: bool = False
     block: int | None = None
     dropout: bool = False
+    quantization: Quantization | None = None
 
     def inputs(self, step: Step) -> tuple[str, ...]:
         """Kernel arguments beyond the step's own, in order."""
@@ -40,11 +42,13 @@ class Features:
             (self.block, blocks),
             (self.dropout and step is not DECODE, ("dropout_key", "survivor_scale")),
         )
-        return tuple(name for on, names in chosen if on for name in names)
+        packed = self.quantization.inputs if self.quantization else ()
+        return packed + tuple(name for on, names in chosen if on for name in names)
 
     def holes(self, step: Step) -> dict[str, object]:
         """Constants of the shared templates; the sums over keys and queries are the same with sinks."""
         return {
+            **(self.quantization.holes() if self.quantization else UNQUANTIZED),
             "PACKED": int(step is DECODE),
             "CAUSAL": self.causal,
             "HAS_WINDOW": int(self.window),
@@ -67,4 +71,5 @@ class Features:
             (self.sinks and step in (FORWARD, DECODE), "sinks"), (self.softcap, "softcap"), (self.segments, "segments"),
             (self.block, f"blocks{self.block}"), (self.dropout and step is not DECODE, "dropout"),
         )  # fmt: skip
-        return ["causal" if self.causal else "dense", *(name for on, name in chosen if on)]
+        packed = [str(self.quantization)] if self.quantization else []
+        return [*packed, "causal" if self.causal else "dense", *(name for on, name in chosen if on)]

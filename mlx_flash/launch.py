@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .source import Kernel
 
 # Operands that may be views of anything: kernels read them as bytes through their strides.
-STRIDED = frozenset({"Q", "K", "V", "O", "dO"})
+STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
 # Small operands that kernels index without strides.
 PACKED = frozenset({"L", "delta", "slopes", "sinks", "dropout_key"})
 # Operands that kernels hold device pointers to: below 8 elements MLX would pass them in the constant address space.
@@ -110,7 +110,8 @@ def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
     if isinstance(value, (float, tuple)):
         return constant(value)
     if name in STRIDED:
-        return value.view(mx.uint8)
+        value = value.view(mx.uint8)
+        return value if value.size >= 8 else mx.pad(value, [(0, 0)] * 3 + [(0, 8)])
     if name in PACKED:
         value = value.view(mx.uint8).view(value.dtype)  # copied unless contiguous, and mx.export_function can write it
     if name in POINTED and value.size < 8:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from .block_mask import BlockMask
 from .errors import wrong
 from .features import Features
+from .quantization import Quantization
 
 FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 INTEGERS = (mx.int8, mx.int16, mx.int32, mx.uint8, mx.uint16)
@@ -19,7 +20,7 @@ INTEGERS = (mx.int8, mx.int16, mx.int32, mx.uint8, mx.uint16)
 class Options:
     """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
     mask, `mask_shape`: its own four axes, each 1 or the full length. `block`: block size of the block mask.
-    `dropout`: probability.
+    `dropout`: probability. `quantization`: of keys and values, whose lengths and dimensions are those they stand for.
     """
 
     window: tuple[int, int] | None = None
@@ -31,6 +32,7 @@ class Options:
     segments: bool = False
     block: int | None = None
     dropout: float = 0.0
+    quantization: Quantization | None = None
 
     def features(self, causal: bool) -> Features:
         return Features(
@@ -43,6 +45,7 @@ class Options:
             segments=self.segments,
             block=self.block,
             dropout=self.dropout > 0,
+            quantization=self.quantization,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from .decoding import packed_rows, part_count, part_length
@@ -28,8 +28,14 @@ class Plan:
         return max(self.problem.head_dim, self.problem.value_dim)
 
     @cached_property
+    def machine(self) -> Family:
+        """The family as the problem uses it: quantized operands are dequantized in threadgroup memory, everywhere."""
+        quantized = self.problem.options.quantization is not None
+        return replace(self.family, staged=True, tensor="") if quantized else self.family
+
+    @cached_property
     def table_row(self) -> Row:
-        return lookup(self.step, self.problem.dtype, self.family, self.head_dim)
+        return lookup(self.step, self.problem.dtype, self.machine, self.head_dim)
 
     @cached_property
     def row(self) -> Row:
@@ -53,7 +59,7 @@ class Plan:
     def kernel(self) -> Kernel:
         problem = self.problem
         return build(
-            self.step, self.row, self.family, problem.dtype, problem.head_dim, problem.value_dim, problem.features,
+            self.step, self.row, self.machine, problem.dtype, problem.head_dim, problem.value_dim, problem.features,
             self.max_threads,
         )  # fmt: skip
 

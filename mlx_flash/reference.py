@@ -40,10 +40,19 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
     return array[:, :, None, keys].astype(mx.float32)
 
 
+def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
+    """Rows of K or V; those that are packed are dequantized, after `done`."""
+    quantization = problem.options.quantization
+    if quantization is None:
+        return _key_rows(operands[name], keys)
+    parts = [operands[name], *(operands[one] for one in quantization.inputs if one.startswith(f"{name}_"))]
+    return quantization.dequantized(keys, getattr(mx, problem.dtype), *_after(done, *parts))[:, :, None].astype(mx.float32)
+
+
 def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:
     """O in Q's dtype and L float32. Rows that see no key: O = 0, L = -inf."""
     scores, outputs, statistics = Scores(problem, extras), [], []
-    queries = _grouped(problem, Q)
+    queries, operands = _grouped(problem, Q), {"K": K, "V": V, **extras}
     for rows in _blocks(problem.query_length):
         q = queries[..., rows, :]
         m, l = scores.start((*q.shape[:-1], 1))
@@ -52,12 +61,12 @@ def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx
             if scores.nothing_seen(rows, keys):
                 continue
             ordered = _after((o,), q)[0]
-            s, _, whole = scores.of(ordered, _key_rows(K, keys), rows, keys)
+            s, _, whole = scores.of(ordered, _rows_of(problem, "K", operands, keys, o), rows, keys)
             m_new = mx.maximum(m, s.max(-1, keepdims=True))
             reference = mx.where(m_new == -math.inf, 0, m_new)
             p, correction = exp2(s - reference), exp2(m - reference)
             l = correction * l + p.sum(-1, keepdims=True)
-            o = correction * o + product(scores.drop(p, rows, keys), _key_rows(V, keys), whole)
+            o = correction * o + product(scores.drop(p, rows, keys), _rows_of(problem, "V", operands, keys, o), whole)
             m = m_new
         outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
         statistics.append(mx.where(l == 0, -math.inf, m + mx.log2(mx.where(l == 0, 1, l)))[..., 0])

@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from .features import METAL_TYPES, Features
-from .steps import ACCUMULATORS, Step
+from .steps import ACCUMULATORS, DECODE, FORWARD, Step
 from .tiles import LAYERS, threadgroup_elements
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def build(
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     files = ["tile", *LAYERS[row.tiles].files]
+    files += ["quantized"] if step in (FORWARD, DECODE) else []
     files += ["mask", "softmax", "dropout", step.name] if step.tiled else [step.name]
     literals = {hole: _literal(value) for hole, value in holes.items()}
     parts = [_filled(name, literals) for name in files]

@@ -34,15 +34,15 @@ const long row0 = ((long(part) * Q_shape[0] + b) * heads + h_k) * rows;
 threadgroup Element staging[STAGING];
 tile::Memory<Element> memory = {staging};
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
-tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
-tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> v;
+OPERAND<Element, BT, D, BH, THREADS, STAGED> k;
+OPERAND<Element, BT, DV, BH, THREADS, STAGED> v;
 tile::Accumulator<R, DV, BH, CACHE_O> o;
 softmax::State<R> state;
 q.open(tile::head<Element>(Q, Q_strides, b, h_k), tile::row_stride<Element>(Q_strides), first, rows, memory, lane);
 k.open(memory, lane);
-k.view(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides));
+VIEW_K(k, b, h_k)
 v.open(memory, lane);
-v.view(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides));
+VIEW_V(v, b, h_k)
 o.open(O + row0 * DV, first, rows, lane);
 state.clear();
 #if HAS_SINKS

@@ -133,6 +133,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 // threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
 template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Traversed {
   using Element = T;
+  static constant constexpr const int HEAD_BLOCK = BH;
   const device T* head;
   const device T* block;
   threadgroup T* staging;
@@ -281,11 +282,10 @@ METAL_FUNC void staged_abt(
 
 // S = A B^T. Where A sits in registers, which have no index, the loop over head blocks unrolls. Where it does not,
 // unrolling would only hoist the re-reads back into registers.
-template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void multiply_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
-  constexpr int FULL = D / BH * BH, REST = D - FULL;
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b) {
+  constexpr int BH = B::HEAD_BLOCK, FULL = D / BH * BH, REST = D - FULL;
   clear(s);
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)
@@ -368,10 +368,10 @@ METAL_FUNC void head_block_ab(
 
 // C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit.
 // whole: every row of P sees every row of B, so that what lies there is meant.
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void multiply_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b, bool whole) {
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
+    bool whole) {
   constexpr int FULL = D / BH * BH, REST = D - FULL;
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)

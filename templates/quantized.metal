@@ -1,0 +1,158 @@
+// Keys and values as mx.quantize packs them: dequantized on their way to threadgroup memory, once for all simdgroups.
+//
+//   affine          element = scale * code + bias      scales and biases of the queries' type
+//   mxfp4, mxfp8    element = 2^(scale - 127) * code   code a float of 2 + 1 or 4 + 3 bits (exponent + mantissa)
+//   nvfp4           element = scale * code             scale a float of 4 + 3 bits, code one of 2 + 1
+//
+// Codes lie in words of 32 bits from the lowest bits up; GROUP neighbours share a scale. OCP Microscaling formats.
+#define QUANTIZED $QUANTIZED
+#define AFFINE $AFFINE
+#if QUANTIZED
+constant constexpr int BITS = $BITS, GROUP = $GROUP;
+constant constexpr bool NVFP4 = $NVFP4;
+#if AFFINE
+using Scale = $ELEMENT;
+#else
+using Scale = uint8_t;
+#endif
+
+namespace tile {
+
+// A float of sign, 4 bits of exponent and 3 of mantissa; its largest code is no number.
+METAL_FUNC float float_e4m3(uint code) {
+  const uint exponent = (code >> 3) & 15, mantissa = code & 7;
+  const float normal = as_type<float>(((exponent + 120) << 23) | (mantissa << 20));
+  const float magnitude = exponent == 0 ? float(mantissa) * 0.001953125f : (code & 127) == 127 ? NAN : normal;
+  return (code & 128) != 0 ? -magnitude : magnitude;
+}
+
+// A float of sign, 2 bits of exponent and 1 of mantissa: 0, 1/2, 1, 3/2, 2, 3, 4, 6
+METAL_FUNC float float_e2m1(uint code) {
+  const uint m = code & 7;
+  const float magnitude = m < 5 ? 0.5f * float(m) : m < 7 ? float(m) - 2 : 6;
+  return (code & 8) != 0 ? -magnitude : magnitude;
+}
+
+METAL_FUNC float scale_of(Scale scale) {
+#if AFFINE
+  return float(scale);
+#else
+  return NVFP4 ? float_e4m3(scale) : as_type<float>(scale == 0 ? 0x400000u : uint(scale) << 23);
+#endif
+}
+
+METAL_FUNC float value_of(uint code, float scale, float bias) {
+#if AFFINE
+  return scale * float(code) + bias;
+#else
+  return scale * (BITS == 8 ? float_e4m3(code) : float_e2m1(code));
+#endif
+}
+
+// Stands in the place of Traversed, and is always staged.
+template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Quantized {
+  static_assert(STAGED && GROUP % 8 == 0, "quantized operands go through threadgroup memory, eight elements at a time");
+  using Element = T;
+  static constant constexpr const int HEAD_BLOCK = BH;
+  const device uint* words;
+  const device Scale* scales;
+  const device Scale* biases;
+  long word_stride, scale_stride, bias_stride;  // elements between rows
+  threadgroup T* staging;
+  int first, valid;  // row of the current block; its rows that exist and are wanted, at most BT
+  Lane lane;
+
+  METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
+    staging = memory.staging;
+    lane = lane_;
+  }
+
+  METAL_FUNC void view(const device uint* words_, long stride) thread {
+    words = words_;
+    word_stride = stride;
+  }
+
+  METAL_FUNC void view_scales(const device Scale* scales_, long stride) thread {
+    scales = scales_;
+    scale_stride = stride;
+  }
+
+  METAL_FUNC void view_biases(const device Scale* biases_, long stride) thread {
+    biases = biases_;
+    bias_stride = stride;
+  }
+
+  METAL_FUNC void seek(int row, int end) thread {
+    first = row;
+    valid = min(BT, end - row);
+  }
+
+  METAL_FUNC Run<T, 8> run(int row, int column) const thread {
+    const Run<uint, BITS / 4> codes =
+        *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));
+    const float scale = scale_of(scales[row * scale_stride + column / GROUP]);
+#if AFFINE
+    const float bias = float(biases[row * bias_stride + column / GROUP]);
+#else
+    const float bias = 0;
+#endif
+    Run<T, 8> values;
+#pragma clang loop unroll(full)
+    for (int e = 0; e < 8; e++) {
+      const uint code = (codes.at[e * BITS / 32] >> (e * BITS % 32)) & ((1u << BITS) - 1);
+      values.at[e] = T(value_of(code, scale, bias));
+    }
+    return values;
+  }
+
+  // Columns [column, column + H) of the block to threadgroup memory, zeros where there is no row
+  template <int H> METAL_FUNC void stage(int column) const thread {
+    constexpr int RUNS = H / 8;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int place = lane.thread_index; place < BT * RUNS; place += THREADS) {
+      const int row = place / RUNS, c = place % RUNS * 8;
+      Run<T, 8> values = {};
+      if (row < valid) values = run(first + row, column + c);
+      *(threadgroup Run<T, 8>*)(staging + row * BH + c) = values;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  template <bool EDGE> METAL_FUNC Pair<T> fragment(int t, int, int d) const thread {
+    const threadgroup T* source = staging + (t * 8 + lane.row) * BH + d * 8 + lane.column;
+    return Pair<T>(source[0], source[1]);
+  }
+
+  template <bool EDGE> METAL_FUNC Pair<T> transposed(int t, int, int d) const thread {
+    const threadgroup T* source = staging + (t * 8 + lane.column) * BH + d * 8 + lane.row;
+    return Pair<T>(source[0], source[BH]);
+  }
+};
+
+}  // namespace tile
+#endif
+// ---- body
+#if !QUANTIZED
+#define OPERAND tile::Traversed
+#define VIEW_K(k, b, h) k.view(tile::head<Element>(K, K_strides, b, h), tile::row_stride<Element>(K_strides));
+#define VIEW_V(v, b, h) v.view(tile::head<Element>(V, V_strides, b, h), tile::row_stride<Element>(V_strides));
+#else
+#define OPERAND tile::Quantized
+#define VIEW_K(k, b, h) \
+  k.view(tile::head<uint>(K, K_strides, b, h), tile::row_stride<uint>(K_strides)); \
+  k.view_scales(tile::head<Scale>(K_scales, K_scales_strides, b, h), tile::row_stride<Scale>(K_scales_strides)); \
+  VIEW_K_BIASES(k, b, h)
+#define VIEW_V(v, b, h) \
+  v.view(tile::head<uint>(V, V_strides, b, h), tile::row_stride<uint>(V_strides)); \
+  v.view_scales(tile::head<Scale>(V_scales, V_scales_strides, b, h), tile::row_stride<Scale>(V_scales_strides)); \
+  VIEW_V_BIASES(v, b, h)
+#endif
+#if AFFINE
+#define VIEW_K_BIASES(k, b, h) \
+  k.view_biases(tile::head<Scale>(K_biases, K_biases_strides, b, h), tile::row_stride<Scale>(K_biases_strides));
+#define VIEW_V_BIASES(v, b, h) \
+  v.view_biases(tile::head<Scale>(V_biases, V_biases_strides, b, h), tile::row_stride<Scale>(V_biases_strides));
+#else
+#define VIEW_K_BIASES(k, b, h)
+#define VIEW_V_BIASES(v, b, h)
+#endif
