@@ -43,19 +43,20 @@ class Rotation:
 
     def __call__(self, array: mx.array) -> mx.array:
         """The rotated array, [..., dimension], in its own dtype."""
-        return mx.hadamard_transform(self._signed(array))
+        return mx.hadamard_transform(self._signed(self._checked(array)))
 
     def undo(self, array: mx.array) -> mx.array:
         """What was rotated: the transposed map, which is the inverse."""
-        matrix = _matrix(self.dimension)
-        back = mx.hadamard_transform(array) if matrix is None else array @ matrix.astype(array.dtype)
-        return self._signed(back)
+        array, matrix = self._checked(array), _matrix(self.dimension)
+        return self._signed(mx.hadamard_transform(array) if matrix is None else array @ matrix.astype(array.dtype))
+
+    def _checked(self, array: mx.array) -> mx.array:
+        if array.shape[-1:] != (self.dimension,):
+            expected = f"a last axis of {self.dimension}"
+            raise wrong("array", expected, f"shape {array.shape}", "Rotate each head.", "Rotation")
+        return array
 
     def _signed(self, array: mx.array) -> mx.array:
-        if array.shape[-1:] != (self.dimension,):
-            raise wrong(
-                "array", f"a last axis of {self.dimension}", f"shape {array.shape}", "Rotate heads.", "Rotation"
-            )
         return array if self._signs is None else array * self._signs.astype(array.dtype)
 
 

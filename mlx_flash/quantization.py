@@ -21,8 +21,8 @@ PARTS = {"affine": ("packed", "scales", "biases")}  # of one operand; the other 
 
 @dataclass(frozen=True)
 class Quantization:
-    """One of FORMATS. Affine: element = scale * code + bias, both of the queries' dtype; the others: scale * code, where
-    code is a float of `bits` bits and the scale one of 8."""
+    """One of FORMATS. Affine: element = scale * code + bias, both of the queries' dtype; the others: scale * code,
+    where code is a float of `bits` bits and the scale one of 8."""
 
     mode: str
     bits: int
@@ -40,8 +40,8 @@ class Quantization:
     def holes(self) -> dict[str, object]:
         """Constants of quantized.metal."""
         return {
-            "QUANTIZED": 1, "AFFINE": int(self.mode == "affine"), "NVFP4": self.mode == "nvfp4", "BITS": self.bits,
-            "GROUP": self.group_size,
+            "QUANTIZED": 1, "AFFINE": int(self.mode == "affine"), "FLOAT_SCALES": self.mode == "nvfp4",
+            "BITS": self.bits, "GROUP": self.group_size,
         }  # fmt: skip
 
     def __str__(self):
@@ -57,7 +57,7 @@ class Quantization:
         return exact.astype(dtype)
 
 
-UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "NVFP4": False, "BITS": 4, "GROUP": 8}
+UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "GROUP": 8}
 
 
 def quantization_of(mode, bits, group_size) -> Quantization:
@@ -101,7 +101,7 @@ def shape_of(name: str, parts, quantization: Quantization, dtype: mx.Dtype) -> t
     for part, array in zip(expected[1:], parts[1:]):
         if array.shape != grouped or dimension % quantization.group_size:
             raise wrong(
-                f"{name} {part}", f"shape {grouped}: a number for every {quantization.group_size} of {dimension} columns",
+                f"{name} {part}", f"shape {grouped}: one for every {quantization.group_size} of {dimension} columns",
                 f"{array.shape}", "Pass the bits and group_size it was quantized with.", FUNCTION,
             )  # fmt: skip
     return (*parts[0].shape[:3], dimension)

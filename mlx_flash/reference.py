@@ -46,7 +46,8 @@ def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx
     if quantization is None:
         return _key_rows(operands[name], keys)
     parts = [operands[name], *(operands[one] for one in quantization.inputs if one.startswith(f"{name}_"))]
-    return quantization.dequantized(keys, getattr(mx, problem.dtype), *_after(done, *parts))[:, :, None].astype(mx.float32)
+    values = quantization.dequantized(keys, getattr(mx, problem.dtype), *_after(done, *parts))
+    return values[:, :, None].astype(mx.float32)
 
 
 def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:

@@ -9,7 +9,7 @@
 #define AFFINE $AFFINE
 #if QUANTIZED
 constant constexpr int BITS = $BITS, GROUP = $GROUP;
-constant constexpr bool NVFP4 = $NVFP4;
+constant constexpr bool FLOAT_SCALES = $FLOAT_SCALES;  // scales are floats, not exponents
 #if AFFINE
 using Scale = $ELEMENT;
 #else
@@ -37,7 +37,7 @@ METAL_FUNC float scale_of(Scale scale) {
 #if AFFINE
   return float(scale);
 #else
-  return NVFP4 ? float_e4m3(scale) : as_type<float>(scale == 0 ? 0x400000u : uint(scale) << 23);
+  return FLOAT_SCALES ? float_e4m3(scale) : as_type<float>(scale == 0 ? 0x400000u : uint(scale) << 23);
 #endif
 }
 

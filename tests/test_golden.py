@@ -18,8 +18,9 @@ from mlx_flash.features import Features
 from mlx_flash.generated import generated_text
 from mlx_flash.plan import plan
 from mlx_flash.problem import Problem
+from mlx_flash.quantization import Quantization
 from mlx_flash.simulator.signature import shape_facts
-from mlx_flash.steps import BACKWARD_MASK, DECODING
+from mlx_flash.steps import BACKWARD_MASK, DECODE, DECODING, FORWARD
 from mlx_flash.steps import STEPS as TRAINING
 
 STEPS = (*TRAINING, *DECODING)
@@ -28,6 +29,7 @@ UPDATE = bool(os.environ.get("MLX_FLASH_UPDATE_GOLDEN"))
 # All that one call can ask for: the mask is an array or a block mask, never both.
 MOST = {"causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"}
 EVERYTHING = [Features(mask="float16", **dict.fromkeys(MOST, True)), Features(block=128, **dict.fromkeys(MOST, True))]
+QUANTIZED = (Quantization("affine", 4, 64), Quantization("nvfp4", 4, 16))
 BUFFERS = 31  # that a Metal function can take
 
 
@@ -36,7 +38,10 @@ def digests(step) -> dict[str, str]:
     found = {}
     for arguments in of_step(step):
         *start, features, threads = arguments
-        for chosen in (features, *EVERYTHING):
+        # Dequantizing kernels are staged on every family.
+        dequantizes = step in (FORWARD, DECODE) and start[2].staged
+        packed = [Features(quantization=one) for one in QUANTIZED] if dequantizes else []
+        for chosen in (features, *EVERYTHING, *packed):
             kernel = source.build(*start, chosen, threads)
             found[kernel.name] = hashlib.sha256((kernel.header + kernel.body).encode()).hexdigest()[:16]
     return found
@@ -74,3 +79,14 @@ def test_the_fullest_kernel_has_buffers_enough(step, features):
     kernel = source.build(*start, features, threads)
     facts = shape_facts(list(kernel.inputs), kernel.body)
     assert sum(1 + sum(found) for found in facts) + len(kernel.outputs) <= BUFFERS
+
+
+@pytest.mark.parametrize("step", (FORWARD, DECODE), ids=repr)
+def test_a_dequantizing_kernel_has_buffers_enough(step):
+    """With all that quantized_attention takes."""
+    *start, _, threads = of_step(step)[0]
+    named = dict.fromkeys(("causal", "window", "sinks", "softcap"), True)
+    for mask in ({"mask": "float16"}, {"block": 128}):
+        kernel = source.build(*start, Features(quantization=QUANTIZED[0], **named, **mask), threads)
+        facts = shape_facts(list(kernel.inputs), kernel.body)
+        assert sum(1 + sum(found) for found in facts) + len(kernel.outputs) <= BUFFERS

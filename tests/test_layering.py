@@ -14,12 +14,13 @@ PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parent
 # From the public function to the device: a module may import only what stands to its right, or a leaf.
 PATH = (
-    "attention", "calls", "autograd", "mapping", "operands", "plan", "problem", "parameters", "source", "launch",
-    "backends",
+    "attention", "quantized", "calls", "autograd", "mapping", "operands", "plan", "problem", "parameters", "source",
+    "launch", "backends",
 )  # fmt: skip
 LEAVES = (
     "errors", "transforms", "steps", "device", "decoding", "features", "options", "block_mask", "block_plot",
-    "reference", "reference_scores", "simulator", "cuda", "rows", "tiles", "tensor_parameters",
+    "reference", "reference_scores", "simulator", "cuda", "rows", "tiles", "tensor_parameters", "quantization",
+    "hadamard",
 )  # fmt: skip
 # What knows nothing of attention, and all that it may know.
 ALONE = {"simulator": {"simulator"}, "cuda": {"cuda", "simulator"}}

@@ -89,7 +89,9 @@ def test_both_kernels_and_every_format_are_covered():
 FEATURES = ("causal", "window", "bool", "additive", "blocks", "softcap", "sinks", "lse")
 
 
-@pytest.mark.parametrize("backend, case", shared_out(itertools.product(FEATURES, (PREFILL, TOKEN))), indirect=["backend"])
+@pytest.mark.parametrize(
+    "backend, case", shared_out(itertools.product(FEATURES, (PREFILL, TOKEN))), indirect=["backend"]
+)
 def test_features_are_those_of_attention(backend, case):
     """nvfp4's values are exact in every type, so that every bit must be the same."""
     name, queries = case
