@@ -83,8 +83,3 @@ def test_batched_generation(reference):
     with mlx_flash.patch() as report:
         assert texts() == want
     assert report.served["prefill"] and report.served["decode"] and not report.built_in
-
-
-def test_a_quantized_cache(reference):
-    """The prompt is served before it is quantized; mlx-lm multiplies quantized keys by itself."""
-    compare(tiny("llama"), kv_bits=8, kv_group_size=32, quantized_kv_start=0)

@@ -20,14 +20,21 @@ def test_the_tiny_model_on_every_backend(backend, capsys):
     family = ["--family", backend.family.name] if backend.family and backend.name != "metal" else []
     assert cli.main([*SHORT, "--backend", backend.name, *family]) == 0
     said = capsys.readouterr().out
-    for words in (backend.name, "prompt of 20 tokens", "mx.fast", "served 16 of 16 ", "14 decode", "the same, all 6"):
+    for words in (backend.name, "prompt of 20", "mlx-lm alone", "served 16 of 16 ", "14 decode", "the same, all 6"):
         assert words in said, said
 
 
 @pytest.mark.parametrize("bits", ("4", "8"))
 def test_a_quantized_cache(bits, capsys):
     assert cli.main([*SHORT, "--backend", "reference", "--kv-bits", bits]) == 0
-    assert f"KV cache of {bits} bits" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"KV cache of {bits} bits" in said and "14 quantized decode" in said and "the same, all 6" in said
+
+
+def test_a_cache_of_bits_without_a_kernel(capsys):
+    assert cli.main([*SHORT, "--backend", "reference", "--kv-bits", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "served 2 of 16 " in said and "14 to the built-in" in said and "bits: expected 4 or 8" in said
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def test_progress_without_rich(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     assert cli.main([*SHORT, "--backend", "reference"]) == 0
     said = capsys.readouterr()
-    assert "mx.fast, round 1\nmlx_flash, round 1\nmx.fast, round 2\n" in said.out and not said.err
+    assert "mlx-lm alone, round 1\nwith mlx_flash, round 1\nmlx-lm alone, round 2\n" in said.out and not said.err
 
 
 def test_other_tokens_are_told_and_fail(capsys, monkeypatch):

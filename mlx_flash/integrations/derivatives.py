@@ -25,11 +25,13 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
-def unavailable() -> str | None:
-    """Why attention could not be differentiated as the current trace asks, or None."""
+def unavailable(gradients: int = 1) -> str | None:
+    """Why a function that has so many gradients could not be differentiated as the current trace asks, or None."""
     if _depth.forward:
         return "a forward-mode derivative (mx.jvp)"
-    return "a gradient of a gradient" if _depth.reverse > 1 else None
+    if _depth.reverse > gradients:
+        return "a gradient of a gradient" if gradients else "a gradient"
+    return None
 
 
 def _counted(mode: str, built_in: Callable) -> Callable:

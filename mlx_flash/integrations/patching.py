@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -11,13 +12,15 @@ import mlx.core as mx
 
 from .derivatives import replacements
 from .replacing import LOCK, Replacement
-from .serving import NotServed, serve_attention
+from .serving import NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
+QUANTIZED = ("mlx_lm.models.base", "quantized_scaled_dot_product_attention")
 MOST_REASONS = 32  # sentences that are kept apart: some hold shapes, and a server runs for long
 
 _active: tuple[patch, ...] = ()  # never changed in place: calls read it without the lock
 _replacements: list[Replacement] = []
+_mlx_lm = None  # the module whose function is replaced
 
 
 class patch:
@@ -25,15 +28,18 @@ class patch:
 
     ``with mlx_flash.patch() as report: ...``, or ``report = mlx_flash.patch(); ...; report.undo()``, or
     ``mlx_flash.unpatch()``, which takes all patches back. Serves ``mlx.nn.MultiHeadAttention`` and mlx-lm's models,
-    which look the function up when they call it. Calls that `attention` cannot serve, wrong ones included, go to the
-    built-in function, which answers or raises as ever; so do those inside ``mx.jvp`` or a gradient of a gradient.
+    which look the function up when they call it, and mlx-lm's function for quantized caches, which becomes
+    `quantized_attention`. mlx-lm is not imported for that: where it is imported later, its first other call tells.
+
+    Calls that cannot be served, wrong ones included, go to the built-in function, which answers or raises as ever; so
+    do those inside ``mx.jvp`` or a gradient of a gradient.
 
     Args:
         min_queries: calls with fewer queries go to the built-in: 9 leaves decoding to it.
 
     Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
-    "decode"); built_in, a Counter of the reasons of the others. They are logged on leaving (logger "mlx_flash", level
-    INFO); ``print(report)`` shows them.
+    "decode", and the same with "quantized"); built_in, a Counter of the reasons of the others. They are logged on
+    leaving (logger "mlx_flash", level INFO); ``print(report)`` shows them.
 
     A patch holds for all threads. Patches nest, and a call counts in one of them: the innermost of its own thread, or
     of all where its thread has none. A function compiled by ``mx.compile`` keeps what stood there when it was traced,
@@ -56,6 +62,7 @@ class patch:
                 _replacements.append(Replacement(mx.fast, "scaled_dot_product_attention", _served_by(serve_attention)))
                 _replacements.extend(replacements())
             _active = (*_active, self)
+        _find_mlx_lm()
 
     @property
     def ours(self) -> int:
@@ -70,13 +77,15 @@ class patch:
 
     def undo(self) -> None:
         """Takes this patch back; the built-in returns with the last one. A second call does nothing."""
-        global _active
+        global _active, _mlx_lm
         with LOCK:
             if self not in _active:
                 return
             _active = tuple(one for one in _active if one is not self)
-            while not _active and _replacements:
-                _replacements.pop().undo()
+            if not _active:
+                while _replacements:
+                    _replacements.pop().undo()
+                _mlx_lm = None
         LOGGER.info("%s", self)
 
     def __str__(self) -> str:
@@ -100,6 +109,18 @@ def unpatch() -> None:
             one.undo()
 
 
+def _find_mlx_lm() -> None:
+    """Replaces mlx-lm's function for quantized caches, once somebody has imported mlx-lm."""
+    global _mlx_lm
+    base = sys.modules.get(QUANTIZED[0])
+    if base is None or base is _mlx_lm or not hasattr(base, QUANTIZED[1]):  # the last: an import under way
+        return
+    with LOCK:
+        if _active and base is not _mlx_lm:
+            _replacements.append(Replacement(base, QUANTIZED[1], _served_by(serve_quantized)))
+            _mlx_lm = base
+
+
 def _current() -> patch | None:
     """The patch that a call of this thread belongs to."""
     active = _active
@@ -118,6 +139,7 @@ def _served_by(serve: Callable) -> Callable:
             current = _current()
             if current is None:
                 return built_in(*args, **kwargs)
+            _find_mlx_lm()
             try:
                 what, out = serve(current.min_queries, *args, **kwargs)
             except (NotServed, TypeError, ValueError) as reason:  # a wrong call, or one that the backend cannot serve

@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from ..attention import attention
 from ..decoding import QUERIES
+from ..quantized import quantized_attention
 from .derivatives import unavailable
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -36,3 +37,17 @@ def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, 
         raise NotServed(f"dtype {dtype}")
     out = attention(*arrays, scale=scale, mask=mask, sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= QUERIES else "prefill", out
+
+
+def serve_quantized(min_queries: int, queries, q_keys, q_values, scale, mask, group_size=64, bits=8):
+    """mlx-lm's ``quantized_scaled_dot_product_attention``: its cache's parts are what mx.quantize returns."""
+    if queries.shape[2] < min_queries:
+        raise NotServed(f"fewer than {min_queries} queries")
+    if reason := unavailable(gradients=0):
+        raise NotServed(f"quantized cache: {reason}")
+    if isinstance(mask, mx.array) and mask.ndim == 3:  # mlx-lm takes its first axis for the heads of a group
+        raise NotServed("quantized cache: a mask of 3 axes")
+    out = quantized_attention(
+        queries, tuple(q_keys), tuple(q_values), group_size=group_size, bits=bits, scale=scale, mask=mask
+    )
+    return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", out

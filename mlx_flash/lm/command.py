@@ -15,7 +15,7 @@ from .generation import Parting, Run, fastest, generate, parting
 from .models import TINY_WORDS, described, load, mlx_lm, tiny_model
 
 ROUNDS = 2  # of each kind, in turns, after one that only warms up
-NAMES = ("mx.fast", "mlx_flash")
+NAMES = ("mlx-lm alone", "with mlx_flash")
 
 
 def lm(arguments) -> int:
@@ -89,7 +89,7 @@ def _bars(count: int):
             print(name, flush=True)
             yield lambda: None
             return
-        task = bars.add_task(f"{name:<22}", total=count, note="tokens")
+        task = bars.add_task(f"{name:<28}", total=count, note="tokens")
         yield lambda: bars.advance(task)
 
     with bars or nullcontext():

@@ -1,0 +1,126 @@
+"""mlx-lm's quantized caches under patch(): the same tokens from keys and values that stay quantized."""
+
+import sys
+
+import mlx.core as mx
+import pytest
+from machines import shared_out
+from mlx_lm.models import base
+from mlx_lm.models.cache import QuantizedKVCache
+from tiny_models import PROMPT, close, generated, tiny
+
+import mlx_flash
+from mlx_flash import use_backend
+
+MLX_LM = base.quantized_scaled_dot_product_attention
+LAYERS, GROUP = 2, 32
+SCALE = 0.2
+
+
+@pytest.fixture(autouse=True)
+def mlx_lm_again():
+    yield
+    assert base.quantized_scaled_dot_product_attention is MLX_LM
+
+
+@pytest.mark.parametrize("choice, bits", shared_out((4, 8)))
+def test_generation(choice, bits):
+    """mlx-lm quantizes the cache behind the prompt's first 20 tokens."""
+    model, options = tiny("llama"), {"kv_bits": bits, "kv_group_size": GROUP, "quantized_kv_start": 0}
+    want_tokens, want = generated(model, **options)
+    with use_backend(*choice), mlx_flash.patch() as report:
+        tokens, got = generated(model, **options)
+    assert tokens == want_tokens
+    close(got, want)
+    assert dict(report.served) == {"prefill": LAYERS, "quantized decode": LAYERS * 9} and not report.built_in
+
+
+def test_a_prompt_in_two_parts(backend):
+    """The cache is quantized from the first token on."""
+    model = tiny("llama")
+
+    def logits():
+        cache = [QuantizedKVCache(group_size=GROUP, bits=8) for _ in range(LAYERS)]
+        model(PROMPT[None, :10], cache=cache)
+        return model(PROMPT[None, 10:], cache=cache)
+
+    want = logits()
+    with mlx_flash.patch() as report:
+        got = logits()
+        mx.eval(got)
+    assert dict(report.served) == {"quantized prefill": 2 * LAYERS} and not report.built_in
+    close(got, want)
+
+
+def call(queries=12, bits=4, mask=None, q=None, group_size=GROUP):
+    draw = (mx.random.normal((2, heads, length, 64), key=mx.random.key(heads)) for heads, length in ((4, 12), (2, 20)))
+    own, keys = draw
+    parts = [mx.quantize(array, group_size=group_size, bits=bits) for array in (keys, keys + 1)]
+    q = own[:, :, :queries] if q is None else q
+    return base.quantized_scaled_dot_product_attention(q, *parts, SCALE, mask, group_size=group_size, bits=bits)
+
+
+MASKS = {
+    "none": None,
+    "causal": "causal",
+    "of a window": mx.arange(20) + 3 >= mx.arange(8, 20)[:, None],
+    "left padding": (mx.arange(20) >= mx.array([[0], [5]]))[:, None, None],
+    "added": mx.random.normal((12, 20), key=mx.random.key(9)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks(reference, name):
+    want = call(mask=MASKS[name])
+    with mlx_flash.patch() as report:
+        close(call(mask=MASKS[name]), want)
+    assert report.ours == 1
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"bits": 2}, "bits"),
+        ({"bits": 6}, "bits"),
+        ({"mask": mx.ones((2, 12, 20), mx.bool_)}, "a mask of 3 axes"),
+        ({"mask": mx.ones((2, 2, 12, 20), mx.bool_)}, "mask: expected a shape"),
+    ],
+    ids=("2 bits", "6 bits", "mask of a group's heads", "mask of key heads"),
+)
+def test_what_is_not_served_goes_to_mlx_lm(reference, options, reason):
+    want = call(**options)
+    with mlx_flash.patch() as report:
+        got = call(**options)
+    assert mx.array_equal(got, want) and report.ours == 0
+    ((why, count),) = report.built_in.items()
+    assert reason in why and count == 1
+
+
+def test_min_queries(reference):
+    with mlx_flash.patch(min_queries=9) as report:
+        call(), call(3)
+    assert dict(report.served) == {"quantized prefill": 1} and dict(report.built_in) == {"fewer than 9 queries": 1}
+
+
+def test_gradients_come_from_mlx_lm(reference):
+    def gradient(q):
+        return mx.grad(lambda q: mx.square(call(q=q)).sum())(q)
+
+    q = mx.random.normal((2, 4, 12, 64), key=mx.random.key(1))
+    want = gradient(q)
+    with mlx_flash.patch() as report:
+        close(gradient(q), want)
+    assert dict(report.built_in) == {"quantized cache: a gradient": 1}
+
+
+def test_mlx_lm_imported_while_patched(reference, monkeypatch):
+    """Any attention call finds it; patch() itself imports nothing."""
+    monkeypatch.delitem(sys.modules, "mlx_lm.models.base")
+    with mlx_flash.patch() as report:
+        assert "mlx_lm.models.base" not in sys.modules
+        monkeypatch.undo()
+        assert base.quantized_scaled_dot_product_attention is MLX_LM
+        q = mx.zeros((1, 1, 1, 8))
+        mx.fast.scaled_dot_product_attention(q, q, q, scale=1.0)
+        call()
+    assert dict(report.served) == {"decode": 1, "quantized prefill": 1}
