@@ -6,7 +6,7 @@ import feature_cases
 import mlx.core as mx
 import pytest
 import test_layouts
-from cases import Case
+from cases import Case, expected
 from feature_cases import Variant
 from machines import SIMULATED, shared_out
 from test_determinism import bits
@@ -14,7 +14,8 @@ from test_gradients import backward
 
 from mlx_flash import attention, use_backend
 from mlx_flash.backends.metal import kernel_object
-from mlx_flash.device import FAMILIES
+from mlx_flash.device import FAMILIES, THREADGROUP_THREADS
+from mlx_flash.parameters import FULL, TABLE
 from mlx_flash.plan import plan
 from mlx_flash.problem import Problem
 from mlx_flash.simulator import mode, schedule
@@ -106,3 +107,25 @@ def test_iree_23914_tinygrad_1260_math_is_not_fast():
     kernel_object(lambda **keywords: given.update(keywords), kernel)
     assert (given.get("compile_options") or {}).get("math_mode", "safe") == "safe"
     assert not re.search(r"\bfast::|#pragma METAL fp", kernel.header + kernel.body)
+
+
+def test_mlx_4018_2205_threadgroups_are_never_too_large():
+    """Of any row and family: at most what the kernel was compiled for, and what a GPU has."""
+    for (step, precision, table), rows in TABLE.items():
+        for family in (family for family in FAMILIES.values() if family.table == table and not family.tensor):
+            for row in rows:
+                dtype = "float32" if precision == FULL else "float16"
+                asked = Problem(1, 2, 1, 9, 70, row.max_head, row.max_head, dtype, 0.125)
+                chosen = plan(step, asked, family)
+                assert chosen.row.threads <= (chosen.max_threads or THREADGROUP_THREADS) <= THREADGROUP_THREADS
+
+
+def test_flash_attention_1253_the_criterion_does_not_degenerate():
+    """One key: unfused and fused are both exact, and twice no error is no error. There is a floor, and it is tight."""
+    case = Case(9, 1, 64, "float16")
+    arrays = case.arrays()
+    judge = expected(case, arrays)
+    value = mx.broadcast_to(arrays["v"], case.shapes["d_o"])
+    judge.check(O=value)
+    with pytest.raises(AssertionError):
+        judge.check(O=value * 1.01)
