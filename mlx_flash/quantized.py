@@ -103,6 +103,7 @@ def _attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream) 
     def guarded(*arrays):
         if trace.witness is not None:
             _refuse()
+        trace.called = True
         return kernel(*arrays) if trace.bare else _custom(kernel)(*_custom(lambda *same: same)(*arrays))
 
     return guarded

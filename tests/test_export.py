@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_flash import UnsupportedProblem, attention, use_backend
+from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
 from mlx_flash.device import FAMILIES
 from mlx_flash.plan import plan
 from mlx_flash.problem import problem_of
@@ -109,6 +109,14 @@ def test_decoding_is_written_too(tmp_path, keys):
     names = sorted(recorded(tmp_path / "decode.mlxfn"))
     steps = ["combine", "decode"] if keys == 5000 else ["decode"]
     assert [re.match("custom_kernel_flash_([a-z]+)_", name).group(1) for name in names] == steps
+
+
+def test_a_quantized_cache_is_written_too(tmp_path):
+    q, k = mx.zeros((1, 4, 1, 64), mx.float16), mx.quantize(mx.zeros((1, 2, 40, 64), mx.float16))
+    with use_backend("metal", "apple9"):
+        mx.export_function(str(tmp_path / "cache.mlxfn"), lambda q, *k: quantized_attention(q, k, k), q, *k)
+    (text,) = recorded(tmp_path / "cache.mlxfn").values()
+    assert "dequantize" in text
 
 
 @pytest.mark.parametrize("name", CALLS)
