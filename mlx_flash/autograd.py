@@ -17,7 +17,7 @@ from .decoding import forward_step, packed_rows
 from .errors import UnsupportedProblem
 from .mapping import mapped, output_dtype, stand_in
 from .operands import step_inputs
-from .plan import Plan, plan
+from .plan import Plan, key_value_steps, plan
 from .problem import Problem
 from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
 from .transforms import trace
@@ -103,7 +103,7 @@ class Attention:
         inputs = dict(zip(own, arrays))
         if step is not DELTA:
             extras = dict(zip(self.names, arrays[len(own) :]))
-            inputs |= step_inputs(self.problem, extras, step is BACKWARD_KEY_VALUE) | {"scale": self.problem.scale}
+            inputs |= step_inputs(self.problem, extras, step.over_keys) | {"scale": self.problem.scale}
         if step is BACKWARD_MASK:
             inputs["extents"] = self.problem.options.mask_shape
         return _run(self._plan(step), self.backend, self.stream, inputs)
@@ -145,7 +145,15 @@ class Attention:
             gradients["attention_mask"] = self(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         if "sinks" in self.names:
             gradients["sinks"] = _sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
-        return (*self(BACKWARD_QUERY, *arrays), *self(BACKWARD_KEY_VALUE, *arrays), *gradients.values())
+        return (*self(BACKWARD_QUERY, *arrays), *self._key_value(arrays), *gradients.values())
+
+
+    def _key_value(self, arrays: Arrays) -> Arrays:
+        """dK and dV, by one kernel or by one each."""
+        named, extras = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays)), arrays[6:]
+        steps = key_value_steps(self.problem, self.backend.family)
+        own = [[named[name] for name in step.inputs if name in named] for step in steps]
+        return tuple(gradient for step, inputs in zip(steps, own) for gradient in self(step, *inputs, *extras))
 
 
 attend = lru_cache(maxsize=1024)(Attention)

@@ -17,6 +17,7 @@ from .steps import FORWARD
 MOST = 1024  # kinds of calls that are kept
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 ARRAYS = frozenset({"mask", "alibi_slopes", "sinks", "segments", "key"})  # of an array given here, shape and dtype are
+SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
 _kept: dict[tuple, Call] = {}
 
 
@@ -27,7 +28,10 @@ class Call:
         self.problem, self.backend, self.stream, self.return_lse = problem, backend, stream, return_lse
         self.empty = problem.empty
         head_dim, value_dim = padded(problem.head_dim), padded(problem.value_dim)
-        self.inner = replace(problem, head_dim=head_dim, value_dim=value_dim)
+        # Kernels scale scores by a positive number, so that a row's largest score stays the largest: a sign goes to q.
+        self.sign = 0.0 if abs(problem.scale) < SMALLEST else math.copysign(1.0, problem.scale)
+        scale = abs(problem.scale) if self.sign else 1.0
+        self.inner = replace(problem, head_dim=head_dim, value_dim=value_dim, scale=scale)
         self.pads = (head_dim - problem.head_dim, value_dim - problem.value_dim)
         self._attend = None
 
@@ -39,12 +43,17 @@ class Call:
             q, k = self._pad(q, head), self._pad(k, head)
         if value:
             v = self._pad(v, value)
+        q = self.signed(q)
         extras = operands(self.problem, **options)
         if self._attend is None:
             self._attend = attend(self.inner, tuple(extras), self.backend, self.stream, self.return_lse)
         out, L = self._attend(FORWARD, q, k, v, *extras.values())
         out = out[..., :-value] if value else out
         return (out, L * math.log(2)) if self.return_lse else out
+
+    def signed(self, q: mx.array) -> mx.array:
+        """q as it belongs to the scale of `inner`."""
+        return q if self.sign == 1 else mx.multiply(q, self.sign, stream=self.stream)
 
     def _pad(self, array: mx.array, columns: int) -> mx.array:
         """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""

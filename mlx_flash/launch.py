@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from .decoding import packed_rows
-from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, COMBINE, DECODE, Step
+from .steps import BACKWARD_MASK, COMBINE, DECODE, Step
 
 if TYPE_CHECKING:
     from .parameters import Row
@@ -80,7 +80,7 @@ def launch(step: Step, row: Row, kernel: Kernel, problem: Problem, parts: int = 
     """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes, and so
     has decoding. `parts`: of the keys, whose results are float32 and have an axis in front if they are several."""
     length, heads = problem.query_length, problem.query_heads
-    if step is BACKWARD_KEY_VALUE:
+    if step.over_keys:
         length, heads = problem.key_length, problem.key_heads
     blocks = -(-length // row.parallel)
     batch = problem.batch

@@ -8,6 +8,7 @@ from .device import FAMILIES, THREADGROUP_THREADS, Family
 from .rows import FULL, MIXED, Row, precision_of
 from .steps import (
     ACCUMULATORS,
+    BACKWARD_KEY,
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
     BACKWARD_QUERY,
@@ -143,7 +144,15 @@ TABLE = {
 
 def candidates(step: Step, precision: str, family: Family) -> tuple[Row, ...]:
     """The rows that may serve a problem, in order: those of the family's tensor cores, then those of its table."""
-    return TENSOR_TABLE.get((step, precision, family.tensor), ()) + TABLE[step, precision, family.table]
+    return TENSOR_TABLE.get((step, precision, family.tensor), ()) + TABLE.get((step, precision, family.table), ())
+
+
+def apart(dtype: str, family: Family, head_dim: int) -> bool:
+    """Are dK and dV made by kernels of their own? Where tensor cores have no row for both, but one for each."""
+    both, one = (
+        TENSOR_TABLE.get((step, precision_of(dtype), family.tensor), ()) for step in (BACKWARD_KEY_VALUE, BACKWARD_KEY)
+    )
+    return all(head_dim > row.max_head for row in both) and any(head_dim <= row.max_head for row in one)
 
 
 def lookup(step: Step, dtype: str, family: Family, head_dim: int) -> Row:

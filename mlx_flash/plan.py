@@ -8,10 +8,10 @@ from functools import cached_property, lru_cache
 from .decoding import packed_rows, part_count, part_length
 from .device import Family
 from .launch import Launch, launch
-from .parameters import Row, lookup, max_threads, precision_of
+from .parameters import Row, apart, lookup, max_threads, precision_of
 from .problem import Problem
 from .source import Kernel, build
-from .steps import DECODE, Step
+from .steps import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, Step
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,10 @@ class Plan:
 @lru_cache(maxsize=1024)
 def plan(step: Step, problem: Problem, family: Family | None) -> Plan:
     return Plan(step, problem, family)
+
+
+def key_value_steps(problem: Problem, family: Family | None) -> tuple[Step, ...]:
+    """The steps that give dK and dV: one, or one each where the family's rows have them apart."""
+    head_dim = max(problem.head_dim, problem.value_dim)
+    split = family is not None and apart(problem.dtype, family, head_dim)
+    return (BACKWARD_KEY, BACKWARD_VALUE) if split else (BACKWARD_KEY_VALUE,)

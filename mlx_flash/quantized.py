@@ -75,10 +75,10 @@ def quantized_attention(
     call = call_of(q, *logical, backend, stream, return_lse, scale=scale, causal=causal, **options)
     if call.empty:
         return call(q, *logical, options)
-    problem = replace(call.problem, options=replace(call.problem.options, quantization=quantization))
+    problem = replace(call.inner, options=replace(call.inner.options, quantization=quantization))
     extras = operands(problem, **options)
     attend = _attend(problem, tuple(extras), backend, stream)
-    out, L = attend(q, *k, *v, *extras.values())
+    out, L = attend(call.signed(q), *k, *v, *extras.values())
     return (out, L * math.log(2)) if return_lse else out
 
 

@@ -21,7 +21,8 @@ class Row:
     `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
     dimension per step; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
     paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
-    `tiles`: the tile layer, one of tiles.LAYERS.
+    `tiles`: the tile layer, one of tiles.LAYERS. `stages`: blocks of a traversed operand that a tensor-core layer keeps
+    in threadgroup memory.
     """
 
     max_head: int
@@ -31,13 +32,15 @@ class Row:
     cached: tuple[str, ...] = ()
     simdgroup_rows: int = 8
     tiles: str = "simdgroup"
+    stages: int = 2
 
     @property
     def threads(self) -> int:
         return 32 * self.parallel // self.simdgroup_rows
 
     def paged(self, step: Step) -> tuple[str, ...]:
-        return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in self.cached)
+        kept = {*self.cached, *(name for name in ACCUMULATORS if name not in step.outputs)}
+        return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in kept)
 
     def staging_elements(self, family: Family) -> int:
         """Elements of threadgroup memory: one block of the traversed operand, or nothing worth naming."""

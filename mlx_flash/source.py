@@ -76,9 +76,14 @@ def build(
             **features.holes(step),
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
+    if row.tiles != "simdgroup":
+        holes["STAGES"] = row.stages
+    if step.over_keys:
+        holes |= {"WANTS_DK": int("dK" in step.outputs), "WANTS_DV": int("dV" in step.outputs)}
     files = ["tile", *LAYERS[row.tiles].files]
     files += ["quantized"] if step in (FORWARD, DECODE) else []
-    files += ["mask", "softmax", "dropout", step.name] if step.tiled else [step.name]
+    files += ["mask", "softmax", "dropout"] if step.tiled else []
+    files.append(step.template or step.name)
     literals = {hole: _literal(value) for hole, value in holes.items()}
     parts = [_filled(name, literals) for name in files]
     paged = row.paged(step)
@@ -106,7 +111,7 @@ def _name(step, row, family, dtype, head_dim, value_dim, features, max_threads):
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
-            row.tiles if row.tiles != "simdgroup" else "staged" if family.staged else "direct",
+            f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else "staged" if family.staged else "direct",
             *features.names(step),
         ]  # fmt: skip
     return "_".join(facts)

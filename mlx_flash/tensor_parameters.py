@@ -7,50 +7,71 @@ from __future__ import annotations
 
 from .device import Family
 from .rows import MIXED, Row
-from .steps import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, Step
+from .steps import (
+    ACCUMULATORS,
+    BACKWARD_KEY,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_QUERY,
+    BACKWARD_VALUE,
+    FORWARD,
+    Step,
+)
 from .tiles import LAYERS, tensor_elements, tensor_registers
 
 
 def rows(tiles: str, *lines) -> tuple[Row, ...]:
-    return tuple(Row(*line[:3], 64, tuple(line[3].split()), 16, tiles) for line in lines)
+    return tuple(Row(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3]) for line in lines)
 
 
-#    max  par-  tra-   cached in
-#    head allel versal registers
+#    max  par-  tra-  stages cached in
+#    head allel versal       registers
 TENSOR_TABLE = {
     (FORWARD, MIXED, "sm80"): rows(
         "mma",
-        ( 64, 128,  64, "Q O"),
-        (128, 128,  64, "Q O"),
-        (256,  64,  32, "O"),
+        (128,  64,  64, 2, "Q O"),
+        (256,  64,  32, 2, "O"),
     ),
     (BACKWARD_QUERY, MIXED, "sm80"): rows(
         "mma",
-        ( 64, 128,  64, "Q dO dQ"),
-        (128,  64,  64, "dQ"),
-        (256,  64,  16, "dQ"),
+        ( 64,  64,  64, 2, "Q dO dQ"),
+        (128,  64,  64, 2, "dQ"),
+        (256,  64,  16, 2, "dQ"),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm80"): rows(
         "mma",
-        ( 64, 128,  64, "K V dK dV"),
-        (128,  64,  64, "dK dV"),
+        ( 64,  64,  64, 2, "K V dK dV"),
+        (128,  64,  32, 2, "dK dV"),
     ),
+    (BACKWARD_KEY, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dK")),
+    (BACKWARD_VALUE, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dV")),
     (FORWARD, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128, 128, "O"),
-        (128, 128, 128, "O"),
-        (256, 128,  64, "O"),
+        ( 64, 128, 192, 2, "O"),
+        (128, 128, 128, 3, "O"),
+        (192, 128, 112, 2, "O"),
+        (256, 128,  80, 2, "O"),
     ),
     (BACKWARD_QUERY, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  64, "dQ"),
-        (192, 128,  64, "dQ"),
-        (256, 128,  32, "dQ"),
+        ( 64, 128, 128, 2, "dQ"),
+        (128, 128,  96, 2, "dQ"),
+        (192, 128,  64, 2, "dQ"),
+        (256, 128,  48, 2, "dQ"),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  64, "dK dV"),
-        (128, 128,  64, "dK dV"),
+        ( 64, 128, 128, 2, "dK dV"),
+        (128, 128,  64, 3, "dK dV"),
+    ),
+    (BACKWARD_KEY, MIXED, "sm90"): rows(
+        "wgmma",
+        (192, 128,  64, 2, "dK"),
+        (256, 128,  48, 2, "dK"),
+    ),
+    (BACKWARD_VALUE, MIXED, "sm90"): rows(
+        "wgmma",
+        (192, 128,  96, 2, "dV"),
+        (256, 128,  64, 2, "dV"),
     ),
 }  # fmt: skip
 
@@ -69,7 +90,7 @@ def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
     require(row.parallel % max(joint, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
-    missing = set(step.cacheable) & ACCUMULATORS - set(row.cached)
+    missing = set(step.outputs) & ACCUMULATORS - set(row.cached)
     require(not missing, f"{missing} must be cached: accumulators are not paged here")
     taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
     require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")

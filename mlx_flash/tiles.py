@@ -20,19 +20,19 @@ class Layer:
 
 
 LAYERS = {
-    "simdgroup": Layer(("tile_simdgroup",)),
-    "mma": Layer(("tile_tensor", "tile_mma")),
+    "simdgroup": Layer(("tile_simdgroup", "tile_synchronous")),
+    "mma": Layer(("tile_tensor", "tile_mma", "tile_synchronous")),
     "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64, target="sm_90a"),
 }
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
-STAGES = 2  # blocks of a traversed operand there: one is multiplied while the next is copied
+PIPE = 8 * PANEL  # for barriers, so that what follows stays aligned to the swizzle's 1024 bytes
 
 
 def operand_columns(step: Step, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
     """(operands whose rows belong to a simdgroup, operands that are traversed), each with its columns."""
     columns = {"Q": head_dim, "K": head_dim, "V": value_dim, "dO": value_dim}
-    own = {name: columns[name] for name in step.cacheable if name not in ACCUMULATORS}
+    own = {name: columns[name] for name in step.cacheable if name not in ACCUMULATORS and name in step.inputs}
     return own, {name: columns[name] for name in columns if name in step.inputs and name not in own}
 
 
@@ -40,7 +40,7 @@ def tensor_elements(step: Step, row, head_dim: int, value_dim: int) -> int:
     """16-bit elements of threadgroup memory that a row of a tensor-core layer takes."""
     own, traversed = operand_columns(step, head_dim, value_dim)
     kept = sum(row.parallel * _panels(columns) for name, columns in own.items() if name not in row.cached)
-    return kept + sum(STAGES * row.traversal * _panels(columns) for columns in traversed.values())
+    return kept + sum(row.stages * row.traversal * _panels(columns) + PIPE for columns in traversed.values())
 
 
 def threadgroup_elements(step: Step, row, family, head_dim: int, value_dim: int) -> int:

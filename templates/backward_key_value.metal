@@ -19,6 +19,9 @@ constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_
 constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
 constant constexpr bool CACHE_K = $CACHE_K, CACHE_V = $CACHE_V, CACHE_DK = $CACHE_DK, CACHE_DV = $CACHE_DV;
 constant constexpr bool STAGED = $STAGED;
+// Where registers do not hold both results, each has a kernel of its own.
+#define WANTS_DK $WANTS_DK
+#define WANTS_DV $WANTS_DV
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
@@ -31,18 +34,23 @@ const long row0 = (long(b) * Hk + h_k) * Lk;
 
 threadgroup Element staging[STAGING];
 tile::Memory<Element> memory = {staging};
+const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Rows<Element, BP, R, D, CACHE_K> k;
-tile::Rows<Element, BP, R, DV, CACHE_V> v;
 tile::Traversed<Element, BT, D, BH, THREADS, STAGED> q;
 tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> d_o;
-tile::Accumulator<R, D, BH, CACHE_DK> d_k;
-tile::Accumulator<R, DV, BH, CACHE_DV> d_v;
 k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), first, Lk, memory, lane);
+#if WANTS_DK
+tile::Rows<Element, BP, R, DV, CACHE_V> v;
+tile::Accumulator<R, D, BH, CACHE_DK> d_k;
 v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), first, Lk, memory, lane);
+d_k.open(dK + row0 * D, first, Lk, lane);
+#endif
+#if WANTS_DV
+tile::Accumulator<R, DV, BH, CACHE_DV> d_v;
+d_v.open(dV + row0 * DV, first, Lk, lane);
+#endif
 q.open(memory, lane);
 d_o.open(memory, lane);
-d_k.open(dK + row0 * D, first, Lk, lane);
-d_v.open(dV + row0 * DV, first, Lk, lane);
 
 tile::RowVector<R> one, scale_row;
 for (int i = 0; i < R / 8; i++) {
@@ -65,26 +73,30 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
       if (visibility.skip(visibility.q_segments, r, min(r + BT, range.end), lane)) continue;
       tile::seek(q, d_o, r, range.end);
 
-      // P^T = 2^(S^T - L)
-      tile::Tile<float, R, BT> p, ds;
-      tile::multiply_abt(p, k, q);
-#if HAS_SOFTCAP
-      tile::Tile<float, R, BT> slope;
-      softmax::cap(p, slope, scale, softcap);
-#else
-      softmax::multiply(p, scale * M_LOG2E_F);
-#endif
-      const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane);
       tile::ColumnVector<BT> L_column, delta_column;
       for (int c = 0; c < BT / 8; c++) {
         for (int e = 0; e < 2; e++) {
           const int row = min(r + c * 8 + lane.column + e, Lq - 1);
           L_column.at[c][e] = softmax::row_reference(L[statistics0 + row]);
+#if WANTS_DK
           delta_column.at[c][e] = delta[statistics0 + row];
+#endif
         }
       }
-      softmax::probabilities(p, L_column, whole);
 
+      // P^T = 2^(S^T - L)
+      tile::Tile<float, R, BT> p;
+      tile::multiply_abt(p, k, q);
+#if HAS_SOFTCAP
+      tile::Tile<float, R, BT> slope;
+      softmax::cap(p, slope, scale, softcap);
+#else
+      if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
+#endif
+      const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane);
+      softmax::probabilities(p, L_column, factor, whole);
+
+#if WANTS_DV
       // dV = dV + P^T dO
 #if HAS_DROPOUT
       tile::Tile<float, R, BT> kept = p;
@@ -93,8 +105,11 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
 #else
       tile::multiply_ab<Element>(d_v, one, p, d_o, whole);
 #endif
+#endif
 
+#if WANTS_DK
       // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
+      tile::Tile<float, R, BT> ds;
       tile::multiply_abt(ds, v, d_o);
 #if HAS_DROPOUT
       dropout::apply<true>(ds, drop, r, first, lane);
@@ -106,8 +121,14 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
 
       // dK = dK + dS^T Q
       tile::multiply_ab<float>(d_k, one, ds, q, whole);
+#endif
+      tile::leave(q, d_o);
     }
   }
 }
+#if WANTS_DK
 d_k.store(dK + row0 * D, first, scale_row);
+#endif
+#if WANTS_DV
 d_v.store(dV + row0 * DV, first, one);
+#endif

@@ -28,6 +28,7 @@ const int h0 = threadgroup_position_in_grid.y, b0 = threadgroup_position_in_grid
 
 threadgroup Element staging[STAGING];
 tile::Memory<Element> memory = {staging};
+const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Tile<float, R, BT> total;
 tile::clear(total);
 for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
@@ -74,10 +75,10 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
         tile::Tile<float, R, BT> slope;
         softmax::cap(p, slope, scale, softcap);
 #else
-        softmax::multiply(p, scale * M_LOG2E_F);
+        if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
 #endif
         const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane);
-        softmax::probabilities(p, L_row, whole);
+        softmax::probabilities(p, L_row, factor, whole);
         tile::multiply_abt(ds, d_o, v);
 #if HAS_DROPOUT
         dropout::apply<false>(ds, drop, first, c, lane);

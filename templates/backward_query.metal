@@ -32,6 +32,7 @@ const long row0 = (long(b) * Q_shape[1] + h) * Lq;
 
 threadgroup Element staging[STAGING];
 tile::Memory<Element> memory = {staging};
+const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
 tile::Rows<Element, BP, R, DV, CACHE_DO> d_o;
 tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
@@ -67,18 +68,20 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // P = 2^(S - L)
     tile::Tile<float, R, BT> p, ds;
-    tile::multiply_abt(p, q, k);
+    tile::begin_abt(p, q, k);
+    tile::begin_abt(ds, d_o, v);
+    tile::finish_abt<1>(p, q, k);
 #if HAS_SOFTCAP
     tile::Tile<float, R, BT> slope;
     softmax::cap(p, slope, scale, softcap);
 #else
-    softmax::multiply(p, scale * M_LOG2E_F);
+    if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
 #endif
     const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane);
-    softmax::probabilities(p, L_row, whole);
+    softmax::probabilities(p, L_row, factor, whole);
 
     // dP = dO V^T;  dS = P * (dP - delta)
-    tile::multiply_abt(ds, d_o, v);
+    tile::finish_abt<0>(ds, d_o, v);
 #if HAS_DROPOUT
     dropout::apply<false>(ds, drop, first, c, lane);
 #endif
@@ -89,6 +92,7 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // dQ = dQ + dS K
     tile::multiply_ab<float>(d_q, one, ds, k, whole);
+    tile::leave(k, v);
   }
 }
 d_q.store(dQ + row0 * D, first, scale_row);

@@ -38,6 +38,7 @@ OPERAND<Element, BT, D, BH, THREADS, STAGED> k;
 OPERAND<Element, BT, DV, BH, THREADS, STAGED> v;
 tile::Accumulator<R, DV, BH, CACHE_O> o;
 softmax::State<R> state;
+const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 q.open(tile::head<Element>(Q, Q_strides, b, h_k), tile::row_stride<Element>(Q_strides), first, rows, memory, lane);
 k.open(memory, lane);
 VIEW_K(k, b, h_k)
@@ -71,15 +72,16 @@ for (int c = begin, next; c < end; c = next) {
   tile::Tile<float, R, BT> slope;
   softmax::cap(s, slope, scale, softcap);
 #else
-  softmax::multiply(s, scale * M_LOG2E_F);
+  if (softmax::SCALED_FIRST) softmax::multiply(s, scale * M_LOG2E_F);
 #endif
   const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane);
 
   // P = 2^(S - m);  O = correction O + P V
-  const tile::RowVector<R> correction = softmax::step(s, state);
+  const tile::RowVector<R> correction = softmax::step(s, state, factor);
   tile::Tile<Element, R, BT> p;
-  tile::convert(p, s);
+  tile::narrow(p, s);
   tile::multiply_ab<Element>(o, correction, p, v, whole);
+  tile::leave(k, v);
 }
 
 // One part: O = O / l;  L = m + log2(l)

@@ -1,4 +1,5 @@
-// Softmax in base 2, on tiles of scores in units of log2(e); masked scores are -inf.
+// Softmax in base 2; masked scores are -inf. Scores are S = Q K^T times `factor`, scale log2(e), which is positive;
+// where something is added to them or caps them they are scaled first, and the factor left is 1.
 //
 // Everything stays float32. A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place
 // of m, so that they come out as 0 and never as -inf - (-inf).
@@ -6,6 +7,8 @@
 #define HAS_SINKS $HAS_SINKS
 
 namespace softmax {
+
+constant constexpr bool SCALED_FIRST = HAS_SOFTCAP || HAS_ALIBI || (HAS_MASK && ADDITIVE);
 
 template <int R> struct State {
   float m[R / 8];  // largest score so far
@@ -61,20 +64,20 @@ METAL_FUNC void multiply(thread tile::Tile<float, R, C>& s, thread const tile::T
   }
 }
 
-// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m')
+// m' = max(m, factor rowmax S);  P = 2^(factor S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m')
 template <int R, int C>
-METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state) {
+METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
   tile::RowVector<R> correction;
   for (int i = 0; i < R / 8; i++) {
     float m = -INFINITY;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
-    m = max(state.m[i], tile::row_max(m));
+    m = max(state.m[i], factor * tile::row_max(m));
     const float reference = m == -INFINITY ? 0 : m;
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = exp2(s.at[i][c] - reference);
+      s.at[i][c] = exp2(fma(s.at[i][c], tile::Pair<float>(factor), tile::Pair<float>(-reference)));
       l += s.at[i][c][0] + s.at[i][c][1];
     }
     correction.at[i] = exp2(state.m[i] - reference);
@@ -84,14 +87,14 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   return correction;
 }
 
-// P = 2^(S - L); L is a RowVector, or a ColumnVector where the tile is transposed. A row whose L is NaN makes only
-// what it sees NaN: unless the tile is seen as a whole, masked elements are 0 whatever L.
+// P = 2^(factor S - L); L is a RowVector, or a ColumnVector where the tile is transposed. A row whose L is NaN makes
+// only what it sees NaN: unless the tile is seen as a whole, masked elements are 0 whatever L.
 template <int R, int C, typename V>
-METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, bool whole) {
+METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, float factor, bool whole) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> p = exp2(s.at[i][c] - tile::spread(L, i, c));
+      const tile::Pair<float> p = exp2(fma(s.at[i][c], tile::Pair<float>(factor), -tile::spread(L, i, c)));
       s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
     }
   }

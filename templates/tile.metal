@@ -42,14 +42,6 @@ template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& 
   }
 }
 
-template <typename To, typename From, int R, int C>
-METAL_FUNC void convert(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
-  for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
-  }
-}
-
 template <int R, int C>
 METAL_FUNC void add(thread Tile<float, R, C>& sum, thread const Tile<float, R, C>& tile) {
   for (int i = 0; i < R / 8; i++) {

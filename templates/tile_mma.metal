@@ -9,16 +9,18 @@ METAL_FUNC void multiply_abt(
   synchronous_abt(s, a, b);
 }
 
+template <typename A, typename B> METAL_FUNC void leave(thread A& a, thread B&) { a.pipe.leave(); }
+
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that what lies there is meant.
 template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
     thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b, bool whole) {
   c.multiply(factor);
-  if (whole) {
-    synchronous_ab<false>(c, p, b);
+  if (whole || all_finite(b)) {
+    synchronous_ab(c, p, b);
   } else {
-    synchronous_ab<true>(c, p, b);
+    careful_ab(c, p, b);
   }
 }
 

@@ -7,6 +7,8 @@
 //   Traversed<...>           an operand every simdgroup of the threadgroup walks along: staged or read directly
 //   Accumulator<...>         a float32 result of R x D: cached in registers, or paged to its output buffer
 //   multiply_abt             S = A B^T
+//   begin_abt, finish_abt<N> the same where products run on their own time: begun early, waited for when needed, with N
+//                            products begun since; here all is done at the finish
 //   multiply_ab              C = factor * C + P B
 //   row_max, row_sum, column_sum, store_sums   reductions
 //
@@ -31,6 +33,14 @@ struct Lane {
     return self;
   }
 };
+
+template <typename To, typename From, int R, int C>
+METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
+  }
+}
 
 // A row of a fragment lives in the lanes l, l^1, l^8, l^9.
 METAL_FUNC float row_max(float x) {
@@ -202,6 +212,9 @@ template <typename A, typename B> METAL_FUNC void seek(thread A& a, thread B& b,
   a.seek(row, end);
   b.seek(row, end);
 }
+
+// What was read from the block is no longer needed: nothing to do where products are done when they return.
+template <typename A, typename B> METAL_FUNC void leave(thread A&, thread B&) {}
 
 // A float32 result of R rows x D columns. CACHED: in registers until `store`. Otherwise paged, the deliberate
 // register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block

@@ -3,14 +3,15 @@
 //
 //   panel     64 columns of a block: rows of 128 bytes, whose eight 16-byte chunks lie at chunk ^ (row & 7). So neither
 //             ldmatrix nor wgmma meets a bank conflict; it is wgmma's "128-byte swizzle".
-//   ahead     the block after the current one is copied (cp.async) while this one is multiplied: two stages
+//   stage     one of the places a traversed block may lie in: the block after the current one is copied (cp.async)
+//             while this one is multiplied
 //
 // The nv:: functions are single PTX instructions; the PTX ISA manual gives their fragment layouts.
 #include <nv>
 
 namespace tile {
 
-constant constexpr int PANEL = 64, STAGES = 2;
+constant constexpr int PANEL = 64, STAGES = $STAGES;
 constant constexpr int JOINT_ROWS = $JOINT_ROWS;  // rows whose simdgroups multiply together
 
 struct Lane {
@@ -25,6 +26,14 @@ struct Lane {
     return self;
   }
 };
+
+template <typename To, int R, int C>
+METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<float, R, C>& from) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = as_type<Pair<To>>(nv::pack<To>(from.at[i][c]));
+  }
+}
 
 // A row of a fragment lives in four neighbouring lanes.
 METAL_FUNC float row_max(float x) {
@@ -46,22 +55,37 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
 }
 
-// Rows [begin, ROWS) of a block in steps of `THREADS / 8`, eight lanes a row: copied where row < valid, else zero.
+// COUNT rows of D columns to the rows of a block from `first` on, eight lanes a row; rows at or past `valid`, and the
+// columns up to a whole step, become zero. Sixteen bytes at a time without waiting, unless an address forbids it.
 template <int ROWS, int D, int THREADS, int COUNT, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
-  const int chunk = thread_index % 8, row0 = thread_index / 8;
+  constexpr int STEP = THREADS / 8;
+  const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
   const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
+  if (aligned && valid >= COUNT && D % 16 == 0 && STEP % 8 == 0) {
+    // The common case, where addresses advance by constants
+    threadgroup T* target = to + place<ROWS>(first + row0, chunk);
+    const device T* source = from + row0 * stride + chunk;
 #pragma clang loop unroll(full)
-  for (int step = 0; step < (COUNT * 8 + THREADS - 1) / THREADS; step++) {
-    const int row = row0 + step * (THREADS / 8);
-    if (COUNT * 8 % THREADS != 0 && row >= COUNT) break;
+    for (int step = 0; step < (COUNT + STEP - 1) / STEP; step++) {
+      if (step * STEP + STEP > COUNT && row0 + step * STEP >= COUNT) break;
+#pragma clang loop unroll(full)
+      for (int panel = 0; panel < PANELS<D>; panel++) {
+        if (panel * PANEL + PANEL <= D || panel * PANEL + chunk < D) {
+          nv::copy_async(target + (panel * ROWS + step * STEP) * PANEL, source + panel * PANEL, 16);
+        }
+      }
+      source += STEP * stride;
+    }
+    return;
+  }
+#pragma clang loop unroll(disable)
+  for (int row = row0; row < COUNT; row += STEP) {
     const device T* source = from + (row < valid ? row : 0) * stride;
-#pragma clang loop unroll(full)
-    for (int panel = 0; panel < PANELS<D>; panel++) {
-      const int column = panel * PANEL + chunk * 8;
-      if (column >= STEPS<D> * 16) continue;
-      const bool exists = row < valid && column < D;
+#pragma clang loop unroll(disable)
+    for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
       threadgroup T* target = to + place<ROWS>(first + row, column);
+      const bool exists = row < valid && column < D;
       if (aligned) {
         nv::copy_async(target, source + (column < D ? column : 0), exists ? 16 : 0);
       } else {
@@ -69,6 +93,7 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
       }
     }
   }
+  nv::show_stores();
 }
 
 // Threadgroup memory that operands take their part of, in the order in which they are opened.
@@ -125,40 +150,37 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 // An operand that all simdgroups walk along in blocks of BT rows, in threadgroup memory.
 template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Traversed {
   using Element = T;
+  static constant constexpr int ROWS = BT, BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
   const device T* head;
   threadgroup T* stages;
   threadgroup T* block;
+  nv::Pipe<STAGES, THREADS> pipe;  // of this operand and the one that is opened after it
   long stride;
   int valid;  // rows of the current block that exist and are wanted, at most BT
   int ahead;  // the row whose block is in flight, or none
-  int stage;
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-    stages = memory.take(STAGES * BT * PANEL * PANELS<D>);
+    stages = memory.take(STAGES * BLOCK_ELEMENTS);
     lane = lane_;
-    stage = 0;
+    pipe.open(memory.take(8 * PANEL), lane.thread_index);
     ahead = -1;
   }
 
   METAL_FUNC void view(const device T* head_, long stride_) thread {
     head = head_;
     stride = stride_;
-    ahead = -1;
   }
 
-  METAL_FUNC int rows() const thread { return BT; }
-
-  METAL_FUNC void start(int row, int end) thread {
+  METAL_FUNC void start(int stage, int row, int end) thread {
     ahead = row;
     copy<BT, D, THREADS, BT>(
-        stages + stage * (BT * PANEL * PANELS<D>), 0, head + row * stride, stride, end - row, lane.thread_index);
+        stages + stage * BLOCK_ELEMENTS, 0, head + row * stride, stride, end - row, lane.thread_index);
   }
 
-  METAL_FUNC void enter(int row, int end) thread {
-    block = stages + stage * (BT * PANEL * PANELS<D>);
+  METAL_FUNC void enter(int stage, int row, int end) thread {
+    block = stages + stage * BLOCK_ELEMENTS;
     valid = min(BT, end - row);
-    stage = (stage + 1) % STAGES;
   }
 
   // Rows [16 t, +16) x columns [16 d, +16) as the second operand of A B^T: two neighbouring groups of 8 rows
@@ -174,24 +196,29 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 };
 
-// Both traversed operands go to the block that begins at `row`, and the copy of the block after it starts: one barrier
-// shows every thread what the others copied, and tells that nobody reads the stage that is overwritten next.
+template <typename A, typename B> METAL_FUNC void start(thread A& a, thread B& b, int row, int end) {
+  const int stage = a.pipe.begin_copy();
+  a.start(stage, row, end);
+  b.start(stage, row, end);
+  a.pipe.end_copy();
+}
+
+// Both traversed operands go to the block that begins at `row`, and the copy of the block after it starts. A block that
+// was copied in vain, since what sees it was skipped, is passed over.
 template <typename A, typename B> METAL_FUNC void seek(thread A& a, thread B& b, int row, int end) {
-  if (a.ahead != row) {
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    a.start(row, end);
-    b.start(row, end);
+  if (a.ahead >= 0 && a.ahead != row) {
+    a.pipe.enter();
+    a.pipe.leave();
+    a.ahead = -1;
   }
-  nv::wait_copies();
-  if (JOINT_ROWS > 1) nv::show_copies();
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  a.enter(row, end);
-  b.enter(row, end);
-  const int next = row + a.rows();
-  if (next < end) {
-    a.start(next, end);
-    b.start(next, end);
-  }
+  if (a.ahead < 0) start(a, b, row, end);
+  const int next = row + A::ROWS;
+  const bool more = next < end;
+  if (more) start(a, b, next, end);
+  const int stage = a.pipe.enter();
+  a.enter(stage, row, end);
+  b.enter(stage, row, end);
+  if (!more) a.ahead = -1;
 }
 
 // A float32 result of R rows x D columns, in registers until `store`.
@@ -212,6 +239,10 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
 
   METAL_FUNC void multiply(RowVector<R> factor) thread {
+    // Once the largest scores have been seen, which is soon, the factors are 1.
+    bool unchanged = true;
+    for (int i = 0; i < R / 8; i++) unchanged = unchanged && factor.at[i] == 1;
+    if (simd_all(unchanged)) return;
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
@@ -252,10 +283,6 @@ template <typename T> METAL_FUNC uint not_finite(uint pair) {
   return ((pair & low) == low ? one & 0xffffu : 0) | ((pair & high) == high ? one & 0xffff0000u : 0);
 }
 
-template <typename T> METAL_FUNC uint4 not_finite(uint4 pairs) {
-  return uint4(not_finite<T>(pairs.x), not_finite<T>(pairs.y), not_finite<T>(pairs.z), not_finite<T>(pairs.w));
-}
-
 // The finite elements of a pair, zero in place of the others
 template <typename T> METAL_FUNC uint finite(uint pair, uint bad) {
   return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
@@ -284,34 +311,11 @@ METAL_FUNC void synchronous_abt(
   }
 }
 
-// The rare second pass: counts, per result, the pairs of a nonzero P and a B that is no number
-template <typename T, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
-METAL_FUNC void poison(thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p, thread const B& b) {
-#pragma clang loop unroll(full)
-  for (int i = 0; i < R / 16; i++) {
-#pragma clang loop unroll(full)
-    for (int d = 0; d < D / 8; d++) {
-      Pair<float> upper = Pair<float>(0), lower = Pair<float>(0);
-#pragma clang loop unroll(full)
-      for (int t = 0; t < BT / 16; t++) {
-        uint4 seen = narrowed<T>(p, i, t);
-        for (int e = 0; e < 4; e++) seen[e] = nonzero<T>(seen[e]);
-        const uint4 bad = not_finite<T>(b.transposed(t, d / 2));
-        nv::multiply<T>(upper, lower, seen, d % 2 ? bad.zw : bad.xy);
-      }
-      c.at[2 * i][d] = select(c.at[2 * i][d], Pair<float>(NAN), upper > 0);
-      c.at[2 * i + 1][d] = select(c.at[2 * i + 1][d], Pair<float>(NAN), lower > 0);
-    }
-  }
-}
-
-// C += P B by mma.sync.  EDGE: B may hold rows that no row of P sees, where anything may lie. There NaN and infinity
-// enter the product as 0, and `poison` then marks the results whose row does see them.
-template <bool EDGE, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+// C += P B by mma.sync
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void synchronous_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
     thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
-  bool poisoned = false;
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
     uint4 rows[R / 16];
@@ -319,14 +323,7 @@ METAL_FUNC void synchronous_ab(
     for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
 #pragma clang loop unroll(full)
     for (int d = 0; d < STEPS<D>; d++) {
-      uint4 columns = b.transposed(t, d);
-      if (EDGE) {
-        for (int e = 0; e < 4; e++) {
-          const uint bad = not_finite<T>(columns[e]);
-          poisoned |= bad != 0;
-          columns[e] = finite<T>(columns[e], bad);
-        }
-      }
+      const uint4 columns = b.transposed(t, d);
 #pragma clang loop unroll(full)
       for (int i = 0; i < R / 16; i++) {
         nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
@@ -336,7 +333,58 @@ METAL_FUNC void synchronous_ab(
       }
     }
   }
-  if (EDGE && simd_any(poisoned)) poison<T>(c, p, b);
+}
+
+// Is every element of the block a number? Asked where a row sees the block only in part: behind what it does not see
+// anything may lie.
+template <typename T, int BT, int D, int BH, int THREADS, bool STAGED>
+METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+  uint found = 0;
+  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + b.lane.thread_index % 32;
+#pragma clang loop unroll(full)
+  for (int panel = 0; panel < PANELS<D>; panel++) {
+#pragma clang loop unroll_count(4)
+    for (int row = 0; row < BT; row += 4) {
+      const int r = row + b.lane.thread_index % 32 / 8;
+      const int column = panel * PANEL + (int(b.lane.thread_index % 8) ^ (r & 7)) * 8;
+      if (column >= D) continue;  // chunks of the last panel that hold nothing
+      const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
+      found |= not_finite<T>(pairs.x) | not_finite<T>(pairs.y) | not_finite<T>(pairs.z) | not_finite<T>(pairs.w);
+    }
+  }
+  return simd_all(found == 0);
+}
+
+// C += P B where B holds NaN or infinity that some row of P may not see: they enter the product as 0, and results whose
+// row does see them become NaN. Rare, and so written for size: P goes through an array that a loop can index.
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+METAL_FUNC void careful_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i < R / 16; i++) {
+    uint4 rows[BT / 16];
+#pragma clang loop unroll(full)
+    for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
+#pragma clang loop unroll(full)
+    for (int d = 0; d < D / 8; d++) {
+      Pair<float> upper = Pair<float>(0), lower = Pair<float>(0);  // pairs of a nonzero P and no number
+#pragma clang loop unroll(disable)
+      for (int t = 0; t < BT / 16; t++) {
+        const uint4 both = b.transposed(t, d / 2);
+        const uint2 columns = d % 2 ? both.zw : both.xy;
+        const uint2 bad = uint2(not_finite<T>(columns.x), not_finite<T>(columns.y));
+        const uint4 seen = uint4(
+            nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
+        nv::multiply<T>(upper, lower, seen, bad);
+        nv::multiply<T>(
+            c.at[2 * i][d], c.at[2 * i + 1][d], rows[t],
+            uint2(finite<T>(columns.x, bad.x), finite<T>(columns.y, bad.y)));
+      }
+      c.at[2 * i][d] = select(c.at[2 * i][d], Pair<float>(NAN), upper > 0);
+      c.at[2 * i + 1][d] = select(c.at[2 * i + 1][d], Pair<float>(NAN), lower > 0);
+    }
+  }
 }
 
 }  // namespace tile

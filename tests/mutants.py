@@ -52,7 +52,7 @@ FORWARD = of(
     ("key-head-by-modulo", "h / (int(Q_shape[1]) / int(K_shape[1]))", "h % int(K_shape[1])", HEADS),
     ("empty-row-divided", "state.l[i] == 0 ? 0 : 1 / state.l[i]", "1 / state.l[i]", BLIND),
     ("first-block-forgotten", "blocks - 1 - position", "blocks - position", output("causal"), "check"),
-    ("scale-forgotten", "multiply(s, scale * M_LOG2E_F)", "multiply(s, M_LOG2E_F)", SHARED),
+    ("scale-forgotten", "? 1 : scale * M_LOG2E_F", "? 1 : M_LOG2E_F", SHARED),
     ("one-row-too-many", "if (row < Lq && lane", "if (row <= Lq && lane", SHARED, "check"),
     ("rows-of-key-heads", "(long(b) * Q_shape[1] + h) * Lq", "(long(b) * K_shape[1] + h) * Lq", SHARED, "check"),
     ("not-normalised", "o.store(O + row0 * DV, first, normaliser)",
@@ -63,7 +63,7 @@ FORWARD = of(
 BACKWARD_QUERY = of(
     "backward_query",
     ("dq-forgets-scale", "d_q.store(dQ + row0 * D, first, scale_row)", "d_q.store(dQ + row0 * D, first, one)", PLAIN),
-    ("dq-in-base-e", "multiply(p, scale * M_LOG2E_F)", "multiply(p, scale)", PLAIN),
+    ("dq-in-base-e", "? 1 : scale * M_LOG2E_F", "? 1 : scale", PLAIN),
     ("dq-key-head-by-modulo", "h / (int(Q_shape[1]) / int(K_shape[1]))", "h % int(K_shape[1])", PLAIN),
     ("dq-delta-of-the-first-row", "delta[row0 + row]", "delta[row0 + min(first, Lq - 1)]", PLAIN),
     ("dq-without-the-slope", "softmax::multiply(ds, slope);", "", gradients("softcap")),

@@ -14,18 +14,19 @@ from pathlib import Path
 from ..simulator.translation import POSITIONS, Translation
 
 INCLUDE = Path(__file__).parent / "include"
+# Loop strength reduction would hold an address of its own for every access of a loop.
 # Loops are unrolled as Apple's compiler does it, so that no array of a thread is indexed and all stay in registers.
 FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-target", "nvptx64-nvidia-cuda",
     "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64,+__opencl_c_generic_address_space",
     "-cl-fp32-correctly-rounded-divide-sqrt", "-ffp-contract=fast", "-fno-math-errno", "-fno-builtin", "-O3",
-    "-mllvm", "-unroll-threshold=4000",
+    "-mllvm", "-unroll-threshold=4000", "-mllvm", "-disable-lsr",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
     "-Wimplicit-float-conversion", "-I", str(INCLUDE),
 )  # fmt: skip
 # The oldest PTX that knows the target: the driver has to know it too.
-_VERSIONS = {"sm_80": "ptx70", "sm_90a": "ptx80"}
+_VERSIONS = {"sm_80": "ptx71", "sm_90a": "ptx80"}
 # More threadgroup memory than this has to be asked for at the launch.
 STATIC_BYTES = 48 * 1024
 
@@ -48,6 +49,7 @@ class Variant:
 
     def flags(self) -> list[str]:
         sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
+        sizes.append(f"-DMSL_SM={re.sub('[^0-9]', '', self.target)}")
         facts = {"FOLDED": self.folded, "RAGGED": self.ragged, "CONVERGED": self.converged}
         options = [f"-DMSL_{name}" for name, on in facts.items() if on]
         options += ["-D__FAST_MATH__=1"] if self.fast_math else []
@@ -123,6 +125,7 @@ def _threadgroup_memory(text: str) -> tuple[str, int]:
     lines = []
     for variable in offsets:
         if variable:
-            _, size, align = _THREADGROUP.fullmatch(variable).groups()
-            lines.append(f".shared .align {align} .b8 {variable}[{size}];\n")
+            size = _THREADGROUP.fullmatch(variable).group(2)
+            # Swizzled panels want it: the hardware swizzles by address.
+            lines.append(f".shared .align 1024 .b8 {variable}[{size}];\n")
     return "".join(lines), 0

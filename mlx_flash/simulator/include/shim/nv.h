@@ -9,6 +9,12 @@ template <typename T> constant constexpr bool is_half_v = __is_same(T, half);
 
 #if defined(__NVPTX__)
 
+// Newer GPUs put a thread to sleep while it waits.
+#if MSL_SM >= 90
+#define NV_WAIT "try_wait"
+#else
+#define NV_WAIT "test_wait"
+#endif
 #define NV_ADDRESS(POINTER) ((uint)(ulong)(POINTER))
 
 // Two floats, rounded to nearest even, as one register of 16-bit elements: the first in the low half
@@ -49,13 +55,53 @@ MSL_INLINE void multiply(thread vec<float, 2>& upper, thread vec<float, 2>& lowe
 template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device T* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "r"(bytes) : "memory");
 }
-MSL_INLINE void wait_copies() {
-  asm volatile("cp.async.wait_all;" : : : "memory");
-}
-// What was copied becomes visible to the asynchronous matrix unit.
-MSL_INLINE void show_copies() {
-  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
-}
+
+// Blocks that all threads copy and all threads read, in turn, in STAGES places: mbarriers tell when a block has arrived
+// and when everybody has left it, so that no simdgroup waits for another that is less than a block behind.
+template <int STAGES, int THREADS> struct Pipe {
+  uint full, empty;  // addresses of the barriers: one for each stage
+  int copied, read;  // blocks so far
+
+  template <typename T> MSL_INLINE void open(threadgroup T* memory, uint thread_index) thread {
+    full = NV_ADDRESS(memory);
+    empty = full + 8 * STAGES;
+    copied = 0;
+    read = -1;
+    if (thread_index == 0)
+      for (int stage = 0; stage < 2 * STAGES; ++stage)
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(full + 8 * stage), "r"(THREADS) : "memory");
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  }
+  // Waits until the block that lay there before has been left by all; returns the stage to copy to.
+  MSL_INLINE int begin_copy() thread {
+    const int stage = copied % STAGES, turn = copied / STAGES;
+    if (turn > 0) wait(empty + 8 * stage, (turn - 1) & 1);
+    return stage;
+  }
+  MSL_INLINE void end_copy() thread {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" : : "r"(full + 8 * (copied % STAGES)) : "memory");
+    ++copied;
+  }
+  // Waits until the next block has arrived; returns its stage.
+  MSL_INLINE int enter() thread {
+    ++read;
+    wait(full + 8 * (read % STAGES), read / STAGES & 1);
+    return read % STAGES;
+  }
+  MSL_INLINE void leave() thread {
+    asm volatile("{\n\t.reg .b64 state;\n\tmbarrier.arrive.shared.b64 state, [%0];\n\t}"
+                 : : "r"(empty + 8 * (read % STAGES)) : "memory");
+  }
+  static MSL_INLINE void wait(uint barrier, int parity) {
+    uint done;
+    do {
+      asm volatile("{\n\t.reg .pred p;\n\tmbarrier." NV_WAIT ".parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+                   : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    } while (!done);
+  }
+};
+// Stores of this thread are seen by all who learn of what it does next.
+MSL_INLINE void show_stores() { asm volatile("fence.acq_rel.cta;" : : : "memory"); }
 
 #else
 
@@ -109,8 +155,25 @@ MSL_INLINE void multiply(thread vec<float, 2>& upper, thread vec<float, 2>& lowe
 template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device T* from, int bytes) {
   for (int e = 0; e < (int)(16 / sizeof(T)); ++e) to[e] = e * (int)sizeof(T) < bytes ? from[e] : T(0);
 }
-MSL_INLINE void wait_copies() {}
-MSL_INLINE void show_copies() {}
+
+template <int STAGES, int THREADS> struct Pipe {
+  int copied, read;
+  template <typename T> MSL_INLINE void open(threadgroup T*, uint) thread {
+    copied = 0;
+    read = -1;
+  }
+  MSL_INLINE int begin_copy() thread {
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    return copied % STAGES;
+  }
+  MSL_INLINE void end_copy() thread { ++copied; }
+  MSL_INLINE int enter() thread {
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    return ++read % STAGES;
+  }
+  MSL_INLINE void leave() thread {}
+};
+MSL_INLINE void show_stores() {}
 
 #endif
 

@@ -8,10 +8,17 @@ namespace nv {
 
 #if defined(__NVPTX__)
 
-// What a matrix descriptor says: address, distance of panels, distance of groups of 8 rows, 128-byte swizzle
-MSL_INLINE ulong descriptor(uint address, uint panel_bytes) {
-  return (ulong)(address >> 4 & 0x3fff) | (ulong)(panel_bytes >> 4) << 16 | (ulong)(1024 >> 4) << 32 | 1ul << 62;
-}
+// A matrix in threadgroup memory, as its descriptor says it: address, distance of panels, distance of groups of 8 rows,
+// 128-byte swizzle. All lanes of a simdgroup name the same one.
+template <typename T> struct Matrix {
+  ulong bits;
+  static MSL_INLINE Matrix of(threadgroup T* start, int panel) {
+    const uint low = (NV_ADDRESS(start) >> 4 & 0x3fff) | (uint)(panel * sizeof(T) >> 4) << 16;
+    return {(ulong)msl_from_lane(low, 0) | (ulong)(1024 >> 4 | 1u << 30) << 32};
+  }
+  // The part that begins so many elements after the start, at a column of its panel
+  MSL_INLINE Matrix at(int elements, int column) const { return {bits + ((elements + column) * sizeof(T) >> 4)}; }
+};
 
 // The registers of C, for N columns
 #define NV_REG(j) "+f"(c[0][j].x), "+f"(c[0][j].y), "+f"(c[1][j].x), "+f"(c[1][j].y)
@@ -86,18 +93,17 @@ MSL_INLINE ulong descriptor(uint address, uint panel_bytes) {
   asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %[add], 0;\n\t"                                                 \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                                        \
                " {" NV_LIST_##N "}, %[a], %[b], p, 1, 1, 0, 0;\n\t}"                                                  \
-               : NV_REGS_##N : [a] "l"(a_matrix), [b] "l"(b_matrix), [add] "r"((int)add) : "memory")
+               : NV_REGS_##N : [a] "l"(a.bits), [b] "l"(b.bits), [add] "r"((int)add) : "memory")
 #define NV_REGISTERS(N, TYPE)                                                                                         \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                                        \
                " {" NV_LIST_##N "}, {%[a0], %[a1], %[a2], %[a3]}, %[b], 1, 1, 1, 1;"                                  \
                : NV_REGS_##N                                                                                          \
-               : [a0] "r"(a.x), [a1] "r"(a.y), [a2] "r"(a.z), [a3] "r"(a.w), [b] "l"(b_matrix) : "memory")
+               : [a0] "r"(a.x), [a1] "r"(a.y), [a2] "r"(a.z), [a3] "r"(a.w), [b] "l"(b.bits) : "memory")
 
-// C = A B^T, or C += A B^T: 16 columns from `column` on of the panels `a` (64 rows) and `b` (N rows)
+// C = A B^T, or C += A B^T: 16 columns of `a` (64 rows) and `b` (N rows)
 template <typename T, int N>
 MSL_INLINE void multiply_shared(
-    thread vec<float, 2> (&c)[2][N / 8], threadgroup T* a, threadgroup T* b, int column, int, bool add) {
-  const ulong a_matrix = descriptor(NV_ADDRESS(a + column), 16), b_matrix = descriptor(NV_ADDRESS(b + column), 16);
+    thread vec<float, 2> (&c)[2][N / 8], Matrix<T> a, Matrix<T> b, int, bool add) {
 #define NV_CASE(SIZE)                                 \
   if constexpr (N == SIZE) {                          \
     if constexpr (is_half_v<T>) NV_SHARED(SIZE, "f16"); \
@@ -107,11 +113,10 @@ MSL_INLINE void multiply_shared(
 #undef NV_CASE
 }
 
-// C += A B: A 64 x 16 in the registers of its simdgroups, B 16 rows x N columns of panels `panel` elements apart
+// C += A B: A 64 x 16 in the registers of its simdgroups, B 16 rows x N columns
 template <typename T, int N>
 MSL_INLINE void multiply_registers(
-    thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, threadgroup T* b, int panel) {
-  const ulong b_matrix = descriptor(NV_ADDRESS(b), panel * sizeof(T));
+    thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, Matrix<T> b) {
 #define NV_CASE(SIZE)                                    \
   if constexpr (N == SIZE) {                             \
     if constexpr (is_half_v<T>) NV_REGISTERS(SIZE, "f16"); \
@@ -121,46 +126,65 @@ MSL_INLINE void multiply_registers(
 #undef NV_CASE
 }
 
-// Products are asynchronous: `begin` before the first, `finish` before anything touches their registers or operands.
+// The values are in their registers from here on.
+MSL_INLINE void settle(thread vec<uint, 4>& a) { asm volatile("" : "+r"(a.x), "+r"(a.y), "+r"(a.z), "+r"(a.w)); }
+template <int N> MSL_INLINE void settle(thread vec<float, 2> (&c)[2][N]) {
+#pragma clang loop unroll(full)
+  for (int j = 0; j < N; ++j) asm volatile("" : NV_REG(j));
+}
+
+// What was copied to threadgroup memory is seen by the matrix unit, which reads it on another path.
+MSL_INLINE void show_copies() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+
+// Products are asynchronous: `begin` before those of a group, `end` after them; `wait` until all groups but the last
+// LATER are done, before anything touches their registers or operands.
 MSL_INLINE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
-MSL_INLINE void finish_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned 0;" : : : "memory");
+MSL_INLINE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }
+template <int LATER> MSL_INLINE void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(LATER) : "memory");
 }
 
 #else
 
-template <typename T> MSL_INLINE T swizzled(threadgroup T* panel, int row, int column) {
-  return panel[row * 64 + ((column / 8) ^ (row & 7)) * 8 + column % 8];
-}
+template <typename T> struct Matrix {
+  threadgroup T* start;
+  int panel, column;
+  static MSL_INLINE Matrix of(threadgroup T* start, int panel) { return {start, panel, 0}; }
+  MSL_INLINE Matrix at(int elements, int column) const { return {start + elements, panel, column}; }
+  MSL_INLINE T operator()(int row, int k) const {
+    const int c = (column + k) % 64;
+    return start[(column + k) / 64 * panel + row * 64 + ((c / 8) ^ (row & 7)) * 8 + c % 8];
+  }
+};
 
 template <typename T, int N>
 MSL_INLINE void multiply_shared(
-    thread vec<float, 2> (&c)[2][N / 8], threadgroup T* a, threadgroup T* b, int column, int first, bool add) {
+    thread vec<float, 2> (&c)[2][N / 8], Matrix<T> a, Matrix<T> b, int first, bool add) {
   const int row = first + msl_lane() / 4, place = msl_lane() % 4 * 2;
   for (int i = 0; i < 2; ++i) for (int n = 0; n < N; n += 8) for (int e = 0; e < 2; ++e) {
     float sum = add ? c[i][n / 8][e] : 0;
-    for (int k = column; k < column + 16; ++k)
-      sum += (float)swizzled(a, row + i * 8, k) * (float)swizzled(b, n + place + e, k);
+    for (int k = 0; k < 16; ++k) sum += (float)a(row + i * 8, k) * (float)b(n + place + e, k);
     c[i][n / 8][e] = sum;
   }
 }
 
 template <typename T, int N>
-MSL_INLINE void multiply_registers(
-    thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, threadgroup T* b, int panel) {
+MSL_INLINE void multiply_registers(thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, Matrix<T> b) {
   for (int d = 0; d < N; d += 8) {
     vec<uint, 2> columns;
     const int row = msl_lane() % 4 * 2, column = d + msl_lane() / 4;
-    for (int k = 0; k < 2; ++k) {
-      threadgroup T* at = b + column / 64 * panel;
-      columns.set(k, as_type<uint>(vec<T, 2>(swizzled(at, 8 * k + row, column % 64), swizzled(at, 8 * k + row + 1, column % 64))));
-    }
+    for (int k = 0; k < 2; ++k)
+      columns.set(k, as_type<uint>(vec<T, 2>(b(8 * k + row, column), b(8 * k + row + 1, column))));
     multiply<T>(c[0][d / 8], c[1][d / 8], a, columns);
   }
 }
 
+MSL_INLINE void settle(thread vec<uint, 4>&) {}
+template <int N> MSL_INLINE void settle(thread vec<float, 2> (&)[2][N]) {}
+MSL_INLINE void show_copies() {}
 MSL_INLINE void begin_products() {}
-MSL_INLINE void finish_products() {}
+MSL_INLINE void end_products() {}
+template <int LATER> MSL_INLINE void wait_products() {}
 
 #endif
 
