@@ -43,6 +43,8 @@ REACH = "test_work.py::test_windows_visit_only_themselves[3-77-apple9-{}]"
 OTHER = "test_work.py::test_blocks_of_other_segments_are_not_visited[apple9-{}]"
 SCHEDULES = "test_schedules.py::test_no_schedule_shows[apple7-plain]"
 
+PACKED = "test_quantized.py::test_accuracy[simulator-{}]"
+CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 
 # fmt: off
@@ -118,6 +120,21 @@ COMBINE = of(
      DECODING.format("apple7-softcap")),
     ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
      "test_decode.py::test_rows_that_see_nothing[simulator-apple9-bool]"),
+)
+QUANTIZED = of(
+    "quantized",
+    ("bias-forgotten", "return scale * float(code) + bias;", "return scale * float(code);", PACKED.format("apple7-0")),
+    ("scale-of-the-first-group", "row * scale_stride + column / GROUP", "row * scale_stride",
+     PACKED.format("apple9-2")),
+    ("every-second-word-forgotten", "codes.at[e * BITS / 32]", "codes.at[0]", CODES.format("mxfp88g32")),
+    ("codes-from-the-top", "(e * BITS % 32)) &", "(32 - BITS - e * BITS % 32)) &", CODES.format("nvfp44g16")),
+    ("exponent-off-by-one", "(exponent + 120)", "(exponent + 121)", CODES.format("mxfp88g32")),
+    ("code-without-a-number", "(code & 127) == 127 ? NAN : normal", "normal", CODES.format("mxfp88g32")),
+    ("largest-code", "float(m) - 2 : 6", "float(m) - 2 : 5", CODES.format("mxfp44g32")),
+    ("smallest-scale", "scale == 0 ? 0x400000u : uint(scale) << 23", "uint(scale) << 23", CODES.format("mxfp44g32")),
+    ("packed-row-past-the-end", "if (row < valid) values = run", "values = run", PACKED.format("apple7-0"), "check"),
+    ("packed-before-all-have-read", "RUNS = H / 8;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "RUNS = H / 8;", "test_quantized.py::test_no_schedule_shows[apple7-37]", "check"),
 )
 SOFTMAX = of(
     "softmax",
@@ -233,6 +250,7 @@ MUTANTS = [
     *BACKWARD_MASK,
     *DECODE,
     *COMBINE,
+    *QUANTIZED,
     *SOFTMAX,
     *MASK,
     *DROPOUT,
