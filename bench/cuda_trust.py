@@ -28,6 +28,7 @@ MARK = "cuda_trust result: "
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", default="apple7,apple9", help="whose kernels (default: apple7,apple9)")
+    parser.add_argument("--backend", default="cuda", help="what runs them (default: cuda)")
     parser.add_argument("--only", default="", metavar="REGEX", help="jobs whose name matches")
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1), help="at a time")
     parser.add_argument("--limit", type=float, default=90, metavar="SECONDS", help="of a job (default: 90)")
@@ -60,16 +61,17 @@ def pretend_cuda(family: str):
     backends._chosen.set(backends.Backend("cuda", FAMILIES[family], cuda.run))
 
 
-def run_job(name: str, families: str, precompile: bool) -> dict:
+def run_job(options) -> dict:
     """One job, in this process."""
-    function, family, *rest = chosen(families, re.escape(name) + "$")[name]
+    name, precompile = options.job, options.precompile
+    function, family, *rest = chosen(options.families, re.escape(name) + "$")[name]
     start = time.perf_counter()
     if precompile:
         pretend_cuda(family)
     else:
         from mlx_flash import use_backend
 
-        use_backend("cuda", family)
+        use_backend(options.backend, family if options.backend != "reference" else None)
     job = function(family, *rest)
     try:
         made = job.make()
@@ -82,10 +84,10 @@ def run_job(name: str, families: str, precompile: bool) -> dict:
 
 def run_apart(name: str, options) -> dict:
     """The same in a process of its own, under the time limit."""
-    command = [sys.executable, __file__, "--job", name, "--families", options.families]
+    command = [sys.executable, __file__, "--job", name, "--families", options.families, "--backend", options.backend]
     command += ["--precompile"] if options.precompile else []
-    # float32 matmuls of the comparison in float32 and not in TF32
-    environment = os.environ | {"MLX_ENABLE_TF32": "0"}
+    # float32 matmuls of the comparison in float32 and not in TF32; a few threads for each process's numpy
+    environment = os.environ | {"MLX_ENABLE_TF32": "0", "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
     start, limit = time.perf_counter(), None if options.precompile else options.limit
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
@@ -128,7 +130,7 @@ def assemble(options) -> int:
 def main() -> int:
     options = arguments()
     if options.job:
-        print(MARK + json.dumps(run_job(options.job, options.families, options.precompile)), flush=True)
+        print(MARK + json.dumps(run_job(options)), flush=True)
         return 0
     names, start, results = list(chosen(options.families, options.only)), time.perf_counter(), []
     for result in run_all(names, options):

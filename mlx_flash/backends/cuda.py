@@ -82,6 +82,6 @@ def compiled(plan, inputs: dict) -> Ptx:
 def run(plan, inputs: dict, stream) -> list[mx.array]:
     """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
     try:
-        return run_with(_of(plan), plan, inputs, mx.gpu if stream is None else stream)
+        return run_with(_of(plan), plan, inputs, stream)
     except ToolchainError as error:
         raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error

@@ -111,6 +111,7 @@ class CudaKernel(MetalKernel):
         return self._built[text, variant]
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
+        stream = mx.gpu if stream is None else stream  # whatever the default device
         looks = tuple([(array.shape, array.dtype) for array in arrays])
         chosen = tuple([(name, type(value), value) for name, value in template])
         key = (looks, tuple(dtypes), tuple(grid), tuple(threadgroup), chosen)
