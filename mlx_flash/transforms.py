@@ -55,6 +55,8 @@ def _mapped_leaf(outside: tuple, inside: tuple) -> mx.array | None:
 
 
 def _vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
+    _built_in["vmap"](fun, in_axes, out_axes)  # refuses what it refuses at once
+
     def mapped(*args):
         def traced(*inside):
             with _set(witness=_mapped_leaf(args, inside)):

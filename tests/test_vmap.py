@@ -296,5 +296,9 @@ def test_a_map_taken_before_the_import_refuses(backend):
 def test_other_functions_map_as_ever():
     assert mx.vmap(lambda x, y: x + y, in_axes=(0, None))(mx.arange(3), mx.array(2)).tolist() == [2, 3, 4]
     assert "vectorized" in mx.vmap.__doc__ and mx.vmap.__name__ == "vmap"
+    named = mx.vmap(lambda d: d["a"] - d["b"], in_axes={"a": 0, "b": None}, out_axes=-1)
+    assert named({"a": mx.arange(3), "b": mx.ones(2)}).shape == (2, 3)
     with pytest.raises(ValueError, match=r"\[vmap\]"):
         mx.vmap(lambda x: x, in_axes="front")(mx.arange(3))
+    with pytest.raises(TypeError, match="vmap"):
+        mx.vmap(lambda x: x, 0, None)
