@@ -1,8 +1,9 @@
 """mlx-lm's models under patch(): the same greedy tokens and probabilities, on every backend."""
 
+import bounds
 import mlx.core as mx
 import pytest
-from machines import shared_out
+from machines import METAL, SIMULATED, label, shared_out
 from mlx_lm import batch_generate
 from mlx_lm.models.cache import BatchKVCache
 from tiny_models import MODELS, PROMPT, close, generated, tiny
@@ -44,6 +45,21 @@ def test_logits_of_a_whole_text(choice, name):
         mx.eval(got)
     assert report.ours == (0 if name == "gemma2" else LAYERS) and not report.built_in
     close(got, want)
+
+
+@pytest.mark.parametrize("dtype", (mx.float16, mx.bfloat16), ids=str)
+@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL], ids=label)
+def test_sixteen_bits(choice, dtype):
+    """Every call is served, and the first token's probabilities are as near to float32's as the unpatched run's."""
+    model = tiny("llama")
+    _, exact = generated(model, 1)
+    model.set_dtype(dtype)
+    _, want = generated(model, 4)
+    with use_backend(*choice), mlx_flash.patch() as report:
+        _, got = generated(model, 4)
+    assert report.ours == LAYERS * (1 + 5) and not report.built_in
+    theirs, ours = (mx.abs(one[0].astype(mx.float32) - exact[0]).max().item() for one in (want, got))
+    assert 0 < ours <= bounds.LARGEST * theirs
 
 
 def test_a_rotating_cache(backend):
