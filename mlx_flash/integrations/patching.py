@@ -32,7 +32,8 @@ class patch:
     `quantized_attention`. mlx-lm is not imported for that: where it is imported later, its first other call tells.
 
     Calls that cannot be served, wrong ones included, go to the built-in function, which answers or raises as ever; so
-    do those inside ``mx.jvp`` or a gradient of a gradient.
+    do those inside ``mx.jvp`` or a gradient of a gradient: to tell, ``mx.grad``, ``mx.value_and_grad``, ``mx.vjp`` and
+    ``mx.jvp`` keep count while a patch is active.
 
     Args:
         min_queries: calls with fewer queries go to the built-in: 9 leaves decoding to it.
