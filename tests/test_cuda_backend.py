@@ -163,7 +163,7 @@ def test_kernels_assemble(step, family, dtype, features):
     text = made.code.decode()
     assert f".entry {made.name}(" in text and "__clang_ocl" not in text and ".const" not in text
     # Older drivers know these versions too.
-    assert ".version 7.0\n.target sm_80\n" in text or ".version 8.0\n.target sm_90a\n" in text
+    assert ".version 7.1\n.target sm_80\n" in text or ".version 8.0\n.target sm_90a\n" in text
     assert made.shared_memory <= FAMILIES[family].threadgroup_bytes
     try:
         ptxas.ptxas()

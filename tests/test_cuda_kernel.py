@@ -105,7 +105,7 @@ def test_threadgroup_memory(launches):
         assert launch["shared_memory"] == asked
         text = launch["compiled_source"].decode()
         assert (".extern .shared" in text) == bool(asked)
-        assert (".shared .align 16 .b8 msl_threadgroup_0_66_16[66];" in text) != bool(asked)
+        assert (".shared .align 1024 .b8 msl_threadgroup_0_66_16[66];" in text) != bool(asked)
         assert "bar.sync" in text
         check_assembles(launch, "sm_80")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from ..simulator.translation import POSITIONS, Translation
 
 INCLUDE = Path(__file__).parent / "include"
-# Loop strength reduction would hold an address of its own for every access of a loop.
 # Loops are unrolled as Apple's compiler does it, so that no array of a thread is indexed and all stay in registers.
+# Loop strength reduction would hold an address of its own for every access of a loop.
 FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-target", "nvptx64-nvidia-cuda",
