@@ -15,7 +15,8 @@ template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) 
   for (uint source = lane & ~(WIDTH - 1u), end = source + WIDTH; source < end; ++source) {
     const T part = msl_from_lane(value, source);
     if (!(here >> source & 1)) continue;
-    result = any ? Op::apply(result, part) : part;
+    if (any) result = Op::apply(result, part);
+    else result = part;
     any = true;
   }
   return result;

@@ -1,0 +1,3 @@
+// A launch of the simulator.
+#pragma once
+#include "shim/entry.h"
