@@ -229,6 +229,12 @@ CASES = {
         "y[i] = ((threadgroup half*)t)[l];",
         {},
     ),
+    "numbers cut to a byte": (
+        "integer overflow",
+        "int k = (long)i << 40; y[i] = x[k & 63];",
+        "uchar k = ushort(i * 300) >> 1; y[i] = x[k & 63];",
+        {},
+    ),
     "index overflow": (
         "integer overflow",
         "int k = (int)i * 100000000; y[i] = x[k < 0 ? 0 : k % 64];",

@@ -16,6 +16,11 @@ _PARAMS = [
 ]  # fmt: skip
 _GEMV_SHAPE = (4, 1, 1, 32, 4, 4)  # simdgroups and threads and elements a threadgroup has along rows and columns
 _GEMM_BLOCKS = (32, 32, 16, 2, 2)
+# Widths that share no word evenly, or hardly; each in two kernels.
+_ODD_BITS = {
+    (mx.float16, "qmv_fast"): (2, 3), (mx.float32, "qmv"): (5, 6), (mx.bfloat16, "qmm_t"): (3, 5),
+    (mx.float32, "qmm_n"): (2, 6),
+}  # fmt: skip
 
 
 def _gemm(dtype: mx.Dtype, layout: str, constants: dict):
@@ -64,10 +69,10 @@ def run_gemv(dtype: mx.Dtype, rows: int = 50, columns: int = 300):
 def quantized(
     shape: tuple[int, int], dtype: mx.Dtype, bits: int, group: int
 ) -> tuple[mx.array, mx.array, mx.array, np.ndarray]:
-    """(packed integers, scales, biases, the matrix they stand for): 32-bit words, the lowest integer first."""
+    """(packed integers, scales, biases, the matrix they stand for): a row is one string of bits, the lowest first."""
     packed, scales, biases = mx.quantize(normal(shape, dtype, 5), group_size=group, bits=bits)
-    words = np.array(packed)
-    integers = np.stack([(words >> shift) & (2**bits - 1) for shift in range(0, 32, bits)], -1).reshape(shape)
+    string = np.unpackbits(np.array(packed).view(np.uint8), axis=1, bitorder="little")
+    integers = (string.reshape(*shape, bits) << np.arange(bits)).sum(-1)
     wanted = integers * np.repeat(double(scales), group, 1) + np.repeat(double(biases), group, 1)
     return packed, scales, biases, wanted
 
@@ -101,7 +106,7 @@ def cases() -> list[Case]:
     ]
     found += [Case("gemv", short(dtype), functools.partial(run_gemv, dtype)) for dtype in FLOATS]
     for dtype, variant in itertools.product(FLOATS, ("qmv", "qmv_fast", "qvm", "qmm_t", "qmm_n")):
-        for bits in (4, 8):
+        for bits in (4, 8, *_ODD_BITS.get((dtype, variant), ())):
             found.append(
                 Case(
                     "quantized",

@@ -5,12 +5,34 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .. import SimulatorError, mode
 from ..errors import CompileError
-from . import attention, elementwise, matmul, norms, reductions, rows, vector_attention
+from . import (
+    attention,
+    elementwise,
+    float_products,
+    matmul,
+    movement,
+    norms,
+    products,
+    reductions,
+    rows,
+    vector_attention,
+)
 from .case import Case, Mismatch
 from .headers import version
 from .sweep import compile_file, compile_header, headers, kernel_files, sweep
 
-_FAMILIES = (attention, vector_attention, matmul, rows, norms, reductions, elementwise)
+_FAMILIES = (
+    attention,
+    vector_attention,
+    matmul,
+    float_products,
+    products,
+    rows,
+    norms,
+    reductions,
+    elementwise,
+    movement,
+)
 _WORKERS = 2
 
 # What checked runs report of MLX's own kernels, by the start of a case's name: all of it is there.

@@ -22,14 +22,21 @@ def _problem(head_dim: int, dtype: mx.Dtype, kind: str, columns: int):
     shapes = [(1, _HEADS, _ROWS, head_dim), (1, _KEY_HEADS, columns, head_dim), (1, _KEY_HEADS, columns, head_dim)]
     q, k, v = (normal(shape, dtype, seed) for seed, shape in enumerate(shapes))
     mask, bias = masked(kind, dtype, _HEADS, _ROWS, columns)
-    wanted, _ = softmax_attention(double(q), double(k), double(v), 1 / math.sqrt(head_dim), bias)
+    wanted, lse = softmax_attention(double(q), double(k), double(v), 1 / math.sqrt(head_dim), bias)
+    if kind == "sinks":
+        wanted /= 1 + np.exp(double(_sinks(dtype))[:, None] - lse)[..., None]
     return q, k, v, mask, wanted
+
+
+def _sinks(dtype: mx.Dtype) -> mx.array:
+    """A logit of each head that takes its share of the weights and has no value."""
+    return normal((_HEADS,), dtype, 9, 2.0)
 
 
 def _constants(kind: str, **more) -> dict:
     return {
         "has_mask": kind in ("bool", "additive"), "query_transposed": False, "do_causal": kind == "causal",
-        "bool_mask": kind == "bool", "float_mask": kind == "additive", "has_sinks": False, **more,
+        "bool_mask": kind == "bool", "float_mask": kind == "additive", "has_sinks": kind == "sinks", **more,
     }  # fmt: skip
 
 
@@ -51,6 +58,7 @@ def run_one_pass(head_dim: int, dtype: mx.Dtype, kind: str):
         | {10: np.float32(1 / math.sqrt(head_dim))}
         | _mask_arguments(mask, kind, 11, columns)
     )
+    arguments |= {16: _sinks(dtype), 17: np.int32(_HEADS)} if kind == "sinks" else {}
     kernel = _kernel("sdpa_vector", head_dim, dtype, _constants(kind))
     (got,) = kernel(arguments, threads((_HEADS, _ROWS, 1), (1024, 1, 1)), (1024, 1, 1))
     agree(got, wanted, 8 * ROUNDING[dtype] + 1e-5, "O")
@@ -65,6 +73,7 @@ def run_two_passes(head_dim: int, dtype: mx.Dtype, kind: str):
     arguments |= {7: np.int32(columns)} | dict(enumerate(strides, 8)) | {12: np.float32(1 / math.sqrt(head_dim))}
     arguments |= _mask_arguments(mask, kind, 13, columns)
     group = (32, _HEADS // _KEY_HEADS, _ROWS)
+    arguments |= {18: _sinks(dtype)} if kind == "sinks" else {}
     first = _kernel("sdpa_vector_2pass_1", head_dim, dtype, _constants(kind, blocks=blocks))
     partials, sums, largest = first(arguments, threads((_KEY_HEADS, 1, blocks), group), group)
     arguments = [partials, sums, largest, (q.shape, dtype), np.int32(blocks)]
@@ -77,8 +86,8 @@ def run_two_passes(head_dim: int, dtype: mx.Dtype, kind: str):
 def cases() -> list[Case]:
     """Both variants, three dtypes, all masks; the head dimensions change with the dtype."""
     found = []
-    for (dtype, head_dim), kind in itertools.product(zip(FLOATS, (64, 128, 96)), MASKS):
-        name = f"D{head_dim} {short(dtype)} {kind} mask"
+    for (dtype, head_dim), kind in itertools.product(zip(FLOATS, (64, 128, 96)), (*MASKS, "sinks")):
+        name = f"D{head_dim} {short(dtype)} {'sinks' if kind == 'sinks' else f'{kind} mask'}"
         found.append(Case("sdpa_vector", name, functools.partial(run_one_pass, head_dim, dtype, kind)))
         found.append(Case("sdpa_vector two-pass", name, functools.partial(run_two_passes, head_dim, dtype, kind)))
     return found

@@ -322,11 +322,16 @@ OVERFLOW(add_overflow)
 OVERFLOW(sub_overflow)
 OVERFLOW(mul_overflow)
 OVERFLOW(negate_overflow)
-OVERFLOW(implicit_conversion)
+// A promoted byte that becomes a byte again is meant: only what should have fitted 32 bits is an index.
+typedef struct { u16 kind, info; char name[]; } Type;
+typedef struct { const char* file; u32 line, column; const Type *from, *to; } Conversion;
+EXPORTED void __ubsan_handle_implicit_conversion(const Conversion* data, u64 a, u64 b) {
+  (void)b;
+  if (data->to->info >> 1 >= 5) report_access(this_worker(), REPORT_OVERFLOW, SPACE_OTHER, 0, a, 0, READ, HERE);
+}
 
 // -fsanitize=array-bounds: an array of the thread's own, which lies on its stack. Of others the access itself is reported, with more words.
-typedef struct { u16 kind, info; char name[]; } ArrayType;
-typedef struct { const char* file; u32 line, column; const ArrayType* array; } ArrayAccess;
+typedef struct { const char* file; u32 line, column; const Type* array; } ArrayAccess;
 EXPORTED void __ubsan_handle_out_of_bounds(const ArrayAccess* data, u64 index) {
   static const char wanted[] = "__private";
   for (const char* at = data->array->name; *at; ++at) {
