@@ -78,6 +78,14 @@ def test_views_equal_their_copies(backend, view, case):
     assert [name for name, array in got.items() if bits(array) != want[name]] == []
 
 
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_views_of_few_queries_equal_their_copies(kernels, view):
+    """Decoding packs q's heads and queries into one axis, whatever their strides."""
+    arrays = Case(3, 600, 64, "float16", group=4, key_heads=2, batch=2).arrays()
+    want, got = (attention(*(made(arrays[name]) for name in "qkv"), causal=True) for made in (lambda same: same, view))
+    assert bits(got) == bits(want)
+
+
 def test_broadcast_axes(backend):
     """Stride 0: one head read by all, one batch entry read by all, one row of dO for every query."""
     arrays = CASE.arrays()
