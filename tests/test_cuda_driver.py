@@ -17,7 +17,6 @@ int cuDriverGetVersion(int* version) { *version = 12090; return 0; }
 int cuInit(unsigned flags) { return flags != 0; }
 int cuDeviceGet(int* device, int ordinal) { *device = 7; return ordinal; }
 int cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)0x123456789abcul; return device != 7; }
-int cuDevicePrimaryCtxRelease_v2(int device) { return device != 7; }
 int cuCtxPushCurrent_v2(void* context) { depth++; return context != (void*)0x123456789abcul; }
 int cuCtxPopCurrent_v2(void** context) { depth--; *context = 0; return 0; }
 int cuLinkCreate_v2(unsigned n, int* options, void** values, void** state) {

@@ -34,6 +34,14 @@ def version() -> tuple[int, int] | None:
     return known.value // 1000, known.value % 1000 // 10
 
 
+def _context(driver: ctypes.CDLL) -> ctypes.c_void_p | None:
+    """The first GPU's primary context, which MLX uses too; it is never given back."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    return None if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) else context
+
+
 def assemble(code: bytes, name: str) -> bytes | None:
     """The machine code of PTX for this machine's GPU; None where the driver does not give it.
 
@@ -41,22 +49,13 @@ def assemble(code: bytes, name: str) -> bytes | None:
     processes. Raises AssemblerError if it refuses the text.
     """
     driver = library()
-    if driver is None or driver.cuInit(0):
-        return None
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    if driver.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+    context = _context(driver) if driver else None
+    if context is None or driver.cuCtxPushCurrent_v2(context):
         return None
     try:
-        if driver.cuCtxPushCurrent_v2(context):
-            return None
-        try:
-            return _linked(driver, code, name)
-        finally:
-            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        return _linked(driver, code, name)
     finally:
-        driver.cuDevicePrimaryCtxRelease_v2(device)
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
 def _linked(driver: ctypes.CDLL, code: bytes, name: str) -> bytes | None:

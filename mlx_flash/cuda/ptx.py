@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +84,11 @@ def _for_gpu(stored: Path, code: bytes, name: str, gpu: str) -> bytes:
     made = driver.assemble(code, name)
     if made is None:
         return code
-    with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
-        built = Path(scratch) / "kernel.cubin"
-        built.write_bytes(made)
-        os.replace(built, kept)
+    with suppress(OSError):  # a folder that is read-only
+        with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
+            built = Path(scratch) / "kernel.cubin"
+            built.write_bytes(made)
+            os.replace(built, kept)
     return made
 
 
