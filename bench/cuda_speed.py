@@ -1,0 +1,258 @@
+"""Attention on an NVIDIA GPU beside that of MLX and of torch: python bench/cuda_speed.py [--out JSON] [--plot PNG]
+
+Every case runs in turn through all providers in one process (torch's, where it is installed): median time of a call,
+TFLOP/s of the useful work, and the memory a call takes beyond its inputs. Errors are those against float64 on a smaller
+problem of the same kind. A machine without a GPU can compile the kernels beforehand: --precompile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+CALLS = 4  # evaluated together, so that launches hide behind one another as in a model
+
+
+@dataclass(frozen=True)
+class Case:
+    """Self-attention of batch 1; `window`: keys a query sees, its own the last; `segment`: length of packed sequences."""
+
+    head_dim: int
+    length: int
+    backward: bool = False
+    causal: bool = True
+    heads: int = 16
+    key_heads: int = 16
+    window: int | None = None
+    segment: int | None = None
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        facts = ["fwd+bwd" if self.backward else "fwd", f"D={self.head_dim}", f"N={self.length}"]
+        facts += ["causal" if self.causal else "dense"] + ([f"Hk={self.key_heads}"] if self.key_heads < 16 else [])
+        facts += [f"window={self.window}"] if self.window else []
+        return " ".join(facts + ([f"segments={self.segment}"] if self.segment else []))
+
+    @property
+    def flops(self) -> float:
+        """Useful work: two products forward, five more backward, over the pairs that see each other."""
+        n, reach = self.length, min(self.window or self.length, self.segment or self.length)
+        pairs = n * n if not self.causal else reach * n - reach * (reach - 1) / 2 if self.window else n * reach / 2
+        return 2 * self.heads * pairs * self.head_dim * (7 if self.backward else 2)
+
+
+def cases() -> list[Case]:
+    found = []
+    for backward in (False, True):
+        found += [Case(d, n, backward) for d in (64, 96, 128, 192, 256) for n in (1024, 4096, 16384)]
+        found += [Case(d, 4097, backward) for d in (64, 128, 256)]
+        found += [Case(d, 4096, backward, causal=False) for d in (64, 128, 256)]
+        found += [Case(128, 65536, backward), Case(128, 16384, backward, key_heads=4)]
+        found += [Case(128, 16384, backward, window=1024), Case(128, 16384, backward, segment=2048)]
+    return found
+
+
+def ours(case: Case, q, k, v, d_o):
+    from mlx_flash import attention
+
+    options = {"causal": case.causal}
+    if case.window:
+        options["window"] = (case.window - 1, None)
+    if case.segment:
+        ids = mx.arange(case.length) // case.segment
+        options["segments"] = (ids, ids)
+    return differentiated(case, lambda q, k, v: attention(q, k, v, **options), q, k, v, d_o)
+
+
+def built_in(case: Case, q, k, v, d_o):
+    mask = "causal" if case.causal else None
+    if case.window or case.segment:
+        i = mx.arange(case.length)
+        before = i[:, None] - i[None]
+        mask = (before >= 0) & (before < (case.window or case.length))
+        mask = mask & ((i // case.segment)[:, None] == (i // case.segment)[None]) if case.segment else mask
+    scale = case.head_dim**-0.5
+    call = lambda q, k, v: mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)  # noqa: E731
+    return differentiated(case, call, q, k, v, d_o)
+
+
+def differentiated(case: Case, function, q, k, v, d_o):
+    if not case.backward:
+        return [function(q, k, v)]
+    outputs, gradients = mx.vjp(function, [q, k, v], [d_o])
+    return [*outputs, *gradients]
+
+
+def arrays(case: Case, length: int | None = None) -> list[mx.array]:
+    n = length or case.length
+    shapes = [(1, heads, n, case.head_dim) for heads in (case.heads, case.key_heads, case.key_heads, case.heads)]
+    keys = mx.random.split(mx.random.key(0), 4)
+    drawn = [mx.random.normal(shape, key=key).astype(getattr(mx, case.dtype)) for shape, key in zip(shapes, keys)]
+    mx.eval(drawn)
+    return drawn
+
+
+def timed(case: Case, provider, drawn, seconds: float) -> dict:
+    """Median milliseconds of a call and the bytes it took beyond its inputs."""
+    mx.eval(provider(case, *drawn))
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(provider(case, *drawn))
+    mx.synchronize()
+    peak, times, end = mx.get_peak_memory() - before, [], time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 50):
+        start = time.perf_counter()
+        mx.eval([provider(case, *drawn) for _ in range(CALLS)])
+        mx.synchronize()
+        times.append((time.perf_counter() - start) / CALLS * 1e3)
+    milliseconds = statistics.median(times)
+    return {"ms": round(milliseconds, 4), "tflops": round(case.flops / milliseconds / 1e9, 1), "bytes": peak}
+
+
+def torch_times(case: Case, seconds: float) -> dict:
+    """torch's fused attention by each of its two libraries, where torch is installed and serves the case."""
+    try:
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:
+        return {}
+    if case.window or case.segment or case.key_heads != case.heads:
+        return {}
+    shape = (1, case.heads, case.length, case.head_dim)
+    q, k, v, d_o = (torch.randn(shape, device="cuda", dtype=getattr(torch, case.dtype)) for _ in range(4))
+    for array in (q, k, v):
+        array.requires_grad_(case.backward)
+    results = {}
+    for name, library in (("torch flash", SDPBackend.FLASH_ATTENTION), ("torch cuDNN", SDPBackend.CUDNN_ATTENTION)):
+
+        def call(library=library):
+            with sdpa_kernel(library):
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=case.causal)
+            return torch.autograd.grad(out, (q, k, v), d_o) if case.backward else out
+
+        try:
+            call()
+            times, end = [], time.perf_counter() + seconds
+            while len(times) < 5 or (time.perf_counter() < end and len(times) < 50):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    call()
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - start) / CALLS * 1e3)
+            results[name] = {"ms": round(statistics.median(times), 4)}
+        except RuntimeError as error:
+            results[name] = {"failure": str(error).splitlines()[0][:200]}
+    return results
+
+
+def errors(case: Case, length: int = 1000) -> dict:
+    """Relative L2 errors of ours and of the built-in against float64 (numpy), tensor by tensor."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import numpy as np
+
+    from mlx_flash.check import exact, float64
+
+    small = Case(**{**asdict(case), "length": length, "heads": 2, "key_heads": 1, "backward": True})
+    drawn = arrays(small)
+    want = exact(*map(float64, drawn), small.causal)
+    found = {}
+    for name, provider in (("mlx_flash", ours), ("mx.fast", built_in)):
+        got = provider(small, *drawn)
+        found[name] = {
+            tensor: float(np.linalg.norm(float64(mine) - right) / np.linalg.norm(right))
+            for tensor, mine, right in zip(("O", "dQ", "dK", "dV"), got, want)
+        }
+    return found
+
+
+def measured(case: Case, seconds: float) -> dict:
+    drawn, results = arrays(case), {}
+    for name, provider in (("mlx_flash", ours), ("mx.fast", built_in)):
+        try:
+            results[name] = timed(case, provider, drawn, seconds)
+        except (RuntimeError, ValueError) as error:
+            results[name] = {"failure": str(error).splitlines()[0][:200]}
+        mx.clear_cache()
+    del drawn
+    mx.clear_cache()
+    return results | torch_times(case, seconds)
+
+
+def shown(result: dict) -> str:
+    parts = []
+    for name, figures in result["providers"].items():
+        memory = f" {figures['bytes'] / 2**20:.0f} MiB" if "bytes" in figures else ""
+        parts.append(f"{name} {figures.get('ms', figures.get('failure'))}{' ms' if 'ms' in figures else ''}{memory}")
+    return f"{result['name']:40} " + " | ".join(parts)
+
+
+def plot(results: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chosen = [r for r in results if r["case"]["length"] == 16384 and "ms" in r["providers"].get("mlx_flash", {})]
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    for axis, backward in zip(axes, (False, True)):
+        rows = [r for r in chosen if r["case"]["backward"] == backward]
+        names = list(dict.fromkeys(name for r in rows for name in r["providers"]))
+        for place, name in enumerate(names):
+            values = [r["providers"].get(name, {}).get("ms", float("nan")) for r in rows]
+            axis.barh([y + 0.8 * place / len(names) for y in range(len(rows))], values, 0.8 / len(names), label=name)
+        axis.set_yticks([y + 0.3 for y in range(len(rows))], [re.sub(" N=16384| causal", "", r["name"]) for r in rows])
+        axis.set(xscale="log", xlabel="milliseconds (logarithmic)")
+        axis.set_title("forward and backward" if backward else "forward")
+        axis.invert_yaxis()
+        axis.legend()
+    figure.suptitle("N = 16384, causal, 16 heads, bfloat16")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
+    parser.add_argument("--seconds", type=float, default=0.4, help="per case and provider (default: 0.4)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture of those at N = 16384")
+    parser.add_argument("--precompile", metavar="FAMILY", help="compile a family's kernels only; needs no GPU")
+    options = parser.parse_args()
+    chosen = [case for case in cases() if re.search(options.only, case.name)]
+    if options.precompile:
+        from cuda_trust import pretend_cuda
+
+        pretend_cuda(options.precompile)
+        for number, case in enumerate(chosen, 1):
+            shapes = [(1, heads, case.length, case.head_dim) for heads in (case.heads, case.key_heads, case.key_heads)]
+            ours(case, *(mx.zeros(shape, getattr(mx, case.dtype)) for shape in (*shapes, shapes[0])))
+            print(f"[{number}/{len(chosen)}] {case.name}", flush=True)
+        return 0
+    results = []
+    for case in chosen:
+        results.append({"name": case.name, "case": asdict(case), "providers": measured(case, options.seconds)})
+        print(shown(results[-1]), flush=True)
+    accuracy = {str(d): errors(Case(d, 1000)) for d in (64, 128, 256)}
+    print(json.dumps(accuracy, indent=1))
+    if options.out:
+        facts = {key: str(value) for key, value in mx.device_info(mx.gpu).items()}
+        whole = {"device": facts, "mlx": mx.__version__, "results": results, "relative_errors": accuracy}
+        options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    if options.plot:
+        plot(results, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
