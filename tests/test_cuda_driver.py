@@ -84,11 +84,16 @@ def test_no_driver(monkeypatch):
     assert driver.assemble(b"some code", "probe") is None and driver.version() is None
 
 
-def test_it_is_kept_beside_the_ptx(fake, tmp_path):
-    stored = tmp_path / "kernel.ptx"
-    stored.write_bytes(b"text")
-    assert ptx._for_gpu(stored, b"text", "probe", "sm_90") == b"txet"
-    assert (tmp_path / "kernel.sm_90.cubin").read_bytes() == b"txet"
-    result(fake).value = 999
-    assert ptx._for_gpu(stored, b"text", "probe", "sm_90") == b"txet"  # not assembled again
-    assert ptx._for_gpu(stored, b"text", "probe", "sm_80") == b"text"
+def test_a_new_kernel_is_shown_to_the_driver(fake, tmp_path, monkeypatch):
+    """One that it refuses is not kept; one that is kept is not shown again."""
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    text = "#include <metal_stdlib>\n[[kernel]] void probe(device float* x [[buffer(0)]]) { x[0] = 1; }"
+    variant = ptx.Variant((32, 1, 1))
+    result(fake).value = 218
+    with pytest.raises(driver.AssemblerError, match="probe"):
+        ptx.build(text, "probe", variant, "sm_90")
+    assert not list(tmp_path.rglob("*.ptx"))
+    result(fake).value = 0
+    assert b".entry probe" in ptx.build(text, "probe", variant, "sm_90").code
+    result(fake).value = 218
+    assert b".entry probe" in ptx.build(text, "probe", variant, "sm_90").code
