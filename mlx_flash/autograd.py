@@ -19,7 +19,7 @@ from .mapping import mapped, output_dtype, stand_in
 from .operands import step_inputs
 from .plan import Plan, key_value_steps, plan
 from .problem import Problem
-from .steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
+from .steps import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
 from .transforms import trace
 
 Arrays = tuple[mx.array, ...]
@@ -146,7 +146,6 @@ class Attention:
         if "sinks" in self.names:
             gradients["sinks"] = _sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
         return (*self(BACKWARD_QUERY, *arrays), *self._key_value(arrays), *gradients.values())
-
 
     def _key_value(self, arrays: Arrays) -> Arrays:
         """dK and dV, by one kernel or by one each."""

@@ -13,7 +13,9 @@ BACKENDS = ("metal", "cuda", "simulator", "reference")
 FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
 KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
 PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
-STEPS = ("forward", "decode", "combine", "delta", "backward_query", "backward_key_value")
+STEPS = (
+    "forward", "decode", "combine", "delta", "backward_query", "backward_key_value", "backward_key", "backward_value",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,16 +116,22 @@ def run_source(arguments) -> int:
     """Prints the Metal text of one kernel, or what it becomes for an NVIDIA GPU."""
     from .explain import inner_problem
     from .generated import assembler_text, generated_text
-    from .plan import plan
-    from .steps import DECODING
+    from .plan import key_value_steps, plan
+    from .steps import BACKWARD_KEY, BACKWARD_VALUE, DECODING
     from .steps import STEPS as ALL
 
     explanation = _explanation(arguments, arguments.backend or kernel_backend())
     if explanation.family is None:
         raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
-    step = next(step for step in (*ALL, *DECODING) if step.name == arguments.step)
+    every = (*ALL, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)
+    step = next(step for step in every if step.name == arguments.step)
+    problem = inner_problem(explanation.problem)
+    own = key_value_steps(problem, explanation.family)
+    if step.over_keys and step not in own:
+        names = " and ".join(step.name for step in own)
+        raise CommandError(f"--step {step.name}: of this call dK and dV are made by {names}. Name that")
     text = assembler_text if explanation.backend == "cuda" else generated_text
-    print(text(plan(step, inner_problem(explanation.problem), explanation.family)), end="")
+    print(text(plan(step, problem, explanation.family)), end="")
     return 0
 
 

@@ -13,10 +13,11 @@ from .decoding import decodes, describe
 from .device import FAMILIES, Family
 from .explanation import Explanation, StepExplanation
 from .parameters import candidates, live_bytes, register_demand
-from .plan import Plan, plan
+from .plan import Plan, key_value_steps, plan
 from .problem import DTYPES, Problem, padded, problem_of
 from .rows import precision_of
-from .steps import ACCUMULATORS, BACKWARD_MASK, COMBINE, DECODE, FORWARD, STEPS, Step
+from .steps import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
+from .tensor_parameters import thread_registers
 from .tiles import threadgroup_elements
 
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
@@ -41,7 +42,8 @@ def explain(
     Args:
         q, k, v, scale, causal: as in `attention`; arrays are looked at, never evaluated.
         backend: "metal", "cuda", "simulator" or "reference"; None means the one `attention` would use now.
-        family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5); None means the backend's.
+        family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5, "sm80" NVIDIA Ampere and
+            later, "sm90" Hopper); None means the backend's.
         arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
             q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
 
@@ -60,7 +62,8 @@ def explain(
     inner = inner_problem(problem)
     runs = not problem.empty and chosen is not None
     parts = plan(DECODE, inner, chosen).parts if runs and decodes(problem, name) else 1
-    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in steps_of(problem, name, parts)) if runs else ()
+    chain = steps_of(problem, name, parts, chosen) if runs else ()
+    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
@@ -116,10 +119,13 @@ def _check_names(arguments: dict) -> None:
             raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
 
 
-def steps_of(problem: Problem, backend: str = "metal", parts: int = 1) -> tuple[Step, ...]:
+def steps_of(
+    problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None
+) -> tuple[Step, ...]:
     """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores.
-    `parts`: of the keys, in decoding."""
-    steps = [step for step in STEPS if step is not BACKWARD_MASK or problem.features.mask not in (None, "bool")]
+    `parts`: of the keys, in decoding. `family`: of some, dK and dV have kernels of their own."""
+    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_steps(inner_problem(problem), family)]
+    steps += [BACKWARD_MASK] if problem.features.mask not in (None, "bool") else []
     if decodes(problem, backend):
         steps = [DECODE, *([COMBINE] if parts > 1 else []), *(step for step in steps if step is not FORWARD)]
     return tuple(steps)
@@ -168,7 +174,11 @@ def _current() -> tuple[str, Family | None, str]:
 def _explain_step(step_plan: Plan) -> StepExplanation:
     step, row, launch = step_plan.step, step_plan.row, step_plan.launch
     precision, head_dim = precision_of(step_plan.problem.dtype), step_plan.head_dim
-    staged = step_plan.family.staged and step.tiled
+    tensor = row.tiles != "simdgroup"
+    staged = step.tiled and (step_plan.family.staged or tensor)
+    # Tensor cores' rows count registers of 32 bits.
+    demand = 2 * thread_registers(step, row, head_dim) if tensor else register_demand(step, row, precision, head_dim)
+    dynamic = step.tiled and not tensor and not step_plan.max_threads
     return StepExplanation(
         name=step.name,
         kernel=step_plan.kernel.name,
@@ -178,12 +188,13 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
         threads=row.threads,
         grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
         cached=row.cached,
-        reread=tuple(n for n in step.cacheable if n not in row.cached and n not in ACCUMULATORS),
+        reread=tuple(n for n in step.cacheable if n in step.inputs and n not in row.cached),
         paged=row.paged(step),
         traversed=tuple(n for n in step.inputs if n in OPERANDS and n not in step.cacheable) if step.tiled else (),
         staged=staged,
-        registers=register_demand(step, row, precision, head_dim),
-        live_bytes=live_bytes(step, row, precision, head_dim) if step.tiled and not step_plan.max_threads else None,
+        tiles=row.tiles if step.tiled else "none",
+        registers=demand,
+        live_bytes=live_bytes(step, row, precision, head_dim) if dynamic else None,
         threadgroup_bytes=_threadgroup_bytes(step_plan),
         max_threads=step_plan.max_threads,
         output_bytes=launch.output_bytes,
@@ -203,12 +214,12 @@ OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 
 def _place(step_plan: Plan) -> str:
-    rows = candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family)
+    rows = candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.machine)
     return f"{rows.index(step_plan.table_row) + 1} of {len(rows)}, up to {step_plan.row.max_head}"
 
 
 def _why_row(step_plan: Plan) -> str:
-    if len(candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.family)) == 1:
+    if len(candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.machine)) == 1:
         return "the only row"
     if step_plan.head_dim > step_plan.row.max_head:
         return f"the last serves {step_plan.head_dim} too"

@@ -16,9 +16,10 @@ class StepExplanation:
 
     `row` and `why`: the table row and why that one. `blocks`: rows a threadgroup owns, rows it visits at a time,
     columns of the head dimension per step (P x T x H). `grid`: threadgroups; `max_threads`: the attribute's value.
-    `cached` operands stay in registers; `reread` ones come from memory once per traversal block; `paged` accumulators
-    visit their float32 output buffer once per traversal block; `traversed` ones are walked along, through
-    threadgroup memory if `staged`. `extra_bytes` is memory beyond the results in their own dtype.
+    `tiles`: the tile layer, "simdgroup" for 8x8 matrices, "mma" or "wgmma" for tensor cores. `cached` operands stay in
+    registers; `reread` ones come from memory once per traversal block, with tensor cores from threadgroup memory;
+    `paged` accumulators visit their float32 output buffer once per traversal block; `traversed` ones are walked along,
+    through threadgroup memory if `staged`. `extra_bytes` is memory beyond the results in their own dtype.
     """
 
     name: str
@@ -33,6 +34,7 @@ class StepExplanation:
     paged: tuple[str, ...]
     traversed: tuple[str, ...]
     staged: bool
+    tiles: str
     registers: int
     live_bytes: int | None
     threadgroup_bytes: int
@@ -43,15 +45,19 @@ class StepExplanation:
     def facts(self) -> list[tuple[str, str]]:
         """Label and value of everything worth reading, in order."""
         walked = "staged" if self.staged else "direct"
+        reread = _names(self.reread)
+        if self.reread and self.tiles in ("mma", "wgmma"):
+            reread += " in threadgroup memory"
         attribute = f"max_total_threads_per_threadgroup({self.max_threads})" if self.max_threads else "none"
         return [
             ("table row", self.row),
             ("why", self.why),
+            ("matrix unit", self.tiles),
             ("blocks P x T x H", " x ".join(map(str, self.blocks))),
             ("threads", str(self.threads)),
             ("threadgroups", " x ".join(map(str, self.grid))),
             ("in registers", _names(self.cached)),
-            ("re-read", _names(self.reread)),
+            ("re-read", reread),
             ("paged", _names(self.paged)),
             ("walked along", f"{_names(self.traversed)} {walked}" if self.traversed else "none"),
             ("16-bit registers", f"about {self.registers}"),

@@ -20,6 +20,7 @@ from .steps import (
 )  # fmt: skip
 from .tensor_parameters import TENSOR_TABLE, prove_tensor_row
 
+
 def rows(*lines):
     return tuple(Row(*line[:4], tuple(line[4].split()), *line[5:]) for line in lines)
 

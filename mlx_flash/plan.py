@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import gcd
 
 from .decoding import packed_rows, part_count, part_length
 from .device import Family
@@ -12,6 +13,7 @@ from .parameters import Row, apart, lookup, max_threads, precision_of
 from .problem import Problem
 from .source import Kernel, build
 from .steps import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, Step
+from .tensor_parameters import joint_rows
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,7 @@ class Plan:
 
     @cached_property
     def machine(self) -> Family:
-        """The family as the problem uses it: quantized operands are dequantized in threadgroup memory, everywhere."""
-        quantized = self.problem.options.quantization is not None
-        return replace(self.family, staged=True, tensor="") if quantized else self.family
+        return machine(self.problem, self.family)
 
     @cached_property
     def table_row(self) -> Row:
@@ -39,7 +39,11 @@ class Plan:
 
     @cached_property
     def row(self) -> Row:
-        return self.table_row.fitted(packed_rows(self.problem)) if self.step is DECODE else self.table_row
+        """The table's, as the problem needs it: a threadgroup's rows lie in one block of a block mask."""
+        if self.step is DECODE:
+            return self.table_row.fitted(packed_rows(self.problem))
+        block = self.problem.options.block
+        return replace(self.table_row, parallel=gcd(self.table_row.parallel, block)) if block else self.table_row
 
     @cached_property
     def parts(self) -> int:
@@ -73,8 +77,19 @@ def plan(step: Step, problem: Problem, family: Family | None) -> Plan:
     return Plan(step, problem, family)
 
 
+def machine(problem: Problem, family: Family | None) -> Family | None:
+    """The family as the problem uses it. Quantized operands are dequantized in threadgroup memory, everywhere; rows
+    that multiply together have to lie in one block of a block mask, else Hopper does as the GPUs before it."""
+    if family is None:
+        return None
+    if problem.options.quantization is not None:
+        return replace(family, staged=True, tensor="")
+    block = problem.options.block
+    return replace(family, tensor="sm80") if block and block % joint_rows(family) else family
+
+
 def key_value_steps(problem: Problem, family: Family | None) -> tuple[Step, ...]:
     """The steps that give dK and dV: one, or one each where the family's rows have them apart."""
-    head_dim = max(problem.head_dim, problem.value_dim)
-    split = family is not None and apart(problem.dtype, family, head_dim)
+    head_dim, used = max(problem.head_dim, problem.value_dim), machine(problem, family)
+    split = used is not None and apart(problem.dtype, used, head_dim)
     return (BACKWARD_KEY, BACKWARD_VALUE) if split else (BACKWARD_KEY_VALUE,)

@@ -75,8 +75,20 @@ TENSOR_TABLE = {
     ),
 }  # fmt: skip
 
+
+def joint_rows(family: Family) -> int:
+    """Rows whose simdgroups multiply together on these tensor cores."""
+    tables = (rows for (_, _, name), rows in TENSOR_TABLE.items() if name == family.tensor)
+    return max((LAYERS[row.tiles].joint_rows for rows in tables for row in rows), default=1)
+
+
 REGISTERS, OVERHEAD = 255, 40  # 32-bit registers a thread has; those beyond fragments: addresses, statistics
 REGISTER_FILE = 65536  # of one multiprocessor, which holds at least one threadgroup
+
+
+def thread_registers(step: Step, row: Row, head_dim: int) -> int:
+    """Estimated 32-bit registers of a thread."""
+    return tensor_registers(step, row, head_dim) + OVERHEAD
 
 
 def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
@@ -87,6 +99,10 @@ def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
             raise ValueError(f"parameter row {row} of {step} {family.name}: {what}")
 
     joint = LAYERS[row.tiles].joint_rows
+    require(row.stages >= 2, "a block is copied while another is read: two stages at least")
+    if joint > 1:
+        require(row.simdgroup_rows == 16, "a simdgroup has 16 of the rows that are multiplied together")
+        require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
     require(row.parallel % max(joint, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
@@ -94,6 +110,6 @@ def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
     require(not missing, f"{missing} must be cached: accumulators are not paged here")
     taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
     require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
-    needed = tensor_registers(step, row, row.max_head) + OVERHEAD
+    needed = thread_registers(step, row, row.max_head)
     require(needed <= REGISTERS, f"{needed} registers a thread exceed {REGISTERS}")
     require(needed * row.threads <= REGISTER_FILE, f"{row.threads} threads of {needed} registers exceed the file")

@@ -8,11 +8,11 @@ from mlx_flash import explain, use_backend
 from mlx_flash.device import FAMILIES
 from mlx_flash.explain import inner_problem
 from mlx_flash.generated import generated_text
-from mlx_flash.plan import plan
-from mlx_flash.steps import BACKWARD_MASK, STEPS
+from mlx_flash.plan import key_value_steps, plan
+from mlx_flash.steps import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, STEPS
 
 KERNELS = [step for step in STEPS if step is not BACKWARD_MASK]
-HEAD_DIMS = (3, 64, 128, 512)
+HEAD_DIMS = (3, 64, 128, 256, 512)
 
 
 @pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
@@ -21,18 +21,34 @@ HEAD_DIMS = (3, 64, 128, 512)
 def test_says_what_the_plan_does(family, head_dim, dtype):
     told = explain(head_dim=head_dim, dtype=dtype, family=family, heads=4, key_heads=2, length=100, causal=True)
     assert told.family is FAMILIES[family]
-    assert [step.name for step in told.steps] == [step.name for step in KERNELS]
-    for step, said in zip(KERNELS, told.steps):
+    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_steps(inner_problem(told.problem), told.family)]
+    assert [step.name for step in told.steps] == [step.name for step in steps]
+    for step, said in zip(steps, told.steps):
         real = plan(step, inner_problem(told.problem), told.family)
         assert said.kernel == real.kernel.name
         assert said.blocks[:2] == (real.row.parallel, real.row.traversal)
         assert (said.threads, said.max_threads) == (real.launch.threadgroup[0], real.max_threads)
         assert said.grid == (real.launch.grid[0] // said.threads, *real.launch.grid[1:])
         assert said.output_bytes == real.launch.output_bytes
-        assert set(said.cached) | set(said.reread) | set(said.paged) == set(step.cacheable)
+        named = {*said.cached, *said.reread, *said.paged}
+        assert named == {name for name in step.cacheable if name in (*step.inputs, *step.outputs)}
         assert ("max_total_threads" in real.kernel.header) == (said.max_threads is not None)
-        assert ("STAGED = true" in real.kernel.header) == said.staged
+        assert said.tiles == (real.row.tiles if step.tiled else "none")
+        assert ("STAGED = true" in real.kernel.header or said.tiles in ("mma", "wgmma")) == said.staged
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
+
+
+@pytest.mark.parametrize("family, tiles", [("sm80", "mma"), ("sm90", "wgmma")])
+def test_tensor_cores(family, tiles):
+    """What a multiprocessor must hold is within its limits; beyond 128 columns dK and dV have a kernel each."""
+    for head_dim, last in ((128, ["backward_key_value"]), (256, ["backward_key", "backward_value"])):
+        told = explain(head_dim=head_dim, dtype="bfloat16", family=family)
+        assert [step.name for step in told.steps] == ["forward", "delta", "backward_query", *last]
+        for step in (step for step in told.steps if step.name != "delta"):
+            assert step.tiles == tiles and 0 < step.threadgroup_bytes <= FAMILIES[family].threadgroup_bytes
+            assert step.registers <= 2 * 255 and not step.paged and step.staged
+            assert "in threadgroup memory" in str(step.facts()) or not step.reread
+    assert {step.tiles for step in explain(head_dim=64, dtype="float32", family=family).steps} == {"simdgroup", "none"}
 
 
 def test_arrays_and_numbers_agree():

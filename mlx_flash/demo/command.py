@@ -118,7 +118,7 @@ def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
         scale=shape.head_dim**-0.5, causal=True,
     )  # fmt: skip
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}
-    for step in steps_of(problem):
+    for step in steps_of(problem, family=backend.family):
         inputs = {
             name: mx.zeros(
                 output_shape(same.get(name, name), problem), mx.float32 if name in ("L", "delta") else dtype
