@@ -14,7 +14,7 @@ from machines import BACKENDS, KERNELS, label
 from mlx_flash import use_backend
 
 # The simulator is Linux software so far: on a Mac its own tests are not collected, and the report header says so.
-ON_LINUX_ONLY = ["test_simulator*.py", "test_mutants.py", "test_schedules.py", "test_work.py"]
+ON_LINUX_ONLY = ["test_simulator*.py", "test_mutants.py", "test_schedules.py", "test_tensor_layers.py", "test_work.py"]
 collect_ignore_glob = [] if platform.system() == "Linux" else ON_LINUX_ONLY
 
 
