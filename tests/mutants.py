@@ -45,6 +45,7 @@ SCHEDULES = "test_schedules.py::test_no_schedule_shows[apple7-plain]"
 
 PACKED = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
+TENSOR = "test_tensor_layers.py::test_{}"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 
 # fmt: off
@@ -241,6 +242,31 @@ TILE = of(
     "tile",
     ("strides-swapped", "b * strides[0] + h * strides[1]", "h * strides[0] + b * strides[1]", SHARED, "check"),
 )
+TILE_TENSOR = of(
+    "tile_tensor",
+    ("block-in-vain-multiplied", "if (a.ahead >= 0 && a.ahead != row) {", "if (false) {",
+     TENSOR.format("what_was_copied_in_vain_is_passed_over[keys-skipped-mma-wide]")),
+    ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
+     TENSOR.format("whole_panels[mma-narrow]")),
+    ("copied-by-16-bytes-from-anywhere", "const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
+     "const bool aligned = true;", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
+    ("next-row-in-the-last-half-step", "const bool exists = row < valid && column < D;",
+     "const bool exists = row < valid;",
+     TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
+    ("nan-of-the-upper-rows", "Pair<float>(NAN), lower > 0)", "Pair<float>(NAN), upper > 0)",
+     TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
+)
+TILE_MMA = of(
+    "tile_mma",
+    ("mma-rescale-skipped", "c.multiply(factor);", "", TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
+)
+TILE_WGMMA = of(
+    "tile_wgmma",
+    ("wgmma-adds-to-anything", "a.first - joint, d > 0)", "a.first - joint, true)",
+     TENSOR.format("ends_within_a_block[wgmma-wide-(33, 31)]")),
+    ("wgmma-multiplies-hidden-nan", "if (!simd_all(whole || all_finite(b))) {", "if (false) {",
+     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
+)
 # fmt: on
 MUTANTS = [
     *FORWARD,
@@ -256,4 +282,7 @@ MUTANTS = [
     *DROPOUT,
     *TILE_SIMDGROUP,
     *TILE,
+    *TILE_TENSOR,
+    *TILE_MMA,
+    *TILE_WGMMA,
 ]  # fmt: skip

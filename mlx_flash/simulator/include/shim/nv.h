@@ -152,8 +152,15 @@ MSL_INLINE void multiply(thread vec<float, 2>& upper, thread vec<float, 2>& lowe
   }
 }
 
-template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device T* from, int bytes) {
-  for (int e = 0; e < (int)(16 / sizeof(T)); ++e) to[e] = e * (int)sizeof(T) < bytes ? from[e] : T(0);
+// The source is read as one access, so that its alignment is checked.
+template <typename T> MSL_INLINE_CHECKED void copy_async(threadgroup T* to, const device T* from, int bytes) {
+  typedef uint Chunk __attribute__((ext_vector_type(4)));
+  const Chunk chunk = bytes > 0 ? *(const device Chunk*)from : (Chunk)(0);
+  for (int j = 0; j < 4; ++j) {
+    const vec<T, 2> pair = as_type<vec<T, 2>>((uint)chunk[j]);
+    to[2 * j] = 4 * j < bytes ? pair.x : T(0);
+    to[2 * j + 1] = 4 * j < bytes ? pair.y : T(0);
+  }
 }
 
 template <int STAGES, int THREADS> struct Pipe {
