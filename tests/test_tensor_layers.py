@@ -61,9 +61,10 @@ def test_options(layer, variant):
 
 @pytest.mark.parametrize("layer", [("wgmma", "wide")], ids="-".join, indirect=True)
 def test_blocks_of_a_mask_bound_a_threadgroup(layer):
-    """Its table row has 128 queries, the block 64."""
+    """Its table row has 128 queries, the block 64; the first 64 queries see none of what the others see."""
     variant = of(64, "float16", value_dim=40, lengths=(70, 150))
-    keep = feature_cases.tiles(variant.draw("blocks"), 70, 150)
+    rows, columns = np.arange(70)[:, None] // 64, np.arange(150) // 64
+    keep = (rows == columns) & (variant.draw("blocks").random((70, 150)) < 0.7)
     arguments, facts = {"mask": BlockMask.from_array(keep, block=64)}, Facts(keep=keep)
     feature_cases.check_arguments(variant, arguments, facts, stored_output=True)
 
@@ -177,6 +178,18 @@ def test_no_schedule_shows(layer):
         with schedule(*order):
             got = feature_cases.backward(variant, arrays, {"causal": True})
         assert [name for name in want if bits(got[name]) != bits(want[name])] == [], order
+
+
+@pytest.mark.parametrize("layer", WIDE, ids="-".join, indirect=True)
+def test_gradients_made_apart_are_mapped(layer):
+    """By mx.vmap, whose rule takes each step's own inputs."""
+    arrays = plain((33, 70)).arrays()
+    both = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
+    gradients = mx.grad(lambda *qkv: attention(*qkv, causal=True).astype(mx.float32).sum(), argnums=(0, 1, 2))
+    mapped = mx.vmap(gradients)(*both)
+    for entry in range(2):
+        alone = gradients(*(array[entry] for array in both))
+        assert [bits(array[entry]) for array in mapped] == [bits(array) for array in alone]
 
 
 @pytest.mark.parametrize("layer, width", LAYERS, ids=str)
