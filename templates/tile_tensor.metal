@@ -170,6 +170,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   METAL_FUNC void view(const device T* head_, long stride_) thread {
     head = head_;
     stride = stride_;
+    if (ahead >= 0) ahead = INT_MAX;  // a block of the head before: no row is like it
   }
 
   METAL_FUNC void start(int stage, int row, int end) thread {
