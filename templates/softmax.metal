@@ -77,7 +77,7 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = exp2(fma(s.at[i][c], tile::Pair<float>(factor), tile::Pair<float>(-reference)));
+      s.at[i][c] = exp2(s.at[i][c] * factor - reference);
       l += s.at[i][c][0] + s.at[i][c][1];
     }
     correction.at[i] = exp2(state.m[i] - reference);
@@ -94,7 +94,7 @@ METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V&
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> p = exp2(fma(s.at[i][c], tile::Pair<float>(factor), -tile::spread(L, i, c)));
+      const tile::Pair<float> p = exp2(s.at[i][c] * factor - tile::spread(L, i, c));
       s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
     }
   }
