@@ -1,4 +1,4 @@
-"""The command line: demo, lm, explain, source and check. Bad input is one sentence and status 2, never a traceback."""
+"""The command line and its commands. Bad input is one sentence and status 2, never a traceback."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--quick", action="store_true", help="fewer head dimensions")
     check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
     check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
+    bench = commands.add_parser("bench", help="time it on this GPU beside MLX's own attention and torch's")
+    bench.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches, as 'D=128 N=16384'")
+    bench.add_argument("--seconds", type=float, default=0.4, help="for each case and provider (default: 0.4)")
+    bench.add_argument("--out", metavar="JSON", help="write the results")
+    bench.add_argument("--plot", metavar="PNG", help="draw those of the length that most have")
     return main_parser
 
 
@@ -157,11 +162,18 @@ def run_check(arguments) -> int:
     return check(arguments.backend, arguments.family, quick=arguments.quick)
 
 
+def run_bench(arguments) -> int:
+    from .bench import bench
+
+    return bench(arguments.only, arguments.seconds, arguments.out, arguments.plot)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 well, 1 a comparison failed, 2 bad input."""
     arguments = parser().parse_args(argv)
     commands = {
         "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
+        "bench": run_bench,
     }  # fmt: skip
     try:
         status = commands[arguments.command](arguments)

@@ -95,7 +95,7 @@ def test_a_cold_call_does_more(stub, name):
         ({"scale": 1.0}, {"scale": "x"}),
         ({"softcap": 1.0}, {"softcap": -1.0}),
     ],
-    ids=str,
+    ids=lambda options: ",".join(f"{name}-{type(value).__name__}" for name, value in options.items()),
 )
 def test_what_is_wrong_stays_wrong_after_a_call_that_looks_like_it(stub, good, bad):
     """True equals 1 equals 1.0: kept calls must not let one pass for another."""

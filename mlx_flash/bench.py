@@ -1,29 +1,32 @@
-"""Attention on an NVIDIA GPU beside that of MLX and of torch: python bench/cuda_speed.py [--out JSON] [--plot PNG]
+"""The bench command: attention on a GPU beside that of MLX and, on NVIDIA, of torch.
 
 Every case runs in turn through all providers in one process (torch's, where it is installed): median time of a call,
 TFLOP/s of the useful work, and the memory a call takes beyond its inputs. Errors are those against float64 on a smaller
-problem of the same kind. A machine without a GPU can compile the kernels beforehand: --precompile.
+problem of the same kind.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
+from .attention import attention
+from .backends import current_backend
+from .check import exact, float64
+from .console import CommandError, need
+
 CALLS = 4  # evaluated together, so that launches hide behind one another as in a model
 
 
 @dataclass(frozen=True)
 class Case:
-    """Self-attention of batch 1; `window`: keys a query sees, its own the last; `segment`: length of packed sequences."""
+    """Self-attention, batch 1; `window`: keys a query sees, its own the last; `segment`: length of packed sequences."""
 
     head_dim: int
     length: int
@@ -62,8 +65,6 @@ def cases() -> list[Case]:
 
 
 def ours(case: Case, q, k, v, d_o):
-    from mlx_flash import attention
-
     options = {"causal": case.causal}
     if case.window:
         options["window"] = (case.window - 1, None)
@@ -159,10 +160,7 @@ def torch_times(case: Case, seconds: float) -> dict:
 
 def errors(case: Case, length: int = 1000) -> dict:
     """Relative L2 errors of ours and of the built-in against float64 (numpy), tensor by tensor."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import numpy as np
-
-    from mlx_flash.check import exact, float64
 
     small = Case(**{**asdict(case), "length": length, "heads": 2, "key_heads": 1, "backward": True})
     drawn = arrays(small)
@@ -199,12 +197,14 @@ def shown(result: dict) -> str:
 
 
 def plot(results: list[dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
+    need("matplotlib", "bench --plot").use("Agg")
     import matplotlib.pyplot as plt
 
-    chosen = [r for r in results if r["case"]["length"] == 16384 and "ms" in r["providers"].get("mlx_flash", {})]
+    served = [r for r in results if "ms" in r["providers"].get("mlx_flash", {})]
+    # One length makes bars that compare: the one most cases have, the longer of equals.
+    lengths = [r["case"]["length"] for r in served]
+    length = max(lengths, key=lambda n: (lengths.count(n), n), default=0)
+    chosen = [r for r in served if r["case"]["length"] == length]
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     for axis, backward in zip(axes, (False, True)):
         rows = [r for r in chosen if r["case"]["backward"] == backward]
@@ -212,47 +212,45 @@ def plot(results: list[dict], path: Path) -> None:
         for place, name in enumerate(names):
             values = [r["providers"].get(name, {}).get("ms", float("nan")) for r in rows]
             axis.barh([y + 0.8 * place / len(names) for y in range(len(rows))], values, 0.8 / len(names), label=name)
-        axis.set_yticks([y + 0.3 for y in range(len(rows))], [re.sub(" N=16384| causal", "", r["name"]) for r in rows])
+        labels = [re.sub(rf"fwd(.bwd)? | N={length}| causal", "", r["name"]) for r in rows]
+        axis.set_yticks([y + 0.3 for y in range(len(rows))], labels)
         axis.set(xscale="log", xlabel="milliseconds (logarithmic)")
+        axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+        axis.xaxis.set_minor_formatter("")
+        axis.set_xlim(0.5, 100)
         axis.set_title("forward and backward" if backward else "forward")
         axis.invert_yaxis()
-        axis.legend()
-    figure.suptitle("N = 16384, causal, 16 heads, bfloat16")
+        if rows:
+            axis.legend()
+    figure.suptitle(f"{length} queries and keys, causal unless dense, 16 heads, bfloat16")
     figure.savefig(path, dpi=120)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
-    parser.add_argument("--seconds", type=float, default=0.4, help="per case and provider (default: 0.4)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture of those at N = 16384")
-    parser.add_argument("--precompile", metavar="FAMILY", help="compile a family's kernels only; needs no GPU")
-    options = parser.parse_args()
-    chosen = [case for case in cases() if re.search(options.only, case.name)]
-    if options.precompile:
-        from cuda_trust import pretend_cuda
-
-        pretend_cuda(options.precompile)
-        for number, case in enumerate(chosen, 1):
-            shapes = [(1, heads, case.length, case.head_dim) for heads in (case.heads, case.key_heads, case.key_heads)]
-            ours(case, *(mx.zeros(shape, getattr(mx, case.dtype)) for shape in (*shapes, shapes[0])))
-            print(f"[{number}/{len(chosen)}] {case.name}", flush=True)
-        return 0
+def bench(only: str, seconds: float, out: str | None, picture: str | None) -> int:
+    """Measures the cases whose name matches, prints them as they come; returns the exit status."""
+    try:
+        chosen = [case for case in cases() if re.search(only, case.name)]
+    except re.error as error:
+        raise CommandError(f"--only: expected a regular expression, got {only!r} ({error})") from None
+    backend = current_backend()
+    if backend.name not in ("metal", "cuda"):
+        raise CommandError("there is no GPU here to measure: run it on a Mac or on a machine with MLX for CUDA")
+    if not chosen:
+        raise CommandError(f"--only: no case matches {only!r}; their names look like {cases()[0].name!r}")
     results = []
     for case in chosen:
-        results.append({"name": case.name, "case": asdict(case), "providers": measured(case, options.seconds)})
+        results.append({"name": case.name, "case": asdict(case), "providers": measured(case, seconds)})
         print(shown(results[-1]), flush=True)
-    accuracy = {str(d): errors(Case(d, 1000)) for d in (64, 128, 256)}
-    print(json.dumps(accuracy, indent=1))
-    if options.out:
-        facts = {key: str(value) for key, value in mx.device_info(mx.gpu).items()}
-        whole = {"device": facts, "mlx": mx.__version__, "results": results, "relative_errors": accuracy}
-        options.out.write_text(json.dumps(whole, indent=1) + "\n")
-    if options.plot:
-        plot(results, options.plot)
+    accuracy = {str(d): errors(Case(d, 1000)) for d in sorted({case.head_dim for case in chosen})}
+    for d, found in accuracy.items():
+        for name, tensors in found.items():
+            figures = "  ".join(f"{tensor} {error:.1e}" for tensor, error in tensors.items())
+            print(f"relative error D={d:4} {name:10} {figures}")
+    if out:
+        facts = mx.device_info(mx.gpu)
+        device = {name: facts[name] for name in ("device_name", "architecture", "memory_size") if name in facts}
+        whole = {"device": device, "mlx": mx.__version__, "results": results, "relative_errors": accuracy}
+        Path(out).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    if picture:
+        plot(results, Path(picture))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The bench command: what it counts, writes and draws, on tiny cases; it times nothing without a GPU."""
+
+import json
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_flash import bench, cli
+
+TINY = [
+    bench.Case(16, 48, heads=2, key_heads=2),
+    bench.Case(16, 48, True, heads=2, key_heads=1, window=8),
+    bench.Case(16, 48, True, heads=2, key_heads=2, segment=16),
+]
+
+
+@pytest.mark.parametrize(
+    "window, segment, causal", [(None, None, True), (None, None, False), (9, None, True), (None, 16, True)]
+)
+def test_useful_work_is_that_of_the_pairs_that_see_each_other(window, segment, causal):
+    case = bench.Case(32, 64, causal=causal, heads=3, window=window, segment=segment)
+    i, j = np.indices((64, 64))
+    seen = (j <= i) | (not causal)
+    seen = seen & ((i - j < window) if window else True) & ((i // segment == j // segment) if segment else True)
+    # A triangle's diagonal counts half where nothing bounds it, as is usual for causal attention.
+    assert case.flops == pytest.approx(2 * 3 * seen.sum() * 32 * 2, rel=0 if window or not causal else 0.07)
+
+
+def test_both_are_measured_and_agree(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "cases", lambda: TINY)
+    monkeypatch.setattr(bench, "torch_times", lambda *_: {})
+    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="metal"))
+    monkeypatch.setattr(mx, "device_info", lambda *_: {"device_name": "a GPU", "uuid": "nobody's business"})
+    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    assert cli.main(["bench", "--seconds", "0.01", "--out", str(out), "--plot", str(picture)]) == 0
+    told = json.loads(out.read_text())
+    assert told["device"] == {"device_name": "a GPU"} and picture.stat().st_size > 1000
+    assert [result["name"] for result in told["results"]] == [case.name for case in TINY]
+    for result in told["results"]:
+        assert all(result["providers"][name]["ms"] > 0 for name in ("mlx_flash", "mx.fast"))
+    for tensors in told["relative_errors"]["16"].values():
+        assert set(tensors) == {"O", "dQ", "dK", "dV"} and 0 < max(tensors.values()) < 0.02
+    for case in TINY:
+        drawn = bench.arrays(case)
+        for mine, other in zip(bench.ours(case, *drawn), bench.built_in(case, *drawn)):
+            assert mx.allclose(mine.astype(mx.float32), other.astype(mx.float32), rtol=0.05, atol=0.05), case.name
+
+
+@pytest.mark.skipif(mx.metal.is_available() or mx.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu(capsys):
+    assert cli.main(["bench"]) == 2 and "no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("only, words", [("(", "regular expression"), ("no such case", "no case matches")])
+def test_wrong_names(monkeypatch, capsys, only, words):
+    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="metal"))
+    assert cli.main(["bench", "--only", only]) == 2 and words in capsys.readouterr().err
