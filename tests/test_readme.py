@@ -93,7 +93,7 @@ def test_a_kernel_with_a_race_is_told(after):
 def test_commands_parse():
     """The table of commands, by the real parser."""
     commands = re.findall(r"^\| `((?!python)[a-z].*?)` \|", README, re.MULTILINE)
-    assert [line.split()[0] for line in commands] == ["demo", "lm", "explain", "source", "check"]
+    assert [line.split()[0] for line in commands] == ["demo", "lm", "explain", "source", "check", "bench"]
     for line in commands:
         parser().parse_args(line.split())
 
