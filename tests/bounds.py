@@ -22,6 +22,7 @@ LARGEST, RMS = 2.0, 1.2  # times the unfused error
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
 CANCELLATION = 2.0  # float32 roundings of the terms that cancel
 MODEL_LOGITS = 2e-5  # of a whole model in float32, of the largest magnitude or 1
+BENCH = 0.02  # of the bench command's bfloat16 results, in the L2 norm
 LOSS = 1e-3  # of every step of a training run against one with the built-in
 SLOPE = 0.02  # of a log-log line against its exponent
 DIFFERENCES = 1e-7  # of the largest gradient: what central differences of float64 leave

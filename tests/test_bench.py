@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import bounds
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ def test_useful_work_is_that_of_the_pairs_that_see_each_other(window, segment, c
     i, j = np.indices((64, 64))
     seen = (j <= i) | (not causal)
     seen = seen & ((i - j < window) if window else True) & ((i // segment == j // segment) if segment else True)
-    # A triangle's diagonal counts half where nothing bounds it, as is usual for causal attention.
-    assert case.flops == pytest.approx(2 * 3 * seen.sum() * 32 * 2, rel=0 if window or not causal else 0.07)
+    # Of an unbounded triangle the diagonal counts half, as is usual for causal attention.
+    half = 64 / 2 if causal and not window else 0
+    assert case.flops == 2 * 3 * (seen.sum() - half) * 32 * 2
 
 
 def test_both_are_measured_and_agree(monkeypatch, tmp_path):
@@ -42,11 +44,12 @@ def test_both_are_measured_and_agree(monkeypatch, tmp_path):
     for result in told["results"]:
         assert all(result["providers"][name]["ms"] > 0 for name in ("mlx_flash", "mx.fast"))
     for tensors in told["relative_errors"]["16"].values():
-        assert set(tensors) == {"O", "dQ", "dK", "dV"} and 0 < max(tensors.values()) < 0.02
+        assert set(tensors) == {"O", "dQ", "dK", "dV"} and 0 < max(tensors.values()) < bounds.BENCH
     for case in TINY:
         drawn = bench.arrays(case)
         for mine, other in zip(bench.ours(case, *drawn), bench.built_in(case, *drawn)):
-            assert mx.allclose(mine.astype(mx.float32), other.astype(mx.float32), rtol=0.05, atol=0.05), case.name
+            mine, other = (np.array(array.astype(mx.float32)) for array in (mine, other))
+            assert np.linalg.norm(mine - other) < bounds.BENCH * np.linalg.norm(other), case.name
 
 
 @pytest.mark.skipif(mx.metal.is_available() or mx.cuda.is_available(), reason="there is a GPU here")
