@@ -13,7 +13,8 @@ TYPES = ("float32", "float16", "float32", "bfloat16")
 
 
 def cases() -> list:
-    """(backend, variant): the simulated families take turns, other backends run every pair."""
+    """(backend, variant): the simulated families take turns, other backends run every pair. Every second pair of the
+    simulator's, each a kernel text of its own, waits for `pytest -m ""`."""
     found = []
     for index, pair in enumerate(PAIRS):
         group = 1 + index // 2 % 2
@@ -24,7 +25,9 @@ def cases() -> list:
         turns = SIMULATED[index % len(SIMULATED)] if SIMULATED else None
         for choice in (turns, *METAL, *CUDA, ("reference", None)):
             if choice:
-                found.append(pytest.param(choice, variant, id=f"{label(choice)}-{'+'.join(pair)}-{case.dtype}"))
+                waits = [pytest.mark.slow] if choice == turns and index % 4 in (1, 2) else []
+                name = f"{label(choice)}-{'+'.join(pair)}-{case.dtype}"
+                found.append(pytest.param(choice, variant, id=name, marks=waits))
     return found
 
 
