@@ -144,16 +144,20 @@ def test_a_call_inside_compile(launches):
 MOST = dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"), True)
 KERNELS = [
     (FORWARD, "apple9", "float32", Features(mask="float32", **MOST)),
+    (DELTA, "apple7", "float16", Features()),
+    (BACKWARD_KEY_VALUE, "sm80", "float16", Features(causal=True)),
+    (BACKWARD_QUERY, "sm90", "bfloat16", Features(block=128, **MOST)),
+]
+# Seconds of clang and ptxas each: these wait for `pytest -m ""`.
+MORE_KERNELS = [
     (FORWARD, "apple7", "bfloat16", Features(block=128, **MOST)),
     (BACKWARD_QUERY, "apple7", "float16", Features(mask="float16", **MOST)),
     (BACKWARD_KEY_VALUE, "apple9", "bfloat16", Features(mask="bool", **MOST)),
     (BACKWARD_MASK, "apple9", "float32", Features(mask="float32", **MOST)),
-    (DELTA, "apple7", "float16", Features()),
     (FORWARD, "sm80", "bfloat16", Features(mask="bfloat16", **MOST)),
-    (BACKWARD_KEY_VALUE, "sm80", "float16", Features(causal=True)),
     (FORWARD, "sm90", "float16", Features(causal=True)),
-    (BACKWARD_QUERY, "sm90", "bfloat16", Features(block=128, **MOST)),
 ]
+KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KERNELS]
 
 
 @pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
