@@ -83,7 +83,12 @@ def test_lora(reference, train, compiling):
     compare(train, "llama", compiling, (False, False), (True, True), **SMALL)
 
 
-@pytest.mark.parametrize("choice", [*SIMULATED[1:], *METAL, *CUDA], ids=label)
+# A hundred steps on the simulator wait for `pytest -m ""`.
+@pytest.mark.parametrize(
+    "choice",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in SIMULATED[1:]), *METAL, *CUDA],
+    ids=label,
+)
 def test_lora_on_kernels(choice, train, compiling):
     with use_backend(*choice), mode("fast"):  # checked kernels: test_the_gradients_of_a_model
         compare(train, "llama", compiling, (False, False), (True, False), **SMALL)

@@ -72,7 +72,14 @@ def formats_and_lengths() -> list[tuple[dict, Case]]:
 CASES = formats_and_lengths()
 
 
-@pytest.mark.parametrize("backend, number", shared_out(range(len(CASES))), indirect=["backend"])
+# Each is a kernel text of its own: every second one waits for `pytest -m ""`.
+IN_TURNS = [
+    pytest.param(*parameter.values, id=parameter.id, marks=pytest.mark.slow if parameter.values[1] & 1 else ())
+    for parameter in shared_out(range(len(CASES)))
+]
+
+
+@pytest.mark.parametrize("backend, number", IN_TURNS, indirect=["backend"])
 def test_accuracy(backend, number):
     form, case = CASES[number]
     q, k, v, arrays = operands(case, form)
