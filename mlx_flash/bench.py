@@ -82,7 +82,10 @@ def built_in(case: Case, q, k, v, d_o):
         mask = (before >= 0) & (before < (case.window or case.length))
         mask = mask & ((i // case.segment)[:, None] == (i // case.segment)[None]) if case.segment else mask
     scale = case.head_dim**-0.5
-    call = lambda q, k, v: mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)  # noqa: E731
+
+    def call(q, k, v):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
     return differentiated(case, call, q, k, v, d_o)
 
 

@@ -30,7 +30,7 @@ from mlx_flash.parameters import (
     register_demand,
 )  # fmt: skip
 from mlx_flash.problem import Problem
-from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, DECODING, DELTA, FORWARD, STEPS
+from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODING, DELTA, FORWARD, STEPS
 
 BEYOND = 392  # a head dimension past the last row of every table
 
