@@ -5,19 +5,15 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 from mlx_flash.cuda.ptx import cache_directory
+from mlx_flash.simulator.conformance.headers import Unavailable, fetched
 
 WHEEL = "nvidia-cuda-nvcc-cu12==12.9.86"
 INSIDE = "nvidia/cuda_nvcc/bin/ptxas"
-
-
-class Unavailable(RuntimeError):
-    """There is no assembler here, and none can be fetched; the message says why."""
 
 
 @functools.cache
@@ -32,34 +28,11 @@ def ptxas() -> str:
             raise Unavailable(f"ptxas: {WHEEL} is for Linux")
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            with zipfile.ZipFile(_download(Path(scratch))) as archive:
+            with zipfile.ZipFile(fetched(WHEEL, Path(scratch))) as archive:
                 built = Path(archive.extract(INSIDE, scratch))
             built.chmod(0o755)
             os.replace(built, kept)
     return str(kept)
-
-
-def _download(scratch: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        scratch,
-    ]
-    try:
-        done = subprocess.run([*command, WHEEL], capture_output=True, text=True, timeout=300)
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"ptxas: fetching {WHEEL} took more than five minutes") from None
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip said nothing")
-        raise Unavailable(f"ptxas: {WHEEL} cannot be fetched: {reason}")
-    return wheels[0]
 
 
 def assembled(path: Path, gpu: str) -> str:

@@ -194,6 +194,9 @@ def test_errors_name_the_line():
         kernel("bfloat b = x[0]; y[0] = b;")(inputs=[mx.zeros(64)], **CALL)
     with pytest.raises(CompileError, match="needs an address space"):
         kernel("float* p = 0; y[0] = *p;")(inputs=[mx.zeros(64)], **CALL)
+    again = "template <typename T> T f(T n) { return n > 0 ? f(n - 1) : n; }"
+    with pytest.raises(CompileError, match="line 1: error: Metal has no recursion: 'f<float>' calls itself"):
+        kernel("y[0] = f(x[0]);", header=again)(inputs=[mx.zeros(64)], **CALL)
 
 
 def test_compiled_once(launches, monkeypatch, tmp_path):

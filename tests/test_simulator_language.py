@@ -6,8 +6,9 @@ import mlx.core as mx
 import pytest
 from language_programs import ACCEPTED, BODY, REFUSED
 
-from mlx_flash.simulator import CompileError, compiler, language, metal_kernel
+from mlx_flash.simulator import CompileError, compiler, language, metal_kernel, mode
 from mlx_flash.simulator.language import VERSIONS, prefix
+from mlx_flash.simulator.settings import MODES
 from mlx_flash.simulator.translate import translate
 
 
@@ -28,6 +29,15 @@ def test_refused(rule):
     with pytest.raises(CompileError, match=message) as caught:
         compiled(program)
     assert "line " in str(caught.value)
+
+
+@pytest.mark.parametrize("how", MODES)
+def test_a_kernel_that_runs_does_not_call_itself(how):
+    """It is compiled in one go, and the code of its functions looked at on the way."""
+    header = "struct S { int f(int n) const thread { return n ? this->f(n - 1) : 0; } };"
+    kernel = metal_kernel("again", [], ["y"], "S s; y[0] = s.f(3);", header=header)
+    with mode(how), pytest.raises(CompileError, match="line 1: .*no recursion: 'f' calls itself"):
+        kernel(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.int32])
 
 
 # name: (first version that takes it, what the others say, the program)

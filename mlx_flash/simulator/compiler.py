@@ -196,7 +196,7 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False)
 
 
 def check(text: str, entry: str, prelude: str):
-    """Raises CompileError if a translated text does not compile; generates no code."""
+    """Raises CompileError if a translated text does not compile; generates no machine code."""
     parts = [_sources_hash(), text, entry, prelude]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     passed = cache_directory() / f"{key}.ok"
@@ -204,8 +204,8 @@ def check(text: str, entry: str, prelude: str):
         return
     passed.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        flags = [*_KERNEL_FLAGS, *_machine_flags()]
-        compile_text(flags, ["-fsyntax-only"], text, entry, _SHIM / prelude, Path(scratch), True)
+        flags, code = [*_KERNEL_FLAGS, *_machine_flags()], Path(scratch) / "checked.ll"
+        compile_text(flags, [*recursion.OUTPUT, "-o", str(code)], text, entry, _SHIM / prelude, Path(scratch), True)
         passed.touch()
 
 
@@ -233,25 +233,25 @@ def compile_text(
             headers = ["-I", str(INCLUDE), "-include", str(prelude)]
         return _run([*compiler, *flags, *output, *headers, str(source)])
 
-    done = run(flags, output)
+    keep = recursion.kept_in(scratch)
+    done = run(flags, [*output, *keep])
     if done.returncode and _UNBOUND.search(done.stderr):
-        again = run([*flags, _BIND_VALUES], output)
+        again = run([*flags, _BIND_VALUES], [*output, *keep])
         if not again.returncode:
             done, flags = again, [*flags, _BIND_VALUES]
     _refuse(done, text, source)
-    if recursion.possible(text):
-        code = scratch / "kernel.ll"
-        run(flags, [*recursion.OUTPUT, "-o", str(code)])
-        _refuse_recursion(code.read_text(encoding="utf-8"), text)
-
-
-def _refuse_recursion(code: str, text: str):
-    """Raises CompileError, in the compiler's form, if a function of the compiled code reaches itself."""
-    again = recursion.found(code)
-    if again:
-        name, line = again
+    if recursion.found(_code(scratch)):
+        named = scratch / "named.ll"
+        run(flags, [*recursion.OUTPUT, "-o", str(named)])
+        name, line = recursion.found(named.read_text(encoding="utf-8"))
         message = f"metal:{line}:1: error: Metal has no recursion: '{name}' calls itself"
         raise CompileError(_in_metal_terms(message, text, "metal"))
+
+
+def _code(scratch: Path) -> str:
+    """What the compiler left there before its passes, or instead of an object."""
+    (code,) = scratch.glob("*.ll")
+    return code.read_text(encoding="utf-8")
 
 
 # To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.

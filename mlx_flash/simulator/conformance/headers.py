@@ -17,7 +17,7 @@ _PLATFORM = "macosx_15_0_arm64"
 
 
 class Unavailable(RuntimeError):
-    """The wheel cannot be fetched here; the message says why."""
+    """A wheel cannot be fetched here; the message says why."""
 
 
 def version() -> str:
@@ -32,7 +32,8 @@ def include_directory() -> Path:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            _unpack(_download(Path(scratch)), Path(scratch) / "headers")
+            wheel = fetched(f"mlx-metal=={version()}", Path(scratch), "--platform", _PLATFORM)
+            _unpack(wheel, Path(scratch) / "headers")
             try:
                 os.replace(Path(scratch) / "headers", folder)
             except OSError:
@@ -41,28 +42,20 @@ def include_directory() -> Path:
     return folder
 
 
-def _download(scratch: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--platform",
-        _PLATFORM,
-    ]
+def fetched(wheel: str, scratch: Path, *options: str) -> Path:
+    """The file of a wheel, "name==version", from the package index into `scratch`; raises Unavailable.
+
+    options: more of what `pip download` takes.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *options]
     try:
-        done = subprocess.run(
-            [*command, "--dest", str(scratch), f"mlx-metal=={version()}"], capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run([*command, "--dest", str(scratch), wheel], capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"Fetching the wheel mlx-metal {version()} took more than five minutes.") from None
+        raise Unavailable(f"Fetching the wheel {wheel} took more than five minutes.") from None
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip said nothing")
-        raise Unavailable(f"The wheel mlx-metal {version()} cannot be fetched: {reason}")
+        raise Unavailable(f"The wheel {wheel} cannot be fetched: {reason}")
     return wheels[0]
 
 
