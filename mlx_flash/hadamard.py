@@ -9,6 +9,7 @@ import mlx.core as mx
 from .errors import wrong
 
 ODD_PARTS = (1, 12, 20, 28)  # m of the dimensions m * 2^k that mx.hadamard_transform knows
+SPREAD = 16.0  # at most between the scales of a head, whose channels then differ by up to its square
 
 
 class Rotation:
@@ -21,8 +22,8 @@ class Rotation:
         out = rotation.undo(quantized_attention(rotation(q), *cache))
 
     Channels that are much larger than the others cost the others their digits where they share a scale; rotated, every
-    channel is a mean of all. bench/quantization.py measures what that gains. After QuaRot (Ashkboos et al. 2024) and
-    FlashAttention-3 (Shah et al. 2024).
+    channel is a mean of all. `Balance` knows which channels are large, and does better: bench/quantization.py measures
+    both. After QuaRot (Ashkboos et al. 2024) and FlashAttention-3 (Shah et al. 2024).
 
     Args:
         dimension: of the heads, m * 2^k with m of 1, 12, 20 or 28.
@@ -58,6 +59,62 @@ class Rotation:
 
     def _signed(self, array: mx.array) -> mx.array:
         return array if self._signs is None else array * self._signs.astype(array.dtype)
+
+
+class Balance:
+    """A rotation of channels that are made more alike first: each is divided by the root of its size in a sample.
+
+    Keys are divided and queries multiplied, so scores are what they were; `undo` multiplies an output by what its
+    values were divided by. One Balance serves all tokens of a cache, those that come later too::
+
+        keys, values = Balance(k), Balance(v)  # k and v of a prompt
+        cache = [mx.quantize(balance(array), group_size=64, bits=4) for balance, array in ((keys, k), (values, v))]
+        out = values.undo(quantized_attention(keys.queries(q), *cache))
+
+    Why the root: channels of sizes s_c, divided by d_c and rotated, all get the error sqrt(mean((s / d)^2)), which
+    comes back d_c times as large. The sum of the squares is least where d_c^2 is s_c; SmoothQuant (Xiao et al. 2023)
+    shares activations and weights out by the same root.
+
+    Args:
+        sample: [B, Hk, L, D] keys or values, such as a prompt's; every head's channels have scales of their own. Any
+            dtype; D as in `Rotation`.
+        key: mx.random key of the rotation's signs; None: no signs.
+
+    Raises:
+        ValueError: for a sample without tokens or of another shape.
+    """
+
+    def __init__(self, sample: mx.array, key: mx.array | None = None):
+        if not isinstance(sample, mx.array) or sample.ndim != 4 or 0 in sample.shape:
+            got = f"shape {sample.shape}" if isinstance(sample, mx.array) else type(sample).__name__
+            expected = "keys or values, [batch, heads, length, dimension], of at least one token"
+            raise wrong("sample", expected, got, "Pass a prompt's.", "Balance")
+        self.rotation = Rotation(sample.shape[3], key)
+        sizes = mx.sqrt(mx.square(sample.astype(mx.float32)).mean((0, 2), keepdims=True))
+        largest = sizes.max(-1, keepdims=True)
+        # A channel that is silent in the sample may speak later: no scale is more than SPREAD times below another.
+        self.scales = mx.where(largest == 0, 1, mx.sqrt(mx.maximum(sizes, largest / SPREAD**2)))
+
+    def __call__(self, array: mx.array) -> mx.array:
+        """Keys or values as they are to be quantized, [B, Hk, L, D], in their own dtype."""
+        return self.rotation(array * (1 / self._scales_of(array)).astype(array.dtype))
+
+    def queries(self, q: mx.array) -> mx.array:
+        """q [B, Hq, L, D] as it belongs to keys that this Balance changed."""
+        return self.rotation(q * self._scales_of(q).astype(q.dtype))
+
+    def undo(self, out: mx.array) -> mx.array:
+        """The output [B, Hq, L, D] for values that this Balance changed, as it would be for the values themselves."""
+        return self.rotation.undo(out) * self._scales_of(out).astype(out.dtype)
+
+    def _scales_of(self, array: mx.array) -> mx.array:
+        """[1, heads of the array, 1, D]: queries have the scales of the key head that they share."""
+        heads = self.scales.shape[1]
+        if array.ndim != 4 or array.shape[1] % heads:
+            expected = f"[batch, heads, length, dimension], heads a multiple of the sample's {heads}"
+            raise wrong("array", expected, f"shape {array.shape}", "Pass all heads.", "Balance")
+        group = array.shape[1] // heads
+        return self.scales if group == 1 else mx.repeat(self.scales, group, axis=1)
 
 
 def _known(dimension) -> bool:

@@ -3,8 +3,8 @@
 MLX maps and exports the operations inside a custom function before it asks the function itself, and a Metal kernel can
 be neither mapped nor, inside a custom function, exported. So while a function is traced for mx.vmap, attention leaves a
 stand-in: a custom function with no operations inside, whose rule runs the kernels on the folded arrays. A trace cannot
-be told from any other from within; that is why importing mlx_flash wraps mx.vmap, mx.jvp, mx.export_function and
-mx.exporter. What they do for everything else stays as it is.
+be told from any other from within; that is why importing mlx_flash wraps mx.vmap, mx.jvp, mx.checkpoint,
+mx.export_function and mx.exporter. What they do for everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ def _jvp(*args, **kwargs):
         return _built_in["jvp"](*args, **kwargs)
 
 
+def _checkpoint(fun: Callable) -> Callable:
+    """Inside mx.vmap the function itself: MLX maps a checkpoint so too, but traces the function anew, out of sight."""
+    built_in = _built_in["checkpoint"](fun)
+
+    def checkpointed(*args, **kwargs):
+        return (built_in if trace.witness is None else fun)(*args, **kwargs)
+
+    return checkpointed
+
+
 def _bare(fun: Callable) -> Callable:
     """The function as a graph without custom functions: those that hold a gradient are mapped away, over one entry."""
 
@@ -98,7 +108,9 @@ def _exporter(file, fun, **kwargs):
     return _built_in["exporter"](file, _bare(fun), **kwargs)
 
 
-_WRAPPERS = {"vmap": _vmap, "jvp": _jvp, "export_function": _export_function, "exporter": _exporter}
+_WRAPPERS = {
+    "vmap": _vmap, "jvp": _jvp, "checkpoint": _checkpoint, "export_function": _export_function, "exporter": _exporter,
+}  # fmt: skip
 _built_in = {name: getattr(mx, name) for name in _WRAPPERS}
 
 

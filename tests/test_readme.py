@@ -1,5 +1,6 @@
 """Every snippet and command of the README runs, and does what the words around it say."""
 
+import json
 import re
 from contextlib import redirect_stdout
 from io import StringIO
@@ -12,7 +13,8 @@ from tiny_models import close
 
 from mlx_flash.cli import parser
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -104,3 +106,12 @@ def test_maps_and_exports(after):
     file = Path(names["tempfile"].gettempdir()) / "step.mlxfn"
     assert b"custom_kernel_flash_backward_key_value_float32" in file.read_bytes()
     file.unlink()
+
+
+def test_the_table_of_quantized_caches_is_the_measured_one():
+    rows = json.loads((PROJECT / "bench" / "results" / "quantization.json").read_text())["relative_rms_errors"]
+    for kind, noun in (("scaled", "channels"), ("shifted", "channels"), ("scattered", "numbers")):
+        for method in ("rotated", "balanced"):
+            left = [row[f"{method}_over_none"] for row in rows if (row["activations"], row["bits"]) == (kind, 4)]
+            line = f"| {kind} {noun}, {method} | {' | '.join(f'{value:.2f}' for value in left)} |"
+            assert len(left) == 5 and line in README, line

@@ -266,14 +266,26 @@ def test_compiled(reference):
     agree(mx.vmap(mx.compile(function), axes)(*arrays), want, ("O", "LSE"))
 
 
-def test_checkpoint_around_the_map_and_not_inside(backend):
-    """MLX traces the function of a checkpoint once more, out of our sight: that refuses in a sentence."""
+def test_checkpoint_around_the_map_and_inside(backend):
+    """Also in a gradient inside the map, where MLX has no rule for what a checkpoint leaves."""
     names, axes = ("q", "k", "v"), (0, None, 1)
     arrays, function = draw(names, axes), call(names)
     loss = total(mx.vmap(function, axes))
     agree(gradients(mx.checkpoint(loss), names)(*arrays), gradients(loss, names)(*arrays))
+    inside = mx.vmap(mx.checkpoint(function), axes)
+    agree(inside(*arrays), mx.vmap(function, axes)(*arrays), ("O", "LSE"))
+    agree(gradients(total(inside), names)(*arrays), gradients(loss, names)(*arrays))
+    each = mx.vmap(gradients(mx.checkpoint(total(function)), names), axes)
+    agree(each(*arrays), mx.vmap(gradients(total(function), names), axes)(*arrays))
+
+
+def test_a_custom_function_without_a_rule_refuses(backend):
+    """MLX traces it once more, out of our sight: that refuses in a sentence."""
+    q = draw(("q",), (0,))[0]
+    function = mx.custom_function(lambda q: attention(q, q, q))
+    function.vjp(lambda q, d_o, o: d_o)
     with pytest.raises(ValueError, match=REFUSED):
-        mx.eval(mx.vmap(mx.checkpoint(lambda *x: function(*x)[0]), axes)(*arrays))
+        mx.eval(mx.vmap(function)(q))
 
 
 def test_still_no_second_derivatives(backend):
