@@ -2,7 +2,7 @@
 
 A kernel object that launches nothing takes the place of mx.fast.metal_kernel's and notes when it is called. The time up
 to there is the cost up to the launch; the whole call includes what wraps the outputs. The built-in function is timed in
-turns with it, so that a noisy machine slows both. Nothing is evaluated.
+turns with it, so that a noisy machine slows both; over a quantized cache that is mlx-lm's. Nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
+from mlx_lm.models.base import quantized_scaled_dot_product_attention
 from rich.console import Console
 from rich.table import Table
 
-from mlx_flash import attention
+from mlx_flash import attention, quantized_attention
 from mlx_flash.backends import Backend
 from mlx_flash.backends.metal import run_with
 from mlx_flash.device import FAMILIES
 
 REPEATS, WARM = 5000, 200
 SINKS, MASK = mx.zeros((8,), mx.float16), mx.ones((256, 256), mx.bool_)
-CASES = {  # queries, our options, the built-in's
+QUANTIZED = {"group_size": 64, "bits": 4}
+CASES = {  # queries, our options, the built-in's, whether the keys are quantized
     "plain": (256, {}, {}),
     "causal": (256, {"causal": True}, {"mask": "causal"}),
     "one query": (1, {}, {}),
     "bool mask": (256, {"mask": MASK}, {"mask": MASK}),
     "causal, sinks": (256, {"causal": True, "sinks": SINKS}, {"mask": "causal", "sinks": SINKS}),
     "window, softcap": (256, {"window": (64, 0), "softcap": 30.0}, None),
+    "quantized, one query": (1, QUANTIZED, {"mask": None} | QUANTIZED, True),
+    "quantized, causal": (256, {"causal": True} | QUANTIZED, {"mask": "causal"} | QUANTIZED, True),
 }
 
 
@@ -43,7 +47,7 @@ class Stub:
 
     def __init__(self, family: str = "apple9"):
         self.launched = 0.0
-        self.backend = Backend("stub", FAMILIES[family], self._run)
+        self.backend = Backend("metal", FAMILIES[family], self._run)
         self._outputs = lru_cache(self._outputs)
         self._compiled = lru_cache(lambda kernel: self._kernel)
 
@@ -58,22 +62,27 @@ class Stub:
         return [mx.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
 
     def install(self) -> None:
-        importlib.import_module("mlx_flash.attention").current_backend = lambda: self.backend
+        for name in ("attention", "quantized"):
+            importlib.import_module(f"mlx_flash.{name}").current_backend = lambda: self.backend
 
 
-def measure(stub: Stub, queries: int, ours: dict, theirs: dict | None) -> dict:
+def measure(stub: Stub, queries: int, ours: dict, theirs: dict | None, quantized: bool = False) -> dict:
     q = mx.zeros((1, 8, queries, 64), mx.float16)
     k = mx.zeros((1, 2, 256, 64), mx.float16)
+    call, built_in = attention, mx.fast.scaled_dot_product_attention
+    if quantized:
+        k = mx.quantize(k, **QUANTIZED)
+        call, built_in = quantized_attention, quantized_scaled_dot_product_attention
     mx.eval(q, k, MASK, SINKS)
     times = {"up_to_launch": [], "whole": [], "built_in": []}
     for _ in range(WARM + REPEATS):
         start = time.perf_counter()
-        attention(q, k, k, **ours)
+        call(q, k, k, **ours)
         times["whole"].append(time.perf_counter() - start)
         times["up_to_launch"].append(stub.launched - start)
         if theirs is not None:
             start = time.perf_counter()
-            mx.fast.scaled_dot_product_attention(q, k, k, scale=0.125, **theirs)
+            built_in(q, k, k, scale=0.125, **theirs)
             times["built_in"].append(time.perf_counter() - start)
     kept = {name: values[WARM:] for name, values in times.items() if values}
     result = {f"{name}_us": round(1e6 * statistics.median(values), 2) for name, values in kept.items()}

@@ -44,8 +44,8 @@ def _run(chosen: Plan, backend: Backend, stream, inputs: dict) -> Arrays:
     )
 
 
-def _refuse(what: str, *_):
-    raise UnsupportedProblem(f"[mlx_flash.attention] {what}")
+def _refuse(what: str, *_, function: str = "attention"):
+    raise UnsupportedProblem(f"[mlx_flash.{function}] {what}")
 
 
 _NO_JVP = partial(_refuse, "forward-mode derivatives (mx.jvp) are not available: use mx.grad or mx.vjp.")
@@ -55,19 +55,23 @@ _NO_VMAP = partial(
     "or goes through mx.checkpoint or a custom function without a vmap rule (map inside of it).",
 )
 _NO_SECOND = partial(_refuse, "gradients of gradients are not available: attention can be differentiated once.")
+_FORWARD_ONLY = partial(
+    _refuse, "it is forward only: for derivatives, dequantize and call attention.", function="quantized_attention"
+)
 
 
-def _custom(function: Callable, vjp: Callable, vmap: Callable) -> Callable:
+def _custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = _NO_JVP) -> Callable:
     wrapped = mx.custom_function(function)
     wrapped.vjp(vjp)
-    wrapped.jvp(_NO_JVP)
+    wrapped.jvp(jvp)
     wrapped.vmap(vmap)
     return wrapped
 
 
 # Does nothing, but is the first operation that mx.jvp meets: MLX walks the operations inside a custom function before
 # it asks the function itself, and would stop at one of them with a message of its own.
-_guard = _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP)
+def _guard(jvp: Callable) -> Callable:
+    return _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP, jvp)
 
 
 @cache
@@ -80,12 +84,15 @@ class Attention:
 
     Called with a step and what it reads, in order: Q, K, V, dO, L, delta (those the step has), then the operands,
     whose `names` say what they are. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials;
-    gradients flow through it where `with_lse`, that is where somebody sees it.
+    gradients flow through it where `with_lse`, that is where somebody sees it. Quantized operands have no gradients.
     """
 
     def __init__(self, problem: Problem, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
         self.problem, self.names, self.backend, self.stream, self.with_lse = problem, names, backend, stream, with_lse
         forward = forward_step(problem, backend)
+        quantized = problem.options.quantization is not None
+        self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, _NO_JVP)
+        self._guard = _guard(self._jvp)
         self._plan = cache(lambda step: plan(forward if step is FORWARD else step, problem, backend.family))
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
@@ -95,7 +102,7 @@ class Attention:
         if trace.bare:
             return self._kernel(step, *arrays)
         trace.called = True
-        return self._function(step)(*(_guard(*arrays) if trace.forward_mode else arrays))
+        return self._function(step)(*(self._guard(*arrays) if trace.forward_mode else arrays))
 
     def _kernel(self, step: Step, *arrays: mx.array) -> Arrays:
         """The step itself, without gradients."""
@@ -109,8 +116,8 @@ class Attention:
         return _run(self._plan(step), self.backend, self.stream, inputs)
 
     def _differentiable(self, step: Step) -> Callable:
-        vjp = self._backward if step is FORWARD else _NO_SECOND
-        return _custom(partial(self._kernel, step), vjp, _NO_VMAP)
+        vjp = self._vjp if step is FORWARD else _NO_SECOND
+        return _custom(partial(self._kernel, step), vjp, _NO_VMAP, self._jvp)
 
     def _mappable(self, step: Step) -> Callable:
         """What stands for the step in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
@@ -126,7 +133,7 @@ class Attention:
             return outputs, [0] * len(outputs)
 
         def backward(primals, cotangents, outputs):
-            return (*self._backward(primals[:-1], cotangents, outputs), mx.zeros_like(primals[-1]))
+            return (*self._vjp(primals[:-1], cotangents, outputs), mx.zeros_like(primals[-1]))
 
         vjp = backward if step is FORWARD else _NO_SECOND
         return _custom(lambda *arrays: tuple(stand_in(step, self.problem)), vjp, rule)

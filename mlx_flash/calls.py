@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.core as mx
@@ -38,20 +39,27 @@ class Call:
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, options: dict):
         if self.empty:
             return self._nothing(q.dtype, options["sinks"])
-        head, value = self.pads
-        if head:
-            q, k = self._pad(q, head), self._pad(k, head)
-        if value:
-            v = self._pad(v, value)
-        q = self.signed(q)
         extras = operands(self.problem, **options)
         if self._attend is None:
-            self._attend = attend(self.inner, tuple(extras), self.backend, self.stream, self.return_lse)
-        out, L = self._attend(FORWARD, q, k, v, *extras.values())
+            names = (*self._parts(), *extras)
+            self._attend = attend(self.inner, names, self.backend, self.stream, self.return_lse)
+        out, L = self._attend(FORWARD, *self._operands(q, k, v), *extras.values())
+        value = self.pads[1]
         out = out[..., :-value] if value else out
         return (out, L * math.log(2)) if self.return_lse else out
 
-    def signed(self, q: mx.array) -> mx.array:
+    def _parts(self) -> tuple[str, ...]:
+        """Names of what `_operands` returns beyond three."""
+        return ()
+
+    def _operands(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
+        """Q, K and V as `inner` has them."""
+        head, value = self.pads
+        if head:
+            q, k = self._pad(q, head), self._pad(k, head)
+        return self._signed(q), k, self._pad(v, value) if value else v
+
+    def _signed(self, q: mx.array) -> mx.array:
         """q as it belongs to the scale of `inner`."""
         return q if self.sign == 1 else mx.multiply(q, self.sign, stream=self.stream)
 
@@ -68,17 +76,22 @@ class Call:
         return out, mx.broadcast_to(mx.array(lse), self.problem.output_shape[:3])
 
 
-def call_of(q, k, v, backend: Backend, stream, return_lse: bool, **options) -> Call:
-    """The Call of these arguments. Raises ValueError, as `problem_of` does, for those that are wrong."""
+def _checked(q, k, v, backend: Backend, stream, return_lse: bool, **options) -> Call:
+    return Call(problem_of(q, k, v, **options), backend, stream, return_lse)
+
+
+def call_of(q, k, v, backend: Backend, stream, return_lse: bool, make: Callable = _checked, **options) -> Call:
+    """The Call of these arguments, made by `make` of them if none looked like them before. Raises ValueError, as
+    `problem_of` does, for those that are wrong."""
     try:
         given = [(name, _looks(value, name in ARRAYS)) for name, value in options.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
-        key = (_looks(q), _looks(k), _looks(v), backend, where, bool(return_lse), *given)
+        key = (make, _looks(q), _looks(k), _looks(v), backend, where, bool(return_lse), *given)
         call = _kept.get(key)
     except TypeError:  # something whose looks do not tell all: checked every time
         key = call = None
     if call is None:
-        call = Call(problem_of(q, k, v, **options), backend, stream, return_lse)
+        call = make(q, k, v, backend, stream, return_lse, **options)
         if key is not None:
             if len(_kept) >= MOST:
                 _kept.clear()

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import mlx.core as mx
 
-from .autograd import run
 from .backends import Backend, current_backend
 from .backends import backend as backend_of
 from .block_mask import BlockMask
-from .calls import call_of
-from .decoding import KERNELS, forward_step
-from .errors import UnsupportedProblem
-from .operands import operands, step_inputs
-from .problem import Problem
-from .quantization import FUNCTION, quantization_of, shape_of
-from .transforms import trace
+from .calls import Call, call_of
+from .decoding import KERNELS
+from .problem import problem_of
+from .quantization import Quantization, quantization_of, shape_of
 
 
 def quantized_attention(
@@ -35,7 +30,9 @@ def quantized_attention(
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
+    alibi_slopes: mx.array | None = None,
     sinks: mx.array | None = None,
+    segments: tuple[mx.array, mx.array] | None = None,
     return_lse: bool = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
@@ -49,71 +46,48 @@ def quantized_attention(
         v: the same for [B, Hk, Lk, Dv].
         mode, bits, group_size: "affine" with 4 or 8 bits and groups of 32, 64 or 128 (default 4 and 64); "mxfp4" (4
             bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
-        scale, mask, causal, window, softcap, sinks, return_lse, stream: as in `attention`.
+        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, return_lse, stream: as in `attention`. What
+            it has beyond these, dropout, belongs to training.
 
     Returns:
         [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq].
 
     Raises:
         ValueError: an argument is wrong, or bits, group size or mode have no kernel.
-        UnsupportedProblem: a derivative or mx.vmap is asked for.
+        UnsupportedProblem: a derivative is asked for. mx.vmap is served as in `attention`.
 
     Kernels on "metal" and "simulator" read a key once for all query heads that share it, as `attention` does; elsewhere
     blocks are dequantized one by one, in memory linear in the lengths.
     """
-    quantization = quantization_of(mode, bits, group_size)
-    dtype = q.dtype if isinstance(q, mx.array) else mx.float32
-    logical = [mx.zeros(shape_of(name, parts, quantization, dtype), dtype) for name, parts in (("k", k), ("v", v))]
     options = {
-        "mask": mask, "window": window, "softcap": softcap, "alibi_slopes": None, "sinks": sinks, "segments": None,
-        "dropout": 0.0, "key": None,
+        "mask": mask, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks,
+        "segments": segments, "dropout": 0.0, "key": None,
     }  # fmt: skip
     backend = current_backend()
     if backend.name not in KERNELS:
         backend = backend_of("reference")
-    # The checks of attention, on operands of the same shapes that are never evaluated
-    call = call_of(q, *logical, backend, stream, return_lse, scale=scale, causal=causal, **options)
-    if call.empty:
-        return call(q, *logical, options)
-    problem = replace(call.inner, options=replace(call.inner.options, quantization=quantization))
-    extras = operands(problem, **options)
-    attend = _attend(problem, tuple(extras), backend, stream)
-    out, L = attend(call.signed(q), *k, *v, *extras.values())
-    return (out, L * math.log(2)) if return_lse else out
+    make = _made(mode, bits, group_size)
+    call = call_of(q, k, v, backend, stream, return_lse, make, scale=scale, causal=causal, **options)
+    return call(q, k, v, options)
 
 
-def _refuse(*_):
-    raise UnsupportedProblem(
-        f"[mlx_flash.{FUNCTION}] it is forward only: for gradients or mx.vmap, dequantize and call attention."
-    )
+class QuantizedCall(Call):
+    """All calls of `quantized_attention` with one problem on one backend."""
+
+    def __init__(self, quantization: Quantization, q, k, v, backend: Backend, stream, return_lse: bool, **options):
+        dtype = q.dtype if isinstance(q, mx.array) else mx.float32
+        # The checks of attention, on operands of the same shapes that are never evaluated
+        logical = [mx.zeros(shape_of(name, parts, quantization, dtype), dtype) for name, parts in (("k", k), ("v", v))]
+        super().__init__(problem_of(q, *logical, **options), backend, stream, return_lse)
+        self.inner = replace(self.inner, options=replace(self.inner.options, quantization=quantization))
+
+    def _parts(self) -> tuple[str, ...]:
+        return self.inner.options.quantization.inputs
+
+    def _operands(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
+        return self._signed(q), k[0], v[0], *k[1:], *v[1:]
 
 
-@lru_cache(maxsize=1024)
-def _attend(problem: Problem, names: tuple[str, ...], backend: Backend, stream) -> Callable:
-    """The function (Q, parts of K, parts of V, *operands) -> (O, L) that refuses every transformation."""
-    step, parts = forward_step(problem, backend), problem.options.quantization.inputs
-    half = len(parts) // 2
-    own = ("Q", "K", *parts[:half], "V", *parts[half:])
-
-    def kernel(*arrays):
-        inputs = dict(zip(own, arrays)) | {"scale": problem.scale}
-        extras = dict(zip(names, arrays[len(own) :]))
-        return run(step, problem, backend, stream, inputs | step_inputs(problem, extras, False))
-
-    # MLX looks inside a custom function before it asks it: another one, around its arguments, is what it meets first.
-    function, guard = _custom(kernel), _custom(lambda *same: same)
-
-    def guarded(*arrays):
-        if trace.witness is not None:
-            _refuse()
-        trace.called = True
-        return kernel(*arrays) if trace.bare else function(*guard(*arrays))
-
-    return guarded
-
-
-def _custom(function: Callable) -> Callable:
-    wrapped = mx.custom_function(function)
-    for transform in (wrapped.vjp, wrapped.jvp, wrapped.vmap):
-        transform(_refuse)
-    return wrapped
+@lru_cache(typed=True)  # True is no 1
+def _made(mode, bits, group_size) -> Callable:
+    return partial(QuantizedCall, quantization_of(mode, bits, group_size))

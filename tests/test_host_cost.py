@@ -7,7 +7,7 @@ from collections import Counter
 import mlx.core as mx
 import pytest
 
-from mlx_flash import BlockMask, attention, calls
+from mlx_flash import BlockMask, attention, calls, quantized_attention
 from mlx_flash.backends import Backend
 from mlx_flash.backends.metal import run_with
 from mlx_flash.device import FAMILIES
@@ -20,6 +20,7 @@ BUDGETS = {
     "bool": ({"mask": mx.ones((40, 40), mx.bool_)}, 58),
     "several": ({"causal": True, "window": (9, 0), "softcap": 20.0, "sinks": mx.zeros(4), "scale": 0.1}, 75),
 }
+QUANTIZED_BUDGET = 87
 
 
 class Launched(Exception):
@@ -39,14 +40,14 @@ def stub(monkeypatch):
             return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
 
     made = Stub()
-    backend = Backend("stub", FAMILIES["apple9"], lambda *x: run_with(lambda kernel: made.kernel, *x))
-    monkeypatch.setattr(importlib.import_module("mlx_flash.attention"), "current_backend", lambda: backend)
+    made.backend = Backend("stub", FAMILIES["apple9"], lambda *x: run_with(lambda kernel: made.kernel, *x))
+    monkeypatch.setattr(importlib.import_module("mlx_flash.attention"), "current_backend", lambda: made.backend)
     return made
 
 
-def counted(stub, options, forget=False) -> Counter:
+def counted(stub, options, forget=False, attention=attention, keys=K) -> Counter:
     """Calls by name, of a second call of attention up to its launch."""
-    attention(Q, K, K, **options)
+    attention(Q, keys, keys, **options)
     if forget:
         calls.forget()
     found, stub.stop = Counter(), True
@@ -57,7 +58,7 @@ def counted(stub, options, forget=False) -> Counter:
 
     sys.setprofile(count)
     try:
-        attention(Q, K, K, **options)
+        attention(Q, keys, keys, **options)
     except Launched:
         pass
     finally:
@@ -72,6 +73,16 @@ def test_a_warm_call_does_little(stub, name):
     found = counted(stub, options)
     assert found["kernel"] == 1 and found["problem_of"] == 0, "checked once, not with every call"
     assert budget / 2 < found.total() <= budget, found
+
+
+def test_a_warm_call_over_a_quantized_cache(stub, monkeypatch):
+    """Seven arrays in the place of three."""
+    kernels = Backend("metal", stub.backend.family, stub.backend.run)
+    monkeypatch.setattr(importlib.import_module("mlx_flash.quantized"), "current_backend", lambda: kernels)
+    packed = mx.quantize(K, group_size=64, bits=4)
+    found = counted(stub, {"causal": True}, attention=quantized_attention, keys=packed)
+    assert found["kernel"] == 1 and found["problem_of"] == found["quantization_of"] == found["shape_of"] == 0
+    assert QUANTIZED_BUDGET / 2 < found.total() <= QUANTIZED_BUDGET, found
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -93,7 +93,7 @@ def test_both_kernels_and_every_format_are_covered():
     assert {(case.dtype, case.query_length <= 8) for _, case in CASES} == set(itertools.product(DTYPES, (False, True)))
 
 
-FEATURES = ("causal", "window", "bool", "additive", "blocks", "softcap", "sinks", "lse")
+FEATURES = ("causal", "window", "bool", "additive", "blocks", "softcap", "sinks", "alibi", "segments", "lse")
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,28 @@ def test_forward_only(backend):
     refused(lambda: mx.eval(mx.grad(lambda x: quantized_attention(x, k, v).sum())(q)), words)
     refused(lambda: mx.eval(mx.grad(of_scales)(k[1])), words)
     refused(lambda: mx.eval(mx.jvp(lambda x: quantized_attention(x, k, v), [q], [q])), words)
-    refused(lambda: mx.eval(mx.vmap(lambda x: quantized_attention(x, k, v))(q[None])), words)
+    each = mx.vmap(mx.grad(lambda x: quantized_attention(x, k, v).sum()))
+    refused(lambda: mx.eval(each(q[None])), words)
     with pytest.raises(UnsupportedProblem):
         mx.grad(of_scales)(k[1])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_mapped(backend, shared):
+    """One cache for each entry, or one for all: the same bits as one call per entry."""
+    q, k, v, _ = operands(Case(TOKEN, 300, 64, "float16", batch=3, group=2, key_heads=2), AFFINE)
+    q, k, v = q[:, None], *([part[:, None] for part in parts] for parts in (k, v))
+    if shared:
+        k, v = ([part[0] for part in parts] for parts in (k, v))
+    options = {"causal": True, "window": (200, 0), "alibi_slopes": mx.array([0.5, 0.1, 0.0, 1.0])}
+
+    def step(q, k, v):
+        return quantized_attention(q, tuple(k), tuple(v), **options)
+
+    axis = None if shared else 0
+    got = mx.vmap(step, in_axes=(0, axis, axis))(q, k, v)
+    want = [step(q[n], *(parts if shared else [part[n] for part in parts] for parts in (k, v))) for n in range(3)]
+    assert bits(got) == bits(mx.stack(want))
 
 
 def peak(length: int) -> int:
