@@ -21,9 +21,11 @@ def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
     """P B. Where some pairs are masked, NaN and infinity in B reach only the rows whose P there is not 0."""
     if whole:
         return p @ b
-    finite = mx.isfinite(b)
-    poisoned = (p != 0).astype(mx.float32) @ (~finite).astype(mx.float32) > 0
-    return mx.where(poisoned, math.nan, p @ mx.where(finite, b, 0))
+    seen, total = (p != 0).astype(mx.float32), p @ mx.where(mx.isfinite(b), b, 0)
+    for infinity in (math.inf, -math.inf):  # NaN adds both, which is NaN
+        reached = seen @ (mx.isnan(b) | (b == infinity)).astype(mx.float32) > 0
+        total = mx.where(reached, total + infinity, total)
+    return total
 
 
 class Scores:

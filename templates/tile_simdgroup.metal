@@ -25,12 +25,8 @@ struct Lane {
   uint thread_index, simdgroup;
   static METAL_FUNC Lane of(uint thread_index) {
     const int lane = thread_index % 32;
-    Lane self;
-    self.row = ((lane >> 2) & 4) + ((lane >> 1) & 3);
-    self.column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
-    self.thread_index = thread_index;
-    self.simdgroup = thread_index / 32;
-    return self;
+    const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
+    return {row, column, thread_index, thread_index / 32};
   }
 };
 
@@ -310,32 +306,32 @@ METAL_FUNC void multiply_abt(
   if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);
 }
 
-// The rare second pass: counts, per result, the pairs of a nonzero P and a B that is no number
+// The rare second pass: where P, a probability, is not 0, an infinity of B adds itself to the result, NaN adds both.
 template <int H, int R, int BT, typename P, typename B>
-METAL_FUNC void poison(
+METAL_FUNC void add_infinities(
     thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
-  for (int d = 0; d < H / 8; d++) {
-    Pair<float> count[R / 8];
-    for (int i = 0; i < R / 8; i++) count[i] = Pair<float>(0);
+  for (int n = 0; n < H / 8 * 2; n++) {
+    const float infinity = n % 2 ? -INFINITY : INFINITY;
+    Pair<float> count[R / 8] = {};
     for (int t = 0; t < BT / 8; t++) {
       if (t * 8 >= b.valid) continue;
-      const Pair<float> fragment = Pair<float>(b.template fragment<true>(t, column, d));
-      const Pair<float> bad = select(Pair<float>(1), Pair<float>(0), isfinite(fragment));
+      const Pair<float> fragment = Pair<float>(b.template fragment<true>(t, column, n / 2));
+      const Pair<float> bad = select(Pair<float>(0), Pair<float>(1), isnan(fragment) | (fragment == infinity));
       for (int i = 0; i < R / 8; i++) {
         multiply(count[i], select(Pair<float>(1), Pair<float>(0), Pair<float>(p.at[i][t]) == 0), bad);
       }
     }
-    for (int i = 0; i < R / 8; i++) block[i][d] = select(block[i][d], Pair<float>(NAN), count[i] > 0);
+    for (int i = 0; i < R / 8; i++) block[i][n / 2] += select(Pair<float>(0), Pair<float>(infinity), count[i] > 0);
   }
 }
 
 // block += P B[:, column : column + H].  EDGE: B may hold rows that no row of P sees, where anything may lie.
-// There NaN and infinity enter the product as 0, and `poison` then marks the results whose row does see them.
+// There NaN and infinity enter the product as 0, and `add_infinities` adds what they are to rows that do see them.
 template <int H, bool EDGE, typename Narrow, typename P, int R, int BT, typename B>
 METAL_FUNC void add_product(
     thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
   using Element = typename B::Element;
-  bool poisoned = false;
+  bool found = false;
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 8; t++) {
     if (EDGE && t * 8 >= b.valid) continue;
@@ -346,36 +342,41 @@ METAL_FUNC void add_product(
         for (int e = 0; e < 2; e++) {
           if (isfinite(float(fragment[e]))) continue;
           fragment[e] = Element(0);
-          poisoned = true;
+          found = true;
         }
       }
       for (int i = 0; i < R / 8; i++) multiply(block[i][d], Pair<Narrow>(p.at[i][t]), fragment);
     }
   }
-  if (EDGE && simd_any(poisoned)) poison<H, R, BT>(block, p, b, column);
+  if (EDGE && simd_any(found)) add_infinities<H, R, BT>(block, p, b, column);
 }
 
-// C[:, column : column + H] = factor * C[...] + P B[:, column : column + H], one head block
+// C[:, column : column + H] = factor * C[...] + P B[:, column : column + H], one head block. In float32 the product is
+// summed by itself: roundings then grow with the blocks of the traversal, not with its rows.
 template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     int column, bool whole) {
+  constexpr bool APART = sizeof(typename B::Element) == 4;
   b.template stage<H>(column);
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column / 8 + d) * factor.at[i];
+    for (int d = 0; d < H / 8; d++) block[i][d] = APART ? Pair<float>(0) : c.get(i, column / 8 + d) * factor.at[i];
   }
-  // Keeps page reads out of the matmul loop: interleaved they cost M4 a third of its throughput.
+  // Keeps page accesses out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && b.valid == BT) {
     add_product<H, false, Narrow>(block, p, b, column);
   } else {
     add_product<H, true, Narrow>(block, p, b, column);
   }
+  if (APART && !CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.set(i, column / 8 + d, block[i][d]);
+    for (int d = 0; d < H / 8; d++) {
+      c.set(i, column / 8 + d, APART ? c.get(i, column / 8 + d) * factor.at[i] + block[i][d] : block[i][d]);
+    }
   }
 }
 

@@ -284,8 +284,15 @@ template <typename T> METAL_FUNC uint not_finite(uint pair) {
   return ((pair & low) == low ? one & 0xffffu : 0) | ((pair & high) == high ? one & 0xffff0000u : 0);
 }
 
+// The same, but 0 for one of the infinities
+template <typename T> METAL_FUNC uint not_finite(uint pair, T but) {
+  const uint same = pair ^ as_type<uint>(Pair<T>(but));
+  return not_finite<T>(pair) & ~((same & 0xffffu ? 0 : 0xffffu) | (same & 0xffff0000u ? 0 : 0xffff0000u));
+}
+
 // The finite elements of a pair, zero in place of the others
-template <typename T> METAL_FUNC uint finite(uint pair, uint bad) {
+template <typename T> METAL_FUNC uint finite(uint pair) {
+  const uint bad = not_finite<T>(pair);
   return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
 }
 
@@ -356,8 +363,8 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>
   return simd_all(found == 0);
 }
 
-// C += P B where B holds NaN or infinity that some row of P may not see: they enter the product as 0, and results whose
-// row does see them become NaN. Rare, and so written for size: P goes through an array that a loop can index.
+// C += P B where B holds NaN or infinity that some row of P may not see: they enter the product as 0; where P is not 0,
+// an infinity then adds itself, NaN adds both. Rare, and so written for size: P lies in an array a loop can index.
 template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void careful_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
@@ -369,21 +376,23 @@ METAL_FUNC void careful_ab(
     for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
 #pragma clang loop unroll(full)
     for (int d = 0; d < D / 8; d++) {
-      Pair<float> upper = Pair<float>(0), lower = Pair<float>(0);  // pairs of a nonzero P and no number
 #pragma clang loop unroll(disable)
-      for (int t = 0; t < BT / 16; t++) {
-        const uint4 both = b.transposed(t, d / 2);
-        const uint2 columns = d % 2 ? both.zw : both.xy;
-        const uint2 bad = uint2(not_finite<T>(columns.x), not_finite<T>(columns.y));
-        const uint4 seen = uint4(
-            nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
-        nv::multiply<T>(upper, lower, seen, bad);
-        nv::multiply<T>(
-            c.at[2 * i][d], c.at[2 * i + 1][d], rows[t],
-            uint2(finite<T>(columns.x, bad.x), finite<T>(columns.y, bad.y)));
+      for (int sign = 1; sign >= -1; sign -= 2) {
+        Pair<float> upper = Pair<float>(0), lower = Pair<float>(0);
+        const T other = T(-sign * INFINITY);  // counts in its own turn
+#pragma clang loop unroll(disable)
+        for (int t = 0; t < BT / 16; t++) {
+          const uint2 columns = d % 2 ? b.transposed(t, d / 2).zw : b.transposed(t, d / 2).xy;
+          const uint4 seen = uint4(
+              nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
+          nv::multiply<T>(upper, lower, seen, uint2(not_finite(columns.x, other), not_finite(columns.y, other)));
+          if (sign < 0) continue;
+          nv::multiply<T>(
+              c.at[2 * i][d], c.at[2 * i + 1][d], rows[t], uint2(finite<T>(columns.x), finite<T>(columns.y)));
+        }
+        c.at[2 * i][d] += select(Pair<float>(0), Pair<float>(sign * INFINITY), upper > 0);
+        c.at[2 * i + 1][d] += select(Pair<float>(0), Pair<float>(sign * INFINITY), lower > 0);
       }
-      c.at[2 * i][d] = select(c.at[2 * i][d], Pair<float>(NAN), upper > 0);
-      c.at[2 * i + 1][d] = select(c.at[2 * i + 1][d], Pair<float>(NAN), lower > 0);
     }
   }
 }

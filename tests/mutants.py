@@ -235,7 +235,7 @@ TILE_SIMDGROUP = of(
     ("last-head-block-forgotten", "if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);", "", PADDED),
     ("hidden-nan-multiplied", "if (isfinite(float(fragment[e]))) continue;", "continue;",
      HIDDEN.format("apple7-('alone', 'bool')")),
-    ("seen-nan-swallowed", "if (EDGE && simd_any(poisoned)) poison<H, R, BT>(block, p, b, column);", "",
+    ("seen-nan-swallowed", "if (EDGE && simd_any(found)) add_infinities<H, R, BT>(block, p, b, column);", "",
      NAN.format("apple7-('v', 'blocks')")),
 )
 TILE = of(
@@ -253,7 +253,7 @@ TILE_TENSOR = of(
     ("next-row-in-the-last-half-step", "const bool exists = row < valid && column < D;",
      "const bool exists = row < valid;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
-    ("nan-of-the-upper-rows", "Pair<float>(NAN), lower > 0)", "Pair<float>(NAN), upper > 0)",
+    ("nan-of-the-upper-rows", "sign * INFINITY), lower > 0)", "sign * INFINITY), upper > 0)",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
 )
 TILE_MMA = of(

@@ -163,7 +163,7 @@ WRONG = {
     "key-length": (lambda: BlockMask.causal(5, 2.5), "key_length", "a whole number of at least 1", "2.5"),
     "batch": (lambda: BlockMask.from_predicate(None, 5, 5, batch=0), "batch", "a whole number of at least 1", "0"),
     "heads": (lambda: BlockMask.from_predicate(None, 5, 5, heads=-1), "heads", "a whole number of at least 1", "-1"),
-    "block": (lambda: BlockMask.causal(5, 5, block=48), "block", "a positive multiple of 32", "48"),
+    "mlx-3875-block": (lambda: BlockMask.causal(5, 5, block=48), "block", "a positive multiple of 32", "48"),
     "block-zero": (lambda: BlockMask.causal(5, 5, block=0), "block", "a positive multiple of 32", "0"),
     "numbers": (lambda: BlockMask.from_predicate(lambda i, j: i - j, 5, 5), "predicate", "a bool array", "int64"),
     "shape": (

@@ -41,6 +41,18 @@ def test_no_order_of_threads_shows(family, order):
     assert got == want
 
 
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_a_hundred_orders(family):
+    """Several threadgroups in every axis, several simdgroups in each."""
+    case = Case(33, 45, 16, "float32", True, group=2, key_heads=2)
+    arrays, seen = case.arrays(), set()
+    with use_backend("simulator", family):
+        for number in range(100):
+            with schedule("random", number):
+                seen.add(tuple(map(bits, backward(case, arrays).values())))
+    assert len(seen) == 1
+
+
 def test_a_batch_entry_alone_is_the_entry_in_its_batch(kernels):
     arrays = CASE.arrays()
     together = backward(CASE, arrays)

@@ -10,11 +10,9 @@ import pytest
 from mlx_flash import attention
 from mlx_flash.backends import Backend
 
-EMPTY = [
-    (batch, heads, query_length, key_length)
-    for batch, heads, query_length, key_length in itertools.product((0, 2), (0, 2), (0, 3), (0, 3))
-    if 0 in (batch, heads, query_length, key_length)
-]
+# Batch, heads, queries and keys: every combination of none and one, and of none and some.
+SIZES = [*itertools.product((0, 1), repeat=4), *itertools.product((0, 2), (0, 2), (0, 3), (0, 3))]
+EMPTY = [sizes for sizes in dict.fromkeys(SIZES) if 0 in sizes]
 
 
 @pytest.fixture

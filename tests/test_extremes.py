@@ -13,6 +13,8 @@ from feature_cases import Variant
 from machines import shared_out
 from oracle_variants import Attention, Facts
 
+from mlx_flash import attention
+
 CASE = Case(45, 70, 40, group=2, key_heads=2, batch=2)
 
 
@@ -92,6 +94,30 @@ SCALES = itertools.product(("zero", "negative", "tiny"), ("window", "bool", "add
 def test_scales(backend, case):
     scores, feature = case
     feature_cases.check(Variant(replace(CASE, scores=scores), (feature, "lse")))
+
+
+def test_a_large_scale(backend):
+    """Scores of 1e5, the largest of each row far above the others, known exactly."""
+    arrays = scaled_to(CASE.arrays(), replace(CASE, scores="plain"), 10 * CASE.scale)
+    inputs, d_o = [arrays[name] for name in "qkv"], arrays["d_o"]
+    judge = Attention(*map(bounds.float64, (*inputs, d_o)), 1e4, Facts())
+    assert judge.largest_score > 5e4
+    outs, grads = mx.vjp(lambda *x: attention(*x, scale=1e4), inputs, [d_o])
+    want, terms = judge.results(), judge.term_magnitudes()
+    for name, got in zip(("O", "dQ", "dK", "dV"), (*outs, *grads)):
+        floor = bounds.score_rounding(judge.largest_score) * terms[name]
+        bounds.check(name, got, want[name], "scale 1e4", "float32", terms=terms[name], floor=floor)
+
+
+def test_the_largest_float16(backend):
+    """Entries of 65504: scores of 5e8, whose softmax is one-hot, so O is V, dV the cotangent, and dQ and dK vanish."""
+    eye = 65504 * mx.eye(64)[None, None].astype(mx.float16)
+    v, d_o = (mx.random.normal((1, 1, 64, 64), key=mx.random.key(seed)).astype(mx.float16) for seed in (0, 1))
+    (out,), (dq, dk, dv) = mx.vjp(lambda *x: attention(*x), [eye, eye, v], [d_o])
+    assert np.array_equal(np.array(out), np.array(v)) and np.array_equal(np.array(dv), np.array(d_o))
+    terms = Attention(*map(bounds.float64, (eye, eye, v, d_o)), 64**-0.5, Facts()).term_magnitudes()
+    for name, got in (("dQ", dq), ("dK", dk)):
+        bounds.check(name, got, np.zeros(got.shape), "65504", "float32", terms=terms[name])
 
 
 @pytest.mark.parametrize("softcap", [0.1, 1e6])

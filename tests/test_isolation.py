@@ -2,6 +2,7 @@
 
 import itertools
 
+import bounds
 import feature_cases
 import mlx.core as mx
 import numpy as np
@@ -135,6 +136,47 @@ def test_a_nan_reaches_the_rows_that_see_it(backend, case):
         for name, rows in reached(table, tensor, place).items():
             assert np.array_equal(rows_of_nan(got[name]), rows), f"{name}: NaN in the wrong rows, from {tensor} {place}"
             assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor, place)
+
+
+# (batch entry, key head, key, column) of V: infinities of one sign, of both in a column, and one beside a NaN
+INFINITE = {
+    (0, 0, 3, 5): np.inf, (0, 0, 50, 5): np.inf, (0, 1, 30, 7): -np.inf, (1, 0, 9, 0): np.inf, (1, 0, 61, 0): -np.inf,
+    (1, 1, 20, 9): np.nan, (1, 1, 44, 9): np.inf,
+}  # fmt: skip
+
+
+def products(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """weights [.., n, m] @ rows [.., m, d] where a weight of 0 leaves out its row, whatever lies there."""
+    with np.errstate(invalid="ignore"):
+        terms = weights[..., None] * rows[..., None, :, :]
+        return np.where(weights[..., None] == 0, 0, terms).sum(-2)
+
+
+def check_infinities(variant: Variant, places: dict):
+    """An infinity in V, or in the cotangent of O, makes of the rows that see it what IEEE arithmetic does."""
+    case, arrays, (arguments, facts) = variant.case, variant.case.arrays(), feature_cases.build(variant)
+    arrays |= {"d_o": arrays["d_o"].at[0, 1, 40, 2].add(-np.inf)}
+    for place, value in places.items():
+        arrays["v"] = arrays["v"].at[place].add(value)
+    q, k, v, d_o = (bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o"))
+    p = oracle_variants.Attention(q, k, np.zeros_like(v), np.zeros_like(d_o), case.scale, facts).p
+    heads = (v.shape[0], case.key_heads, case.group)
+    want = {
+        "O": products(p, np.repeat(v, case.group, 1)),
+        "dV": products(p.swapaxes(-1, -2), d_o).reshape(*heads, *v.shape[2:]).sum(2),
+    }
+    got = feature_cases.backward(variant, arrays, arguments)
+    for name, exact in want.items():
+        found, numbers = bounds.float64(got[name]), np.isfinite(exact)
+        assert np.array_equal(found[~numbers], exact[~numbers], equal_nan=True), name
+        assert np.isfinite(found[numbers]).all(), name
+    assert {np.inf, -np.inf} <= set(want["O"].flat) and np.isnan(want["O"]).any() and np.isneginf(want["dV"]).any()
+
+
+@pytest.mark.parametrize("backend, limit", shared_out([None, *LIMITS]), indirect=["backend"])
+def test_an_infinity_is_what_ieee_makes_of_it(backend, limit):
+    """In blocks that are seen as a whole, and in those that are seen in part."""
+    check_infinities(Variant(CASE, (limit,) if limit else ()), INFINITE)
 
 
 def test_the_rows_reached_are_some_and_not_all():

@@ -27,6 +27,11 @@ DECODING = Case(2, 13, 16, group=2, key_heads=2, batch=2)
 APART = {"batch": 5 * 2**38 + 2**17, "head": 5 * 2**36 + 2**16, "row": 5 * 2**32 + 2**13}
 ROWS = ("Q", "K", "V", "O", "dO", "attention_mask")
 IDS = ("q_segments", "k_segments")
+THREADS = {
+    "Q": "flash-attention-1500", "K": "flash-attention-2260", "V": "flash-attention-1311", "O": "flash-attention-483",
+    "dO": "fla-769-1080", "attention_mask": "mlx-2903-pytorch-197636", "q_segments": "tabpfn-1184",
+    "k_segments": "tabpfn-1184-keys",
+}  # fmt: skip
 FAMILIES = [family for _, family in SIMULATED]
 
 
@@ -70,9 +75,9 @@ def spread(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", [*ROWS, *IDS])
-def test_flash_attention_1500_fla_769_operands_of_terabytes(spread, family, name):
-    """Rows, heads and batch entries each more than 2^32 elements apart: the same bits. mlx-2903: masks too."""
+@pytest.mark.parametrize("name", [*ROWS, *IDS], ids=THREADS.get)
+def test_operands_of_terabytes(spread, family, name):
+    """Rows, heads and batch entries each more than 2^32 elements apart: the same bits."""
     feature = {"attention_mask": "additive"}.get(name, "segments" if name in IDS else "causal")
     for case in (CASE, DECODING):
         variant = Variant(case, (feature,))
@@ -84,6 +89,18 @@ def test_flash_attention_1500_fla_769_operands_of_terabytes(spread, family, name
             got = feature_cases.backward(variant, case.arrays(), arguments)
         assert met == {name}, "no kernel read it"
         assert [tensor for tensor in want if bits(got[tensor]) != bits(want[tensor])] == []
+
+
+@pytest.mark.parametrize("choice", [BACKENDS[-1], *KERNELS], ids=label)
+def test_a_mask_of_more_elements_than_31_bits_count(choice):
+    """One number seen as [70000, 70000] through strides of 0, and no row of 70000 queries loses it."""
+    length, seen = 70000, mx.broadcast_to(mx.array(True), (70000, 70000))
+    assert seen.size > 2**31
+    v = mx.broadcast_to((mx.arange(length) % 251).astype(mx.float32)[None, None, :, None], (1, 1, length, 8))
+    q = mx.zeros((1, 1, 1, 8))
+    with use_backend(*choice), mode("fast"):
+        out = attention(*(mx.broadcast_to(q, v.shape),) * 2, v, mask=seen, window=(0, 0))
+        assert bits(out) == bits(v), "each query sees its own key"
 
 
 # Minutes of threadgroups on the simulator: heads wait for the full run.

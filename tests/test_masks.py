@@ -13,6 +13,7 @@ from machines import CUDA, METAL, SIMULATED, label, shared_out
 from oracle_variants import Facts
 
 from mlx_flash import BlockMask, attention
+from mlx_flash.simulator import mode
 
 GROUPED = Case(65, 70, 40, group=2, key_heads=2, batch=2)
 REFERENCE = ("reference", None)
@@ -122,6 +123,15 @@ def test_small_windows_on_kernels(kernels):
     for step in range(90):
         query_length, key_length = step % 9 + 1, step * 5 % 9 + 1
         check_window(query_length, key_length, SIDES[step * 7 % 11], SIDES[step * 3 % 10 + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query_length", range(1, 10))
+def test_every_small_window_on_kernels(kernels, query_length):
+    """All key lengths and both sides up to 9, causal and not: on Linux 39204 calls."""
+    with mode("fast"):
+        for key_length, left, right in itertools.product(range(1, 10), SIDES, SIDES):
+            check_window(query_length, key_length, left, right)
 
 
 def check_window(query_length, key_length, left, right):

@@ -23,6 +23,11 @@ ORDINARY = {
     "flash-attention-2896-dq-of-padded-72": Case(65, 65, 72, "float16", True, 2),
     "flash-attention-1347-d-no-multiple-of-8": Case(33, 65, 33),
     "flash-attention-334-nan-dq-at-partial-blocks": Case(113, 113, 64, "float32", True),
+    "flash-attention-443-nan-dq-of-length-193": Case(193, 193, 64, "float32", True),
+    "flash-attention-1071-precision-of-half": Case(197, 65, 64, "float16", group=2),
+    "flash-attention-1138-precision-of-large-scores": Case(65, 197, 64, "float16", scores="large"),
+    "flash-attention-2151-precision-of-float32": Case(65, 129, 64, scores="large"),
+    "flash-attention-2864-precision-of-many-heads": Case(7, 197, 64, "float16", group=4, key_heads=2, batch=2),
     "mlx-2409-one-query": Case(1, 129, 64, "float32", True, group=4),
     "jax-flash-attn-single-key": Case(65, 1, 64),
 }
@@ -35,18 +40,23 @@ def test_ordinary_case(backend, name):
     expected(case, arrays).check(**backward(case, arrays))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_pytorch_196678_nan_dq_where_every_score_is_very_negative(backend, dtype, causal):
+VERY_NEGATIVE = {
+    "pytorch-196678": ("float32", False), "cudnn-frontend-1072": ("float16", False),
+    "cudnn-frontend-160": ("float32", True), "trl-7181": ("float16", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thread", VERY_NEGATIVE)
+def test_nan_dq_where_every_score_is_very_negative(backend, thread):
     """LSE below -88.7 and a partial tile: padded keys that score 0 get exp(0 - LSE) = inf, and inf * 0 is NaN."""
-    case = Case(65, 65, 64, dtype, causal)
+    case = Case(65, 65, 64, *VERY_NEGATIVE[thread])
     arrays = case.arrays()
     one = mx.array(1, arrays["q"].dtype)
     arrays |= {"q": 4 * one + arrays["q"] / 16, "k": -4 * one + arrays["k"] / 16}
     expected(case, arrays).check(**backward(case, arrays))
 
 
-def test_flashinfer_4267_very_negative_scores_are_no_mask(backend):
+def test_flashinfer_4267_4401_very_negative_scores_are_no_mask(backend):
     """Every score is -5e5, below any finite sentinel: the softmax of equal scores is still their mean."""
     q, k = mx.full((1, 1, 9, 64), 1000.0), mx.full((1, 1, 65, 64), -62.5)
     v = mx.broadcast_to(mx.arange(64, dtype=mx.float32), (1, 1, 65, 64))
@@ -72,10 +82,19 @@ def test_mlx_3119_scale_multiplies_in_float32(backend):
     bounds.check("O", out, mean, "overflow before the scale", "float16", unfused=bounds.Error(0.0, 0.0))
 
 
-@pytest.mark.parametrize("lengths", [(0, 5), (5, 0)], ids=["rocm-179-no-queries", "flash-attention-2470-no-keys"])
-def test_zero_length(backend, lengths):
+ZERO_LENGTH = {
+    "rocm-179-no-queries": Case(0, 5, 64),
+    "flash-attention-2470-no-keys": Case(5, 0, 64),
+    "flash-attention-2503-no-keys-of-half": Case(5, 0, 64, "float16"),
+    "flash-attention-2568-no-keys-of-groups": Case(5, 0, 64, causal=True, group=4),
+    "flash-attention-1537-no-queries-of-a-batch": Case(0, 5, 64, causal=True, key_heads=2, batch=2),
+}
+
+
+@pytest.mark.parametrize("name", ZERO_LENGTH)
+def test_zero_length(backend, name):
     """No garbage in dK and dV either."""
-    case = Case(*lengths, 64)
+    case = ZERO_LENGTH[name]
     for name, array in backward(case, case.arrays()).items():
         assert not np.array(array).any(), name
 
@@ -120,7 +139,7 @@ def test_pytorch_191937_broadcast_keys_of_odd_length(backend):
     expected(case, arrays | shared).check(**backward(case, arrays | shared))
 
 
-def test_liger_272_mlx_3121_inputs_survive(backend):
+def test_liger_272_254_343_1251_mlx_3121_inputs_survive(backend):
     """Gradients are not written over saved inputs, and temporaries are not reused while the backward needs them."""
     case = Case(33, 65, 64, "float32", True, group=2)
     arrays = case.arrays()
@@ -132,11 +151,13 @@ def test_liger_272_mlx_3121_inputs_survive(backend):
 
 
 def test_mlx_3361_more_keys_than_16_bits_count(backend):
-    """33000 keys, the last of which decides: an index that wraps would miss it."""
-    q, v = mx.ones((1, 1, 1, 8)), mx.zeros((1, 1, 33000, 8))
-    k = mx.zeros((1, 1, 33000, 8))
+    """70000 keys, the last of which decides: an index that wraps would miss it. Then a mask hides that one."""
+    q, v = mx.ones((1, 1, 1, 8)), mx.zeros((1, 1, 70000, 8))
+    k = mx.zeros((1, 1, 70000, 8))
     k[:, :, -1], v[:, :, -1] = 100, 7
     assert np.array_equal(np.array(attention(q, k, v, causal=True)), np.full((1, 1, 1, 8), 7, np.float32))
+    others = mx.arange(70000) != 69999
+    assert not np.array(attention(q, k, v, mask=others)).any()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -149,7 +170,7 @@ def test_mlx_4534_a_grid_is_whole_threadgroups(axis):
             replace(launch, grid=tuple(grid))
 
 
-def test_pytorch_142228_batches_beyond_16_bits(reference):
+def test_pytorch_142228_146704_xformers_845_batches_beyond_16_bits(reference):
     """65537 batch entries: the grid's third axis must carry them; each kernel's grid is checked without running it."""
     many = replace(problem(Case(1, 1, 8)), batch=65537)
     for family in FAMILIES.values():

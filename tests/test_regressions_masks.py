@@ -10,7 +10,7 @@ from feature_cases import Variant
 from test_determinism import bits
 from test_gradients import backward
 
-from mlx_flash import BlockMask, attention
+from mlx_flash import BlockMask, attention, use_backend
 
 CASE = Case(45, 70, 16, group=2, key_heads=2, batch=2)
 # What went wrong elsewhere with features that need nothing special: forward and every gradient against the oracle.
@@ -19,6 +19,7 @@ ORDINARY = {
     "pytorch-145208-learned-bias-of-a-column": Variant(CASE, ("additive", "lse"), "hj"),
     "jax-flash-attn2-1-learned-bias-of-a-row": Variant(CASE, ("additive", "lse"), "bi"),
     "flash-attention-2424-options-in-the-backward-pass": Variant(CASE, ("softcap", "lse")),
+    "pytorch-185991-learned-bias-of-all-heads": Variant(CASE, ("additive", "lse"), "ij"),
     "pytorch-158212-alibi-in-the-backward-pass": Variant(CASE, ("alibi", "lse")),
     "mlx-2053-causal-with-few-queries": Variant(Case(3, 70, 16, group=4, batch=2), ("causal",)),
     "mlx-2152-batch-with-one-query": Variant(Case(1, 70, 16, group=2, key_heads=2, batch=2), ("bool",)),
@@ -42,8 +43,8 @@ def values_and_gradients(q, k, v, **options) -> list[mx.array]:
     return [*outs, *grads]
 
 
-def test_flash_attention_1133_window_to_the_left_is_causal(backend):
-    """(S - 1, 0) and (None, 0) are causal; HF transformers 39408: one key less is another window, by one pair."""
+def test_flash_attention_1133_transformers_39408_window_to_the_left_is_causal(backend):
+    """(S - 1, 0) and (None, 0) are causal; one key less is another window, by one pair."""
     q, k, v = drawn()
     causal = values_and_gradients(q, k, v, causal=True)
     for left in (70 - 1, None):
@@ -61,7 +62,7 @@ def test_mlx_lm_390_a_window_holds_the_query_itself(backend):
     assert np.array_equal(seen, np.tri(9, dtype=bool) & ~np.tri(9, k=-3, dtype=bool))
 
 
-def test_pytorch_127055_window_of_minus_infinities(backend):
+def test_pytorch_127055_llama_cpp_7434_window_of_minus_infinities(backend):
     """A window written as an additive mask of -inf, and -inf inside the window: zeros, not NaN."""
     q, k, v = drawn()
     i, j = np.arange(45)[:, None] + 25, np.arange(70)[None]
@@ -83,22 +84,48 @@ def test_flash_attention_2199_rows_whose_window_is_empty(backend):
     assert all(np.isfinite(np.array(array)).all() for array in found)
 
 
-def test_pytorch_101967_flash_attention_1745_nan_at_masked_keys(backend):
+GARBAGE = {  # what lies behind the first keys
+    "pytorch-101967": (50, mx.nan), "pytorch-119320": (65, mx.nan), "flash-attention-1745": (50, mx.inf),
+    "flash-attention-2374": (33, mx.nan), "flash-attention-1395": (1, -mx.inf),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thread", GARBAGE)
+def test_garbage_at_masked_keys(backend, thread):
     """NaN and infinity in K and V where nobody looks: the bits of zeros there."""
     q, k, v = drawn()
-    seen = mx.arange(70) < 50
-    clean = [mx.where(seen[:, None], array, 0) for array in (k, v)]
+    count, garbage = GARBAGE[thread]
+    seen = mx.arange(70) < count
+    clean, dirty = ([mx.where(seen[:, None], array, other) for array in (k, v)] for other in (0, garbage))
     want = list(map(bits, values_and_gradients(q, *clean, mask=seen)))
-    for garbage in (mx.nan, mx.inf):
-        dirty = [mx.where(seen[:, None], array, garbage) for array in (k, v)]
-        assert list(map(bits, values_and_gradients(q, *dirty, mask=seen))) == want
+    assert list(map(bits, values_and_gradients(q, *dirty, mask=seen))) == want
 
 
-def test_mlx_2626_pytorch_41508_rows_masked_altogether(backend):
+ALIGNMENTS = {"mlx-2967": (9, 13), "mlx-2835": (13, 9), "executorch-22426": (1, 13)}
+
+
+@pytest.mark.parametrize("thread", ALIGNMENTS)
+def test_the_last_query_sees_the_last_key(backend, thread):
+    """Causality is aligned to the lower right. Keys are one-hot in V, scores equal."""
+    rows, columns = ALIGNMENTS[thread]
+    q, k, v = mx.zeros((1, 1, rows, 16)), mx.zeros((1, 1, columns, 16)), mx.eye(columns, 16)[None, None]
+    seen = np.array(attention(q, k, v, causal=True))[0, 0, :, :columns] > 0
+    assert np.array_equal(seen, np.tri(rows, columns, columns - rows, dtype=bool))
+
+
+BLIND = {
+    "mlx-2626": [0, 7, 44], "mlx-2608": [0], "mlx-2406": [44], "mlx-2029": range(45), "mlx-2096": range(0, 45, 2),
+    "pytorch-41508": range(32), "pytorch-103963": range(32, 45), "pytorch-109517": range(1, 45),
+    "pytorch-156707": range(8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thread", BLIND)
+def test_rows_masked_altogether(backend, thread):
     """By False and by -inf: zeros, with zero gradients, and the other rows as if those were not there."""
     q, k, v = drawn()
     blind = np.zeros((45, 1), bool)
-    blind[[0, 7, 44]] = True
+    blind[list(BLIND[thread])] = True
     plain = values_and_gradients(q, k, v)
     for mask in (mx.array(~blind), mx.array(np.where(blind, -np.inf, 0).astype(np.float32))):
         found = values_and_gradients(q, k, v, mask=mask)
@@ -108,7 +135,7 @@ def test_mlx_2626_pytorch_41508_rows_masked_altogether(backend):
             assert np.array_equal(*same)
 
 
-def test_mlx_lm_1906_left_padded_prompts(backend):
+def test_mlx_lm_1906_439_mlx_vlm_1946_mlxcel_76_left_padded_prompts(backend):
     """Each prompt of a batch, padded on the left, is what it is alone: rows of its own tokens."""
     lengths, total = (70, 41), 70
     q, k, v = (mx.random.normal((2, heads, total, 16), key=mx.random.key(heads)) for heads in (4, 2, 2))
@@ -130,6 +157,24 @@ def test_mlx_3452_sinks_of_one_query_and_of_many(backend):
     for n in (0, 1, 7, 19):
         one = attention(q[:, :, n : n + 1], k[:, :, : n + 1], v[:, :, : n + 1], causal=True, sinks=sinks)
         bounds.check("O", one, bounds.float64(whole[:, :, n : n + 1]), f"token {n}", "float32")
+
+
+def test_pytorch_135161_two_calls_in_one_graph(backend):
+    """Each with a bias of its own, the second on the first one's output: both biases get their own gradients."""
+    q, k, v = drawn(Case(45, 45, 16, key_heads=2))
+    biases = [mx.random.normal((2, 45, 45), key=mx.random.key(seed)) for seed in (1, 2)]
+
+    def twice(q, first, second):
+        return attention(attention(q, k, v, mask=first), k, v, mask=second)
+
+    (out,), grads = mx.vjp(twice, [q, *biases], [mx.ones(q.shape)])
+    with use_backend("reference"):
+        inner = attention(q, k, v, mask=biases[0])
+        (want,), (d_inner, second) = mx.vjp(lambda *x: attention(x[0], k, v, mask=x[1]), [inner, biases[1]],
+                                            [mx.ones(q.shape)])  # fmt: skip
+        _, (d_q, first) = mx.vjp(lambda *x: attention(x[0], k, v, mask=x[1]), [q, biases[0]], [d_inner])
+    for name, got, right in zip(("O", "dQ", "dM", "dM"), (out, *grads), (want, d_q, first, second)):
+        bounds.check(name, got, bounds.float64(right), "two calls", "float32")
 
 
 def test_pytorch_150321_behind_a_block_mask_nothing_is_read(kernels):

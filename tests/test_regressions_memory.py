@@ -24,9 +24,12 @@ from mlx_flash.steps import FORWARD
 # Forward and backward under every check of the simulator: out of bounds, races, barriers, what is never written.
 STRICT = {
     "flash-attention-359-race-in-the-backward-pass": (Case(45, 70, 16, group=2, key_heads=2), ("causal",)),
+    "flash-attention-2033-race-of-two-blocks": (Case(41, 70, 16, group=2, key_heads=2), ("causal",)),
     "cudnn-frontend-426-shared-memory-reused": (Case(70, 45, 16, group=2, key_heads=2), ("lse",)),
-    "mlx-3630-write-after-read": (Case(41, 139, 16, group=2, key_heads=2), ("additive",)),
+    "mlx-3630-jax-mps-168-write-after-read": (Case(41, 139, 16, group=2, key_heads=2), ("additive",)),
     "llama-cpp-27678-barrier-in-a-branch": (Case(45, 70, 16, group=2, key_heads=2), ("segments",)),
+    "llama-cpp-27955-barrier-of-a-partial-block": (Case(33, 97, 16, group=2, key_heads=2), ("segments",)),
+    "llama-cpp-27870-barrier-of-one-simdgroup": (Case(9, 70, 16, group=2, key_heads=2), ("segments",)),
     "llama-cpp-13438-race-of-a-skipped-block": (Case(45, 97, 16, group=2, key_heads=2), ("blocks",)),
     "pytorch-169222-reads-past-keys-no-multiple-of-32": (Case(33, 65, 16, group=2, key_heads=2), ("bool",)),
     "liger-1375-reads-past-the-last-row": (Case(1, 1, 16), ("sinks",)),
@@ -60,15 +63,26 @@ def test_layouts_by_their_threads(backend, name):
     assert {tensor: bits(array) for tensor, array in got.items()} == want
 
 
-@pytest.mark.parametrize("backend, count", shared_out([250]), indirect=["backend"])
-def test_flash_attention_429_one_answer(backend, count):
+# How often, and with what: every kernel that sums over rows of several blocks or heads is among them.
+REPEATED = {
+    "flash-attention-429": (250, ("causal",)), "flash-attention-414": (10, ("window",)),
+    "flash-attention-349": (10, ("additive",)), "flash-attention-321": (10, ("sinks",)),
+    "flash-attention-722": (10, ("segments",)), "flash-attention-1245": (10, ("dropout",)),
+    "flash-attention-1766": (10, ("blocks",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend, thread", shared_out(REPEATED), indirect=["backend"])
+def test_one_answer(backend, thread):
     """Forward and backward, again and again, to the bit."""
-    case = Case(9, 13, 16, "float32", True, group=2, key_heads=2)
-    arrays = case.arrays()
-    assert len({tuple(map(bits, backward(case, arrays).values())) for _ in range(count)}) == 1
+    count, features = REPEATED[thread]
+    variant = Variant(Case(41, 70, 16, group=2, key_heads=2), features)
+    arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
+    answers = {tuple(map(bits, feature_cases.backward(variant, arrays, arguments).values())) for _ in range(count)}
+    assert len(answers) == 1
 
 
-def test_flash_attention_1897_vllm_51902_a_batch_changes_no_entry(kernels):
+def test_flash_attention_1897_2604_vllm_51902_a_batch_changes_no_entry(kernels):
     """Alone, in a batch of three, and beside longer neighbours that the mask hides."""
     case = Case(45, 70, 16, "float32", True, group=2, key_heads=2, batch=3)
     arrays = case.arrays()
@@ -77,8 +91,14 @@ def test_flash_attention_1897_vllm_51902_a_batch_changes_no_entry(kernels):
     assert all(bits(alone[name]) == bits(together[name][1:2]) for name in together)
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 9, 16), (2, 0, 9, 16), (2, 2, 0, 16)], ids=str)
-def test_pytorch_141218_sizes_of_zero(backend, shape):
+NOTHING = {
+    "pytorch-141218": (0, 2, 9, 16), "pytorch-174939": (2, 0, 9, 16), "pytorch-141218-no-length": (2, 2, 0, 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thread", NOTHING)
+def test_sizes_of_zero(backend, thread):
+    shape = NOTHING[thread]
     zero = mx.zeros(shape)
     out, grads = mx.vjp(lambda *x: attention(*x), [zero, zero, zero], [zero])
     assert [array.shape for array in (*out, *grads)] == [shape] * 4
@@ -100,7 +120,7 @@ def test_refused(backend, name):
         attention(*arrays)
 
 
-def test_iree_23914_tinygrad_1260_math_is_not_fast():
+def test_iree_23914_tinygrad_1260_2145_math_is_not_fast():
     """-inf and NaN mean something here: MLX's default, safe math, is not overridden."""
     given = {}
     kernel = plan(FORWARD, Problem(1, 1, 1, 9, 9, 64, 64, "float32", 0.125), FAMILIES["apple9"]).kernel
@@ -120,7 +140,7 @@ def test_mlx_4018_2205_threadgroups_are_never_too_large():
                 assert chosen.row.threads <= (chosen.max_threads or THREADGROUP_THREADS) <= THREADGROUP_THREADS
 
 
-def test_flash_attention_1253_the_criterion_does_not_degenerate():
+def test_flash_attention_1253_1231_the_criterion_does_not_degenerate():
     """One key: unfused and fused are both exact, and twice no error is no error. There is a floor, and it is tight."""
     case = Case(9, 1, 64, "float16")
     arrays = case.arrays()

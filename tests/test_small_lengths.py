@@ -47,5 +47,28 @@ def test_every_pair_of_lengths(choice, causal):
     check(choice, itertools.product((*SMALL, *EDGES), repeat=2), causal)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", range(1, 66, 4))
+@pytest.mark.parametrize("choice", KERNELS, ids=label)
+def test_two_blocks_and_one_row(choice, rows):
+    """Up to twice a block of queries and one more, against up to twice a block of keys and one more: every pair."""
+    pairs = itertools.product(range(rows, min(rows + 4, 66)), range(1, 130))
+    for causal, some in itertools.groupby(pairs, lambda pair: pair[1] % 2 == 0):
+        check(choice, some, causal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", range(8, 257, 8))
+@pytest.mark.parametrize("choice", KERNELS, ids=label)
+def test_every_head_dimension(choice, width):
+    """The widths from 1 to 256, eight of which are padded alike."""
+    dtype = ("float32", "float16", "bfloat16")[width // 8 % 3]
+    with use_backend(*choice), mode("fast"):
+        for head_dim in range(width - 7, width + 1):
+            case = Case(17, 35, head_dim, dtype, True, group=2)
+            arrays = case.arrays()
+            expected(case, arrays).check(**backward(case, arrays))
+
+
 def test_the_oracle_hides_what_it_should():
     assert not oracle.visibility(3, 1, True)[:2].any() and oracle.visibility(3, 1, True)[2].all()

@@ -105,7 +105,7 @@ def test_no_accidental_arguments(step):
     assert "thread_index_in_threadgroup" in code, "MLX closes the signature too early without any attribute"
 
 
-def test_a_name_is_a_text():
+def test_mlx_3832_3833_2242_a_name_is_a_text():
     """MLX caches by name before 0.32.2: two texts under one name would be mixed up, two names compile twice."""
     texts, names = {}, {}
     for arguments in EVERY:

@@ -154,6 +154,12 @@ def test_queries_that_see_nothing_reach_nothing(layer):
     assert [name for name in want if bits(got[name]) != bits(want[name])] == []
 
 
+def test_an_infinity_is_what_ieee_makes_of_it(layer):
+    case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
+    places = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in test_isolation.INFINITE.items()}
+    test_isolation.check_infinities(Variant(case, ("causal",)), places)
+
+
 def test_a_nan_reaches_the_rows_that_see_it(layer):
     case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
     arrays, variant = case.arrays(), Variant(case, ())
