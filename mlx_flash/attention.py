@@ -35,7 +35,8 @@ def attention(
         v: [B, Hk, Lk, Dv], q's dtype.
         scale: multiplies q k^T; finite. None means 1/sqrt(D).
         mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
-            strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape.
+            strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape;
+            -inf there masks, and so does what is below -2.3e38, such as the least finite float32.
         causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
             position i + Lk - Lq among the keys and sees those up to it.
         window: (left, right): a query sees that many keys before and after its own position; None: no bound.
@@ -51,7 +52,8 @@ def attention(
     Returns:
         [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq]. A query that sees no key gives zeros
         (LSE -inf) and takes part in no gradient. Views (transposed, sliced) are read in place as long as their last
-        axis is contiguous. Whatever lies behind a masked key (NaN, infinity) reaches nothing.
+        axis is contiguous. Whatever lies behind a masked key (NaN, infinity) reaches nothing; an infinity that is seen
+        is what IEEE arithmetic makes of it, unless its weight rounds to 0.
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.

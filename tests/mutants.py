@@ -235,6 +235,10 @@ TILE_SIMDGROUP = of(
     ("last-head-block-forgotten", "if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);", "", PADDED),
     ("hidden-nan-multiplied", "if (isfinite(float(fragment[e]))) continue;", "continue;",
      HIDDEN.format("apple7-('alone', 'bool')")),
+    ("one-sign-of-infinity", "n % 2 ? -INFINITY : INFINITY", "INFINITY",
+     "test_isolation.py::test_an_infinity_is_what_ieee_makes_of_it[simulator-apple9-window]"),
+    ("float32-sums-run-on", "sizeof(typename B::Element) == 4", "false",
+     "test_gradients.py::test_long_sums[simulator-apple7-(33, 16384)]"),
     ("seen-nan-swallowed", "if (EDGE && simd_any(found)) add_infinities<H, R, BT>(block, p, b, column);", "",
      NAN.format("apple7-('v', 'blocks')")),
 )

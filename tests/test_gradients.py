@@ -10,6 +10,7 @@ from cases import CASES, Case, expected
 from machines import shared_out
 
 from mlx_flash import attention
+from mlx_flash.simulator import mode
 
 
 def backward(case: Case, arrays) -> dict[str, mx.array]:
@@ -22,6 +23,15 @@ def backward(case: Case, arrays) -> dict[str, mx.array]:
 def test_gradients(backend, case):
     arrays = case.arrays()
     expected(case, arrays).check(**backward(case, arrays))
+
+
+@pytest.mark.parametrize("lengths", [(33, 16384), (16384, 33)], ids=str)
+def test_long_sums(backend, lengths):
+    """Sums over 16384 keys, and over as many queries: the error is bounded by the largest magnitude at any length."""
+    case = Case(*lengths, 16)
+    arrays = case.arrays()
+    with mode("fast"):
+        expected(case, arrays).check(**backward(case, arrays))
 
 
 @pytest.mark.parametrize("group", [3, 7])

@@ -3,13 +3,14 @@
 import importlib
 import math
 import re
+import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from test_errors import call
 
-from mlx_flash import BlockMask, UnsupportedProblem
+from mlx_flash import BlockMask, UnsupportedProblem, explain, source
 
 KEY = mx.random.key(0)
 HALVES = {name: mx.zeros(shape, mx.float16) for name, shape in
@@ -117,6 +118,33 @@ def test_every_raise_site_is_counted(module):
         text = file.read()
     assert len(re.findall(r"^\s*raise \w", text, re.M)) == SITES[module]
     assert len(re.findall(r"^\s*raise wrong\(", text, re.M)) == SITES[module], "every message has the four parts"
+
+
+# The same for what is raised elsewhere over a caller's wishes, in words of its own.
+ELSEWHERE = {"block_plot": 1, "explain": 8, "quantization": 5, "backends": 6, "source": 1}
+
+
+@pytest.mark.parametrize("module", ELSEWHERE)
+def test_every_other_raise_site_is_counted(module):
+    with open(importlib.import_module(f"mlx_flash.{module}").__file__, encoding="utf-8") as file:
+        assert len(re.findall(r"^\s*raise \w", file.read(), re.M)) == ELSEWHERE[module]
+
+
+def test_a_plot_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"\[mlx_flash.BlockMask\] plot needs matplotlib: pip install .*\[demo\]"):
+        BlockMask.causal(9, 9).plot(tmp_path / "mask.png")
+
+
+def test_explaining_a_gpu_that_is_not_here(monkeypatch):
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"family: expected one of apple7, .* to explain metal .* got None\. Name the"):
+        explain(head_dim=64, length=9, backend="metal")
+
+
+def test_an_installation_without_templates():
+    with pytest.raises(FileNotFoundError, match=r"template nothing\.metal is missing .*: reinstall it"):
+        source.template("nothing")
 
 
 def sites_met(module) -> set[int]:
