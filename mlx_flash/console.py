@@ -17,7 +17,7 @@ def need(module: str, command: str, extra: str = "demo") -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # a package that is there in part fails in any way
         first = str(error).partition("\n")[0]
-        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
+        absent = isinstance(error, ModuleNotFoundError) and error.name == package
         reason = "not installed" if absent else f"installed but cannot be imported ({type(error).__name__}: {first})"
         raise CommandError(
             f"{command} needs {package}, which is {reason}: pip install 'mlx-flash-attention[{extra}]'"

@@ -5,7 +5,14 @@ import mlx.core as mx
 import pytest
 from machines import METAL, SIMULATED, label, shared_out
 from mlx_lm import batch_generate
-from mlx_lm.models.cache import BatchKVCache
+from mlx_lm.generate import speculative_generate_step
+from mlx_lm.models.cache import (
+    BatchKVCache,
+    load_prompt_cache,
+    make_prompt_cache,
+    save_prompt_cache,
+    trim_prompt_cache,
+)
 from tiny_models import MODELS, PROMPT, close, generated, tiny
 
 import mlx_flash
@@ -64,6 +71,40 @@ def test_sixteen_bits(choice, dtype):
 
 def test_a_rotating_cache(backend):
     assert compare(tiny("llama"), max_kv_size=16, prefill_step_size=11).ours == LAYERS * (2 + 9)
+
+
+def test_a_draft_model(reference):
+    """Speculative decoding: several queries at once over a cache that is trimmed where the draft was wrong."""
+    model, draft = tiny("llama"), tiny("llama", num_hidden_layers=1)
+
+    def tokens():
+        return [token for token, _, _ in speculative_generate_step(PROMPT, model, draft, max_tokens=12)]
+
+    want = tokens()
+    with mlx_flash.patch() as report:
+        assert tokens() == want
+    assert report.ours and not report.built_in
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_cache_that_is_saved_loaded_and_trimmed(reference, tmp_path, quantized):
+    model, file = tiny("qwen3"), str(tmp_path / "cache.safetensors")
+
+    def logits():
+        cache = make_prompt_cache(model)
+        if quantized:
+            cache = [one.to_quantized(group_size=32, bits=4) for one in cache]
+        model(PROMPT[None, :15], cache=cache)
+        save_prompt_cache(file, cache)
+        cache = load_prompt_cache(file)
+        trim_prompt_cache(cache, 3)
+        return mx.concatenate([model(PROMPT[None, 12:17], cache=cache), model(PROMPT[None, 17:], cache=cache)], 1)
+
+    want = logits()
+    with mlx_flash.patch() as report:
+        close(logits(), want)
+    kinds = {"quantized prefill", "quantized decode"} if quantized else {"prefill", "decode"}
+    assert set(report.served) == kinds and not report.built_in
 
 
 def test_left_padded_prompts(backend):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import types
 
 import mlx.core as mx
 import pytest
@@ -127,9 +128,10 @@ def test_bad_options(capsys, arguments, words):
     [
         (ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm"), ["not installed"]),
         (ModuleNotFoundError("No module named 'transformers'", name="transformers"), ["cannot be imported", "transf"]),
+        (ModuleNotFoundError("No module named 'mlx_lm.models'", name="mlx_lm.models"), ["cannot be imported"]),
         (AttributeError("module has no part"), ["cannot be imported", "AttributeError"]),
     ],
-    ids=("missing", "half installed", "broken"),
+    ids=("missing", "without another package", "half installed", "broken"),
 )
 def test_without_mlx_lm(capsys, monkeypatch, error, words):
     real = importlib.import_module
@@ -142,3 +144,9 @@ def test_without_mlx_lm(capsys, monkeypatch, error, words):
     monkeypatch.setattr(importlib, "import_module", imported)
     said = refused(capsys, ["lm"])
     assert "mlx_lm" in said and "pip install 'mlx-flash-attention[lm]'" in said and all(word in said for word in words)
+
+
+def test_an_mlx_lm_that_is_only_a_folder(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlx_lm", types.ModuleType("mlx_lm"))
+    said = refused(capsys, ["lm"])
+    assert "only parts" in said and "pip install --force-reinstall mlx-lm" in said

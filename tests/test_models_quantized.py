@@ -96,6 +96,35 @@ def test_what_is_not_served_goes_to_mlx_lm(reference, options, reason):
     assert reason in why and count == 1
 
 
+def refusal(function) -> tuple[type, str]:
+    with pytest.raises((ValueError, NotImplementedError, TypeError)) as caught:
+        mx.eval(function())
+    return caught.type, str(caught.value)
+
+
+def sinks_over_a_quantized_cache():
+    cache = [QuantizedKVCache(group_size=GROUP, bits=8) for _ in range(LAYERS)]
+    return tiny("gpt_oss")(PROMPT[None, :5], cache=cache)
+
+
+QUANTIZED = {"kv_bits": 8, "kv_group_size": GROUP, "quantized_kv_start": 0}
+REFUSED = {
+    "rotating cache": lambda: generated(tiny("gpt_oss"), 2, **QUANTIZED)[1],
+    "sinks": sinks_over_a_quantized_cache,
+    "scores of its own": lambda: generated(tiny("gemma2"), 2, **QUANTIZED)[1],
+    "columns of values": lambda: generated(tiny("deepseek_v3"), 2, **QUANTIZED)[1],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_mlx_lm_refuses_it_refuses_in_its_own_words(reference, name):
+    """Caches that it does not quantize, and models that cannot use those it does."""
+    want = refusal(REFUSED[name])
+    with mlx_flash.patch() as report:
+        assert refusal(REFUSED[name]) == want
+    assert not report.built_in, "it refuses before it asks for attention"
+
+
 def test_min_queries(reference):
     with mlx_flash.patch(min_queries=9) as report:
         call(), call(3)

@@ -34,22 +34,22 @@ class Losses(trainer.TrainingCallback):
 def train(tmp_path, monkeypatch):
     """Losses of a run whose batches and adapters depend on nothing but its arguments."""
 
-    def run(name: str, checkpoint: bool = False, **changes) -> np.ndarray:
+    def run(name: str, checkpoint=False, steps=STEPS, dora=False, accumulated=1, **changes) -> np.ndarray:
         model = tiny(name, **changes)
         model.freeze()
         mx.random.seed(5)
         np.random.seed(5)
-        linear_to_lora_layers(model, len(model.layers), LORA)
+        linear_to_lora_layers(model, len(model.layers), LORA, use_dora=dora)
         layer = type(model.layers[0])
         monkeypatch.setattr(layer, "__call__", layer.__call__)  # the trainer replaces it for good
         options = trainer.TrainingArgs(
-            batch_size=2, iters=STEPS, steps_per_report=1, max_seq_length=40, grad_checkpoint=checkpoint,
-            adapter_file=tmp_path / "adapters.safetensors",
+            batch_size=2, iters=steps, steps_per_report=1, max_seq_length=40, grad_checkpoint=checkpoint,
+            grad_accumulation_steps=accumulated, adapter_file=tmp_path / "adapters.safetensors",
         )  # fmt: skip
         seen = Losses()
         trainer.train(model, optim.Adam(1e-3), TEXTS, args=options, training_callback=seen)
         monkeypatch.undo()
-        assert len(seen.losses) == STEPS
+        assert len(seen.losses) == steps
         return np.array(seen.losses)
 
     return run
@@ -92,6 +92,16 @@ def test_lora(reference, train, compiling):
 def test_lora_on_kernels(choice, train, compiling):
     with use_backend(*choice), mode("fast"):  # checked kernels: test_the_gradients_of_a_model
         compare(train, "llama", compiling, (False, False), (True, False), **SMALL)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "deepseek_v3"])
+def test_dora_with_checkpoints_and_accumulated_gradients(reference, train, name):
+    options = {"steps": 6, "dora": True, "accumulated": 2}
+    want = train(name, **options)
+    with mlx_flash.patch() as report:
+        got = train(name, True, **options)
+    assert report.ours and not report.built_in and want[-1] != want[0]
+    assert np.abs(got - want).max() <= bounds.LOSS
 
 
 def test_lora_with_windows_and_sinks(reference, train, compiling):

@@ -18,7 +18,10 @@ TINY_WORDS = "a random Llama, 2 layers, 4 query heads over 2 key/value heads, he
 
 def mlx_lm(part: str = ""):
     """mlx-lm, or one of its modules; a CommandError when it is missing or does not import."""
-    return need(f"mlx_lm{part and '.'}{part}", "lm", "lm")
+    module = need(f"mlx_lm{part and '.'}{part}", "lm", "lm")
+    if not part and not hasattr(module, "stream_generate"):  # what a broken installation leaves behind
+        raise CommandError("lm needs mlx_lm, of which only parts are installed: pip install --force-reinstall mlx-lm")
+    return module
 
 
 def tiny_model(seed: int = 0):
