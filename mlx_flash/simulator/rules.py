@@ -70,13 +70,10 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
 
 def _words(tokens: list[Token]) -> Iterator[Finding]:
     for index, token in enumerate(tokens):
-        before = tokens[index - 1].text if index else ""
-        if (
-            token.text in _FORBIDDEN
-            and before not in (".", "->", "::")
-            and not (before == "=" and token.text == "delete")
-        ):
-            yield token, _FORBIDDEN[token.text]
+        if token.text in _FORBIDDEN:
+            before = tokens[index - 1].text if index else ""
+            if before not in (".", "->", "::") and not (before == "=" and token.text == "delete"):
+                yield token, _FORBIDDEN[token.text]
         if token.text == "std" and tokens[index + 1].text == "::":
             yield token, "Metal has no namespace std; its library is in metal::"
 

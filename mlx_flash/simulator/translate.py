@@ -94,6 +94,9 @@ class _Translator:
         index = 0
         while index < len(self.tokens):
             token = self.tokens[index]
+            if token.text != "kernel" and index not in self.attached:
+                index += 1
+                continue
             keyword = token.text == "kernel" and self.tokens[index + 1].text in ("void", "[[")
             host = self.attribute_at(index, "host_name")
             if host and self.tokens[index - 1].text == "template":
@@ -264,20 +267,23 @@ class _Translator:
 
     def redundant_definitions(self):
         """constant T S::x[8]; outside its class, where the constexpr member needs no definition any more."""
-        start = 0
+        start, possible = 0, False
         for index, token in enumerate(self.tokens):
-            if token.text == ";":
-                words = [t.text for t in self.tokens[start:index]]
-                if {"::", "constexpr", "constant"} <= set(words) and not {"=", "(", "using", "typename"} & set(words):
+            if token.text == "constexpr":
+                possible = True
+            elif token.text in (";", "{", "}") or token.kind == "directive":
+                words = {t.text for t in self.tokens[start:index]} if possible and token.text == ";" else set()
+                if {"::", "constexpr", "constant"} <= words and not {"=", "(", "using", "typename"} & words:
                     self.replace(self.tokens[start].start, token.end)
-            if token.text in (";", "{", "}") or token.kind == "directive":
-                start = index + 1
+                start, possible = index + 1, False
 
     def words(self):
         """Rewrites that need no context but a neighbour."""
         words = ((i, t) for i, t in enumerate(self.tokens) if t.kind == "word")
         own = {t.text for i, t in words if self.tokens[i - 1].text not in (".", "->")}
         for index, token in enumerate(self.tokens):
+            if token.kind == "mark":
+                continue
             following = self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
             if token.kind == "directive":
                 if not self.unrolled and re.match(r"\s*#\s*pragma\s+(clang\s+loop|unroll)", token.text):
