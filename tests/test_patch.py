@@ -163,6 +163,24 @@ def test_patches_nest_and_are_taken_back_in_any_order(reference):
     assert mx.fast.scaled_dot_product_attention is BUILT_IN
 
 
+def test_an_exception_takes_it_back_and_goes_on(reference):
+    with pytest.raises(ZeroDivisionError), mlx_flash.patch() as report:
+        call()
+        1 / 0  # noqa: B018
+    assert mx.fast.scaled_dot_product_attention is BUILT_IN and report.ours == 1
+
+
+def test_mapped_calls(backend):
+    """Also where MLX's own rule does not return: with grouped heads."""
+    q, k, v = (mx.random.normal((3, 1, heads, 12, 16), key=mx.random.key(n)) for n, heads in enumerate((4, 2, 2)))
+    want = mx.stack([BUILT_IN(*one, scale=0.25, mask="causal") for one in zip(q, k, v)])
+    with mlx_flash.patch() as report:
+        got = mx.vmap(lambda *one: mx.fast.scaled_dot_product_attention(*one, scale=0.25, mask="causal"))(q, k, v)
+        mx.eval(got)
+    close(got, want)
+    assert report.ours == 1 and not report.built_in
+
+
 def test_whoever_wraps_the_function_keeps_a_working_wrapper(reference):
     """Taken off in the wrong order, and put on again over the other's wrapper."""
     first = mlx_flash.patch()
