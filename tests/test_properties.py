@@ -20,6 +20,7 @@ def test_the_named_tests_exist():
         named = re.findall(r"`(test_\w+\.py)(?:::([\w, ]+))?`", where)
         assert named or "only a Mac" in where, name
         for file, functions in named:
+            assert file in SOURCES, f"row {number}: {file}"
             for function in filter(None, functions.split(", ")):
                 assert re.search(rf"^def {function}\(", SOURCES[file], re.M), f"row {number}: {file}::{function}"
 
