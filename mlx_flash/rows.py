@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from .device import Family
 from .steps import ACCUMULATORS, Step
+from .tiles import LAYERS
 
 FULL, MIXED = "float32", "16-bit"  # precision classes: of the inputs; statistics and accumulators are float32
 
@@ -36,7 +37,7 @@ class Row:
 
     @property
     def threads(self) -> int:
-        return 32 * self.parallel // self.simdgroup_rows
+        return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].copiers)
 
     def paged(self, step: Step) -> tuple[str, ...]:
         kept = {*self.cached, *(name for name in ACCUMULATORS if name not in step.outputs)}

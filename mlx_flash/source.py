@@ -77,7 +77,7 @@ def build(
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     if row.tiles != "simdgroup":
-        holes["STAGES"] = row.stages
+        holes |= {"STAGES": row.stages, "OWNERS": row.parallel // row.simdgroup_rows, "COPIERS": LAYERS[row.tiles].copiers}
     if step.over_keys:
         holes |= {"WANTS_DK": int("dK" in step.outputs), "WANTS_DV": int("dV" in step.outputs)}
     files = ["tile", *LAYERS[row.tiles].files]

@@ -16,7 +16,7 @@ from .steps import (
     FORWARD,
     Step,
 )
-from .tiles import LAYERS, tensor_elements, tensor_registers
+from .tiles import LAYERS, owner_registers, tensor_elements, tensor_registers
 
 
 def rows(tiles: str, *lines) -> tuple[Row, ...]:
@@ -82,8 +82,7 @@ def joint_rows(family: Family) -> int:
     return max((LAYERS[row.tiles].joint_rows for rows in tables for row in rows), default=1)
 
 
-REGISTERS, OVERHEAD = 255, 40  # 32-bit registers a thread has; those beyond fragments: addresses, statistics
-REGISTER_FILE = 65536  # of one multiprocessor, which holds at least one threadgroup
+OVERHEAD = 32  # 32-bit registers of a thread beyond fragments: addresses, statistics
 
 
 def thread_registers(step: Step, row: Row, head_dim: int) -> int:
@@ -111,5 +110,5 @@ def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
     taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
     require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
     needed = thread_registers(step, row, row.max_head)
-    require(needed <= REGISTERS, f"{needed} registers a thread exceed {REGISTERS}")
-    require(needed * row.threads <= REGISTER_FILE, f"{row.threads} threads of {needed} registers exceed the file")
+    given = owner_registers(row)
+    require(needed <= given, f"{needed} registers a thread exceed {given}")

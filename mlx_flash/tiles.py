@@ -10,23 +10,55 @@ from .steps import ACCUMULATORS, Step
 @dataclass(frozen=True)
 class Layer:
     """`files`: templates, in order. `joint_rows`: rows whose simdgroups multiply together (1: each on its own).
+    `copiers`: simdgroups that own no rows, but copy blocks for the others.
 
     `target`: the NVIDIA GPU to compile for; what is for sm_80 runs on all that is newer, for sm_90a on Hopper only.
     """
 
     files: tuple[str, ...]
     joint_rows: int = 1
+    copiers: int = 0
     target: str = "sm_80"
 
 
 LAYERS = {
     "simdgroup": Layer(("tile_simdgroup", "tile_synchronous")),
-    "mma": Layer(("tile_tensor", "tile_mma", "tile_synchronous")),
-    "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64, target="sm_90a"),
+    "mma": Layer(("tile_tensor", "tile_mma", "tile_synchronous"), copiers=1),
+    "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64, copiers=4, target="sm_90a"),
 }
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
 PIPE = 8 * PANEL  # for barriers, so that what follows stays aligned to the swizzle's 1024 bytes
+
+
+REGISTERS, COPIER_REGISTERS = 255, 40  # 32-bit registers a thread may have; those a thread that only copies may keep
+
+
+def register_shares(row) -> tuple[int, int] | None:
+    """(registers of a thread that only copies, of one that owns rows) where threads do not share evenly.
+
+    A launch gives all threads the same; on Hopper, 128 at a time may give some back for others to take. If more were
+    taken than given, the GPU would wait for ever.
+    """
+    layer = LAYERS[row.tiles]
+    givers, takers = layer.copiers // 4, row.threads // 128 - layer.copiers // 4
+    launched = _launched(row)
+    if layer.joint_rows == 1 or launched >= REGISTERS - 7:
+        return None
+    taken = (launched * (givers + takers) - COPIER_REGISTERS * givers) // takers // 8 * 8
+    assert taken * takers + COPIER_REGISTERS * givers <= launched * (givers + takers)
+    return COPIER_REGISTERS, taken
+
+
+def owner_registers(row) -> int:
+    """32-bit registers a thread that owns rows may use."""
+    shares = register_shares(row)
+    return shares[1] if shares else min(_launched(row), REGISTERS)
+
+
+def _launched(row) -> int:
+    """Registers a launch gives every thread: a multiprocessor has 512 for each of the 128 threads that run at a time."""
+    return 512 // -(-row.threads // 128) // 8 * 8
 
 
 def operand_columns(step: Step, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -71,7 +71,9 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
     const mask::Range range = visibility.range(n, seeing);
     for (int r = range.begin; r < range.end; r += BT) {
       if (visibility.skip(visibility.q_segments, r, min(r + BT, range.end), lane)) continue;
-      tile::seek(q, d_o, r, range.end);
+      if (tile::feeds(q, d_o, r, range.end)) continue;
+      q.seek(r, range.end);
+      d_o.seek(r, range.end);
 
       tile::ColumnVector<BT> L_column, delta_column;
       for (int c = 0; c < BT / 8; c++) {
@@ -111,6 +113,7 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
       // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
       tile::Tile<float, R, BT> ds;
       tile::multiply_abt(ds, v, d_o);
+      d_o.leave();
 #if HAS_DROPOUT
       dropout::apply<true>(ds, drop, r, first, lane);
 #endif
@@ -121,11 +124,14 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
 
       // dK = dK + dS^T Q
       tile::multiply_ab<float>(d_k, one, ds, q, whole);
+#else
+      d_o.leave();
 #endif
-      tile::leave(q, d_o);
+      q.leave();
     }
   }
 }
+if (lane.copies()) return;
 #if WANTS_DK
 d_k.store(dK + row0 * D, first, scale_row);
 #endif

@@ -66,7 +66,8 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
         k.view(tile::head<Element>(K, K_strides, b, h / group), tile::row_stride<Element>(K_strides));
         v.open(memory, lane);
         v.view(tile::head<Element>(V, V_strides, b, h / group), tile::row_stride<Element>(V_strides));
-        tile::seek(k, v, c, Lk);
+        k.seek(c, Lk);
+        v.seek(c, Lk);
 
         // P = 2^(S - L);  dS = P * (dO V^T - delta);  dM = dM + dS
         tile::Tile<float, R, BT> p, ds;

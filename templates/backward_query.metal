@@ -64,7 +64,9 @@ for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
   for (int c = range.begin; c < range.end; c += BT) {
     if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    tile::seek(k, v, c, range.end);
+    if (tile::feeds(k, v, c, range.end)) continue;
+    k.seek(c, range.end);
+    v.seek(c, range.end);
 
     // P = 2^(S - L)
     tile::Tile<float, R, BT> p, ds;
@@ -82,6 +84,7 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // dP = dO V^T;  dS = P * (dP - delta)
     tile::finish_abt<0>(ds, d_o, v);
+    v.leave();
 #if HAS_DROPOUT
     dropout::apply<false>(ds, drop, first, c, lane);
 #endif
@@ -92,7 +95,8 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // dQ = dQ + dS K
     tile::multiply_ab<float>(d_q, one, ds, k, whole);
-    tile::leave(k, v);
+    k.leave();
   }
 }
+if (lane.copies()) return;
 d_q.store(dQ + row0 * D, first, scale_row);

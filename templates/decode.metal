@@ -63,11 +63,12 @@ for (int c = begin, next; c < end; c = next) {
     if (!visibility.enter_packed(block, block + BP - 1, c)) continue;
   }
   if (visibility.skip(visibility.k_segments, c, next, lane)) continue;
-  tile::seek(k, v, c, next);
+  k.seek(c, next);
 
   // S = scale log2(e) Q K^T, masked
   tile::Tile<float, R, BT> s;
   tile::multiply_abt(s, q, k);
+  k.leave();
 #if HAS_SOFTCAP
   tile::Tile<float, R, BT> slope;
   softmax::cap(s, slope, scale, softcap);
@@ -80,8 +81,9 @@ for (int c = begin, next; c < end; c = next) {
   const tile::RowVector<R> correction = softmax::step(s, state, factor);
   tile::Tile<Element, R, BT> p;
   tile::narrow(p, s);
+  v.seek(c, next);
   tile::multiply_ab<Element>(o, correction, p, v, whole);
-  tile::leave(k, v);
+  v.leave();
 }
 
 // One part: O = O / l;  L = m + log2(l)

@@ -70,11 +70,13 @@ for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
   for (int c = range.begin; c < range.end; c += BT) {
     if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    tile::seek(k, v, c, range.end);
+    if (tile::feeds(k, v, c, range.end)) continue;
+    k.seek(c, range.end);
 
     // S = scale log2(e) Q K^T, masked
     tile::Tile<float, R, BT> s;
     tile::multiply_abt(s, q, k);
+    k.leave();
 #if HAS_SOFTCAP
     tile::Tile<float, R, BT> slope;
     softmax::cap(s, slope, scale, softcap);
@@ -90,10 +92,12 @@ for (int n = 0; n < visibility.ranges(); n++) {
 #endif
     tile::Tile<Element, R, BT> p;
     tile::narrow(p, s);
+    v.seek(c, range.end);
     tile::multiply_ab<Element>(o, correction, p, v, whole);
-    tile::leave(k, v);
+    v.leave();
   }
 }
+if (lane.copies()) return;
 
 // O = O / l;  L = m + log2(l)
 tile::RowVector<R> normaliser;

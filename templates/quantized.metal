@@ -87,6 +87,8 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Qu
     valid = min(BT, end - row);
   }
 
+  METAL_FUNC void leave() thread {}
+
   METAL_FUNC Run<T, 8> run(int row, int column) const thread {
     const Run<uint, BITS / 4> codes =
         *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));

@@ -9,8 +9,6 @@ METAL_FUNC void multiply_abt(
   synchronous_abt(s, a, b);
 }
 
-template <typename A, typename B> METAL_FUNC void leave(thread A& a, thread B&) { a.pipe.leave(); }
-
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that what lies there is meant.
 template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void multiply_ab(

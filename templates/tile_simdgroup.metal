@@ -28,6 +28,7 @@ struct Lane {
     const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
     return {row, column, thread_index, thread_index / 32};
   }
+  METAL_FUNC bool copies() const thread { return false; }
 };
 
 template <typename To, typename From, int R, int C>
@@ -157,10 +158,14 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
     stride = stride_;
   }
 
+  // To the block that begins at `row`; `end`: the last row that is wanted, plus one
   METAL_FUNC void seek(int row, int end) thread {
     block = head + row * stride;
     valid = min(BT, end - row);
   }
+
+  // What was read from the block is no longer needed: nothing to do where products are done when they return.
+  METAL_FUNC void leave() thread {}
 
   // Columns [column, column + H) of the block to threadgroup memory, zeros where there is no row
   template <int H> METAL_FUNC void stage(int column) const thread {
@@ -203,14 +208,8 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 };
 
-// Both traversed operands go to the block that begins at `row`; `end`: the last row that is wanted, plus one.
-template <typename A, typename B> METAL_FUNC void seek(thread A& a, thread B& b, int row, int end) {
-  a.seek(row, end);
-  b.seek(row, end);
-}
-
-// What was read from the block is no longer needed: nothing to do where products are done when they return.
-template <typename A, typename B> METAL_FUNC void leave(thread A&, thread B&) {}
+// Does this simdgroup only copy blocks for the others, and so has done with this one? There is none here.
+template <typename A, typename B> METAL_FUNC bool feeds(thread A&, thread B&, int, int) { return false; }
 
 // A float32 result of R rows x D columns. CACHED: in registers until `store`. Otherwise paged, the deliberate
 // register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block

@@ -3,8 +3,8 @@
 //
 //   panel     64 columns of a block: rows of 128 bytes, whose eight 16-byte chunks lie at chunk ^ (row & 7). So neither
 //             ldmatrix nor wgmma meets a bank conflict; it is wgmma's "128-byte swizzle".
-//   stage     one of the places a traversed block may lie in: the block after the current one is copied (cp.async)
-//             while this one is multiplied
+//   stage     one of the places a traversed block may lie in: later blocks are copied (cp.async), by simdgroups that
+//             do nothing else, while this one is multiplied
 //
 // The nv:: functions are single PTX instructions; the PTX ISA manual gives their fragment layouts.
 #include <nv>
@@ -13,6 +13,8 @@ namespace tile {
 
 constant constexpr int PANEL = 64, STAGES = $STAGES;
 constant constexpr int JOINT_ROWS = $JOINT_ROWS;  // rows whose simdgroups multiply together
+constant constexpr uint OWNERS = $OWNERS;         // simdgroups that own rows
+constant constexpr uint COPIERS = $COPIERS;        // simdgroups behind those that copy blocks for them
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
@@ -25,6 +27,7 @@ struct Lane {
     self.simdgroup = thread_index / 32;
     return self;
   }
+  METAL_FUNC bool copies() const thread { return simdgroup >= OWNERS; }
 };
 
 template <typename To, int R, int C>
@@ -55,24 +58,26 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
 }
 
-// COUNT rows of D columns to the rows of a block from `first` on, eight lanes a row; rows at or past `valid`, and the
-// columns up to a whole step, become zero. Sixteen bytes at a time without waiting, unless an address forbids it.
-template <int ROWS, int D, int THREADS, int COUNT, typename T>
+// COUNT rows of D columns to the rows of a block from `first` on, by THREADS threads, eight a row; rows at or past
+// `valid`, and the columns up to a whole step, become zero. Sixteen bytes at a time without waiting, unless an address
+// forbids it.
+template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
   constexpr int STEP = THREADS / 8;
   const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
   const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
-  if (aligned && valid >= COUNT && D % 16 == 0 && STEP % 8 == 0) {
-    // The common case, where addresses advance by constants
-    threadgroup T* target = to + place<ROWS>(first + row0, chunk);
+  if (aligned && valid >= COUNT && D % 16 == 0) {
+    // The common case, where addresses advance by constants; the swizzle repeats every eight rows
+    threadgroup T* even = to + place<ROWS>(first + row0, chunk);
+    threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
     const device T* source = from + row0 * stride + chunk;
 #pragma clang loop unroll(full)
-    for (int step = 0; step < (COUNT + STEP - 1) / STEP; step++) {
-      if (step * STEP + STEP > COUNT && row0 + step * STEP >= COUNT) break;
+    for (int step = 0; step < COUNT / STEP; step++) {
+      threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
 #pragma clang loop unroll(full)
       for (int panel = 0; panel < PANELS<D>; panel++) {
         if (panel * PANEL + PANEL <= D || panel * PANEL + chunk < D) {
-          nv::copy_async(target + (panel * ROWS + step * STEP) * PANEL, source + panel * PANEL, 16);
+          nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
         }
       }
       source += STEP * stride;
@@ -135,7 +140,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       }
     } else {
       block = memory.take(BP * PANEL * PANELS<D>);
-      copy<BP, D, 32, R>(block, first, source, stride, valid, lane.thread_index % 32);
+      if (!lane.copies()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
     }
   }
 
@@ -150,39 +155,40 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 // An operand that all simdgroups walk along in blocks of BT rows, in threadgroup memory.
 template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Traversed {
   using Element = T;
-  static constant constexpr int ROWS = BT, BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
+  static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
   const device T* head;
   threadgroup T* stages;
   threadgroup T* block;
-  nv::Pipe<STAGES, THREADS> pipe;  // of this operand and the one that is opened after it
+  nv::Pipe<STAGES, OWNERS, 32 * COPIERS> pipe;
   long stride;
   int valid;  // rows of the current block that exist and are wanted, at most BT
-  int ahead;  // the row whose block is in flight, or none
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
     stages = memory.take(STAGES * BLOCK_ELEMENTS);
     lane = lane_;
     pipe.open(memory.take(8 * PANEL), lane.thread_index);
-    ahead = -1;
   }
 
   METAL_FUNC void view(const device T* head_, long stride_) thread {
     head = head_;
     stride = stride_;
-    if (ahead >= 0) ahead = INT_MAX;  // a block of the head before: no row is like it
   }
 
-  METAL_FUNC void start(int stage, int row, int end) thread {
-    ahead = row;
-    copy<BT, D, THREADS, BT>(
-        stages + stage * BLOCK_ELEMENTS, 0, head + row * stride, stride, end - row, lane.thread_index);
+  METAL_FUNC void copy(int row, int end) thread {
+    threadgroup T* to = stages + pipe.begin_copy() * BLOCK_ELEMENTS;
+    tile::copy<BT, D, BT, 32 * COPIERS>(
+        to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * OWNERS);
+    pipe.end_copy();
   }
 
-  METAL_FUNC void enter(int stage, int row, int end) thread {
-    block = stages + stage * BLOCK_ELEMENTS;
+  // To the block that begins at `row`, once it has been copied
+  METAL_FUNC void seek(int row, int end) thread {
+    block = stages + pipe.enter() * BLOCK_ELEMENTS;
     valid = min(BT, end - row);
   }
+
+  METAL_FUNC void leave() thread { pipe.leave(); }
 
   // Rows [16 t, +16) x columns [16 d, +16) as the second operand of A B^T: two neighbouring groups of 8 rows
   METAL_FUNC uint4 fragment(int t, int d) const thread {
@@ -197,29 +203,12 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 };
 
-template <typename A, typename B> METAL_FUNC void start(thread A& a, thread B& b, int row, int end) {
-  const int stage = a.pipe.begin_copy();
-  a.start(stage, row, end);
-  b.start(stage, row, end);
-  a.pipe.end_copy();
-}
-
-// Both traversed operands go to the block that begins at `row`, and the copy of the block after it starts. A block that
-// was copied in vain, since what sees it was skipped, is passed over.
-template <typename A, typename B> METAL_FUNC void seek(thread A& a, thread B& b, int row, int end) {
-  if (a.ahead >= 0 && a.ahead != row) {
-    a.pipe.enter();
-    a.pipe.leave();
-    a.ahead = -1;
-  }
-  if (a.ahead < 0) start(a, b, row, end);
-  const int next = row + A::ROWS;
-  const bool more = next < end;
-  if (more) start(a, b, next, end);
-  const int stage = a.pipe.enter();
-  a.enter(stage, row, end);
-  b.enter(stage, row, end);
-  if (!more) a.ahead = -1;
+// Does this simdgroup only copy blocks for the others, and so has done with the one that begins at `row`?
+template <typename A, typename B> METAL_FUNC bool feeds(thread A& a, thread B& b, int row, int end) {
+  if (!a.lane.copies()) return false;
+  a.copy(row, end);
+  b.copy(row, end);
+  return true;
 }
 
 // A float32 result of R rows x D columns, in registers until `store`.

@@ -14,7 +14,7 @@ from ..device import FAMILIES, Family
 from ..errors import UnsupportedProblem
 from ..simulator import ToolchainError
 from ..simulator.compiler import toolchain
-from ..tiles import LAYERS
+from ..tiles import LAYERS, register_shares
 from .metal import kernel_object, run_with
 
 LEAST_CAPABILITY = (8, 0)
@@ -63,12 +63,15 @@ def family_here() -> Family:
 
 
 @lru_cache
-def _kernel(kernel, target: str) -> CudaKernel:
-    return kernel_object(metal_kernel, kernel, target=target, converged=True)
+def _kernel(kernel, target: str, copiers: int, registers: tuple[int, int] | None) -> CudaKernel:
+    return kernel_object(
+        metal_kernel, kernel, target=target, converged=True, copiers=copiers, registers=registers
+    )  # fmt: skip
 
 
 def _of(plan) -> Callable:
-    return partial(_kernel, target=LAYERS[plan.row.tiles].target)
+    layer, row = LAYERS[plan.row.tiles], plan.row
+    return partial(_kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row))
 
 
 def compiled(plan, inputs: dict) -> Ptx:

@@ -87,9 +87,9 @@ class Prepared:
 class CudaKernel(MetalKernel):
     """What metal_kernel returns: call it with keywords, as MLX's own. Lazy, inside mx.compile too."""
 
-    def __init__(self, *arguments, target: str, converged: bool):
+    def __init__(self, *arguments, target: str, **facts):
         super().__init__(*arguments)
-        self.target, self.converged = target, converged
+        self.target, self.compiling = target, facts  # of a Variant
         self._built: dict = {}
         self._prepared: dict[tuple, Prepared] = {}
 
@@ -101,7 +101,9 @@ class CudaKernel(MetalKernel):
         text, _ = self.text(inputs, template, output_dtypes)
         if verbose:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
-        variant = Variant(grid.threadgroup, grid.folded, grid.ragged, self.target, self.converged, self.fast_math)
+        variant = Variant(
+            grid.threadgroup, grid.folded, grid.ragged, self.target, fast_math=self.fast_math, **self.compiling
+        )
         if (text, variant) not in self._built:
             try:
                 name = kernel_name(self.name, template, inputs, output_dtypes)
@@ -166,13 +168,17 @@ def metal_kernel(
     compile_options: dict | None = None,
     target: str = "sm_80",
     converged: bool = False,
+    copiers: int = 0,
+    registers: tuple[int, int] | None = None,
 ) -> CudaKernel:
     """`mx.fast.metal_kernel` on an NVIDIA GPU: same arguments, same text, same errors, lazy as there.
 
     target: the least GPU the code runs on; "sm_90a" runs on no other. converged: the kernel calls simdgroup functions
-    only where all lanes come, which makes them faster.
+    only where all lanes come, which makes them faster. copiers: the last threads of a threadgroup, if they do other work
+    than the rest: they are compiled apart, and
+    registers: how many such a thread keeps, and how many the others then have.
     """
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,
-        target=target, converged=converged,
+        target=target, converged=converged, copiers=copiers, registers=registers,
     )  # fmt: skip

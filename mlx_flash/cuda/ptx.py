@@ -66,7 +66,7 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
         with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
             raw, built = Path(scratch) / "raw.ptx", Path(scratch) / "kernel.ptx"
             compiler.compile_text(
-                [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name),
+                [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name, variant),
                 INCLUDE / "nvptx" / "mlx.h", Path(scratch),
             )  # fmt: skip
             built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant.threadgroup), encoding="ascii")

@@ -38,6 +38,8 @@ class Variant:
     `folded`: the grid has more threadgroups along y or z than a launch may have, so that their rows are rearranged.
     `ragged`: the grid is no multiple of the threadgroup. `converged`: simdgroup functions are called only where all
     lanes come, and so need not ask which are there. `fast_math`: the text may ask which mathematics is meant.
+    `copiers`: the last threads of the threadgroup, which only copy for the others. `registers`: those that a copier
+    keeps and that another thread then takes, where (Hopper) they do not share evenly.
     """
 
     threadgroup: tuple[int, int, int]
@@ -46,6 +48,8 @@ class Variant:
     target: str = "sm_80"
     converged: bool = False
     fast_math: bool = False
+    copiers: int = 0
+    registers: tuple[int, int] | None = None
 
     def flags(self) -> list[str]:
         sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
@@ -56,20 +60,35 @@ class Variant:
         return [*sizes, *options, f"-march={self.target}", f"--cuda-feature=+{_VERSIONS[self.target]}"]
 
 
-def entry(translation: Translation, name: str) -> str:
-    """The function a launch calls: buffers in the order of their numbers, then the grid in threads."""
+def entry(translation: Translation, name: str, variant: Variant) -> str:
+    """The function a launch calls: buffers in the order of their numbers, then the grid in threads.
+
+    Threads that only copy get a body of their own, which the compiler reduces to just that.
+    """
     function = translation.function()
     parameters = translation.kernels[function]
     buffers = sorted((p for p in parameters if p.attribute == "buffer"), key=lambda p: p.index)
     declared = [f"{_space(p)} char* b{p.index}" for p in buffers]
     declared += [f"uint grid_{axis}" for axis in "xyz"]
+    call = f"{translation.callee()}({', '.join(map(_argument, parameters))});"
     return (
         "#pragma clang attribute pop\n"
         f'extern "C" __attribute__((flatten, nvptx_kernel)) void {name}({", ".join(declared)}) {{\n'
-        "  const msl_grid grid = {{grid_x, grid_y, grid_z}};\n"
+        "  const msl_grid grid = {{grid_x, grid_y, grid_z}, msl_thread_index()};\n"
         "  if (grid.outside()) return;\n"
-        f"  {translation.callee()}({', '.join(map(_argument, parameters))});\n}}\n"
+        f"{_bodies(call, variant)}}}\n"
     )
+
+
+def _bodies(call: str, variant: Variant) -> str:
+    total = prod(variant.threadgroup)
+    if not variant.copiers:
+        return f"  {call}\n"
+    fewer = more = ""
+    if variant.registers:
+        fewer = f'__asm__ volatile("setmaxnreg.dec.sync.aligned.u32 {variant.registers[0]};"); '
+        more = f'__asm__ volatile("setmaxnreg.inc.sync.aligned.u32 {variant.registers[1]};"); '
+    return f"  if (grid.own < {total - variant.copiers}) {{ {more}{call} }}\n  else {{ {fewer}{call} }}\n"
 
 
 def _space(parameter) -> str:

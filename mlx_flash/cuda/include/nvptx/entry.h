@@ -15,6 +15,7 @@ struct msl_constant_argument {
 // The launch's size in threads, and where this threadgroup lies in it.
 struct msl_grid {
   uint threads[3];
+  uint own;  // number of this thread within its threadgroup
 
   MSL_INLINE uint groups(uint axis) const { return (threads[axis] + size(axis) - 1) / size(axis); }
   MSL_INLINE static uint size(uint axis) { return axis == 0 ? MSL_THREADS_X : axis == 1 ? MSL_THREADS_Y : MSL_THREADS_Z; }
@@ -43,7 +44,7 @@ struct msl_grid {
   MSL_INLINE uint index() const { return msl_thread(0) + here(0) * (msl_thread(1) + here(1) * msl_thread(2)); }
 #else
   MSL_INLINE bool outside() const { return unwanted(); }
-  MSL_INLINE uint index() const { return msl_thread_index(); }
+  MSL_INLINE uint index() const { return own; }
 #endif
 };
 

@@ -56,20 +56,24 @@ template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "r"(bytes) : "memory");
 }
 
-// Blocks that all threads copy and all threads read, in turn, in STAGES places: mbarriers tell when a block has arrived
-// and when everybody has left it, so that no simdgroup waits for another that is less than a block behind.
-template <int STAGES, int THREADS> struct Pipe {
+// Blocks that COPIERS threads copy and OWNERS simdgroups read, in turn, in STAGES places: mbarriers tell when a block has
+// arrived and when all have left it.
+template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
   uint full, empty;  // addresses of the barriers: one for each stage
   int copied, read;  // blocks so far
 
+  // What this thread copied before has arrived.
   template <typename T> MSL_INLINE void open(threadgroup T* memory, uint thread_index) thread {
     full = NV_ADDRESS(memory);
     empty = full + 8 * STAGES;
     copied = 0;
     read = -1;
     if (thread_index == 0)
-      for (int stage = 0; stage < 2 * STAGES; ++stage)
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(full + 8 * stage), "r"(THREADS) : "memory");
+      for (int stage = 0; stage < STAGES; ++stage) {
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(full + 8 * stage), "n"(COPIERS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(empty + 8 * stage), "n"(OWNERS) : "memory");
+      }
+    asm volatile("cp.async.wait_all;" : : : "memory");
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
   // Waits until the block that lay there before has been left by all; returns the stage to copy to.
@@ -88,8 +92,10 @@ template <int STAGES, int THREADS> struct Pipe {
     wait(full + 8 * (read % STAGES), read / STAGES & 1);
     return read % STAGES;
   }
+  // One lane speaks for its simdgroup.
   MSL_INLINE void leave() thread {
-    asm volatile("{\n\t.reg .b64 state;\n\tmbarrier.arrive.shared.b64 state, [%0];\n\t}"
+    asm volatile("{\n\t.reg .b64 state;\n\t.reg .b32 lane;\n\t.reg .pred p;\n\tbar.warp.sync 0xffffffff;\n\tmov.u32 lane, %%laneid;\n\t"
+                 "setp.eq.u32 p, lane, 0;\n\t@p mbarrier.arrive.shared.b64 state, [%0];\n\t}"
                  : : "r"(empty + 8 * (read % STAGES)) : "memory");
   }
   static MSL_INLINE void wait(uint barrier, int parity) {
@@ -163,19 +169,27 @@ template <typename T> MSL_INLINE_CHECKED void copy_async(threadgroup T* to, cons
   }
 }
 
-template <int STAGES, int THREADS> struct Pipe {
+// Whoever copies and whoever reads meet before a copy and behind it: at one place, so that they meet at all.
+static __attribute__((noinline)) void meet() { metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); }
+
+template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
   int copied, read;
   template <typename T> MSL_INLINE void open(threadgroup T*, uint) thread {
     copied = 0;
     read = -1;
+    meet();
   }
   MSL_INLINE int begin_copy() thread {
-    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    meet();
     return copied % STAGES;
   }
-  MSL_INLINE void end_copy() thread { ++copied; }
+  MSL_INLINE void end_copy() thread {
+    ++copied;
+    meet();
+  }
   MSL_INLINE int enter() thread {
-    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    meet();
+    meet();
     return ++read % STAGES;
   }
   MSL_INLINE void leave() thread {}
