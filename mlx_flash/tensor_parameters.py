@@ -53,14 +53,14 @@ TENSOR_TABLE = {
     ),
     (BACKWARD_QUERY, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128, 128, 2, "dQ"),
+        ( 64, 128,  96, 2, "dQ"),
         (128, 128,  96, 2, "dQ"),
         (192, 128,  64, 2, "dQ"),
         (256, 128,  48, 2, "dQ"),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128, 128, 2, "dK dV"),
+        ( 64, 128,  96, 2, "dK dV"),
         (128, 128,  64, 3, "dK dV"),
     ),
     (BACKWARD_KEY, MIXED, "sm90"): rows(

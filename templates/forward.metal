@@ -65,6 +65,8 @@ OPEN_HEAD(b, h, block)
 OPEN_DROPOUT(b, h)
 if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
 
+tile::Turns<BP, DV> turns;
+turns.open(lane);
 const mask::Range seen = visibility.keys_of(block, block + BP - 1);
 for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
@@ -75,7 +77,9 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // S = scale log2(e) Q K^T, masked
     tile::Tile<float, R, BT> s;
-    tile::multiply_abt(s, q, k);
+    tile::begin_abt(s, q, k);
+    turns.pass();
+    tile::finish_abt<0>(s, q, k);
     k.leave();
 #if HAS_SOFTCAP
     tile::Tile<float, R, BT> slope;
@@ -93,11 +97,13 @@ for (int n = 0; n < visibility.ranges(); n++) {
     tile::Tile<Element, R, BT> p;
     tile::narrow(p, s);
     v.seek(c, range.end);
+    turns.take();
     tile::multiply_ab<Element>(o, correction, p, v, whole);
     v.leave();
   }
 }
 if (lane.copies()) return;
+turns.pass();
 
 // O = O / l;  L = m + log2(l)
 tile::RowVector<R> normaliser;

@@ -64,4 +64,14 @@ METAL_FUNC void multiply_ab(
   nv::settle(c.at);
 }
 
+// Those who multiply together take turns at it, so that exponentials of some run beside products of others. With more
+// columns than these, products are so much of the work that taking turns only costs (H200: 9 % less time for 64 columns,
+// 3 % for 128, 5 % more for 256).
+template <int BP, int D> struct Turns {
+  nv::Turns<(D <= 128 ? BP / JOINT_ROWS : 1)> turns;
+  METAL_FUNC void open(Lane lane) thread { turns.open(lane.thread_index); }
+  METAL_FUNC void take() thread { turns.take(); }
+  METAL_FUNC void pass() thread { turns.pass(); }
+};
+
 }  // namespace tile

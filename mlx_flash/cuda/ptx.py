@@ -69,7 +69,7 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
                 [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name, variant),
                 INCLUDE / "nvptx" / "mlx.h", Path(scratch),
             )  # fmt: skip
-            built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant.threadgroup), encoding="ascii")
+            built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant), encoding="ascii")
             if gpu:
                 driver.assemble(built.read_bytes(), name)
             os.replace(built, stored)

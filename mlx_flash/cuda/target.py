@@ -105,7 +105,7 @@ def _argument(parameter) -> str:
 _THREADGROUP = re.compile(r"msl_threadgroup_(\d+)_(\d+)_(\d+)")
 
 
-def finish(text: str, name: str, threadgroup: tuple[int, int, int]) -> str:
+def finish(text: str, name: str, variant: Variant) -> str:
     """The compiler's text with what it cannot say: threadgroup memory, the size of the threadgroup.
 
     The constant address space becomes the global one, where MLX's arrays lie.
@@ -119,7 +119,9 @@ def finish(text: str, name: str, threadgroup: tuple[int, int, int]) -> str:
     if dynamic:
         offsets = _offsets(text)
         text = _THREADGROUP.sub(lambda found: f"msl_threadgroup+{offsets[found[0]]}", text)
-    threads = f".reqntid {prod(threadgroup)}\n"
+    threads = f".reqntid {prod(variant.threadgroup)}\n"
+    # Registers can change hands only where the launch fixes how many there are.
+    threads += ".minnctapersm 1\n" if variant.registers else ""
     text = re.sub(r"(\.entry " + re.escape(name) + r"\s*\([^)]*\)\s*)", lambda found: found[1] + threads, text)
     text = re.sub(r"^(\.address_size.*\n)", lambda found: found[1] + declared, text, flags=re.M)
     return "//" + json.dumps({"shared_memory": dynamic}) + "\n" + text

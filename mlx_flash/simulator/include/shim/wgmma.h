@@ -144,6 +144,27 @@ template <int LATER> MSL_INLINE void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(LATER) : "memory");
 }
 
+// Groups of four simdgroups take turns: `take` waits until the group before has passed on. The first turn is the
+// first's; who has none has none to pass.
+template <int GROUPS> struct Turns {
+  uint own;
+  bool taken;
+  MSL_INLINE void open(uint thread_index) thread {
+    own = msl_from_lane(thread_index / 128, 0);
+    taken = own == GROUPS - 1;
+    pass();
+  }
+  MSL_INLINE void take() thread {
+    if (GROUPS > 1) asm volatile("barrier.cta.sync.aligned %0, 256;" : : "r"(1 + own) : "memory");
+    taken = true;
+  }
+  MSL_INLINE void pass() thread {
+    const uint next = own + 1 == GROUPS ? 1 : own + 2;
+    if (GROUPS > 1 && taken) asm volatile("barrier.cta.arrive.aligned %0, 256;" : : "r"(next) : "memory");
+    taken = false;
+  }
+};
+
 #else
 
 template <typename T> struct Matrix {
@@ -185,6 +206,12 @@ MSL_INLINE void show_copies() {}
 MSL_INLINE void begin_products() {}
 MSL_INLINE void end_products() {}
 template <int LATER> MSL_INLINE void wait_products() {}
+
+template <int GROUPS> struct Turns {
+  MSL_INLINE void open(uint) thread {}
+  MSL_INLINE void take() thread {}
+  MSL_INLINE void pass() thread {}
+};
 
 #endif
 
