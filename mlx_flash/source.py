@@ -77,7 +77,8 @@ def build(
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     if row.tiles != "simdgroup":
-        holes |= {"STAGES": row.stages, "OWNERS": row.parallel // row.simdgroup_rows, "COPIERS": LAYERS[row.tiles].copiers}
+        holes |= {"STAGES": row.stages, "COPIERS": LAYERS[row.tiles].copiers}
+        holes["OWNERS"] = row.parallel // row.simdgroup_rows
     if step.over_keys:
         holes |= {"WANTS_DK": int("dK" in step.outputs), "WANTS_DV": int("dV" in step.outputs)}
     files = ["tile", *LAYERS[row.tiles].files]

@@ -57,7 +57,7 @@ def owner_registers(row) -> int:
 
 
 def _launched(row) -> int:
-    """Registers a launch gives every thread: a multiprocessor has 512 for each of the 128 threads that run at a time."""
+    """Registers a launch gives every thread: 512 are shared by those that take turns at one of 128 lanes."""
     return 512 // -(-row.threads // 128) // 8 * 8
 
 

@@ -248,8 +248,8 @@ TILE = of(
 )
 TILE_TENSOR = of(
     "tile_tensor",
-    ("block-in-vain-multiplied", "if (a.ahead >= 0 && a.ahead != row) {", "if (false) {",
-     TENSOR.format("what_was_copied_in_vain_is_passed_over[keys-skipped-mma-wide]")),
+    ("copiers-count-from-zero", "lane.thread_index - 32 * OWNERS", "lane.thread_index",
+     TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
     ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
      TENSOR.format("whole_panels[mma-narrow]")),
     ("copied-by-16-bytes-from-anywhere", "const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",

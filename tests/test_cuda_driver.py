@@ -1,47 +1,44 @@
-"""The driver's assembler is called as its C interface wants it: a library with the same functions tells."""
+"""The driver is called as its C interface wants it: a library with the same functions tells."""
 
 import ctypes
 import subprocess
+import sys
 
+import lz4.block
 import pytest
 
-from mlx_flash.cuda import driver, ptx
+from mlx_flash.cuda import driver, fatbin, ptx
 from mlx_flash.simulator.compiler import toolchain
 
-# Keeps what it is given; RESULT is what linking returns.
+# RESULT is what loading PTX returns, PACKED what loading a fatbin does.
 DRIVER = """
 typedef unsigned long size_t;
-static char* log_at; static size_t log_bytes; static int depth, states; static char made[64]; static size_t made_bytes;
-int RESULT = 0;
+static int depth, modules;
+int RESULT = 0, PACKED = 0;
 int cuDriverGetVersion(int* version) { *version = 12090; return 0; }
 int cuInit(unsigned flags) { return flags != 0; }
 int cuDeviceGet(int* device, int ordinal) { *device = 7; return ordinal; }
 int cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)0x123456789abcul; return device != 7; }
 int cuCtxPushCurrent_v2(void* context) { depth++; return context != (void*)0x123456789abcul; }
 int cuCtxPopCurrent_v2(void** context) { depth--; *context = 0; return 0; }
-int cuLinkCreate_v2(unsigned n, int* options, void** values, void** state) {
+int cuModuleLoadDataEx(void** module, const char* image, unsigned n, int* options, void** values) {
+  char* log_at = 0; size_t log_bytes = 0;
   for (unsigned i = 0; i < n; i++) {
     if (options[i] == 5) log_at = values[i];
     if (options[i] == 6) log_bytes = (size_t)values[i];
   }
-  states++;
-  *state = (void*)0x23456789abcdul;
-  return 0;
-}
-int cuLinkAddData_v2(void* state, int type, const char* data, size_t size, const char* name, unsigned n) {
-  if (state != (void*)0x23456789abcdul || type != 1 || n || data[size - 1] || depth != 1 || log_bytes < 100) return 1;
+  if (depth != 1 || log_bytes < 100) return 1;
   const char* words = "ptxas error : ";
   int at = 0;
   for (; *words; words++) log_at[at++] = *words;
-  for (const char* c = name; *c; c++) log_at[at++] = *c;
+  for (const char* c = image; *c && at < 60; c++) log_at[at++] = *c;
   log_at[at] = 0;
-  for (size_t i = 0; i < size - 1; i++) made[i] = data[size - 2 - i];
-  made_bytes = size - 1;
-  return 0;
+  if ((unsigned char)image[0] == 0x50) return PACKED ? PACKED : (modules++, 0);
+  if (!RESULT) modules++;
+  return RESULT;
 }
-int cuLinkComplete(void* state, void** cubin, size_t* size) { *cubin = made; *size = made_bytes; return RESULT; }
-int cuLinkDestroy(void* state) { states--; return 0; }
-int left_open(void) { return depth + states; }
+int cuModuleUnload(void* module) { modules--; return 0; }
+int left_open(void) { return depth + modules; }
 """
 
 
@@ -57,43 +54,73 @@ def fake(tmp_path, monkeypatch):
     return library
 
 
-def result(fake) -> ctypes.c_int:
-    return ctypes.c_int.in_dll(fake, "RESULT")
+def answer(fake, ptx: int = 0, packed: int = 0) -> None:
+    ctypes.c_int.in_dll(fake, "RESULT").value = ptx
+    ctypes.c_int.in_dll(fake, "PACKED").value = packed
 
 
-def test_what_it_makes_is_returned(fake):
-    assert driver.assemble(b"some code", "probe") == b"some code"[::-1]
+def test_what_it_loads_it_takes(fake):
+    assert driver.takes(b"some code", "probe") is True
     assert fake.left_open() == 0 and driver.version() == (12, 9)
 
 
 @pytest.mark.parametrize("code, words", [(218, "no valid PTX"), (209, "another GPU"), (222, "newer driver")])
 def test_a_refusal_shows_the_assembler_and_the_kernel(fake, code, words):
-    result(fake).value = code
-    with pytest.raises(driver.AssemblerError, match=rf"does not assemble probe: .*{words}\nptxas error : probe"):
-        driver.assemble(b"some code", "probe")
+    answer(fake, code)
+    with pytest.raises(driver.AssemblerError, match=rf"does not assemble probe: .*{words}\nptxas error : some code"):
+        driver.takes(b"some code", "probe")
     assert fake.left_open() == 0
 
 
-def test_any_other_trouble_leaves_it_to_mlx(fake):
-    result(fake).value = 999
-    assert driver.assemble(b"some code", "probe") is None
-
-
-def test_no_driver(monkeypatch):
+def test_other_answers(fake, monkeypatch):
+    answer(fake, 200)
+    assert driver.takes(b"some code", "probe") is False
+    answer(fake, 999)
+    assert driver.takes(b"some code", "probe") is None
+    assert fake.left_open() == 0
     monkeypatch.setattr(driver, "library", lambda: None)
-    assert driver.assemble(b"some code", "probe") is None and driver.version() is None
+    assert driver.takes(b"some code", "probe") is None and driver.version() is None
+
+
+TEXT = "#include <metal_stdlib>\n[[kernel]] void probe(device float* x [[buffer(0)]]) { x[0] = 1; }"
 
 
 def test_a_new_kernel_is_shown_to_the_driver(fake, tmp_path, monkeypatch):
     """One that it refuses is not kept; one that is kept is not shown again."""
     monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
-    text = "#include <metal_stdlib>\n[[kernel]] void probe(device float* x [[buffer(0)]]) { x[0] = 1; }"
     variant = ptx.Variant((32, 1, 1))
-    result(fake).value = 218
+    answer(fake, 218, 218)
     with pytest.raises(driver.AssemblerError, match="probe"):
-        ptx.build(text, "probe", variant, "sm_90")
-    assert not list(tmp_path.rglob("*.ptx"))
-    result(fake).value = 0
-    assert b".entry probe" in ptx.build(text, "probe", variant, "sm_90").code
-    result(fake).value = 218
-    assert b".entry probe" in ptx.build(text, "probe", variant, "sm_90").code
+        ptx.build(TEXT, "probe", variant, "sm_90")
+    assert not list(tmp_path.rglob("*.ptx")) and not list(tmp_path.rglob("*.fatbin"))
+    answer(fake, 0)
+    code = ptx.build(TEXT, "probe", variant, "sm_90").code
+    answer(fake, 218, 218)
+    assert ptx.build(TEXT, "probe", variant, "sm_90").code == code == next(tmp_path.rglob("*.fatbin")).read_bytes()
+
+
+@pytest.mark.parametrize("refusal", [200, 209, 218, 999])
+def test_ptx_where_the_driver_takes_no_fatbin(fake, tmp_path, monkeypatch, refusal):
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    answer(fake, 0, refusal)
+    for _ in range(2):
+        assert b".entry probe" in ptx.build(TEXT, "probe", ptx.Variant((32, 1, 1)), "sm_90").code
+    assert not list(tmp_path.rglob("*.fatbin"))
+
+
+@pytest.mark.parametrize("target, flags", [("sm_80", 0x2011), ("sm_90a", 0x102011)])
+def test_a_fatbin_holds_the_ptx(target, flags):
+    code = f"//{{}}\n.version 8.3\n.target {target}\n.address_size 64\n".encode() + b"mov.u32 %r1, %r2;\n" * 500
+    image = fatbin.packed(code)
+    assert image[:8] == bytes.fromhex("50ed55ba01001000") and len(image) == 16 + int.from_bytes(image[8:16], "little")
+    word = lambda at, size=4: int.from_bytes(image[16 + at : 16 + at + size], "little")  # noqa: E731
+    assert (word(0), word(4), word(20)) == (0x01010001, 80, 64)
+    assert (word(24, 2), word(26, 2), word(28), word(40, 8)) == (3, 8, int(target[3:5]), flags)
+    payload = image[96 : 96 + word(16)]
+    assert lz4.block.decompress(payload, uncompressed_size=word(56, 8)) == code + b"\0"
+    assert len(image) == 96 + word(8, 8) and 0 <= word(8, 8) - word(16) < 8 and len(image) < len(code) / 3
+
+
+def test_without_lz4_there_is_no_fatbin(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lz4.block", None)
+    assert fatbin.packed(b".version 8.0\n.target sm_80\n") is None

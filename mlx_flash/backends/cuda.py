@@ -69,8 +69,8 @@ def _kernel(kernel, target: str, copiers: int, registers: tuple[int, int] | None
     )  # fmt: skip
 
 
-def _of(plan) -> Callable:
-    layer, row = LAYERS[plan.row.tiles], plan.row
+def _of(row) -> Callable:
+    layer = LAYERS[row.tiles]
     return partial(_kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row))
 
 
@@ -79,12 +79,12 @@ def compiled(plan, inputs: dict) -> Ptx:
     launch = plan.launch
     arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
     grid = Grid(launch.grid, launch.threadgroup)
-    return _of(plan)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
+    return _of(plan.row)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
 
 
 def run(plan, inputs: dict, stream) -> list[mx.array]:
     """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
     try:
-        return run_with(_of(plan), plan, inputs, stream)
+        return run_with(_of(plan.row), plan, inputs, stream)
     except ToolchainError as error:
         raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error

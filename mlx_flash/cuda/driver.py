@@ -11,10 +11,11 @@ class AssemblerError(RuntimeError):
 
 
 _LOG_BYTES = 8192
-# CUjit_option: where error messages go, and how many bytes there are; CUjitInputType
-_ERROR_LOG, _ERROR_LOG_BYTES, _PTX = 5, 6, 1
+# CUjit_option: where error messages go, and how many bytes there are
+_ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
 # CUresult: the driver's assembler refuses the text, or cannot know it.
 _REFUSALS = {209: "it is for another GPU", 218: "it is no valid PTX", 222: "it is for a newer driver"}
+_UNREADABLE = {200: "no image of a kernel"}
 
 
 @lru_cache
@@ -42,40 +43,34 @@ def _context(driver: ctypes.CDLL) -> ctypes.c_void_p | None:
     return None if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) else context
 
 
-def assemble(code: bytes, name: str) -> bytes | None:
-    """The machine code of PTX for this machine's GPU; None where the driver does not give it.
+def takes(image: bytes, name: str) -> bool | None:
+    """Does the driver load a kernel, PTX or a fatbin? None where there is no telling.
 
-    MLX copies and hashes the code of a kernel at every call: machine code is shorter, and compiled once for all
-    processes. Raises AssemblerError if it refuses the text.
+    What it has assembled it keeps (on disk too), so that loading it again costs a millisecond. Raises AssemblerError,
+    with the assembler's words, if it refuses what the kernel says.
     """
     driver = library()
     context = _context(driver) if driver else None
     if context is None or driver.cuCtxPushCurrent_v2(context):
         return None
     try:
-        return _linked(driver, code, name)
+        return _loads(driver, image, name)
     finally:
         driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
-def _linked(driver: ctypes.CDLL, code: bytes, name: str) -> bytes | None:
-    log, state = ctypes.create_string_buffer(_LOG_BYTES), ctypes.c_void_p()
+def _loads(driver: ctypes.CDLL, image: bytes, name: str) -> bool | None:
+    log, module = ctypes.create_string_buffer(_LOG_BYTES), ctypes.c_void_p()
     options = (ctypes.c_int * 2)(_ERROR_LOG, _ERROR_LOG_BYTES)
     values = (ctypes.c_void_p * 2)(ctypes.addressof(log), _LOG_BYTES)
-    if driver.cuLinkCreate_v2(ctypes.c_uint(2), options, values, ctypes.byref(state)):
+    text = ctypes.create_string_buffer(image)  # adds the zero that has to end it
+    refused = driver.cuModuleLoadDataEx(ctypes.byref(module), text, ctypes.c_uint(2), options, values)
+    if not refused:
+        driver.cuModuleUnload(module)
+        return True
+    if refused in _UNREADABLE:
+        return False
+    if refused not in _REFUSALS:
         return None
-    try:
-        text = ctypes.create_string_buffer(code)  # adds the zero that has to end it
-        refused = driver.cuLinkAddData_v2(
-            state, ctypes.c_int(_PTX), text, ctypes.c_size_t(len(text)), name.encode(), ctypes.c_uint(0), None, None
-        )
-        made, size = ctypes.c_void_p(), ctypes.c_size_t()
-        refused = refused or driver.cuLinkComplete(state, ctypes.byref(made), ctypes.byref(size))
-        if not refused:
-            return ctypes.string_at(made, size.value)
-        if refused not in _REFUSALS:
-            return None
-        said = log.value.decode(errors="replace").strip()
-        raise AssemblerError(f"[metal_kernel] The driver does not assemble {name}: {_REFUSALS[refused]}\n{said}")
-    finally:
-        driver.cuLinkDestroy(state)
+    said = log.value.decode(errors="replace").strip()
+    raise AssemblerError(f"[metal_kernel] The driver does not assemble {name}: {_REFUSALS[refused]}\n{said}")

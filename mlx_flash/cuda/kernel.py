@@ -174,9 +174,8 @@ def metal_kernel(
     """`mx.fast.metal_kernel` on an NVIDIA GPU: same arguments, same text, same errors, lazy as there.
 
     target: the least GPU the code runs on; "sm_90a" runs on no other. converged: the kernel calls simdgroup functions
-    only where all lanes come, which makes them faster. copiers: the last threads of a threadgroup, if they do other work
-    than the rest: they are compiled apart, and
-    registers: how many such a thread keeps, and how many the others then have.
+    only where all lanes come, which makes them faster. copiers: the last threads of a threadgroup, if they do other
+    work than the rest: they are compiled apart. registers: how many such a thread keeps, how many the others then have.
     """
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,
