@@ -9,7 +9,7 @@ import mlx.core as mx
 import ptxas
 import pytest
 
-from mlx_flash.cuda import metal_kernel, ptx, strides
+from mlx_flash.cuda import metal_kernel, ptx, resident, strides
 from mlx_flash.cuda.kernel import Grid
 from mlx_flash.simulator import CompileError
 
@@ -63,11 +63,11 @@ def test_arguments_in_the_order_of_the_text(launches):
     kernel(body, ("x", "small", "one"))(inputs=[x, small, one], **CALL)
     (launch,) = launches
     assert [(a.shape, a.dtype) for a in launch["inputs"]] == [
-        ((64, 64), mx.float32), ((2,), mx.int32), ((2,), mx.int64), ((2,), mx.float32), ((), mx.int32),
+        ((64, 64), mx.float32), ((8,), mx.int32), ((8,), mx.int64), ((2,), mx.float32), ((4,), mx.int32),
         ((), mx.float32),
     ]  # fmt: skip
-    assert launch["inputs"][1].tolist() == [64, 64] and launch["inputs"][2].tolist() == [64, 1]
-    assert launch["inputs"][4].item() == 1
+    assert launch["inputs"][1][:2].tolist() == [64, 64] and launch["inputs"][2][:2].tolist() == [64, 1]
+    assert launch["inputs"][4][0].item() == 1
     assert launch["scalars"] == [64, 1, 1] and launch["ensure_row_contiguous"]
     name, parameters = entry_of(launch)
     assert name == launch["name"] and name.startswith("custom_kernel_probe")
@@ -237,3 +237,14 @@ def test_lane_map_of_the_emulated_product():
             assert place[eval(left_of, known)] == (row, k)
             assert place[eval(upper_of, known)] == (k, column)
             assert place[eval(lower_of, known)] == (k + 1, column)
+
+
+def test_constants_come_from_the_gpus_memory(launches):
+    """A declared constant and what a kernel asks of shapes: as copies longer than the 8 bytes MLX keeps on the host."""
+    call = CALL | {"output_shapes": [(2, 32)]}
+    run = kernel("y[0] = x[0] * scale + x_shape[1];", ("x", "scale"))
+    scale, other = resident.declare(mx.array(0.5)), mx.array(0.25)
+    for given, first in ((scale, [0.5] * 4), (other, 0.25)):
+        run(inputs=[mx.zeros((2, 32)), given], **call)
+        x, shape, passed = launches[-1]["inputs"]
+        assert passed.tolist() == first and shape.tolist() == [2, 32] * 4

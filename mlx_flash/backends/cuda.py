@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 
 import mlx.core as mx
 
-from ..cuda import driver, metal_kernel
+from ..cuda import driver, metal_kernel, resident
 from ..cuda.kernel import CudaKernel, Grid
 from ..cuda.ptx import Ptx, cache_directory
 from ..device import FAMILIES, Family
@@ -74,6 +74,11 @@ def _of(row) -> Callable:
     return partial(_kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row))
 
 
+@lru_cache(maxsize=256)
+def _constant(value: float | tuple[int, ...]) -> mx.array:
+    return resident.declare(mx.array(value, mx.float32 if isinstance(value, float) else mx.int32))
+
+
 def compiled(plan, inputs: dict) -> Ptx:
     """The kernel that `run` would launch; needs a compiler, but no GPU."""
     launch = plan.launch
@@ -84,6 +89,7 @@ def compiled(plan, inputs: dict) -> Ptx:
 
 def run(plan, inputs: dict, stream) -> list[mx.array]:
     """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
+    inputs = {name: _constant(value) if isinstance(value, (float, tuple)) else value for name, value in inputs.items()}
     try:
         return run_with(_of(plan.row), plan, inputs, stream)
     except ToolchainError as error:

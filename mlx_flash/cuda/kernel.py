@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..simulator.errors import CompileError
 from ..simulator.kernel import MetalKernel
 from ..simulator.signature import kernel_name
+from . import resident
 from .ptx import Ptx, build
 from .strides import learned, row_contiguous
 from .target import Variant
@@ -80,7 +81,7 @@ class Prepared:
             if not isinstance(source, int):
                 found.append(source)
             else:
-                found.append(arrays[source] if source >= 0 else strides[-1 - source])
+                found.append(resident.found(arrays[source]) if source >= 0 else strides[-1 - source])
         return found
 
 
@@ -147,13 +148,13 @@ class CudaKernel(MetalKernel):
         for index, (array, (shape, strides, ndim)) in enumerate(zip(arrays, self.facts)):
             made.sources.append(index)
             if array.ndim:
-                made.sources += [mx.array(array.shape, mx.int32)] if shape else []
+                made.sources += [resident.resident(mx.array(array.shape, mx.int32))] if shape else []
                 if strides and self.ensure_row_contiguous:
-                    made.sources.append(row_contiguous(array.shape))
+                    made.sources.append(resident.resident(row_contiguous(array.shape)))
                 elif strides:
                     made.sources.append(-1 - len(made.asked))
                     made.asked.append(index)
-                made.sources += [mx.array(array.ndim, mx.int32)] if ndim else []
+                made.sources += [resident.resident(mx.array(array.ndim, mx.int32))] if ndim else []
         return made
 
 
