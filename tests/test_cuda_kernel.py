@@ -9,7 +9,7 @@ import mlx.core as mx
 import ptxas
 import pytest
 
-from mlx_flash.cuda import metal_kernel, ptx, resident, strides
+from mlx_flash.cuda import metal_kernel, ptx, strides
 from mlx_flash.cuda.kernel import Grid
 from mlx_flash.simulator import CompileError
 
@@ -240,11 +240,10 @@ def test_lane_map_of_the_emulated_product():
 
 
 def test_constants_come_from_the_gpus_memory(launches):
-    """A declared constant and what a kernel asks of shapes: as copies longer than the 8 bytes MLX keeps on the host."""
-    call = CALL | {"output_shapes": [(2, 32)]}
-    run = kernel("y[0] = x[0] * scale + x_shape[1];", ("x", "scale"))
-    scale, other = resident.declare(mx.array(0.5)), mx.array(0.25)
-    for given, first in ((scale, [0.5] * 4), (other, 0.25)):
-        run(inputs=[mx.zeros((2, 32)), given], **call)
-        x, shape, passed = launches[-1]["inputs"]
-        assert passed.tolist() == first and shape.tolist() == [2, 32] * 4
+    """What is kept, and what a kernel asks of shapes: as copies longer than the 8 bytes MLX keeps on the host."""
+    run, x, scale = kernel("y[0] = x[0] * scale + x_shape[1];", ("x", "scale")), mx.zeros((2, 32)), mx.array(0.5)
+    prepared = run.prepare([x, scale], [mx.float32], CALL["grid"], CALL["threadgroup"])
+    prepared.keep(1, scale)
+    run.start(prepared, [x, mx.array(7.0)], [(2, 32)], [mx.float32])
+    given = launches[-1]["inputs"]
+    assert given[0] is x and given[1].tolist() == [2, 32] * 4 and given[2].tolist() == [0.5] * 4

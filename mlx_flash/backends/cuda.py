@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..cuda import driver, metal_kernel, resident
-from ..cuda.kernel import CudaKernel, Grid
+from ..cuda import driver, metal_kernel
+from ..cuda.kernel import CudaKernel, Grid, Prepared
 from ..cuda.ptx import Ptx, cache_directory
 from ..device import FAMILIES, Family
 from ..errors import UnsupportedProblem
 from ..simulator import ToolchainError
 from ..simulator.compiler import toolchain
 from ..tiles import LAYERS, register_shares
-from .metal import kernel_object, run_with
+from .metal import kernel_object
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 LEAST_CAPABILITY = (8, 0)
 LEAST_DRIVER = (12, 0)  # the CUDA version a driver speaks; it compiles the kernels
@@ -74,11 +79,6 @@ def _of(row) -> Callable:
     return partial(_kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row))
 
 
-@lru_cache(maxsize=256)
-def _constant(value: float | tuple[int, ...]) -> mx.array:
-    return resident.declare(mx.array(value, mx.float32 if isinstance(value, float) else mx.int32))
-
-
 def compiled(plan, inputs: dict) -> Ptx:
     """The kernel that `run` would launch; needs a compiler, but no GPU."""
     launch = plan.launch
@@ -87,10 +87,46 @@ def compiled(plan, inputs: dict) -> Ptx:
     return _of(plan.row)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
 
 
-def run(plan, inputs: dict, stream) -> list[mx.array]:
+@dataclass(frozen=True)
+class _Ready:
+    """What all launches of a plan share: it decides the shapes of q, k, v and what is made of them, and the constants.
+
+    `others`: shape and dtype of the inputs that a caller may shape in several ways, by their numbers.
+    """
+
+    plan: Plan  # kept, so that no other has its id
+    kernel: CudaKernel
+    prepared: Prepared
+    others: dict[int, tuple]
+
+
+_SHAPED = frozenset({"Q", "K", "V", "O", "dO", "L", "delta"})
+_MOST_READY = 1024
+_ready: dict[int, _Ready] = {}
+
+
+def _prepare(plan: Plan, inputs: dict, arrays: list[mx.array]) -> _Ready:
+    launch, kernel = plan.launch, _of(plan.row)(plan.launch.kernel)
+    prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup)
+    others = {}
+    for index, (name, array) in enumerate(zip(launch.kernel.inputs, arrays)):
+        if not isinstance(inputs[name], mx.array):
+            prepared.keep(index, array)
+        elif name not in _SHAPED:
+            others[index] = (array.shape, array.dtype)
+    return _Ready(plan, kernel, prepared, others)
+
+
+def run(plan: Plan, inputs: dict, stream) -> list[mx.array]:
     """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
-    inputs = {name: _constant(value) if isinstance(value, (float, tuple)) else value for name, value in inputs.items()}
-    try:
-        return run_with(_of(plan.row), plan, inputs, stream)
-    except ToolchainError as error:
-        raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
+    launch = plan.launch
+    arrays = launch.arguments(inputs)
+    ready = _ready.get(id(plan))
+    if ready is None or any((arrays[i].shape, arrays[i].dtype) != looks for i, looks in ready.others.items()):
+        if len(_ready) >= _MOST_READY:
+            _ready.clear()
+        try:
+            ready = _ready[id(plan)] = _prepare(plan, inputs, arrays)
+        except ToolchainError as error:
+            raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
+    return ready.kernel.start(ready.prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)

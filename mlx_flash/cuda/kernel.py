@@ -12,8 +12,8 @@ import mlx.core as mx
 from ..simulator.errors import CompileError
 from ..simulator.kernel import MetalKernel
 from ..simulator.signature import kernel_name
-from . import resident
 from .ptx import Ptx, build
+from .resident import resident
 from .strides import learned, row_contiguous
 from .target import Variant
 
@@ -81,8 +81,13 @@ class Prepared:
             if not isinstance(source, int):
                 found.append(source)
             else:
-                found.append(resident.found(arrays[source]) if source >= 0 else strides[-1 - source])
+                found.append(arrays[source] if source >= 0 else strides[-1 - source])
         return found
+
+    def keep(self, index: int, array: mx.array) -> None:
+        """Input `index` is the same array in every launch."""
+        kept = resident(array)
+        self.sources = [kept if isinstance(source, int) and source == index else source for source in self.sources]
 
 
 class CudaKernel(MetalKernel):
@@ -114,7 +119,6 @@ class CudaKernel(MetalKernel):
         return self._built[text, variant]
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
-        stream = mx.gpu if stream is None else stream  # whatever the default device
         looks = tuple([(array.shape, array.dtype) for array in arrays])
         chosen = tuple([(name, type(value), value) for name, value in template])
         key = (looks, tuple(dtypes), tuple(grid), tuple(threadgroup), chosen)
@@ -122,7 +126,12 @@ class CudaKernel(MetalKernel):
         if prepared is None or verbose:
             if len(self._prepared) >= _MOST_PREPARED:
                 self._prepared.clear()
-            prepared = self._prepared[key] = self._prepare(arrays, dtypes, grid, threadgroup, template, verbose)
+            prepared = self._prepared[key] = self.prepare(arrays, dtypes, grid, threadgroup, template, verbose)
+        return self.start(prepared, arrays, shapes, dtypes, init_value, stream)
+
+    def start(self, prepared: Prepared, arrays, shapes, dtypes, init_value=None, stream=None) -> list[mx.array]:
+        """Launches what `prepare` made for arrays like these."""
+        stream = mx.gpu if stream is None else stream  # whatever the default device
         return mx.fast.precompiled_cuda_kernel(
             inputs=prepared.inputs(arrays, stream),
             output_shapes=shapes,
@@ -133,7 +142,8 @@ class CudaKernel(MetalKernel):
             **prepared.fixed,
         )
 
-    def _prepare(self, arrays, dtypes, grid, threadgroup, template, verbose) -> Prepared:
+    def prepare(self, arrays, dtypes, grid, threadgroup, template=(), verbose=False) -> Prepared:
+        """All that launches with arrays of these shapes and types have in common."""
         place = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid)))
         ptx = self.compiled(tuple((a.dtype, a.ndim, a.size) for a in arrays), template, dtypes, place, verbose)
         made = Prepared(
@@ -148,13 +158,13 @@ class CudaKernel(MetalKernel):
         for index, (array, (shape, strides, ndim)) in enumerate(zip(arrays, self.facts)):
             made.sources.append(index)
             if array.ndim:
-                made.sources += [resident.resident(mx.array(array.shape, mx.int32))] if shape else []
+                made.sources += [resident(mx.array(array.shape, mx.int32))] if shape else []
                 if strides and self.ensure_row_contiguous:
-                    made.sources.append(resident.resident(row_contiguous(array.shape)))
+                    made.sources.append(resident(row_contiguous(array.shape)))
                 elif strides:
                     made.sources.append(-1 - len(made.asked))
                     made.asked.append(index)
-                made.sources += [resident.resident(mx.array(array.ndim, mx.int32))] if ndim else []
+                made.sources += [resident(mx.array(array.ndim, mx.int32))] if ndim else []
         return made
 
 
