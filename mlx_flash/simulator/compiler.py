@@ -33,8 +33,6 @@ _CHECK_FLAGS = (
     "-mllvm", "-tsan-instrument-read-before-write=1",
     "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
     "-fno-vectorize", "-fno-slp-vectorize",
-    # What these leave out takes longer to compile than the checks, which take most of the time to run, let one notice.
-    "-mllvm", "-fast-isel", "-mllvm", "-disable-lsr", "-mllvm", "-replexitval=never",
 )  # fmt: skip
 _RUNTIME_FLAGS = (
     "-x",
