@@ -126,3 +126,18 @@ def test_the_math_mode_reaches_the_kernel(math_mode, wanted):
         inputs=[mx.zeros((1,))], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32]
     )
     assert y.item() == wanted
+
+
+@pytest.mark.parametrize("simulator_mode", MODES)
+@pytest.mark.parametrize("operation", ("simd_sum(1.0f)", "simd_shuffle(32 - x[i], 20)"))
+def test_one_operation_in_two_branches_stays_two(operation, simulator_mode):
+    """Each serves the lanes of its branch alone, even where the compiler sees one text twice."""
+    source = f"uint i = thread_position_in_grid.x; y[i] = 0; if (i < 16) y[i] = {operation}; else y[i] = {operation};"
+    kernel = metal_kernel(name="branches", input_names=["x"], output_names=["y"], source=source)
+    call = dict(grid=(32, 1, 1), threadgroup=(32, 1, 1), output_shapes=[(32,)], output_dtypes=[mx.float32])
+    with mode(simulator_mode):
+        if "shuffle" in operation:
+            with pytest.raises(SimulatorError, match="inactive lanes"):
+                kernel(inputs=[mx.ones(32)], **call)
+        else:
+            assert kernel(inputs=[mx.ones(32)], **call)[0].tolist() == [16] * 32

@@ -75,7 +75,7 @@ def new_launch(grid, threadgroup) -> Launch:
     launch.check = settings.current_mode() == "check"
     launch.schedule, launch.seed = settings.current_schedule()
     launch.stride = _coprime(launch.total)
-    launch.step_limit = settings.STEP_LIMIT
+    launch.step_limit = settings.current_step_limit()
     return launch
 
 

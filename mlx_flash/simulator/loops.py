@@ -1,33 +1,80 @@
 """Every round of a loop counts as a step, so that a loop that never ends is noticed even if it touches no memory.
 
-The count also keeps the compiler from assuming that the loop ends, which C++ allows it to.
+The count also keeps the compiler from assuming that the loop ends, which C++ allows it to. A counter that only climbs to
+a small constant ends by itself: counting there would keep the compiler from unrolling, and cost twice as much.
 """
 
 from collections.abc import Iterator
 
-from .tokens import Token, matching
+from .tokens import Token, matching, tokenize
 
-# True; where accesses are checked it counts.
 STEP = "msl_step()"
+_WIDE = {"int", "uint", "long", "ulong", "size_t", "int32_t", "uint32_t", "int64_t", "uint64_t"}
+_CHANGES = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "++", "--"}
+Edit = tuple[int, int, str]
 
 
-def loop_edits(tokens: list[Token]) -> Iterator[tuple[int, int, str]]:
-    """(start, end, new text): what loops' conditions become."""
-    for index, token in enumerate(tokens[:-1]):
-        if token.text not in ("while", "for") or tokens[index + 1].text != "(":
-            continue
-        first, last = index + 2, matching(tokens, index + 1)
-        if token.text == "for":
-            ends = _semicolons(tokens, first, last)
-            if len(ends) != 2:
-                continue  # for (x : range)
-            first, last = ends[0] + 1, ends[1]
-        condition = tokens[first:last]
-        if not condition:
-            yield tokens[last].start, tokens[last].start, STEP
-        elif not _declares(condition):
-            yield condition[0].start, condition[0].start, f"{STEP} && ("
-            yield condition[-1].end, condition[-1].end, ")"
+def loop_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """(start, end, new text): what loops' conditions become, in the text and in its macros."""
+    for index, token in enumerate(tokens):
+        if token.kind == "directive" and "define" in token.text:
+            # Past the `#`, which would make it a directive again.
+            at = token.start + token.text.index("#") + 1
+            inside = tokenize(token.text[at - token.start :])
+            yield from ((at + start, at + end, new) for start, end, new in loop_edits(inside))
+        elif token.text in ("while", "for") and index + 1 < len(tokens) and tokens[index + 1].text == "(":
+            yield from _loop(tokens, token.text, index + 2, matching(tokens, index + 1))
+
+
+def _loop(tokens: list[Token], kind: str, first: int, last: int) -> Iterator[Edit]:
+    step = STEP
+    if kind == "for":
+        ends = _semicolons(tokens, first, last)
+        if len(ends) != 2:
+            return  # for (x : range)
+        step = _step(tokens, first, *ends, last)
+        first, last = ends[0] + 1, ends[1]
+    condition = tokens[first:last]
+    if not condition:
+        yield tokens[last].start, tokens[last].start, STEP
+        return
+    before = f"({step}) && ("
+    if _declares(condition):
+        # A declaration cannot be an operand, but its value can.
+        first += [token.text for token in condition].index("=") + 1
+        before = f"({STEP}, "
+    yield tokens[first].start, tokens[first].start, before
+    yield condition[-1].end, condition[-1].end, ")"
+
+
+def _step(tokens: list[Token], first: int, start: int, end: int, last: int) -> str:
+    """for (int i = a; i < n; i += b) is free where n and b are small constants and nothing else changes i."""
+    begin, bound, onward = (
+        [token.text for token in tokens[a:b]] for a, b in ((first, start), (start + 1, end), (end + 1, last))
+    )
+    if len(begin) < 3 or begin[0] not in _WIDE or begin[2] != "=" or bound[:2] != [begin[1], "<"]:
+        return STEP
+    name, by = begin[1], "1"
+    if onward[:2] == [name, "+="] and not _CHANGES & set(onward[2:]):
+        by = " ".join(onward[2:])
+    elif sorted(onward) != sorted(("++", name)):
+        return STEP
+    if _changes(tokens, last + 1, name):
+        return STEP
+    return f"msl_ends({' '.join(bound[2:])}, {by}) || {STEP}"
+
+
+def _changes(tokens: list[Token], body: int, name: str) -> bool:
+    """Does the statement at `body` assign to a name or take its address, or is it unknown what does?"""
+    stop = matching(tokens, body) if body < len(tokens) and tokens[body].text == "{" else body
+    while stop < len(tokens) and tokens[stop].text not in (";", "}"):
+        stop += 1
+    changed = (
+        tokens[index].text == name
+        and (tokens[index + 1].text in _CHANGES or tokens[index - 1].text in ("++", "--", "&"))
+        for index in range(body, stop)
+    )
+    return stop >= len(tokens) or any(changed)
 
 
 def _semicolons(tokens: list[Token], first: int, last: int) -> list[int]:

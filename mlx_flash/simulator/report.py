@@ -105,7 +105,10 @@ def _what(kernel, launch: Launch, report: Report) -> str:
                 "exist, yet they cooperate; round the grid up and test the position"
             )
         case Kind.STEP_LIMIT:
-            return f"the kernel does not end: one threadgroup took {launch.step_limit} steps"
+            return (
+                f"the kernel does not end: one threadgroup took {launch.step_limit} steps "
+                "(mode(..., step_limit=n) allows more)"
+            )
         case Kind.WILD:
             return f"{access} of {report.size} bytes outside every buffer: {target}"
         case Kind.OVERFLOW:

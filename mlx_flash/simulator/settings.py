@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from .language import VERSIONS
 
 MODES = ("check", "fast")
-# Checked accesses and rounds of loops of one threadgroup after which a kernel counts as one that never ends.
+# Rounds of loops and, in mode "check", accesses of one threadgroup after which a kernel counts as one that never ends.
 STEP_LIMIT = 1 << 31
 # MLX compiles with 3.1 on macOS 14, with 3.2 on 15 and with 4.0 on 26.
 LANGUAGE = "3.1"
@@ -23,19 +23,26 @@ def _from_environment() -> str:
 
 _mode: ContextVar[str | None] = ContextVar("mode", default=None)
 _language: ContextVar[str | None] = ContextVar("language", default=None)
+_step_limit: ContextVar[int] = ContextVar("step_limit", default=STEP_LIMIT)
 _schedule: ContextVar[tuple[str, int]] = ContextVar("schedule", default=("forward", 0))
 
 
 @contextmanager
-def mode(name: str):
-    """Runs kernels in mode "check" (every access is checked) or "fast" (none is) inside the block."""
+def mode(name: str, step_limit: int = STEP_LIMIT):
+    """Runs kernels in mode "check" (every access is checked) or "fast" (none is) inside the block.
+
+    step_limit: rounds of loops, and checked accesses, of one threadgroup before its kernel is reported as endless.
+    """
     if name not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {name!r}.")
-    token = _mode.set(name)
+    if not 0 < step_limit < 1 << 63:
+        raise ValueError(f"step_limit must be a positive number of 63 bits, not {step_limit!r}.")
+    tokens = _mode.set(name), _step_limit.set(step_limit)
     try:
         yield
     finally:
-        _mode.reset(token)
+        _mode.reset(tokens[0])
+        _step_limit.reset(tokens[1])
 
 
 @contextmanager
@@ -74,6 +81,11 @@ def current_language() -> str:
 def current_mode() -> str:
     """The mode in force: the innermost block's, else MLX_FLASH_SIMULATOR's, else "check"."""
     return _mode.get() or _from_environment()
+
+
+def current_step_limit() -> int:
+    """The innermost block's."""
+    return _step_limit.get()
 
 
 def current_schedule() -> tuple[int, int]:

@@ -47,7 +47,8 @@ HIDDEN void msl_begin_group(Worker* w) {
   // A new number for every threadgroup: what its predecessors left in the shadow counts as never written.
   ++w->serial;
   ++w->threadgroup_epoch;
-  w->device_epoch = w->steps = w->doubtful_size = 0;
+  w->device_epoch = w->doubtful_size = 0;
+  w->steps_left = w->launch->step_limit;
   for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
 }
 
@@ -212,7 +213,7 @@ static void record_device(Worker* w, Fiber* f, u32 k, Buffer* b, u64 inside, u32
 }
 
 static inline void check_step(Worker* w, u64 pc) {
-  if (++w->steps < w->launch->step_limit) return;
+  if (--w->steps_left) return;
   report_access(w, REPORT_STEP_LIMIT, SPACE_OTHER, 0, 0, 0, READ, pc);
 }
 

@@ -17,6 +17,7 @@ enum {
 };
 
 struct Worker {
+  u64 steps_left;                       // of this threadgroup, before it counts as one that never ends; kernels know the place
   Launch* launch;
   void* main_stack;
   u32 group[3], size[3];
@@ -26,7 +27,7 @@ struct Worker {
   u64 number;                           // of the threadgroup that runs, in the grid
   u64 serial;                           // the same, among all this worker ever ran
   u8* shadow;                           // of the threadgroup variables
-  u64 steps, barrier_site;
+  u64 barrier_site;
   u32 variable_offset[MAX_VARIABLES], variable_size[MAX_VARIABLES], variable_shift[MAX_VARIABLES];
   u32 has_pending;                      // a read before any write: a race, should the write come unordered
   Report pending;

@@ -6,7 +6,7 @@
 #include <nvptx/matrix.h>
 #else
 extern "C" {
-void msl_matmul(__generic const float* operands, __generic float* result);
+__attribute__((nomerge)) void msl_matmul(__generic const float* operands, __generic float* result);
 uint msl_matrix_place(void);
 }
 #endif

@@ -4,7 +4,7 @@
 
 extern "C" {
 typedef __generic char (*msl_slots)[64];
-void msl_combine(__generic void* data, uint size, __generic void* result, uint result_size, void (*combine)(msl_slots, msl_slots, uint));
+__attribute__((nomerge)) void msl_combine(__generic void* data, uint size, __generic void* result, uint result_size, void (*combine)(msl_slots, msl_slots, uint));
 }
 
 namespace metal {

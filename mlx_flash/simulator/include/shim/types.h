@@ -6,12 +6,17 @@
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1
-// In the conditions of all loops: loops.py.
-#if __has_feature(thread_sanitizer)
-extern "C" void msl_count_step(void);
-#define msl_step() (__builtin_is_constant_evaluated() || (msl_count_step(), true))
-#else
+// In the conditions of all loops: loops.py. The steps left stand where the stack's region starts: runtime/worker.h.
+#define msl_ends(limit, by) (__builtin_constant_p(limit) && __builtin_constant_p(by) && (limit) <= 1024 && (by) > 0)
+#ifdef __NVPTX__
 #define msl_step() true
+#else
+extern "C" void msl_out_of_steps(void);
+inline __attribute__((always_inline, nodebug, no_sanitize("thread"))) void msl_count_step() {
+  __private unsigned long& left = *(__private unsigned long*)((unsigned long)__builtin_frame_address(0) >> 28 << 28);
+  if (__builtin_expect(!--left, 0)) msl_out_of_steps();
+}
+#define msl_step() (__builtin_is_constant_evaluated() || (msl_count_step(), true))
 #endif
 #ifndef __METAL_VERSION__
 #define __METAL_VERSION__ 310
