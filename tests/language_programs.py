@@ -169,6 +169,21 @@ ACCEPTED = {
     "casts from half to bfloat": "b[i] = (bfloat)h[i]; b[0] = bfloat(h[i] + 1.0h) * (bfloat)-h[1]; b[1] = (bfloat)2.0;",
     "casts from bfloat to half": "h[i] = (half)b[i]; h[0] = half(b[1]); half a = half(1), d = half(x[i]); "
         "h[1] = a + d;",
+    "casts between half and bfloat where templates choose": helper(
+        "template <typename T, typename U> T f(U a) { return (T)a + T(a); } "
+        "template <typename T> T g(half a, bfloat c2) { using R = T; return (R)(a * 2.0h) * R(c2); }",
+        "b[i] = f<bfloat>(h[i]) + g<bfloat>(h[i], b[i]); h[i] = f<half>(b[i]); y[i] = f<float>(g<half>(h[i], b[i]));"),
+    "casts by names of half and bfloat": helper("typedef bfloat B; using H = half;\n#define D bfloat\n",
+        "b[i] = (B)h[i] + B(h[i]); h[i] = (H)b[i]; b[i] = (D)h[i];"),
+    "float constants where a constant is needed": helper("constant float t[2] = {0.5f, 1.0f}; "
+        "constant bfloat u[2] = {0.5bf, bfloat(1.0f)}; constexpr float f(float a) { return a * 2.0f; } "
+        "template <int N> int g() { return N; }\n#define HALF_OF 0.5\n",
+        "constexpr float k = f(1.5f); static_assert(k == 3.0f && HALF_OF == 0.5f, \"\"); float a[int(k)]; "
+        "a[0] = g<int(2.0f)>() + t[i]; b[i] = bfloat(k) * u[1]; y[i] = a[0] * HALF_OF + numeric_limits<float>::max();"),
+    "float constants beside bfloat": "float f = b[i] * 0.5f + (b[i] > 0.0f ? 1.0f : 2.0f); half g = 0.5f; "
+        "y[i] = f + g + max(float(b[i]), 0.0f); bfloat v = b[i] > 1.0f ? bfloat(1.0f) : b[i]; b[i] = v * v;",
+    "names beside a float constant's": helper("float f(half k) { return k; } constexpr float g(float k) { return k * k; }",
+        "constexpr float k = 0.5f; struct S { float k; }; S s; s.k = k; b[i] = bfloat(k); y[i] = f(k) + g(k) + s.k;"),
     "integers that become bfloat": "bfloat v = 1; b[i] = v; float f = 1.0f; b[0] = bfloat(f);",
     "indexing what an operator returns": "float4 v = float4(1); "
         "y[i] = (v + v)[2] + (-v)[i & 3] + float4(1, 2, 3, 4)[1];",
@@ -194,6 +209,26 @@ REFUSED = {
     "constant to bfloat without a cast": ("float does not convert to bfloat", "bfloat v = 1.0f; b[i] = v;"),
     "unsuffixed constant to bfloat": ("float does not convert to bfloat", "b[i] = -0.5;"),
     "constant assigned to a bfloat": ("float does not convert to bfloat", "bfloat v; v = 2.f; b[i] = v;"),
+    "constant argument to a bfloat": ("float does not convert to bfloat", helper(
+        "bfloat f(bfloat a) { return a; }", "b[i] = f(1.0f);")),
+    "constant result that is bfloat": ("float does not convert to bfloat", helper(
+        "bfloat f() { return 0.5f; }", "b[i] = f();")),
+    "constants in an array of bfloat": ("float does not convert to bfloat", "bfloat a[2] = {0.0f, 1.0f}; b[i] = a[i];"),
+    "constant member of bfloat": ("float does not convert to bfloat", helper("struct S { bfloat v = 1.0f; };",
+        "S s; b[i] = s.v;")),
+    "constant table of bfloat": ("float does not convert to bfloat", helper("constant bfloat t[2] = {1.0f, 2.0f};",
+        "b[i] = t[i];")),
+    "constant to a template's bfloat": ("float does not convert to bfloat", helper(
+        "template <typename T> T f() { T a = 0.0f; return a; }", "b[i] = f<bfloat>();")),
+    "conditional constant to a bfloat": ("float does not convert to bfloat", "b[i] = b[i] > 0 ? b[i] : 0.0f;"),
+    "macro to a bfloat": ("float does not convert to bfloat", "\n#define ONE 1.0f\nbfloat v = ONE; b[i] = v;"),
+    "infinity to a bfloat": ("float does not convert to bfloat", "bfloat m = -INFINITY; b[i] = m;"),
+    "a float's limit to a bfloat": ("float does not convert to bfloat",
+        "bfloat m = numeric_limits<float>::infinity(); b[i] = m;"),
+    "named constant to a bfloat": ("float does not convert to bfloat", "constexpr float one = 1.0f; bfloat v = one; "
+        "b[i] = v;"),
+    "cast constant to a bfloat": ("float does not convert to bfloat", "bfloat v = float(1); b[i] = v;"),
+    "float added to a bfloat": ("float does not convert to bfloat", "b[i] += 1.0f;"),
     "three values for a vector of four": (None, "uint4 v = uint4(1, 2, 3); y[i] = v.x;"),
     "two values for a vector of three": (None, "float3 v = float3(1, 2); y[i] = v.x;"),
     "half to bfloat without a cast": (None, "b[i] = h[i];"),

@@ -1,55 +1,20 @@
 """mlx-lm's own kernels, imported as they are, run on the simulator and agree with numpy; its race is reported."""
 
-import sys
-import warnings
-from importlib import import_module
-from types import SimpleNamespace
-
 import mlx.core as mx
 import numpy as np
 import pytest
+from lm_kernels import FLOATS, ROUNDING, close, double, gated_delta, imported, kl, normal
 
-from mlx_flash.simulator import SimulatorError, mode, replace_metal_kernel, schedule
+from mlx_flash.simulator import SimulatorError, mode, schedule
 
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: its kernels cannot be run")
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 
 
 @pytest.fixture(scope="module")
 def lm():
-    """mlx-lm's modules, imported anew inside the replacement, so that their kernels run here; forgotten afterwards."""
-    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mlx_lm"}
-    with replace_metal_kernel(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mlx_lm.utils
-
-        mlx_lm.utils.can_run_metal = lambda: True
-        names = (
-            "kernels.qk_norm",
-            "kernels.rms_norm_sigmoid_gate",
-            "models.gated_delta",
-            "models.ssm",
-            "models.rwkv7",
-            "tuner.losses",
-        )
-        yield SimpleNamespace(**{name.rsplit(".")[-1]: import_module(f"mlx_lm.{name}") for name in names})
-    for name in list(sys.modules):
-        if name.split(".")[0] == "mlx_lm":
-            del sys.modules[name]
-    sys.modules.update(others)
-
-
-def normal(shape, seed: int, dtype=mx.float32, scale: float = 1.0) -> mx.array:
-    return mx.array((np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)).astype(dtype)
-
-
-def double(array: mx.array) -> np.ndarray:
-    return np.array(array.astype(mx.float32)).astype(np.float64)
-
-
-def close(got: mx.array, wanted: np.ndarray, tolerance: float):
-    np.testing.assert_allclose(double(got).reshape(wanted.shape), wanted, rtol=tolerance, atol=tolerance)
+    names = ("kernels.qk_norm", "kernels.rms_norm_sigmoid_gate", "models.gated_delta", "models.ssm", "models.rwkv7")
+    with imported(*names, "tuner.losses") as modules:
+        yield modules
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -72,18 +37,6 @@ def test_rms_norm_sigmoid_gate(lm, dtype):
     rows = double(x)
     rows = (rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5)).swapaxes(1, 2).reshape(2, 5, -1)
     close(got, rows / (1 + np.exp(-double(gate))), 4 * ROUNDING[dtype] + 1e-6)
-
-
-def gated_delta(q, k, v, g, beta, state):
-    """S = g S; S += beta (v - S k) k^T; y = S q, one token after the other."""
-    repeat = v.shape[2] // k.shape[2]
-    q, k, out = np.repeat(q, repeat, 2), np.repeat(k, repeat, 2), []
-    for t in range(q.shape[1]):
-        state = state * g[:, t, :, None, None]
-        correction = beta[:, t, :, None] * (v[:, t] - np.einsum("bhvk,bhk->bhv", state, k[:, t]))
-        state = state + correction[..., None] * k[:, t, :, None, :]
-        out.append(np.einsum("bhvk,bhk->bhv", state, q[:, t]))
-    return np.stack(out, 1), state
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -128,11 +81,6 @@ def test_wkv7(lm):
         wanted = wanted * w[:, t, :, None, :] + v[:, t][..., None] * k[:, t, :, None, :] + moved
         close(y[:, t], np.einsum("bhvk,bhk->bhv", wanted, r[:, t]), 1e-5)
     close(last, wanted, 1e-5)
-
-
-def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    log_q, log_p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (q, p))
-    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
 @pytest.mark.parametrize("size", (1000, 9000))

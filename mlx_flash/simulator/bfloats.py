@@ -1,46 +1,52 @@
-"""Float constants that become bfloat without a cast. Where the value fits exactly the compiler has no word to say."""
+"""Float constants in a text that has bfloat: to the compiler one that fits converts without loss, and so without a word.
+
+msl_float hides from it what the constant is, but where a constant is what it needs.
+"""
 
 import re
 from collections.abc import Iterator
 
-from .tokens import Token, matching
+from .tokens import Token, with_macros
 
-_TYPES = ("bfloat", "bfloat16_t")
-_SKIPPED = ("*", "&", "const", "thread", "device", "threadgroup", "constant")
-_FLOAT = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?[fF]?|\d+[eE][+-]?\d+[fF]?|\d+[fF]")
-_NO_TYPE = ("return", "else", "case", "goto", "new", "delete", "operator", "typename")
-
-
-def float_constants(tokens: list[Token]) -> Iterator[tuple[Token, str]]:
-    """(token, reason) of each that is assigned to a name declared as bfloat, and never as something else."""
-    if not any(token.text in _TYPES for token in tokens):
-        return
-    names = {name for name, kinds in _declared(tokens).items() if kinds == {True}}
-    for index, token in enumerate(tokens[:-3]):
-        if token.text not in names or tokens[index - 1].text in (".", "->"):
-            continue
-        at = index + 1
-        while tokens[at].text == "[":
-            at = matching(tokens, at) + 1
-        if tokens[at].text != "=":
-            continue
-        at += 1 + (tokens[at + 1].text in "+-")
-        if tokens[at].kind == "number" and _FLOAT.fullmatch(tokens[at].text) and tokens[at + 1].text in (";", ",", ")"):
-            yield tokens[at], "a float does not convert to bfloat without a cast"
+TYPES = frozenset({"bfloat", "bfloat16_t"})
+_FLOAT = re.compile(
+    r"((?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|0[xX][0-9a-fA-F.]+[pP][+-]?\d+|\d+(?=[fF]))[fF]?"
+)
+# Between these a name is a value and no declaration.
+_BEFORE = ("=", "return", "(", "?", ":", "{", "-")
+_AFTER = (";", ")", ",", "}", ":", "?")
+Edit = tuple[int, int, str]
 
 
-def _declared(tokens: list[Token]) -> dict[str, set[bool]]:
-    """Name -> whether its declarations are of bfloat."""
+def float_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """(start, end, new text) of every float constant, in macros too.
+
+    One without a suffix is a float in Metal; the compiler's option for that forgets it where templates are instantiated.
+    """
+    tokens = with_macros(tokens)
+    hidden = any(token.text in TYPES for token in tokens)
+    named = _named(tokens) if hidden else set()
+    for index, token in enumerate(tokens):
+        before, after = tokens[index - 1].text, tokens[index + 1].text if index + 1 < len(tokens) else ""
+        literal = _FLOAT.fullmatch(token.text) if token.kind == "number" else None
+        if literal and hidden:
+            yield token.start, token.end, f"msl_float({literal[1]}f)"
+        elif literal and literal[1] == token.text:
+            yield token.end, token.end, "f"
+        elif token.text in named and before in _BEFORE and after in _AFTER:
+            yield token.start, token.end, f"msl_float({token.text})"
+        elif hidden and token.text == "float" and after == "(":
+            value, closing = tokens[index + 2 : index + 4]
+            if value.kind == "number" and closing.text == ")":
+                yield token.start, token.end, "msl_float"
+
+
+def _named(tokens: list[Token]) -> set[str]:
+    """Names of float constants, and of nothing else: constexpr float third = 1.0f / 3;"""
     found: dict[str, set[bool]] = {}
-    for index, token in enumerate(tokens[1:-1], 1):
-        if token.kind != "word" or tokens[index + 1].text not in (";", "=", ",", ")", "[", "[["):
-            continue
-        at = index - 1
-        while at > 0 and tokens[at].text in _SKIPPED:
-            at -= 1
-        kind = tokens[at]
-        if kind.text == ">" or (kind.kind == "word" and kind.text not in _NO_TYPE):
-            found.setdefault(token.text, set()).add(kind.text in _TYPES)
-        elif kind.text == ",":
-            found.setdefault(token.text, set())  # an argument, or one more name of a declaration
-    return found
+    for index, token in enumerate(tokens[:-1]):
+        if token.kind == "word" and tokens[index + 1].text == "=" and tokens[index - 1].kind == "word":
+            words = {before.text for before in tokens[max(0, index - 4) : index]}
+            constant = tokens[index - 1].text == "float" and bool(words & {"const", "constexpr", "constant"})
+            found.setdefault(token.text, set()).add(constant)
+    return {name for name, kinds in found.items() if kinds == {True}}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from .tokens import Token, matching, split_arguments
+from .tokens import Token, macro_tokens, matching, split_arguments, with_macros
 
 _HALVES = {"half", "float16_t"}
 _BFLOATS = {"bfloat", "bfloat16_t"}
@@ -13,12 +13,13 @@ Edit = tuple[int, int, str]
 
 
 def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): half(x) and (half)x, and the same for bfloat, in a text that has both types."""
-    words = {token.text for token in tokens}
+    """(start, end, new text): half(x) and (half)x, and the same for all that may name bfloat, in a text that has both."""
+    words = {token.text for token in with_macros(tokens)}
     if not (words & _HALVES and words & _BFLOATS):
         return
+    names = _may_be_either(tokens)
     for index, token in enumerate(tokens[:-2]):
-        if token.text not in _HALVES | _BFLOATS:
+        if token.text not in names:
             continue
         before, after = tokens[index - 1], tokens[index + 1].text
         if before.text == "(" and after == ")" and not _calls(tokens, index - 1):
@@ -28,7 +29,24 @@ def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
                 yield at, at, f"msl_castable<{token.text}>("
                 yield tokens[end - 1].end, tokens[end - 1].end, ")"
         elif after == "(" and before.text != "operator" and _is_value(tokens, index + 1):
-            yield token.start, token.end, f"msl_static_cast<{token.text}>"
+            yield token.start, token.end, f"msl_convert<{token.text}>"
+
+
+def _may_be_either(tokens: list[Token]) -> set[str]:
+    """half and bfloat, the types that are parameters of templates, and other names for these."""
+    names = _HALVES | _BFLOATS
+    for index, token in enumerate(tokens[:-4]):
+        name, after = tokens[index + 1], tokens[index + 2]
+        if token.text in ("typename", "class") and tokens[index - 1].text in ("<", ",") and after.text in (",", ">", "="):
+            names.add(name.text)
+        elif token.text == "using" and after.text == "=" and tokens[index + 4].text == ";":
+            names |= {name.text} if tokens[index + 3].text in names else set()
+        elif token.text == "typedef" and tokens[index + 3].text == ";":
+            names |= {after.text} if name.text in names else set()
+        elif token.kind == "directive":
+            words = [inner.text for inner in macro_tokens(token)]
+            names |= {words[1]} if len(words) == 3 and words[2] in names else set()
+    return names
 
 
 def _calls(tokens: list[Token], opening: int) -> bool:

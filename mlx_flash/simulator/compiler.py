@@ -99,7 +99,9 @@ def cache_directory() -> Path:
 @functools.cache
 def _sources_hash() -> str:
     digest = hashlib.sha256()
-    for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*")]):
+    # What was accepted once may be refused by a later version of this file.
+    refusing = (_HERE / "compiler.py", _HERE / "recursion.py")
+    for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*"), *refusing]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS, _machine_flags()):
@@ -256,7 +258,7 @@ def _code(scratch: Path) -> str:
 
 # To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.
 _TO_BFLOAT = re.compile(
-    r"(metal:\d+:\d+): warning: implicit conversion loses floating-point precision: .* to '[^']*(?:' \(aka ')?__bf16'.*"
+    r"(metal:\d+:\d+): warning: implicit conversion (?:when assigning computation result )?loses floating-point precision: .* to '[^']*(?:' \(aka '[^']*)?__bf16'.*"
 )
 
 

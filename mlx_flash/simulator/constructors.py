@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from .tokens import Token, matching
 
+_BEFORE_BODY = (")", "const", "noexcept", "thread", "threadgroup", "device", "constant")
 _SPACES = ("thread", "threadgroup", "device", "constant")
 Edit = tuple[int, int, str]
 
@@ -13,7 +14,7 @@ Edit = tuple[int, int, str]
 def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
     """(start, end, replacement) of each: spaces of constructors dropped, copies out of the constant space added."""
     enclosing: list[tuple[str, set] | None] = []
-    pending = None
+    pending, functions = None, 0
     for index, token in enumerate(tokens):
         if token.text == "operator" and tokens[index + 1].kind == "word":
             yield from _conversion(tokens, index)
@@ -24,11 +25,13 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
         elif token.text in (";", ")"):
             pending = None
         elif token.text == "{":
+            functions += bool(functions) or (not pending and tokens[index - 1].text in _BEFORE_BODY)
             if pending and not pending.startswith(" "):
-                yield from _copies(tokens, index, pending)
+                yield from _copies(tokens, index, pending, local=functions > 0)
             enclosing.append((pending.strip(), set()) if pending else None)
             pending = None
         elif token.text == "}" and enclosing:
+            functions -= functions > 0
             enclosing.pop()
         elif enclosing and enclosing[-1] and token.text == enclosing[-1][0] and tokens[index + 1].text == "(":
             yield from _edits(tokens, index, enclosing[-1][1])
@@ -40,8 +43,8 @@ def _name(tokens: list[Token], index: int) -> str | None:
     return tokens[index].text if tokens[index].kind == "word" else None
 
 
-def _copies(tokens: list[Token], opening: int, name: str) -> Iterator[Edit]:
-    """Defaulted copies from the constant space; they leave an aggregate an aggregate."""
+def _copies(tokens: list[Token], opening: int, name: str, local: bool) -> Iterator[Edit]:
+    """Defaulted copies from the constant space; they leave an aggregate an aggregate. A local class has no templates."""
     constructors = list(_constructors(tokens, opening, name))
     parameters = [[t.text for t in tokens[at + 2 : matching(tokens, at + 1)]] for at in constructors]
     if any(pair == (name, "&") for texts in parameters for pair in zip(texts, texts[1:])):
@@ -54,7 +57,7 @@ def _copies(tokens: list[Token], opening: int, name: str) -> Iterator[Edit]:
     assigns = f"{name}& operator=(const {name}&) = default; "
     assigns += f"{parameters} {name}& operator=(const __constant MslFrom& from) {body} "
     end = tokens[opening].end
-    yield end, end, f" public: {default}{copies}{assigns}"
+    yield end, end, f" public: {default}{copies}{'' if local else assigns}"
 
 
 def _constructors(tokens: list[Token], opening: int, name: str) -> Iterator[int]:

@@ -6,7 +6,7 @@ a small constant ends by itself: counting there would keep the compiler from unr
 
 from collections.abc import Iterator
 
-from .tokens import Token, matching, tokenize
+from .tokens import Token, macro_tokens, matching
 
 STEP = "msl_step()"
 _WIDE = {"int", "uint", "long", "ulong", "size_t", "int32_t", "uint32_t", "int64_t", "uint64_t"}
@@ -17,11 +17,8 @@ Edit = tuple[int, int, str]
 def loop_edits(tokens: list[Token]) -> Iterator[Edit]:
     """(start, end, new text): what loops' conditions become, in the text and in its macros."""
     for index, token in enumerate(tokens):
-        if token.kind == "directive" and "define" in token.text:
-            # Past the `#`, which would make it a directive again.
-            at = token.start + token.text.index("#") + 1
-            inside = tokenize(token.text[at - token.start :])
-            yield from ((at + start, at + end, new) for start, end, new in loop_edits(inside))
+        if token.kind == "directive":
+            yield from loop_edits(macro_tokens(token))
         elif token.text in ("while", "for") and index + 1 < len(tokens) and tokens[index + 1].text == "(":
             yield from _loop(tokens, token.text, index + 2, matching(tokens, index + 1))
 

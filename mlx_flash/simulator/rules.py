@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from .bfloats import float_constants
 from .tokens import Token, matching, split_arguments
 
 SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
@@ -58,7 +57,6 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     yield from _words(tokens)
     yield from _casts(tokens)
     yield from _function_pointers(tokens)
-    yield from float_constants(tokens)
     if language < 4:
         yield from _lambdas(tokens)
     functions = list(defined_functions(tokens))

@@ -19,6 +19,9 @@ _PATTERN = re.compile(
 _COMMENT = re.compile(r"""(?P<comment>//[^\n]*|/\*.*?\*/)|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 
 
+_DEFINE = re.compile(r"\s*#\s*define\b")
+
+
 class Token(NamedTuple):
     """One word, number, mark, string or directive of the text, at text[start:end]."""
 
@@ -47,6 +50,20 @@ def tokenize(text: str) -> list[Token]:
             depth -= 1
         found.append(Token(kind, piece, start, end))
     return found
+
+
+def macro_tokens(token: Token) -> list[Token]:
+    """The tokens of a macro's definition, where they stand in the whole text; of another token none."""
+    if token.kind != "directive" or not _DEFINE.match(token.text):
+        return []
+    start = token.start + token.text.index("#") + 1
+    inside = tokenize(token.text[start - token.start :])
+    return [Token(kind, text, start + first, start + last) for kind, text, first, last in inside]
+
+
+def with_macros(tokens: list[Token]) -> list[Token]:
+    """The tokens, with those of a macro's definition in place of its directive."""
+    return [inner for token in tokens for inner in macro_tokens(token) or [token]]
 
 
 def comments(text: str) -> list[tuple[int, int]]:

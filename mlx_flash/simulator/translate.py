@@ -2,6 +2,7 @@
 
 import re
 
+from .bfloats import float_edits
 from .casts import cast_edits, list_edits
 from .constructors import constructor_edits
 from .errors import CompileError
@@ -19,7 +20,6 @@ _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _LANES = {letter: index for letters in ("xyzw", "rgba") for index, letter in enumerate(letters)}
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
 _MAX_BUFFER = 30  # Metal binds 31
-_UNSUFFIXED = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+|0[xX][0-9a-fA-F.]+[pP][+-]?\d+")
 _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=")
 
 
@@ -292,9 +292,6 @@ class _Translator:
                 self.replace(token.start, token.end, f"((bfloat){token.text[:-2]})")
             elif not self.unrolled and token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
                 self.replace(token.start, self.tokens[index + 3].end)
-            elif token.kind == "number" and _UNSUFFIXED.fullmatch(token.text):
-                # A float in Metal. The compiler's option for that forgets it where a template is instantiated.
-                self.replace(token.end, token.end, "f")
             elif token.text == "decltype" and self.tokens[index + 2].text != "auto":
                 # Of a variable it would name the address space too, which Metal's does not.
                 self.replace(token.start, token.start, "metal::remove_addrspace_t<")
@@ -311,7 +308,7 @@ class _Translator:
                     method = "put" if following in _ASSIGNMENTS else "get"
                     lanes = ", ".join(str(_LANES[letter]) for letter in token.text)
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
-        for edits in (constructor_edits, function_pointer_edits, cast_edits, list_edits):
+        for edits in (constructor_edits, function_pointer_edits, cast_edits, list_edits, float_edits):
             self.edits += edits(self.tokens)
         self.conditionals()
         self.constant_copies()

@@ -2,14 +2,14 @@
 #pragma once
 #include "types.h"
 
-#define INFINITY (__builtin_inff())
-#define NAN (__builtin_nanf(""))
-#define HUGE_VALF (__builtin_inff())
+#define INFINITY (msl_float(__builtin_inff()))
+#define NAN (msl_float(__builtin_nanf("")))
+#define HUGE_VALF (msl_float(__builtin_inff()))
 #define MAXFLOAT 3.402823466e+38f
 #define MAXHALF 65504.0h
 #define FLT_MAX 3.402823466e+38f
-#define FLT_MIN 1.175494351e-38f
-#define FLT_EPSILON 1.192092896e-07f
+#define FLT_MIN (msl_float(1.175494351e-38f))
+#define FLT_EPSILON (msl_float(1.192092896e-07f))
 #define FLT_DIG 6
 #define FLT_MANT_DIG 24
 #define HALF_MAX 65504.0h
@@ -79,15 +79,15 @@ template <> struct numeric_limits<bool> : msl_integer_limits<bool> {
     static constant constexpr bool has_infinity = true, has_quiet_NaN = true, is_iec559 = true;               \
     static constant constexpr int radix = 2, digits = DIGITS, digits10 = DIGITS10, max_exponent = EXPONENT;   \
     static constant constexpr int min_exponent = 3 - EXPONENT, max_digits10 = 2 + DIGITS * 30103 / 100000;    \
-    MSL_INLINE static constexpr T max() { return (T)MAX; }                                                    \
-    MSL_INLINE static constexpr T min() { return (T)MIN; }                                                    \
-    MSL_INLINE static constexpr T lowest() { return (T)(-MAX); }                                              \
-    MSL_INLINE static constexpr T epsilon() { return (T)EPSILON; }                                            \
-    MSL_INLINE static constexpr T round_error() { return (T)0.5f; }                                           \
-    MSL_INLINE static constexpr T infinity() { return (T)__builtin_inff(); }                                  \
-    MSL_INLINE static constexpr T quiet_NaN() { return (T)__builtin_nanf(""); }                               \
-    MSL_INLINE static constexpr T signaling_NaN() { return (T)__builtin_nanf(""); }                           \
-    MSL_INLINE static constexpr T denorm_min() { return (T)DENORMAL; }                                        \
+    MSL_INLINE static constexpr T max() { return msl_limit((T)MAX); }                                         \
+    MSL_INLINE static constexpr T min() { return msl_limit((T)MIN); }                                         \
+    MSL_INLINE static constexpr T lowest() { return msl_limit((T)(-MAX)); }                                   \
+    MSL_INLINE static constexpr T epsilon() { return msl_limit((T)EPSILON); }                                 \
+    MSL_INLINE static constexpr T round_error() { return msl_limit((T)0.5f); }                                \
+    MSL_INLINE static constexpr T infinity() { return msl_limit((T)__builtin_inff()); }                       \
+    MSL_INLINE static constexpr T quiet_NaN() { return msl_limit((T)__builtin_nanf("")); }                    \
+    MSL_INLINE static constexpr T signaling_NaN() { return msl_limit((T)__builtin_nanf("")); }                \
+    MSL_INLINE static constexpr T denorm_min() { return msl_limit((T)DENORMAL); }                             \
   };
 MSL_FLOAT_LIMITS(float, 24, 6, 0x1.fffffep127f, 0x1p-126f, 0x1p-23f, 0x1p-149f, 128)
 MSL_FLOAT_LIMITS(half, 11, 3, 65504.0f, 0x1p-14f, 0x1p-10f, 0x1p-24f, 16)

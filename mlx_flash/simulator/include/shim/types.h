@@ -181,19 +181,25 @@ template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
   }
 }
 
-// The operand of a cast to `To` that is written (To)x.
-template <typename To, typename From> MSL_INLINE constexpr auto msl_castable(From&& value) {
-  using Source = metal::plain_t<From>;
-  if constexpr ((__is_same(To, bfloat) && __is_same(Source, half)) || (__is_same(To, half) && __is_same(Source, bfloat)))
-    return (float)value;
-  else
-    return value;
-}
+// A float constant that the compiler takes for a variable when it judges what converts to bfloat: bfloats.py.
+MSL_INLINE float msl_hidden(float value) { return value; }
+MSL_INLINE constexpr float msl_float(float value) { return __builtin_is_constant_evaluated() ? value : msl_hidden(value); }
+MSL_INLINE constexpr float msl_limit(float value) { return msl_float(value); }
+MSL_INLINE constexpr half msl_limit(half value) { return value; }
+MSL_INLINE constexpr bfloat msl_limit(bfloat value) { return value; }
+
 // Clang refuses to convert between its half and its bfloat; Metal does it, rounding once (float holds both exactly).
+template <typename A, typename B> constant constexpr bool msl_half_and_bfloat =
+    (__is_same(A, bfloat) && __is_same(B, half)) || (__is_same(A, half) && __is_same(B, bfloat));
+// The operand of a cast to `To` that is written (To)x.
+template <typename To, typename From> MSL_INLINE constexpr decltype(auto) msl_castable(From&& value) {
+  if constexpr (msl_half_and_bfloat<To, metal::plain_t<From>>) return (float)value;
+  else return (From&&)value;
+}
+// To(x), which is the same cast.
+template <typename To, typename From> MSL_INLINE constexpr To msl_convert(From&& value) {
+  return (To)msl_castable<To>((From&&)value);
+}
 template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {
-  using Source = metal::plain_t<From>;
-  if constexpr ((__is_same(To, bfloat) && __is_same(Source, half)) || (__is_same(To, half) && __is_same(Source, bfloat)))
-    return (To)(float)value;
-  else
-    return static_cast<To>(value);
+  return static_cast<To>(msl_castable<To>((From&&)value));
 }
