@@ -182,7 +182,8 @@ ACCEPTED = {
         "a[0] = g<int(2.0f)>() + t[i]; b[i] = bfloat(k) * u[1]; y[i] = a[0] * HALF_OF + numeric_limits<float>::max();"),
     "float constants beside bfloat": "float f = b[i] * 0.5f + (b[i] > 0.0f ? 1.0f : 2.0f); half g = 0.5f; "
         "y[i] = f + g + max(float(b[i]), 0.0f); bfloat v = b[i] > 1.0f ? bfloat(1.0f) : b[i]; b[i] = v * v;",
-    "names beside a float constant's": helper("float f(half k) { return k; } constexpr float g(float k) { return k * k; }",
+    "names beside a float constant's": helper(
+        "float f(half k) { return k; } constexpr float g(float k) { return k * k; }",
         "constexpr float k = 0.5f; struct S { float k; }; S s; s.k = k; b[i] = bfloat(k); y[i] = f(k) + g(k) + s.k;"),
     "integers that become bfloat": "bfloat v = 1; b[i] = v; float f = 1.0f; b[0] = bfloat(f);",
     "indexing what an operator returns": "float4 v = float4(1); "
@@ -197,6 +198,18 @@ ACCEPTED = {
         "S operator*(S a, float n) { S r = a + a; r.v = r.v * n; return r; }",
         "S s; s.v = 1; y[i] = (s * 2).v;",
     ),
+    "structures inside a function": helper("struct Big { float v[3]; };", "struct Pair { float v; uint k; "
+        "Pair(float a, uint k) : v(a), k(k) {} bool operator<(const thread Pair& o) const { return v < o.v; } }; "
+        "Big g = ((const constant Big*)c)[0]; Pair p(x[i], i), q(g.v[1], 1u); y[i] = p < q ? 1 : 0;"),
+    "indexing what matrices give": "float2x2 m = 2.0f * float2x2(float2(1, 2), float2(3, 4)); m[0][1] = 5; "
+        "y[i] = transpose(m)[0].y + (m * m)[1][0];",
+    "state machines": helper("enum class State : uchar { Start, Run, Stop };", "State s = State::Start; int n = 0; "
+        "do { switch (s) { case State::Start: s = State::Run; break; case State::Run: if (++n == 3) s = State::Stop; "
+        "[[fallthrough]]; default:; } } while (s != State::Stop); y[i] = n;"),
+    "fold expressions": helper("template <typename... A> float all_of(A... a) { return (float(a) + ...); }",
+        "y[i] = all_of(x[i], 1, 2u, 3.0h);"),
+    "lists of constants for half": "half a[2] = {1.0f, 0.5f}; half z{0.25f}; b[i] = bfloat(0.5f); h[i] = a[i & 1] + z;",
+    "pointers that share a declaration": "thread float a = 1, c2; thread float *p = &a, *q = &c2; *q = *p; y[i] = c2;",
     "const thread references to values": helper("float f(const thread float2& v) { return v.x; }",
         "float2 v = float2(1); y[i] = f(v);"),
 }  # fmt: skip
@@ -339,6 +352,23 @@ REFUSED = {
     "kernel with a result": ("returns void", "[[kernel]] float f(device float* y [[buffer(0)]]) { y[0] = 1; return 1; "
         "}"),
     "buffer in thread space": (None, "kernel void f(thread float* y [[buffer(0)]]) { y[0] = 1; }"),
+    "double in a macro": ("no double", "\n#define REAL double\nREAL a = 1; y[i] = a;"),
+    "goto in a macro": ("no goto", "\n#define LEAVE goto end\nLEAVE; end: y[i] = 1;"),
+    "128-bit integers": ("no 128-bit integers", "__int128 a = 1; y[i] = a;"),
+    "pointer to a pointer without a space": ("pointer needs an address space", helper(
+        "float f(device float** p) { return 0; }", "y[i] = 1;")),
+    "array parameter without a space": ("pointer needs an address space", helper(
+        "float f(float a[4]) { return a[0]; }", "y[i] = 1;")),
+    "static member without a space": ("constant address space", helper("struct S { static constexpr int k = 3; };",
+        "y[i] = S::k;")),
+    "extern variable": ("constant address space", helper("extern int n;", "y[i] = n;")),
+    "narrowing in braces": ("cannot be narrowed", "int a[1] = {1.5f}; y[i] = a[0];"),
+    "narrowing of a variable in braces": ("cannot be narrowed", "int a{i + 0u}; y[i] = a;"),
+    "component assigned twice": ("names a component twice", "float4 v(0); v.xx = float2(1); y[i] = v.x;"),
+    "kernel with a returned value": ("should not return a value", "y[i] = 1; return 1;"),
+    "kernel that calls a kernel": ("which no function calls",
+        "kernel void a(device float* y [[buffer(0)]]) { y[0] = 1; "
+        "}\nkernel void f(device float* y [[buffer(0)]]) { a(y); }"),
     "function pointers": ("no function pointers", helper("float g(float a) { return a; }", "float (*f)(float) = g; "
         "y[i] = f(1);")),
     "variadic functions": (None, helper("float f(int n, ...) { return n; }", "y[i] = f(1, 2);")),

@@ -155,6 +155,14 @@ def test_simd():
             "float(simd_xor(uint(x)))": np.repeat([32, 96], 32),
         "simd_shuffle_xor(half2(x, 1), 1).x": shuffled(LANES ^ 1), "x > 16 ? simd_sum(x) : 0": np.where(X > 16, np.
             repeat([ROWS[0, 16:].sum(), ROWS[1].sum()], 32), 0),
+        "quad_prefix_inclusive_sum(x)": IN_QUADS.cumsum(1).ravel(),
+        "quad_prefix_exclusive_product(x > 3 ? 2.0f : x)": [1, 1, 2, 6, *[1, 2, 4, 8] * 15],
+        "float(uint(quad_ballot(x > 6)))": [0] * 4 + [12] + [12] * 3 + [15] * 56,
+        "float(quad_all(x > 6)) + 2 * float(quad_any(x > 6))": np.repeat([0, 2] + [3] * 14, 4),
+        "float(quad_is_first())": np.arange(N) % 4 == 0, "quad_broadcast_first(x)": np.repeat(IN_QUADS[:, 0], 4),
+        "quad_shuffle_and_fill_up(x, -x, 1)": np.concatenate([-IN_QUADS[:, 3:], IN_QUADS[:, :3]], 1).ravel(),
+        "quad_shuffle_and_fill_down(x, -x, 1)": np.concatenate([IN_QUADS[:, 1:], -IN_QUADS[:, :1]], 1).ravel(),
+        "float(quad_active_threads_mask().all())": np.ones(N),
         "simd_broadcast_first(x)": np.repeat([1.0, 33.0], 32),
     }  # fmt: skip
     found = evaluate(list(cases), mx.array(X))

@@ -1,4 +1,4 @@
-"""mlx-lm's remaining kernels: routing, fused norms, mixing, ternary weights, losses once they have the barrier they lack."""
+"""mlx-lm's remaining kernels: routing, fused norms, mixing, ternary weights; losses given the barrier they lack."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,7 +9,6 @@ from lm_kernels import ROUNDING, close, double, gated_delta, imported, kl, norma
 from mlx_flash.simulator import metal_kernel, mode, schedule
 
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: its kernels cannot be run")
-LOW = (mx.float16, mx.bfloat16)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Float constants in a text that has bfloat: to the compiler one that fits converts without loss, and so without a word.
+"""Float constants in a text that has bfloat: one that fits converts without loss, so the compiler says nothing.
 
 msl_float hides from it what the constant is, but where a constant is what it needs.
 """
@@ -21,7 +21,7 @@ Edit = tuple[int, int, str]
 def float_edits(tokens: list[Token]) -> Iterator[Edit]:
     """(start, end, new text) of every float constant, in macros too.
 
-    One without a suffix is a float in Metal; the compiler's option for that forgets it where templates are instantiated.
+    One without a suffix is a float in Metal; the compiler's option for that forgets it in instances of templates.
     """
     tokens = with_macros(tokens)
     hidden = any(token.text in TYPES for token in tokens)

@@ -13,7 +13,7 @@ Edit = tuple[int, int, str]
 
 
 def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): half(x) and (half)x, and the same for all that may name bfloat, in a text that has both."""
+    """(start, end, new text): half(x), (half)x and so on, in a text that has both types."""
     words = {token.text for token in with_macros(tokens)}
     if not (words & _HALVES and words & _BFLOATS):
         return
@@ -37,7 +37,8 @@ def _may_be_either(tokens: list[Token]) -> set[str]:
     names = _HALVES | _BFLOATS
     for index, token in enumerate(tokens[:-4]):
         name, after = tokens[index + 1], tokens[index + 2]
-        if token.text in ("typename", "class") and tokens[index - 1].text in ("<", ",") and after.text in (",", ">", "="):
+        first = index and tokens[index - 1].text in ("<", ",")
+        if first and token.text in ("typename", "class") and after.text in (",", ">", "="):
             names.add(name.text)
         elif token.text == "using" and after.text == "=" and tokens[index + 4].text == ";":
             names |= {name.text} if tokens[index + 3].text in names else set()

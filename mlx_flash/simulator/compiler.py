@@ -21,10 +21,11 @@ _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
-    "-Xclang", "-cl-ext=+cl_khr_fp16", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
-    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
+    "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
     # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
-    "-Wimplicit-float-conversion", "-gdwarf-4", "-gline-tables-only",
+    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing",
+    "-gdwarf-4", "-gline-tables-only",
     "-mllvm", "-experimental-debug-variable-locations=false",
     "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip
@@ -256,38 +257,63 @@ def _code(scratch: Path) -> str:
     return code.read_text(encoding="utf-8")
 
 
-# To clang its __bf16 is a float type among others; Metal's bfloat takes no float without a cast.
+# Warnings of clang's that are errors in Metal. Its __bf16 is to it a float type among others; Metal's bfloat takes no
+# float without a cast.
 _TO_BFLOAT = re.compile(
-    r"(metal:\d+:\d+): warning: implicit conversion (?:when assigning computation result )?loses floating-point precision: .* to '[^']*(?:' \(aka '[^']*)?__bf16'.*"
+    r"implicit conversion (?:when assigning computation result )?loses floating-point precision"
+    r": .* to '[^']*(?:' \(aka '[^']*)?__bf16'.*"
 )
+_NARROWING = re.compile(r".*cannot be narrowed.*")
+_RESULT = re.compile(r".*should not return a value.*")
+_WARNING = re.compile(r"metal:(\d+):(\d+): warning: (.*)")
 
 
 def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):
     """Raises CompileError for the compiler's errors and for warnings that are errors in Metal."""
-    reason = "error: a float does not convert to bfloat without a cast"
-    narrowed = [f"{found[1]}: {reason}" for found in map(_TO_BFLOAT.match, done.stderr.splitlines()) if found]
-    if done.returncode or narrowed:
-        raise CompileError(_in_metal_terms("\n".join([*narrowed, done.stderr]), text, str(source)))
+    lines = _metal_lines(text)
+    raised = []
+    for number, column, warning in (found.groups() for found in map(_WARNING.match, done.stderr.splitlines()) if found):
+        if _TO_BFLOAT.match(warning):
+            warning = "a float does not convert to bfloat without a cast"
+        elif _NARROWING.match(warning):
+            # What msl_float hides is a constant, which may become half.
+            if "'half'" in warning and lines[int(number) - 1][int(column) - 1 :].startswith("msl_float("):
+                continue
+        elif not _RESULT.match(warning):
+            continue
+        raised.append(f"metal:{number}:{column}: error: {warning}")
+    if done.returncode or raised:
+        raise CompileError(_in_metal_terms("\n".join([*raised, done.stderr]), text, str(source)))
+
+
+def _metal_lines(text: str) -> list[str]:
+    return text.rpartition('#line 1 "metal"\n')[2].splitlines()
 
 
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
+_ERROR = re.compile(": (fatal )?error: ")
+_OWN_FILE = re.compile(r"\S*/shim/\S+?:\d+:\d+: ")
 
 
 def _in_metal_terms(message: str, text: str, path: str) -> str:
-    """The compiler's message with Metal's words, line numbers of the Metal text, and the lines themselves."""
+    """The compiler's errors in Metal's words, with line numbers of the Metal text and the lines themselves."""
     message = re.sub(r"'(?:metal::)?msl_(\w+)_needs_Metal_(\d)_(\d)'", r"'\1', which needs Metal \2.\3", message)
-    lines = text.rpartition('#line 1 "metal"\n')[2].splitlines()
-    shown = []
+    message = re.sub(r"\bmsl_(atomic_\w+)", r"\1", message)
+    message = re.sub(r"use of type 'double' requires .* support", "Metal has no double; use float", message)
+    lines = _metal_lines(text)
+    shown, of_error = [], False
     for row in message.splitlines():
         row = re.sub(r"__(global|local|private|constant)\b", lambda m: _SPACES[m[0]], row)
-        place = re.match(r"metal:(\d+):(\d+): (.*)", row)
-        if "warning: " in row or row.startswith("language:"):
+        of_error = bool(_ERROR.search(row)) or (of_error and "warning: " not in row)
+        hidden = row.startswith(("language:", "In file included from")) or "generated." in row
+        if not of_error or hidden or (_OWN_FILE.match(row) and ": note: " in row):
             continue
+        place = re.match(r"metal:(\d+):(\d+): (.*)", row)
         if place:
             number = int(place[1])
             shown.append(f"line {number}: {place[3]}")
             if number <= len(lines) and lines[number - 1].strip():
                 shown.append(f"    {lines[number - 1].strip()[:200]}")
-        elif "generated." not in row:
-            shown.append(row.replace(path, "metal"))
+        else:
+            shown.append(_OWN_FILE.sub("", row).replace(path, "metal"))
     return "\n".join(shown)

@@ -1,7 +1,7 @@
 """Every round of a loop counts as a step, so that a loop that never ends is noticed even if it touches no memory.
 
-The count also keeps the compiler from assuming that the loop ends, which C++ allows it to. A counter that only climbs to
-a small constant ends by itself: counting there would keep the compiler from unrolling, and cost twice as much.
+The count also keeps the compiler from assuming that the loop ends, which C++ allows it to. A counter that only climbs
+to a small constant ends by itself: counting there would only keep the compiler from unrolling.
 """
 
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .tokens import Token, matching, split_arguments
+from .tokens import Token, matching, split_arguments, with_macros
 
 SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
 _FORBIDDEN = {
@@ -22,6 +22,7 @@ _FORBIDDEN = {
     "thread_local": "Metal has no thread_local storage; every local variable is a thread's own",
     "wchar_t": "Metal has no wchar_t",
     "printf": "Metal has no printf",
+    "__int128": "Metal has no 128-bit integers",
 }
 _SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "half", "bfloat")
 BUILTIN = frozenset(
@@ -43,7 +44,6 @@ _NO_VARIABLE = frozenset(
         "enum",
         "namespace",
         "static_assert",
-        "extern",
         "friend",
         "operator",
     }
@@ -54,7 +54,7 @@ Finding = tuple[Token, str]
 
 def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     """(token, reason) of everything that a Metal compiler of this language version would refuse."""
-    yield from _words(tokens)
+    yield from _words(with_macros(tokens))
     yield from _casts(tokens)
     yield from _function_pointers(tokens)
     if language < 4:
@@ -100,7 +100,11 @@ def _casts(tokens: list[Token]) -> Iterator[Finding]:
 
 
 def _has_space(part: list[Token]) -> bool:
+    """Does what the part points to have one? Of device float** the outer pointer has none."""
     words = {token.text for token in part}
+    texts = [token.text for token in _outside_templates(part) if token.text != "const"]
+    if any(pair[0] == "*" and pair[1] in ("*", "&") for pair in zip(texts, texts[1:])):
+        return False
     return bool(words & SPACES) or "auto" in words or "decltype" in words or _constant(words)
 
 
@@ -182,7 +186,8 @@ def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> It
         plain = _without_attributes(part)
         # A default value is an expression, and a template argument may multiply.
         head = _outside_templates(plain)
-        if any(token.text in ("*", "&", "&&") for token in head) and not _has_space(plain):
+        array = plain[-1].text == "]" and not any(token.text in ("(", "[[") for token in plain)
+        if (array or any(token.text in ("*", "&", "&&") for token in head)) and not _has_space(plain):
             yield plain[0], _needs_space(head)
     result, at = [], name - 1
     while at >= 0 and tokens[at].text not in (";", "{", "}", ")", ":", "]]") and tokens[at].kind != "directive":
@@ -262,10 +267,11 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
         return
     part = tokens[index:end]
     words = {token.text for token in part}
+    variable = tokens[end].text in (";", "=", "[", "[[") and len(part) >= 2 and part[-1].kind == "word"
+    everywhere = inside == "structure" and "static" in words
     if words & _NO_VARIABLE or "return" in words or "case" in words:
         return
-    variable = tokens[end].text in (";", "=", "[", "[[") and len(part) >= 2 and part[-1].kind == "word"
-    if inside == "namespace" and variable and "template" not in words and not _constant(words):
+    if (inside == "namespace" or everywhere) and variable and "template" not in words and not _constant(words):
         yield part[0], "a variable outside functions has to be in the constant address space"
         return
     pointing = _outside_templates(part)

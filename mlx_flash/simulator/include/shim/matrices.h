@@ -12,13 +12,14 @@ template <typename T, int C, int R> struct matrix {
       for (int r = 0; r < R; ++r) columns[c].set(r, c == r ? diagonal : T(0));
   }
   template <typename... V, typename = enable_if_t<(sizeof...(V) == C && C > 1)>> MSL_INLINE matrix(V... given) : columns{vec<T, R>(given)...} {}
+  // Templates as in vector.h: of a value, as in (a + b)[0], in no space yet.
   MSL_INLINE __private vec<T, R>& operator[](int c) __private { return columns[c]; }
-  MSL_INLINE __local vec<T, R>& operator[](int c) __local { return columns[c]; }
-  MSL_INLINE __global vec<T, R>& operator[](int c) __global { return columns[c]; }
-  MSL_INLINE vec<T, R> operator[](int c) const __private { return columns[c]; }
-  MSL_INLINE vec<T, R> operator[](int c) const __local { return columns[c]; }
-  MSL_INLINE vec<T, R> operator[](int c) const __global { return columns[c]; }
-  MSL_INLINE vec<T, R> operator[](int c) const __constant { return columns[c]; }
+  template <typename = void> MSL_INLINE __local vec<T, R>& operator[](int c) __local { return columns[c]; }
+  template <typename = void> MSL_INLINE __global vec<T, R>& operator[](int c) __global { return columns[c]; }
+  MSL_INLINE vec<T, R> operator[](int c) const { return columns[c]; }
+  template <typename = void> MSL_INLINE vec<T, R> operator[](int c) const __local { return columns[c]; }
+  template <typename = void> MSL_INLINE vec<T, R> operator[](int c) const __global { return columns[c]; }
+  template <typename = void> MSL_INLINE vec<T, R> operator[](int c) const __constant { return columns[c]; }
 };
 
 template <typename T, int C, int R> MSL_INLINE vec<T, R> operator*(matrix<T, C, R> m, vec<T, C> v) {
@@ -40,6 +41,7 @@ template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator*(matrix<
   for (int c = 0; c < C; ++c) m.columns[c] = m.columns[c] * s;
   return m;
 }
+template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator*(same_t<T> s, matrix<T, C, R> m) { return m * s; }
 template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator+(matrix<T, C, R> a, matrix<T, C, R> b) {
   for (int c = 0; c < C; ++c) a.columns[c] = a.columns[c] + b.columns[c];
   return a;

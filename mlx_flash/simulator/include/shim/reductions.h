@@ -29,9 +29,10 @@ template <typename T, typename Op, int WIDTH> void msl_reduce(msl_slots in, msl_
       if (active >> (block + i) & 1) *(__generic T*)out[block + i] = parts[0];
   }
 }
-template <typename T, typename Op, bool INCLUSIVE> void msl_scan(msl_slots in, msl_slots out, uint active) {
-  T sum = __is_same(Op, msl_multiply) ? (T)1 : (T)0;
+template <typename T, typename Op, bool INCLUSIVE, int WIDTH> void msl_scan(msl_slots in, msl_slots out, uint active) {
+  T sum;
   for (int i = 0; i < 32; ++i) {
+    if (i % WIDTH == 0) sum = __is_same(Op, msl_multiply) ? (T)1 : (T)0;
     if (!(active >> i & 1)) continue;
     T before = sum;
     sum = Op::apply(sum, *(__generic T*)in[i]);
@@ -45,10 +46,10 @@ template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) 
   msl_combine(&value, sizeof(T), &result, sizeof(T), msl_reduce<T, Op, WIDTH>);
   return result;
 }
-template <typename Op, bool INCLUSIVE, typename T> MSL_INLINE T msl_scanned(T value) {
+template <typename Op, bool INCLUSIVE, int WIDTH = 32, typename T> MSL_INLINE T msl_scanned(T value) {
   MSL_SIMD_TYPE(T);
   T result;
-  msl_combine(&value, sizeof(T), &result, sizeof(T), msl_scan<T, Op, INCLUSIVE>);
+  msl_combine(&value, sizeof(T), &result, sizeof(T), msl_scan<T, Op, INCLUSIVE, WIDTH>);
   return result;
 }
 

@@ -69,6 +69,12 @@ template <typename T> MSL_INLINE T quad_shuffle_down(T v, ushort delta) {
   uint lane = msl_lane();
   return msl_from_lane(v, (lane & 3) + delta < 4 ? lane + delta : lane);
 }
+template <typename T> MSL_INLINE T quad_shuffle_and_fill_up(T v, T fill, ushort delta, ushort width = 4) {
+  return simd_shuffle_and_fill_up(v, fill, delta, width);
+}
+template <typename T> MSL_INLINE T quad_shuffle_and_fill_down(T v, T fill, ushort delta, ushort width = 4) {
+  return simd_shuffle_and_fill_down(v, fill, delta, width);
+}
 template <typename T> MSL_INLINE T quad_shuffle_rotate_up(T v, ushort d) { uint l = msl_lane(); return msl_from_lane(v, (l & ~3u) | ((l - d) & 3)); }
 template <typename T> MSL_INLINE T quad_shuffle_rotate_down(T v, ushort d) { uint l = msl_lane(); return msl_from_lane(v, (l & ~3u) | ((l + d) & 3)); }
 
@@ -95,10 +101,11 @@ namespace metal {
   template <typename T> MSL_INLINE T quad_##NAME(T v) { return msl_reduced<OP, 4>(v); }
 MSL_REDUCTION(sum, msl_add) MSL_REDUCTION(product, msl_multiply) MSL_REDUCTION(min, msl_minimum) MSL_REDUCTION(max, msl_maximum)
 MSL_REDUCTION(and, msl_and) MSL_REDUCTION(or, msl_or) MSL_REDUCTION(xor, msl_xor)
-template <typename T> MSL_INLINE T simd_prefix_inclusive_sum(T v) { return msl_scanned<msl_add, true>(v); }
-template <typename T> MSL_INLINE T simd_prefix_exclusive_sum(T v) { return msl_scanned<msl_add, false>(v); }
-template <typename T> MSL_INLINE T simd_prefix_inclusive_product(T v) { return msl_scanned<msl_multiply, true>(v); }
-template <typename T> MSL_INLINE T simd_prefix_exclusive_product(T v) { return msl_scanned<msl_multiply, false>(v); }
+#define MSL_PREFIX(NAME, OP, INCLUSIVE)                                                                     \
+  template <typename T> MSL_INLINE T simd_prefix_##NAME(T v) { return msl_scanned<OP, INCLUSIVE>(v); }      \
+  template <typename T> MSL_INLINE T quad_prefix_##NAME(T v) { return msl_scanned<OP, INCLUSIVE, 4>(v); }
+MSL_PREFIX(inclusive_sum, msl_add, true) MSL_PREFIX(exclusive_sum, msl_add, false)
+MSL_PREFIX(inclusive_product, msl_multiply, true) MSL_PREFIX(exclusive_product, msl_multiply, false)
 
 struct simd_vote {
   typedef ulong vote_t;
@@ -113,6 +120,22 @@ MSL_INLINE simd_vote simd_active_threads_mask() { return simd_vote(msl_active_la
 MSL_INLINE bool simd_any(bool v) { return msl_votes(v).x != 0; }
 MSL_INLINE bool simd_all(bool v) { uint2 r = msl_votes(v); return r.x == r.y; }
 MSL_INLINE bool simd_is_first() { return __builtin_ctz(msl_active_lanes()) == (int)msl_lane(); }
+struct quad_vote {
+  typedef uint vote_t;
+  vote_t bits;
+  MSL_INLINE explicit constexpr quad_vote(vote_t v = 0) : bits(v & 15) {}
+  MSL_INLINE explicit constexpr operator vote_t() const { return bits; }
+  MSL_INLINE bool all() const { return bits == 15; }
+  MSL_INLINE bool any() const { return bits != 0; }
+};
+MSL_INLINE uint msl_quad(uint votes) { return votes >> (msl_lane() & ~3u) & 15; }
+MSL_INLINE quad_vote quad_ballot(bool v) { return quad_vote(msl_quad(msl_votes(v).x)); }
+MSL_INLINE quad_vote quad_active_threads_mask() { return quad_vote(msl_quad(msl_active_lanes())); }
+MSL_INLINE bool quad_any(bool v) { return quad_ballot(v).any(); }
+MSL_INLINE bool quad_all(bool v) { uint2 r = msl_votes(v); return msl_quad(r.x) == msl_quad(r.y); }
+MSL_INLINE uint msl_quad_first() { return (msl_lane() & ~3u) + __builtin_ctz(msl_quad(msl_active_lanes())); }
+MSL_INLINE bool quad_is_first() { return msl_quad_first() == msl_lane(); }
+template <typename T> MSL_INLINE T quad_broadcast_first(T v) { return msl_from_lane(v, msl_quad_first()); }
 template <typename T> MSL_INLINE T simd_broadcast_first(T v) { return msl_from_lane(v, __builtin_ctz(msl_active_lanes())); }
 
 }  // namespace metal

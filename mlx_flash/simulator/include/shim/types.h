@@ -2,7 +2,6 @@
 #pragma once
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 #pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
-#pragma clang diagnostic ignored "-Wall"
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1

@@ -77,10 +77,16 @@ struct msl_list {};
   MSL_COMPOUND(+) MSL_COMPOUND(-) MSL_COMPOUND(*) MSL_COMPOUND(/) MSL_COMPOUND(%)              \
   MSL_COMPOUND(&) MSL_COMPOUND(|) MSL_COMPOUND(^) MSL_COMPOUND(<<) MSL_COMPOUND(>>)
 
+namespace metal {
+template <int FIRST, int... REST> constant constexpr bool msl_differ = ((FIRST != REST) && ...) && msl_differ<REST...>;
+template <int LAST> constant constexpr bool msl_differ<LAST> = true;
+}  // namespace metal
+
 // The target of an assignment to a swizzle.
 template <typename T, int... I> struct msl_lanes {
   __generic T* base;
   template <typename U> MSL_INLINE void operator=(const U& value) const {
+    static_assert(metal::msl_differ<I...>, "a swizzle that is assigned to names a component twice");
     T parts[sizeof...(I)];
     int k = 0;
     if constexpr (metal::is_arithmetic_v<U>)
