@@ -21,11 +21,11 @@ _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
-    "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1", "-ffp-contract=off",
+    "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1",
+    "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
     # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
-    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing",
-    "-gdwarf-4", "-gline-tables-only",
+    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing", "-gdwarf-4", "-gline-tables-only",
     "-mllvm", "-experimental-debug-variable-locations=false",
     "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip

@@ -44,7 +44,7 @@ def _name(tokens: list[Token], index: int) -> str | None:
 
 
 def _copies(tokens: list[Token], opening: int, name: str, local: bool) -> Iterator[Edit]:
-    """Defaulted copies from the constant space, which leave aggregates what they are. Local classes have no templates."""
+    """Defaulted copies from the constant space, which leave an aggregate one. Local classes have no templates."""
     constructors = list(_constructors(tokens, opening, name))
     parameters = [[t.text for t in tokens[at + 2 : matching(tokens, at + 1)]] for at in constructors]
     if any(pair == (name, "&") for texts in parameters for pair in zip(texts, texts[1:])):
