@@ -209,6 +209,13 @@ ACCEPTED = {
     "fold expressions": helper("template <typename... A> float all_of(A... a) { return (float(a) + ...); }",
         "y[i] = all_of(x[i], 1, 2u, 3.0h);"),
     "lists of constants for half": "half a[2] = {1.0f, 0.5f}; half z{0.25f}; b[i] = bfloat(0.5f); h[i] = a[i & 1] + z;",
+    "references to device pointers": helper(
+        "template <typename T> void skip(const device T*& p, int n) { p += n; }",
+        "const device float* p = x; skip(p, 2); y[i] = *p;"),
+    "arrays as parameters": helper("template <typename T> float f(T a[4]) { return a[1]; }",
+        "float a[4] = {1, 2, 3, 4}; y[i] = f<float>(a);"),
+    "members named as a kernel": "struct S { static float f(float a) { return a; } }; [[kernel]] void f(device float* y "
+        "[[buffer(0)]]) { y[0] = S::f(1); }",
     "pointers that share a declaration": "thread float a = 1, c2; thread float *p = &a, *q = &c2; *q = *p; y[i] = c2;",
     "const thread references to values": helper("float f(const thread float2& v) { return v.x; }",
         "float2 v = float2(1); y[i] = f(v);"),
@@ -355,10 +362,6 @@ REFUSED = {
     "double in a macro": ("no double", "\n#define REAL double\nREAL a = 1; y[i] = a;"),
     "goto in a macro": ("no goto", "\n#define LEAVE goto end\nLEAVE; end: y[i] = 1;"),
     "128-bit integers": ("no 128-bit integers", "__int128 a = 1; y[i] = a;"),
-    "pointer to a pointer without a space": ("pointer needs an address space", helper(
-        "float f(device float** p) { return 0; }", "y[i] = 1;")),
-    "array parameter without a space": ("pointer needs an address space", helper(
-        "float f(float a[4]) { return a[0]; }", "y[i] = 1;")),
     "static member without a space": ("constant address space", helper("struct S { static constexpr int k = 3; };",
         "y[i] = S::k;")),
     "extern variable": ("constant address space", helper("extern int n;", "y[i] = n;")),

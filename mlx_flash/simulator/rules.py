@@ -100,11 +100,7 @@ def _casts(tokens: list[Token]) -> Iterator[Finding]:
 
 
 def _has_space(part: list[Token]) -> bool:
-    """Does what the part points to have one? Of device float** the outer pointer has none."""
     words = {token.text for token in part}
-    texts = [token.text for token in _outside_templates(part) if token.text != "const"]
-    if any(pair[0] == "*" and pair[1] in ("*", "&") for pair in zip(texts, texts[1:])):
-        return False
     return bool(words & SPACES) or "auto" in words or "decltype" in words or _constant(words)
 
 
@@ -186,8 +182,7 @@ def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> It
         plain = _without_attributes(part)
         # A default value is an expression, and a template argument may multiply.
         head = _outside_templates(plain)
-        array = plain[-1].text == "]" and not any(token.text in ("(", "[[") for token in plain)
-        if (array or any(token.text in ("*", "&", "&&") for token in head)) and not _has_space(plain):
+        if any(token.text in ("*", "&", "&&") for token in head) and not _has_space(plain):
             yield plain[0], _needs_space(head)
     result, at = [], name - 1
     while at >= 0 and tokens[at].text not in (";", "{", "}", ")", ":", "]]") and tokens[at].kind != "directive":

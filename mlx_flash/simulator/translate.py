@@ -114,8 +114,9 @@ class _Translator:
     def calls_of_kernels(self):
         """A kernel is called by a launch alone."""
         for _, _, _, body, end in defined_functions(self.tokens):
-            for token, after in zip(self.tokens[body:end], self.tokens[body + 1 : end]):
-                if token.text in self.result.kernels and after.text == "(":
+            for before, token, after in zip(*(self.tokens[body + k : end] for k in range(3))):
+                called = after.text == "(" and before.text not in (".", "->", "::")
+                if called and token.text in self.result.kernels:
                     self.fail(token, f"'{token.text}' is a kernel, which no function calls")
 
     def instance(self, index: int, host_name: str) -> int:
