@@ -206,6 +206,8 @@ ACCEPTED = {
     "state machines": helper("enum class State : uchar { Start, Run, Stop };", "State s = State::Start; int n = 0; "
         "do { switch (s) { case State::Start: s = State::Run; break; case State::Run: if (++n == 3) s = State::Stop; "
         "[[fallthrough]]; default:; } } while (s != State::Stop); y[i] = n;"),
+    "functions that end by starting anew": helper("struct S { int v; void go(int n) thread { int left = n - v; "
+        "if (left > 0) { v++; if (n % 2) { v++; } go(left); } } };", "S s; s.v = 0; s.go(i); y[i] = s.v;"),
     "fold expressions": helper("template <typename... A> float all_of(A... a) { return (float(a) + ...); }",
         "y[i] = all_of(x[i], 1, 2u, 3.0h);"),
     "lists of constants for half": "half a[2] = {1.0f, 0.5f}; half z{0.25f}; b[i] = bfloat(0.5f); h[i] = a[i & 1] + z;",
@@ -214,8 +216,8 @@ ACCEPTED = {
         "const device float* p = x; skip(p, 2); y[i] = *p;"),
     "arrays as parameters": helper("template <typename T> float f(T a[4]) { return a[1]; }",
         "float a[4] = {1, 2, 3, 4}; y[i] = f<float>(a);"),
-    "members named as a kernel": "struct S { static float f(float a) { return a; } }; [[kernel]] void f(device float* y "
-        "[[buffer(0)]]) { y[0] = S::f(1); }",
+    "members named as a kernel": "struct S { static float f(float a) { return a; } }; "
+        "[[kernel]] void f(device float* y [[buffer(0)]]) { y[0] = S::f(1); }",
     "pointers that share a declaration": "thread float a = 1, c2; thread float *p = &a, *q = &c2; *q = *p; y[i] = c2;",
     "const thread references to values": helper("float f(const thread float2& v) { return v.x; }",
         "float2 v = float2(1); y[i] = f(v);"),
@@ -281,6 +283,10 @@ REFUSED = {
     "recursion": ("no recursion", helper("int f(int n) { return n > 0 ? f(n - 1) : 0; }", "y[i] = f(3);")),
     "recursion of members": ("'f' calls itself", helper(
         "struct S { int f(int n) const thread { return n ? this->f(n - 1) : 0; } };", "S s; y[i] = s.f(3);")),
+    "recursion before the end": ("'go' calls itself", helper("struct S { int v; void go(int n) thread { "
+        "if (n > 0) { go(n - 1); v++; } } };", "S s; s.v = 0; s.go(i); y[i] = s.v;")),
+    "recursion in a loop": ("'go' calls itself", helper("struct S { int v; void go(int n) thread { "
+        "while (n-- > 0) { go(n); } } };", "S s; s.v = 0; s.go(i); y[i] = s.v;")),
     "recursion of static members": ("'f' calls itself", helper(
         "struct S { static int f(int n) { return n ? S::f(n - 1) : 0; } };", "y[i] = S::f(3);")),
     "recursion of overloads": ("'f' calls itself", helper("int f(int n) { return n ? f(n - 1) : 0; "

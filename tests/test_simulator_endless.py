@@ -32,8 +32,8 @@ LONG = "int n = 0; while (n < 500) n++; for (int k = 0; k < 1000; k++) { y[i] = 
 MODES = ("check", "fast")
 
 
-def run(body: str):
-    kernel = metal_kernel("endless", ["x"], ["y"], "uint i = thread_position_in_grid.x;" + body)
+def run(body: str, header: str = ""):
+    kernel = metal_kernel("endless", ["x"], ["y"], "uint i = thread_position_in_grid.x;" + body, header)
     call = dict(inputs=[mx.ones(N)], grid=(N, 1, 1), threadgroup=(N, 1, 1))
     return kernel(**call, output_shapes=[(N,)], output_dtypes=[mx.float32])[0]
 
@@ -50,6 +50,19 @@ def test_it_is_reported(loop, name):
 def test_a_barrier_waited_for_in_vain_is_reported(barrier, name):
     with mode(name), pytest.raises(SimulatorError, match="the others have returned|wait at different barriers"):
         run(IN_VAIN[barrier])
+
+
+@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("change", (0, 1))
+def test_a_function_that_starts_anew_without_end_is_reported(change, name):
+    header = f"struct S {{ int v; void go(int n) thread {{ v++; if (n > 0) {{ go(n - {change}); }} }} }};"
+    body = "S s; s.v = 0; s.go(100 + (int)x[i]); y[i] = s.v;"
+    if change:
+        with mode(name):
+            assert run(body, header).tolist() == [102] * N
+        return
+    with mode(name), pytest.raises(SimulatorError, match="calls itself until a thread's memory is full"):
+        run(body, header)
 
 
 @pytest.mark.parametrize("name", MODES)

@@ -77,6 +77,12 @@ def test_compile_errors_name_the_metal_line():
     assert "__" not in message and ".cl" not in message
 
 
+def test_too_many_variables_of_a_thread():
+    """They lie on a stack of the simulator's, which must not run into its neighbour."""
+    with pytest.raises(CompileError, match="own variables take 12.... bytes, and there are 73728"):
+        call(copy_kernel(source=SOURCE + " float a[30000]; a[i * 3000] = x[0]; y[i] = a[i * 2999];"))
+
+
 def test_template_value_missing():
     with pytest.raises(CompileError, match="undeclared identifier 'N'"):
         call(copy_kernel(source=SOURCE + " y[i] += N;"))

@@ -19,15 +19,19 @@ INCLUDE = precompiled.INCLUDE
 _SHIM = INCLUDE / "shim"
 _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
+# Of the 128 KiB that a Metal thread has for itself: runtime/worker.h.
+_MOST_BYTES = 72 << 10
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1",
     "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
     # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
-    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing", "-gdwarf-4", "-gline-tables-only",
+    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing",
+    f"-Wframe-larger-than={_MOST_BYTES}", "-gdwarf-4", "-gline-tables-only",
     "-mllvm", "-experimental-debug-variable-locations=false",
-    "-fno-optimize-sibling-calls", "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
+    "-fno-optimize-sibling-calls", "-finstrument-function-entry-bare",
+    "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip
 _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
@@ -265,6 +269,7 @@ _TO_BFLOAT = re.compile(
 )
 _NARROWING = re.compile(r".*cannot be narrowed.*")
 _RESULT = re.compile(r".*should not return a value.*")
+_FRAME = re.compile(r"stack frame size \((\d+)\) exceeds limit \((\d+)\).*")
 _WARNING = re.compile(r"metal:(\d+):(\d+): warning: (.*)")
 
 
@@ -279,6 +284,8 @@ def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):
             # What msl_float hides is a constant, which may become half.
             if "'half'" in warning and lines[int(number) - 1][int(column) - 1 :].startswith("msl_float("):
                 continue
+        elif found := _FRAME.match(warning):
+            warning = f"a thread's own variables take {found[1]} bytes, and there are {found[2]}"
         elif not _RESULT.match(warning):
             continue
         raised.append(f"metal:{number}:{column}: error: {warning}")

@@ -10,6 +10,8 @@ from pathlib import Path
 OUTPUT = ("-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-gline-tables-only")
 _DEFINED = re.compile(r'define .*?@("[^"]+"|[\w.$]+)\((?:.*!dbg !(\d+))?')
 _CALLED = re.compile(r'\bcall .*?@("[^"]+"|[\w.$]+)\(')
+_JUMP = re.compile(r"br label %([\w.]+)")
+_LABEL = re.compile(r"[\w.]+:")
 _FACTS = re.compile(r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".*?\bline: (\d+)', re.MULTILINE)
 
 
@@ -21,19 +23,38 @@ def kept_in(folder: Path) -> tuple[str, ...]:
 def found(code: str) -> tuple[str, int] | None:
     """(name, line) of a function that reaches itself; (mangled name, 0) in code without lines."""
     calls: dict[str, set[str]] = {}
-    places, inside = {}, set()
-    for row in code.splitlines():
+    places, inside, name, rows = {}, set(), "", code.splitlines()
+    for at, row in enumerate(rows):
         if row.startswith("define "):
             start = _DEFINED.match(row)
-            inside = calls.setdefault(start[1], set())
-            places[start[1]] = start[2]
+            name = start[1]
+            inside = calls.setdefault(name, set())
+            places[name] = start[2]
         elif " call " in row and (call := _CALLED.search(row)):
-            inside.add(call[1])
+            if call[1] != name or not _ends(rows, at + 1):
+                inside.add(call[1])
     again = _cycle(calls)
     if again is None:
         return None
     facts = {number: (name, int(line)) for number, name, line in _FACTS.findall(code)}
     return facts.get(places[again], (again, 0))
+
+
+def _ends(rows: list[str], at: int) -> bool:
+    """Does a function without a result only return from here on?
+
+    Calling itself is then the same as starting anew. MLX's kernels do it, and Apple's compiler takes them.
+    """
+    while True:
+        row = rows[at].strip()
+        at += 1
+        if jump := _JUMP.match(row):
+            while at < len(rows) and not rows[at].startswith(f"{jump[1]}:"):
+                if rows[at] == "}":
+                    return False  # back to a loop
+                at += 1
+        elif row and "@llvm." not in row and not _LABEL.match(row):
+            return row.startswith("ret void")
 
 
 def _cycle(calls: dict[str, set[str]]) -> str | None:

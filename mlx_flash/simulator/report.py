@@ -27,6 +27,7 @@ class Kind(IntEnum):
     OVERFLOW = 15
     DIVISION = 16
     ARRAY_BOUNDS = 17
+    RECURSION = 18
 
 
 _DEVICE, _THREADGROUP, _OTHER = range(3)
@@ -109,6 +110,8 @@ def _what(kernel, launch: Launch, report: Report) -> str:
                 f"the kernel does not end: one threadgroup took {launch.step_limit} steps "
                 "(mode(..., step_limit=n) allows more)"
             )
+        case Kind.RECURSION:
+            return "the kernel does not end: a function calls itself until a thread's memory is full"
         case Kind.WILD:
             return f"{access} of {report.size} bytes outside every buffer: {target}"
         case Kind.OVERFLOW:

@@ -61,7 +61,6 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
         yield from _lambdas(tokens)
     functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
-    yield from _recursion(tokens, functions)
     for name, opening, closing, _, _ in functions:
         yield from _signature(tokens, name, opening, closing)
 
@@ -273,32 +272,3 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
     if variable and len(pointing) >= 3 and pointing[-2].text in ("*", "&") and not _has_space(part):
         if all(token.kind == "word" or token.text in ("*", "&", "::") for token in pointing):
             yield part[0], _needs_space(pointing)
-
-
-def _recursion(tokens: list[Token], functions) -> Iterator[Finding]:
-    """Functions that reach themselves. What is overloaded or a template is left to recursion.py."""
-    names = [tokens[name].text for name, *_ in functions]
-    plain = {}
-    for name, _, _, body, end in functions:
-        start = name
-        while start > 0 and tokens[start - 1].text not in (";", "{", "}"):
-            start -= 1
-        template = any(token.text == "template" for token in tokens[start:name])
-        if names.count(tokens[name].text) == 1 and not template:
-            plain[tokens[name].text] = (name, body, end)
-    calls = {
-        caller: {
-            tokens[i].text
-            for i in range(body, end)
-            if tokens[i].text in plain and tokens[i + 1].text == "(" and tokens[i - 1].text not in (".", "->", "::")
-        }
-        for caller, (_, body, end) in plain.items()
-    }
-    for caller, (name, _, _) in plain.items():
-        reached, new = set(), calls[caller]
-        while new:
-            reached |= new
-            new = set().union(*(calls[callee] for callee in new)) - reached
-        if caller in reached:
-            shown = "operator()" if caller == ")" else caller
-            yield tokens[name], f"Metal has no recursion: '{shown}' calls itself"

@@ -9,7 +9,7 @@ import numpy as np
 from .case import FLOATS, METAL_TYPES, ROUNDING, Case, agree, double, library, normal, short, structure, threads
 
 _I, _L = np.int32, np.int64
-_PARAMS = [
+GEMM_PARAMS = [
     ("M", _I), ("N", _I), ("K", _I), ("lda", _I), ("ldb", _I), ("ldd", _I), ("tiles_n", _I), ("tiles_m", _I),
     ("batch_stride_a", _L), ("batch_stride_b", _L), ("batch_stride_d", _L),
     ("swizzle_log", _I), ("gemm_k_iterations_aligned", _I), ("batch_ndim", _I),
@@ -39,7 +39,7 @@ def run_gemm(dtype: mx.Dtype, layout: str, rows: int = 40, columns: int = 56, de
     bm, bn, bk, wm, wn = _GEMM_BLOCKS
     tiles = (-(-columns // bn), -(-rows // bm))
     params = structure(
-        _PARAMS, M=rows, N=columns, K=depth, lda=left.shape[-1], ldb=right.shape[-1], ldd=columns, tiles_n=tiles[0],
+        GEMM_PARAMS, M=rows, N=columns, K=depth, lda=left.shape[-1], ldb=right.shape[-1], ldd=columns, tiles_n=tiles[0],
             tiles_m=tiles[1],
         batch_stride_a=rows * depth, batch_stride_b=depth * columns, batch_stride_d=rows * columns, swizzle_log=0,
         gemm_k_iterations_aligned=depth // bk, batch_ndim=1,

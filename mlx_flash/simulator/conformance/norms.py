@@ -1,4 +1,6 @@
-"""MLX's rms_norm, layer_norm and rope. The wheel has them compiled only; they run from a checkout, $MLX_SOURCE."""
+"""MLX's rms_norm and layer_norm, their gradients, and rope.
+
+The wheel has them compiled only; they run from a checkout, $MLX_SOURCE."""
 
 import functools
 from pathlib import Path
@@ -17,14 +19,15 @@ _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
 
 @functools.cache
-def _library(file: str) -> MetalLibrary:
+def file_library(file: str) -> MetalLibrary:
+    """A .metal file of the checkout."""
     root: Path = source_directory()
     return MetalLibrary((root / KERNELS / file).read_text(), [root], name=file)
 
 
 def run_rms_norm(dtype: mx.Dtype, looped: bool, columns: int):
     x, w = normal((_ROWS, columns), dtype, 1), normal((columns,), dtype, 2)
-    kernel = _library("rms_norm.metal").kernel(f"rms{'_looped' * looped}{_NAMES[dtype]}")
+    kernel = file_library("rms_norm.metal").kernel(f"rms{'_looped' * looped}{_NAMES[dtype]}")
     group = (1024 if looped else -(-columns // 128) * 32, 1, 1)
     arguments = [x, w, (x.shape, dtype), _F32(1e-5), _U32(columns), _U32(1)]
     (got,) = kernel(arguments, threads((_ROWS, 1, 1), group), group)
@@ -35,7 +38,7 @@ def run_rms_norm(dtype: mx.Dtype, looped: bool, columns: int):
 
 def run_layer_norm(dtype: mx.Dtype, looped: bool, columns: int):
     x, w, b = (normal(shape, dtype, seed) for seed, shape in enumerate([(_ROWS, columns), (columns,), (columns,)]))
-    kernel = _library("layer_norm.metal").kernel(f"layer_norm{'_looped' * looped}{_NAMES[dtype]}")
+    kernel = file_library("layer_norm.metal").kernel(f"layer_norm{'_looped' * looped}{_NAMES[dtype]}")
     group = (1024 if looped else -(-columns // 256) * 32, 1, 1)
     arguments = [x, w, b, (x.shape, dtype), _F32(1e-5), _U32(columns), _U32(1), _U32(1)]
     (got,) = kernel(arguments, threads((_ROWS, 1, 1), group), group)
@@ -45,11 +48,42 @@ def run_layer_norm(dtype: mx.Dtype, looped: bool, columns: int):
     agree(got, wanted, 4 * ROUNDING[dtype] + 1e-5, "layer_norm")
 
 
+def run_rms_norm_vjp(dtype: mx.Dtype, looped: bool, columns: int):
+    """Gradients of x, and of w for each row, which MLX adds up afterwards."""
+    shapes = [(_ROWS, columns), (columns,), (_ROWS, columns)]
+    x, w, g = (normal(shape, dtype, seed) for seed, shape in enumerate(shapes))
+    kernel = file_library("rms_norm.metal").kernel(f"vjp_rms{'_looped' * looped}{_NAMES[dtype]}", {"has_w": True})
+    group = (1024 if looped else -(-columns // 128) * 32, 1, 1)
+    arguments = [x, w, g, (x.shape, dtype), (x.shape, dtype), _F32(1e-5), _U32(columns), _U32(1)]
+    arguments += [] if looped else [_U32(_ROWS), _U32(1)]
+    got, got_w = kernel(arguments, threads((_ROWS, 1, 1), group), group)
+    scale = 1 / np.sqrt((double(x) ** 2).mean(-1, keepdims=True) + 1e-5)
+    unit, slope = double(x) * scale, double(g) * double(w)
+    agree(got, scale * (slope - unit * (slope * unit).mean(-1, keepdims=True)), 4 * ROUNDING[dtype] + 1e-5, "dx")
+    agree(got_w, double(g) * unit, 4 * ROUNDING[dtype] + 1e-5, "dw")
+
+
+def run_layer_norm_vjp(dtype: mx.Dtype, looped: bool, columns: int):
+    shapes = [(_ROWS, columns), (columns,), (_ROWS, columns)]
+    x, w, g = (normal(shape, dtype, seed) for seed, shape in enumerate(shapes))
+    name = f"vjp_layer_norm{'_looped' * looped}{_NAMES[dtype]}"
+    kernel = file_library("layer_norm.metal").kernel(name, {"has_w": True})
+    group = (1024 if looped else -(-columns // 256) * 32, 1, 1)
+    arguments = [x, w, g, (x.shape, dtype), (x.shape, dtype), _F32(1e-5), _U32(columns), _U32(1)]
+    got, got_w = kernel(arguments, threads((_ROWS, 1, 1), group), group)
+    centred = double(x) - double(x).mean(-1, keepdims=True)
+    scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    unit, slope = centred * scale, double(g) * double(w)
+    along = unit * (slope * unit).mean(-1, keepdims=True)
+    agree(got, scale * (slope - slope.mean(-1, keepdims=True) - along), 4 * ROUNDING[dtype] + 1e-5, "dx")
+    agree(got_w, double(g) * unit, 4 * ROUNDING[dtype] + 1e-5, "dw")
+
+
 def run_rope(dtype: mx.Dtype, traditional: bool, heads: int = 4, head_dim: int = 64, offset: int = 7):
     """One new token of every head, as when a model generates."""
     x, base = normal((heads, head_dim), dtype, 4), 10000.0
     constants = {"forward": True, "traditional": traditional, "hs_transpose": False}
-    kernel = _library("rope.metal").kernel(f"rope_single_{_NAMES[dtype]}", constants)
+    kernel = file_library("rope.metal").kernel(f"rope_single_{_NAMES[dtype]}", constants)
     arguments = {
         0: x,
         1: (x.shape, dtype),
@@ -79,6 +113,8 @@ def cases() -> list[Case]:
             name = f"{'looped ' * looped}{short(dtype)}"
             found.append(Case("rms_norm", name, functools.partial(run_rms_norm, dtype, looped, columns)))
             found.append(Case("layer_norm", name, functools.partial(run_layer_norm, dtype, looped, columns)))
+            found.append(Case("rms_norm vjp", name, functools.partial(run_rms_norm_vjp, dtype, looped, columns)))
+            found.append(Case("layer_norm vjp", name, functools.partial(run_layer_norm_vjp, dtype, looped, columns)))
         for traditional in (False, True):
             name = f"{'traditional ' * traditional}{short(dtype)}"
             found.append(Case("rope", name, functools.partial(run_rope, dtype, traditional)))

@@ -7,8 +7,12 @@ from .. import SimulatorError, mode
 from ..errors import CompileError
 from . import (
     attention,
+    checkout,
+    chosen_products,
+    convolutions,
     elementwise,
     float_products,
+    fourier,
     matmul,
     movement,
     norms,
@@ -27,11 +31,15 @@ _FAMILIES = (
     matmul,
     float_products,
     products,
+    chosen_products,
+    convolutions,
+    fourier,
     rows,
     norms,
     reductions,
     elementwise,
     movement,
+    checkout,
 )
 _WORKERS = 2
 
@@ -39,6 +47,7 @@ _WORKERS = 2
 REPORTED = {
     "steel attention: D256 float16": "misaligned access",  # float scratch in an array that is declared half
     "steel attention: D256 bfloat16": "misaligned access",
+    "convolution: implicit": "out of bounds: 'B'",  # weights of outputs behind the last, which then are not stored
     "scan: contiguous_scan": "nothing has written",  # sums of simdgroups that are not there, which then nobody uses
 }
 

@@ -38,6 +38,7 @@ enum Kind {               // why a launch is reported; report.py has the words
   REPORT_OVERFLOW,
   REPORT_DIVISION,
   REPORT_ARRAY_BOUNDS,
+  REPORT_RECURSION,
 };
 
 enum Space { SPACE_DEVICE, SPACE_THREADGROUP, SPACE_OTHER };
