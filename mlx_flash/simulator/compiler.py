@@ -299,7 +299,7 @@ def _metal_lines(text: str) -> list[str]:
 
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
 _ERROR = re.compile(": (fatal )?error: ")
-_OWN_FILE = re.compile(r"\S*/shim/\S+?:\d+:\d+: ")
+_OWN_FILE = re.compile(r"\S*/(?:shim|nvptx)/\S+?:\d+:\d+: ")
 
 
 def _in_metal_terms(message: str, text: str, path: str) -> str:

@@ -22,11 +22,11 @@ template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) 
   return result;
 }
 
-template <typename Op, bool INCLUSIVE, typename T> MSL_INLINE T msl_scanned(T value) {
+template <typename Op, bool INCLUSIVE, int WIDTH = 32, typename T> MSL_INLINE T msl_scanned(T value) {
   MSL_SIMD_TYPE(T);
   const uint lane = msl_lane(), here = msl_lanes_here();
   T sum = __is_same(Op, msl_multiply) ? (T)1 : (T)0;
-  for (uint source = 0; source < 32; ++source) {
+  for (uint source = lane & ~(WIDTH - 1u), end = source + WIDTH; source < end; ++source) {
     const T part = msl_from_lane(value, source);
     if ((here >> source & 1) && (source < lane || (INCLUSIVE && source == lane))) sum = Op::apply(sum, part);
   }
