@@ -77,6 +77,13 @@ def test_compile_errors_name_the_metal_line():
     assert "__" not in message and ".cl" not in message
 
 
+def test_compile_errors_quote_the_text_as_it_was_written():
+    line = "half h = static_cast<bfloat>(x[i] > 0 ? x[i] : 1.0f);"
+    with pytest.raises(CompileError) as caught:
+        call(copy_kernel(source=f"uint i = thread_position_in_grid.x;\n  {line}\n  y[i] = h;"))
+    assert f"\n    {line}\n" in f"{caught.value}\n" and "msl_" not in str(caught.value)
+
+
 def test_too_many_variables_of_a_thread():
     """They lie on a stack of the simulator's, which must not run into its neighbour."""
     with pytest.raises(CompileError, match="own variables take 12.... bytes, and there are 73728"):

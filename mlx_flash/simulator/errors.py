@@ -1,5 +1,19 @@
 """What the simulator raises."""
 
+import re
+
+_PLACE = re.compile(r"line (\d+): ")
+
+
+def quoted(message: str, source: str) -> str:
+    """A compiler's message about a translated text, with the lines it quotes as they were written."""
+    lines, rows = source.splitlines(), message.splitlines()
+    for at, row in enumerate(rows[1:], 1):
+        place = _PLACE.match(rows[at - 1])
+        if place and row.startswith("    ") and int(place[1]) <= len(lines):
+            rows[at] = f"    {lines[int(place[1]) - 1].strip()[:200]}"
+    return "\n".join(rows)
+
 
 class SimulatorError(RuntimeError):
     """A kernel did what a GPU would silently do wrong; `reports` lists every finding."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import buffers, compiler, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
-from .errors import CompileError
+from .errors import CompileError, quoted
 from .language import prefix
 from .profile import record
 from .signature import kernel_name, kernel_text, shape_facts
@@ -36,7 +36,7 @@ def _compile(name, text, mode, count, fast_math, language) -> tuple[Path, dict]:
         text_in_mode = prefix(language) + (FAST_MATH if fast_math else "") + translation.text
         path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
     except CompileError as error:
-        raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{error}") from None
+        raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{quoted(str(error), text)}") from None
     facts = {"variables": translation.variable_names(), "max_threads": translation.max_threads}
     compiler.remember(path, facts, text, mode, count, fast_math, language)
     return path, facts

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import buffers, compiler, constants, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
-from .errors import CompileError
+from .errors import CompileError, quoted
 from .language import prefix
 from .preprocess import preprocess
 from .profile import record
@@ -80,9 +80,8 @@ class _InFiles:
 
     def __exit__(self, kind, error, _):
         if isinstance(error, CompileError):
-            raise CompileError(
-                f"'{self.name}' is not valid Metal:\n{self.library.origin.rewrite(str(error))}"
-            ) from None
+            message = self.library.origin.rewrite(quoted(str(error), self.library.text))
+            raise CompileError(f"'{self.name}' is not valid Metal:\n{message}") from None
 
 
 class LibraryKernel:
