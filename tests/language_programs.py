@@ -208,6 +208,13 @@ ACCEPTED = {
         "[[fallthrough]]; default:; } } while (s != State::Stop); y[i] = n;"),
     "functions that end by starting anew": helper("struct S { int v; void go(int n) thread { int left = n - v; "
         "if (left > 0) { v++; if (n % 2) { v++; } go(left); } } };", "S s; s.v = 0; s.go(i); y[i] = s.v;"),
+    "bit fields": helper("struct Bits { uint low : 4; uint high : 28; };", "Bits v; v.low = i & 15; v.high = i >> 4; "
+        "y[i] = v.low + v.high * 16;"),
+    "private members": helper("class Sum { public: Sum() : s(0) {} void add(float v) { s += v; } float get() const "
+        "{ return s; } private: float s; };", "Sum s; s.add(x[i]); y[i] = s.get();"),
+    "bases that know what is derived": helper("template <typename D> struct Base { float run(float v) const { return "
+        "static_cast<const thread D*>(this)->apply(v); } }; struct Twice : Base<Twice> { float apply(float v) const "
+        "{ return 2 * v; } };", "Twice t; y[i] = t.run(x[i]);"),
     "fold expressions": helper("template <typename... A> float all_of(A... a) { return (float(a) + ...); }",
         "y[i] = all_of(x[i], 1, 2u, 3.0h);"),
     "lists of constants for half": "half a[2] = {1.0f, 0.5f}; half z{0.25f}; b[i] = bfloat(0.5f); h[i] = a[i & 1] + z;",

@@ -109,6 +109,20 @@ def test_reads_behind_the_end_are_reported():
         )
 
 
+@pytest.mark.parametrize("simulator_mode", MODES)
+@pytest.mark.parametrize("size", (64, 128, 4096))
+def test_buffers_are_aligned_as_on_a_gpu(simulator_mode, size):
+    """Whole structures are loaded and stored by instructions that fault elsewhere."""
+    kernel = metal_kernel(
+        name="blocks", input_names=["x"], output_names=["y"], header="struct alignas(32) Block { half v[16]; };",
+        source="uint i = thread_position_in_grid.x; Block b = ((const device Block*)x)[i]; ((device Block*)y)[i] = b;",
+    )  # fmt: skip
+    x = mx.arange(size, dtype=mx.float16)
+    call = dict(grid=(size // 16, 1, 1), threadgroup=(4, 1, 1), output_shapes=[(size,)], output_dtypes=[mx.float16])
+    with mode(simulator_mode):
+        assert mx.array_equal(kernel(inputs=[x], **call)[0], x)
+
+
 @pytest.mark.parametrize("math_mode, wanted", (("safe", 0), ("relaxed", 0), ("fast", 1)))
 def test_the_math_mode_reaches_the_kernel(math_mode, wanted):
     source = """

@@ -58,6 +58,14 @@ def test_kernels(changes, message):
         copy_kernel(**changes)
 
 
+def test_the_default_stream_is_no_choice_of_the_cpu():
+    """Code for Macs passes it, and finds a GPU there."""
+    for stream in (None, mx.default_device(), mx.default_stream(mx.default_device())):
+        assert call(stream=stream)[0].tolist() == [0] * 8
+    with pytest.raises(ValueError, match="Only supports the GPU"):
+        call(stream=mx.new_stream(mx.cpu))
+
+
 def test_calls_are_keyword_only():
     with pytest.raises(TypeError):
         copy_kernel()([mx.zeros(8)])

@@ -16,6 +16,8 @@ _NUMPY = {
     mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.complex64: np.complex64,
 }  # fmt: skip
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
+# Of every buffer, as on a GPU: what a kernel may load at once is aligned to no more.
+_ALIGNMENT = 64
 _SLOT_BITS = 36
 _CELL_BYTES = 24  # a Cell of runtime/shadow.h
 
@@ -34,7 +36,8 @@ def row_contiguous(array: np.ndarray) -> bool:
 
 def allocate(shape, dtype: mx.Dtype, init_value: float | None) -> np.ndarray:
     """An output: filled with init_value, else poisoned."""
-    array = np.empty(shape, _NUMPY[dtype])
+    memory = np.empty(int(np.prod(shape)) * dtype.size + _ALIGNMENT, np.uint8)
+    array = memory[_gap(memory) : memory.size - _ALIGNMENT + _gap(memory)].view(_NUMPY[dtype]).reshape(shape)
     if init_value is not None:
         filled = np.array(mx.array(init_value).astype(dtype).view(mx.uint16) if dtype == mx.bfloat16 else init_value)
         array.fill(filled.astype(array.dtype) if dtype == mx.bfloat16 else filled)
@@ -43,6 +46,11 @@ def allocate(shape, dtype: mx.Dtype, init_value: float | None) -> np.ndarray:
     else:
         array.reshape(-1).view(np.uint8).fill(0xFF)
     return array
+
+
+def _gap(memory: np.ndarray) -> int:
+    """How many bytes of it lie before the first that is aligned."""
+    return -memory.__array_interface__["data"][0] % _ALIGNMENT
 
 
 def to_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
@@ -104,14 +112,22 @@ class Window:
 
 
 def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initialised: bool, window: Window | None):
-    """Makes an array the launch's buffer `index`; returns (to, from, bytes) of the copy that fetches an output."""
+    """Makes an array the launch's buffer `index`.
+
+    Returns (to, from, bytes, memory to keep) of the copy that fetches an output; None if the array itself is bound.
+    """
     low, size = extent(array)
     address = array.__array_interface__["data"][0] + low
     buffer = launch.buffers[index]
     buffer.bytes, buffer.item, buffer.writable, buffer.start = size, array.itemsize, writable, -low
-    if window is None:
+    if window is None and (address - low) % _ALIGNMENT == 0:
         buffer.base = address
         return None
+    if window is None:
+        memory = np.empty(size + 2 * _ALIGNMENT, np.uint8)
+        buffer.base = memory.__array_interface__["data"][0] + _gap(memory) + low % _ALIGNMENT
+        ctypes.memmove(buffer.base, address, size)
+        return address, buffer.base, size if writable else 0, memory
     buffer.base = window.place(index, size)
     ctypes.memmove(buffer.base, address, size)
     if not writable:
@@ -119,7 +135,7 @@ def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initiali
     buffer.shift = min(array.itemsize, 4).bit_length() - 1
     buffer.initialised = initialised
     buffer.shadow = window.shadow(index, (size >> buffer.shift) * _CELL_BYTES)
-    return address, buffer.base, size
+    return address, buffer.base, size, window
 
 
 def unwritten(buffer) -> np.ndarray:

@@ -101,7 +101,7 @@ def run_bound(kernel: BuiltKernel, launch: Launch, bindings):
         execute(kernel.library, launch)
         for place in fetch:
             if place:
-                ctypes.memmove(*place)
+                ctypes.memmove(*place[:3])
         if window and not launch.report_count:
             findings = unwritten_outputs(kernel, launch)
     finally:

@@ -83,7 +83,7 @@ class MetalKernel:
         for _, value in template or ():
             if not isinstance(value, (bool, int, mx.Dtype)):
                 raise ValueError(f"{_TAG} Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`.")
-        if stream is not None and "cpu" in str(stream):
+        if _chosen_cpu(stream):
             raise ValueError(f"{_TAG} Only supports the GPU.")
         check_grid(grid, threadgroup)
         shapes = [tuple(shape) for shape in output_shapes]
@@ -154,6 +154,14 @@ class MetalKernel:
                     yield np.array([s // memory.itemsize for s in memory.strides], np.int64)
                 if ndim:
                     yield np.array(array.ndim, np.int32)
+
+
+def _chosen_cpu(stream) -> bool:
+    """The default of a machine without a GPU stands for the GPU of a Mac, where the same code finds that."""
+    device = mx.default_device()
+    default = isinstance(stream, mx.Device) and stream == device
+    default = default or (isinstance(stream, mx.Stream) and stream == mx.default_stream(device))
+    return stream is not None and not default and "cpu" in str(stream)
 
 
 def _check_options(options):

@@ -2,6 +2,7 @@
 #pragma once
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 #pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
+#pragma OPENCL EXTENSION __cl_clang_bitfields : enable
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1
@@ -44,7 +45,6 @@ inline __attribute__((always_inline, nodebug, no_sanitize("thread"))) void msl_c
 // Ordinary identifiers in Metal, keywords in OpenCL.
 #define local msl_local
 #define global msl_global
-#define private msl_private
 #define generic msl_generic
 #define pipe msl_pipe
 // Types that clang's OpenCL declares by itself.
@@ -199,6 +199,10 @@ template <typename To, typename From> MSL_INLINE constexpr decltype(auto) msl_ca
 template <typename To, typename From> MSL_INLINE constexpr To msl_convert(From&& value) {
   return (To)msl_castable<To>((From&&)value);
 }
+template <typename T> constant constexpr bool msl_nowhere = false;
+template <typename T> constant constexpr bool msl_nowhere<__generic T*> = true;
+// In a method that names no space `this` points to the thread's own in Metal, to anywhere here.
 template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {
-  return static_cast<To>(msl_castable<To>((From&&)value));
+  if constexpr (__is_pointer(To) && msl_nowhere<metal::plain_t<From>>) return (To)value;
+  else return static_cast<To>(msl_castable<To>((From&&)value));
 }
