@@ -30,6 +30,8 @@ _KERNEL_FLAGS = (
     "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing",
     f"-Wframe-larger-than={_MOST_BYTES}", "-gdwarf-4", "-gline-tables-only",
     "-mllvm", "-experimental-debug-variable-locations=false",
+    # Merged code is at neither of its lines, and a merged barrier at neither of its places.
+    "-mllvm", "-enable-tail-merge=false",
     "-fno-optimize-sibling-calls", "-finstrument-function-entry-bare",
     "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
 )  # fmt: skip

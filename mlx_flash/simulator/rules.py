@@ -1,6 +1,6 @@
 """What the Metal Shading Language forbids and clang's C++ for OpenCL would accept: told from tokens, with reasons."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .tokens import Token, matching, split_arguments, with_macros
 
@@ -272,3 +272,11 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
     if variable and len(pointing) >= 3 and pointing[-2].text in ("*", "&") and not _has_space(part):
         if all(token.kind == "word" or token.text in ("*", "&", "::") for token in pointing):
             yield part[0], _needs_space(pointing)
+
+
+def calls_of_kernels(tokens: list[Token], kernels: Iterable[str]) -> Iterator[Finding]:
+    """A kernel is called by a launch alone."""
+    for _, _, _, body, end in defined_functions(tokens):
+        for before, token, after in zip(*(tokens[body + k : end] for k in range(3))):
+            if token.text in kernels and after.text == "(" and before.text not in (".", "->", "::"):
+                yield token, f"'{token.text}' is a kernel, which no function calls"

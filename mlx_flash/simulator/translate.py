@@ -8,7 +8,7 @@ from .constructors import constructor_edits
 from .errors import CompileError
 from .function_pointers import function_pointer_edits
 from .loops import loop_edits
-from .rules import BUILTIN, defined_functions, findings
+from .rules import BUILTIN, calls_of_kernels, findings
 from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
 from .translation import POSITIONS, Parameter, Translation
 
@@ -49,7 +49,8 @@ class _Translator:
         self.function_constants()
         self.redundant_definitions()
         self.kernels()
-        self.calls_of_kernels()
+        for token, reason in calls_of_kernels(self.tokens, self.result.kernels):
+            self.fail(token, reason)
         self.words()
         self.edits += loop_edits(self.tokens)
         self.result.text = self.apply()
@@ -110,14 +111,6 @@ class _Translator:
                     index += 1
                 index = self.kernel(index)
             index += 1
-
-    def calls_of_kernels(self):
-        """A kernel is called by a launch alone."""
-        for _, _, _, body, end in defined_functions(self.tokens):
-            for before, token, after in zip(*(self.tokens[body + k : end] for k in range(3))):
-                called = after.text == "(" and before.text not in (".", "->", "::")
-                if called and token.text in self.result.kernels:
-                    self.fail(token, f"'{token.text}' is a kernel, which no function calls")
 
     def instance(self, index: int, host_name: str) -> int:
         """template decltype(f<A>) f<A>; or template void f<A>(parameters);"""
