@@ -94,7 +94,9 @@ def test_lora_on_kernels(choice, train, compiling):
         compare(train, "llama", compiling, (False, False), (True, False), **SMALL)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3_text", "deepseek_v3"))]
+)
 def test_dora_with_checkpoints_and_accumulated_gradients(reference, train, name):
     options = {"steps": 6, "dora": True, "accumulated": 2}
     want = train(name, **options)
