@@ -43,6 +43,14 @@ def test_every_pair_in_every_type_on_the_reference(reference, group, dtype):
         feature_cases.check(Variant(Case(33, 41, 24, dtype, group=group, key_heads=2), pair))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_every_pair_in_every_type_on_kernels(kernels, pair, dtype):
+    for group in (1, 3):
+        feature_cases.check(Variant(Case(33, 41, 24, dtype, group=group, key_heads=2), pair))
+
+
 def test_every_legal_pair_is_there():
     """Eleven features, of which three are arguments of one name."""
     assert len(PAIRS) == 11 * 10 // 2 - 3 and len(set(PAIRS)) == len(PAIRS)
