@@ -93,7 +93,7 @@ def prepared(model):
         if mx.issubdtype(array.dtype, mx.floating):
             inside, array = any(word in name for word in ATTENTION), array.astype(mx.float32)
             if (inside or array.ndim > 1) and not array.any():  # zeros of a new model could hide what is wrong
-                array = mx.random.normal(array.shape)
+                array = mx.random.normal(array.shape) * (1 if inside else 0.02)
             elif inside and array.ndim > 1:
                 array = array * SHARPER
         drawn.append((name, array))
