@@ -12,10 +12,24 @@ from cases import SEED
 from machines import BACKENDS, KERNELS, label
 
 from mlx_flash import use_backend
+from mlx_flash.simulator import schedule
+from mlx_flash.simulator.settings import SCHEDULES
 
 # The simulator is Linux software so far: on a Mac its own tests are not collected, and the report header says so.
 ON_LINUX_ONLY = ["test_simulator*.py", "test_mutants.py", "test_schedules.py", "test_tensor_layers.py", "test_work.py"]
 collect_ignore_glob = [] if platform.system() == "Linux" else ON_LINUX_ONLY
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--schedule", choices=SCHEDULES, default="forward", help="order of threads and threadgroups on the simulator"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _ordered(request):
+    with schedule(request.config.getoption("--schedule"), SEED):
+        yield
 
 
 def pytest_report_header(config):

@@ -185,6 +185,11 @@ ACCEPTED = {
     "names beside a float constant's": helper(
         "float f(half k) { return k; } constexpr float g(float k) { return k * k; }",
         "constexpr float k = 0.5f; struct S { float k; }; S s; s.k = k; b[i] = bfloat(k); y[i] = f(k) + g(k) + s.k;"),
+    "names of float constants that mean something else elsewhere": helper(
+        "struct S { float at[2]; }; float g(S s) { return s.at[0]; } float f(S factor) { return g(factor); } "
+        "float h2(thread S& factor) { factor.at[0] = 1.0f; return f(factor); }",
+        "S s = {{1.0f, 2.0f}}; const float factor = 2.0f; y[i] = f(s) + h2(s) + max(factor, 1.0f); "
+        "b[i] = bfloat(factor);"),
     "integers that become bfloat": "bfloat v = 1; b[i] = v; float f = 1.0f; b[0] = bfloat(f);",
     "indexing what an operator returns": "float4 v = float4(1); "
         "y[i] = (v + v)[2] + (-v)[i & 3] + float4(1, 2, 3, 4)[1];",

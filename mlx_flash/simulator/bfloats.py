@@ -1,6 +1,7 @@
 """Float constants in a text that has bfloat: one that fits converts without loss, so the compiler says nothing.
 
-msl_float hides from it what the constant is, but where a constant is what it needs.
+msl_float hides from it what the constant is, but where a constant is what it needs; msl_named does so for a name, which
+may be that of something else elsewhere in the text.
 """
 
 import re
@@ -34,7 +35,7 @@ def float_edits(tokens: list[Token]) -> Iterator[Edit]:
         elif literal and literal[1] == token.text:
             yield token.end, token.end, "f"
         elif token.text in named and before in _BEFORE and after in _AFTER:
-            yield token.start, token.end, f"msl_float({token.text})"
+            yield token.start, token.end, f"msl_named({token.text})"
         elif hidden and token.text == "float" and after == "(":
             value, closing = tokens[index + 2 : index + 4]
             if value.kind == "number" and closing.text == ")":

@@ -283,8 +283,9 @@ def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):
         if _TO_BFLOAT.match(warning):
             warning = "a float does not convert to bfloat without a cast"
         elif _NARROWING.match(warning):
-            # What msl_float hides is a constant, which may become half.
-            if "'half'" in warning and lines[int(number) - 1][int(column) - 1 :].startswith("msl_float("):
+            # What these hide is a constant, which may become half.
+            place = lines[int(number) - 1][int(column) - 1 :]
+            if "'half'" in warning and place.startswith(("msl_float(", "msl_named(")):
                 continue
         elif found := _FRAME.match(warning):
             warning = f"a thread's own variables take {found[1]} bytes, and there are {found[2]}"

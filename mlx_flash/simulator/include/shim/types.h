@@ -183,6 +183,10 @@ template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
 // A float constant that the compiler takes for a variable when it judges what converts to bfloat: bfloats.py.
 MSL_INLINE float msl_hidden(float value) { return value; }
 MSL_INLINE constexpr float msl_float(float value) { return __builtin_is_constant_evaluated() ? value : msl_hidden(value); }
+template <typename T> MSL_INLINE constexpr decltype(auto) msl_named(T&& value) {
+  if constexpr (__is_same(metal::plain_t<T>, float)) return msl_float(value);
+  else return (T&&)value;
+}
 MSL_INLINE constexpr float msl_limit(float value) { return msl_float(value); }
 MSL_INLINE constexpr half msl_limit(half value) { return value; }
 MSL_INLINE constexpr bfloat msl_limit(bfloat value) { return value; }
