@@ -336,14 +336,15 @@ METAL_FUNC void synchronous_ab(
 // anything may lie.
 template <typename T, int BT, int D, int BH, int THREADS, bool STAGED>
 METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
-  uint found = 0;
-  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + b.lane.thread_index % 32;
+  uint found = 0, thread_index = b.lane.thread_index;
+  nv::settle(thread_index);
+  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32;
 #pragma clang loop unroll(full)
   for (int panel = 0; panel < PANELS<D>; panel++) {
 #pragma clang loop unroll_count(4)
     for (int row = 0; row < BT; row += 4) {
-      const int r = row + b.lane.thread_index % 32 / 8;
-      const int column = panel * PANEL + (int(b.lane.thread_index % 8) ^ (r & 7)) * 8;
+      const int r = row + thread_index % 32 / 8;
+      const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
       if (column >= D) continue;  // chunks of the last panel that hold nothing
       const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
       found |= not_finite<T>(pairs.x) | not_finite<T>(pairs.y) | not_finite<T>(pairs.z) | not_finite<T>(pairs.w);
@@ -357,7 +358,9 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>
 template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
 METAL_FUNC void careful_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& block) {
+  Traversed<T, BT, D, BH, THREADS, STAGED> b = block;
+  nv::settle(b.lane.thread_index);  // no address of this path is computed before it
 #pragma clang loop unroll(full)
   for (int i = 0; i < R / 16; i++) {
     uint4 rows[BT / 16];

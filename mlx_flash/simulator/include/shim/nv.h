@@ -51,6 +51,9 @@ MSL_INLINE void multiply(thread vec<float, 2>& upper, thread vec<float, 2>& lowe
   else NV_MULTIPLY("bf16");
 }
 
+// The value is computed here, and nothing from it earlier.
+MSL_INLINE void settle(thread uint& value) { asm volatile("" : "+r"(value)); }
+
 // 16 bytes to threadgroup memory without waiting; the first `bytes` of them are read, the others are zero.
 template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device T* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "r"(bytes) : "memory");
@@ -195,6 +198,7 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
   MSL_INLINE void leave() thread {}
 };
 MSL_INLINE void show_stores() {}
+MSL_INLINE void settle(thread uint&) {}
 
 #endif
 
