@@ -41,19 +41,18 @@ def attention(
             position i + Lk - Lq among the keys and sees those up to it.
         window: (left, right): a query sees that many keys before and after its own position; None: no bound.
         softcap: scores become softcap * tanh(scores / softcap), before masks are added.
-        alibi_slopes: [Hq]: adds -slope * |i + Lk - Lq - j|. A constant: no gradient flows to it.
+        alibi_slopes: [Hq]: adds -slope * |i + Lk - Lq - j|; no gradient flows to it.
         sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
         segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
-        key: mx.random key of the dropout; the same key draws the same pattern.
+        key: mx.random key of the dropout, which decides its pattern.
         return_lse: also return the natural logarithm of each row's sum of exponentials, differentiable.
         stream: stream or device of the launches.
 
     Returns:
         [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq]. A query that sees no key gives zeros
-        (LSE -inf) and takes part in no gradient. Views (transposed, sliced) are read in place as long as their last
-        axis is contiguous. Whatever lies behind a masked key (NaN, infinity) reaches nothing; an infinity that is seen
-        is what IEEE arithmetic makes of it, unless its weight rounds to 0.
+        (LSE -inf) and takes part in no gradient. Views are read in place as long as their last axis is contiguous. NaN
+        or infinity behind a masked key reaches nothing; what is seen acts as in IEEE, unless its weight rounds to 0.
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
@@ -61,7 +60,6 @@ def attention(
 
     mx.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by entry.
     mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile).
-
     Scores, softmax statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
     """

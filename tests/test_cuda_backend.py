@@ -59,6 +59,19 @@ def launches(monkeypatch):
     return made
 
 
+def test_calls_that_differ_in_a_number_alone(gpu, launches):
+    """What a plan's launches share is not shared by plans that differ in a constant."""
+    q, seen = mx.zeros((1, 2, 40, 64), mx.float16), []
+    for scale, left, softcap in ((0.5, 3, 20.0), (0.25, 3, 20.0), (0.25, 5, 20.0), (0.25, 5, 30.0)):
+        for _ in range(2):
+            attention(q, q, q, scale=scale, window=(left, 0), softcap=softcap)
+            numbers = [array.tolist() for array in launches[-1]["inputs"] if array.ndim == 1 and array.size <= 8]
+            assert [scale] * 4 in numbers and [softcap] * 4 in numbers
+            assert any(values[: len(values) // 4][:1] == [left] for values in numbers)
+            seen.append(str(numbers))
+    assert len(set(seen)) == 4
+
+
 def test_no_gpu(monkeypatch, forgetful):
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedProblem, match=r'backend "cuda": this machine has no CUDA GPU.* pip install'):

@@ -108,12 +108,28 @@ def test_ptx_where_the_driver_takes_no_fatbin(fake, tmp_path, monkeypatch, refus
     assert not list(tmp_path.rglob("*.fatbin"))
 
 
+def test_a_cache_that_cannot_be_written(fake, tmp_path, monkeypatch):
+    """Its kernels run, packed anew by each process."""
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    variant = ptx.Variant((32, 1, 1))
+    assert b".entry probe" in ptx.build(TEXT, "probe", variant).code
+
+    def refuse(**_):
+        raise PermissionError
+
+    monkeypatch.setattr(ptx.tempfile, "TemporaryDirectory", refuse)
+    assert ptx.build(TEXT, "probe", variant, "sm_90").code.startswith(bytes.fromhex("50ed55ba"))
+
+
 @pytest.mark.parametrize("target, flags", [("sm_80", 0x2011), ("sm_90a", 0x102011)])
 def test_a_fatbin_holds_the_ptx(target, flags):
     code = f"//{{}}\n.version 8.3\n.target {target}\n.address_size 64\n".encode() + b"mov.u32 %r1, %r2;\n" * 500
     image = fatbin.packed(code)
     assert image[:8] == bytes.fromhex("50ed55ba01001000") and len(image) == 16 + int.from_bytes(image[8:16], "little")
-    word = lambda at, size=4: int.from_bytes(image[16 + at : 16 + at + size], "little")  # noqa: E731
+
+    def word(at: int, size: int = 4) -> int:
+        return int.from_bytes(image[16 + at : 16 + at + size], "little")
+
     assert (word(0), word(4), word(20)) == (0x01010001, 80, 64)
     assert (word(24, 2), word(26, 2), word(28), word(40, 8)) == (3, 8, int(target[3:5]), flags)
     payload = image[96 : 96 + word(16)]

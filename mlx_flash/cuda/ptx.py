@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,10 +100,11 @@ def _packed(stored: Path, code: bytes, name: str) -> bytes | None:
             return None
     except driver.AssemblerError:
         return None  # the PTX itself shows why, if that is refused too
-    with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
-        written = Path(scratch) / "kernel.fatbin"
-        written.write_bytes(image)
-        os.replace(written, stored.with_suffix(".fatbin"))
+    with suppress(OSError):  # a folder that is read-only
+        with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
+            written = Path(scratch) / "kernel.fatbin"
+            written.write_bytes(image)
+            os.replace(written, stored.with_suffix(".fatbin"))
     return image
 
 
