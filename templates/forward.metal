@@ -22,6 +22,9 @@
 //   m l         per row          running maximum and sum; float32
 //   BP BT BH    block sizes: parallel dimension, traversed dimension, head dimension
 //   R           rows of the parallel dimension that one simdgroup owns
+//   seek leave  an operand goes to its next block, and has done with it
+//   feeds       true in simdgroups that only copy blocks for the others; there are none on Apple GPUs
+//   turns       those who multiply together do so in turn, so that exponentials of some run beside products of others
 // Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
 // Written by: O and L, each element by one lane.
 using Element = $ELEMENT;            // of Q, K, V

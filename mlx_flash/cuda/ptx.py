@@ -36,7 +36,6 @@ def cache_directory() -> Path:
 
 # What the headers of tile layers declare concerns only those who include them.
 _NAMED_HEADERS = {"nv": ("nv", "nv.h", "wgmma.h")}
-_TRANSLATING = ("translate", "translation", "tokens", "constructors", "function_pointers", "loops")
 
 
 @functools.cache
@@ -44,7 +43,7 @@ def _sources_hash(included: tuple[str, ...]) -> str:
     """Of all that turns a text into PTX but the text itself."""
     unseen = {file for name, files in _NAMED_HEADERS.items() if name not in included for file in files}
     headers = [path for path in (*INCLUDE.rglob("*"), *compiler.INCLUDE.rglob("*")) if path.name not in unseen]
-    modules = [Path(compiler.__file__).parent / f"{name}.py" for name in _TRANSLATING]
+    modules = Path(compiler.__file__).parent.glob("*.py")
     digest = hashlib.sha256()
     for path in sorted([*headers, *modules, Path(target.__file__)]):
         if path.is_file():
