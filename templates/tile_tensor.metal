@@ -64,6 +64,7 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
 template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
   constexpr int STEP = THREADS / 8;
+  static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
   const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
   const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
   if (aligned && valid >= COUNT && D % 16 == 0) {
