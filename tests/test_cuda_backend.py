@@ -72,6 +72,40 @@ def test_calls_that_differ_in_a_number_alone(gpu, launches):
     assert len(set(seen)) == 4
 
 
+def views(*, keys, queries=16, query_heads=2):
+    """q [1, query_heads, queries, 64] and k [1, 2, keys, 64], transposed views: nothing of them is computed."""
+    q, k = (mx.zeros((1, n, heads, 64), mx.float16).swapaxes(1, 2) for n, heads in ((queries, query_heads), (keys, 2)))
+    return q, k
+
+
+@pytest.mark.parametrize(
+    "shape, options, copied",
+    [
+        ({"keys": 300}, {}, True),
+        ({"keys": 300}, {"segments": (mx.zeros(16, mx.int32), mx.zeros(300, mx.int32))}, True),
+        ({"keys": 300}, {"mask": mx.ones((1, 1, 16, 300), mx.bool_)}, False),  # full size if copied
+        ({"keys": 2**16}, {}, True),
+        ({"keys": 2**16 + 1}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 2047}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 2048}, {}, True),
+        ({"keys": 2**16 + 1, "queries": 512, "query_heads": 8}, {}, True),
+    ],
+    ids=str,
+)
+def test_who_knows_the_strides(gpu, launches, shape, options, copied):
+    """Views are copied where that is cheap, and the kernel then gets the strides of the copy; else they are learned."""
+    q, k = views(**shape)
+    attention(q, k, k, **options)
+    launch = launches[-1]
+    assert launch["ensure_row_contiguous"] == copied
+    given = [array.dtype for array in launch["inputs"][:1]]
+    assert given == [mx.float16 if copied else mx.uint8]
+    strides = [array.tolist()[:4] for array in launch["inputs"] if array.dtype == mx.int64]
+    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    dense = [[heads * queries * 128, queries * 128, 128, 1], [2 * keys * 128, keys * 128, 128, 1]]
+    assert (strides[:2] == dense) == copied
+
+
 def test_no_gpu(monkeypatch, forgetful):
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedProblem, match=r'backend "cuda": this machine has no CUDA GPU.* pip install'):
@@ -151,7 +185,7 @@ def test_a_call_inside_compile(launches):
     finally:
         backends._chosen.reset(token)
     assert [launch["name"].split("_")[3] for launch in launches] == ["forward", "delta", "backward", "backward"]
-    assert all(launch["stream"] == mx.gpu and not launch["ensure_row_contiguous"] for launch in launches)
+    assert all(launch["stream"] == mx.gpu and launch["ensure_row_contiguous"] for launch in launches)
 
 
 MOST = dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"), True)

@@ -67,16 +67,26 @@ def family_here() -> Family:
     return FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
 
 
+# Operands that have a place in memory for each element: masks and lists may be broadcast, and are never copied.
+_COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments"})
+_FEW_BYTES = 2**25
+_MANY_QUERIES = 2048
+
+
 @lru_cache
-def _kernel(kernel, target: str, copiers: int, registers: tuple[int, int] | None) -> CudaKernel:
+def _kernel(kernel, target: str, copiers: int, registers: tuple[int, int] | None, row_contiguous=False) -> CudaKernel:
     return kernel_object(
-        metal_kernel, kernel, target=target, converged=True, copiers=copiers, registers=registers
+        metal_kernel, kernel, target=target, converged=True, copiers=copiers, registers=registers,
+        ensure_row_contiguous=row_contiguous,
     )  # fmt: skip
 
 
-def _of(row) -> Callable:
+def _of(row, row_contiguous=False) -> Callable:
     layer = LAYERS[row.tiles]
-    return partial(_kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row))
+    return partial(
+        _kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row),
+        row_contiguous=row_contiguous,
+    )  # fmt: skip
 
 
 def compiled(plan, inputs: dict) -> Ptx:
@@ -87,17 +97,57 @@ def compiled(plan, inputs: dict) -> Ptx:
     return _of(plan.row)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
 
 
+def _copies(plan: Plan) -> bool:
+    """Does a launch have views copied that have gaps, so that it knows the strides?
+
+    Otherwise a launch of its own learns them, 25 us of an H200. Copying costs nothing where there are no gaps; where
+    there are, less than that if the keys are few, and little of the work if each is seen by many queries.
+    """
+    kernel, problem = _of(plan.row)(plan.launch.kernel), plan.problem
+    strided = {name for name, (_, strides, _) in zip(kernel.input_names, kernel.facts) if strides}
+    columns = problem.batch * problem.key_heads * problem.key_length * (problem.head_dim + problem.value_dim)
+    few = columns * getattr(mx, problem.dtype).size <= _FEW_BYTES
+    many = problem.query_length * (problem.query_heads // problem.key_heads) >= _MANY_QUERIES
+    return strided <= _COPIED and (few or many)
+
+
 @dataclass(frozen=True)
 class _Ready:
     """What all launches of a plan share: it decides the shapes of q, k, v and what is made of them, and the constants.
 
-    `others`: shape and dtype of the inputs that a caller may shape in several ways, by their numbers.
+    `others`: shape and dtype of the inputs that a caller may shape in several ways, by their names.
     """
 
     plan: Plan  # kept, so that no other has its id
     kernel: CudaKernel
     prepared: Prepared
-    others: dict[int, tuple]
+    others: dict[str, tuple]
+
+    @classmethod
+    def of(cls, plan: Plan, inputs: dict) -> _Ready:
+        launch = plan.launch
+        kernel, arrays = _of(plan.row, _copies(plan))(launch.kernel), launch.arguments(inputs)
+        prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup)
+        others = {}
+        for index, (name, array) in enumerate(zip(kernel.input_names, arrays)):
+            if not isinstance(inputs[name], mx.array):
+                prepared.keep(index, array)
+            elif name not in _SHAPED:
+                others[name] = _looks(inputs[name])
+        return cls(plan, kernel, prepared, others)
+
+    def serves(self, inputs: dict) -> bool:
+        return all(_looks(inputs[name]) == looks for name, looks in self.others.items())
+
+    def arguments(self, inputs: dict) -> list:
+        """What the kernel is given: the arrays themselves, if MLX sees to it that they have no gaps."""
+        if self.kernel.ensure_row_contiguous:
+            return [inputs[name] for name in self.kernel.input_names]
+        return self.plan.launch.arguments(inputs)
+
+
+def _looks(array: mx.array) -> tuple:
+    return array.shape, array.dtype
 
 
 _SHAPED = frozenset({"Q", "K", "V", "O", "dO", "L", "delta"})
@@ -105,28 +155,15 @@ _MOST_READY = 1024
 _ready: dict[int, _Ready] = {}
 
 
-def _prepare(plan: Plan, inputs: dict, arrays: list[mx.array]) -> _Ready:
-    launch, kernel = plan.launch, _of(plan.row)(plan.launch.kernel)
-    prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup)
-    others = {}
-    for index, (name, array) in enumerate(zip(launch.kernel.inputs, arrays)):
-        if not isinstance(inputs[name], mx.array):
-            prepared.keep(index, array)
-        elif name not in _SHAPED:
-            others[index] = (array.shape, array.dtype)
-    return _Ready(plan, kernel, prepared, others)
-
-
 def run(plan: Plan, inputs: dict, stream) -> list[mx.array]:
     """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
-    launch = plan.launch
-    arrays = launch.arguments(inputs)
-    ready = _ready.get(id(plan))
-    if ready is None or any((arrays[i].shape, arrays[i].dtype) != looks for i, looks in ready.others.items()):
+    launch, ready = plan.launch, _ready.get(id(plan))
+    if ready is None or not ready.serves(inputs):
         if len(_ready) >= _MOST_READY:
             _ready.clear()
         try:
-            ready = _ready[id(plan)] = _prepare(plan, inputs, arrays)
+            ready = _ready[id(plan)] = _Ready.of(plan, inputs)
         except ToolchainError as error:
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
+    arrays = ready.arguments(inputs)
     return ready.kernel.start(ready.prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)

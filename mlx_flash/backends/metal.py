@@ -33,15 +33,15 @@ def _compiled(kernel):
     return kernel_object(mx.fast.metal_kernel, kernel)
 
 
-def kernel_object(metal_kernel, kernel, **more):
-    # Views are read through their strides: no copies on the way in.
+def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
+    """Views are read through their strides, with no copies on the way in, unless they are to be contiguous."""
     return metal_kernel(
         name=kernel.name,
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         source=kernel.body,
         header=kernel.header,
-        ensure_row_contiguous=False,
+        ensure_row_contiguous=ensure_row_contiguous,
         **more,
     )
 
