@@ -1,6 +1,7 @@
 // Which keys a query sees and what is added to its scores: the only place that decides it, for every kernel.
 //
-//   visible(i, j)   may query i see key j?
+//   seen_by(...)    which run of a tile's columns may a row see, by their positions?
+//   admits(i, j)    may query i see key j, by all that is not position?
 //   bias(i, j)      what is added to their score, in base 2
 //   range(n)        the n-th run of traversed rows worth visiting: all that causality, windows and block lists leave
 //   skip(...)       does no pair of this block belong to one segment? Then the block is not visited
@@ -64,11 +65,8 @@ struct Visibility {
     return mask[head_of(row) * mask_head + query_of(row) * mask_row + j * mask_column];
   }
 
-  METAL_FUNC bool visible(int row, int j) const thread {
-    if (row >= rows || j >= keys) return false;
+  METAL_FUNC bool admits(int row, int j) const thread {
     const int i = query_of(row);
-    if (CAUSAL && distance(i, j) > 0) return false;
-    if (HAS_WINDOW && (distance(i, j) < -left || distance(i, j) > right)) return false;
     if (HAS_SEGMENTS && q_segments[i] != k_segments[j]) return false;
     if (HAS_MASK && !ADDITIVE && mask_at(row, j) == MaskElement(0)) return false;
     if (HAS_BLOCKS) {
@@ -103,6 +101,12 @@ struct Visibility {
     if (CAUSAL) seen.begin = max(0, first);
     if (HAS_WINDOW) seen = Range{max(seen.begin, first - right), min(queries, last + left + 1)};
     return seen;
+  }
+
+  // The keys that a row sees by causality and windows, or (TRANSPOSED) the queries that see a key
+  template <bool TRANSPOSED> METAL_FUNC Range seen_by(int row) const thread {
+    if (row >= (TRANSPOSED ? keys : rows)) return {0, 0};
+    return TRANSPOSED ? queries_of(row, row) : keys_of(query_of(row), query_of(row));
   }
 
   METAL_FUNC int ranges() const thread { return HAS_BLOCKS ? listed : 1; }
@@ -165,13 +169,19 @@ METAL_FUNC bool apply(
   const int key0 = TRANSPOSED ? first_key / joint * joint : first_key;
   const bool whole = valid == C && visibility.whole(query0, query0 + queries - 1, key0, key0 + keys - 1);
   if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;
+  const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
+  constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
   for (int i = 0; i < R / 8; i++) {
+    const int row = first_row + i * 8 + lane.row;
+    const Range seen = visibility.template seen_by<TRANSPOSED>(row);
+    const int begin = seen.begin - first_column - lane.column, end = min(seen.end - first_column, valid) - lane.column;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       for (int e = 0; e < 2; e++) {
-        const int row = i * 8 + lane.row, column = c * 8 + lane.column + e;
-        const int query = first_query + (TRANSPOSED ? column : row), key = first_key + (TRANSPOSED ? row : column);
-        if (column < valid && visibility.visible(query, key)) {
+        const int column = first_column + c * 8 + e + lane.column;
+        const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
+        const bool visible = (!BEGINS || c * 8 + e >= begin) && c * 8 + e < end;
+        if (visible && visibility.admits(query, key)) {
           // A bias of -inf hides the key, and with it a score that is no number.
           const float bias = visibility.bias(query, key);
           s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;

@@ -334,24 +334,28 @@ METAL_FUNC void synchronous_ab(
 }
 
 // Is every element of the block a number? Asked where a row sees the block only in part: behind what it does not see
-// anything may lie.
+// anything may lie. Simdgroups that multiply together look at a part each.
 template <typename T, int BT, int D, int BH, int THREADS, bool STAGED>
 METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+  using Joint = nv::Joint<(JOINT_ROWS + 15) / 16>;
+  // Added to the bits of a magnitude, the least step of the exponent reaches the sign where that was infinity or NaN.
+  const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
   uint found = 0, thread_index = b.lane.thread_index;
   nv::settle(thread_index);
-  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32;
+  const int part = thread_index / 32 % Joint::PARTS;
+  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
 #pragma clang loop unroll(full)
   for (int panel = 0; panel < PANELS<D>; panel++) {
 #pragma clang loop unroll_count(4)
-    for (int row = 0; row < BT; row += 4) {
-      const int r = row + thread_index % 32 / 8;
+    for (int row = 0; row < BT; row += 4 * Joint::PARTS) {
+      const int r = row + part * 4 + thread_index % 32 / 8;
       const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
       if (column >= D) continue;  // chunks of the last panel that hold nothing
       const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
-      found |= not_finite<T>(pairs.x) | not_finite<T>(pairs.y) | not_finite<T>(pairs.z) | not_finite<T>(pairs.w);
+      for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
     }
   }
-  return simd_all(found == 0);
+  return Joint::all((found & 0x80008000u) == 0, thread_index);
 }
 
 // C += P B where B holds NaN or infinity that some row of P may not see: they enter the product as 0; where P is not 0,

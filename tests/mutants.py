@@ -89,7 +89,9 @@ BACKWARD_KEY_VALUE = of(
 )
 DELTA = of(
     "delta",
-    ("delta-one-column-too-many", "d < DV; d += 32", "d <= DV; d += 32", PLAIN, "check"),
+    ("delta-columns-too-many", "d < DV; d += 128", "d <= DV; d += 128", PLAIN, "check"),
+    ("delta-four-at-once-from-anywhere", "% sizeof(Four) == 0", "% sizeof(Four) < 99",
+     "test_layouts.py::test_views_equal_their_copies[simulator-apple7-odd_start-33x65-d64-float16-dense-4over2-b2-plain]", "check"),
     ("delta-of-one-lane", "sum = simd_sum(sum);", "", PLAIN),
 )
 BACKWARD_MASK = of(
@@ -156,10 +158,11 @@ SOFTMAX = of(
 )
 MASK = of(
     "mask",
-    ("diagonal-hidden", "distance(i, j) > 0) return false", "distance(i, j) >= 0) return false", ALIGNED),
+    ("diagonal-hidden", "min(seen.end, last + 1);", "min(seen.end, last);", ALIGNED),
     ("causal-to-the-upper-left", "return j - i - (keys - queries);", "return j - i;", ALIGNED),
-    ("window-right-off-by-one", "distance(i, j) > right)", "distance(i, j) >= right)", output("window")),
-    ("window-left-off-by-one", "distance(i, j) < -left ||", "distance(i, j) <= -left ||", output("window")),
+    ("window-right-off-by-one", "min(seen.end, last + right + 1)", "min(seen.end, last + right)", output("window")),
+    ("whole-tile-right-of-the-window", "distance(first_query, last_key) > right",
+     "distance(last_query, last_key) > right", output("wide-window")),
     ("window-starts-late", "max(0, first - left)", "max(0, first - left + 1)", output("window")),
     ("window-ends-early", "min(queries, last + left + 1)", "min(queries, last + left)", gradients("window")),
     ("queries-start-late", "seen.begin = max(0, first);", "seen.begin = max(0, first + 1);", CAUSAL),
@@ -167,7 +170,9 @@ MASK = of(
     ("past-queries-visited", "if (CAUSAL) seen.begin = max(0, first);", "", PAST.format("backward_key_value")),
     ("window-ignored-by-loops", "if (HAS_WINDOW) seen = Range{max(0,",
      "if (false) seen = Range{max(0,", REACH.format("forward")),
-    ("keys-past-the-end", "j >= keys) return false", "j > keys) return false", gradients("segments"), "check"),
+    ("keys-past-the-end", "if (row >= (TRANSPOSED ? keys : rows)) return {0, 0};", "",
+     gradients("segments"), "check"),
+    ("queries-before-the-diagonal", "HAS_WINDOW || (TRANSPOSED && CAUSAL)", "HAS_WINDOW", CAUSAL),
     ("whole-tile-past-the-diagonal", "distance(first_query, last_key) > 0) return false",
      "distance(last_query, last_key) > 0) return false", output("causal")),
     ("whole-tile-past-the-window", "distance(last_query, first_key) < -left",
@@ -201,7 +206,7 @@ MASK = of(
      "test_decode.py::test_rows_that_see_nothing[simulator-apple9-blocks]"),
     ("no-bias-in-whole-tiles", "if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;",
      "if (whole) return true;", output("alibi")),
-    ("columns-of-another-visit", "if (column < valid && visibility", "if (visibility", output("blocks")),
+    ("columns-of-another-visit", "min(seen.end - first_column, valid)", "(seen.end - first_column)", output("blocks")),
     ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
      HIDDEN.format("apple9-('alone', 'additive')")),
 )
@@ -257,6 +262,8 @@ TILE_TENSOR = of(
     ("next-row-in-the-last-half-step", "const bool exists = row < valid && column < D;",
      "const bool exists = row < valid;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
+    ("infinity-a-number", "(pairs[e] & 0x7fff7fffu) + step", "(pairs[e] & 0x7fff7fffu)",
+     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-mma-narrow]")),
     ("nan-of-the-upper-rows", "sign * INFINITY), lower > 0)", "sign * INFINITY), upper > 0)",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
 )

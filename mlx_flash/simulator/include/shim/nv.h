@@ -15,6 +15,7 @@ template <typename T> constant constexpr bool is_half_v = __is_same(T, half);
 #else
 #define NV_WAIT "test_wait"
 #endif
+#define NV_JOINT_BARRIER 4  // of the 16 that a threadgroup has; turns use those before
 #define NV_ADDRESS(POINTER) ((uint)(ulong)(POINTER))
 
 // Two floats, rounded to nearest even, as one register of 16-bit elements: the first in the low half
@@ -109,6 +110,19 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
     } while (!done);
   }
 };
+// Simdgroups that multiply together, from a multiple of their number on: each may do a part of what all then know.
+template <int SIMDGROUPS> struct Joint {
+  static constant constexpr int PARTS = SIMDGROUPS;
+  static MSL_INLINE bool all(bool own, uint thread_index) {
+    if (SIMDGROUPS == 1) return metal::simd_all(own);
+    uint every;
+    asm volatile("{\n\t.reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\tbarrier.cta.red.and.aligned.pred q, %2, %3, p;\n\t"
+                 "selp.u32 %0, 1, 0, q;\n\t}"
+                 : "=r"(every) : "r"((uint)own), "r"(NV_JOINT_BARRIER + thread_index / (32 * SIMDGROUPS)), "n"(32 * SIMDGROUPS)
+                 : "memory");
+    return every != 0;
+  }
+};
 // Stores of this thread are seen by all who learn of what it does next.
 MSL_INLINE void show_stores() { asm volatile("fence.acq_rel.cta;" : : : "memory"); }
 
@@ -196,6 +210,10 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
     return ++read % STAGES;
   }
   MSL_INLINE void leave() thread {}
+};
+template <int SIMDGROUPS> struct Joint {
+  static constant constexpr int PARTS = 1;
+  static MSL_INLINE bool all(bool own, uint) { return metal::simd_all(own); }
 };
 MSL_INLINE void show_stores() {}
 MSL_INLINE void settle(thread uint&) {}
