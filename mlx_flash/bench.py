@@ -1,8 +1,8 @@
 """The bench command: attention on a GPU beside that of MLX and, on NVIDIA, of torch.
 
-Every case runs in turn through all providers in one process (torch's, where it is installed): median time of a call,
-TFLOP/s of the useful work, and the memory a call takes beyond its inputs. Errors are those against float64 on a smaller
-problem of the same kind.
+Every case runs in turn through all providers in one process (torch's, where it is installed): the median time of a call
+among others, as in a model, and of a call that is waited for; TFLOP/s of the useful work; the memory a call takes
+beyond its inputs. Errors are those against float64 on a smaller problem of the same kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .backends import current_backend
 from .check import exact, float64
 from .console import CommandError, need
 
-CALLS = 4  # evaluated together, so that launches hide behind one another as in a model
+CALLS = 8  # started one after another without waiting, so that launches hide behind what runs, as in a model
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,19 @@ def arrays(case: Case, length: int | None = None) -> list[mx.array]:
     return drawn
 
 
+def rounds(call, wait, seconds: float, calls: int) -> float:
+    """Median milliseconds of a call, over rounds of so many: `call` starts one, `wait` returns when all are done."""
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 50):
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        wait()
+        times.append((time.perf_counter() - start) / calls * 1e3)
+    return round(statistics.median(times), 4)
+
+
 def timed(case: Case, provider, drawn, seconds: float) -> dict:
     """Median milliseconds of a call and the bytes it took beyond its inputs."""
     mx.eval(provider(case, *drawn))
@@ -114,14 +127,15 @@ def timed(case: Case, provider, drawn, seconds: float) -> dict:
     before = mx.get_active_memory()
     mx.eval(provider(case, *drawn))
     mx.synchronize()
-    peak, times, end = mx.get_peak_memory() - before, [], time.perf_counter() + seconds
-    while len(times) < 5 or (time.perf_counter() < end and len(times) < 50):
-        start = time.perf_counter()
-        mx.eval([provider(case, *drawn) for _ in range(CALLS)])
-        mx.synchronize()
-        times.append((time.perf_counter() - start) / CALLS * 1e3)
-    milliseconds = statistics.median(times)
-    return {"ms": round(milliseconds, 4), "tflops": round(case.flops / milliseconds / 1e9, 1), "bytes": peak}
+    peak = mx.get_peak_memory() - before
+
+    def call():
+        mx.async_eval(provider(case, *drawn))
+
+    milliseconds = rounds(call, mx.synchronize, seconds, CALLS)
+    alone = rounds(call, mx.synchronize, seconds / 4, 1)
+    tflops = round(case.flops / milliseconds / 1e9, 1)
+    return {"ms": milliseconds, "alone_ms": alone, "tflops": tflops, "bytes": peak}
 
 
 def torch_times(case: Case, seconds: float) -> dict:
@@ -137,7 +151,7 @@ def torch_times(case: Case, seconds: float) -> dict:
     q, k, v, d_o = (torch.randn(shape, device="cuda", dtype=getattr(torch, case.dtype)) for _ in range(4))
     for array in (q, k, v):
         array.requires_grad_(case.backward)
-    results = {}
+    results, wait = {}, torch.cuda.synchronize
     for name, library in (("torch flash", SDPBackend.FLASH_ATTENTION), ("torch cuDNN", SDPBackend.CUDNN_ATTENTION)):
 
         def call(library=library):
@@ -147,15 +161,8 @@ def torch_times(case: Case, seconds: float) -> dict:
 
         try:
             call()
-            times, end = [], time.perf_counter() + seconds
-            while len(times) < 5 or (time.perf_counter() < end and len(times) < 50):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(CALLS):
-                    call()
-                torch.cuda.synchronize()
-                times.append((time.perf_counter() - start) / CALLS * 1e3)
-            results[name] = {"ms": round(statistics.median(times), 4)}
+            milliseconds = rounds(call, wait, seconds, CALLS)
+            results[name] = {"ms": milliseconds, "alone_ms": rounds(call, wait, seconds / 4, 1)}
         except RuntimeError as error:
             results[name] = {"failure": str(error).splitlines()[0][:200]}
     return results

@@ -204,6 +204,12 @@ CASES = {
         "y[i] = ((const device float2*)(x + 2))[i / 4].x;",
         {},
     ),
+    "misaligned vector copied as a whole": (
+        "misaligned access: 'x' at index 1 ",
+        "const uint2 pair = *(const device uint2*)(x + 1); y[i] = pair.x + pair.y;",
+        "const uint2 pair = *(const device uint2*)(x + 2); y[i] = pair.x + pair.y;",
+        {"dtype": mx.uint32},
+    ),
     "misaligned matrix": (
         "misaligned access: 'x' at index 0 ",
         "simdgroup_float8x8 m; simdgroup_load(m, (const device float*)((const device char*)x + 2)); "
@@ -297,3 +303,25 @@ def test_reports_of_one_launch_are_listed():
         run("y[i] = x[i + 1000];")
     assert len(caught.value.reports) >= 1
     assert all("out of bounds" in report for report in caught.value.reports)
+
+
+FOURS = "device float4* out = (device float4*)y; if (i < 16) out[i] = float4(((const device half4*)x)[i]);"
+
+
+@pytest.mark.parametrize("start, aligned", [(0, True), (1, False), (2, False), (4, True), (8, True)])
+def test_views_begin_where_they_begin_in_their_allocation(start, aligned):
+    """As on a GPU, where an allocation is aligned, and a view as its offset is."""
+    x = mx.contiguous(mx.arange(start + 64, dtype=mx.float16))[start:]
+    if aligned:
+        assert run(FOURS, inputs=x).tolist() == list(range(start, start + 64))
+        return
+    with pytest.raises(SimulatorError, match="misaligned access: 'x'"):
+        run(FOURS, inputs=x)
+
+
+def test_a_reversed_view_begins_at_its_last_element():
+    x = mx.contiguous(mx.arange(64, dtype=mx.float16)[::-1])[::-1]
+    with pytest.raises(SimulatorError, match="misaligned access: 'x'"):
+        run("y[i] = ((const device half4*)x)[0].x;", inputs=x)
+    kernel = "const device half* last = x - 63; y[i] = ((const device half4*)last)[i / 4].x;"
+    assert run(kernel, inputs=x).tolist() == [63 - i // 4 * 4 for i in range(64)]

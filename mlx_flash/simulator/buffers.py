@@ -1,6 +1,7 @@
 """Moves arrays between MLX and the simulated device."""
 
 import ctypes
+import functools
 import threading
 
 import mlx.core as mx
@@ -16,8 +17,9 @@ _NUMPY = {
     mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.complex64: np.complex64,
 }  # fmt: skip
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
-# Of every buffer, as on a GPU: what a kernel may load at once is aligned to no more.
+# Of every allocation, as on a GPU: what a kernel may load at once is aligned to no more.
 _ALIGNMENT = 64
+_OFFSET = 16  # no type is aligned to more: of where a view begins, this is kept
 _SLOT_BITS = 36
 _CELL_BYTES = 24  # a Cell of runtime/shadow.h
 
@@ -51,6 +53,12 @@ def allocate(shape, dtype: mx.Dtype, init_value: float | None) -> np.ndarray:
 def _gap(memory: np.ndarray) -> int:
     """How many bytes of it lie before the first that is aligned."""
     return -memory.__array_interface__["data"][0] % _ALIGNMENT
+
+
+@functools.cache
+def _header() -> int:
+    """Where MLX's allocations begin, which need not be where memory is aligned: modulo _OFFSET."""
+    return view(mx.ones(1024) + 1).__array_interface__["data"][0] % _OFFSET
 
 
 def to_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
@@ -117,18 +125,19 @@ def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initiali
     Returns (to, from, bytes, memory to keep) of the copy that fetches an output; None if the array itself is bound.
     """
     low, size = extent(array)
-    address = array.__array_interface__["data"][0] + low
+    first = array.__array_interface__["data"][0]
+    address, offset = first + low, 0 if writable else (first - _header()) % _OFFSET
     buffer = launch.buffers[index]
     buffer.bytes, buffer.item, buffer.writable, buffer.start = size, array.itemsize, writable, -low
-    if window is None and (address - low) % _ALIGNMENT == 0:
+    if window is None and first % _ALIGNMENT == offset:
         buffer.base = address
         return None
     if window is None:
         memory = np.empty(size + 2 * _ALIGNMENT, np.uint8)
-        buffer.base = memory.__array_interface__["data"][0] + _gap(memory) + low % _ALIGNMENT
+        buffer.base = memory.__array_interface__["data"][0] + _gap(memory) + (low + offset) % _ALIGNMENT
         ctypes.memmove(buffer.base, address, size)
         return address, buffer.base, size if writable else 0, memory
-    buffer.base = window.place(index, size)
+    buffer.base = window.place(index, size + _ALIGNMENT) + (low + offset) % _ALIGNMENT
     ctypes.memmove(buffer.base, address, size)
     if not writable:
         return None

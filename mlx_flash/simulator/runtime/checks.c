@@ -260,10 +260,25 @@ static void access_range(const void* address, u64 bytes, u32 kind, u64 pc) {
   for (; bytes; --bytes, ++at) access(at, 1, kind, pc);
 }
 
+static void report_misaligned(void* p, u64 pc) {
+  Worker* w = this_worker();
+  u64 k = ((u64)p - (u64)w->launch->window) >> w->launch->window_bits;
+  u32 offset = (u64)p - (u64)w - ARENA_OFFSET;
+  if (k < w->launch->buffer_count) report_access(w, REPORT_MISALIGNED, SPACE_DEVICE, k, (u64)p - (u64)w->launch->buffers[k].base, 0, READ, pc);
+  k = offset / VARIABLE_GAP;
+  if (k < w->variable_count) report_access(w, REPORT_MISALIGNED, SPACE_THREADGROUP, k, offset - w->variable_offset[k], 0, READ, pc);
+  report_access(w, REPORT_MISALIGNED, SPACE_OTHER, 0, (u64)p, 0, READ, pc);
+}
+// What the compiler takes to be aligned: a vector is copied as a whole, without a check of its own.
+static inline void aligned_access(void* p, u32 size, u32 kind, u64 pc) {
+  if ((u64)p % (size < 8 ? size : 8)) report_misaligned(p, pc);
+  access(p, size, kind, pc);
+}
+
 #define HERE ((u64)__builtin_return_address(0))
 #define CALLBACK(SIZE)                                                                                  \
-  EXPORTED void __tsan_read##SIZE(void* p) { access(p, SIZE, READ, HERE); }                             \
-  EXPORTED void __tsan_write##SIZE(void* p) { access(p, SIZE, WRITE, HERE); }                           \
+  EXPORTED void __tsan_read##SIZE(void* p) { aligned_access(p, SIZE, READ, HERE); }                     \
+  EXPORTED void __tsan_write##SIZE(void* p) { aligned_access(p, SIZE, WRITE, HERE); }                   \
   EXPORTED void __tsan_unaligned_read##SIZE(void* p) { access(p, SIZE, READ, HERE); }                   \
   EXPORTED void __tsan_unaligned_write##SIZE(void* p) { access(p, SIZE, WRITE, HERE); }                 \
   EXPORTED void __tsan_read_write##SIZE(void* p) { access(p, SIZE, READ, HERE); access(p, SIZE, WRITE, HERE); }
@@ -289,15 +304,6 @@ EXPORTED void* __tsan_memset(void* to, int value, u64 bytes) {
   return __builtin_memset(to, value, bytes);
 }
 
-static void report_misaligned(void* p, u64 pc) {
-  Worker* w = this_worker();
-  u64 k = ((u64)p - (u64)w->launch->window) >> w->launch->window_bits;
-  u32 offset = (u64)p - (u64)w - ARENA_OFFSET;
-  if (k < w->launch->buffer_count) report_access(w, REPORT_MISALIGNED, SPACE_DEVICE, k, (u64)p - (u64)w->launch->buffers[k].base, 0, READ, pc);
-  k = offset / VARIABLE_GAP;
-  if (k < w->variable_count) report_access(w, REPORT_MISALIGNED, SPACE_THREADGROUP, k, offset - w->variable_offset[k], 0, READ, pc);
-  report_access(w, REPORT_MISALIGNED, SPACE_OTHER, 0, (u64)p, 0, READ, pc);
-}
 // -fsanitize=alignment: the type promises more than the address keeps.
 EXPORTED void __ubsan_handle_type_mismatch_v1(void* data, void* p) {
   (void)data;
