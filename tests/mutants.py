@@ -159,7 +159,7 @@ SOFTMAX = of(
 MASK = of(
     "mask",
     ("diagonal-hidden", "min(seen.end, last + 1);", "min(seen.end, last);", ALIGNED),
-    ("causal-to-the-upper-left", "return j - i - (keys - queries);", "return j - i;", ALIGNED),
+    ("causal-to-the-upper-left", "min(last_query, queries - 1) + keys - queries", "min(last_query, queries - 1)", ALIGNED),
     ("window-right-off-by-one", "min(seen.end, last + right + 1)", "min(seen.end, last + right)", output("window")),
     ("whole-tile-right-of-the-window", "distance(first_query, last_key) > right",
      "distance(last_query, last_key) > right", output("wide-window")),

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import mmap
 import threading
 
 import mlx.core as mx
@@ -126,7 +127,8 @@ def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initiali
     """
     low, size = extent(array)
     first = array.__array_interface__["data"][0]
-    address, offset = first + low, 0 if writable else (first - _header()) % _OFFSET
+    address, aligned = first + low, writable or first % mmap.PAGESIZE == 0  # made here, or mapped by others
+    offset = 0 if aligned else (first - _header()) % _OFFSET
     buffer = launch.buffers[index]
     buffer.bytes, buffer.item, buffer.writable, buffer.start = size, array.itemsize, writable, -low
     if window is None and first % _ALIGNMENT == offset:
