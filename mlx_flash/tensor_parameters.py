@@ -46,8 +46,8 @@ TENSOR_TABLE = {
     (BACKWARD_VALUE, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dV")),
     (FORWARD, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128, 192, 2, "O"),
-        (128, 128, 128, 3, "O"),
+        ( 64, 128, 224, 2, "O"),
+        (128, 128, 160, 2, "O"),
         (192, 128, 112, 2, "O"),
         (256, 128,  80, 2, "O"),
     ),
@@ -61,7 +61,7 @@ TENSOR_TABLE = {
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
         ( 64, 128,  96, 2, "dK dV"),
-        (128, 128,  64, 3, "dK dV"),
+        (128, 128,  64, 2, "dK dV"),
     ),
     (BACKWARD_KEY, MIXED, "sm90"): rows(
         "wgmma",
