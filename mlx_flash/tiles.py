@@ -23,8 +23,8 @@ class Layer:
 
 LAYERS = {
     "simdgroup": Layer(("tile_simdgroup", "tile_synchronous")),
-    "mma": Layer(("tile_tensor", "tile_mma", "tile_synchronous"), copiers=1),
-    "wgmma": Layer(("tile_tensor", "tile_wgmma"), joint_rows=64, copiers=4, target="sm_90a"),
+    "mma": Layer(("tile_tensor", "tile_careful", "tile_mma", "tile_synchronous"), copiers=1),
+    "wgmma": Layer(("tile_tensor", "tile_careful", "tile_wgmma"), joint_rows=64, copiers=4, target="sm_90a"),
 }
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory

@@ -241,6 +241,19 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     }
   }
 
+  // Columns [8 d, 8 d + 8), where only the run knows d: registers have no index.
+  METAL_FUNC Pair<float> get(int i, int d) const thread {
+    Pair<float> found = at[i][0];
+#pragma clang loop unroll(full)
+    for (int e = 1; e < D / 8; e++) found = e == d ? at[i][e] : found;
+    return found;
+  }
+
+  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
+#pragma clang loop unroll(full)
+    for (int e = 0; e < D / 8; e++) at[i][e] = e == d ? value : at[i][e];
+  }
+
   // Out[first + row, :] = factor * result
   template <typename Out>
   METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
@@ -260,30 +273,6 @@ METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
   return uint4(
       nv::pack<T>(p.at[2 * i][2 * t]), nv::pack<T>(p.at[2 * i + 1][2 * t]), nv::pack<T>(p.at[2 * i][2 * t + 1]),
       nv::pack<T>(p.at[2 * i + 1][2 * t + 1]));
-}
-
-// 1 where an element of the packed pair meets the condition, else 0
-template <typename T> METAL_FUNC uint nonzero(uint pair) {
-  const uint one = as_type<uint>(Pair<T>(T(1)));
-  return ((pair & 0x7fffu) != 0 ? one & 0xffffu : 0) | ((pair & 0x7fff0000u) != 0 ? one & 0xffff0000u : 0);
-}
-
-template <typename T> METAL_FUNC uint not_finite(uint pair) {
-  const uint one = as_type<uint>(Pair<T>(T(1))), infinity = as_type<uint>(Pair<T>(T(INFINITY)));
-  const uint low = infinity & 0xffffu, high = infinity & 0xffff0000u;
-  return ((pair & low) == low ? one & 0xffffu : 0) | ((pair & high) == high ? one & 0xffff0000u : 0);
-}
-
-// The same, but 0 for one of the infinities
-template <typename T> METAL_FUNC uint not_finite(uint pair, T but) {
-  const uint same = pair ^ as_type<uint>(Pair<T>(but));
-  return not_finite<T>(pair) & ~((same & 0xffffu ? 0 : 0xffffu) | (same & 0xffff0000u ? 0 : 0xffff0000u));
-}
-
-// The finite elements of a pair, zero in place of the others
-template <typename T> METAL_FUNC uint finite(uint pair) {
-  const uint bad = not_finite<T>(pair);
-  return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
 }
 
 // S = A B^T by mma.sync
@@ -328,67 +317,6 @@ METAL_FUNC void synchronous_ab(
         if (2 * d + 1 < D / 8) {
           nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
         }
-      }
-    }
-  }
-}
-
-// Is every element of the block a number? Asked where a row sees the block only in part: behind what it does not see
-// anything may lie. Simdgroups that multiply together look at a part each.
-template <typename T, int BT, int D, int BH, int THREADS, bool STAGED>
-METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
-  using Joint = nv::Joint<(JOINT_ROWS + 15) / 16>;
-  // Added to the bits of a magnitude, the least step of the exponent reaches the sign where that was infinity or NaN.
-  const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
-  uint found = 0, thread_index = b.lane.thread_index;
-  nv::settle(thread_index);
-  const int part = thread_index / 32 % Joint::PARTS;
-  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
-#pragma clang loop unroll(full)
-  for (int panel = 0; panel < PANELS<D>; panel++) {
-#pragma clang loop unroll_count(4)
-    for (int row = 0; row < BT; row += 4 * Joint::PARTS) {
-      const int r = row + part * 4 + thread_index % 32 / 8;
-      const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
-      if (column >= D) continue;  // chunks of the last panel that hold nothing
-      const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
-      for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
-    }
-  }
-  return Joint::all((found & 0x80008000u) == 0, thread_index);
-}
-
-// C += P B where B holds NaN or infinity that some row of P may not see: they enter the product as 0; where P is not 0,
-// an infinity then adds itself, NaN adds both. Rare, and so written for size: P lies in an array a loop can index.
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
-METAL_FUNC void careful_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& block) {
-  Traversed<T, BT, D, BH, THREADS, STAGED> b = block;
-  nv::settle(b.lane.thread_index);  // no address of this path is computed before it
-#pragma clang loop unroll(full)
-  for (int i = 0; i < R / 16; i++) {
-    uint4 rows[BT / 16];
-#pragma clang loop unroll(full)
-    for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
-#pragma clang loop unroll(full)
-    for (int d = 0; d < D / 8; d++) {
-#pragma clang loop unroll(disable)
-      for (int sign = 1; sign >= -1; sign -= 2) {
-        Pair<float> upper = Pair<float>(0), lower = Pair<float>(0);
-        const T other = T(-sign * INFINITY);  // counts in its own turn
-#pragma clang loop unroll(disable)
-        for (int t = 0; t < BT / 16; t++) {
-          const uint2 columns = d % 2 ? b.transposed(t, d / 2).zw : b.transposed(t, d / 2).xy;
-          const uint4 seen = uint4(
-              nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
-          nv::multiply<T>(upper, lower, seen, uint2(not_finite(columns.x, other), not_finite(columns.y, other)));
-          if (sign < 0) continue;
-          nv::multiply<T>(
-              c.at[2 * i][d], c.at[2 * i + 1][d], rows[t], uint2(finite<T>(columns.x), finite<T>(columns.y)));
-        }
-        c.at[2 * i][d] += select(Pair<float>(0), Pair<float>(sign * INFINITY), upper > 0);
-        c.at[2 * i + 1][d] += select(Pair<float>(0), Pair<float>(sign * INFINITY), lower > 0);
       }
     }
   }

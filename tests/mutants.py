@@ -267,9 +267,14 @@ TILE_TENSOR = of(
     ("next-row-in-the-last-half-step", "const bool exists = row < valid && column < D;",
      "const bool exists = row < valid;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
+)
+TILE_CAREFUL = of(
+    "tile_careful",
     ("infinity-a-number", "(pairs[e] & 0x7fff7fffu) + step", "(pairs[e] & 0x7fff7fffu)",
      TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-mma-narrow]")),
-    ("nan-of-the-upper-rows", "sign * INFINITY), lower > 0)", "sign * INFINITY), upper > 0)",
+    ("nan-of-the-upper-rows", "sign * INFINITY), lower_seen > 0)", "sign * INFINITY), upper_seen > 0)",
+     TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
+    ("careful-of-the-first-columns", "c.set(2 * i, d, upper);", "c.set(2 * i, 0, upper);",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
 )
 TILE_MMA = of(
@@ -299,6 +304,7 @@ MUTANTS = [
     *TILE_SIMDGROUP,
     *TILE,
     *TILE_TENSOR,
+    *TILE_CAREFUL,
     *TILE_MMA,
     *TILE_WGMMA,
 ]  # fmt: skip
