@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUERIES = 8  # at most: what one fragment of a tile holds
 THREADGROUPS = 8  # wanted for each core of the GPU
 LEAST, MOST = 256, 128  # keys of a part; parts
-KERNELS = ("metal", "simulator")  # backends that have these kernels
+KERNELS = ("metal", "cuda", "simulator")  # backends that have these kernels
 
 
 def decodes(problem: Problem, backend: str) -> bool:

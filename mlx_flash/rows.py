@@ -52,5 +52,6 @@ class Row:
 
     def fitted(self, rows: int) -> Row:
         """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
-        parallel = min(self.parallel, -(-rows // 8) * 8)
+        fragment = LAYERS[self.tiles].fragment_rows
+        parallel = min(self.parallel, -(-rows // fragment) * fragment)
         return replace(self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel))

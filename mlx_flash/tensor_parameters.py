@@ -13,6 +13,7 @@ from .steps import (
     BACKWARD_KEY_VALUE,
     BACKWARD_QUERY,
     BACKWARD_VALUE,
+    DECODE,
     FORWARD,
     Step,
 )
@@ -72,6 +73,21 @@ TENSOR_TABLE = {
         "wgmma",
         (192, 128,  96, 2, "dV"),
         (256, 128,  64, 2, "dV"),
+    ),
+    # Decoding: simdgroups on their own, since few queries would leave most of 64 joint rows empty; `parallel` is the
+    # most packed rows of a threadgroup. Blocks so small that a core holds three or four threadgroups.
+    (DECODE, MIXED, "sm80"): rows(
+        "mma",
+        ( 64,  64,  64, 2, "Q O"),
+        (128,  64,  32, 2, "Q O"),
+        (256,  64,  16, 2, "O"),
+    ),
+    (DECODE, MIXED, "sm90"): rows(
+        "mma",
+        ( 64,  64,  64, 3, "Q O"),
+        (128,  64,  64, 2, "Q O"),
+        (192,  64,  32, 3, "Q O"),
+        (256,  64,  32, 2, "O"),
     ),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from .steps import ACCUMULATORS, Step
 @dataclass(frozen=True)
 class Layer:
     """`files`: templates, in order. `joint_rows`: rows whose simdgroups multiply together (1: each on its own).
-    `copiers`: simdgroups that own no rows, but copy blocks for the others.
+    `copiers`: simdgroups that own no rows, but copy blocks for the others. `fragment_rows`: the least a simdgroup owns.
 
     `target`: the NVIDIA GPU to compile for; what is for sm_80 runs on all that is newer, for sm_90a on Hopper only.
     """
@@ -19,10 +19,11 @@ class Layer:
     joint_rows: int = 1
     copiers: int = 0
     target: str = "sm_80"
+    fragment_rows: int = 16
 
 
 LAYERS = {
-    "simdgroup": Layer(("tile_simdgroup", "tile_synchronous")),
+    "simdgroup": Layer(("tile_simdgroup", "tile_synchronous"), fragment_rows=8),
     "mma": Layer(("tile_tensor", "tile_careful", "tile_mma", "tile_synchronous"), copiers=1),
     "wgmma": Layer(("tile_tensor", "tile_careful", "tile_wgmma"), joint_rows=64, copiers=4, target="sm_90a"),
 }

@@ -63,6 +63,7 @@ for (int c = begin, next; c < end; c = next) {
     if (!visibility.enter_packed(block, block + BP - 1, c)) continue;
   }
   if (visibility.skip(visibility.k_segments, c, next, lane)) continue;
+  if (tile::feeds(k, v, c, next)) continue;
   k.seek(c, next);
 
   // S = scale log2(e) Q K^T, masked
@@ -85,6 +86,7 @@ for (int c = begin, next; c < end; c = next) {
   tile::multiply_ab<Element>(o, correction, p, v, whole);
   v.leave();
 }
+if (lane.copies()) return;
 
 // One part: O = O / l;  L = m + log2(l)
 tile::RowVector<R> normaliser;
