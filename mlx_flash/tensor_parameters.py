@@ -75,7 +75,8 @@ TENSOR_TABLE = {
         (256, 128,  64, 2, "dV"),
     ),
     # Decoding: simdgroups on their own, since few queries would leave most of 64 joint rows empty; `parallel` is the
-    # most packed rows of a threadgroup. Blocks so small that a core holds three or four threadgroups.
+    # most packed rows of a threadgroup. Blocks are so small that a core holds several: while one waits for keys, or for
+    # its first, others multiply.
     (DECODE, MIXED, "sm80"): rows(
         "mma",
         ( 64,  64,  64, 2, "Q O"),

@@ -16,7 +16,10 @@ from mlx_flash.simulator import schedule
 from mlx_flash.simulator.settings import SCHEDULES
 
 # The simulator is Linux software so far: on a Mac its own tests are not collected, and the report header says so.
-ON_LINUX_ONLY = ["test_simulator*.py", "test_mutants.py", "test_schedules.py", "test_tensor_layers.py", "test_work.py"]
+ON_LINUX_ONLY = [
+    "test_simulator*.py", "test_mutants.py", "test_schedules.py", "test_tensor_decode.py", "test_tensor_layers.py",
+    "test_work.py",
+]  # fmt: skip
 collect_ignore_glob = [] if platform.system() == "Linux" else ON_LINUX_ONLY
 
 

@@ -119,6 +119,10 @@ DECODE = of(
     ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
     ("rows-of-the-first-block-only", "position % blocks * BP", "0",
      "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
+    ("copied-beyond-the-border", "tile::feeds(k, v, c, next)", "tile::feeds(k, v, c, end)",
+     "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
+    ("copiers-store-too", "if (lane.copies()) return;", "",
+     "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
 )
 COMBINE = of(
     "combine",

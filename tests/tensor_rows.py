@@ -6,14 +6,19 @@ from unittest.mock import patch
 
 from mlx_flash import calls, use_backend
 from mlx_flash.plan import plan
-from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_VALUE, FORWARD
+from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, FORWARD
 from mlx_flash.tensor_parameters import TENSOR_TABLE
 
 FAMILY = {"mma": "sm80", "wgmma": "sm90"}
 # narrow: the rows of small head dimensions; wide: those of the largest, where dK and dV have a kernel each
 LAYERS = [(layer, width) for layer in FAMILY for width in ("narrow", "wide")]
 BLOCKS = {"mma": (32, 32), "wgmma": (64, 16)}  # rows a threadgroup owns, rows it visits at a time
-OTHER_BLOCKS = {("wgmma", "wide", FORWARD): (128, 16), ("wgmma", "wide", BACKWARD_VALUE): (64, 32)}
+OTHER_BLOCKS = {
+    ("wgmma", "wide", FORWARD): (128, 16),
+    ("wgmma", "wide", BACKWARD_VALUE): (64, 32),
+    ("mma", "narrow", DECODE): (32, 32),
+    ("mma", "wide", DECODE): (32, 16),
+}
 
 
 def table(width: str) -> dict:

@@ -105,16 +105,29 @@ def test_lookup_takes_the_first_row_that_covers_the_head_dimension(family):
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
 def test_what_tensor_cores_do_not_serve(family):
-    """float32, more than 256 columns, decoding and quantized operands run on 8x8 matrices."""
-    steps = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
+    """float32, more than 256 columns and quantized operands run on 8x8 matrices."""
+    steps = (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
     for step in steps:
         assert lookup(step, "float32", family, 64).tiles == lookup(step, "float16", family, 264).tiles == "simdgroup"
         assert lookup(step, "float16", family, 264) in TABLE[step, MIXED, "apple9"]
         assert plan(step, problem(64), family).row.tiles != "simdgroup"
     assert not apart("float32", family, 256) and not apart("float16", family, 264)
-    assert plan(DECODE, problem(64), family).row.tiles == "simdgroup"
     packed = problem(64, quantization=Quantization("affine", 4, 64))
-    assert plan(FORWARD, packed, family).row.tiles == "simdgroup" and plan(FORWARD, packed, family).machine.staged
+    for step in (FORWARD, DECODE):
+        assert plan(step, packed, family).row.tiles == "simdgroup" and plan(step, packed, family).machine.staged
+
+
+@pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
+@pytest.mark.parametrize("group, queries, owned", [(1, 1, 16), (4, 4, 16), (17, 1, 32), (8, 5, 48), (8, 8, 64), (16, 8, 64)])
+def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, queries, owned):
+    """In fragments of 16, whatever their number; and several threadgroups of 16 rows fit the memory of a core, in KB here."""
+    core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # a threadgroup costs another KB
+    for head_dim in (40, 64, 128, 192, 256):
+        asked = replace(problem(head_dim), query_heads=group, key_heads=1, query_length=queries)
+        row = plan(DECODE, asked, family).row
+        assert (row.tiles, row.parallel, row.simdgroup_rows, row.threads) == ("mma", owned, 16, 2 * owned + 32)
+        taken = 2 * tensor_elements(DECODE, row.fitted(16), row.max_head, row.max_head)
+        assert fit * (taken / 1024 + 1) <= core
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
