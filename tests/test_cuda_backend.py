@@ -17,7 +17,7 @@ from mlx_flash.features import Features
 from mlx_flash.parameters import candidates, max_threads
 from mlx_flash.rows import precision_of
 from mlx_flash.simulator import ToolchainError
-from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from mlx_flash.steps import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD
 
 backends = importlib.import_module("mlx_flash.backends")
 H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capability_minor": 0}
@@ -89,6 +89,10 @@ def views(*, keys, queries=16, query_heads=2):
         ({"keys": 2**16 + 1, "queries": 2047}, {}, False),
         ({"keys": 2**16 + 1, "queries": 2048}, {}, True),
         ({"keys": 2**16 + 1, "queries": 512, "query_heads": 8}, {}, True),
+        ({"keys": 300, "queries": 1}, {}, True),
+        ({"keys": 2**16, "queries": 8}, {}, True),
+        ({"keys": 2**16 + 1, "queries": 1}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 8, "query_heads": 8}, {}, False),
     ],
     ids=str,
 )
@@ -96,12 +100,16 @@ def test_who_knows_the_strides(gpu, launches, shape, options, copied):
     """Views are copied where that is cheap, and the kernel then gets the strides of the copy; else they are learned."""
     q, k = views(**shape)
     attention(q, k, k, **options)
-    launch = launches[-1]
+    launch = launches[0]
+    decodes = q.shape[2] <= 8
+    assert [f"_{step}_" in launch["name"] for step in (DECODE, FORWARD)] == [decodes, not decodes]
+    assert len(launches) == 1 + (decodes and k.shape[2] > 300)
     assert launch["ensure_row_contiguous"] == copied
     given = [array.dtype for array in launch["inputs"][:1]]
     assert given == [mx.float16 if copied else mx.uint8]
     strides = [array.tolist()[:4] for array in launch["inputs"] if array.dtype == mx.int64]
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    heads, queries = (2, heads // 2 * queries) if decodes else (heads, queries)  # rows of a key head are packed
     dense = [[heads * queries * 128, queries * 128, 128, 1], [2 * keys * 128, keys * 128, 128, 1]]
     assert (strides[:2] == dense) == copied
 
@@ -189,11 +197,14 @@ def test_a_call_inside_compile(launches):
 
 
 MOST = dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"), True)
+DECODED = {name: on for name, on in MOST.items() if name != "dropout"}
 KERNELS = [
     (FORWARD, "apple9", "float32", Features(mask="float32", **MOST)),
     (DELTA, "apple7", "float16", Features()),
     (BACKWARD_KEY_VALUE, "sm80", "float16", Features(causal=True)),
     (BACKWARD_QUERY, "sm90", "bfloat16", Features(block=128, **MOST)),
+    (DECODE, "sm90", "bfloat16", Features(causal=True)),
+    (COMBINE, "sm90", "bfloat16", Features()),
 ]
 # Seconds of clang and ptxas each: these wait for `pytest -m ""`.
 MORE_KERNELS = [
@@ -203,6 +214,9 @@ MORE_KERNELS = [
     (BACKWARD_MASK, "apple9", "float32", Features(mask="float32", **MOST)),
     (FORWARD, "sm80", "bfloat16", Features(mask="bfloat16", **MOST)),
     (FORWARD, "sm90", "float16", Features(causal=True)),
+    (DECODE, "apple9", "float32", Features(mask="float32", **DECODED)),
+    (DECODE, "sm80", "float16", Features(mask="bool", **DECODED)),
+    (DECODE, "sm90", "float16", Features(block=128, **DECODED)),
 ]
 KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KERNELS]
 
@@ -255,7 +269,8 @@ def operand(name: str, dtype: str, features: Features):
         "slopes": (mx.float32, 1, 8), "sinks": (mx.float32, 1, 8), "q_segments": (mx.int32, 2, 512),
         "k_segments": (mx.int32, 2, 512), "L": (mx.float32, 3, 4096), "delta": (mx.float32, 3, 4096),
         "block_map": (mx.int32, 4, 512), "block_bitmaps": (mx.uint8, 3, 16384), "block_lists": (mx.int32, 4, 512),
-        "block_counts": (mx.int32, 3, 512),
+        "block_counts": (mx.int32, 3, 512), "packing": (mx.int32, 1, 3), "O_parts": (mx.float32, 5, 65536),
+        "L_parts": (mx.float32, 5, 4096),
     }  # fmt: skip
     if name == "attention_mask":
         return mx.bool_ if features.mask == "bool" else getattr(mx, features.mask), 4, 65536
