@@ -19,11 +19,11 @@ import feature_cases  # noqa: E402
 from cases import Case  # noqa: E402
 from feature_cases import Variant  # noqa: E402
 
-from mlx_flash import attention, decoding  # noqa: E402
+from mlx_flash import attention  # noqa: E402
 from mlx_flash.check import Error, acceptable, exact, float64, unfused  # noqa: E402
 from mlx_flash.device import FAMILIES  # noqa: E402
 from mlx_flash.parameters import candidates  # noqa: E402
-from mlx_flash.steps import DELTA, STEPS  # noqa: E402
+from mlx_flash.steps import DECODE, DELTA, STEPS  # noqa: E402
 
 REPEATS = 30
 TENSORS = ("O", "dQ", "dK", "dV")
@@ -160,8 +160,11 @@ FEATURES = {
 
 def features(family: str, dtype: str, name: str) -> Job:
     """Masks and variants with every gradient, as the accuracy suite has them, at a few hundred rows."""
-    variant = Variant(Case(261, 403, 64, dtype, group=2, key_heads=2, batch=2), FEATURES[name], "bhij", (90, 35))
+    case = Case(261, 403, 64, dtype, group=2, key_heads=2, batch=2)
+    return _variant(family, Variant(case, FEATURES[name], "bhij", (90, 35)))
 
+
+def _variant(family: str, variant: Variant) -> Job:
     def make():
         arguments, facts = feature_cases.build(variant)
         feature_cases.backward(variant, variant.case.arrays(), arguments, _cotangent(variant))
@@ -253,25 +256,52 @@ def many(family: str, dtype: str, batch: int, heads: int) -> Job:
     return Job(family, make, judge)
 
 
-def decode(family: str, dtype: str) -> Job:
-    """The kernels for few queries: keys in parts, and what joins them."""
-    decoding.KERNELS = (*decoding.KERNELS, "cuda")
+def decode(family: str, dtype: str, head_dim: int) -> Job:
+    """The kernels for few queries, 30 times the same bits: one head dimension, groups of several sizes, slices of a
+    cache that MLX copies or, the last, is too long for it; many parts, and one."""
+    long = 2**25 // (4 * head_dim * getattr(mx, dtype).size) + 77
+    asked = [(3, 8, 2, 1, 5003), (3, 8, 2, 4, 2003), (1, 24, 2, 8, 1999), (70, 32, 8, 1, 100), (1, 8, 2, 2, long)]
 
     def make():
-        shapes = (3, 8, 4, 64), (3, 2, 5003, 64), (3, 2, 5003, 64), (3, 8, 4, 64)
-        inputs = drawn(8, dtype, *shapes)
-        return inputs, attention(*inputs[:3], causal=True)
+        made = []
+        for seed, (batch, heads, key_heads, length, keys) in enumerate(asked):
+            shapes = (batch, heads, length, head_dim), *[(batch, key_heads, keys + 60, head_dim)] * 2
+            q, k, v = drawn(8 + seed, dtype, *shapes)
+            inputs = [q, k[:, :, :keys], v[:, :, :keys]]
+            made.append((inputs, attention(*inputs, causal=True)))
+        return made
 
     def judge(made):
-        inputs, got = made
-        mx.eval(inputs, got)
-        want = exact(*map(float64, inputs), True)[0]
-        other = Error.of(unfused(*inputs[:3], True), want)
-        assert acceptable("O", dtype, Error.of(got, want), other), f"{Error.of(got, want)} against {other}"
-        repeated(lambda: [attention(*inputs[:3], causal=True)], [got])
-        return {"O": Error.of(got, want).largest}
+        figures = {}
+        for inputs, got in made:
+            mx.eval(inputs, got)
+            want = exact(*map(float64, [*inputs, mx.zeros(got.shape)]), True)[0]
+            ours, other = Error.of(got, want), Error.of(unfused(*inputs, True), want)
+            assert acceptable("O", dtype, ours, other), f"{ours} against {other}"
+            repeated(lambda: [attention(*inputs, causal=True)], [got])  # noqa: B023
+            figures["x".join(map(str, (*inputs[0].shape, inputs[1].shape[2])))] = ours.largest
+        return figures
 
     return Job(family, make, judge)
+
+
+def decode_dims(family: str, dtype: str) -> list[int]:
+    """The largest head dimension of every table row for decoding, and one beyond those of tensor cores."""
+    ends = (row.max_head for row in candidates(DECODE, PRECISIONS[dtype], FAMILIES[family]))
+    return sorted({64, *(end for end in ends if end <= 256), 264})
+
+
+DECODED = {
+    "array": ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "lse"),
+    "blocks": ("causal", "blocks", "softcap", "alibi", "sinks", "segments", "lse"), "bool": ("bool", "lse"),
+    "window": ("causal", "window", "lse"), "plain": ("lse",),
+}  # fmt: skip
+
+
+def decoded_features(family: str, dtype: str, name: str) -> Job:
+    """Masks and variants of few queries in groups of four, keys in several parts, with every gradient."""
+    case = Case(3, 1411, 64, dtype, group=4, key_heads=2, batch=2)
+    return _variant(family, Variant(case, DECODED[name], "bhij", (900, 0)))
 
 
 def views(family: str, dtype: str) -> Job:
@@ -321,6 +351,10 @@ def jobs(families: list[str]) -> dict[str, tuple]:
             for dtype in PRECISIONS if name in ("array", "blocks") else ("float32",):
                 found[f"{name} {family} {dtype}"] = (features, family, dtype, name)
         found[f"views {family}"] = (views, family, "float16")
-        for dtype in ("float32", "bfloat16"):
-            found[f"decode {family} {dtype}"] = (decode, family, dtype)
+        for dtype in PRECISIONS:
+            for head_dim in decode_dims(family, dtype) if dtype != "float16" else (64,):
+                found[f"decode {family} {dtype} D={head_dim}"] = (decode, family, dtype, head_dim)
+        for name in DECODED:
+            for dtype in PRECISIONS if name in ("array", "blocks") else ("bfloat16",):
+                found[f"decode {name} {family} {dtype}"] = (decoded_features, family, dtype, name)
     return found

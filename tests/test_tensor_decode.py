@@ -8,15 +8,13 @@ import itertools
 from dataclasses import replace
 from unittest.mock import patch
 
-import bounds
 import feature_cases
 import mlx.core as mx
 import numpy as np
 import pytest
 import test_decode
 from cases import Case
-from feature_cases import Variant
-from tensor_rows import FAMILY, LAYERS, forget, small_rows
+from tensor_rows import LAYERS, forget, small_rows
 from test_decode import shaped
 from test_determinism import bits
 

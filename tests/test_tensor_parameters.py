@@ -118,10 +118,12 @@ def test_what_tensor_cores_do_not_serve(family):
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
-@pytest.mark.parametrize("group, queries, owned", [(1, 1, 16), (4, 4, 16), (17, 1, 32), (8, 5, 48), (8, 8, 64), (16, 8, 64)])
+@pytest.mark.parametrize(
+    "group, queries, owned", [(1, 1, 16), (4, 4, 16), (17, 1, 32), (8, 5, 48), (8, 8, 64), (16, 8, 64)]
+)
 def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, queries, owned):
-    """In fragments of 16, whatever their number; and several threadgroups of 16 rows fit the memory of a core, in KB here."""
-    core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # a threadgroup costs another KB
+    """In fragments of 16, whatever their number; and several threadgroups of 16 rows fit the memory of a core."""
+    core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # in KB; a threadgroup costs another one
     for head_dim in (40, 64, 128, 192, 256):
         asked = replace(problem(head_dim), query_heads=group, key_heads=1, query_length=queries)
         row = plan(DECODE, asked, family).row
