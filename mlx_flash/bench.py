@@ -26,7 +26,8 @@ CALLS = 8  # started one after another without waiting, so that launches hide be
 
 @dataclass(frozen=True)
 class Case:
-    """Self-attention, batch 1; `window`: keys a query sees, its own the last; `segment`: length of packed sequences."""
+    """Self-attention, batch 1; `window`: keys a query sees, its own the last; `segment`: length of packed sequences;
+    `queries`: where they are fewer than the keys."""
 
     head_dim: int
     length: int
@@ -37,11 +38,14 @@ class Case:
     window: int | None = None
     segment: int | None = None
     dtype: str = "bfloat16"
+    queries: int | None = None
 
     @property
     def name(self) -> str:
-        facts = ["fwd+bwd" if self.backward else "fwd", f"D={self.head_dim}", f"N={self.length}"]
-        facts += ["causal" if self.causal else "dense"] + ([f"Hk={self.key_heads}"] if self.key_heads < 16 else [])
+        kind = "decode" if self.queries else "fwd+bwd" if self.backward else "fwd"
+        facts = [kind, f"D={self.head_dim}", f"N={self.length}"]
+        facts += [] if self.queries else ["causal" if self.causal else "dense"]
+        facts += [f"Hk={self.key_heads}"] if self.key_heads < 16 else []
         facts += [f"window={self.window}"] if self.window else []
         return " ".join(facts + ([f"segments={self.segment}"] if self.segment else []))
 
@@ -49,7 +53,8 @@ class Case:
     def flops(self) -> float:
         """Useful work: two products forward, five more backward, over the pairs that see each other."""
         n, reach = self.length, min(self.window or self.length, self.segment or self.length)
-        pairs = n * n if not self.causal else reach * n - reach * (reach - 1) / 2 if self.window else n * reach / 2
+        seen = reach * n - reach * (reach - 1) / 2 if self.window else n * reach / 2
+        pairs = seen if self.causal else n * (self.queries or n)
         return 2 * self.heads * pairs * self.head_dim * (7 if self.backward else 2)
 
 
@@ -61,6 +66,7 @@ def cases() -> list[Case]:
         found += [Case(d, 4096, backward, causal=False) for d in (64, 128, 256)]
         found += [Case(128, 65536, backward), Case(128, 16384, backward, key_heads=4)]
         found += [Case(128, 16384, backward, window=1024), Case(128, 16384, backward, segment=2048)]
+    found += [Case(128, n, causal=False, heads=32, key_heads=8, queries=1) for n in (4096, 32768, 131072)]
     return found
 
 
@@ -98,7 +104,8 @@ def differentiated(case: Case, function, q, k, v, d_o):
 
 def arrays(case: Case, length: int | None = None) -> list[mx.array]:
     n = length or case.length
-    shapes = [(1, heads, n, case.head_dim) for heads in (case.heads, case.key_heads, case.key_heads, case.heads)]
+    query, key = (case.heads, case.queries or n), (case.key_heads, n)
+    shapes = [(1, *sizes, case.head_dim) for sizes in (query, key, key, query)]
     keys = mx.random.split(mx.random.key(0), 4)
     drawn = [mx.random.normal(shape, key=key).astype(getattr(mx, case.dtype)) for shape, key in zip(shapes, keys)]
     mx.eval(drawn)
@@ -210,7 +217,7 @@ def plot(results: list[dict], path: Path) -> None:
     need("matplotlib", "bench --plot").use("Agg")
     import matplotlib.pyplot as plt
 
-    served = [r for r in results if "ms" in r["providers"].get("mlx_flash", {})]
+    served = [r for r in results if "ms" in r["providers"].get("mlx_flash", {}) and not r["case"].get("queries")]
     # One length makes bars that compare: the one most cases have, the longer of equals.
     lengths = [r["case"]["length"] for r in served]
     length = max(lengths, key=lambda n: (lengths.count(n), n), default=0)

@@ -14,6 +14,7 @@ TINY = [
     bench.Case(16, 48, heads=2, key_heads=2),
     bench.Case(16, 48, True, heads=2, key_heads=1, window=8),
     bench.Case(16, 48, True, heads=2, key_heads=2, segment=16),
+    bench.Case(16, 48, causal=False, heads=4, key_heads=2, queries=1),
 ]
 
 
@@ -28,6 +29,20 @@ def test_useful_work_is_that_of_the_pairs_that_see_each_other(window, segment, c
     # Of an unbounded triangle the diagonal counts half, as is usual for causal attention.
     half = 64 / 2 if causal and not window else 0
     assert case.flops == 2 * 3 * (seen.sum() - half) * 32 * 2
+
+
+def test_decoding_is_measured_too():
+    """The work of one query, and names of their own."""
+    decoding = [case for case in bench.cases() if case.queries]
+    assert [case.name for case in decoding] == [f"decode D=128 N={n} Hk=8" for n in (4096, 32768, 131072)]
+    assert [case.flops for case in decoding] == [4 * 32 * 128 * case.length for case in decoding]
+    assert [array.shape for array in bench.arrays(decoding[0])] == [
+        (1, 32, 1, 128),
+        *[(1, 8, 4096, 128)] * 2,
+        (1, 32, 1, 128),
+    ]
+    names = [case.name for case in bench.cases()]
+    assert len(set(names)) == len(names)
 
 
 def test_both_are_measured_and_agree(monkeypatch, tmp_path):
