@@ -10,26 +10,42 @@
 // Written by: O and L, each element by one lane.
 using Element = $ELEMENT;            // of O
 constant constexpr int DV = $VALUE_DIM, ROWS = $BLOCK_PARALLEL;
+constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // of 32 columns; parts read at a time
 $ATTRIBUTES
 // ---- body
 const int lane = thread_index_in_threadgroup % 32, simdgroup = thread_index_in_threadgroup / 32;
 const int parts = O_parts_shape[0], rows = O_parts_shape[1] * O_parts_shape[2] * O_parts_shape[3];
 const int row = int(threadgroup_position_in_grid.x) * ROWS + simdgroup;
 if (row < rows) {
+  // Lanes share the parts, then the columns; loads of several parts are under way at a time, since each takes long.
   float m = -INFINITY, l = 0;
-  for (int part = 0; part < parts; part++) m = max(m, L_parts[long(part) * rows + row]);
+  for (int part = lane; part < parts; part += 32) m = max(m, L_parts[long(part) * rows + row]);
+  m = simd_max(m);
   const float reference = m == -INFINITY ? 0 : m;
-  for (int part = 0; part < parts; part++) {
+  for (int part = lane; part < parts; part += 32) {
     l += exp2(L_parts[long(part) * rows + row] - reference) * L_parts[long(parts + part) * rows + row];
   }
-  const float normaliser = l == 0 ? 0 : 1 / l;
-  for (int d = lane; d < DV; d += 32) {
-    float sum = 0;
-    for (int part = 0; part < parts; part++) {
-      const long place = long(part) * rows + row;
-      sum += exp2(L_parts[place] - reference) * O_parts[place * DV + d];
+  l = simd_sum(l);
+  float sums[RUNS] = {};
+  for (int first = 0; first < parts; first += TOGETHER) {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TOGETHER; i++) {
+      const bool exists = first + i < parts;  // else the last part is read in its place
+      const long place = long(exists ? first + i : parts - 1) * rows + row;
+      const float weight = exp2(L_parts[place] - reference);
+#pragma clang loop unroll(full)
+      for (int run = 0; run < RUNS; run++) {
+        const int d = min(run * 32 + lane, DV - 1);
+        const float term = weight * O_parts[place * DV + d];
+        sums[run] += exists ? term : 0;
+      }
     }
-    O[long(row) * DV + d] = Element(sum * normaliser);
+  }
+  const float normaliser = l == 0 ? 0 : 1 / l;
+#pragma clang loop unroll(full)
+  for (int run = 0; run < RUNS; run++) {
+    const int d = run * 32 + lane;
+    if (d < DV) O[long(row) * DV + d] = Element(sums[run] * normaliser);
   }
   if (lane == 0) L[row] = l == 0 ? -INFINITY : m + log2(l);
 }
