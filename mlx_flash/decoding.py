@@ -1,8 +1,9 @@
 """Decoding: few queries, whose heads share one tile, and keys in parts that are worked on at once (split-KV).
 
 The rule of the parts, which nothing but the call's shape and the GPU decides, so that results repeat bit for bit:
-as many as give each core THREADGROUPS of them, but none of fewer than LEAST keys, and at most MOST. Keys that
-causality and the window hide from every query are in no part. Untimed on a Mac so far.
+as many as give each core the threadgroups its family wants, but none of fewer than LEAST keys, and at most MOST; one,
+if the family's threadgroups manage so few keys alone. Keys that causality and the window hide from every query are in
+no part. Untimed on a Mac so far; an H200 decides the families of NVIDIA.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 QUERIES = 8  # at most: what one fragment of a tile holds
-THREADGROUPS = 8  # wanted for each core of the GPU
 LEAST, MOST = 256, 128  # keys of a part; parts
 KERNELS = ("metal", "cuda", "simulator")  # backends that have these kernels
 
@@ -54,12 +54,17 @@ def keys_seen(problem: Problem) -> int:
     return keys - max(0, keys - problem.query_length - window[0]) if window else keys
 
 
+def manages_alone(problem: Problem, family: Family) -> bool:
+    """Is one part faster than several that have to be joined?"""
+    return keys_seen(problem) * (problem.head_dim + problem.value_dim) <= family.alone
+
+
 def part_length(problem: Problem, row: Row, family: Family) -> int:
     """Keys of one part, a multiple of the block the kernel walks by."""
     blocks = -(-packed_rows(problem) // row.parallel)
-    wanted = -(-family.cores * THREADGROUPS // (problem.batch * problem.key_heads * blocks))
+    wanted = -(-family.cores * family.threadgroups // (problem.batch * problem.key_heads * blocks))
     seen = keys_seen(problem)
-    parts = max(1, min(wanted, seen // LEAST, MOST))
+    parts = 1 if manages_alone(problem, family) else max(1, min(wanted, seen // LEAST, MOST))
     return max(1, -(-seen // (parts * row.traversal))) * row.traversal
 
 

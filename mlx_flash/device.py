@@ -12,7 +12,9 @@ class Family:
     memory (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
     allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
-    `cores`: of the GPU; those of the plain chip, unless a machine says more.
+    `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
+    decoding aims at. `alone`: elements of one head's keys and values that decoding leaves to one threadgroup, since to
+    launch what joins parts would take longer.
     """
 
     name: str
@@ -23,6 +25,8 @@ class Family:
     tensor: str = ""
     threadgroup_bytes: int = 32768
     cores: int = 10
+    threadgroups: int = 8
+    alone: int = 0
 
 
 # Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).
@@ -38,8 +42,8 @@ FAMILIES = {
         Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
         Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
         Family("apple10", "M5, A19", "apple9", False, ()),
-        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376, 108),
-        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448, 132),
+        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376, 108, 2, 2**20),
+        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448, 132, 2, 2**20),
     )
 }
 

@@ -33,8 +33,9 @@ DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
 
 @pytest.fixture(params=LAYERS, ids="-".join)
 def layer(request):
-    """The name of a layer whose kernels run inside the test; nothing the simulator's checks find passes."""
-    with mode("check"), small_rows(*request.param):
+    """The name of a layer whose kernels run inside the test, in parts however few the keys; nothing the simulator's
+    checks find passes."""
+    with mode("check"), patch.object(decoding, "manages_alone", lambda *_: False), small_rows(*request.param):
         yield request.param[0]
 
 
@@ -70,7 +71,8 @@ def test_every_row_of_the_table(family, index, case):
     rows = TENSOR_TABLE[key]
     assert lookup(DECODE, case.dtype, FAMILIES[family], max(case.head_dim, case.value_dim)) is rows[index]
     small = (*rows[:index], shrunk(rows[index], case), *rows[index + 1 :])
-    with patch.dict(TENSOR_TABLE, {key: small}), mode("check"), use_backend("simulator", family):
+    in_parts = patch.object(decoding, "manages_alone", lambda *_: False)
+    with patch.dict(TENSOR_TABLE, {key: small}), in_parts, mode("check"), use_backend("simulator", family):
         forget()
         test_decode.check(case)
     forget()
