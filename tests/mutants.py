@@ -126,7 +126,8 @@ DECODE = of(
 )
 COMBINE = of(
     "combine",
-    ("parts-not-weighed", "const float weight = exp2(L_parts[place] - reference);", "const float weight = 1;", DECODING.format("apple7-softcap")),
+    ("parts-not-weighed", "const float weight = exp2(L_parts[place] - reference);",
+     "const float weight = 1;", DECODING.format("apple7-softcap")),
     ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
      DECODING.format("apple7-softcap")),
     ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
