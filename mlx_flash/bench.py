@@ -232,9 +232,10 @@ def plot(results: list[dict], path: Path) -> None:
         labels = [re.sub(rf"fwd(.bwd)? | N={length}| causal", "", r["name"]) for r in rows]
         axis.set_yticks([y + 0.3 for y in range(len(rows))], labels)
         axis.set(xscale="log", xlabel="milliseconds (logarithmic)")
-        axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+        ticks = ("0.2", "0.5", "1", "2", "5", "10", "20", "50", "100")
+        axis.set_xticks([float(tick) for tick in ticks], ticks)
         axis.xaxis.set_minor_formatter("")
-        axis.set_xlim(0.5, 100)
+        axis.set_xlim(float(ticks[0]), float(ticks[-1]))
         axis.set_title("forward and backward" if backward else "forward")
         axis.invert_yaxis()
         if rows:

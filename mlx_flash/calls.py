@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from threading import get_ident, main_thread
 
 import mlx.core as mx
 
@@ -19,6 +21,7 @@ MOST = 1024  # kinds of calls that are kept
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 ARRAYS = frozenset({"mask", "alibi_slopes", "sinks", "segments", "key"})  # of an array given here, shape and dtype are
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
+MAIN_THREAD = main_thread().ident
 _kept: dict[tuple, Call] = {}
 
 
@@ -34,16 +37,21 @@ class Call:
         scale = abs(problem.scale) if self.sign else 1.0
         self.inner = replace(problem, head_dim=head_dim, value_dim=value_dim, scale=scale)
         self.pads = (head_dim - problem.head_dim, value_dim - problem.value_dim)
-        self._attend = None
+        self._forward = self._replayed = None
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, options: dict):
         if self.empty:
             return self._nothing(q.dtype, options["sinks"])
         extras = operands(self.problem, **options)
-        if self._attend is None:
+        if self._forward is None:
             names = (*self._parts(), *extras)
-            self._attend = attend(self.inner, names, self.backend, self.stream, self.return_lse)
-        out, L = self._attend(FORWARD, *self._operands(q, k, v), *extras.values())
+            forward = partial(attend(self.inner, names, self.backend, self.stream, self.return_lse), FORWARD)
+            # MLX traces another stream anew, and looks into the function when another transformation traces.
+            self._replayed = mx.compile(forward) if self.backend.replays else forward
+            self._forward = forward
+        # A process that used mx.compile in other threads may abort when it ends (MLX 0.32.4).
+        forward = self._replayed if get_ident() == MAIN_THREAD else self._forward
+        out, L = forward(*self._operands(q, k, v), *extras.values())
         value = self.pads[1]
         out = out[..., :-value] if value else out
         return (out, L * math.log(2)) if self.return_lse else out

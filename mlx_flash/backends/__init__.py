@@ -23,11 +23,13 @@ NAMES = ("metal", "cuda", "simulator", "reference")
 
 @dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
 class Backend:
-    """`run(plan, inputs, stream)` returns the step's outputs in order; `family` picks the kernels' table rows."""
+    """`run(plan, inputs, stream)` returns the step's outputs in order; `family` picks the kernels' table rows.
+    `replays`: a launch costs the host so much that calls repeat their graphs."""
 
     name: str
     family: Family | None
     run: Callable
+    replays: bool = False
 
 
 @lru_cache
@@ -48,7 +50,7 @@ def backend(name: str, family: str | None = None) -> Backend:
 
         if reason := ready(family):
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {reason}')
-        return Backend(name, FAMILIES[family] if family else family_here(), run)
+        return Backend(name, FAMILIES[family] if family else family_here(), run, replays=True)
     if name == "simulator":
         from .simulator import ready, run
 
