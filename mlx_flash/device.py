@@ -42,8 +42,8 @@ FAMILIES = {
         Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
         Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
         Family("apple10", "M5, A19", "apple9", False, ()),
-        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376, 108, 2, 2**20),
-        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448, 132, 2, 2**20),
+        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376, 108, 2, 2**19),
+        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448, 132, 2, 2**19),
     )
 }
 

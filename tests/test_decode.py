@@ -271,9 +271,9 @@ def test_the_rule_of_the_parts():
     assert parts(query_length=8)[0] < parts()[0]  # two blocks of rows each
     window = replace(problem().options, window=(1000, 0))
     assert parts(options=window, key_length=10**6)[0] == parts(key_length=1001)[0] == 3
-    # On an H200 one threadgroup has read 4096 keys and values of 128 columns before two launches have begun.
-    assert parts("sm90")[0] == 1 and parts("sm90", key_length=4097) == (13, 320)
-    assert parts("sm90", head_dim=256, value_dim=256, key_length=2049)[0] > 1
+    # On an H200 one threadgroup has read 2048 keys and values of 128 columns before two launches have begun.
+    assert parts("sm90", key_length=2048)[0] == 1 and parts("sm90", key_length=2049) == (7, 320)
+    assert parts("sm90", head_dim=256, value_dim=256, key_length=1025)[0] > 1
     assert parts("sm90", key_length=32768) == (32, 1024)  # 2 x 132 threadgroups over 8 key heads, in whole blocks
     for keys in (1, 63, 257, 4097, 99999):
         count, length = parts(key_length=keys)

@@ -6,6 +6,7 @@ On the reference backend, told to replay as "cuda" does; the operations of a tra
 import importlib
 import threading
 
+import bounds
 import mlx.core as mx
 import pytest
 from cases import Case, expected
@@ -45,6 +46,11 @@ def drawn(seed: int = 0) -> list[mx.array]:
 def check(arrays):
     named = dict(zip("qkv", arrays))
     expected(CASE, CASE.arrays() | named).check(O=attention(*arrays, causal=True, scale=CASE.scale))
+
+
+def close(got, want):
+    """Compiling fuses elementwise operations, which may round differently."""
+    bounds.check("O", got, bounds.float64(want), "replayed", "float32")
 
 
 def test_one_graph_for_calls_that_look_alike(ran):
@@ -91,10 +97,10 @@ def test_traces_see_the_function_itself(ran):
     gradient = mx.grad(lambda q: mx.square(call(q)).sum())(q)
     assert ran[built:] == ["forward", "delta", "backward_query", "backward_key_value"]
     compiled = mx.compile(lambda q: mx.grad(lambda q: mx.square(call(q)).sum())(q))(q)
-    assert mx.allclose(gradient, compiled, rtol=1e-5, atol=1e-6).item()
+    close(compiled, gradient)
     mapped = mx.vmap(call)(mx.stack([q, 2 * q]))
     for one, other in zip(mapped, (q, 2 * q)):
-        assert mx.allclose(one, call(other), rtol=1e-5, atol=1e-6).item()
+        close(one, call(other))
     with pytest.raises(UnsupportedProblem, match="jvp"):
         mx.jvp(call, [q], [q])
     check(drawn(5))
@@ -104,8 +110,8 @@ def test_a_map_over_something_else(ran):
     """Inside mx.vmap a call whose arrays are not mapped is traced all the same, and replayed again afterwards."""
     q, k, v = drawn()
     want = attention(q, k, v)
-    mapped = mx.vmap(lambda x: x + attention(q, k, v).sum())(mx.zeros((3,)))
-    assert mx.allclose(mapped, want.sum(), rtol=1e-5).item()
+    mapped = mx.vmap(lambda x: x + attention(q, k, v))(mx.zeros((3, 1)))
+    close(mapped[2], want)
     assert bits(attention(q, k, v)) == bits(attention(q, k, v))
 
 
@@ -164,4 +170,4 @@ def test_exports(ran, tmp_path):
     want, path = attention(q, k, v), str(tmp_path / "attention.mlxfn")
     mx.export_function(path, lambda q: attention(q, k, v), q)
     (got,) = mx.import_function(path)(q)
-    assert mx.allclose(got, want, rtol=1e-5, atol=1e-6).item()
+    close(got, want)
