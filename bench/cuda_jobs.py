@@ -300,8 +300,8 @@ DECODED = {
 
 def decoded_features(family: str, dtype: str, name: str) -> Job:
     """Masks and variants of few queries in groups of four, keys in several parts, with every gradient."""
-    case = Case(3, 1411, 64, dtype, group=4, key_heads=2, batch=2)
-    return _variant(family, Variant(case, DECODED[name], "bhij", (900, 0)))
+    case = Case(3, 4511, 64, dtype, group=4, key_heads=2, batch=2)
+    return _variant(family, Variant(case, DECODED[name], "bhij", (4300, 0)))
 
 
 def views(family: str, dtype: str) -> Job:

@@ -51,16 +51,17 @@ def attention(
 
     Returns:
         [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq]. A query that sees no key gives zeros
-        (LSE -inf) and takes part in no gradient. Views are read in place as long as their last axis is contiguous. NaN
-        or infinity behind a masked key reaches nothing; what is seen acts as in IEEE, unless its weight rounds to 0.
+        (LSE -inf) and takes part in no gradient. Views are read in place if their last axis is contiguous (on CUDA, if
+        no copy is faster). NaN or infinity behind a masked key reaches nothing; what is seen acts as in IEEE, unless
+        its weight rounds to 0.
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
         UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives and mx.jvp raise it too.
 
     mx.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by entry.
-    mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile).
-    Scores, softmax statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
+    mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile). Scores,
+    statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
     """
     options = {

@@ -88,6 +88,8 @@ def views(*, keys, queries=16, query_heads=2):
         ({"keys": 2**16 + 1}, {}, False),
         ({"keys": 2**16 + 1, "queries": 2047}, {}, False),
         ({"keys": 2**16 + 1, "queries": 2048}, {}, True),
+        ({"keys": 2**20 - 2048, "queries": 2048}, {}, True),
+        ({"keys": 2**20, "queries": 2048}, {}, False),
         ({"keys": 2**16 + 1, "queries": 512, "query_heads": 8}, {}, True),
         ({"keys": 300, "queries": 1}, {}, True),
         ({"keys": 2**16, "queries": 8}, {}, True),

@@ -67,9 +67,9 @@ def family_here() -> Family:
     return FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
 
 
-# Operands that have a place in memory for each element: masks and lists may be broadcast, and are never copied.
+# Operands that may be copied; masks and lists are often broadcast, and far larger than their memory.
 _COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments"})
-_FEW_BYTES = 2**25
+_FEW_BYTES, _MOST_BYTES = 2**25, 2**29
 _MANY_QUERIES = 2048
 
 
@@ -105,10 +105,11 @@ def _copies(plan: Plan) -> bool:
     """
     kernel, problem = _of(plan.row)(plan.launch.kernel), plan.problem
     strided = {name for name, (_, strides, _) in zip(kernel.input_names, kernel.facts) if strides}
-    columns = problem.batch * problem.key_heads * problem.key_length * (problem.head_dim + problem.value_dim)
-    few = columns * getattr(mx, problem.dtype).size <= _FEW_BYTES
+    columns, size = problem.head_dim + problem.value_dim, getattr(mx, problem.dtype).size
+    keys = problem.batch * problem.key_heads * problem.key_length * columns * size
+    queries = problem.batch * problem.query_heads * problem.query_length * columns * size
     many = problem.query_length * (problem.query_heads // problem.key_heads) >= _MANY_QUERIES
-    return strided <= _COPIED and (few or many)
+    return strided <= _COPIED and (keys <= _FEW_BYTES or (many and keys + queries <= _MOST_BYTES))
 
 
 @dataclass(frozen=True)
