@@ -35,8 +35,14 @@ VOCABULARY = 512
 FEW = {"intermediate_size": 256}
 SMALLER = {  # those, with other sizes than a small vocabulary
     "cohere": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, **FEW},
-    "cohere2": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32,
-                "num_hidden_layers": 4, **FEW},  # its fourth layer sees everything
+    "cohere2": {
+        "hidden_size": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "num_hidden_layers": 4,
+        **FEW,
+    },  # its fourth layer sees everything
     "gpt_neox": {"hidden_size": 256, "num_attention_heads": 8},
     "gpt_oss": {"hidden_size": 256, "num_local_experts": 4, **FEW},
     "gptj": {"n_embd": 256, "n_head": 4, "rotary_dim": 16},

@@ -84,9 +84,7 @@ def _check_shapes(q, k, v):
             raise wrong(name, "a head dimension of at least 1", f"shape {array.shape}", "Drop the empty call.")
     heads, key_heads = q.shape[1], k.shape[1]
     if (heads % key_heads if key_heads else heads) != 0:
-        raise wrong(
-            "q", f"a number of heads that is a multiple of k's {key_heads}", heads, "Repeat or drop heads."
-        )
+        raise wrong("q", f"a number of heads that is a multiple of k's {key_heads}", heads, "Repeat or drop heads.")
 
 
 def _checked_scale(scale, head_dim: int) -> float:

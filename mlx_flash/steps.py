@@ -38,9 +38,7 @@ FORWARD = Step("forward", ("Q", "K", "V", "scale"), ("O", "L"), ("Q", "O"), 2)
 DECODE = Step("decode", ("Q", "K", "V", "scale", "packing"), ("O", "L"), ("Q", "O"), 2)
 COMBINE = Step("combine", ("O_parts", "L_parts"), ("O", "L"))
 DELTA = Step("delta", ("dO", "O"), ("delta",))
-BACKWARD_QUERY = Step(
-    "backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3
-)
+BACKWARD_QUERY = Step("backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3)
 BACKWARD_KEY_VALUE = Step(
     "backward_key_value", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dK", "dV"), ("K", "V", "dK", "dV"), 4
 )
@@ -51,9 +49,7 @@ BACKWARD_KEY = replace(
 BACKWARD_VALUE = replace(
     BACKWARD_KEY, name="backward_value", inputs=("Q", "K", "dO", "L", "scale"), outputs=("dV",), matmuls=2
 )
-BACKWARD_MASK = Step(
-    "backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2
-)
+BACKWARD_MASK = Step("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
 STEPS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
 DECODING = (DECODE, COMBINE)  # in place of the forward step, where queries are few
 

@@ -37,8 +37,7 @@ PAGED = "test_regressions.py::test_ordinary_case[simulator-apple7-mlx-2409-one-q
 PADDED = "test_regressions.py::test_ordinary_case[simulator-apple9-flash-attention-2896-dq-of-padded-72]"
 ALIGNED = "test_forward.py::test_causal_alignment[simulator-apple9-(33, 17)]"
 UNALIGNED = (
-    "test_layouts.py::test_views_equal_their_copies"
-    "[simulator-apple7-odd_start-33x65-d64-float16-dense-4over2-b2-plain]"
+    "test_layouts.py::test_views_equal_their_copies[simulator-apple7-odd_start-33x65-d64-float16-dense-4over2-b2-plain]"
 )
 HIDDEN = "test_isolation.py::test_what_lies_behind_hidden_keys_reaches_nothing[simulator-{}]"
 NAN = "test_isolation.py::test_a_nan_reaches_the_rows_that_see_it[simulator-{}]"

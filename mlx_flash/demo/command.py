@@ -120,9 +120,7 @@ def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}
     for step in steps_of(problem, family=backend.family):
         inputs = {
-            name: mx.zeros(
-                output_shape(same.get(name, name), problem), mx.float32 if name in ("L", "delta") else dtype
-            )
+            name: mx.zeros(output_shape(same.get(name, name), problem), mx.float32 if name in ("L", "delta") else dtype)
             for name in step.inputs
             if name != "scale"
         }
