@@ -30,22 +30,25 @@ template <typename T> METAL_FUNC uint finite(uint pair) {
 // anything may lie. Simdgroups that multiply together look at a part each.
 template <typename T, int BT, int D, int BH, int THREADS, bool STAGED>
 METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
-  using Joint = nv::Joint<(JOINT_ROWS + 15) / 16>;
+  constexpr int SHARERS = (JOINT_ROWS + 15) / 16;
+  using Joint = nv::Joint<SHARERS>;
   // Added to the bits of a magnitude, the least step of the exponent reaches the sign where that was infinity or NaN.
   const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
   uint found = 0, thread_index = b.lane.thread_index;
   nv::settle(thread_index);
-  const int part = thread_index / 32 % Joint::PARTS;
-  const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
+  const int begin = Joint::begin(thread_index), end = Joint::end(thread_index);
+  for (int part = begin; part < end; part++) {
+    const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
 #pragma clang loop unroll(full)
-  for (int panel = 0; panel < PANELS<D>; panel++) {
+    for (int panel = 0; panel < PANELS<D>; panel++) {
 #pragma clang loop unroll_count(4)
-    for (int row = 0; row < BT; row += 4 * Joint::PARTS) {
-      const int r = row + part * 4 + thread_index % 32 / 8;
-      const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
-      if (column >= D) continue;  // chunks of the last panel that hold nothing
-      const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
-      for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
+      for (int row = 0; row < BT; row += 4 * SHARERS) {
+        const int r = row + part * 4 + thread_index % 32 / 8;
+        const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
+        if (column >= D) continue;  // chunks of the last panel that hold nothing
+        const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
+        for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
+      }
     }
   }
   return Joint::all((found & 0x80008000u) == 0, thread_index);

@@ -276,6 +276,8 @@ TILE_CAREFUL = of(
     "tile_careful",
     ("infinity-a-number", "(pairs[e] & 0x7fff7fffu) + step", "(pairs[e] & 0x7fff7fffu)",
      TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-mma-narrow]")),
+    ("every-part-the-first", "+ part * (4 * PANEL / 8)", "",
+     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
     ("nan-of-the-upper-rows", "sign * INFINITY), lower_seen > 0)", "sign * INFINITY), upper_seen > 0)",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
     ("careful-of-the-first-columns", "c.set(2 * i, d, upper);", "c.set(2 * i, 0, upper);",

@@ -110,9 +110,11 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
     } while (!done);
   }
 };
-// Simdgroups that multiply together, from a multiple of their number on: each may do a part of what all then know.
+// Simdgroups that multiply together, from a multiple of their number on. Each does its parts, `begin` to `end`, of
+// SIMDGROUPS in all, and then knows what `all` found.
 template <int SIMDGROUPS> struct Joint {
-  static constant constexpr int PARTS = SIMDGROUPS;
+  static MSL_INLINE int begin(uint thread_index) { return thread_index / 32 % SIMDGROUPS; }
+  static MSL_INLINE int end(uint thread_index) { return begin(thread_index) + 1; }
   static MSL_INLINE bool all(bool own, uint thread_index) {
     if (SIMDGROUPS == 1) return metal::simd_all(own);
     uint every;
@@ -211,8 +213,10 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
   }
   MSL_INLINE void leave() thread {}
 };
+// Here each does them all.
 template <int SIMDGROUPS> struct Joint {
-  static constant constexpr int PARTS = 1;
+  static MSL_INLINE int begin(uint) { return 0; }
+  static MSL_INLINE int end(uint) { return SIMDGROUPS; }
   static MSL_INLINE bool all(bool own, uint) { return metal::simd_all(own); }
 };
 MSL_INLINE void show_stores() {}
