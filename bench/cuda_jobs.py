@@ -304,6 +304,53 @@ def decoded_features(family: str, dtype: str, name: str) -> Job:
     return _variant(family, Variant(case, DECODED[name], "bhij", (4300, 0)))
 
 
+SPOILED = ("q", "k", "v", "d_o")
+
+
+def spoiled(family: str, dtype: str, head_dim: int, limits: dict) -> Job:
+    """A NaN in row h of head h, for every row of q, k, v or dO in turn: it reaches the rows that see it, and no others;
+    and infinity in keys and values that nobody sees. The rest stays what it is without them."""
+    batch, heads, length = 10, 31, 310
+    hidden = mx.arange(length) % 9 == 4
+
+    def make():
+        shape = (batch, heads, length, head_dim)
+        inputs = drawn(9, dtype, shape, shape, shape, shape)
+        own = mx.arange(batch * heads).reshape(batch, heads, 1)
+        place = (mx.arange(length) == own)[..., None] & (mx.arange(head_dim) == own[..., None] % head_dim)
+        made = {"clean": with_gradients(inputs, **limits)}
+        for n, tensor in enumerate(SPOILED):
+            bad = [mx.where(place, mx.nan, array) if n == k else array for k, array in enumerate(inputs)]
+            made[tensor] = with_gradients([array.astype(inputs[0].dtype) for array in bad], **limits)
+        far = [mx.where(hidden[:, None], mx.inf, array).astype(array.dtype) for array in inputs[1:3]]
+        made["masked"] = with_gradients(inputs, mask=~hidden, **limits)
+        made["infinity"] = with_gradients([inputs[0], *far, inputs[3]], mask=~hidden, **limits)
+        return made
+
+    def judge(made):
+        mx.eval(made)
+        after = np.arange(length)[:, None] - np.arange(length)
+        seen = (after >= 0) & (after <= limits.get("window", (length,))[0])
+        for tensor in SPOILED:
+            rows = seen.T if tensor in "kv" else np.eye(length, dtype=bool)  # [head, query]: what meets the NaN
+            keys = (rows[:, :, None] & seen).any(1)
+            for n, name in enumerate(TENSORS):
+                met = rows if name in ("O", "dQ") else keys
+                met = met & ((tensor, name) not in {("v", "dV"), ("d_o", "O")})
+                close(name, made[tensor][n], made["clean"][n], met.reshape(batch, heads, length), f"NaN in {tensor}")
+        for n, name in enumerate(TENSORS):
+            close(name, made["infinity"][n], made["masked"][n], np.zeros((batch, heads, length), bool), "infinity")
+        return {}
+
+    def close(name: str, got: mx.array, want: mx.array, met: np.ndarray, what: str):
+        got, want = (np.array(array.astype(mx.float32)) for array in (got, want))
+        assert np.array_equal(np.isnan(got).any(-1), met), f"{name}: {what} in the wrong rows"
+        error = np.abs(got - want)[~met].max(initial=0) / np.abs(want).max()
+        assert error <= GROSS[dtype], f"{name}: {what} moves what does not see it by {error:.1e}"
+
+    return Job(family, make, judge)
+
+
 def views(family: str, dtype: str) -> Job:
     """Transposed, sliced, broadcast and compiled inputs give the bits of their copies."""
 
@@ -350,6 +397,9 @@ def jobs(families: list[str]) -> dict[str, tuple]:
         for name in FEATURES:
             for dtype in PRECISIONS if name in ("array", "blocks") else ("float32",):
                 found[f"{name} {family} {dtype}"] = (features, family, dtype, name)
+        for dtype, head_dim in (("float32", 64), ("float16", 64), ("bfloat16", 64), ("bfloat16", 128), ("float16", 256)):
+            for name, limits in (("causal", {"causal": True}), ("window", {"window": (100, 0)})):
+                found[f"spoiled {name} {family} {dtype} D={head_dim}"] = (spoiled, family, dtype, head_dim, limits)
         found[f"views {family}"] = (views, family, "float16")
         for dtype in PRECISIONS:
             for head_dim in decode_dims(family, dtype) if dtype != "float16" else (64,):
