@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import feature_cases  # noqa: E402
 from cases import Case  # noqa: E402
+from cuda_judging import GROSS, TENSORS, Job, drawn, gross, judged, problem, repeated, with_gradients  # noqa: E402
 from feature_cases import Variant  # noqa: E402
 
 from mlx_flash import attention  # noqa: E402
@@ -25,75 +24,7 @@ from mlx_flash.device import FAMILIES  # noqa: E402
 from mlx_flash.parameters import candidates  # noqa: E402
 from mlx_flash.steps import DECODE, DELTA, STEPS  # noqa: E402
 
-REPEATS = 30
-TENSORS = ("O", "dQ", "dK", "dV")
 PRECISIONS = {"float32": "float32", "float16": "16-bit", "bfloat16": "16-bit"}
-GROSS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}  # of the largest magnitude: heads not judged one by one
-
-
-@dataclass(frozen=True)
-class Job:
-    """`make()` returns what `judge` takes; `judge` returns figures, and raises AssertionError for a wrong result."""
-
-    family: str
-    make: Callable
-    judge: Callable
-
-
-def drawn(seed: int, dtype: str, *shapes) -> list[mx.array]:
-    keys = mx.random.split(mx.random.key(seed), len(shapes))
-    return [mx.random.normal(shape, key=key).astype(getattr(mx, dtype)) for shape, key in zip(shapes, keys)]
-
-
-def with_gradients(arrays: list[mx.array], **options) -> list[mx.array]:
-    """O, dQ, dK, dV, lazily."""
-    *inputs, d_o = arrays
-    outputs, gradients = mx.vjp(lambda q, k, v: attention(q, k, v, **options), inputs, [d_o])
-    return [*outputs, *gradients]
-
-
-def problem(dtype, head_dim, length, key_length=None, batch=2, heads=8, key_heads=4, seed=0) -> list[mx.array]:
-    query = (batch, heads, length, head_dim)
-    key = (batch, key_heads, key_length or length, head_dim)
-    return drawn(seed, dtype, query, key, key, query)
-
-
-INPUTS, RESULTS = (0, 1, 1, 0), (0, 0, 1, 1)  # Q K V dO and O dQ dK dV: with query heads, or with key heads
-
-
-def part(arrays: list[mx.array], like: tuple[int, ...], inputs: list[mx.array], batch: int, key_head: int):
-    """One key head with the query heads that share it."""
-    group = inputs[0].shape[1] // inputs[1].shape[1]
-    heads = slice(key_head * group, (key_head + 1) * group), slice(key_head, key_head + 1)
-    return [array[batch : batch + 1, heads[place]] for array, place in zip(arrays, like)]
-
-
-def judged(dtype: str, inputs, got, causal: bool, batch: int, key_head: int) -> dict[str, float]:
-    """One head's largest errors against float64; raises where they exceed those of unfused mx in the same type."""
-    inputs, got = part(inputs, INPUTS, inputs, batch, key_head), part(got, RESULTS, inputs, batch, key_head)
-    want = exact(*map(float64, inputs), causal)
-    outputs, gradients = mx.vjp(lambda q, k, v: unfused(q, k, v, causal), inputs[:3], inputs[3:])
-    figures = {}
-    for name, mine, other, right in zip(TENSORS, got, [*outputs, *gradients], want):
-        ours, theirs = Error.of(mine, right), Error.of(other, right)
-        figures[name] = ours.largest
-        assert acceptable(name, dtype, ours, theirs), f"{name}: {ours} against {theirs} of unfused mx"
-    return figures
-
-
-def gross(dtype: str, inputs: list[mx.array], got: list[mx.array], causal: bool):
-    """All heads, against plain mx operations in float32."""
-    wide = [array.astype(mx.float32) for array in inputs]
-    outputs, gradients = mx.vjp(lambda q, k, v: unfused(q, k, v, causal), wide[:3], wide[3:])
-    for name, mine, other in zip(TENSORS, got, [*outputs, *gradients]):
-        error = mx.abs(mine.astype(mx.float32) - other).max() / mx.abs(other).max()
-        assert error.item() <= GROSS[dtype], f"{name}: some head is off by {error.item():.1e} of the largest magnitude"
-
-
-def repeated(call: Callable[[], list[mx.array]], first: list[mx.array]):
-    for turn in range(1, REPEATS):
-        for name, one, other in zip(TENSORS, first, call()):
-            assert mx.array_equal(one, other, equal_nan=True).item(), f"{name} of run {turn + 1} differs in its bits"
 
 
 def row_dims(family: str, dtype: str) -> list[int]:
@@ -307,6 +238,14 @@ def decoded_features(family: str, dtype: str, name: str) -> Job:
 SPOILED = ("q", "k", "v", "d_o")
 
 
+def reaches(name: str, got: mx.array, want: mx.array, met: np.ndarray, what: str, dtype: str):
+    """Rows of `got` that hold a NaN are those that `met` it; the others are what they are without."""
+    got, want = (np.array(array.astype(mx.float32)) for array in (got, want))
+    assert np.array_equal(np.isnan(got).any(-1), met), f"{name}: {what} in the wrong rows"
+    error = np.abs(got - want)[~met].max(initial=0) / np.abs(want).max()
+    assert error <= GROSS[dtype], f"{name}: {what} moves what does not see it by {error:.1e}"
+
+
 def spoiled(family: str, dtype: str, head_dim: int, limits: dict) -> Job:
     """A NaN in row h of head h, for every row of q, k, v or dO in turn: it reaches the rows that see it, and no others;
     and infinity in keys and values that nobody sees. The rest stays what it is without them."""
@@ -337,16 +276,12 @@ def spoiled(family: str, dtype: str, head_dim: int, limits: dict) -> Job:
             for n, name in enumerate(TENSORS):
                 met = rows if name in ("O", "dQ") else keys
                 met = met & ((tensor, name) not in {("v", "dV"), ("d_o", "O")})
-                close(name, made[tensor][n], made["clean"][n], met.reshape(batch, heads, length), f"NaN in {tensor}")
+                met = met.reshape(batch, heads, length)
+                reaches(name, made[tensor][n], made["clean"][n], met, f"NaN in {tensor}", dtype)
         for n, name in enumerate(TENSORS):
-            close(name, made["infinity"][n], made["masked"][n], np.zeros((batch, heads, length), bool), "infinity")
+            nothing = np.zeros((batch, heads, length), bool)
+            reaches(name, made["infinity"][n], made["masked"][n], nothing, "infinity", dtype)
         return {}
-
-    def close(name: str, got: mx.array, want: mx.array, met: np.ndarray, what: str):
-        got, want = (np.array(array.astype(mx.float32)) for array in (got, want))
-        assert np.array_equal(np.isnan(got).any(-1), met), f"{name}: {what} in the wrong rows"
-        error = np.abs(got - want)[~met].max(initial=0) / np.abs(want).max()
-        assert error <= GROSS[dtype], f"{name}: {what} moves what does not see it by {error:.1e}"
 
     return Job(family, make, judge)
 
@@ -397,7 +332,13 @@ def jobs(families: list[str]) -> dict[str, tuple]:
         for name in FEATURES:
             for dtype in PRECISIONS if name in ("array", "blocks") else ("float32",):
                 found[f"{name} {family} {dtype}"] = (features, family, dtype, name)
-        for dtype, head_dim in (("float32", 64), ("float16", 64), ("bfloat16", 64), ("bfloat16", 128), ("float16", 256)):
+        for dtype, head_dim in (
+            ("float32", 64),
+            ("float16", 64),
+            ("bfloat16", 64),
+            ("bfloat16", 128),
+            ("float16", 256),
+        ):
             for name, limits in (("causal", {"causal": True}), ("window", {"window": (100, 0)})):
                 found[f"spoiled {name} {family} {dtype} D={head_dim}"] = (spoiled, family, dtype, head_dim, limits)
         found[f"views {family}"] = (views, family, "float16")
