@@ -24,7 +24,7 @@ if (row < Lq) {
   const device Element* d_o = tile::head<Element>(dO, dO_strides, b, h) + row * tile::row_stride<Element>(dO_strides);
   const device Element* o = tile::head<Element>(O, O_strides, b, h) + row * tile::row_stride<Element>(O_strides);
   float sum = 0;
-  const bool aligned = (ulong(d_o) | ulong(o)) % sizeof(Four) == 0;
+  const bool aligned = (reinterpret_cast<ulong>(d_o) | reinterpret_cast<ulong>(o)) % sizeof(Four) == 0;
   for (int d = lane * 4; d < DV; d += 128) sum += dot(four(d_o + d, aligned), four(o + d, aligned));
   sum = simd_sum(sum);
   if (lane == 0) delta[(long(b) * dO_shape[1] + h) * Lq + row] = sum;

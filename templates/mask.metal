@@ -173,7 +173,7 @@ METAL_FUNC bool apply(
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
   for (int i = 0; i < R / 8; i++) {
     const int row = first_row + i * 8 + lane.row;
-    const Range seen = visibility.template seen_by<TRANSPOSED>(row);
+    const Range seen = visibility.seen_by<TRANSPOSED>(row);
     const int begin = seen.begin - first_column - lane.column, end = min(seen.end - first_column, valid) - lane.column;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
