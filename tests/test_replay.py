@@ -124,7 +124,7 @@ def test_threads_and_streams_that_did_not_trace(ran):
         token = backends._chosen.set(replaying)
         try:
             check(arrays)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(error)
         finally:
             backends._chosen.reset(token)
