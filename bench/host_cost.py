@@ -25,7 +25,7 @@ from rich.table import Table
 from mlx_flash import attention, quantized_attention
 from mlx_flash.backends import Backend
 from mlx_flash.backends.metal import run_with
-from mlx_flash.device import FAMILIES
+from mlx_flash.kernels.devices import FAMILIES
 
 REPEATS, WARM = 5000, 200
 SINKS, MASK = mx.zeros((8,), mx.float16), mx.ones((256, 256), mx.bool_)

@@ -26,7 +26,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 import mlx_flash
 from mlx_flash import use_backend
-from mlx_flash.integrations import serving
+from mlx_flash.integrations import serve as serving
 
 RESULTS = Path(__file__).parent / "results" / "mlx_lm_models.json"
 SHARPER = 1.5  # attention's weights: a new model's scores are so small that it would hardly show what attention does

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_flash import quantized_attention, use_backend
-from mlx_flash.hadamard import Balance, Rotation
+from mlx_flash.rotations import Balance, Rotation
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 HEADS, QUERIES, KEYS, DIMENSION = 8, 64, 1024, 128

@@ -1,13 +1,13 @@
 """FlashAttention for MLX as custom Metal kernels, forward and backward."""
 
-from .attention import attention
+from .api import attention
+from .autodiff.quantized import quantized_attention
 from .backends import use_backend
-from .block_mask import BlockMask
 from .errors import UnsupportedProblem
-from .explain import explain
+from .explanations.explain import explain
 from .integrations import patch, unpatch
-from .merging import merge
-from .quantized import quantized_attention
+from .masks import BlockMask
+from .sequences import merge
 from .transforms import install
 
 install()

@@ -1,4 +1,9 @@
-"""The one error class of its own that mlx_flash raises; wrong arguments are plain ValueErrors."""
+"""The errors that mlx_flash raises: UnsupportedProblem, plain ValueErrors, and CommandError in the commands."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
 
 
 class UnsupportedProblem(ValueError):
@@ -8,3 +13,21 @@ class UnsupportedProblem(ValueError):
 def wrong(argument: str, expected: str, got: object, remedy: str, function: str = "attention") -> ValueError:
     """The ValueError of one wrong argument: what was expected, what came, what to do."""
     return ValueError(f"[mlx_flash.{function}] {argument}: expected {expected}, got {got}. {remedy}")
+
+
+class CommandError(Exception):
+    """A mistake that the user of a command can correct, in one sentence; the command prints it and exits with 2."""
+
+
+def need(module: str, command: str, extra: str = "demo") -> ModuleType:
+    """An optional module, or a CommandError that says how to install it. `extra`: the extra of this package with it."""
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a package that is installed in part can fail in any way
+        first = str(error).partition("\n")[0]
+        absent = isinstance(error, ModuleNotFoundError) and error.name == package
+        reason = "not installed" if absent else f"installed but cannot be imported ({type(error).__name__}: {first})"
+        raise CommandError(
+            f"{command} needs {package}, which is {reason}: pip install 'mlx-flash-attention[{extra}]'"
+        ) from error

@@ -12,8 +12,8 @@ from cases import SEED
 from machines import BACKENDS, KERNELS, label
 
 from mlx_flash import use_backend
+from mlx_flash.metal.cpu.settings import SCHEDULES
 from mlx_flash.simulator import schedule
-from mlx_flash.simulator.settings import SCHEDULES
 
 # The simulator is Linux software so far: on a Mac its own tests are not collected, and the report header says so.
 ON_LINUX_ONLY = [
@@ -64,7 +64,7 @@ def reference():
 @pytest.fixture(scope="session")
 def wheel():
     """The include directory of MLX's kernel headers."""
-    from mlx_flash.simulator.conformance.headers import Unavailable, include_directory
+    from metal_conformance.headers import Unavailable, include_directory
 
     try:
         return include_directory()

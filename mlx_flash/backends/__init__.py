@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..device import FAMILIES, Family
 from ..errors import UnsupportedProblem
+from ..kernels.devices import FAMILIES, Family
 
 NAMES = ("metal", "cuda", "simulator", "reference")
 

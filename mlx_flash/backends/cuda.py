@@ -1,4 +1,4 @@
-"""Runs the very same kernel text on an NVIDIA GPU, through mlx_flash.cuda. Lazy, inside mx.compile too."""
+"""Runs the very same kernel text on an NVIDIA GPU, through mlx_flash/metal/ptx. Lazy, inside mx.compile too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..cuda import driver, metal_kernel
-from ..cuda.kernel import CudaKernel, Grid, Prepared
-from ..cuda.ptx import Ptx, cache_directory
-from ..device import FAMILIES, Family
 from ..errors import UnsupportedProblem
-from ..simulator import ToolchainError
-from ..simulator.compiler import toolchain
-from ..tiles import LAYERS, register_shares
+from ..kernels.devices import FAMILIES, Family
+from ..kernels.tile_layers import LAYERS, register_shares
+from ..metal import ToolchainError
+from ..metal.cpu.compiler import toolchain
+from ..metal.ptx import driver, metal_kernel
+from ..metal.ptx.kernel import CudaKernel, Grid, Prepared
+from ..metal.ptx.ptx import Ptx, cache_directory
 from .metal import kernel_object
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..kernels.plan import Plan
 
 LEAST_CAPABILITY = (8, 0)
 LEAST_DRIVER = (12, 0)  # the CUDA version a driver speaks; it compiles the kernels

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..device import Family, machine_of
 from ..errors import UnsupportedProblem
+from ..kernels.devices import Family, machine_of
 
 
 @lru_cache

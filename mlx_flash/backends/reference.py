@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import mlx.core as mx
 
-from .. import reference
+from ..reference import steps as reference
 
 
 def run(plan, inputs: dict, stream):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..simulator import ToolchainError, metal_kernel
-from ..simulator.compiler import toolchain
+from ..metal import ToolchainError, metal_kernel
+from ..metal.cpu.compiler import toolchain
 from .metal import kernel_object, run_with
 
 

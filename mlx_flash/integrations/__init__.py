@@ -1,5 +1,5 @@
 """What models plug into."""
 
-from .patching import patch, unpatch
+from .patch import patch, unpatch
 
 __all__ = ["patch", "unpatch"]

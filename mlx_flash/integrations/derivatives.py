@@ -12,7 +12,7 @@ from functools import wraps
 
 import mlx.core as mx
 
-from .replacing import Replacement
+from .replacement import Replacement
 
 
 class _Depth(threading.local):

@@ -1,0 +1,72 @@
+"""The public function."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .autodiff.call import call_of
+from .backends import current_backend
+from .masks import BlockMask
+
+
+def attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float | None = None,
+    mask: str | mx.array | BlockMask | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: mx.array | None = None,
+    sinks: mx.array | None = None,
+    segments: tuple[mx.array, mx.array] | None = None,
+    dropout: float = 0.0,
+    key: mx.array | None = None,
+    return_lse: bool = False,
+    stream: mx.Stream | mx.Device | None = None,
+) -> mx.array | tuple[mx.array, mx.array]:
+    """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients.
+
+    Args:
+        q: [B, Hq, Lq, D], float32, float16 or bfloat16. Any D of at least 1; multiples of 8 avoid a padded copy.
+        k: [B, Hk, Lk, D], q's dtype. Hq must be a multiple of Hk: query head h uses key head h // (Hq // Hk).
+        v: [B, Hk, Lk, Dv], q's dtype.
+        scale: multiplies q k^T; finite. None means 1/sqrt(D).
+        mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
+            strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape;
+            -inf there masks, and so does what is below -2.3e38, such as the least finite float32.
+        causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
+            position i + Lk - Lq among the keys and sees those up to it.
+        window: (left, right): a query sees that many keys before and after its own position; None: no bound.
+        softcap: scores become softcap * tanh(scores / softcap), before masks are added.
+        alibi_slopes: [Hq]: adds -slope * |i + Lk - Lq - j|; no gradient flows to it.
+        sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
+        segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
+        dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
+        key: mx.random key of the dropout, which decides its pattern.
+        return_lse: also return the natural logarithm of each row's sum of exponentials, differentiable.
+        stream: stream or device of the launches.
+
+    Returns:
+        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq]. A query that sees no key gives zeros
+        (LSE -inf) and takes part in no gradient. Views are read in place if their last axis is contiguous (on CUDA, if
+        no copy is faster). NaN or infinity behind a masked key reaches nothing; what is seen acts as in IEEE, unless
+        its weight rounds to 0.
+
+    Raises:
+        ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
+        UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives and mx.jvp raise it too.
+
+    mx.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by entry.
+    mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile). Scores,
+    statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
+    Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
+    """
+    options = {
+        "mask": mask, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks,
+        "segments": segments, "dropout": dropout, "key": key,
+    }  # fmt: skip
+    call = call_of(q, k, v, current_backend(), stream, return_lse, scale=scale, causal=causal, **options)
+    return call(q, k, v, options)

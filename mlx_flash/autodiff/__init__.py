@@ -1,0 +1,1 @@
+"""How MLX sees attention: custom functions with gradients, mapping rules, the cache of validated calls."""

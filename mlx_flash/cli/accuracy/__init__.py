@@ -1,0 +1,1 @@
+"""Commands that compare attention with float64."""

@@ -1,0 +1,185 @@
+"""`python -m mlx_flash check`: attention and its gradients against a float64 computation, over a sweep of problems.
+
+float32 must come within a fixed part of the largest magnitude; the 16-bit types within a multiple of the error that
+plain mx operations in the same type make on the same inputs, or of correct rounding where that is larger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ...api import attention
+from ...backends import current_backend, use_backend
+from ...errors import need
+from ..console import kernel_backend, progress
+
+TENSORS = ("O", "dQ", "dK", "dV")
+FLOAT32 = {"O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5}  # largest error, of the largest magnitude
+LARGEST, RMS = 2.0, {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2}  # times the unfused error
+LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude
+FRACTION_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
+DTYPES = tuple(FRACTION_BITS)
+HEAD_DIMS, QUICK_HEAD_DIMS = (8, 33, 64, 80, 128, 256), (33, 64)
+# batch, query heads, key heads, queries, keys, causal: grouped or not, longer or shorter than the keys, odd.
+PROBLEMS = ((1, 4, 2, 65, 97, True), (2, 2, 2, 67, 33, False))
+
+
+@dataclass(frozen=True)
+class Error:
+    """Errors of one tensor over its largest magnitude."""
+
+    largest: float
+    rms: float
+
+    @classmethod
+    def of(cls, got: mx.array, exact: np.ndarray) -> Error:
+        difference = np.abs(float64(got) - exact) / np.abs(exact).max()
+        if not np.isfinite(difference).all():
+            return cls(math.inf, math.inf)
+        return cls(float(difference.max()), float(np.sqrt(np.mean(difference**2))))
+
+    def worse(self, other: Error) -> Error:
+        return Error(max(self.largest, other.largest), max(self.rms, other.rms))
+
+
+def acceptable(tensor: str, dtype: str, ours: Error, unfused: Error) -> bool:
+    """The criterion."""
+    if dtype == "float32":
+        return ours.largest <= FLOAT32[tensor]
+    ulp = 2.0 ** -FRACTION_BITS[dtype]
+    largest, rms = max(LARGEST * unfused.largest, LARGEST_FLOOR * ulp), max(RMS[tensor] * unfused.rms, RMS_FLOOR * ulp)
+    return ours.largest <= largest and ours.rms <= rms
+
+
+def float64(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray, d_o: np.ndarray, causal: bool) -> tuple[np.ndarray, ...]:
+    """O, dQ, dK, dV in numpy float64, with the whole matrix of scores; key heads repeated for their group."""
+    heads, key_heads = q.shape[1], k.shape[1]
+    scale = 1 / math.sqrt(q.shape[3])
+    k_all, v_all = (np.repeat(array, heads // key_heads, axis=1) for array in (k, v))
+    s = scale * q @ k_all.swapaxes(-1, -2)
+    if causal:
+        rows, columns = np.arange(s.shape[-2])[:, None], np.arange(s.shape[-1])
+        s = np.where(columns <= rows + s.shape[-1] - s.shape[-2], s, -np.inf)
+    m = s.max(-1, keepdims=True)
+    p = np.exp(s - np.where(np.isfinite(m), m, 0))
+    total = p.sum(-1, keepdims=True)
+    p = np.divide(p, total, out=np.zeros_like(p), where=total > 0)
+    o = p @ v_all
+    d_s = p * (d_o @ v_all.swapaxes(-1, -2) - (d_o * o).sum(-1, keepdims=True))
+
+    def grouped(array):
+        return array.reshape(array.shape[0], key_heads, -1, *array.shape[2:]).sum(2)
+
+    d_k, d_v = grouped(scale * d_s.swapaxes(-1, -2) @ q), grouped(p.swapaxes(-1, -2) @ d_o)
+    return o, scale * d_s @ k_all, d_k, d_v
+
+
+def unfused(q: mx.array, k: mx.array, v: mx.array, causal: bool) -> mx.array:
+    """Attention in plain mx operations, every intermediate in the inputs' dtype."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (mx.repeat(array, group, axis=1) for array in (k, v))
+    s = (q * (1 / math.sqrt(q.shape[3]))) @ k.swapaxes(-1, -2)
+    if causal:
+        rows, columns = mx.arange(s.shape[-2])[:, None], mx.arange(s.shape[-1])
+        s = mx.where(columns <= rows + s.shape[-1] - s.shape[-2], s, mx.array(-math.inf, s.dtype))
+    return mx.softmax(s, axis=-1, precise=True) @ v
+
+
+def results(function: Callable, q: mx.array, k: mx.array, v: mx.array, d_o: mx.array) -> list[mx.array]:
+    """O, dQ, dK, dV of `function`."""
+    outputs, gradients = mx.vjp(function, [q, k, v], [d_o])
+    mx.eval(outputs, gradients)
+    return [*outputs, *gradients]
+
+
+def compare(problem: tuple, head_dim: int, dtype: str, seed: int) -> dict[str, tuple[Error, Error]]:
+    """Errors of (mlx_flash, unfused mx) for each tensor of one random problem."""
+    batch, heads, key_heads, length, key_length, causal = problem
+    draws = np.random.default_rng(seed)
+    query, key = (batch, heads, length, head_dim), (batch, key_heads, key_length, head_dim)
+    normal = [mx.array(draws.standard_normal(shape, np.float32)) for shape in (query, key, key, query)]
+    arrays = [array.astype(getattr(mx, dtype)) for array in normal]
+    wanted = exact(*map(float64, arrays), causal)
+    ours = results(lambda q, k, v: attention(q, k, v, causal=causal), *arrays)
+    theirs = results(lambda q, k, v: unfused(q, k, v, causal), *arrays)
+    return {
+        name: (Error.of(mine, want), Error.of(other, want))
+        for name, mine, other, want in zip(TENSORS, ours, theirs, wanted)
+    }
+
+
+@dataclass(frozen=True)
+class Line:
+    """The worst errors of one dtype and head dimension, and the tensors that failed in any problem."""
+
+    dtype: str
+    head_dim: int
+    errors: dict[str, tuple[Error, Error]]
+    failed: tuple[str, ...]
+
+
+def sweep(head_dims: tuple[int, ...], tick: Callable[[str], None]) -> list[Line]:
+    """Every dtype, head dimension and problem on the current backend; `tick` hears of each problem done."""
+    lines = []
+    for dtype in DTYPES:
+        for head_dim in head_dims:
+            worst, failed = {}, []
+            for seed, problem in enumerate(PROBLEMS):
+                for name, (ours, other) in compare(problem, head_dim, dtype, seed).items():
+                    if not acceptable(name, dtype, ours, other):
+                        failed.append(name)
+                    before = worst.get(name, (Error(0, 0), Error(0, 0)))
+                    worst[name] = (before[0].worse(ours), before[1].worse(other))
+                tick(f"{dtype}, head dimension {head_dim}")
+            lines.append(Line(dtype, head_dim, worst, tuple(dict.fromkeys(failed))))
+    return lines
+
+
+def check(backend: str | None = None, family: str | None = None, *, quick: bool = False) -> int:
+    """Sweeps, prints the table of errors and returns 0 if all meet the criterion, else 1."""
+    console = need("rich.console", "check").Console()
+    head_dims = QUICK_HEAD_DIMS if quick else HEAD_DIMS
+    with use_backend(backend or kernel_backend(), family), progress("check", console) as bars:
+        where = current_backend()
+        count = len(DTYPES) * len(head_dims) * len(PROBLEMS)
+        bar = bars.add_task(f"check on {where.name}", total=count, note="")
+        lines = sweep(head_dims, lambda note: bars.update(bar, advance=1, note=note))
+    kernels = f", kernels of {where.family.name}" if where.family else ""
+    console.print(error_table(lines, f"errors over the largest magnitude, on {where.name}{kernels}"))
+    failed = [line for line in lines if line.failed]
+    verdict = f"[red]{len(failed)} of {len(lines)} rows fail[/]" if failed else f"[green]all {len(lines)} rows pass[/]"
+    console.print(f"{count} problems, {verdict}", highlight=False)
+    for line in failed:
+        console.print(f"{line.dtype}, head dimension {line.head_dim}: {', '.join(line.failed)} too inaccurate")
+    return 1 if failed else 0
+
+
+def error_table(lines: list[Line], title: str):
+    """Largest and RMS error of every tensor, each followed by that of unfused mx."""
+    table = need("rich.table", "check").Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    names = tuple(lines[0].errors)
+    for column in ("dtype", "D", ""):
+        table.add_column(column)
+    for name in names:
+        table.add_column(f"{name}   unfused", justify="right", no_wrap=True)
+    table.add_column("")
+    for line in lines:
+        pairs = [line.errors[name] for name in names]
+        largest = [f"{_short(ours.largest)} {_short(other.largest)}" for ours, other in pairs]
+        rms = [f"{_short(ours.rms)} {_short(other.rms)}" for ours, other in pairs]
+        table.add_row(line.dtype, str(line.head_dim), "max", *largest, "[red]FAIL[/]" if line.failed else "pass")
+        table.add_row("", "", "rms", *rms, "")
+    return table
+
+
+def _short(number: float) -> str:
+    return f"{number:.1e}".replace("e-0", "e-").replace("e+0", "e+")

@@ -1,0 +1,279 @@
+"""`python -m mlx_flash check --fuzz N`: random problems over every option of attention, against float64.
+
+A problem is drawn from one number, so that this number is all it takes to see a failure again. float32 throughout: the
+table of `check` is about types, this is about masks, lengths, heads and what they do together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from ...api import attention
+from ...backends import current_backend, use_backend
+from ...errors import need
+from ...masks import BlockMask
+from ...reference.scores import philox
+from ..console import kernel_backend, progress
+
+# The largest error: a part of the largest magnitude, or a few float32 roundings of the terms that cancel in it.
+FLOAT32 = {"O": 2e-6, "LSE": 1e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "dM": 1e-5, "dsinks": 1e-5}
+ROUNDINGS, LARGE_SCORE = 4 * 2.0**-23, 16.0  # of terms; scores from which on their own rounding counts
+# Head dimensions, and the features that kernels are compiled for: few texts, so that the time goes into running them.
+HEAD_DIMS = (5, 16, 33, 40, 64)
+KERNEL_HEAD_DIM = 40
+KERNEL_SETS = (
+    ("causal", "window", "lse"), ("bool", "softcap", "sinks"), ("additive", "alibi", "segments", "lse"),
+    ("blocks", "dropout", "sinks"),
+)  # fmt: skip
+FEATURES = ("causal", "window", "mask", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
+
+
+@dataclass
+class Drawn:
+    """q, k, v and the cotangents as numpy float32, `attention`'s options, and what the options mean in float64:
+    `seen` bool and `bias` float64 [B, Hq, Lq, Lk]."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    d_o: np.ndarray
+    d_lse: np.ndarray
+    seen: np.ndarray
+    bias: np.ndarray
+    options: dict = field(default_factory=dict)
+
+    def __str__(self):
+        shapes = " ".join(f"{name}{list(getattr(self, name).shape)}" for name in "qkv")
+        return f"{shapes} {', '.join(sorted(self.options)) or 'plain'}"
+
+
+def draw(number: int, kernels: bool) -> Drawn:
+    """The problem of that number. `kernels`: one of those few that kernels are compiled for."""
+    random = np.random.default_rng(number)
+    batch, key_heads, group = (int(n) for n in random.integers(1, (3, 3, 5)))
+    rows, columns = (int(random.integers(1, random.choice([10, 140]))) for _ in range(2))
+    width = KERNEL_HEAD_DIM if kernels else int(random.choice(HEAD_DIMS))
+    value = width if kernels else int(random.choice(HEAD_DIMS))
+    heads = key_heads * group
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    shape = (batch, heads, rows, columns)
+    drawn = Drawn(
+        normal(batch, heads, rows, width), normal(batch, key_heads, columns, width),
+        normal(batch, key_heads, columns, value), normal(batch, heads, rows, value), np.zeros(shape[:3], np.float32),
+        np.ones(shape, bool), np.zeros(shape),
+    )  # fmt: skip
+    if kernels:
+        chosen = KERNEL_SETS[number % len(KERNEL_SETS)]
+    else:
+        chosen = [name for name in FEATURES if random.random() < 0.4]
+        chosen = [str(random.choice(["bool", "additive", "blocks"])) if name == "mask" else name for name in chosen]
+    for name in chosen:
+        _ADD[name](drawn, random)
+    return drawn
+
+
+def _distance(drawn: Drawn) -> np.ndarray:
+    rows, columns = drawn.seen.shape[2:]
+    return np.arange(columns) - (np.arange(rows)[:, None] + columns - rows)
+
+
+def _causal(drawn: Drawn, random):
+    drawn.options["causal"] = True
+    drawn.seen &= _distance(drawn) <= 0
+
+
+def _window(drawn: Drawn, random):
+    left, right = (None if random.random() < 0.2 else int(random.integers(0, 50)) for _ in range(2))
+    drawn.options["window"] = (left, right)
+    drawn.seen &= (left is None) | (_distance(drawn) >= -(left or 0))
+    drawn.seen &= (right is None) | (_distance(drawn) <= (right or 0))
+
+
+def _mask_shape(drawn: Drawn, random) -> tuple[int, ...]:
+    return tuple(1 if random.random() < 0.3 else extent for extent in drawn.seen.shape)
+
+
+def _bool(drawn: Drawn, random):
+    keep = random.random(_mask_shape(drawn, random)) < random.choice([0.1, 0.5, 0.95])
+    drawn.options["mask"] = mx.array(keep)
+    drawn.seen &= keep
+
+
+def _additive(drawn: Drawn, random):
+    mask = random.standard_normal(_mask_shape(drawn, random)).astype(np.float32)
+    mask[random.random(mask.shape) < 0.1] = -np.inf
+    drawn.options["mask"] = mx.array(mask)
+    drawn.seen &= ~np.isneginf(mask)
+    drawn.bias += np.where(np.isneginf(mask), 0, mask)
+
+
+def _blocks(drawn: Drawn, random):
+    rows, columns = drawn.seen.shape[2:]
+    states = random.choice([0.0, 0.5, 1.0], (-(-rows // 32), -(-columns // 32))).repeat(32, 0).repeat(32, 1)
+    keep = random.random((rows, columns)) < states[:rows, :columns]
+    drawn.options["mask"] = BlockMask.from_array(keep, block=32)
+    drawn.seen &= keep
+
+
+def _softcap(drawn: Drawn, random):
+    drawn.options["softcap"] = float(random.uniform(0.5, 10))
+
+
+def _alibi(drawn: Drawn, random):
+    slopes = random.uniform(0, 0.5, drawn.q.shape[1]).astype(np.float32)
+    drawn.options["alibi_slopes"] = mx.array(slopes)
+    drawn.bias -= slopes.astype(np.float64)[:, None, None] * np.abs(_distance(drawn))
+
+
+def _sinks(drawn: Drawn, random):
+    drawn.options["sinks"] = mx.array(random.standard_normal(drawn.q.shape[1]).astype(np.float32))
+
+
+def _segments(drawn: Drawn, random):
+    batch, _, rows, columns = drawn.seen.shape
+    q_ids, k_ids = (np.sort(random.integers(0, 4, (batch, n)), -1).astype(np.int32) for n in (rows, columns))
+    drawn.options["segments"] = (mx.array(q_ids), mx.array(k_ids))
+    drawn.seen &= (q_ids[:, :, None] == k_ids[:, None])[:, None]
+
+
+def _dropout(drawn: Drawn, random):
+    drawn.options |= {"dropout": float(random.uniform(0.05, 0.6)), "key": mx.random.key(int(random.integers(2**31)))}
+
+
+def _lse(drawn: Drawn, random):
+    drawn.options["return_lse"] = True
+    drawn.d_lse = random.standard_normal(drawn.q.shape[:3]).astype(np.float32)
+
+
+_ADD = {
+    "causal": _causal, "window": _window, "bool": _bool, "additive": _additive, "blocks": _blocks,
+    "softcap": _softcap, "alibi": _alibi, "sinks": _sinks, "segments": _segments, "dropout": _dropout, "lse": _lse,
+}  # fmt: skip
+
+
+def _kept(drawn: Drawn) -> np.ndarray | float:
+    """survives / (1 - probability), from the generator that dropout.metal and the reference share."""
+    probability = drawn.options.get("dropout", 0.0)
+    if not probability:
+        return 1.0
+    batch, heads, rows, columns = drawn.seen.shape
+    key = drawn.options["key"]
+    per_head = philox(mx.arange(batch * heads).astype(mx.uint32), key[1], key[0]).reshape(batch, heads, 1, 1)
+    words = philox(mx.arange(rows).astype(mx.uint32)[:, None], mx.arange(columns).astype(mx.uint32), per_head)
+    return (np.array(words) >= round(probability * 2**32)) / (1 - probability)
+
+
+def exact(drawn: Drawn) -> dict[str, tuple[np.ndarray, float]]:
+    """Every result in float64, with the whole matrix of scores, and the error that no float32 computation avoids: a
+    few roundings of the largest sum of |terms| behind an element."""
+    options, key_heads, group = drawn.options, drawn.k.shape[1], drawn.q.shape[1] // drawn.k.shape[1]
+    q, d_o, d_lse = (array.astype(np.float64) for array in (drawn.q, drawn.d_o, drawn.d_lse))
+    k, v = (np.repeat(array.astype(np.float64), group, axis=1) for array in (drawn.k, drawn.v))
+    scale, cap = 1 / math.sqrt(q.shape[3]), options.get("softcap")
+    s = scale * q @ k.swapaxes(-1, -2)
+    u = np.zeros(()) if cap is None else np.tanh(s / cap)
+    s = (s if cap is None else cap * u) + drawn.bias
+    s = np.where(drawn.seen, s, -np.inf)
+    sink = np.array(options["sinks"], np.float64)[:, None, None] if "sinks" in options else np.full((1, 1, 1), -np.inf)
+    top = np.maximum(s.max(-1, keepdims=True), sink)
+    top = np.where(np.isneginf(top), 0, top)
+    p, p_sink = np.exp(s - top), np.exp(sink - top)
+    total = p.sum(-1, keepdims=True) + p_sink
+    with np.errstate(divide="ignore"):
+        lse = (np.log(total) + top)[..., 0]
+    p, p_sink = (array / np.where(total == 0, 1, total) for array in (p, p_sink))
+    kept = _kept(drawn)
+
+    def results(q, k, v, d_o, d_lse, sign):
+        """`sign` -1 for the results, 1 with magnitudes for the sums of |terms|."""
+        d_p = kept * (d_o @ v.swapaxes(-1, -2))
+        row, slope = (p * d_p).sum(-1, keepdims=True), 1 + sign * u * u
+        d_s = p * (d_p + sign * row + d_lse[..., None])
+        grouped = (q.shape[0], key_heads, group, k.shape[2], -1)
+        found = {
+            "O": (p * kept) @ v, "dQ": scale * (d_s * slope) @ k,
+            "dK": (scale * (d_s * slope).swapaxes(-1, -2) @ q).reshape(grouped).sum(2),
+            "dV": ((p * kept).swapaxes(-1, -2) @ d_o).reshape(grouped).sum(2),
+        }  # fmt: skip
+        mask = options.get("mask")
+        if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+            found["dM"] = d_s.sum(tuple(axis for axis, n in enumerate(mask.shape) if n == 1), keepdims=True)
+        if "sinks" in options:
+            found["dsinks"] = (p_sink[..., 0] * (d_lse + sign * row[..., 0])).sum((0, 2))
+        return found
+
+    largest = float(np.abs(s[drawn.seen]).max(initial=1.0))
+    rounding = ROUNDINGS * (largest / (2 * math.log(2)) if largest > LARGE_SCORE else 1)
+    want, terms = results(q, k, v, d_o, d_lse, -1), results(*map(np.abs, (q, k, v, d_o, d_lse)), 1)
+    found = {name: (array, rounding * float(np.abs(terms[name]).max())) for name, array in want.items()}
+    products = float((scale * np.abs(q) @ np.abs(k).swapaxes(-1, -2)).max())  # behind a score
+    return found | ({"LSE": (lse, ROUNDINGS * max(products, largest))} if "return_lse" in options else {})
+
+
+def results(drawn: Drawn) -> dict[str, np.ndarray]:
+    """Every result of `attention`, on the current backend."""
+    leaves = {name: mx.array(getattr(drawn, name)) for name in "qkv"}
+    mask = drawn.options.get("mask")
+    if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+        leaves["mask"] = mask
+    if "sinks" in drawn.options:
+        leaves["sinks"] = drawn.options["sinks"]
+
+    def call(*arrays):
+        named = drawn.options | dict(zip(leaves, arrays))
+        out = attention(named.pop("q"), named.pop("k"), named.pop("v"), **named)
+        return list(out) if isinstance(out, tuple) else [out]
+
+    cotangents = [mx.array(drawn.d_o), mx.array(drawn.d_lse)][: 1 + ("return_lse" in drawn.options)]
+    outs, grads = mx.vjp(call, list(leaves.values()), cotangents)
+    titles = {"q": "dQ", "k": "dK", "v": "dV", "mask": "dM", "sinks": "dsinks"}
+    named = dict(zip(("O", "LSE"), outs)) | {titles[name]: grad for name, grad in zip(leaves, grads)}
+    return {name: np.array(array) for name, array in named.items()}
+
+
+def complaint(number: int, kernels: bool) -> str | None:
+    """What is wrong with the problem of that number on the current backend; None where all is well."""
+    drawn = draw(number, kernels)
+    got = results(drawn)
+    for name, (want, floor) in exact(drawn).items():
+        finite = np.isfinite(want)
+        if got[name].shape != want.shape or not np.array_equal(np.isneginf(got[name]), np.isneginf(want)):
+            return f"{name}: shape or empty rows differ ({drawn})"
+        error = np.abs(got[name][finite] - want[finite]).max(initial=0.0)
+        limit = max(FLOAT32[name] * np.abs(want[finite]).max(initial=0.0), floor)
+        if not error <= limit:  # NaN is no success
+            return f"{name}: error {error:.1e}, allowed {limit:.1e} ({drawn})"
+    return None
+
+
+def fuzz(count: int, seed: int, kernels: bool, tick: Callable[[str], None]) -> list[tuple[int, str]]:
+    """(number, complaint) of the problems seed, seed + 1, ... that fail; `tick` hears of each problem done."""
+    failed = []
+    for number in range(seed, seed + count):
+        if found := complaint(number, kernels):
+            failed.append((number, found))
+        tick(f"{len(failed)} failed" if failed else "")
+    return failed
+
+
+def run(backend: str | None, family: str | None, count: int, seed: int) -> int:
+    """Fuzzes, prints each failure with the command that shows it again, and returns 0 if there was none, else 1."""
+    console = need("rich.console", "check").Console()
+    with use_backend(backend or kernel_backend(), family), progress("check", console) as bars:
+        where = current_backend()
+        bar = bars.add_task(f"fuzz on {where.name}", total=count, note="")
+        failed = fuzz(count, seed, where.family is not None, lambda note: bars.update(bar, advance=1, note=note))
+    place = f"--backend {where.name}" + (f" --family {where.family.name}" if where.family else "")
+    for number, found in failed:
+        console.print(f"{found}\n  python -m mlx_flash check {place} --fuzz 1 --seed {number}", highlight=False)
+    verdict = f"[red]{len(failed)} fail[/]" if failed else "[green]all pass[/]"
+    console.print(f"{count} random problems on {where.name}, {verdict}", highlight=False)
+    return 1 if failed else 0

@@ -1,0 +1,193 @@
+"""The command line and its commands. Bad input is one sentence and status 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ..errors import CommandError, need
+from .console import kernel_backend
+
+DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("metal", "cuda", "simulator", "reference")
+FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
+KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
+PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
+STEPS = (
+    "forward", "decode", "combine", "delta", "backward_query", "backward_key_value", "backward_key", "backward_value",
+)  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence without the usage block."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help\n")
+
+
+def whole_number(text: str, least: int = 1) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+    return number
+
+
+def from_zero(text: str) -> int:
+    return whole_number(text, 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    main_parser = Parser(prog="python -m mlx_flash", description="FlashAttention for MLX as Metal kernels.")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
+    backend = Parser(add_help=False)
+    backend.add_argument("--backend", choices=BACKENDS, help="what runs attention")
+    backend.add_argument("--family", choices=FAMILIES, help="GPU whose kernels run: M1, M2, M3 and M4, M5, NVIDIA")
+
+    demo = commands.add_parser("demo", parents=[backend], help="train a small language model and compare with MLX")
+    demo.add_argument("--steps", type=whole_number, default=40, help="training steps (default: 40)")
+    demo.add_argument("--dtype", choices=DTYPES, default="float32", help="type of q, k and v (default: float32)")
+    demo.add_argument("--text", metavar="FILE", help="text to learn (default: Python's own documentation)")
+    demo.add_argument("--out", default=".", metavar="DIR|PNG", help="where the plot goes (default: this folder)")
+
+    _language_model(commands.add_parser("lm", parents=[backend], help="mlx-lm's generation with and without mlx_flash"))
+
+    shared = _numbers(backend)
+    commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
+    source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
+    source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
+
+    check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
+    check.add_argument("--quick", action="store_true", help="fewer head dimensions")
+    check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
+    check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
+    bench = commands.add_parser("bench", help="time it on this GPU beside MLX's own attention and torch's")
+    bench.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches, as 'D=128 N=16384'")
+    bench.add_argument("--seconds", type=float, default=0.4, help="for each case and provider (default: 0.4)")
+    bench.add_argument("--out", metavar="JSON", help="write the results")
+    bench.add_argument("--plot", metavar="PNG", help="draw those of the length that most have")
+    return main_parser
+
+
+def _language_model(lm: argparse.ArgumentParser) -> None:
+    lm.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
+    lm.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to continue (default: a sentence)")
+    lm.add_argument("--max-tokens", type=whole_number, default=32, metavar="N", help="tokens to write (default: 32)")
+    lm.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the KV cache (default: no)")
+    lm.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
+
+
+def _numbers(backend: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    numbers = Parser(add_help=False, parents=[backend])
+    numbers.add_argument("--head-dim", type=whole_number, required=True, help="columns of q and k")
+    numbers.add_argument("--value-dim", type=whole_number, help="columns of v (default: head-dim)")
+    numbers.add_argument("--dtype", choices=DTYPES, default="float16", help="default: float16")
+    numbers.add_argument("--heads", type=whole_number, default=8, help="query heads (default: 8)")
+    numbers.add_argument("--key-heads", type=whole_number, help="key and value heads (default: heads)")
+    numbers.add_argument("--length", type=whole_number, default=1024, help="queries (default: 1024)")
+    numbers.add_argument("--key-length", type=whole_number, help="keys (default: length)")
+    numbers.add_argument("--batch", type=whole_number, default=1, help="default: 1")
+    numbers.add_argument("--causal", action="store_true", help="queries see no later keys")
+    return numbers
+
+
+def _explanation(arguments, backend):
+    from ..explanations.explain import explain
+
+    names = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
+    numbers = {name: getattr(arguments, name) for name in names}
+    return explain(causal=arguments.causal, backend=backend, family=arguments.family, **numbers)
+
+
+def run_explain(arguments) -> int:
+    """Prints the explanation: a table where rich is installed, plain text elsewhere."""
+    explanation = _explanation(arguments, arguments.backend)
+    try:
+        console = need("rich.console", "explain").Console()
+    except CommandError:
+        print(explanation)
+        return 0
+    from ..explanations.tables import explanation_tables
+
+    for table in explanation_tables(explanation):
+        console.print(table)
+    return 0
+
+
+def run_source(arguments) -> int:
+    """Prints the Metal text of one kernel, or what it becomes for an NVIDIA GPU."""
+    from ..explanations.explain import inner_problem
+    from ..explanations.metal_text import assembler_text, generated_text
+    from ..kernels.plan import key_value_steps, plan
+    from ..problem.kinds import BACKWARD_KEY, BACKWARD_VALUE, DECODING
+    from ..problem.kinds import STEPS as ALL
+
+    explanation = _explanation(arguments, arguments.backend or kernel_backend())
+    if explanation.family is None:
+        raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
+    every = (*ALL, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)
+    step = next(step for step in every if step.name == arguments.step)
+    problem = inner_problem(explanation.problem)
+    own = key_value_steps(problem, explanation.family)
+    if step.over_keys and step not in own:
+        names = " and ".join(step.name for step in own)
+        raise CommandError(f"--step {step.name}: of this call dK and dV are made by {names}. Name that")
+    text = assembler_text if explanation.backend == "cuda" else generated_text
+    print(text(plan(step, problem, explanation.family)), end="")
+    return 0
+
+
+def run_demo(arguments) -> int:
+    from .demo import demo
+
+    return demo(arguments)
+
+
+def run_lm(arguments) -> int:
+    from .language_model import lm
+
+    return lm(arguments)
+
+
+def run_check(arguments) -> int:
+    if arguments.fuzz:
+        from .accuracy.fuzz import run
+
+        return run(arguments.backend, arguments.family, arguments.fuzz, arguments.seed)
+    from .accuracy.check import check
+
+    return check(arguments.backend, arguments.family, quick=arguments.quick)
+
+
+def run_bench(arguments) -> int:
+    from .benchmark import bench
+
+    return bench(arguments.only, arguments.seconds, arguments.out, arguments.plot)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0 well, 1 a comparison failed, 2 bad input."""
+    arguments = parser().parse_args(argv)
+    commands = {
+        "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
+        "bench": run_bench,
+    }  # fmt: skip
+    try:
+        status = commands[arguments.command](arguments)
+        sys.stdout.flush()
+        return status
+    except (CommandError, ValueError) as error:
+        if not isinstance(error, CommandError) and not str(error).startswith("[mlx_flash"):
+            raise  # a defect, not bad input
+        print(f"python -m mlx_flash {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

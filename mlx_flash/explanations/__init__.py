@@ -1,0 +1,1 @@
+"""What a call would do and why, as data, tables and Metal text."""

@@ -1,0 +1,250 @@
+"""What a call of `attention` would do, and why: backend, table rows, registers, memory. Nothing is computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+
+from ..backends import NAMES, current_backend, default, kernel_backend
+from ..backends import backend as backend_of
+from ..kernels.apple import candidates, live_bytes, register_demand
+from ..kernels.config import precision_of
+from ..kernels.devices import FAMILIES, Family
+from ..kernels.nvidia import thread_registers
+from ..kernels.plan import Plan, key_value_steps, plan
+from ..kernels.split_kv import decodes, describe
+from ..kernels.tile_layers import threadgroup_elements
+from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
+from ..problem.problem import DTYPES, Problem, padded, problem_of
+from .report import Explanation, StepExplanation
+
+NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
+OPTIONS = ("mask", "window", "softcap", "alibi_slopes", "sinks", "segments", "dropout", "key")
+
+
+def explain(
+    q: mx.array | None = None,
+    k: mx.array | None = None,
+    v: mx.array | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    backend: str | None = None,
+    family: str | None = None,
+    **arguments,
+) -> Explanation:
+    """What ``attention`` would do with the same arguments: backend, table row and blocks of every kernel, and why.
+
+    Instead of arrays, numbers do: ``explain(head_dim=128, dtype="float16", family="apple9")``.
+
+    Args:
+        q, k, v, scale, causal: as in `attention`; arrays are looked at, never evaluated.
+        backend: "metal", "cuda", "simulator" or "reference"; None means the one `attention` would use now.
+        family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5, "sm80" NVIDIA Ampere and
+            later, "sm90" Hopper); None means the backend's.
+        arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
+            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
+
+    Raises:
+        ValueError: an argument is wrong. UnsupportedProblem: no backend can serve the call.
+    """
+    numbers = {name: arguments.pop(name) for name in NUMBERS if name in arguments}
+    _check_names(arguments)
+    if q is None and k is None and v is None:
+        q, k, v = arrays_of(**numbers)
+    elif numbers:
+        raise ValueError(f"[mlx_flash.explain] {', '.join(numbers)}: expected arrays or numbers, got both. Pass one.")
+    options = {name: value for name, value in arguments.items() if name in OPTIONS}
+    problem = problem_of(q, k, v, scale=scale, causal=causal, **options)
+    name, chosen, why = _resolve(backend, family)
+    inner = inner_problem(problem)
+    runs = not problem.empty and chosen is not None
+    parts = plan(DECODE, inner, chosen).parts if runs and decodes(problem, name) else 1
+    chain = steps_of(problem, name, parts, chosen) if runs else ()
+    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in chain)
+    if problem.empty:
+        why += "; an axis is empty, so zeros are returned and no kernel runs"
+    rows = problem.batch * problem.query_heads * problem.query_length
+    return Explanation(
+        problem, name, chosen, why, _padding(problem, inner), describe(problem, name, parts), steps,
+        residual_bytes=2 * rows * 4,
+        unfused_bytes=2 * rows * problem.key_length * _size(problem),
+    )  # fmt: skip
+
+
+def arrays_of(
+    head_dim: int | None = None,
+    value_dim: int | None = None,
+    heads: int = 8,
+    key_heads: int | None = None,
+    length: int = 1024,
+    key_length: int | None = None,
+    batch: int = 1,
+    dtype: str = "float16",
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Lazy q, k and v of these numbers: they are never evaluated and hold no memory."""
+    if head_dim is None:
+        raise ValueError("[mlx_flash.explain] head_dim: expected a head dimension, got none. Pass arrays or head_dim.")
+    value_dim = head_dim if value_dim is None else value_dim
+    key_heads = heads if key_heads is None else key_heads
+    key_length = length if key_length is None else key_length
+    numbers = {
+        "head_dim": head_dim, "value_dim": value_dim, "heads": heads, "key_heads": key_heads, "length": length,
+        "key_length": key_length, "batch": batch,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+            raise ValueError(
+                f"[mlx_flash.explain] {name}: expected a whole number of at least 1 and below 2^31, got {value!r}. "
+                "Pass the size of that axis."
+            )
+    if dtype not in DTYPES.values():
+        raise ValueError(
+            f"[mlx_flash.explain] dtype: expected one of {', '.join(DTYPES.values())}, got {dtype!r}. "
+            "Check the spelling."
+        )
+    shapes = (
+        (batch, heads, length, head_dim), (batch, key_heads, key_length, head_dim),
+        (batch, key_heads, key_length, value_dim),
+    )  # fmt: skip
+    return tuple(mx.zeros(shape, getattr(mx, dtype)) for shape in shapes)
+
+
+def _check_names(arguments: dict) -> None:
+    for name in arguments:
+        if name not in OPTIONS and name not in ("stream", "return_lse"):
+            known = ", ".join((*OPTIONS, *NUMBERS))
+            raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
+
+
+def steps_of(
+    problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None
+) -> tuple[Step, ...]:
+    """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores.
+    `parts`: of the keys, in decoding. `family`: of some, dK and dV have kernels of their own."""
+    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_steps(inner_problem(problem), family)]
+    steps += [BACKWARD_MASK] if problem.features.mask not in (None, "bool") else []
+    if decodes(problem, backend):
+        steps = [DECODE, *([COMBINE] if parts > 1 else []), *(step for step in steps if step is not FORWARD)]
+    return tuple(steps)
+
+
+def inner_problem(problem: Problem) -> Problem:
+    """The problem the kernels see: head dimensions rounded up to multiples of 8."""
+    return replace(problem, head_dim=padded(problem.head_dim), value_dim=padded(problem.value_dim))
+
+
+def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:
+    """Backend name, family and why; a backend is not built, so that any machine can explain any other."""
+    if family is not None and family not in FAMILIES:
+        raise ValueError(
+            f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)}, got {family!r}. Check the spelling."
+        )
+    if name is None and family is None:
+        return _current()
+    if name is None:
+        name, why = kernel_backend(), f"kernels of {family} were asked for"
+    elif name in NAMES:
+        why = "asked for by name"
+    else:
+        raise ValueError(
+            f"[mlx_flash.explain] backend: expected one of {', '.join(NAMES)}, got {name!r}. Check the spelling."
+        )
+    if name == "reference":
+        return name, None, f"{why}; it runs no kernels, so no family"
+    if family is None and name in ("metal", "cuda"):
+        if not getattr(mx, name).is_available():
+            raise ValueError(
+                f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain {name} on a machine "
+                "without it, got None. Name the GPU."
+            )
+        return name, backend_of(name).family, why
+    return name, FAMILIES[family or "apple9"], why
+
+
+def _current() -> tuple[str, Family | None, str]:
+    current, (usual, why) = current_backend(), default()
+    if current.name != usual:
+        why = "chosen by use_backend or MLX_FLASH_BACKEND"
+    return current.name, current.family, why
+
+
+def _explain_step(step_plan: Plan) -> StepExplanation:
+    step, row, launch = step_plan.step, step_plan.row, step_plan.launch
+    precision, head_dim = precision_of(step_plan.problem.dtype), step_plan.head_dim
+    tensor = row.tiles != "simdgroup"
+    staged = step.tiled and (step_plan.family.staged or tensor)
+    # Tensor cores' rows count registers of 32 bits.
+    demand = 2 * thread_registers(step, row, head_dim) if tensor else register_demand(step, row, precision, head_dim)
+    dynamic = step.tiled and not tensor and not step_plan.max_threads
+    return StepExplanation(
+        name=step.name,
+        kernel=step_plan.kernel.name,
+        row=_place(step_plan),
+        why=_why_row(step_plan),
+        blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
+        threads=row.threads,
+        grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
+        cached=row.cached,
+        reread=tuple(n for n in step.cacheable if n in step.inputs and n not in row.cached),
+        paged=row.paged(step),
+        traversed=tuple(n for n in step.inputs if n in OPERANDS and n not in step.cacheable) if step.tiled else (),
+        staged=staged,
+        tiles=row.tiles if step.tiled else "none",
+        registers=demand,
+        live_bytes=live_bytes(step, row, precision, head_dim) if dynamic else None,
+        threadgroup_bytes=_threadgroup_bytes(step_plan),
+        max_threads=step_plan.max_threads,
+        output_bytes=launch.output_bytes,
+        extra_bytes=_extra_bytes(step_plan),
+    )
+
+
+def _threadgroup_bytes(step_plan: Plan) -> int:
+    problem, row = step_plan.problem, step_plan.row
+    if row.tiles == "simdgroup" and (not step_plan.family.staged or not step_plan.step.tiled):
+        return 0
+    elements = threadgroup_elements(step_plan.step, row, step_plan.family, problem.head_dim, problem.value_dim)
+    return elements * _size(problem)
+
+
+OPERANDS = frozenset({"Q", "K", "V", "dO"})
+
+
+def _place(step_plan: Plan) -> str:
+    rows = candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.machine)
+    return f"{rows.index(step_plan.table_row) + 1} of {len(rows)}, up to {step_plan.row.max_head}"
+
+
+def _why_row(step_plan: Plan) -> str:
+    if len(candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.machine)) == 1:
+        return "the only row"
+    if step_plan.head_dim > step_plan.row.max_head:
+        return f"the last serves {step_plan.head_dim} too"
+    return f"the first to cover {step_plan.head_dim}"
+
+
+def _extra_bytes(step_plan: Plan) -> int:
+    """Row statistics, and float32 buffers of paged accumulators that a 16-bit result is then cast from."""
+    launch, dtype = step_plan.launch, getattr(mx, step_plan.problem.dtype)
+    named = zip(step_plan.step.outputs, launch.output_shapes, launch.output_dtypes)
+    return sum(
+        math.prod(shape) * written.size
+        for name, shape, written in named
+        if name not in ACCUMULATORS or written != dtype
+    )
+
+
+def _padding(problem: Problem, inner: Problem) -> str:
+    changed = []
+    if inner.head_dim != problem.head_dim:
+        changed.append(f"q and k are copied with {inner.head_dim} columns for {problem.head_dim}")
+    if inner.value_dim != problem.value_dim:
+        changed.append(f"v is copied with {inner.value_dim} columns for {problem.value_dim}")
+    return "; ".join(changed) or "none: head dimensions are multiples of 8"
+
+
+def _size(problem: Problem) -> int:
+    return getattr(mx, problem.dtype).size

@@ -1,0 +1,91 @@
+"""The exact Metal text MLX would compile for a plan, from MLX itself; and the PTX that becomes of it.
+
+Inside mx.export_function a metal_kernel is recorded instead of run, on any machine, and verbose=True makes MLX print
+the text it generated. MLX prints from C++, so it is the file descriptor that is captured.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+
+from ..backends.metal import kernel_object, run_with
+from ..errors import UnsupportedProblem
+from ..kernels.launch import output_shape
+from ..kernels.plan import Plan
+from ..problem.kinds import COMBINE, DECODE
+from ..problem.options import Options
+
+TAG = "[mlx_flash.source]"
+FENCE = "```\n"
+
+
+def generated_text(plan: Plan) -> str:
+    """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments."""
+    names, arrays = _operands(plan)
+
+    def call(*traced):
+        inputs = dict(zip(names, traced)) | _numbers(plan)
+        return run_with(_verbose, plan, inputs, mx.gpu)
+
+    with tempfile.TemporaryDirectory() as folder:
+        printed = captured(lambda: mx.export_function(os.path.join(folder, "kernel.mlxfn"), call, *arrays))
+    _, opened, rest = printed.partition(FENCE)
+    text, closed, _ = rest.rpartition(FENCE)
+    if not opened or not closed:
+        raise RuntimeError(f"{TAG} MLX {mx.__version__} printed no Metal text: use MLX 0.32.0 or later")
+    return text
+
+
+def assembler_text(plan: Plan) -> str:
+    """The PTX of the plan's kernel: what an NVIDIA driver gets."""
+    from ..backends.cuda import compiled
+
+    names, arrays = _operands(plan)
+    return compiled(plan, dict(zip(names, arrays)) | _numbers(plan)).code.decode("ascii")
+
+
+def _numbers(plan: Plan) -> dict:
+    return {"scale": plan.problem.scale} | ({"packing": plan.packing} if plan.step is DECODE else {})
+
+
+def _operands(plan: Plan) -> tuple[list[str], list[mx.array]]:
+    if plan.problem.options != Options():
+        raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
+    names = [name for name in plan.kernel.inputs if name not in _numbers(plan)]
+    return names, [_operand(name, plan) for name in names]
+
+
+def _verbose(kernel):
+    return partial(kernel_object(mx.fast.metal_kernel, kernel), verbose=True)
+
+
+def _operand(name: str, plan: Plan) -> mx.array:
+    """A lazy array of the operand's shape: an operand has the shape of its gradient."""
+    same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}.get(name, name)
+    if name in COMBINE.inputs:
+        return mx.zeros((8, *output_shape(name.removesuffix("_parts"), plan.problem)))
+    dtype = mx.float32 if name in ("L", "delta") else getattr(mx, plan.problem.dtype)
+    return mx.zeros(output_shape(same, plan.problem), dtype)
+
+
+def captured(action: Callable[[], object]) -> str:
+    """What C++ code writes to standard output while `action` runs."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 1)
+            try:
+                action()
+            finally:
+                os.dup2(kept, 1)
+            file.seek(0)
+            return file.read().decode("utf-8")
+    finally:
+        os.close(kept)

@@ -1,0 +1,131 @@
+"""What an explanation says, as plain data that prints itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernels.devices import Family
+from ..problem.kinds import FORWARD
+from ..problem.problem import Problem
+
+
+@dataclass(frozen=True)
+class StepExplanation:
+    """One kernel of a call. Sizes are bytes; `registers` (of 16 bits) and `live_bytes` are estimates for one thread.
+
+    `row` and `why`: the table row and why that one. `blocks`: rows a threadgroup owns, rows it visits at a time,
+    columns of the head dimension per step (P x T x H). `grid`: threadgroups; `max_threads`: the attribute's value.
+    `tiles`: the tile layer, "simdgroup" for 8x8 matrices, "mma" or "wgmma" for tensor cores. `cached` operands stay in
+    registers; `reread` ones come from memory once per traversal block, with tensor cores from threadgroup memory;
+    `paged` accumulators visit their float32 output buffer once per traversal block; `traversed` ones are walked along,
+    through threadgroup memory if `staged`. `extra_bytes` is memory beyond the results in their own dtype.
+    """
+
+    name: str
+    kernel: str
+    row: str
+    why: str
+    blocks: tuple[int, int, int]
+    threads: int
+    grid: tuple[int, ...]
+    cached: tuple[str, ...]
+    reread: tuple[str, ...]
+    paged: tuple[str, ...]
+    traversed: tuple[str, ...]
+    staged: bool
+    tiles: str
+    registers: int
+    live_bytes: int | None
+    threadgroup_bytes: int
+    max_threads: int | None
+    output_bytes: int
+    extra_bytes: int
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and value of everything worth reading, in order."""
+        walked = "staged" if self.staged else "direct"
+        reread = _names(self.reread)
+        if self.reread and self.tiles in ("mma", "wgmma"):
+            reread += " in threadgroup memory"
+        attribute = f"max_total_threads_per_threadgroup({self.max_threads})" if self.max_threads else "none"
+        return [
+            ("table row", self.row),
+            ("why", self.why),
+            ("matrix unit", self.tiles),
+            ("blocks P x T x H", " x ".join(map(str, self.blocks))),
+            ("threads", str(self.threads)),
+            ("threadgroups", " x ".join(map(str, self.grid))),
+            ("in registers", _names(self.cached)),
+            ("re-read", reread),
+            ("paged", _names(self.paged)),
+            ("walked along", f"{_names(self.traversed)} {walked}" if self.traversed else "none"),
+            ("16-bit registers", f"about {self.registers}"),
+            ("bytes alive", "not limiting" if self.live_bytes is None else f"about {self.live_bytes}"),
+            ("attribute", attribute),
+            ("threadgroup bytes", str(self.threadgroup_bytes)),
+            ("extra memory", readable(self.extra_bytes)),
+        ]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would do. `steps` is empty where no kernel runs; `why` says why this backend and family, `forward`
+    which kernel makes the result.
+
+    `residual_bytes`: L and delta, all that attention keeps for its gradients besides its arguments and results.
+    `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk] that attention without fusion would hold.
+    """
+
+    problem: Problem
+    backend: str
+    family: Family | None
+    why: str
+    padding: str
+    forward: str
+    steps: tuple[StepExplanation, ...]
+    residual_bytes: int
+    unfused_bytes: int
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and value of what concerns the whole call, in order."""
+        family = f"{self.family.name} ({self.family.chips})" if self.family else "none: plain mx operations"
+        unfused = f"unfused, scores and probabilities: {readable(self.unfused_bytes)}"
+        return [
+            ("call", _describe(self.problem)),
+            ("backend", self.backend),
+            ("family", family),
+            ("why", self.why),
+            ("padding", self.padding),
+            ("forward", self.forward),
+            ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; {unfused}"),
+        ]
+
+    def __str__(self):
+        lines = _lines(self.facts(), "")
+        for step in self.steps:
+            lines += [step.name, *_lines(step.facts(), "  ")]
+        return "\n".join(lines)
+
+
+def _names(operands: tuple[str, ...]) -> str:
+    return ", ".join(operands) or "none"
+
+
+def _lines(facts: list[tuple[str, str]], indent: str) -> list[str]:
+    return [f"{indent}{label:<18} {value}" for label, value in facts]
+
+
+def _describe(problem: Problem) -> str:
+    query = [problem.batch, problem.query_heads, problem.query_length, problem.head_dim]
+    key = [problem.batch, problem.key_heads, problem.key_length, problem.head_dim]
+    value = [*key[:3], problem.value_dim]
+    features = ", ".join(problem.features.names(FORWARD))
+    return f"q {query}, k {key}, v {value}, {problem.dtype}, {features}"
+
+
+def readable(size: int) -> str:
+    """Bytes in the largest unit that leaves at least 1."""
+    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

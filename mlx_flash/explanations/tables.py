@@ -1,0 +1,34 @@
+"""Explanations as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.table import Table
+
+from .report import Explanation
+
+
+def explanation_tables(explanation: Explanation) -> Iterator[Table]:
+    """One table about the call, one about its kernels."""
+    call = Table(title="mlx_flash.attention", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    call.add_column(style="bold")
+    call.add_column(overflow="fold")
+    for label, value in explanation.facts():
+        call.add_row(label, value)
+    yield call
+    if explanation.steps:
+        yield kernel_table(explanation)
+
+
+def kernel_table(explanation: Explanation, labels: tuple[str, ...] = ()) -> Table:
+    """A column a kernel, a row a fact; `labels` picks facts."""
+    table = Table(title="kernels", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(style="bold")
+    for step in explanation.steps:
+        table.add_column(step.name.replace("_", " "), overflow="fold")
+    columns = [dict(step.facts()) for step in explanation.steps]
+    for label in labels or tuple(columns[0]):
+        table.add_row(label, *(column[label] for column in columns))
+    return table

@@ -1,0 +1,1 @@
+"""Which kernel serves a problem: table rows, Metal text and launches, as pure functions."""

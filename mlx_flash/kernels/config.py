@@ -1,0 +1,57 @@
+"""What a row of the parameter table says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..problem.kinds import ACCUMULATORS, Step
+from .devices import Family
+from .tile_layers import LAYERS
+
+FULL, MIXED = "float32", "16-bit"  # precision classes: of the inputs; statistics and accumulators are float32
+
+
+def precision_of(dtype: str) -> str:
+    return FULL if dtype == "float32" else MIXED
+
+
+@dataclass(frozen=True)
+class Row:
+    """One table row, for head dimensions up to `max_head` (the last row of a table: for all that are larger).
+
+    `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
+    dimension per step; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
+    paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
+    `tiles`: the tile layer, one of tiles.LAYERS. `stages`: blocks of a traversed operand that a tensor-core layer keeps
+    in threadgroup memory.
+    """
+
+    max_head: int
+    parallel: int
+    traversal: int
+    head: int
+    cached: tuple[str, ...] = ()
+    simdgroup_rows: int = 8
+    tiles: str = "simdgroup"
+    stages: int = 2
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].copiers)
+
+    def paged(self, step: Step) -> tuple[str, ...]:
+        kept = {*self.cached, *(name for name in ACCUMULATORS if name not in step.outputs)}
+        return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in kept)
+
+    def staging_elements(self, family: Family) -> int:
+        """Elements of threadgroup memory: one block of the traversed operand, or nothing worth naming."""
+        return self.traversal * self.head if family.staged else 1
+
+    def head_block(self, head_dim: int) -> int:
+        return min(self.head, head_dim)
+
+    def fitted(self, rows: int) -> Row:
+        """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
+        fragment = LAYERS[self.tiles].fragment_rows
+        parallel = min(self.parallel, -(-rows // fragment) * fragment)
+        return replace(self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel))

@@ -1,0 +1,131 @@
+"""Rows of the parameter table for NVIDIA's tensor cores (16-bit operands), and what they prove at import.
+
+They come before a family's other rows: float32 and head dimensions beyond the last row here use those.
+"""
+
+from __future__ import annotations
+
+from ..problem.kinds import (
+    ACCUMULATORS,
+    BACKWARD_KEY,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_QUERY,
+    BACKWARD_VALUE,
+    DECODE,
+    FORWARD,
+    Step,
+)
+from .config import MIXED, Row
+from .devices import Family
+from .tile_layers import LAYERS, owner_registers, tensor_elements, tensor_registers
+
+
+def rows(tiles: str, *lines) -> tuple[Row, ...]:
+    return tuple(Row(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3]) for line in lines)
+
+
+#    max  par-  tra-  stages cached in
+#    head allel versal       registers
+TENSOR_TABLE = {
+    (FORWARD, MIXED, "sm80"): rows(
+        "mma",
+        (128,  64,  64, 2, "Q O"),
+        (256,  64,  32, 2, "O"),
+    ),
+    (BACKWARD_QUERY, MIXED, "sm80"): rows(
+        "mma",
+        ( 64,  64,  64, 2, "Q dO dQ"),
+        (128,  64,  64, 2, "dQ"),
+        (256,  64,  16, 2, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, MIXED, "sm80"): rows(
+        "mma",
+        ( 64,  64,  64, 2, "K V dK dV"),
+        (128,  64,  32, 2, "dK dV"),
+    ),
+    (BACKWARD_KEY, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dK")),
+    (BACKWARD_VALUE, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dV")),
+    (FORWARD, MIXED, "sm90"): rows(
+        "wgmma",
+        ( 64, 128, 224, 2, "O"),
+        (128, 128, 160, 2, "O"),
+        (192, 128, 112, 2, "O"),
+        (256, 128,  80, 2, "O"),
+    ),
+    (BACKWARD_QUERY, MIXED, "sm90"): rows(
+        "wgmma",
+        ( 64, 128,  96, 2, "dQ"),
+        (128, 128,  96, 2, "dQ"),
+        (192, 128,  64, 2, "dQ"),
+        (256, 128,  48, 2, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
+        "wgmma",
+        ( 64, 128,  96, 2, "dK dV"),
+        (128, 128,  64, 2, "dK dV"),
+    ),
+    (BACKWARD_KEY, MIXED, "sm90"): rows(
+        "wgmma",
+        (192, 128,  64, 2, "dK"),
+        (256, 128,  48, 2, "dK"),
+    ),
+    (BACKWARD_VALUE, MIXED, "sm90"): rows(
+        "wgmma",
+        (192, 128,  96, 2, "dV"),
+        (256, 128,  64, 2, "dV"),
+    ),
+    # Decoding: simdgroups on their own, since few queries would leave most of 64 joint rows empty; `parallel` is the
+    # most packed rows of a threadgroup. Blocks are so small that a core holds several: while one waits for keys, or for
+    # its first, others multiply.
+    (DECODE, MIXED, "sm80"): rows(
+        "mma",
+        ( 64,  64,  64, 2, "Q O"),
+        (128,  64,  32, 2, "Q O"),
+        (256,  64,  16, 2, "O"),
+    ),
+    (DECODE, MIXED, "sm90"): rows(
+        "mma",
+        ( 64,  64,  64, 3, "Q O"),
+        (128,  64,  64, 2, "Q O"),
+        (192,  64,  32, 3, "Q O"),
+        (256,  64,  32, 2, "O"),
+    ),
+}  # fmt: skip
+
+
+def joint_rows(family: Family) -> int:
+    """Rows whose simdgroups multiply together on these tensor cores."""
+    tables = (rows for (_, _, name), rows in TENSOR_TABLE.items() if name == family.tensor)
+    return max((LAYERS[row.tiles].joint_rows for rows in tables for row in rows), default=1)
+
+
+OVERHEAD = 32  # 32-bit registers of a thread beyond fragments: addresses, statistics
+
+
+def thread_registers(step: Step, row: Row, head_dim: int) -> int:
+    """Estimated 32-bit registers of a thread."""
+    return tensor_registers(step, row, head_dim) + OVERHEAD
+
+
+def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
+    """Raises ValueError unless the row is legal."""
+
+    def require(holds, what):
+        if not holds:
+            raise ValueError(f"parameter row {row} of {step} {family.name}: {what}")
+
+    joint = LAYERS[row.tiles].joint_rows
+    require(row.stages >= 2, "a block is copied while another is read: two stages at least")
+    if joint > 1:
+        require(row.simdgroup_rows == 16, "a simdgroup has 16 of the rows that are multiplied together")
+        require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
+    require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
+    require(row.parallel % max(joint, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
+    require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
+    missing = set(step.outputs) & ACCUMULATORS - set(row.cached)
+    require(not missing, f"{missing} must be cached: accumulators are not paged here")
+    taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
+    require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
+    needed = thread_registers(step, row, row.max_head)
+    given = owner_registers(row)
+    require(needed <= given, f"{needed} registers a thread exceed {given}")

@@ -1,0 +1,256 @@
+"""BlockMask: which keys each query sees, in blocks, so that kernels visit only what is not empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import wrong
+
+SHOWN = 1024  # elements a side: larger masks are drawn block by block
+EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: element by element, by bitmap n
+
+
+class BlockMask:
+    """A mask made of square blocks: empty ones are never visited, full ones are not tested per element.
+
+    Build it with `from_predicate`, `from_array` or a ready-made one (`causal`, `window`, `prefix`, `document`,
+    `dilated`), pass it as ``attention(..., mask=block_mask)``, look at it with `plot`. One mask serves all batch
+    entries and heads, or has one layer for each. The idea and the name are FlexAttention's (PyTorch).
+
+    Attributes: shape (B or 1, Hq or 1, Lq, Lk); block: rows and columns of a block; map: int32
+    [B or 1, Hq or 1, query blocks, key blocks]; bitmaps: uint8 [n, block, block], the distinct partial blocks.
+    """
+
+    def __init__(self, shape: tuple[int, ...], block: int, map: np.ndarray, bitmaps: np.ndarray):
+        self.shape, self.block, self.map, self.bitmaps = shape, block, map, bitmaps
+
+    @classmethod
+    def from_predicate(
+        cls,
+        predicate: Callable,
+        query_length: int,
+        key_length: int,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        block: int = 128,
+    ) -> BlockMask:
+        """From ``predicate(i, j)``, or ``predicate(b, h, i, j)`` when `batch` or `heads` is given: does query i see
+        key j? It gets numpy integer arrays that broadcast against one another and returns a bool array. It is
+        evaluated in strips of `block` queries. `block`: a multiple of 32.
+
+        Raises ValueError for lengths, blocks or results that make no sense.
+        """
+        for name, number in (
+            ("query_length", query_length), ("key_length", key_length), ("batch", 1 if batch is None else batch),
+            ("heads", 1 if heads is None else heads),
+        ):  # fmt: skip
+            _check_whole(name, number, 1)
+        if not isinstance(block, int) or block < 32 or block % 32:
+            raise wrong("block", "a positive multiple of 32", repr(block), "Use 64 or 128.", "BlockMask")
+        layered = batch is not None or heads is not None
+        layers = (batch or 1, heads or 1)
+        rows, columns = -(-query_length // block), -(-key_length // block)
+        map, bitmaps = np.zeros((*layers, rows, columns), np.int32), _Bitmaps(block)
+        keys = np.arange(key_length)[None, :]
+        for b, h, row in np.ndindex(*layers, rows):
+            queries = np.arange(row * block, min((row + 1) * block, query_length))[:, None]
+            seen = np.asarray(predicate(b, h, queries, keys) if layered else predicate(queries, keys))
+            if seen.dtype != np.bool_:
+                raise wrong("predicate", "a bool array", seen.dtype, "Return a comparison.", "BlockMask")
+            shape = (len(queries), key_length)
+            if seen.ndim > 2 or any(own not in (1, full) for own, full in zip(seen.shape[::-1], shape[::-1])):
+                raise wrong(
+                    "predicate", f"a result that broadcasts to {shape}", f"shape {seen.shape}", "Keep both axes.",
+                    "BlockMask",
+                )  # fmt: skip
+            map[b, h, row] = bitmaps.states(np.broadcast_to(seen, shape))
+        return cls((*layers, query_length, key_length), block, map, bitmaps.array())
+
+    @classmethod
+    def from_array(cls, mask, *, block: int = 128) -> BlockMask:
+        """From a bool array of shape [Lq, Lk], [Hq, Lq, Lk] or [B, Hq, Lq, Lk] (axes of 1 are shared), True = keep."""
+        seen = np.asarray(mask)
+        if seen.dtype != np.bool_ or not 2 <= seen.ndim <= 4:
+            raise wrong(
+                "mask", "a bool array of 2 to 4 axes", f"{seen.dtype} of shape {seen.shape}", "Compare or add axes.",
+                "BlockMask",
+            )  # fmt: skip
+        seen = seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+        batch, heads, rows, columns = seen.shape
+        return cls.from_predicate(
+            lambda b, h, i, j: seen[b, h, i[:, 0]], rows, columns, batch=batch, heads=heads, block=block
+        )
+
+    @classmethod
+    def causal(cls, query_length: int, key_length: int, *, block: int = 128) -> BlockMask:
+        """Query i sees keys up to its own position i + key_length - query_length."""
+        return cls.window(query_length, key_length, None, 0, block=block)
+
+    @classmethod
+    def window(
+        cls, query_length: int, key_length: int, left: int | None, right: int | None, *, block: int = 128
+    ) -> BlockMask:
+        """Query i sees `left` keys before its own position and `right` after it; None: no bound."""
+        for name, side in (("left", left), ("right", right)):
+            if side is not None:
+                _check_whole(name, side, 0)
+        offset = key_length - query_length
+
+        def seen(i, j):
+            distance = j - i - offset
+            near = np.ones(distance.shape, bool)
+            near &= True if left is None else distance >= -left
+            return near & (True if right is None else distance <= right)
+
+        return cls.from_predicate(seen, query_length, key_length, block=block)
+
+    @classmethod
+    def prefix(cls, query_length: int, key_length: int, prefix: int, *, block: int = 128) -> BlockMask:
+        """Causal, and every query also sees the first `prefix` keys (prefix language models)."""
+        _check_whole("prefix", prefix, 0)
+        offset = key_length - query_length
+        return cls.from_predicate(lambda i, j: (j <= i + offset) | (j < prefix), query_length, key_length, block=block)
+
+    @classmethod
+    def document(cls, lengths, *, causal: bool = True, block: int = 128) -> BlockMask:
+        """Documents of these lengths, packed one after another; each sees only itself."""
+        for length in lengths:
+            _check_whole("lengths", length, 0)
+        ids = np.repeat(np.arange(len(lengths)), lengths)
+        return cls.from_predicate(
+            lambda i, j: (ids[i] == ids[j]) & ((j <= i) | (not causal)), len(ids), len(ids), block=block
+        )
+
+    @classmethod
+    def dilated(cls, query_length: int, key_length: int, step: int, *, block: int = 128) -> BlockMask:
+        """Causal, and of the keys before it a query sees every `step`-th, itself included."""
+        _check_whole("step", step, 1)
+        offset = key_length - query_length
+        return cls.from_predicate(
+            lambda i, j: (j <= i + offset) & ((i + offset - j) % step == 0), query_length, key_length, block=block
+        )
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless the mask fits attention of [B, Hq, Lq, Lk]."""
+        fits = all(own in (1, full) for own, full in zip(self.shape[:2], shape)) and self.shape[2:] == tuple(shape[2:])
+        if not fits:
+            raise wrong(
+                "mask", f"a BlockMask that fits [B, Hq, Lq, Lk] = {list(shape)}", f"one of {list(self.shape)}",
+                "Build it for these lengths, heads and batch.",
+            )  # fmt: skip
+
+    @property
+    def visited(self) -> float:
+        """The part of all blocks that is not empty."""
+        return float((self.map != EMPTY).mean())
+
+    def visible(self, batch: int = 0, head: int = 0) -> np.ndarray:
+        """bool [Lq, Lk] of one layer, element by element."""
+        map, block = self.map[batch % self.shape[0], head % self.shape[1]], self.block
+        whole = np.zeros((map.shape[0] * block, map.shape[1] * block), bool)
+        for row, column in zip(*np.nonzero(map)):
+            state = map[row, column]
+            part = True if state == FULL else self.bitmaps[state - PARTIAL]
+            whole[row * block : (row + 1) * block, column * block : (column + 1) * block] = part
+        return whole[: self.shape[2], : self.shape[3]]
+
+    @cached_property
+    def arrays(self) -> dict[str, mx.array]:
+        """What the kernels read: the map, the bitmaps, and the lists of visited blocks by row and by column."""
+        lists, counts = _lists(self.map)
+        lists_t, counts_t = _lists(self.map.swapaxes(2, 3))
+        named = {
+            "block_map": self.map, "block_bitmaps": self.bitmaps, "block_lists": lists, "block_counts": counts,
+            "block_lists_t": lists_t, "block_counts_t": counts_t,
+        }  # fmt: skip
+        return {name: mx.array(np.ascontiguousarray(array)) for name, array in named.items()}
+
+    def plot(self, path: str | None = None, *, batch: int = 0, head: int = 0):
+        """A picture of one layer: empty, partial and full blocks, partial ones by element. Returns the matplotlib
+        figure, and saves it where `path` says. Needs matplotlib."""
+        return _plot(self, path, batch, head)
+
+
+def _check_whole(name: str, number, least: int):
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
+        raise wrong(
+            name, f"a whole number of at least {least}", repr(number), "Pass a count of rows or keys.", "BlockMask"
+        )
+
+
+class _Bitmaps:
+    """Collects the distinct partial blocks."""
+
+    def __init__(self, block: int):
+        self.block, self.known = block, {}
+
+    def states(self, strip: np.ndarray) -> np.ndarray:
+        """The state of every block of a strip of queries. Rows and columns past the end count as not seen, and do
+        not make a block partial."""
+        rows, keys = strip.shape
+        columns = -(-keys // self.block)
+        padded = np.zeros((self.block, columns * self.block), bool)
+        padded[:rows, :keys] = strip
+        blocks = padded.reshape(self.block, columns, self.block).swapaxes(0, 1)
+        sizes = rows * np.minimum(self.block, keys - np.arange(columns) * self.block)
+        counts = blocks.sum((1, 2))
+        states = np.where(counts == 0, EMPTY, np.where(counts == sizes, FULL, PARTIAL)).astype(np.int32)
+        for column in np.nonzero(states == PARTIAL)[0]:
+            states[column] += self.known.setdefault(np.packbits(blocks[column]).tobytes(), len(self.known))
+        return states
+
+    def array(self) -> np.ndarray:
+        if not self.known:
+            return np.zeros((1, self.block, self.block), np.uint8)
+        packed = np.frombuffer(b"".join(self.known), np.uint8).reshape(len(self.known), -1)
+        return np.unpackbits(packed, axis=1).reshape(-1, self.block, self.block)
+
+
+def _lists(map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per row: its visited columns, in order, as column * 2 + (1 if full), and how many there are."""
+    visited = map != EMPTY
+    counts = visited.sum(-1).astype(np.int32)
+    width = max(int(counts.max()), 1)
+    order = np.argsort(~visited, axis=-1, kind="stable")[..., :width]
+    full = np.take_along_axis(map == FULL, order, -1)
+    return (order * 2 + full).astype(np.int32), counts
+
+
+def _plot(mask: BlockMask, path: str | None, batch: int, head: int):
+    """See BlockMask.plot."""
+    try:
+        from matplotlib.colors import ListedColormap
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            '[mlx_flash.BlockMask] plot needs matplotlib: pip install "mlx-flash-attention[demo]"'
+        ) from None
+    states = np.minimum(mask.map[batch % mask.shape[0], head % mask.shape[1]], 2)
+    rows, keys = mask.shape[2:]
+    lines, columns = (blocks * mask.block for blocks in states.shape)  # the last blocks may reach past the end
+    image = states.repeat(mask.block, 0).repeat(mask.block, 1)[:rows, :keys] if max(rows, keys) <= SHOWN else states
+    if image is not states:
+        image = np.where(image == 2, 2 + mask.visible(batch, head), image)
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+    axes = figure.subplots()
+    colours = ["#f4f4f4", "#1f5fa8", "#cfe0f3", "#5b93d0"] if image is not states else ["#f4f4f4", "#1f5fa8", "#8fb7e3"]
+    axes.imshow(
+        image, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(colours) - 0.5, interpolation="nearest",
+        extent=(0, keys, rows, 0) if image is not states else (0, columns, lines, 0),
+    )  # fmt: skip
+    axes.set(xlim=(0, keys), ylim=(rows, 0))
+    axes.set(xlabel="key", ylabel="query", title=f"{rows} x {keys}, blocks of {mask.block}: {mask.visited:.1%} visited")
+    ticks = {"color": "#999999", "linewidth": 0.4}
+    if max(states.shape) <= 64:
+        for row in range(mask.block, rows, mask.block):
+            axes.axhline(row, **ticks)
+        for column in range(mask.block, keys, mask.block):
+            axes.axvline(column, **ticks)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure

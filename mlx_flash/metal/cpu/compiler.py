@@ -1,0 +1,330 @@
+"""Finds a clang, builds translated kernels into shared libraries, and keeps them on disk by the hash of their input."""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ..frontend import recursion
+from ..frontend.errors import CompileError, ToolchainError
+from . import precompiled
+
+_HERE = Path(__file__).parent
+INCLUDE = precompiled.INCLUDE
+_SHIM = INCLUDE / "shim"
+_INSTALL = 'pip install "mlx-flash-attention[simulator]"'
+
+# Of the 128 KiB that a Metal thread has for itself: runtime/worker.h.
+_MOST_BYTES = 72 << 10
+_KERNEL_FLAGS = (
+    "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
+    "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1",
+    "-ffp-contract=off",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
+    # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
+    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing",
+    f"-Wframe-larger-than={_MOST_BYTES}", "-gdwarf-4", "-gline-tables-only",
+    "-mllvm", "-experimental-debug-variable-locations=false",
+    # Merged code is at neither of its lines, and a merged barrier at neither of its places.
+    "-mllvm", "-enable-tail-merge=false",
+    "-fno-optimize-sibling-calls", "-finstrument-function-entry-bare",
+    "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
+)  # fmt: skip
+_CHECK_FLAGS = (
+    "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
+    "-mllvm", "-tsan-instrument-read-before-write=1",
+    "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
+    "-fno-vectorize", "-fno-slp-vectorize",
+)  # fmt: skip
+_RUNTIME_FLAGS = (
+    "-x",
+    "c",
+    "-std=gnu17",
+    "-O2",
+    "-fPIC",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fno-omit-frame-pointer",
+    "-ffp-contract=off",
+    "-w",
+)
+
+
+@functools.cache
+def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """(compiler command, linker command, identity): ziglang's clang, else a system clang of version 19 or later."""
+    if platform.system() != "Linux":
+        raise ToolchainError(
+            f"The Metal simulator runs on Linux so far, not on {platform.system()}: on a Mac use the metal backend"
+        )
+    try:
+        import ziglang
+    except ImportError:
+        pass
+    else:
+        zig = Path(ziglang.__file__).parent / "zig"
+        identity = f"ziglang {getattr(ziglang, '__version__', '')} {zig.stat().st_size}"
+        return (str(zig), "clang"), (str(zig), "ld.lld"), identity
+    names = ["clang"] + [f"clang-{version}" for version in range(30, 18, -1)]
+    for name in names:
+        path = shutil.which(name)
+        if not path:
+            continue
+        text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"version (\d+)", text)
+        if version and int(version[1]) >= 19:
+            return (path,), (path, "-shared", "-nostdlib"), text
+    raise ToolchainError(f"The Metal simulator needs clang to compile kernels and found none: {_INSTALL}")
+
+
+@functools.cache
+def _machine_flags() -> tuple[str, ...]:
+    if platform.machine() in ("x86_64", "AMD64"):
+        try:
+            features = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            features = ""
+        if all(f" {feature}" in features for feature in ("avx2", "f16c", "fma", "bmi2", "movbe")):
+            return ("-march=x86-64-v3",)
+    return ()
+
+
+def cache_directory() -> Path:
+    """Where built kernels are kept: $MLX_FLASH_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("MLX_FLASH_CACHE")
+    if own:
+        return Path(own) / "simulator"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mlx_flash" / "simulator"
+
+
+@functools.cache
+def _sources_hash() -> str:
+    digest = hashlib.sha256()
+    # What was accepted once may be refused by a later version of this file.
+    refusing = (_HERE / "compiler.py", _HERE / "recursion.py")
+    for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*"), *refusing]):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS, _machine_flags()):
+        digest.update(repr(flags).encode())
+    digest.update(toolchain()[2].encode())
+    return digest.hexdigest()
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@functools.cache
+def _package_hash() -> str:
+    digest = hashlib.sha256(_sources_hash().encode())
+    for path in sorted(_HERE.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _facts_file(parts: tuple) -> Path:
+    return cache_directory() / f"{hashlib.sha256(repr((_package_hash(), *parts)).encode()).hexdigest()[:40]}.json"
+
+
+def recall(*parts) -> tuple[Path, dict] | None:
+    """The library and the facts remembered for a kernel that `parts` describe; None if it was not built here before.
+
+    Translating a long text takes longer than all else when a built kernel is found.
+    """
+    try:
+        facts = json.loads(_facts_file(parts).read_text())
+    except (OSError, ValueError):
+        return None
+    library = cache_directory() / facts["library"]
+    return (library, facts) if library.exists() else None
+
+
+def remember(library: Path, facts: dict, *parts):
+    """Keeps what `recall` returns."""
+    target = _facts_file(parts)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch) / "facts.json"
+        built.write_text(json.dumps({**facts, "library": library.name}))
+        _publish(built, target)
+
+
+def _publish(built: Path, target: Path):
+    """Another process may be building the same: a rename is atomic, and both files are equal."""
+    os.replace(built, target)
+
+
+def _runtime_objects(folder: Path) -> list[Path]:
+    compiler, _, _ = toolchain()
+    objects = []
+    for source in sorted((_HERE / "runtime").glob("*.c")):
+        target = folder / f"runtime-{source.stem}-{_sources_hash()[:24]}.o"
+        objects.append(target)
+        if target.exists():
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = Path(scratch) / "runtime.o"
+            done = _run([*compiler, *_RUNTIME_FLAGS, *_machine_flags(), "-c", str(source), "-o", str(built)])
+            if done.returncode:
+                raise ToolchainError(f"The simulator's runtime does not compile ({source.name}):\n{done.stderr}")
+            _publish(built, target)
+    return objects
+
+
+def build(text: str, entry: str, prelude: str, check: bool, count: bool = False) -> Path:
+    """The shared library of a translated kernel; compiled at most once per content."""
+    flags = [
+        *_KERNEL_FLAGS,
+        *_machine_flags(),
+        *(_CHECK_FLAGS if check else ()),
+        *(("-DMSL_COUNT_CALLS",) if count else ()),
+    ]
+    key = hashlib.sha256("\0".join([_sources_hash(), text, entry, prelude, *flags]).encode()).hexdigest()[:40]
+    folder = cache_directory()
+    library = folder / f"{key}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = _runtime_objects(folder)
+    _, linker, _ = toolchain()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch) / "kernel.o"
+        compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, Path(scratch), True)
+        linked = Path(scratch) / "kernel.so"
+        done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
+        if done.returncode:
+            raise ToolchainError(f"Linking a kernel failed:\n{done.stderr}")
+        _publish(linked, library)
+    return library
+
+
+def check(text: str, entry: str, prelude: str):
+    """Raises CompileError if a translated text does not compile; generates no machine code."""
+    parts = [_sources_hash(), text, entry, prelude]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+    passed = cache_directory() / f"{key}.ok"
+    if passed.exists():
+        return
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        flags, code = [*_KERNEL_FLAGS, *_machine_flags()], Path(scratch) / "checked.ll"
+        compile_text(flags, [*recursion.OUTPUT, "-o", str(code)], text, entry, _SHIM / prelude, Path(scratch), True)
+        passed.touch()
+
+
+# Clang's temporaries lie in no address space: a `const thread T&` does not bind to a value, as it does in Metal.
+_UNBOUND = re.compile("in default address space|to a temporary object because of address space")
+_BIND_VALUES = "-DMSL_VALUES_BIND"
+
+
+def compile_text(
+    flags: list[str], output: list[str], text: str, entry: str, prelude: Path, scratch: Path, often: bool = False
+):
+    """Runs the compiler on a translated text; raises CompileError. output: flags that say what to make of it.
+
+    often: the prelude, one of the shim's, comes with these flags again and again, and so is precompiled.
+    Where values meet such references it runs again with references to constants in every space.
+    """
+    source = scratch / "kernel.cl"
+    source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
+
+    def run(flags: list[str], output: list[str]) -> subprocess.CompletedProcess:
+        compiler, _, _ = toolchain()
+        if often:
+            headers = precompiled.arguments(compiler, flags, prelude.name, cache_directory(), _sources_hash())
+        else:
+            headers = ["-I", str(INCLUDE), "-include", str(prelude)]
+        return _run([*compiler, *flags, *output, *headers, str(source)])
+
+    keep = recursion.kept_in(scratch)
+    done = run(flags, [*output, *keep])
+    if done.returncode and _UNBOUND.search(done.stderr):
+        again = run([*flags, _BIND_VALUES], [*output, *keep])
+        if not again.returncode:
+            done, flags = again, [*flags, _BIND_VALUES]
+    _refuse(done, text, source)
+    if recursion.found(_code(scratch)):
+        named = scratch / "named.ll"
+        run(flags, [*recursion.OUTPUT, "-o", str(named)])
+        name, line = recursion.found(named.read_text(encoding="utf-8"))
+        message = f"metal:{line}:1: error: Metal has no recursion: '{name}' calls itself"
+        raise CompileError(_in_metal_terms(message, text, "metal"))
+
+
+def _code(scratch: Path) -> str:
+    """What the compiler left there before its passes, or instead of an object."""
+    (code,) = scratch.glob("*.ll")
+    return code.read_text(encoding="utf-8")
+
+
+# Warnings of clang's that are errors in Metal. Its __bf16 is to it a float type among others; Metal's bfloat takes no
+# float without a cast.
+_TO_BFLOAT = re.compile(
+    r"implicit conversion (?:when assigning computation result )?loses floating-point precision"
+    r": .* to '[^']*(?:' \(aka '[^']*)?__bf16'.*"
+)
+_NARROWING = re.compile(r".*cannot be narrowed.*")
+_RESULT = re.compile(r".*should not return a value.*")
+_FRAME = re.compile(r"stack frame size \((\d+)\) exceeds limit \((\d+)\).*")
+_WARNING = re.compile(r"metal:(\d+):(\d+): warning: (.*)")
+
+
+def _refuse(done: subprocess.CompletedProcess, text: str, source: Path):
+    """Raises CompileError for the compiler's errors and for warnings that are errors in Metal."""
+    lines = _metal_lines(text)
+    raised = []
+    for number, column, warning in (found.groups() for found in map(_WARNING.match, done.stderr.splitlines()) if found):
+        if _TO_BFLOAT.match(warning):
+            warning = "a float does not convert to bfloat without a cast"
+        elif _NARROWING.match(warning):
+            # What these hide is a constant, which may become half.
+            place = lines[int(number) - 1][int(column) - 1 :]
+            if "'half'" in warning and place.startswith(("msl_float(", "msl_named(")):
+                continue
+        elif found := _FRAME.match(warning):
+            warning = f"a thread's own variables take {found[1]} bytes, and there are {found[2]}"
+        elif not _RESULT.match(warning):
+            continue
+        raised.append(f"metal:{number}:{column}: error: {warning}")
+    if done.returncode or raised:
+        raise CompileError(_in_metal_terms("\n".join([*raised, done.stderr]), text, str(source)))
+
+
+def _metal_lines(text: str) -> list[str]:
+    return text.rpartition('#line 1 "metal"\n')[2].splitlines()
+
+
+_SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
+_ERROR = re.compile(": (fatal )?error: ")
+_OWN_FILE = re.compile(r"\S*/(?:shim|nvptx)/\S+?:\d+:\d+: ")
+
+
+def _in_metal_terms(message: str, text: str, path: str) -> str:
+    """The compiler's errors in Metal's words, with line numbers of the Metal text and the lines themselves."""
+    message = re.sub(r"'(?:metal::)?msl_(\w+)_needs_Metal_(\d)_(\d)'", r"'\1', which needs Metal \2.\3", message)
+    message = re.sub(r"\bmsl_(atomic_\w+)", r"\1", message)
+    message = re.sub(r"use of type 'double' requires .* support", "Metal has no double; use float", message)
+    lines = _metal_lines(text)
+    shown, of_error = [], False
+    for row in message.splitlines():
+        row = re.sub(r"__(global|local|private|constant)\b", lambda m: _SPACES[m[0]], row)
+        of_error = bool(_ERROR.search(row)) or (of_error and "warning: " not in row)
+        hidden = row.startswith(("language:", "In file included from")) or "generated." in row
+        if not of_error or hidden or (_OWN_FILE.match(row) and ": note: " in row):
+            continue
+        place = re.match(r"metal:(\d+):(\d+): (.*)", row)
+        if place:
+            number = int(place[1])
+            shown.append(f"line {number}: {place[3]}")
+            if number <= len(lines) and lines[number - 1].strip():
+                shown.append(f"    {lines[number - 1].strip()[:200]}")
+        else:
+            shown.append(_OWN_FILE.sub("", row).replace(path, "metal"))
+    return "\n".join(shown)

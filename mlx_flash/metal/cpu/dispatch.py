@@ -1,0 +1,111 @@
+"""One launch of a built kernel: what metal_kernel and MetalLibrary have in common."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+
+from ..frontend.lines import line_at
+from . import buffers, settings
+from .launch import Launch, Library, execute
+from .profile import record
+from .report import raise_reports, unwritten_outputs
+
+_TAG = "[metal_kernel]"
+_MAX_THREADS = 1024
+
+
+class BuiltKernel:
+    """A kernel that is compiled and loaded.
+
+    text: the Metal text that reports quote; buffer_names, variable_names: what the launch's numbers are called there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        path: Path,
+        buffer_names: list[str],
+        variable_names: list[str],
+        max_threads: int = _MAX_THREADS,
+    ):
+        self.name, self.text, self.path, self.buffer_names = name, text, path, buffer_names
+        self.variable_names, self.max_threads = variable_names, max_threads
+        self.library = Library(path)
+
+    def line(self, number: int) -> str:
+        """A line of the Metal text."""
+        lines = self.text.splitlines()
+        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+
+    def line_of(self, pc: int) -> int:
+        """The line an address of the loaded code comes from; 0 if unknown."""
+        return line_at(self.path, pc - self.library.base)
+
+
+def check_grid(grid, threadgroup):
+    """Raises for a grid or a threadgroup no GPU accepts."""
+    for name, triple in (("grid", grid), ("threadgroup", threadgroup)):
+        if len(triple) != 3:
+            raise TypeError(f"{_TAG} `{name}` must be three integers, not {triple!r}.")
+        if min(triple) < 1:
+            raise ValueError(f"{_TAG} Every entry of `{name}` must be at least 1, not {tuple(triple)}.")
+    check_threads(threadgroup, _MAX_THREADS)
+
+
+def check_threads(threadgroup, limit: int):
+    """Raises, in MLX's words, for a threadgroup of more threads than the limit."""
+    threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
+    if threads > limit:
+        raise ValueError(
+            f"Thread group size ({threads}) is greater than  the maximum allowed threads per threadgroup ({limit})."
+        )
+
+
+def new_launch(grid, threadgroup) -> Launch:
+    """A launch of `grid` threads under the mode and the schedule in force, without buffers yet."""
+    launch = Launch()
+    launch.total = 1
+    for axis in range(3):
+        group = min(threadgroup[axis], grid[axis])
+        launch.grid[axis], launch.group[axis] = grid[axis], group
+        launch.groups[axis] = -(-grid[axis] // group)
+        launch.total *= launch.groups[axis]
+    launch.check = settings.current_mode() == "check"
+    launch.schedule, launch.seed = settings.current_schedule()
+    launch.stride = _coprime(launch.total)
+    launch.step_limit = settings.current_step_limit()
+    return launch
+
+
+def _coprime(total: int) -> int:
+    """A step that visits every threadgroup once, far from in order."""
+    stride = int(total * 0.618) | 1
+    while np.gcd(stride, total) != 1:
+        stride += 2
+    return stride
+
+
+def run_bound(kernel: BuiltKernel, launch: Launch, bindings):
+    """Runs a launch. bindings: (index of a buffer, its memory, may be written, holds values beforehand) of each."""
+    bindings = list(bindings)
+    launch.buffer_count = max((index for index, *_ in bindings), default=-1) + 1
+    fetch, findings, window = [], [], None
+    if launch.check:
+        window = buffers.Window(kernel.library, launch.buffer_count)
+        launch.window, launch.window_bits = window.base, window.bits
+    try:
+        for index, array, writable, initialised in bindings:
+            fetch.append(buffers.bind(launch, index, array, writable, initialised, window))
+        execute(kernel.library, launch)
+        for place in fetch:
+            if place:
+                ctypes.memmove(*place[:3])
+        if window and not launch.report_count:
+            findings = unwritten_outputs(kernel, launch)
+    finally:
+        if window:
+            window.close()
+    record.add(kernel, launch)
+    raise_reports(kernel, launch, findings)

@@ -1,0 +1,216 @@
+"""metal_kernel: the signature, the checks and the wording of `mx.fast.metal_kernel`, run on the CPU."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..frontend.errors import CompileError, quoted
+from ..frontend.language import prefix
+from ..frontend.signature import kernel_name, kernel_text, shape_facts
+from ..frontend.translate import translate
+from . import buffers, compiler, settings
+from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
+from .profile import record
+
+_TAG = "[metal_kernel]"
+_built: dict = {}
+
+
+# All that the math mode changes here: a kernel can ask for it.
+FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
+
+
+def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
+    key = (text, mode, count, fast_math, settings.current_language())
+    if key not in _built:
+        path, facts = compiler.recall(*key) or _compile(name, *key)
+        _built[key] = BuiltKernel(name, text, path, buffer_names, facts["variables"], facts["max_threads"])
+    return _built[key]
+
+
+def _compile(name, text, mode, count, fast_math, language) -> tuple[Path, dict]:
+    try:
+        translation = translate(text, float(language))
+        text_in_mode = prefix(language) + (FAST_MATH if fast_math else "") + translation.text
+        path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
+    except CompileError as error:
+        raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{quoted(str(error), text)}") from None
+    facts = {"variables": translation.variable_names(), "max_threads": translation.max_threads}
+    compiler.remember(path, facts, text, mode, count, fast_math, language)
+    return path, facts
+
+
+class MetalKernel:
+    """What metal_kernel returns: call it with keywords, as MLX's own."""
+
+    def __init__(
+        self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options
+    ):
+        if not output_names:
+            raise ValueError(f"{_TAG} Must specify at least one output.")
+        _check_options(compile_options)
+        self.name, self.source, self.header = name, source, header
+        self.fast_math = (compile_options or {}).get("math_mode") == "fast"
+        self.input_names, self.output_names = list(input_names), list(output_names)
+        self.ensure_row_contiguous, self.atomic_outputs = ensure_row_contiguous, atomic_outputs
+        self.facts = shape_facts(self.input_names, source)
+        self._texts: dict = {}
+
+    def __call__(
+        self,
+        *,
+        inputs,
+        output_shapes: Sequence[Sequence[int]],
+        output_dtypes: Sequence[mx.Dtype],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        template: list | None = None,
+        init_value: float | None = None,
+        verbose: bool = False,
+        stream=None,
+    ) -> list[mx.array]:
+        """Runs the kernel and returns its outputs."""
+        arrays = [value if isinstance(value, mx.array) else mx.array(value) for value in inputs]
+        for what, given, wanted in (
+            ("inputs", arrays, self.input_names),
+            ("output_shapes", output_shapes, self.output_names),
+            ("output_dtypes", output_dtypes, self.output_names),
+        ):
+            if len(given) != len(wanted):
+                raise ValueError(f"{_TAG} Expected `{what}` to have size {len(wanted)} but got size {len(given)}.\n")
+        for _, value in template or ():
+            if not isinstance(value, (bool, int, mx.Dtype)):
+                raise ValueError(f"{_TAG} Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`.")
+        if _chosen_cpu(stream):
+            raise ValueError(f"{_TAG} Only supports the GPU.")
+        check_grid(grid, threadgroup)
+        shapes = [tuple(shape) for shape in output_shapes]
+        return self.launch(
+            arrays, shapes, output_dtypes, grid, threadgroup, template or [], init_value, verbose, stream
+        )
+
+    def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
+        """Runs what the call has checked, at once."""
+
+        def run(*arrays):
+            return self._run(arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose)
+
+        return list(_without_gradient(run, arrays))
+
+    def text(self, inputs, template, output_dtypes) -> tuple[str, list[str]]:
+        """(the Metal text for inputs of these (dtype, ndim, size), names of its buffers)."""
+        small = tuple((d, min(n, 1), min(s, 8)) for d, n, s in inputs)
+        key = (small, tuple((n, type(v), v) for n, v in template), tuple(output_dtypes))
+        if key not in self._texts:
+            function = kernel_name(self.name, template, inputs, output_dtypes)
+            text = kernel_text(
+                function,
+                self.header,
+                self.source,
+                self.input_names,
+                inputs,
+                self.output_names,
+                output_dtypes,
+                template,
+                self.atomic_outputs,
+            )
+            names = []
+            for name, (_, ndim, _), facts in zip(self.input_names, inputs, self.facts):
+                names.append(name)
+                names += [
+                    f"{name}_{what}" for wanted, what in zip(facts, ("shape", "strides", "ndim")) if wanted and ndim
+                ]
+            self._texts[key] = (text, names + self.output_names)
+        return self._texts[key]
+
+    def _run(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose):
+        _evaluate(arrays, self.name)
+        text, names = self.text(tuple((a.dtype, a.ndim, a.size) for a in arrays), template, dtypes)
+        if verbose:
+            print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
+        mode = settings.current_mode()
+        kernel = _build(self.name, text, names, mode, record.counting(), self.fast_math)
+        check_threads(threadgroup, kernel.max_threads)
+        outputs = [buffers.allocate(shape, dtype, init_value) for shape, dtype in zip(shapes, dtypes)]
+        bound = [
+            *((memory, False, True) for memory in self._input_buffers(arrays)),
+            *((o, True, init_value is not None) for o in outputs),
+        ]
+        run_bound(kernel, new_launch(grid, threadgroup), [(index, *facts) for index, facts in enumerate(bound)])
+        return [buffers.to_mlx(array, dtype) for array, dtype in zip(outputs, dtypes)]
+
+    def _input_buffers(self, arrays):
+        for array, (shape, strides, ndim) in zip(arrays, self.facts):
+            memory = buffers.view(array)
+            if self.ensure_row_contiguous and not buffers.row_contiguous(memory):
+                memory = np.ascontiguousarray(memory)
+            yield memory
+            if array.ndim:
+                if shape:
+                    yield np.array(memory.shape, np.int32)
+                if strides:
+                    yield np.array([s // memory.itemsize for s in memory.strides], np.int64)
+                if ndim:
+                    yield np.array(array.ndim, np.int32)
+
+
+def _chosen_cpu(stream) -> bool:
+    """The default of a machine without a GPU stands for the GPU of a Mac, where the same code finds that."""
+    device = mx.default_device()
+    default = isinstance(stream, mx.Device) and stream == device
+    default = default or (isinstance(stream, mx.Stream) and stream == mx.default_stream(device))
+    return stream is not None and not default and "cpu" in str(stream)
+
+
+def _check_options(options):
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise ValueError(f"{_TAG} Expected `compile_options` to be a dict.")
+    for key, value in options.items():
+        if key != "math_mode":
+            raise ValueError(f"{_TAG} Unknown compile option `{key}`.")
+        if value not in ("safe", "relaxed", "fast"):
+            raise ValueError(f"{_TAG} Expected math_mode to be 'safe', 'relaxed', or 'fast'.")
+
+
+def _evaluate(arrays, name: str):
+    try:
+        mx.eval(*arrays)
+    except ValueError as error:
+        if "function transformations" not in str(error):
+            raise
+        raise ValueError(
+            f"{_TAG} The simulator runs kernel '{name}' at once and so cannot be traced: "
+            "call it outside mx.compile and mx.vmap."
+        ) from None
+
+
+def _without_gradient(run, arrays):
+    """As MLX's own: no gradient unless the caller wraps the kernel in mx.custom_function, never a silent zero."""
+    call = mx.custom_function(run)
+
+    def refuse(*_):
+        raise ValueError("[Primitive::vjp] Not implemented for CustomKernel.")
+
+    call.vjp(refuse)
+    call.jvp(refuse)
+    return call(*arrays) if arrays else run()
+
+
+def metal_kernel(
+    name: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    source: str,
+    header: str = "",
+    ensure_row_contiguous: bool = True,
+    atomic_outputs: bool = False,
+    compile_options: dict | None = None,
+) -> MetalKernel:
+    """`mx.fast.metal_kernel` on the CPU: same arguments, same text, same errors; runs when called instead of lazily."""
+    return MetalKernel(
+        name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options
+    )

@@ -1,0 +1,1 @@
+"""Metal text to C++ that clang accepts: tokens, rules, rewriting."""

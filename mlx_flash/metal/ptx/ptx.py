@@ -1,0 +1,129 @@
+"""Compiles translated Metal text to PTX, the assembler text of NVIDIA GPUs, and keeps it on disk by its content."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cpu import compiler
+from ..frontend.errors import ToolchainError
+from ..frontend.translate import translate
+from . import driver, fatbin, target
+from .target import FLAGS, INCLUDE, Variant, entry, finish
+
+
+@dataclass(frozen=True)
+class Ptx:
+    """A compiled kernel. `shared_memory`: bytes of threadgroup memory its launch has to ask for."""
+
+    name: str
+    code: bytes
+    shared_memory: int
+
+
+def cache_directory() -> Path:
+    """Where PTX is kept: beside the simulator's kernels, in $MLX_FLASH_CACHE/cuda or ~/.cache/mlx_flash/cuda."""
+    return compiler.cache_directory().parent / "cuda"
+
+
+# What the headers of tile layers declare concerns only those who include them.
+_NAMED_HEADERS = {"nv": ("nv", "nv.h", "wgmma.h")}
+
+
+@functools.cache
+def _sources_hash(included: tuple[str, ...]) -> str:
+    """Of all that turns a text into PTX but the text itself."""
+    unseen = {file for name, files in _NAMED_HEADERS.items() if name not in included for file in files}
+    headers = [path for path in (*INCLUDE.rglob("*"), *compiler.INCLUDE.rglob("*")) if path.name not in unseen]
+    modules = Path(compiler.__file__).parent.glob("*.py")
+    digest = hashlib.sha256()
+    for path in sorted([*headers, *modules, Path(target.__file__)]):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx:
+    """The PTX of a Metal text, whose entry will be `name`; compiled at most once per content.
+
+    gpu: this machine's ("sm_90"), whose driver is asked whether it takes a new kernel.
+    Raises CompileError for text that is no Metal, ToolchainError where there is no compiler and nothing is cached.
+    """
+    included = tuple(name for name in _NAMED_HEADERS if f"#include <{name}>" in text)
+    parts = [_sources_hash(included), text, name, *variant.flags()]
+    stored = cache_directory() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:40]}.ptx"
+    if not stored.exists():
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        translation = translate(text, unrolled=True)
+        with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
+            raw, built = Path(scratch) / "raw.ptx", Path(scratch) / "kernel.ptx"
+            compiler.compile_text(
+                [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name, variant),
+                INCLUDE / "nvptx" / "mlx.h", Path(scratch),
+            )  # fmt: skip
+            built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant), encoding="ascii")
+            if gpu and not _packed(stored, built.read_bytes(), name):
+                driver.takes(built.read_bytes(), name)
+            os.replace(built, stored)
+    code = stored.read_bytes()
+    return Ptx(name, _for_gpu(stored, code, gpu, name), _facts(code)["shared_memory"])
+
+
+def _for_gpu(stored: Path, code: bytes, gpu: str | None, name: str) -> bytes:
+    """What `assemble` left beside the PTX for this GPU, else the PTX, packed if the driver takes that.
+
+    The driver's linker could give machine code; but what it makes of a kernel was 15 % slower on an H200 than what the
+    same driver makes of PTX that is loaded.
+    """
+    assembled, packed = stored.with_suffix(f".{gpu}.cubin"), stored.with_suffix(".fatbin")
+    if gpu is None:
+        return code
+    if assembled.exists():
+        return assembled.read_bytes()
+    return (packed.exists() and packed.read_bytes()) or _packed(stored, code, name) or code
+
+
+def _packed(stored: Path, code: bytes, name: str) -> bytes | None:
+    """The code as a fatbin, kept beside the PTX, if the driver takes it."""
+    image = fatbin.packed(code)
+    try:
+        if image is None or not driver.takes(image, name):
+            return None
+    except driver.AssemblerError:
+        return None  # the PTX itself shows why, if that is refused too
+    with suppress(OSError):  # a folder that is read-only
+        with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
+            written = Path(scratch) / "kernel.fatbin"
+            written.write_bytes(image)
+            os.replace(written, stored.with_suffix(".fatbin"))
+    return image
+
+
+def assemble(stored: Path, gpu: str, assembler: str) -> str:
+    """Assembles stored PTX for one GPU with NVIDIA's ptxas, so that the driver need not; returns what ptxas says.
+
+    Raises ToolchainError with its words.
+    """
+    compiled_for = re.search(rb"^\.target (\w+)", stored.read_bytes(), re.M)[1].decode()
+    with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
+        built = Path(scratch) / "kernel.cubin"
+        architecture = compiled_for if compiled_for.endswith("a") else gpu
+        command = [assembler, "-v", f"-arch={architecture}", str(stored), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ToolchainError(f"ptxas refuses {stored.name}:\n{done.stderr}")
+        os.replace(built, stored.with_suffix(f".{gpu}.cubin"))
+    return done.stderr
+
+
+def _facts(code: bytes) -> dict:
+    """What the first line of a stored kernel says about its launch."""
+    return json.loads(code[: code.index(b"\n")].removeprefix(b"//"))

@@ -1,0 +1,152 @@
+"""What a Metal kernel becomes for an NVIDIA GPU: the compiler's flags, the entry, and what the assembler text lacks.
+
+All of this file is part of a stored kernel's key: what is about storing is in ptx.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from ..frontend.translation import POSITIONS, Translation
+
+INCLUDE = Path(__file__).parent / "include"
+# Loops are unrolled as Apple's compiler does it, so that no array of a thread is indexed and all stay in registers.
+# Loop strength reduction would hold an address of its own for every access of a loop.
+FLAGS = (
+    "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
+    "-target", "nvptx64-nvidia-cuda",
+    "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64,+__opencl_c_generic_address_space",
+    "-cl-fp32-correctly-rounded-divide-sqrt", "-ffp-contract=fast", "-fno-math-errno", "-fno-builtin", "-O3",
+    "-mllvm", "-unroll-threshold=4000", "-mllvm", "-disable-lsr",
+    "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
+    "-Wimplicit-float-conversion", "-I", str(INCLUDE),
+)  # fmt: skip
+# The oldest PTX that knows the target: the driver has to know it too.
+_VERSIONS = {"sm_80": "ptx71", "sm_90a": "ptx80"}
+# More threadgroup memory than this has to be asked for at the launch.
+STATIC_BYTES = 48 * 1024
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a kernel is compiled for besides its text. `threadgroup`: threads along each axis.
+
+    `folded`: the grid has more threadgroups along y or z than a launch may have, so that their rows are rearranged.
+    `ragged`: the grid is no multiple of the threadgroup. `converged`: simdgroup functions are called only where all
+    lanes come, and so need not ask which are there. `fast_math`: the text may ask which mathematics is meant.
+    `copiers`: the last threads of the threadgroup, which only copy for the others. `registers`: those that a copier
+    keeps and that another thread then takes, where (Hopper) they do not share evenly.
+    """
+
+    threadgroup: tuple[int, int, int]
+    folded: bool = False
+    ragged: bool = False
+    target: str = "sm_80"
+    converged: bool = False
+    fast_math: bool = False
+    copiers: int = 0
+    registers: tuple[int, int] | None = None
+
+    def flags(self) -> list[str]:
+        sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
+        sizes.append(f"-DMSL_SM={re.sub('[^0-9]', '', self.target)}")
+        facts = {"FOLDED": self.folded, "RAGGED": self.ragged, "CONVERGED": self.converged}
+        options = [f"-DMSL_{name}" for name, on in facts.items() if on]
+        options += ["-D__FAST_MATH__=1"] if self.fast_math else []
+        return [*sizes, *options, f"-march={self.target}", f"--cuda-feature=+{_VERSIONS[self.target]}"]
+
+
+def entry(translation: Translation, name: str, variant: Variant) -> str:
+    """The function a launch calls: buffers in the order of their numbers, then the grid in threads.
+
+    Threads that only copy get a body of their own, which the compiler reduces to just that.
+    """
+    function = translation.function()
+    parameters = translation.kernels[function]
+    buffers = sorted((p for p in parameters if p.attribute == "buffer"), key=lambda p: p.index)
+    declared = [f"{_space(p)} char* b{p.index}" for p in buffers]
+    declared += [f"uint grid_{axis}" for axis in "xyz"]
+    call = f"{translation.callee()}({', '.join(map(_argument, parameters))});"
+    return (
+        "#pragma clang attribute pop\n"
+        f'extern "C" __attribute__((flatten, nvptx_kernel)) void {name}({", ".join(declared)}) {{\n'
+        "  const msl_grid grid = {{grid_x, grid_y, grid_z}, msl_thread_index()};\n"
+        "  if (grid.outside()) return;\n"
+        f"{_bodies(call, variant)}}}\n"
+    )
+
+
+def _bodies(call: str, variant: Variant) -> str:
+    total = prod(variant.threadgroup)
+    if not variant.copiers:
+        return f"  {call}\n"
+    fewer = more = ""
+    if variant.registers:
+        fewer = f'__asm__ volatile("setmaxnreg.dec.sync.aligned.u32 {variant.registers[0]};"); '
+        more = f'__asm__ volatile("setmaxnreg.inc.sync.aligned.u32 {variant.registers[1]};"); '
+    return f"  if (grid.own < {total - variant.copiers}) {{ {more}{call} }}\n  else {{ {fewer}{call} }}\n"
+
+
+def _space(parameter) -> str:
+    return "const __constant" if parameter.constant else "__global"
+
+
+def _argument(parameter) -> str:
+    if parameter.attribute == "buffer":
+        kind = "constant" if parameter.constant else "device"
+        return f"msl_{kind}_argument{{b{parameter.index}}}"
+    return f"msl_attribute_argument<{POSITIONS.index(parameter.attribute)}>{{grid}}"
+
+
+_THREADGROUP = re.compile(r"msl_threadgroup_(\d+)_(\d+)_(\d+)")
+
+
+def finish(text: str, name: str, variant: Variant) -> str:
+    """The compiler's text with what it cannot say: threadgroup memory, the size of the threadgroup.
+
+    The constant address space becomes the global one, where MLX's arrays lie.
+    """
+    text = re.sub(r"\b(ld|cvta|cvta\.to)\.const\b", r"\1.global", text)
+    text = re.sub(r"^(\s*(?:\.visible |\.extern |\.weak )?)\.const\b", r"\1.global", text, flags=re.M)
+    text = text.replace(" .ptr .const ", " .ptr .global ").replace(f"{name}_param_", "p")
+    text = re.sub(r"[ \t]*//.*", "", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    declared, dynamic = _threadgroup_memory(text)
+    if dynamic:
+        offsets = _offsets(text)
+        text = _THREADGROUP.sub(lambda found: f"msl_threadgroup+{offsets[found[0]]}", text)
+    threads = f".reqntid {prod(variant.threadgroup)}\n"
+    # Registers can change hands only where the launch fixes how many there are.
+    threads += ".minnctapersm 1\n" if variant.registers else ""
+    text = re.sub(r"(\.entry " + re.escape(name) + r"\s*\([^)]*\)\s*)", lambda found: found[1] + threads, text)
+    text = re.sub(r"^(\.address_size.*\n)", lambda found: found[1] + declared, text, flags=re.M)
+    return "//" + json.dumps({"shared_memory": dynamic}) + "\n" + text
+
+
+def _offsets(text: str) -> dict[str, int]:
+    """Where each threadgroup variable lies, by its name in the text."""
+    offsets, end = {}, 0
+    for found in sorted(_THREADGROUP.finditer(text), key=lambda found: int(found[1])):
+        if found[0] not in offsets:
+            size, align = int(found[2]), int(found[3])
+            offsets[found[0]] = end = -(-end // align) * align
+            end += size
+    return offsets | {"": end}
+
+
+def _threadgroup_memory(text: str) -> tuple[str, int]:
+    """(declarations, bytes the launch has to ask for)."""
+    offsets = _offsets(text)
+    if offsets[""] > STATIC_BYTES:
+        return ".extern .shared .align 1024 .b8 msl_threadgroup[];\n", offsets[""]
+    lines = []
+    for variable in offsets:
+        if variable:
+            size = _THREADGROUP.fullmatch(variable).group(2)
+            # Swizzled panels want it: the hardware swizzles by address.
+            lines.append(f".shared .align 1024 .b8 {variable}[{size}];\n")
+    return "".join(lines), 0

@@ -1,0 +1,133 @@
+"""Scores, masks and dropout of one block of queries and keys, in plain mx operations: mask.metal's counterpart."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from ..problem.problem import Problem
+
+LOG2E = math.log2(math.e)
+
+
+def exp2(x: mx.array) -> mx.array:
+    return mx.exp(x * math.log(2))
+
+
+def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
+    """P B. Where some pairs are masked, NaN and infinity in B reach only the rows whose P there is not 0."""
+    if whole:
+        return p @ b
+    seen, total = (p != 0).astype(mx.float32), p @ mx.where(mx.isfinite(b), b, 0)
+    for infinity in (math.inf, -math.inf):  # NaN adds both, which is NaN
+        reached = seen @ (mx.isnan(b) | (b == infinity)).astype(mx.float32) > 0
+        total = mx.where(reached, total + infinity, total)
+    return total
+
+
+class Scores:
+    """`extras`: the call's operands and numbers, named as the kernels' arguments."""
+
+    def __init__(self, problem: Problem, extras: dict):
+        self.problem, self.extras = problem, extras
+        self.offset = problem.key_length - problem.query_length
+        window = problem.options.window
+        self.left, self.right = window or (None, None)
+        if problem.causal:
+            self.right = 0
+
+    def start(self, shape) -> tuple[mx.array, mx.array]:
+        """m and l of rows that have seen nothing but their sink."""
+        if not self.problem.options.sinks:
+            return mx.full(shape, -math.inf), mx.zeros(shape)
+        sinks = self.extras["sinks"].reshape(1, self.problem.key_heads, -1, 1, 1)
+        m = mx.broadcast_to(sinks * LOG2E, shape)
+        return m, mx.where(m == -math.inf, 0.0, 1.0)
+
+    def nothing_seen(self, rows: slice, keys: slice) -> bool:
+        """By causality and window alone: what arrays hide is not known before they are evaluated."""
+        late = self.right is not None and keys.start > rows.stop - 1 + self.offset + self.right
+        early = self.left is not None and keys.stop - 1 < rows.start + self.offset - self.left
+        return late or early
+
+    def of(self, q: mx.array, k: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array | float, bool]:
+        """S in base 2, -inf where masked; the slope of the softcap; whether every pair is visible for certain."""
+        options, s, slope = self.problem.options, (q @ k.swapaxes(-1, -2)), 1.0
+        if options.softcap:
+            u = mx.tanh(s * (self.problem.scale / options.softcap))
+            s, slope = u * (options.softcap * LOG2E), 1 - u * u
+        else:
+            s = s * (self.problem.scale * LOG2E)
+        bias = self._bias(rows, keys)
+        # A bias of -inf hides the key, and with it a score that is no number.
+        s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
+        visible = self._visible(rows, keys)
+        if visible is None:
+            return s, slope, options.mask in (None, "bool")
+        return mx.where(visible, s, -math.inf), slope, False
+
+    def _distance(self, rows: slice, keys: slice) -> mx.array:
+        return mx.arange(keys.start, keys.stop) - (mx.arange(rows.start, rows.stop)[:, None] + self.offset)
+
+    def _grouped(self, tile: mx.array) -> mx.array:
+        """[B, Hq, r, c] as [B, Hk, group, r, c]."""
+        return tile.reshape(self.problem.batch, self.problem.key_heads, -1, *tile.shape[2:])
+
+    def _bias(self, rows: slice, keys: slice) -> mx.array | None:
+        options, bias = self.problem.options, None
+        if options.mask not in (None, "bool"):
+            bias = self._grouped(self.extras["attention_mask"][..., rows, keys].astype(mx.float32) * LOG2E)
+        if options.alibi:
+            slopes = self.extras["slopes"].reshape(1, self.problem.key_heads, -1, 1, 1) * LOG2E
+            alibi = -slopes * mx.abs(self._distance(rows, keys))
+            bias = alibi if bias is None else bias + alibi
+        return bias
+
+    def _visible(self, rows: slice, keys: slice) -> mx.array | None:
+        """None where every pair is visible whatever the arrays hold."""
+        options, distance, tests = self.problem.options, self._distance(rows, keys), []
+        if self.right is not None and keys.stop - 1 > rows.start + self.offset + self.right:
+            tests.append(distance <= self.right)
+        if self.left is not None and keys.start < rows.stop - 1 + self.offset - self.left:
+            tests.append(distance >= -self.left)
+        if options.segments:
+            q_ids, k_ids = self.extras["q_segments"][:, rows], self.extras["k_segments"][:, keys]
+            tests.append((q_ids[:, :, None] == k_ids[:, None])[:, None, None])
+        if options.mask == "bool":
+            tests.append(self._grouped(self.extras["attention_mask"][..., rows, keys]))
+        if options.block:
+            tests.append(self._grouped(self._blocks(rows, keys)))
+        visible = None
+        for test in tests:
+            visible = test if visible is None else visible & test
+        return visible
+
+    def _blocks(self, rows: slice, keys: slice) -> mx.array:
+        block, bitmaps = self.problem.options.block, self.extras["block_bitmaps"]
+        i, j = mx.arange(rows.start, rows.stop)[:, None], mx.arange(keys.start, keys.stop)
+        states = self.extras["block_map"][:, :, i // block, j // block]
+        return mx.where(states < 2, states == 1, bitmaps[mx.maximum(states - 2, 0), i % block, j % block] != 0)
+
+    def drop(self, p: mx.array, rows: slice, keys: slice) -> mx.array:
+        """P * survives / (1 - probability), the very pattern of dropout.metal."""
+        if not self.problem.options.dropout:
+            return p
+        key, problem = self.extras["dropout_key"], self.problem
+        heads = philox(mx.arange(problem.batch * problem.query_heads).astype(mx.uint32), key[1], key[0])
+        heads = heads.reshape(problem.batch, problem.key_heads, -1, 1, 1)
+        i = mx.arange(rows.start, rows.stop).astype(mx.uint32)[:, None]
+        words = philox(i, mx.arange(keys.start, keys.stop).astype(mx.uint32), heads)
+        return mx.where(words < key[2], 0, p * self.extras["survivor_scale"])
+
+
+def philox(x: mx.array, y: mx.array, key: mx.array) -> mx.array:
+    """Philox-2x32-10 (Salmon et al. 2011): the first word of the counter (x, y) under a key; all uint32, broadcast."""
+    for _ in range(10):
+        wide = x.astype(mx.uint64) * mx.array(0xD256D193, mx.uint64)
+        high, low = (wide >> mx.array(32, mx.uint64)).astype(mx.uint32), wide.astype(mx.uint32)
+        x, y = high ^ key ^ y, low
+        key = key + mx.array(0x9E3779B9, mx.uint32)
+    return x

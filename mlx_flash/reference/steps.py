@@ -1,0 +1,157 @@
+"""The steps of attention in plain mx operations: the fallback, and the kernels' documentation in Python.
+
+Queries and keys are walked in blocks, as the kernels do, so no array of size Lq x Lk ever exists. All arithmetic is
+float32; L is the base-2 logarithm of each row's sum of exponentials. Formulas: FlashAttention-2 (Dao 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from .scores import Scores, exp2, product
+
+if TYPE_CHECKING:
+    from ..problem.problem import Problem
+
+BLOCK = 512  # rows of a block of queries, and of keys
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
+
+
+def _after(done: tuple[mx.array, ...], *arrays: mx.array) -> list[mx.array]:
+    """The arrays, to be read only once `done` exists: without an order MLX holds many blocks of scores at once."""
+    return mx.depends(list(arrays), list(done))
+
+
+def _grouped(problem: Problem, array: mx.array) -> mx.array:
+    """[B, Hq, ...] as float32 [B, Hk, group, ...], so that key heads broadcast over the queries that share them."""
+    shape = (problem.batch, problem.key_heads, -1, *array.shape[2:])
+    return array.astype(mx.float32).reshape(shape)
+
+
+def _key_rows(array: mx.array, keys: slice) -> mx.array:
+    return array[:, :, None, keys].astype(mx.float32)
+
+
+def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
+    """Rows of K or V; those that are packed are dequantized, after `done`."""
+    quantization = problem.options.quantization
+    if quantization is None:
+        return _key_rows(operands[name], keys)
+    parts = [operands[name], *(operands[one] for one in quantization.inputs if one.startswith(f"{name}_"))]
+    values = quantization.dequantized(keys, getattr(mx, problem.dtype), *_after(done, *parts))
+    return values[:, :, None].astype(mx.float32)
+
+
+def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:
+    """O in Q's dtype and L float32. Rows that see no key: O = 0, L = -inf."""
+    scores, outputs, statistics = Scores(problem, extras), [], []
+    queries, operands = _grouped(problem, Q), {"K": K, "V": V, **extras}
+    for rows in _blocks(problem.query_length):
+        q = queries[..., rows, :]
+        m, l = scores.start((*q.shape[:-1], 1))
+        o = mx.zeros((*q.shape[:-1], problem.value_dim))
+        for keys in _blocks(problem.key_length):
+            if scores.nothing_seen(rows, keys):
+                continue
+            ordered = _after((o,), q)[0]
+            s, _, whole = scores.of(ordered, _rows_of(problem, "K", operands, keys, o), rows, keys)
+            m_new = mx.maximum(m, s.max(-1, keepdims=True))
+            reference = mx.where(m_new == -math.inf, 0, m_new)
+            p, correction = exp2(s - reference), exp2(m - reference)
+            l = correction * l + p.sum(-1, keepdims=True)
+            o = correction * o + product(scores.drop(p, rows, keys), _rows_of(problem, "V", operands, keys, o), whole)
+            m = m_new
+        outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
+        statistics.append(mx.where(l == 0, -math.inf, m + mx.log2(mx.where(l == 0, 1, l)))[..., 0])
+    o, L = mx.concatenate(outputs, -2), mx.concatenate(statistics, -1)
+    return o.reshape(problem.output_shape), L.reshape(problem.output_shape[:3])
+
+
+def delta(problem: Problem, *, dO, O) -> tuple[mx.array]:
+    """rowsum(dO * O), float32 [B, Hq, Lq]."""
+    return ((dO.astype(mx.float32) * O.astype(mx.float32)).sum(-1),)
+
+
+class _Backward:
+    """P and dS of any block, recomputed from the row statistics."""
+
+    def __init__(self, problem: Problem, Q, K, V, dO, L, delta, extras):
+        self.scores, self.K, self.V = Scores(problem, extras), K, V
+        self.Q, self.dO, self.L, self.delta = (_grouped(problem, x) for x in (Q, dO, L, delta))
+
+    def block(self, rows: slice, keys: slice, *done: mx.array):
+        """P, dS = P * (dP - delta), dS times the slope of the softcap, and whether every pair is visible. Computed
+        after the sums `done`."""
+        q, d_o = _after(done, self.Q[..., rows, :], self.dO[..., rows, :])
+        s, slope, whole = self.scores.of(q, _key_rows(self.K, keys), rows, keys)
+        L = self.L[..., rows]
+        # Masked elements are 0 even where L is NaN: a row makes only what it sees NaN.
+        p = mx.where(s == -math.inf, 0, exp2(s - mx.where(L == -math.inf, math.inf, L)[..., None]))
+        d_p = self.scores.drop(d_o @ _key_rows(self.V, keys).swapaxes(-1, -2), rows, keys)
+        d_s = mx.where(p == 0, 0, p * (d_p - self.delta[..., rows][..., None]))
+        return p, d_s, mx.where(d_s == 0, 0, d_s * slope), whole
+
+
+def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array]:
+    """dQ in Q's dtype."""
+    backward, results = _Backward(problem, Q, K, V, dO, L, delta, extras), []
+    for rows in _blocks(problem.query_length):
+        d_q = mx.zeros_like(backward.Q[..., rows, :])
+        for keys in _blocks(problem.key_length):
+            if backward.scores.nothing_seen(rows, keys):
+                continue
+            _, _, d_s, whole = backward.block(rows, keys, d_q)
+            d_q = d_q + product(d_s, _key_rows(K, keys), whole)
+        results.append((scale * d_q).astype(Q.dtype))
+    return (mx.concatenate(results, -2).reshape(Q.shape),)
+
+
+def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array, mx.array]:
+    """dK and dV in K's dtype, summed over the query heads that share them."""
+    backward, d_keys, d_values = _Backward(problem, Q, K, V, dO, L, delta, extras), [], []
+    for keys in _blocks(problem.key_length):
+        length = keys.stop - keys.start
+        d_k = mx.zeros((problem.batch, problem.key_heads, length, problem.head_dim))
+        d_v = mx.zeros((problem.batch, problem.key_heads, length, problem.value_dim))
+        for rows in _blocks(problem.query_length):
+            if backward.scores.nothing_seen(rows, keys):
+                continue
+            p, _, d_s, whole = backward.block(rows, keys, d_k, d_v)
+            p = backward.scores.drop(p, rows, keys).swapaxes(-1, -2)
+            d_v = d_v + product(p, backward.dO[..., rows, :], whole).sum(2)
+            d_k = d_k + product(d_s.swapaxes(-1, -2), backward.Q[..., rows, :], whole).sum(2)
+        d_keys.append((scale * d_k).astype(K.dtype))
+        d_values.append(d_v.astype(V.dtype))
+    return mx.concatenate(d_keys, -2), mx.concatenate(d_values, -2)
+
+
+def backward_mask(problem: Problem, *, Q, K, V, dO, L, delta, scale, extents, **extras) -> tuple[mx.array]:
+    """The gradient of an additive mask, float32 in the mask's own shape: dS summed over the broadcast axes."""
+    backward, strips = _Backward(problem, Q, K, V, dO, L, delta, extras), []
+    summed = [axis for axis, extent in enumerate(extents) if extent == 1]
+    for rows in _blocks(problem.query_length):
+        parts = []
+        for keys in _blocks(problem.key_length):
+            shape = (problem.batch, problem.query_heads, rows.stop - rows.start, keys.stop - keys.start)
+            seen = not backward.scores.nothing_seen(rows, keys)
+            d_s = backward.block(rows, keys)[1].reshape(shape) if seen else mx.zeros(shape)
+            parts.append(d_s.sum(summed, keepdims=True) if summed else d_s)
+        strips.append(sum(parts) if extents[3] == 1 else mx.concatenate(parts, 3))
+    return ((sum(strips) if extents[2] == 1 else mx.concatenate(strips, 2)).reshape(extents),)
+
+
+STEPS = {
+    FORWARD: forward,
+    DELTA: delta,
+    BACKWARD_QUERY: backward_query,
+    BACKWARD_KEY_VALUE: backward_key_value,
+    BACKWARD_MASK: backward_mask,
+}

@@ -1,0 +1,87 @@
+"""Several sequences in one row (segment ids), and one sequence in several parts (merging partial results)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import wrong
+
+
+def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | None = None) -> tuple[mx.array, mx.array]:
+    """The `segments` argument of ``attention`` for sequences of these lengths: ``segments=segments([120, 80, 56])``.
+
+    Args:
+        lengths: of the sequences of a row, in order; or one such list for each batch entry.
+        length: of the row, where padding follows the sequences; None: the sum of `lengths`. Padding has an id of its
+            own, -1, so that no sequence sees it.
+
+    Returns:
+        (ids, ids), int32 [length] or [B, length]: queries and keys of one sequence share the number of the sequence.
+
+    Raises:
+        ValueError: lengths that are no whole numbers of at least 0, or that exceed `length`, or rows that differ.
+    """
+    rows = list(lengths)
+    batched = bool(rows) and all(isinstance(row, (list, tuple, np.ndarray)) for row in rows)
+    packed = [_row(row, length) for row in (rows if batched else [rows])]
+    if len({len(row) for row in packed}) > 1:
+        raise wrong(
+            "lengths", "rows of one length", f"rows of {[len(row) for row in packed]}", "Pass length=...", "segments"
+        )
+    ids = mx.array(np.stack(packed) if batched else packed[0])
+    return ids, ids
+
+
+def _row(lengths, length: int | None) -> np.ndarray:
+    if not lengths or not all(
+        isinstance(one, (int, np.integer)) and not isinstance(one, bool) and one >= 0 for one in lengths
+    ):
+        raise wrong("lengths", "whole numbers of at least 0, at least one", repr(lengths), "Pass a list.", "segments")
+    total = int(sum(lengths))
+    if length is not None and total > length:
+        raise wrong("length", f"at least the sum of lengths, {total}", length, "Leave sequences out.", "segments")
+    ids = np.full(total if length is None else length, -1, np.int32)
+    ids[:total] = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return ids
+
+
+def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
+    """The attention over the union of disjoint sets of keys, from the attention over each: exact and differentiable.
+
+    Args:
+        outputs: arrays [B, H, L, Dv] of ``attention(..., return_lse=True)``, one per set of keys.
+        lses: their natural-log sums of exponentials, float32 [B, H, L].
+
+    Returns:
+        (output, lse) as one call over all keys would. Rows that saw no key in any part give zeros and -inf.
+
+    Raises:
+        ValueError: no parts, unequal numbers of outputs and lses, or shapes that do not match.
+    """
+    outputs, lses = list(outputs), list(lses)
+    if not outputs or len(outputs) != len(lses):
+        raise wrong(
+            "outputs, lses", "as many outputs as lses, at least one", f"{len(outputs)} and {len(lses)}",
+            "Pass both results of each attention call.", "merge",
+        )  # fmt: skip
+    for output, lse in zip(outputs, lses):
+        if output.shape != outputs[0].shape or tuple(lse.shape) != tuple(outputs[0].shape[:-1]):
+            raise wrong(
+                "outputs, lses", f"shapes {outputs[0].shape} and {outputs[0].shape[:-1]}",
+                f"{output.shape} and {lse.shape}", "All parts share one set of queries.", "merge",
+            )  # fmt: skip
+    stacked = mx.stack(lses).astype(mx.float32)
+    # Any reference cancels; the largest keeps the exponentials in range and must not be differentiated.
+    largest = mx.stop_gradient(stacked.max(0))
+    reference = mx.where(largest == -math.inf, 0, largest)
+    parts = mx.where(stacked == -math.inf, 0, mx.exp(stacked - reference))
+    total = parts.sum(0)
+    empty = total == 0
+    safe = mx.where(empty, 1, total)
+    values = mx.stack(outputs).astype(mx.float32)
+    output = (values * (parts / safe)[..., None]).sum(0).astype(outputs[0].dtype)
+    return output, mx.where(empty, -math.inf, mx.log(safe) + reference)

@@ -1,0 +1,287 @@
+"""Few queries against many keys: the decoding kernels' results, and which calls they serve."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import bounds
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import oracle
+import pytest
+from cases import Case, expected
+from feature_cases import Variant
+from machines import SIMULATED, shared_out
+from test_determinism import bits
+
+from mlx_flash import BlockMask, attention, explain, use_backend
+from mlx_flash.explanations.explain import inner_problem
+from mlx_flash.kernels import split_kv as decoding
+from mlx_flash.kernels.apple import FULL, TABLE, lookup
+from mlx_flash.kernels.devices import FAMILIES, family_of, machine_of
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.kinds import DECODE
+from mlx_flash.problem.problem import Problem
+from mlx_flash.simulator import mode, profile, schedule
+
+BEYOND = 520  # a head dimension past the last row of the table
+DTYPES = ("float32", "float16", "bfloat16")
+GROUPS, LENGTHS, KEYS = (1, 2, 4, 8, 12), (1, 2, 3, 4, 5, 7, 8), (600, 1301, 1, 7, 63)
+WIDTHS = ((33, None), (77, 40), (80, None), (96, 64), (128, 192), (192, 128), (512, None))  # of q and k, of v
+
+
+def widths_and_types() -> list[Case]:
+    """Every width in every type; groups, queries and keys take turns, out of step with one another."""
+    turns = [itertools.cycle(values) for values in (GROUPS, LENGTHS, KEYS)]
+    found = []
+    for index, ((head_dim, value_dim), dtype) in enumerate(itertools.product(WIDTHS, DTYPES)):
+        group, queries, keys = map(next, turns)
+        keys = 4099 if keys == 1301 and group * queries <= 8 else keys
+        found.append(Case(queries, keys, head_dim, dtype, index % 2 == 0, group, "plain", value_dim, 1 + index % 2, 2))
+    return found
+
+
+def rows_of_the_table() -> list:
+    """(family, Case) for each row of the decoding table, at the largest head dimension it serves."""
+    found, turns = [], itertools.cycle(itertools.product((3, 8, 12), (2, 8, 1)))
+    for (step, precision, family), rows in TABLE.items():
+        for index, row in enumerate(rows if step is DECODE else ()):
+            dtype = "float32" if precision == FULL else ("float16", "bfloat16")[index % 2]
+            group, queries = next(turns)
+            width = BEYOND if row is rows[-1] else row.max_head
+            assert lookup(DECODE, dtype, FAMILIES[family], width) is row
+            found.append((("simulator", family), Case(queries, 643, width, dtype, index % 2 == 0, group)))
+    return found
+
+
+def check(case: Case):
+    arrays = case.arrays()
+    q, k, v = (arrays[name] for name in "qkv")
+    out, lse = attention(q, k, v, scale=case.scale, causal=case.causal, return_lse=True)
+    expected(case, arrays).check(O=out)
+    exact = [bounds.float64(array) for array in (q, k, v)]
+    want = oracle.forward(*exact, case.scale, case.causal)[1]
+    terms = float(case.scale * np.abs(exact[0]).sum(-1).max() * np.abs(exact[1]).max()) + math.log(case.key_length + 1)
+    feature_cases.check_lse(lse, want, str(case), terms)
+
+
+@pytest.mark.parametrize("backend, case", shared_out(widths_and_types()), indirect=["backend"])
+def test_widths_and_types(backend, case):
+    check(case)
+
+
+@pytest.mark.parametrize("backend, case", rows_of_the_table(), indirect=["backend"], ids=str)
+def test_every_row_of_the_table(backend, case):
+    check(case)
+
+
+LENGTH_CASES = [
+    Case(queries, keys, 16, causal=True, group=group, key_heads=2, batch=2)
+    for queries, keys, group in itertools.product((1, 2, 8), (1, 7, 65, 1301), (1, 4, 12))
+]
+
+
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_groups_queries_and_keys(family):
+    """Few kernels, many shapes: fewer keys than queries, partly filled fragments, several blocks of packed rows."""
+    with use_backend("simulator", family):
+        for case in LENGTH_CASES:
+            check(case)
+
+
+# 704 keys in two parts, the last block whole; features are those of feature_cases.py. Gradients read the same O and L.
+CASE = Case(3, 704, 16, group=4, key_heads=2, batch=2)
+ONE = replace(CASE, query_length=1)
+VARIANTS = {
+    **{name: Variant(CASE, (name, "lse")) for name in feature_cases.FEATURES if name != "lse"},
+    "wide-window": Variant(replace(CASE, causal=True), ("causal", "window", "lse"), window=(600, 0)),
+    "additive-by-key": Variant(ONE, ("additive", "lse"), "bj"),
+    "bool-by-head": Variant(ONE, ("bool", "lse"), "hj"),
+    "array-mask": Variant(
+        CASE, ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "lse"), window=(500, 0),
+    ),
+    "block-mask": Variant(CASE, ("causal", "blocks", "softcap", "alibi", "sinks", "segments", "lse"), "h"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend, case", shared_out(VARIANTS), indirect=["backend"])
+def test_features_and_their_gradients(backend, case):
+    feature_cases.check(VARIANTS[case])
+
+
+def launches(family: str, *arrays, **options) -> list[dict]:
+    with use_backend("simulator", family), mode("check"), profile() as counted:
+        mx.eval(attention(*arrays, **options))
+    return counted.launches
+
+
+def names(found) -> list[str]:
+    return [launch["kernel"].split("_float")[0].removeprefix("flash_") for launch in found]
+
+
+def shaped(group: int, queries: int, keys: int, head_dim=16, dtype=mx.float32, key_heads=2):
+    shapes = [(1, group * key_heads, queries, head_dim), *[(1, key_heads, keys, head_dim)] * 2]
+    return [mx.random.normal(shape, key=mx.random.key(keys)).astype(dtype) for shape in shapes]
+
+
+def test_which_kernel_serves_what():
+    """And explain says the same."""
+    key, diagonal = mx.random.key(0), BlockMask.causal(8, 600, block=32)
+    calls = [
+        (shaped(4, 1, 600), {}, ["decode", "combine"]),
+        (shaped(4, 1, 255), {}, ["decode"]),
+        (shaped(4, 8, 600), {"mask": diagonal}, ["decode", "combine"]),
+        (shaped(4, 8, 600), {"window": (100, 0)}, ["decode"]),
+        (shaped(4, 9, 600), {}, ["forward"]),
+        (shaped(4, 1, 600), {"dropout": 0.5, "key": key}, ["forward"]),
+    ]
+    for arrays, options, want in calls:
+        assert names(launches("apple9", *arrays, **options)) == want
+        told = explain(*arrays, backend="simulator", family="apple9", **options)
+        assert [step.name for step in told.steps if step.name in ("decode", "combine", "forward")] == want
+        assert told.forward.split(":")[0] == want[0] and told.forward in str(told)
+    assert "2 parts" in explain(*shaped(4, 1, 600), backend="simulator").forward
+    assert "no decoding on reference" in explain(*shaped(4, 1, 600), backend="reference").forward
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
+@pytest.mark.parametrize("group, queries", [(1, 1), (4, 1), (8, 1), (4, 2), (12, 2), (12, 8)])
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
+    """And not once a query head: counted bytes, for each key head. Past the rows of a block they are read again; where
+    operands are not staged, each simdgroup of a block reads them, which the first level of cache answers."""
+    arrays = shaped(group, queries, 600, 64, dtype)
+    decode = launches(family, *arrays)[0]
+    told = explain(*arrays, backend="simulator", family=family).steps[0]
+    blocks, simdgroups = -(-group * queries // told.blocks[0]), 1 if told.staged else told.threads // 32
+    assert blocks == 1 or group * queries > (32 if told.staged else 16)
+    assert simdgroups == 1 or not told.staged
+    for name in "KV":
+        assert decode["buffers"][name]["loaded"] == blocks * simdgroups * arrays[1].nbytes
+    ordinary = launches(family, *[mx.repeat(arrays[0], 9, axis=2)], *arrays[1:])[0]
+    assert names([ordinary]) == ["forward"] and ordinary["buffers"]["K"]["loaded"] >= group * arrays[1].nbytes
+
+
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_only_keys_in_reach_are_read(family):
+    """A window's keys and no other; blocks that are empty for every head of a group are not read."""
+    arrays = shaped(4, 2, 600)
+    row = 2 * 16 * 4  # bytes of a key, or value, of both key heads
+    (decode,) = launches(family, *arrays, window=(100, 0), causal=True)
+    assert decode["buffers"]["K"]["loaded"] == 102 * row
+    diagonal = np.zeros((8, 2, 600), bool)
+    diagonal[1, :, 40:70], diagonal[6, :, 599:] = True, True
+    found = launches(family, *arrays, mask=BlockMask.from_array(diagonal, block=32))[0]
+    assert found["buffers"]["K"]["loaded"] == (64 + 24) * row // 2
+    ids = mx.array((np.arange(600) // 200 % 2).astype(np.int32))
+    found = launches(family, *arrays, segments=(mx.ones((2,), mx.int32), ids))[0]
+    assert 200 * row <= found["buffers"]["K"]["loaded"] <= (200 + 128) * row
+
+
+ORDERS = [("reversed", 0), ("random", 1)]
+
+
+@pytest.mark.parametrize("name", ["array-mask", "block-mask", "bool"])
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_no_schedule_shows(family, name):
+    """Nothing is reported, every bit is the same, and several threadgroups and simdgroups take part."""
+    arguments, _ = feature_cases.build(VARIANTS[name])
+    arrays = [VARIANTS[name].case.arrays()[tensor] for tensor in "qkv"]
+
+    def once(*order):
+        with use_backend("simulator", family), mode("check"), schedule(*order), profile() as counted:
+            found = [bits(array) for array in attention(*arrays, **arguments)]
+        assert all(launch["threadgroups"] > 1 and launch["threads"] > 32 for launch in counted.launches)
+        return found
+
+    want = once("forward")
+    assert once("forward") == want
+    assert [order for order in ORDERS if once(*order) != want] == []
+
+
+def test_parts_that_see_nothing_change_no_bit(kernels):
+    """Keys of the middle parts are hidden, by every kind of mask: O and L as if these parts did not exist."""
+    check_hidden_parts()
+
+
+def check_hidden_parts(dtype=mx.float32, garbage=mx.nan):
+    """In place of what is hidden lies garbage."""
+    q, k, v = shaped(4, 2, 1024, dtype=dtype)
+    keep = np.ones(1024, bool)
+    keep[256:768] = False
+    hidden = {
+        "bool": {"mask": mx.array(keep)},
+        "additive": {"mask": mx.array(np.where(keep, 0, -np.inf)).astype(dtype)},
+        "blocks": {"mask": BlockMask.from_array(np.broadcast_to(keep, (2, 1024)), block=64)},
+        "segments": {"segments": (mx.zeros((2,), mx.int32), mx.array(np.where(keep, 0, 1).astype(np.int32)))},
+    }
+    assert plan(DECODE, inner_problem(explain(q, k, v, backend="simulator").problem), FAMILIES["apple9"]).parts == 4
+    near = mx.concatenate([mx.arange(256), mx.arange(768, 1024)])
+    want = attention(q, k[:, :, near], v[:, :, near], return_lse=True)  # two parts of 256
+    spoiled = [mx.where(mx.array(keep)[:, None], array, garbage).astype(dtype) for array in (k, v)]
+    for name, options in hidden.items():
+        got = attention(q, *spoiled, return_lse=True, **options)
+        assert [bits(array) for array in got] == [bits(array) for array in want], name
+
+
+@pytest.mark.parametrize("name", ["bool", "additive", "blocks", "segments", "window"])
+def test_rows_that_see_nothing(kernels, name):
+    """Zeros and -inf to the bit; other rows of the same group and its tile are untouched."""
+    check_blind_rows(name)
+
+
+def check_blind_rows(name: str, dtype=mx.float32):
+    q, k, v = shaped(4, 3, 600, dtype=dtype)
+    keep = np.ones((8, 3, 600), bool)
+    keep[1, 2], keep[4, 0], keep[7] = False, False, False
+    options = {
+        "bool": {"mask": mx.array(keep)},
+        "additive": {"mask": mx.array(np.where(keep, 0, -np.inf)).astype(dtype)},
+        "blocks": {"mask": BlockMask.from_array(keep, block=64)},
+        "segments": {"segments": (mx.array([0, 5, 0]), mx.zeros((600,), mx.int32))},
+        "window": {"window": (0, 0), "mask": mx.array(np.arange(600) != 598)},
+    }[name]
+    blind = ~keep.any(-1)[None] if name in ("bool", "additive", "blocks") else np.tile(np.arange(3) == 1, (1, 8, 1))
+    out, lse = (np.array(array.astype(mx.float32)) for array in attention(q, k, v, return_lse=True, **options))
+    assert np.array_equal(np.isneginf(lse), blind) and np.isfinite(lse[~blind]).all()
+    assert out[blind].tobytes() == bytes(out[blind].nbytes) and np.isfinite(out).all() and out[~blind].any(-1).all()
+    nobody = attention(q, k, v, return_lse=True, mask=mx.zeros((600,), mx.bool_))
+    assert not bounds.float64(nobody[0]).any() and np.isneginf(np.array(nobody[1])).all()
+
+
+def problem(**changes) -> Problem:
+    return Problem(**{"batch": 1, "query_heads": 32, "key_heads": 8, "query_length": 1, "key_length": 4096, "head_dim":
+                      128, "value_dim": 128, "dtype": "float16", "scale": 1.0} | changes)  # fmt: skip
+
+
+def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
+    chosen, asked = FAMILIES[family], problem(**changes)
+    chosen = replace(chosen, cores=cores) if cores else chosen
+    row = plan(DECODE, asked, chosen).row
+    return decoding.part_count(asked, row, chosen), decoding.part_length(asked, row, chosen)
+
+
+def test_the_rule_of_the_parts():
+    """As many as fill the cores, none too short, not too many, and no key left out."""
+    assert parts() == (10, 448)  # 10 cores x 8 over 8 key heads
+    assert parts(cores=40)[0] == 4096 // decoding.LEAST == 16
+    assert parts(batch=16) == (1, 4096)
+    assert parts(key_length=100)[0] == 1 and parts(key_length=511)[0] == 1 and parts(key_length=512)[0] == 2
+    assert parts(cores=80, key_heads=1, key_length=10**6)[0] <= decoding.MOST
+    assert parts(query_length=8)[0] < parts()[0]  # two blocks of rows each
+    window = replace(problem().options, window=(1000, 0))
+    assert parts(options=window, key_length=10**6)[0] == parts(key_length=1001)[0] == 3
+    # On an H200 one threadgroup has read 2048 keys and values of 128 columns before two launches have begun.
+    assert parts("sm90", key_length=2048)[0] == 1 and parts("sm90", key_length=2049) == (7, 320)
+    assert parts("sm90", head_dim=256, value_dim=256, key_length=1025)[0] > 1
+    assert parts("sm90", key_length=32768) == (32, 1024)  # 2 x 132 threadgroups over 8 key heads, in whole blocks
+    for keys in (1, 63, 257, 4097, 99999):
+        count, length = parts(key_length=keys)
+        assert length % 64 == 0 and (count - 1) * length < keys <= count * length
+
+
+def test_cores_of_a_machine():
+    assert machine_of("applegpu_g13g") == FAMILIES["apple7"] == family_of("applegpu_g13s")
+    assert machine_of("applegpu_g13s").cores == 32 and machine_of("applegpu_g14d").cores == 80
+    assert machine_of("applegpu_g16p").cores == 5 and machine_of("unheard of").cores == 8

@@ -1,0 +1,189 @@
+"""Views give bit for bit what their contiguous copies give, and are not copied on the way in."""
+
+import bounds
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import Case
+from machines import SIMULATED
+from mlx.utils import tree_map
+from test_determinism import bits
+from test_gradients import backward
+from test_parameters import problem
+from variants import VARIANTS
+
+from mlx_flash import attention, use_backend
+from mlx_flash.backends import backend as backend_of
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, DECODE, FORWARD
+
+CASE = Case(33, 65, 64, "float32", True, group=2, key_heads=2, batch=2)
+HALF = Case(33, 65, 64, "float16", False, group=2, key_heads=2, batch=2)
+
+
+def transposed(array: mx.array) -> mx.array:
+    """[B, N, H, D] in memory, as a projection leaves it."""
+    return mx.contiguous(array.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def cache_slice(array: mx.array) -> mx.array:
+    """The front of a longer buffer whose other rows are NaN, as a KV cache hands out."""
+    length = array.shape[2]
+    buffer = mx.full((*array.shape[:2], length + 90, array.shape[3]), float("nan"), array.dtype)
+    buffer[:, :, 7 : 7 + length] = array
+    return buffer[:, :, 7 : 7 + length]
+
+
+def columns_of_fused(array: mx.array) -> mx.array:
+    """One third of a fused projection: the last axis is contiguous, rows are three times as long."""
+    nan = mx.full(array.shape, float("nan"), array.dtype)
+    width = array.shape[3]
+    return mx.contiguous(mx.concatenate([nan, array, nan], axis=3))[..., width : 2 * width]
+
+
+def every_second(array: mx.array) -> mx.array:
+    nan = mx.full(array.shape, float("nan"), array.dtype)
+    return mx.contiguous(mx.stack([array, nan], axis=3).flatten(2, 3))[:, :, ::2]
+
+
+def reversed_rows(array: mx.array) -> mx.array:
+    return mx.contiguous(array[:, :, ::-1])[:, :, ::-1]
+
+
+def odd_start(array: mx.array) -> mx.array:
+    """A view that starts one element into its buffer: aligned to an element and no more."""
+    padded = mx.concatenate([mx.zeros((1,), array.dtype), array.flatten()])
+    return mx.contiguous(padded)[1:].reshape(array.shape)
+
+
+def strided_columns(array: mx.array) -> mx.array:
+    """The last axis itself strided: the one kind of view that has to be copied."""
+    return mx.contiguous(array.swapaxes(2, 3)).swapaxes(2, 3)
+
+
+IN_PLACE = [transposed, cache_slice, columns_of_fused, every_second, reversed_rows]
+VIEWS = [*IN_PLACE, odd_start, strided_columns]
+
+
+@pytest.mark.parametrize("case", [CASE, HALF], ids=str)
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_views_equal_their_copies(backend, view, case):
+    arrays = case.arrays()
+    want = {name: bits(array) for name, array in backward(case, arrays).items()}
+    viewed = {name: view(array) for name, array in arrays.items()}
+    for name, array in viewed.items():
+        assert bits(array) == bits(arrays[name])
+    got = backward(case, viewed)
+    assert [name for name, array in got.items() if bits(array) != want[name]] == []
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_views_of_few_queries_equal_their_copies(kernels, view):
+    """Decoding packs q's heads and queries into one axis, whatever their strides."""
+    arrays = Case(3, 600, 64, "float16", group=4, key_heads=2, batch=2).arrays()
+    want, got = (attention(*(made(arrays[name]) for name in "qkv"), causal=True) for made in (lambda same: same, view))
+    assert bits(got) == bits(want)
+
+
+def test_broadcast_axes(backend):
+    """Stride 0: one head read by all, one batch entry read by all, one row of dO for every query."""
+    arrays = CASE.arrays()
+    shapes = {name: array.shape for name, array in arrays.items()}
+    narrow = {
+        "q": arrays["q"][:1], "k": arrays["k"][:, :1], "v": arrays["v"][:1, :1], "d_o": arrays["d_o"][:, :, :1],
+    }  # fmt: skip
+    views = {name: mx.broadcast_to(array, shapes[name]) for name, array in narrow.items()}
+    want = backward(CASE, {name: mx.contiguous(array) for name, array in views.items()})
+    got = backward(CASE, views)
+    assert [name for name in got if bits(got[name]) != bits(want[name])] == []
+
+
+def test_a_cotangent_that_is_one_number(backend):
+    """The gradient of a plain sum arrives as a scalar broadcast over all four axes, the last one included."""
+    arrays = CASE.arrays()
+    scalar = mx.broadcast_to(mx.array(1.0), arrays["d_o"].shape)
+    want = backward(CASE, arrays | {"d_o": mx.ones(scalar.shape)})
+    got = backward(CASE, arrays | {"d_o": scalar})
+    assert [name for name in got if bits(got[name]) != bits(want[name])] == []
+
+
+def spread(array: mx.array) -> mx.array:
+    """Every third element of its buffer, in every axis."""
+    wide = np.zeros([3 * extent for extent in array.shape], np.array(array).dtype)
+    places = tuple(slice(1, None, 3) for _ in array.shape)
+    wide[places] = np.array(array)
+    return mx.array(wide)[places]
+
+
+@pytest.mark.parametrize("feature", ["bool", "additive", "alibi", "sinks", "segments", "dropout"])
+def test_views_of_the_other_arguments(backend, feature):
+    variant = VARIANTS[feature]
+    arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
+    views = tree_map(lambda leaf: spread(leaf) if isinstance(leaf, mx.array) else leaf, arguments)
+    d_lse = mx.ones(variant.shape[:3])
+    want = feature_cases.backward(variant, arrays, arguments, d_lse)
+    got = feature_cases.backward(variant, arrays, views, d_lse)
+    assert [name for name in got if bits(got[name]) != bits(want[name])] == []
+
+
+def address(array: mx.array) -> int:
+    """Where element (0, 0, ..) lies: numpy shares MLX's memory instead of copying it."""
+    mx.eval(array)
+    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array).__array_interface__["data"][0]
+
+
+def launched_inputs(step, case: Case, arrays) -> dict[str, mx.array]:
+    inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
+    inputs |= {name: mx.zeros(case.shapes["q"][:3]) for name in ("L", "delta")}
+    launch = plan(step, problem(case), backend_of("simulator", "apple9").family).launch
+    return dict(zip(step.inputs, launch.arguments({name: inputs[name] for name in step.inputs})))
+
+
+@pytest.mark.parametrize("view", IN_PLACE, ids=lambda view: view.__name__)
+def test_views_are_not_copied(view):
+    for case in (CASE, HALF):
+        arrays = {name: view(array) for name, array in case.arrays().items()}
+        for step in (FORWARD, BACKWARD_KEY_VALUE):
+            launched = launched_inputs(step, case, arrays)
+            for name, given in (("Q", "q"), ("K", "k"), ("V", "v"), ("dO", "d_o")):
+                if name in launched:
+                    assert address(launched[name]) == address(arrays[given]), f"{name} was copied"
+
+
+def test_the_addresses_can_differ():
+    """A last axis that is strided has to be copied, and the test above would see it."""
+    arrays = {name: strided_columns(array) for name, array in CASE.arrays().items()}
+    launched = launched_inputs(FORWARD, CASE, arrays)
+    assert address(launched["Q"]) != address(arrays["q"])
+    assert bounds.float64(launched["Q"].view(mx.float32)).shape == arrays["q"].shape
+
+
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@pytest.mark.parametrize("length", [37, 600])
+def test_a_cache_is_read_in_place(family, length):
+    """A token's step over the front of a larger buffer, and over one that lies [B, L, H, D]: neither is copied, in
+    arrays or in memory, and what lies behind the front, NaN here, reaches nothing."""
+    case = Case(1, length, 64, "float16", group=4, key_heads=2)
+    arrays = case.arrays()
+    with use_backend("simulator", family):
+        want = [bits(array) for array in attention(*(arrays[name] for name in "qkv"), causal=True, return_lse=True)]
+        for axes in ((0, 1, 2, 3), (0, 2, 1, 3)):
+            views = {}
+            for name in "kv":
+                buffer = mx.full((1, 2, 8192, 64), mx.nan, mx.float16)
+                buffer[:, :, :length] = arrays[name]
+                views[name] = mx.contiguous(buffer.transpose(axes)).transpose(axes)[:, :, :length]
+            chosen = plan(DECODE, problem(case), backend_of("simulator", family).family)
+            given = {"Q": arrays["q"], "K": views["k"], "V": views["v"], "scale": 1.0, "packing": (1, 64, 1)}
+            launched = dict(zip(chosen.kernel.inputs, chosen.launch.arguments(given)))
+            assert address(launched["K"]) == address(views["k"]) and address(launched["V"]) == address(views["v"])
+            mx.clear_cache()
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            got = attention(arrays["q"], views["k"], views["v"], causal=True, return_lse=True)
+            mx.eval(got)
+            grown = mx.get_peak_memory() - before
+            assert [bits(array) for array in got] == want
+            # What it takes is the results, in parts too, and numbers: nothing of the cache's size.
+            assert grown <= (chosen.launch.output_bytes if chosen.parts > 1 else 0) + 4096 < views["k"].nbytes

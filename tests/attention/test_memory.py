@@ -1,0 +1,81 @@
+"""Memory is linear in the length: no launch allocates anything of size Lq x Lk, and the reference holds none either."""
+
+import importlib
+
+import bounds
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_flash import attention
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.kinds import BACKWARD_MASK
+from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+from mlx_flash.problem.problem import Problem
+
+STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]  # its output is the mask's size, by definition
+
+
+def problem(length: int, dtype="float16", head_dim=64, key_length=None) -> Problem:
+    return Problem(2, 4, 2, length, key_length or length, head_dim, head_dim, dtype, 0.125, True)
+
+
+def allocated(length: int, family: str, dtype: str, head_dim: int) -> int:
+    return sum(plan(step, problem(length, dtype, head_dim), FAMILIES[family]).launch.output_bytes for step in STEPS)
+
+
+def slope(lengths, sizes) -> float:
+    """Of the log-log line: 1 is linear, 2 an Lq x Lk array."""
+    return float(np.polyfit(np.log(lengths), np.log(sizes), 1)[0])
+
+
+@pytest.mark.parametrize("head_dim", [64, 512])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("family", ["apple7", "apple9"])
+def test_launches_allocate_linearly(family, dtype, head_dim):
+    lengths = [1024, 4096, 16384, 65536]
+    sizes = [allocated(length, family, dtype, head_dim) for length in lengths]
+    assert abs(slope(lengths, sizes) - 1) <= bounds.SLOPE
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_no_output_has_both_lengths(step):
+    """Lengths that are primes: no output may hold a multiple of both."""
+    launch = plan(step, problem(1009, key_length=2003), FAMILIES["apple9"]).launch
+    for shape in launch.output_shapes:
+        assert not {1009, 2003} <= set(shape)
+        assert np.prod(shape) % (1009 * 2003) != 0
+
+
+def test_output_bytes_by_hand():
+    """O, L, delta, dQ, dK, dV; in float16 with every accumulator cached, and paged (in float32) beyond the table."""
+    length, query, key = 128, 2 * 4 * 128, 2 * 2 * 128
+    statistics = 2 * 4 * query
+    assert allocated(length, "apple9", "float16", 32) == statistics + 2 * 32 * (2 * query + 2 * key)
+    assert allocated(length, "apple9", "float16", 512) == statistics + 4 * 512 * (2 * query + 2 * key)
+
+
+def peak(length: int) -> int:
+    q = mx.random.normal((1, 1, length, 8))
+    k, v = mx.random.normal((1, 1, length, 8)), mx.random.normal((1, 1, length, 8))
+    mx.eval(q, k, v)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(lambda *x: attention(*x, causal=True).sum(), argnums=(0, 1, 2))(q, k, v))
+    return mx.get_peak_memory() - before
+
+
+def test_reference_peak_is_linear(reference, monkeypatch):
+    """Forward and backward, in small blocks so that the constant is small: MLX must not hold many blocks at once."""
+    monkeypatch.setattr(importlib.import_module("mlx_flash.reference.steps"), "BLOCK", 128)
+    lengths = [1024, 2048, 4096]
+    peaks = [peak(length) for length in lengths]
+    assert slope(lengths, peaks) <= bounds.PEAK_SLOPE, f"peaks {peaks}"
+    assert peaks[-1] < 4 * lengths[-1] ** 2 / 8, "an eighth of the scores of one head"
+
+
+def test_the_slope_can_fail():
+    lengths = [1024, 4096]
+    assert abs(slope(lengths, [length**2 for length in lengths]) - 1) > bounds.SLOPE

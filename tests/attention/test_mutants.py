@@ -1,0 +1,105 @@
+"""Would the suite notice? Each mistake of mutants.py is made in memory, and the test it names must fail."""
+
+from pathlib import Path
+
+import pytest
+from mutants import MUTANTS, Mutant
+
+from mlx_flash.autodiff import call as calls
+from mlx_flash.kernels import source
+from mlx_flash.kernels.plan import plan
+from mlx_flash.simulator import SimulatorError, mode
+
+TESTS = Path(__file__).parents[1]
+# Three of four wait for `pytest -m ""`: together they take minutes.
+IN_TURNS = [
+    pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if number % 4 else [])
+    for number, mutant in enumerate(MUTANTS)
+]
+
+
+def forget():
+    """Texts built from templates."""
+    source.build.cache_clear()
+    plan.cache_clear()
+    calls.forget()
+
+
+class Outcome:
+    """What became of some tests: which of them ran, and the exceptions that ended them."""
+
+    def __init__(self):
+        self.ran, self.exceptions = set(), []
+
+    def pytest_runtest_call(self, item):
+        self.ran.add(f"{item.path.name}::{item.nodeid.partition('::')[2]}")
+
+    def pytest_exception_interact(self, call):
+        self.exceptions.append(call.excinfo.value)
+
+
+def _path(killer: str) -> str:
+    """The id of a killer with the folder of its file, whose name is unique below tests/."""
+    file, _, rest = killer.partition("::")
+    (path,) = TESTS.rglob(file)
+    return f"{path}::{rest}"
+
+
+# Those that collect garbage at the end of every run watch already, around this one.
+WITHOUT = ("cacheprovider", "xdist", "unraisableexception", "threadexception")
+
+
+def outcome(*killers: str) -> Outcome:
+    """Runs tests of the suite, by their ids, inside this process: templates are as they are here."""
+    watched = Outcome()
+    options = ["-q", "--no-header", *(word for name in WITHOUT for word in ("-p", f"no:{name}"))]
+    pytest.main([*map(_path, killers), *options], plugins=[watched])
+    return watched
+
+
+@pytest.fixture
+def mutated(monkeypatch):
+    """A function that puts a mutant in the place of its template."""
+    original = source.template
+
+    def apply(mutant: Mutant):
+        text = original(mutant.template).replace(mutant.old, mutant.new)
+        monkeypatch.setattr(source, "template", lambda name: text if name == mutant.template else original(name))
+
+    forget()
+    yield apply
+    forget()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_one_change(mutant):
+    """So that none rots: its text stands in the template, once."""
+    assert source.template(mutant.template).count(mutant.old) == 1
+    assert mutant.old != mutant.new
+
+
+def test_mutants_have_names_of_their_own():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
+
+
+@pytest.mark.parametrize("mutant", IN_TURNS)
+def test_a_mutant_is_killed(mutant, mutated):
+    """By an assertion or a report of the simulator: not by a text that does not compile, nor by a missing test."""
+    mutated(mutant)
+    with mode(mutant.mode):
+        watched = outcome(mutant.killer)
+    assert watched.ran == {mutant.killer}, f"no test {mutant.killer}"
+    assert watched.exceptions, f"{mutant.name} survives {mutant.killer}"
+    assert all(isinstance(found, (AssertionError, SimulatorError)) for found in watched.exceptions), watched.exceptions
+
+
+@pytest.mark.parametrize("file, how", sorted({(mutant.killer.partition("::")[0], mutant.mode) for mutant in MUTANTS}))
+def test_killers_pass_on_the_templates_as_they_are(file, how, mutated):
+    killers = {m.killer for m in MUTANTS if m.killer.startswith(f"{file}::") and m.mode == how}
+    with mode(how):
+        watched = outcome(*sorted(killers))
+    assert watched.ran == killers and not watched.exceptions, watched.exceptions
+
+
+def test_the_readme_counts_them():
+    assert f"{len(MUTANTS)} mistakes in our own templates" in (TESTS.parent / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,212 @@
+"""Every row of the parameter table runs and is right at its block edges; illegal rows are refused."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import bounds
+import mlx.core as mx
+import numpy as np
+import oracle
+import pytest
+from cases import Case, expected
+from feature_cases import Variant, additive
+from oracle_variants import Attention, Facts
+
+from mlx_flash.autodiff.vjp import run
+from mlx_flash.backends import backend as backend_of
+from mlx_flash.kernels.apple import (
+    FULL,
+    MIXED,
+    TABLE,
+    Row,
+    lookup,
+    max_threads,
+    precision_of,
+    prove,
+    prove_table,
+    register_demand,
+)
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODING, DELTA, FORWARD, STEPS
+from mlx_flash.problem.options import Options
+from mlx_flash.problem.problem import Problem
+
+BEYOND = 392  # a head dimension past the last row of every table
+
+# The gradient of an array mask reads a mask, and so has a test of its own.
+MASK_ROWS = [(*key[1:], index) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK for index in range(len(rows))]
+# Decoding has tests of its own too: its rows serve fewer queries than there are rows in a block.
+OURS = {key: rows for key, rows in TABLE.items() if key[0] not in (BACKWARD_MASK, *DECODING)}
+
+
+def exercised() -> list:
+    """(step, dtype, family, row, head dimension, causal): one for each row, with the largest dimension it serves.
+
+    The 16-bit rows and the masks take turns over the two types and both kinds.
+    """
+    found = []
+    for (step, precision, family), rows in OURS.items():
+        for index, row in enumerate(rows):
+            dtype = "float32" if precision == FULL else ("float16", "bfloat16")[index % 2]
+            head_dim = BEYOND if row is rows[-1] else row.max_head
+            found.append((step, dtype, family, index, head_dim, index % 2 == 0))
+    return found
+
+
+ROWS = exercised()
+
+
+def named(choice) -> str:
+    return "-".join(map(str, choice))
+
+
+def residuals(case: Case, arrays) -> tuple[dict[str, mx.array], dict[str, np.ndarray]]:
+    """What the steps read, and the oracle's L (base 2) and delta. The backward steps are judged on exact statistics."""
+    q, k, v, d_o = (bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o"))
+    out, lse = oracle.forward(q, k, v, case.scale, case.causal)
+    inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
+    inputs["O"] = mx.array(out.astype(np.float32)).astype(arrays["q"].dtype)
+    want = {"L": lse / math.log(2), "delta": (bounds.float64(inputs["O"]) * d_o).sum(-1)}
+    inputs["L"] = mx.array(want["L"].astype(np.float32))
+    inputs["delta"] = mx.array((out * d_o).sum(-1).astype(np.float32))
+    return inputs, want
+
+
+def problem(case: Case) -> Problem:
+    batch, heads, query_length, head_dim = case.shapes["q"]
+    _, key_heads, key_length, value_dim = case.shapes["v"]
+    return Problem(
+        batch, heads, key_heads, query_length, key_length, head_dim, value_dim, case.dtype, case.scale, case.causal
+    )
+
+
+def check_step(step, case: Case, backend):
+    arrays = case.arrays()
+    inputs, statistics = residuals(case, arrays)
+    outputs = run(step, problem(case), backend, None, {name: inputs[name] for name in step.inputs})
+    judge = expected(case, arrays)
+    for name, got in zip(step.outputs, outputs):
+        if name not in statistics:
+            judge.check(**{name: got})
+            continue
+        assert got.dtype == mx.float32
+        finite = np.isfinite(statistics[name])
+        assert np.array_equal(np.isneginf(bounds.float64(got)), ~finite), f"{name}: rows that see nothing in {case}"
+        want = np.where(finite, statistics[name], 0)
+        terms = np.abs(bounds.float64(inputs["O"]) * bounds.float64(inputs["dO"])).sum(-1).max() + 1
+        bounds.check(name, np.where(finite, bounds.float64(got), 0), want, str(case), "float32", terms=terms)
+
+
+@pytest.mark.parametrize("step, dtype, family, index, head_dim, causal", ROWS, ids=map(named, ROWS))
+def test_row(step, dtype, family, index, head_dim, causal):
+    row = TABLE[step, precision_of(dtype), family][index]
+    backend = backend_of("simulator", family)
+    assert lookup(step, dtype, backend.family, head_dim) is row
+    # One below and above the block of queries and of keys, whichever of them this step runs in parallel.
+    rows, keys = (row.parallel, row.traversal)[:: -1 if step is BACKWARD_KEY_VALUE else 1]
+    for query_length, key_length in ((rows - 1, keys + 1), (rows + 1, keys - 1), (rows, keys)):
+        check_step(step, Case(query_length, key_length, head_dim, dtype, causal, group=2), backend)
+
+
+@pytest.mark.parametrize("precision, family, index", MASK_ROWS)
+def test_row_of_the_mask_gradient(precision, family, index):
+    """At its largest head dimension, at the edges of its blocks, for a mask of its own and for broadcast ones."""
+    dtype = "float32" if precision == FULL else ("float16", "bfloat16")[family == "apple9"]
+    row, backend = TABLE[BACKWARD_MASK, precision, family][index], backend_of("simulator", family)
+    rows, keys = row.parallel, row.traversal
+    axes = itertools.cycle(["bhij", "hj", "i", ""])
+    for query_length, key_length in ((rows - 1, keys + 1), (rows + 1, keys - 1), (rows, keys), (3 * rows, 2 * keys)):
+        case = Case(query_length, key_length, BEYOND, dtype, query_length % 2 == 1, group=2, batch=2)
+        arrays = case.arrays()
+        mask = additive(Variant(case, ("additive",), mask_axes=next(axes)))[0]["mask"]
+        exact = [bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o")]
+        facts = Facts(causal=case.causal, mask=bounds.float64(mask))
+        judge = Attention(*exact, case.scale, facts)
+        want, name = judge.results(), "dM"
+        inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
+        inputs["L"] = mx.array((want["LSE"] / math.log(2)).astype(np.float32))
+        inputs["delta"] = mx.array((want["O"] * exact[3]).sum(-1).astype(np.float32))
+        inputs["attention_mask"] = mx.broadcast_to(mask, (*case.shapes["q"][:3], key_length))
+        inputs["extents"] = mask.shape
+        asked = replace(problem(case), options=Options(mask=dtype, mask_shape=mask.shape))
+        assert lookup(BACKWARD_MASK, dtype, backend.family, BEYOND) is row
+        (got,) = run(BACKWARD_MASK, asked, backend, None, inputs)
+        assert got.dtype == mx.float32 and got.shape == mask.shape
+        terms = judge.term_magnitudes()[name]
+        bounds.check(name, got, want[name], f"{case} mask {mask.shape}", "float32", terms=terms)
+
+
+def test_every_row_is_exercised():
+    assert len(MASK_ROWS) == sum(len(rows) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK) > 0
+    assert len(ROWS) == sum(len(rows) for rows in OURS.values())
+    assert {(step, precision_of(dtype), family) for step, dtype, family, *_ in ROWS} == set(OURS)
+    for step in (*STEPS, *DECODING):
+        for precision in (FULL, MIXED):
+            for family in FAMILIES.values():
+                assert (step, precision, family.table) in TABLE
+    assert {family.table for family in FAMILIES.values()} == {"apple7", "apple9"}
+
+
+def test_lookup_takes_the_first_row_that_covers_the_head_dimension():
+    for (step, precision, name), rows in TABLE.items():
+        dtype = "float32" if precision == FULL else "bfloat16"
+        lowest = 1
+        for row in rows:
+            for head_dim in (lowest, row.max_head):
+                assert lookup(step, dtype, FAMILIES[name], head_dim) is row
+            lowest = row.max_head + 1
+        assert lookup(step, dtype, FAMILIES[name], 10**6) is rows[-1]
+
+
+# One rule broken at a time, each from a row that is legal for M1, float32: (step, family, changes, complaint)
+LEGAL = Row(64, 32, 32, 16, ("O",))
+ILLEGAL = [
+    (FORWARD, "apple7", {"parallel": 12}, "multiples of 8"),
+    (FORWARD, "apple7", {"traversal": 0}, "positive"),
+    (FORWARD, "apple7", {"head": 20}, "multiples of 8"),
+    (FORWARD, "apple7", {"max_head": 65}, "multiples of 8"),
+    (FORWARD, "apple7", {"parallel": 24, "simdgroup_rows": 16}, "whole simdgroups"),
+    (FORWARD, "apple7", {"parallel": 512}, "threads exceed"),
+    (FORWARD, "apple7", {"traversal": 128, "head": 128}, "threadgroup bytes exceed"),
+    (FORWARD, "apple7", {"cached": ("O", "K")}, "may be cached"),
+    (BACKWARD_QUERY, "apple7", {"cached": ("O",)}, "may be cached"),
+    (BACKWARD_KEY_VALUE, "apple7", {"cached": ("Q",)}, "may be cached"),
+    (FORWARD, "apple7", {"cached": ("O", "O")}, "named twice"),
+    (FORWARD, "apple7", {"max_head": 512}, "it would spill"),
+    (FORWARD, "apple9", {"max_head": 1024}, "live bytes"),
+]
+
+
+@pytest.mark.parametrize("step, family, changes, complaint", ILLEGAL, ids=lambda value: str(value).replace(" ", "_"))
+def test_illegal_rows_are_refused(step, family, changes, complaint):
+    prove(FORWARD, FULL, FAMILIES[family], LEGAL)
+    with pytest.raises(ValueError, match=complaint):
+        prove(step, FULL, FAMILIES[family], replace(LEGAL, **changes))
+
+
+def test_table_must_increase():
+    key = (FORWARD, FULL, "apple7")
+    with pytest.raises(ValueError, match="max_head must increase"):
+        prove_table({key: (LEGAL, LEGAL)})
+    with pytest.raises(ValueError, match="multiples of 8"):
+        prove_table({key: (replace(LEGAL, parallel=12),)})
+
+
+def test_occupancy_is_asked_for_where_registers_are_static():
+    for (step, precision, name), rows in TABLE.items():
+        for family in (family for family in FAMILIES.values() if family.table == name):
+            for row in rows:
+                threads = max_threads(step, row, precision, family, row.max_head)
+                if not family.register_tiers:
+                    assert threads is None
+                    continue
+                allowed = dict((threads, registers) for registers, threads in family.register_tiers)[threads]
+                assert threads >= row.threads and register_demand(step, row, precision, row.max_head) <= allowed
+
+
+def test_paged_accumulators_are_those_not_cached():
+    assert Row(64, 32, 32, 16).paged(FORWARD) == ("O",)
+    assert Row(64, 32, 32, 16, ("Q", "dQ")).paged(BACKWARD_QUERY) == ()
+    assert Row(64, 32, 32, 16, ("V", "dV")).paged(BACKWARD_KEY_VALUE) == ("dK",)
+    assert Row(8, 8, 8, 8, simdgroup_rows=1).paged(DELTA) == ()

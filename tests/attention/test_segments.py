@@ -1,0 +1,117 @@
+"""Packed sequences: what each gives is what it gives alone, bit for bit where its blocks lie the same."""
+
+import re
+
+import bounds
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import Case
+from feature_cases import Variant
+from machines import KERNELS
+from oracle_variants import Facts
+from test_determinism import bits
+
+from mlx_flash import attention, use_backend
+from mlx_flash.sequences import segments
+
+# Every start is a multiple of each block of the rows for D = 40 in float32 (80 is the longest), and the ends are odd.
+ALIGNED = [320, 97, 223, 64]
+STARTS = [0, 320, 640, 960]
+TOTAL = 1024
+
+
+def packed(case: Case, ids) -> dict[str, mx.array]:
+    return feature_cases.backward(Variant(case, ()), case.arrays(), {"segments": ids})
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("choice", [*KERNELS, ("reference", None)], ids=str)
+def test_packed_is_alone(choice, causal):
+    """Bit for bit on kernels; the reference's blocks of 512 lie elsewhere, where the criterion judges."""
+    case = Case(TOTAL, TOTAL, 16, group=2)
+    arrays, ids = case.arrays(), np.full(TOTAL, -1, np.int32)
+    for number, (start, length) in enumerate(zip(STARTS, ALIGNED)):
+        ids[start : start + length] = number
+    variant = Variant(case, ())
+    with use_backend(*choice):
+        arguments = {"segments": (mx.array(ids), mx.array(ids)), "causal": causal}
+        together = feature_cases.backward(variant, arrays, arguments)
+        for start, length in zip(STARTS, ALIGNED):
+            part = slice(start, start + length)
+            one = {name: array[:, :, part] for name, array in arrays.items()}
+            alone = feature_cases.backward(variant, one, {"causal": causal})
+            for name, array in alone.items():
+                got = together[name][:, :, part]
+                if choice[0] == "reference":
+                    bounds.check(name, got, bounds.float64(array), str(part), "float32")
+                else:
+                    assert bits(got) == bits(array), (name, part)
+
+
+def test_segments_in_any_order(backend):
+    """Ids need not be sorted, nor runs: what has the same id sees each other."""
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
+    draw = np.random.default_rng(7)
+    q_ids, k_ids = (draw.integers(-2, 3, (2, length)).astype(np.int32) for length in (65, 70))
+    facts = Facts(q_ids=q_ids, k_ids=k_ids)
+    feature_cases.check_arguments(Variant(case, ()), {"segments": (mx.array(q_ids), mx.array(k_ids))}, facts)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint16", "int32"])
+def test_ids_of_any_small_integer_type(backend, dtype):
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
+    ids = [mx.array(np.arange(length) // 20) for length in (65, 70)]
+    want = packed(case, tuple(array.astype(mx.int32) for array in ids))
+    got = packed(case, tuple(array.astype(getattr(mx, dtype)) for array in ids))
+    shared = packed(case, tuple(mx.broadcast_to(array.astype(mx.int32), (2, array.size)) for array in ids))
+    for name in want:
+        assert bits(got[name]) == bits(want[name]) == bits(shared[name]), name
+
+
+def test_ids_at_the_ends_of_their_range(backend):
+    """The least and the largest 32-bit integer are ids like any other."""
+    lowest, highest = -(2**31), 2**31 - 1
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
+    q_ids, k_ids = (np.where(np.arange(length) < 33, lowest, highest).astype(np.int32) for length in (65, 70))
+    facts = Facts(q_ids=np.stack([q_ids] * 2), k_ids=np.stack([k_ids] * 2))
+    feature_cases.check_arguments(Variant(case, ()), {"segments": (mx.array(q_ids), mx.array(k_ids))}, facts)
+
+
+def test_ids_from_lengths():
+    ids, same = segments([2, 0, 3])
+    assert ids is same and ids.dtype == mx.int32 and ids.tolist() == [0, 0, 2, 2, 2]
+    assert segments([2, 1], 5)[0].tolist() == [0, 0, 1, -1, -1]
+    assert segments([[2, 2], [1, 3]])[0].tolist() == [[0, 0, 1, 1], [0, 1, 1, 1]]
+    assert segments([[2], (1, 1)], 3)[0].tolist() == [[0, 0, -1], [0, 1, -1]]
+    assert segments(np.array([1, 2]))[0].tolist() == [0, 1, 1]
+
+
+def test_ids_from_lengths_are_what_attention_takes(reference):
+    q = mx.random.normal((1, 2, 12, 8), key=mx.random.key(0))
+    out = attention(q, q, q, segments=segments([5, 4], 12), causal=True)
+    alone = attention(*[q[:, :, 5:9]] * 3, causal=True)
+    bounds.check("O", out[:, :, 5:9], bounds.float64(alone), "the second sequence", "float32")
+    with pytest.raises(AssertionError, match="exceeds"):
+        unpacked = attention(q, q, q, causal=True)[:, :, 5:9]
+        bounds.check("O", out[:, :, 5:9], bounds.float64(unpacked), "not packed", "float32")
+
+
+WRONG = {
+    "negative": (lambda: segments([3, -1]), "lengths", "whole numbers of at least 0", "[3, -1]", "Pass a list"),
+    "fraction": (lambda: segments([1.5]), "lengths", "whole numbers of at least 0", "[1.5]", "Pass a list"),
+    "nothing": (lambda: segments([]), "lengths", "at least one", "[]", "Pass a list"),
+    "too-long": (lambda: segments([4, 4], 7), "length", "at least the sum of lengths, 8", "7", "Leave sequences out"),
+    "uneven": (lambda: segments([[4], [5]]), "lengths", "rows of one length", "rows of [4, 5]", "Pass length"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_lengths(name):
+    call, argument, expected, got, remedy = WRONG[name]
+    pattern = r"\[mlx_flash\.segments\] {}: expected .*{}.*, got .*{}.*\. .*{}".format(
+        *map(re.escape, (argument, expected, got, remedy))
+    )
+    with pytest.raises(ValueError, match=pattern):
+        call()

@@ -1,0 +1,200 @@
+"""The Metal text: no dead holes, no accidents of MLX's text scan, one name for one text, the same bytes everywhere."""
+
+import hashlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from string import Template
+
+import mlx.core as mx
+import pytest
+
+import mlx_flash
+from mlx_flash.autodiff.vjp import run
+from mlx_flash.explanations.metal_text import generated_text
+from mlx_flash.kernels import source
+from mlx_flash.kernels.apple import FULL, TABLE, max_threads
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.features import Features
+from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING, DELTA
+from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+from mlx_flash.problem.problem import Problem
+
+ROOT = Path(mlx_flash.__file__).parent.parent
+TEMPLATES = sorted((ROOT / "templates").rglob("*.metal"))
+STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
+# What MLX adds to a signature when it finds the word anywhere in a body, comments included.
+ATTRIBUTES = (
+    "dispatch_quadgroups_per_threadgroup", "dispatch_simdgroups_per_threadgroup", "dispatch_threads_per_threadgroup",
+    "grid_origin", "grid_size", "quadgroup_index_in_threadgroup", "quadgroups_per_threadgroup",
+    "simdgroup_index_in_threadgroup", "simdgroups_per_threadgroup", "thread_execution_width",
+    "thread_index_in_quadgroup", "thread_index_in_simdgroup", "thread_index_in_threadgroup",
+    "thread_position_in_grid", "thread_position_in_threadgroup", "threadgroup_position_in_grid",
+    "threadgroups_per_grid", "threads_per_grid", "threads_per_simdgroup", "threads_per_threadgroup",
+)  # fmt: skip
+
+
+def of_step(step) -> list[tuple]:
+    """build's arguments for every row, dtype, family and mask of one step, and both a matching and another Dv."""
+    found = []
+    for (row_step, precision, name), rows in TABLE.items():
+        dtypes = ("float32",) if precision == FULL else ("float16", "bfloat16")
+        families = [family for family in FAMILIES.values() if family.table == name]
+        for row, dtype, family, causal in itertools.product(rows, dtypes, families, (False, True)):
+            for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
+                if row_step is step:
+                    threads = max_threads(step, row, precision, family, row.max_head)
+                    found.append((step, row, family, dtype, head_dim, value_dim, Features(causal=causal), threads))
+    return found
+
+
+EVERY = [arguments for step in STEPS for arguments in of_step(step)]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_templates_are_plain_metal(template):
+    text = template.read_bytes().decode("ascii")
+    assert "\t" not in text and "\r" not in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert not re.search(r"\$\{|\$\$", text), "only plain $NAME holes"
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_holes_are_what_source_fills(step, monkeypatch):
+    """Both ways: a hole without a value raises in substitute; a value without a hole is dead."""
+    given, holes = {}, set()
+
+    class Recording(Template):
+        def substitute(self, mapping):
+            given.update(mapping)
+            holes.update(re.findall(r"\$([A-Za-z_]+)", self.template))
+            return super().substitute(mapping)
+
+    monkeypatch.setattr(source, "Template", Recording)
+    source.build.cache_clear()
+    source.build(*of_step(step)[0])
+    source.build.cache_clear()
+    assert holes == {hole.upper() for hole in holes}
+    # Features are offered to every step; a step that lacks one of them leaves its hole out.
+    assert holes <= set(given) and set(given) - holes <= set(Features().holes(step))
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_holes_are_for_constants_and_types(step):
+    constants, body = source.template(step.name).split(source.BODY)
+    assert "$" not in body
+    for line in constants.splitlines():
+        if "$" in line:
+            code = line.split("//")[0].strip()
+            allowed = r"(constant constexpr (int|bool) |#define [A-Z_]+ |using \w+ = \$\w+;|\$ATTRIBUTES$)"
+            assert re.match(allowed, code), line
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_no_accidental_arguments(step):
+    """MLX adds an argument for every word it finds in the body: comments must bring none."""
+    body = source.template(step.name).split(source.BODY)[1]
+    code = "\n".join(line.split("//")[0] for line in body.splitlines())
+    words = [*ATTRIBUTES, *(f"{name}_{fact}" for name in step.inputs for fact in ("shape", "strides", "ndim"))]
+    for word in words:
+        assert (word in body) == (word in code), f"{word} stands in a comment of {step}"
+    assert "thread_index_in_threadgroup" in code, "MLX closes the signature too early without any attribute"
+
+
+def test_mlx_3832_3833_2242_a_name_is_a_text():
+    """MLX caches by name before 0.32.2: two texts under one name would be mixed up, two names compile twice."""
+    texts, names = {}, {}
+    for arguments in EVERY:
+        kernel = source.build(*arguments)
+        text = (kernel.header, kernel.body)
+        assert texts.setdefault(kernel.name, text) == text, f"{kernel.name}: two texts"
+        assert names.setdefault(text, kernel.name) == kernel.name, f"{kernel.name}: also {names[text]}"
+        assert re.fullmatch(r"\w+", kernel.name) and (kernel.header + kernel.body).isascii()
+    assert len(texts) > len(TABLE)
+
+
+def test_families_of_one_table_share_kernels_where_registers_agree():
+    """M1 and M2, as M3 and M5, run the same text: what is verified for one holds for the other."""
+    for step, row, family, *rest in EVERY:
+        twin = FAMILIES[{"apple8": "apple7", "apple10": "apple9"}.get(family.name, family.name)]
+        assert source.build(step, row, family, *rest) == source.build(step, row, twin, *rest)
+
+
+DIGEST = """
+import sys, hashlib
+import os
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+import test_source
+print(test_source.digest())
+"""
+
+
+def digest() -> str:
+    hashed = hashlib.sha256()
+    for arguments in EVERY:
+        hashed.update(repr(source.build(*arguments)).encode())
+    return hashed.hexdigest()
+
+
+def test_same_bytes_in_every_process():
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", DIGEST, os.pathsep.join(sys.path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout.strip() == digest()
+
+
+def planned(step, family: str, dtype="float16"):
+    return plan(step, Problem(1, 2, 1, 33, 65, 64, 64, dtype, 0.125, True), FAMILIES[family])
+
+
+@pytest.mark.parametrize("family", ["apple7", "apple9"])
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_the_text_mlx_generates(step, family):
+    """From MLX itself: our header whole, the occupancy where it belongs, operands in the device address space."""
+    chosen = planned(step, family)
+    text = generated_text(chosen)
+    assert chosen.kernel.header.strip() in text and chosen.kernel.body.strip() in text
+    occupancy = re.findall(r"\[\[max_total_threads_per_threadgroup\((\d+)\)\]\]\s*\[\[kernel\]\]", text)
+    assert occupancy == ([str(chosen.max_threads)] if family == "apple7" else [])
+    assert text.count("max_total_threads_per_threadgroup") == len(occupancy)
+    signature = text[text.index("[[kernel]]") : text.index("{", text.index("[[kernel]]"))]
+    for name in step.inputs:
+        kinds = {"scale": "const constant float&", "packing": r"const constant int\w*\*"}
+        kind = kinds.get(name, r"const device \w+\*")
+        assert re.search(rf"{kind} {name} \[\[buffer", signature), f"{name} in {signature}"
+    for name, dtype in zip(step.outputs, chosen.kernel.output_dtypes):
+        assert re.search(rf"device {({'float32': 'float'}).get(dtype, dtype)}\w*\* {name} \[\[buffer", signature)
+
+
+def test_operands_stay_in_device_memory_however_small():
+    """Below 8 elements MLX passes an input as `constant`; seen as bytes the smallest operand has 16."""
+    smallest = plan(STEPS[0], Problem(1, 1, 1, 1, 1, 8, 8, "float16", 1.0), FAMILIES["apple9"])
+    assert re.search(r"const device uint8_t\* Q \[\[buffer", generated_text(smallest))
+
+
+def test_the_graph_of_our_kernels_exports(tmp_path):
+    """mx.export_function accepts the launches, so a Mac can load a function exported elsewhere."""
+    from mlx_flash.backends import Backend
+    from mlx_flash.backends.metal import run as metal_run
+
+    step = STEPS[0]
+    chosen = planned(step, "apple9")
+    backend = Backend("metal", FAMILIES["apple9"], metal_run)
+
+    def call(q, k, v):
+        return run(step, chosen.problem, backend, mx.gpu, {"Q": q, "K": k, "V": v, "scale": 0.125})
+
+    arrays = [mx.zeros((1, heads, length, 64), mx.float16) for heads, length in ((2, 33), (1, 65), (1, 65))]
+    mx.export_function(str(tmp_path / "attention.mlxfn"), call, *arrays)
+    assert (tmp_path / "attention.mlxfn").stat().st_size > len(chosen.kernel.body)
+
+
+def test_delta_has_no_head_dimension_of_its_own():
+    """It reads O and dO only: one text serves every D, and both masks."""
+    kernels = {source.build(*arguments) for arguments in of_step(DELTA)}
+    assert len({kernel.body for kernel in kernels}) == 1

@@ -1,0 +1,316 @@
+"""mx.vmap: for any axes of any argument, the same as one call per entry, before and after mx.grad."""
+
+import importlib
+
+import bounds
+import mlx.core as mx
+import numpy as np
+import pytest
+from machines import shared_out
+from test_determinism import bits
+
+from mlx_flash import BlockMask, UnsupportedProblem, attention, transforms
+from mlx_flash.backends import Backend, current_backend
+
+N = 3
+# The operations inside are asked before attention is: the simulator's sentence, or MLX's for what has no rule.
+REFUSED = r"mx\.vmap does not reach this call|outside mx\.compile and mx\.vmap|Primitive::vmap\] Not implemented"
+# One entry: shape, and what is drawn.
+ENTRY = {
+    "q": ((2, 4, 9, 16), "normal"),
+    "k": ((2, 2, 13, 16), "normal"),
+    "v": ((2, 2, 13, 16), "normal"),
+    "bool": ((2, 1, 9, 13), "bool"),
+    "bias": ((1, 4, 9, 13), "normal"),
+    "slopes": ((4,), "normal"),
+    "sinks": ((4,), "normal"),
+    "q_ids": ((9,), "ids"),
+    "k_ids": ((2, 13), "ids"),
+    "key": ((2,), "key"),
+}
+KEYWORDS = {
+    "bool": lambda array: {"mask": array},
+    "bias": lambda array: {"mask": array},
+    "slopes": lambda array: {"alibi_slopes": array},
+    "sinks": lambda array: {"sinks": array},
+    "q_ids": lambda array: {},
+    "k_ids": lambda array: {},
+    "key": lambda array: {"dropout": 0.3, "key": array},
+}
+DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")
+# Arguments beyond q, k and v, and the axes of all of them.
+AXES = {
+    "all-in-front": ((), (0, 0, 0)),
+    "all-at-odd-places": ((), (2, -1, -3)),
+    "queries-alone": ((), (1, None, None)),
+    "keys-alone": ((), (None, 3, 0)),
+    "values-alone": ((), (None, None, -5)),
+    "mask": (("bool",), (0, None, 2, -1)),
+    "mask-shared": (("bool",), (0, 0, 0, None)),
+    "mask-alone": (("bool",), (None, None, None, 1)),
+    "bias": (("bias",), (-2, 0, None, 4)),
+    "bias-shared": (("bias",), (0, 0, 0, None)),
+    "bias-alone": (("bias",), (None, None, None, 0)),
+    "slopes": (("slopes",), (0, 1, None, -1)),
+    "slopes-shared": (("slopes",), (0, None, None, None)),
+    "sinks": (("sinks",), (0, None, None, 1)),
+    "sinks-shared": (("sinks",), (1, 1, 1, None)),
+    "segments": (("q_ids", "k_ids"), (0, None, 0, 0, 1)),
+    "segments-shared": (("q_ids", "k_ids"), (0, 0, 0, None, None)),
+    "dropout": (("key",), (0, 0, 0, 0)),
+    "dropout-shared-key": (("key",), (0, None, None, None)),
+}
+
+
+def draw(names, axes) -> list[mx.array]:
+    return [drawn(name, axis, np.random.default_rng(n)) for n, (name, axis) in enumerate(zip(names, axes))]
+
+
+def drawn(name: str, axis: int | None, generator: np.random.Generator) -> mx.array:
+    shape, kind = ENTRY[name]
+    if axis is not None:
+        at = axis if axis >= 0 else len(shape) + 1 + axis
+        shape = (*shape[:at], N, *shape[at:])
+    if kind == "normal":
+        return mx.array(generator.standard_normal(shape), mx.float32)
+    if kind == "bool":
+        return mx.array(generator.random(shape) < 0.7)
+    if kind == "ids":
+        return mx.array(generator.integers(0, 2, shape), mx.int32)
+    return mx.array(generator.integers(0, 2**32, shape, dtype=np.uint32))
+
+
+def call(names, **options):
+    """(O, LSE) as a function of the named arrays."""
+
+    def function(*arrays):
+        given = dict(zip(names, arrays))
+        keywords = {"segments": (given["q_ids"], given["k_ids"])} if "q_ids" in given else {"causal": True}
+        for name in names[3:]:
+            keywords |= KEYWORDS[name](given[name])
+        return attention(*arrays[:3], return_lse=True, **(keywords | options))
+
+    return function
+
+
+def one_by_one(function, axes):
+    """What mx.vmap(function, axes) means."""
+
+    def loop(*arrays):
+        entries = [
+            function(*(array if axis is None else mx.take(array, n, axis) for array, axis in zip(arrays, axes)))
+            for n in range(N)
+        ]
+        return tuple(mx.stack(outputs) for outputs in zip(*entries))
+
+    return loop
+
+
+def total(function):
+    """A scalar through which gradients reach both results; rows that see nothing have no finite LSE."""
+
+    def loss(*arrays):
+        out, lse = function(*arrays)
+        return mx.square(out).sum() + mx.sin(mx.where(lse == -mx.inf, 0, lse)).sum()
+
+    return loss
+
+
+def gradients(function, names):
+    return mx.grad(function, argnums=tuple(n for n, name in enumerate(names) if name in DIFFERENTIABLE))
+
+
+def agree(got, want, names=("dQ", "dK", "dV", "dM")):
+    assert len(got) == len(want)
+    for one, other, name in zip(got, want, names):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        bounds.check(name, one, bounds.float64(other), "one by one", "float32")
+
+
+@pytest.mark.parametrize("backend, case", shared_out(AXES), indirect=["backend"])
+def test_any_axis_of_any_argument(backend, case):
+    extras, axes = AXES[case]
+    names = ("q", "k", "v", *extras)
+    arrays, function = draw(names, axes), call(names)
+    for got, want in zip(mx.vmap(function, axes)(*arrays), one_by_one(function, axes)(*arrays)):
+        assert bits(got) == bits(want), "an entry depends on the others"
+
+    each = gradients(total(function), names)
+    agree(mx.vmap(each, axes)(*arrays), one_by_one(each, axes)(*arrays))
+
+    of_mapped, of_loop = (total(over(function, axes)) for over in (mx.vmap, one_by_one))
+    agree(gradients(of_mapped, names)(*arrays), gradients(of_loop, names)(*arrays))
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_one_launch_for_all_entries(monkeypatch, name):
+    """But for what entries of one launch share: slopes, sinks and keys of their own, and dropout's pattern."""
+    extras, axes = AXES[name]
+    names, launched = ("q", "k", "v", *extras), []
+    plain = current_backend()
+
+    def run(plan, inputs, stream):
+        launched.append(plan.problem.batch)
+        return plain.run(plan, inputs, stream)
+
+    counting = Backend("counting", plain.family, run)
+    monkeypatch.setattr(importlib.import_module("mlx_flash.api"), "current_backend", lambda: counting)
+    mx.vmap(call(names), axes)(*draw(names, axes))
+    assert launched == ([2] * N if name in ("slopes", "sinks", "dropout", "dropout-shared-key") else [2 * N])
+
+
+def test_output_axes(backend):
+    names, axes = ("q", "k", "v"), (0, 0, 0)
+    arrays, function = draw(names, axes), call(names)
+    out, lse = mx.vmap(function, axes, (-1, 2))(*arrays)
+    for got, want, axis in zip((out, lse), one_by_one(function, axes)(*arrays), (-1, 2)):
+        assert bits(got) == bits(mx.moveaxis(want, 0, axis))
+
+
+def test_maps_nest(backend):
+    """Over the batch axis of q, and over heads that share their keys; gradients inside, between and outside."""
+    q, k, v = draw(("q", "k", "v"), (0, None, None))
+
+    def one(q, k, v):  # [heads, length, dimension]
+        return attention(q[None], k[None], v[None], causal=True)[0]
+
+    def loss(q, k, v):
+        return mx.square(one(q, k, v)).sum()
+
+    inner, outer = (0, 0, 0), (0, None, None)
+    want = mx.stack([attention(q[n], k, v, causal=True) for n in range(N)])
+    assert bits(mx.vmap(mx.vmap(one, inner), outer)(q, k, v)) == bits(want)
+
+    def summed(q, k, v):
+        return mx.vmap(loss, inner)(q, k, v).sum()
+
+    def plain(q, k, v):
+        return mx.square(attention(q, k, v, causal=True)).sum()
+
+    wanted = one_by_one(gradients(plain, "qkv"), outer)(q, k, v)
+    agree(mx.vmap(mx.vmap(gradients(loss, "qkv"), inner), outer)(q, k, v), wanted)
+    agree(mx.vmap(gradients(summed, "qkv"), outer)(q, k, v), wanted)
+    totals = [wanted[0], wanted[1].sum(0), wanted[2].sum(0)]
+    agree(gradients(lambda *x: mx.vmap(summed, outer)(*x).sum(), "qkv")(q, k, v), totals)
+
+
+def test_attention_that_is_not_mapped(backend):
+    """Calls inside a mapped function that depend on none of its arguments, or on the unmapped ones only."""
+    q, k, v = draw(("q", "k", "v"), (None, None, None))
+    x = mx.arange(3.0)
+    fixed = attention(q, k, v)
+    assert bits(mx.vmap(lambda x: attention(q, k, v) * x)(x)) == bits(fixed * x.reshape(3, 1, 1, 1, 1))
+    both = mx.vmap(lambda x, q: (attention(q, k, v), attention(q, k, v) * x), (0, None))(x, q)
+    assert bits(both[1]) == bits(fixed * x.reshape(3, 1, 1, 1, 1)) and bits(both[0][2]) == bits(fixed)
+    inside = mx.vmap(lambda x: mx.grad(lambda w: attention(w, k, v).sum())(q) * x)(x)
+    agree([inside], [mx.grad(lambda w: attention(w, k, v).sum())(q) * x.reshape(3, 1, 1, 1, 1)])
+
+
+def test_trees_and_padded_dimensions(backend):
+    """Named arrays; head dimensions that are padded (19 and 21); a window and a softcap; layers on layers."""
+
+    def layers(tree, x):
+        inner = attention(tree["q"], x, x[..., :21], window=(3, 2), softcap=2.0)
+        return mx.square(attention(inner, inner, inner, scale=0.3)).sum()
+
+    q, x = (mx.array(np.random.default_rng(n).standard_normal((N, 1, 2, 7, 19)), mx.float32) for n in range(2))
+    value, (tree, d_x) = mx.vmap(mx.value_and_grad(layers, argnums=(0, 1)), (0, 0))({"q": q}, x)
+    each = [mx.value_and_grad(layers, argnums=(0, 1))({"q": q[n]}, x[n]) for n in range(N)]
+    agree([value, tree["q"], d_x], [mx.stack(z) for z in zip(*((o, g["q"], d) for o, (g, d) in each))])
+
+
+def test_decoding(backend):
+    """Few queries, and more keys than one part holds: how many parts there are follows the folded batch."""
+    q = mx.random.normal((N, 1, 4, 2, 16), key=mx.random.key(0))
+    cache = mx.random.normal((1, 2, 700, 16), key=mx.random.key(1))
+    sinks = mx.array([0.5, -1.0, 2.0, 0.0])
+
+    def decoded(q, k):
+        return attention(q, k, k, causal=True, sinks=sinks, return_lse=True)
+
+    agree(mx.vmap(decoded, (0, None))(q, cache), one_by_one(decoded, (0, None))(q, cache), ("O", "LSE"))
+    each = mx.grad(total(decoded), argnums=(0, 1))
+    agree(mx.vmap(each, (0, None))(q, cache), one_by_one(each, (0, None))(q, cache))
+
+
+def test_block_masks(backend):
+    """One layer for all, and one for each batch entry."""
+    names, axes = ("q", "k", "v"), (0, 0, None)
+    arrays, seen = draw(names, axes), np.random.default_rng(0).random((2, 1, 9, 13)) < 0.6
+    for layers in (seen[:1], seen):
+        function = call(names, mask=BlockMask.from_array(layers, block=32))
+        for got, want in zip(mx.vmap(function, axes)(*arrays), one_by_one(function, axes)(*arrays)):
+            assert bits(got) == bits(want)
+
+
+def test_nothing_to_map_and_nothing_to_attend_to(backend):
+    none = mx.vmap(lambda q: attention(q, q, q))(mx.zeros((0, 1, 2, 5, 16)))
+    assert none.shape == (0, 1, 2, 5, 16)
+    k = mx.zeros((1, 2, 0, 16))
+    out, lse = mx.vmap(lambda q: attention(q, k, k, return_lse=True))(mx.zeros((3, 1, 2, 5, 16)))
+    assert out.shape == (3, 1, 2, 5, 16) and not np.array(out).any() and np.isneginf(np.array(lse)).all()
+
+
+def test_errors_are_about_one_entry(backend):
+    q = mx.zeros((2, 2, 5, 16))
+    with pytest.raises(ValueError, match=r"\] q: expected 4 axes .* got shape \(2, 5, 16\)"):
+        mx.vmap(lambda q: attention(q, q, q))(q)
+    assert attention(q, q, q).shape == q.shape, "the trace that failed is over"
+
+
+def test_compiled(reference):
+    names, axes = ("q", "k", "v"), (0, None, 1)
+    arrays, function = draw(names, axes), call(names)
+    want = mx.vmap(function, axes)(*arrays)
+    agree(mx.compile(mx.vmap(function, axes))(*arrays), want, ("O", "LSE"))
+    agree(mx.vmap(mx.compile(function), axes)(*arrays), want, ("O", "LSE"))
+
+
+def test_checkpoint_around_the_map_and_inside(backend):
+    """Also in a gradient inside the map, where MLX has no rule for what a checkpoint leaves."""
+    names, axes = ("q", "k", "v"), (0, None, 1)
+    arrays, function = draw(names, axes), call(names)
+    loss = total(mx.vmap(function, axes))
+    agree(gradients(mx.checkpoint(loss), names)(*arrays), gradients(loss, names)(*arrays))
+    inside = mx.vmap(mx.checkpoint(function), axes)
+    agree(inside(*arrays), mx.vmap(function, axes)(*arrays), ("O", "LSE"))
+    agree(gradients(total(inside), names)(*arrays), gradients(loss, names)(*arrays))
+    each = mx.vmap(gradients(mx.checkpoint(total(function)), names), axes)
+    agree(each(*arrays), mx.vmap(gradients(total(function), names), axes)(*arrays))
+
+
+def test_a_custom_function_without_a_rule_refuses(backend):
+    """MLX traces it once more, out of our sight: that refuses in a sentence."""
+    q = draw(("q",), (0,))[0]
+    function = mx.custom_function(lambda q: attention(q, q, q))
+    function.vjp(lambda q, d_o, o: d_o)
+    with pytest.raises(ValueError, match=REFUSED):
+        mx.eval(mx.vmap(function)(q))
+
+
+def test_still_no_second_derivatives(backend):
+    q = draw(("q",), (0,))[0]
+
+    def loss(q):
+        return mx.square(mx.grad(lambda q: mx.square(attention(q, q, q)).sum())(q)).sum()
+
+    with pytest.raises(UnsupportedProblem, match="gradients of gradients"):
+        mx.eval(mx.vmap(mx.grad(loss))(q))
+
+
+def test_a_map_taken_before_the_import_refuses(backend):
+    """MLX's own function does not say that it maps: never a wrong result."""
+    q = draw(("q",), (0,))[0]
+    with pytest.raises(ValueError, match=REFUSED):
+        mx.eval(transforms._built_in["vmap"](lambda q: attention(q, q, q))(q))
+
+
+def test_other_functions_map_as_ever():
+    assert mx.vmap(lambda x, y: x + y, in_axes=(0, None))(mx.arange(3), mx.array(2)).tolist() == [2, 3, 4]
+    assert "vectorized" in mx.vmap.__doc__ and mx.vmap.__name__ == "vmap"
+    named = mx.vmap(lambda d: d["a"] - d["b"], in_axes={"a": 0, "b": None}, out_axes=-1)
+    assert named({"a": mx.arange(3), "b": mx.ones(2)}).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"\[vmap\]"):
+        mx.vmap(lambda x: x, in_axes="front")(mx.arange(3))
+    with pytest.raises(TypeError, match="vmap"):
+        mx.vmap(lambda x: x, 0, None)

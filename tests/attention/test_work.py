@@ -1,0 +1,117 @@
+"""What masks hide in whole blocks is not computed: counted 8x8x8 matmuls of each kernel, against closed forms."""
+
+from functools import cache
+
+import mlx.core as mx
+import pytest
+from cases import Case
+from machines import SIMULATED
+from test_gradients import backward
+
+from mlx_flash import BlockMask, attention, use_backend
+from mlx_flash.kernels.apple import lookup
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, STEPS
+from mlx_flash.simulator import mode, profile
+
+MATMULS = [step for step in STEPS if step.matmuls and step is not BACKWARD_MASK]
+LENGTH, WIDTH = 512, 16  # of the problems with masks
+MOST = 0.6  # of the dense count: half of the tiles, and the diagonal blocks in full
+
+
+@cache
+def counted(family: str, query_length: int, key_length: int, head_dim: int, causal: bool) -> dict[str, int]:
+    """Matmuls of each step; on zeros, as the count does not depend on the numbers."""
+    case = Case(query_length, key_length, head_dim, causal=causal)
+    arrays = {name: mx.zeros(shape) for name, shape in case.shapes.items()}
+    with use_backend("simulator", family), mode("fast"), profile() as profiled:
+        mx.eval(list(backward(case, arrays).values()))
+    return by_step(profiled)
+
+
+def by_step(profiled) -> dict[str, int]:
+    found = {step.name: 0 for step in STEPS}
+    for launch in profiled.launches:
+        name = max((name for name in found if name in launch["kernel"]), key=len)
+        found[name] += launch["matmuls"]
+    return found
+
+
+def dense(step, query_length: int, key_length: int, head_dim: int) -> int:
+    """Each of the step's products has Lq x Lk x D elements' worth of multiplications, in fragments of 8."""
+    fragments = -(-query_length // 8) * -(-key_length // 8) * -(-head_dim // 8)
+    return step.matmuls * fragments
+
+
+@pytest.mark.parametrize("step", MATMULS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_causal_skips_what_cannot_be_seen(family, step):
+    length, head_dim = 1024, 64
+    causal, whole = (counted(family, length, length, head_dim, flag)[step.name] for flag in (True, False))
+    assert whole == dense(step, length, length, head_dim)
+    assert 0.5 * whole < causal <= MOST * whole, f"{causal / whole:.3f} of the dense count"
+
+
+@pytest.mark.parametrize("step", MATMULS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_the_edge_of_the_traversal_costs_no_whole_block(family, step):
+    """65 queries and 129 keys: the traversed length is rounded up to fragments, the parallel one to blocks."""
+    found = counted(family, 65, 129, 64, False)[step.name]
+    assert found >= dense(step, 65, 129, 64)
+    if step.name == "backward_key_value":
+        assert found <= dense(step, 65, 129 + 31, 64)
+    else:
+        assert found <= dense(step, 65 + 31, 129, 64)
+
+
+def test_delta_multiplies_no_matrices():
+    assert counted("apple9", 65, 129, 64, False)["delta"] == 0
+
+
+def test_work_beyond_the_diagonal_is_never_done():
+    """Twice as many queries as keys: the first half sees nothing, and its tiles are never visited."""
+    square, tall = (counted("apple9", length, 128, 64, True) for length in (128, 256))
+    for step in MATMULS:
+        assert tall[step.name] == square[step.name], step
+
+
+def masked(family: str, **options) -> dict[str, int]:
+    """Matmuls of each step at LENGTH queries and keys."""
+    q = mx.zeros((1, 1, LENGTH, WIDTH))
+    with use_backend("simulator", family), mode("fast"), profile() as profiled:
+        mx.eval(mx.vjp(lambda *x: attention(*x, **options), [q, q, q], [q])[1])
+    return by_step(profiled)
+
+
+@pytest.mark.parametrize("step", MATMULS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@pytest.mark.parametrize("left, right", [(LENGTH, 0), (40, 0), (3, 77)])
+def test_windows_visit_only_themselves(family, step, left, right):
+    """Each block of the parallel dimension meets the traversed rows in reach, rounded up to a fragment, no more."""
+    parallel = lookup(step, "float32", FAMILIES[family], WIDTH).parallel
+    before, after = (right, left) if step is BACKWARD_KEY_VALUE else (left, right)
+    fragments = 0
+    for first in range(0, LENGTH, parallel):
+        reach = min(LENGTH, first + parallel + after) - max(0, first - before)
+        fragments += parallel // 8 * -(-reach // 8)
+    options = {"causal": True} if left == LENGTH else {"window": (left, right)}
+    assert masked(family, **options)[step.name] == step.matmuls * fragments * (WIDTH // 8)
+
+
+@pytest.mark.parametrize("step", MATMULS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_empty_blocks_are_never_visited(family, step):
+    """A diagonal of blocks of 32: every row of blocks lists one block of 16."""
+    diagonal = BlockMask.from_predicate(lambda i, j: i // 32 == j // 32, LENGTH, LENGTH, block=32)
+    assert masked(family, mask=diagonal)[step.name] * (LENGTH // 32) == dense(step, LENGTH, LENGTH, WIDTH)
+
+
+@pytest.mark.parametrize("step", MATMULS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_blocks_of_other_segments_are_not_visited(family, step):
+    """Eight segments of 64: a block of queries sees one or two of them, and the blocks of keys at their ends."""
+    row = lookup(step, "float32", FAMILIES[family], WIDTH)
+    reach = 64 + row.parallel + 2 * row.traversal
+    ids = mx.arange(LENGTH) // 64
+    found = masked(family, segments=(ids, ids))[step.name]
+    assert 64 / LENGTH <= found / dense(step, LENGTH, LENGTH, WIDTH) <= reach / LENGTH < 1

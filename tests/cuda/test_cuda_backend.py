@@ -1,0 +1,280 @@
+"""Backend "cuda": chosen by itself where there is an NVIDIA GPU, refused with the reason where it cannot run, and its
+kernels, for every step and family, assemble. What needs a GPU is in bench/cuda_trust.py."""
+
+import importlib
+import re
+
+import mlx.core as mx
+import ptxas
+import pytest
+
+from mlx_flash import UnsupportedProblem, attention, explain, use_backend
+from mlx_flash.backends import Backend, cuda
+from mlx_flash.kernels import source
+from mlx_flash.kernels.apple import candidates, max_threads
+from mlx_flash.kernels.config import precision_of
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.metal.ptx import ptx
+from mlx_flash.metal.ptx.kernel import Grid
+from mlx_flash.problem.features import Features
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD
+from mlx_flash.simulator import ToolchainError
+
+backends = importlib.import_module("mlx_flash.backends")
+H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capability_minor": 0}
+
+
+@pytest.fixture
+def forgetful():
+    """Choices are remembered for good: before and after the test they are forgotten."""
+    kept = (backends.backend, backends._on_cuda, cuda.family_here)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch, forgetful):
+    """A machine with an H200, as far as MLX says; the test may change what it says."""
+    information = dict(H200)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda *_: information)
+    monkeypatch.setattr(cuda.driver, "version", lambda: (13, 0))
+    monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
+    return information
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    made = []
+
+    def launch(*, output_shapes, output_dtypes, **facts):
+        made.append(facts)
+        return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
+
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", launch)
+    monkeypatch.setattr("mlx_flash.metal.ptx.kernel.learned", lambda arrays, stream: [mx.zeros(a.ndim) for a in arrays])
+    return made
+
+
+def test_calls_that_differ_in_a_number_alone(gpu, launches):
+    """What a plan's launches share is not shared by plans that differ in a constant."""
+    q, seen = mx.zeros((1, 2, 40, 64), mx.float16), []
+    for scale, left, softcap in ((0.5, 3, 20.0), (0.25, 3, 20.0), (0.25, 5, 20.0), (0.25, 5, 30.0)):
+        for _ in range(2):
+            attention(q, q, q, scale=scale, window=(left, 0), softcap=softcap)
+            numbers = [array.tolist() for array in launches[-1]["inputs"] if array.ndim == 1 and array.size <= 8]
+            assert [scale] * 4 in numbers and [softcap] * 4 in numbers
+            assert any(values[: len(values) // 4][:1] == [left] for values in numbers)
+            seen.append(str(numbers))
+    assert len(set(seen)) == 4
+
+
+def views(*, keys, queries=16, query_heads=2):
+    """q [1, query_heads, queries, 64] and k [1, 2, keys, 64], transposed views: nothing of them is computed."""
+    q, k = (mx.zeros((1, n, heads, 64), mx.float16).swapaxes(1, 2) for n, heads in ((queries, query_heads), (keys, 2)))
+    return q, k
+
+
+@pytest.mark.parametrize(
+    "shape, options, copied",
+    [
+        ({"keys": 300}, {}, True),
+        ({"keys": 300}, {"segments": (mx.zeros(16, mx.int32), mx.zeros(300, mx.int32))}, True),
+        ({"keys": 300}, {"mask": mx.ones((1, 1, 16, 300), mx.bool_)}, False),  # full size if copied
+        ({"keys": 2**16}, {}, True),
+        ({"keys": 2**16 + 1}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 2047}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 2048}, {}, True),
+        ({"keys": 2**20 - 2048, "queries": 2048}, {}, True),
+        ({"keys": 2**20, "queries": 2048}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 512, "query_heads": 8}, {}, True),
+        ({"keys": 300, "queries": 1}, {}, True),
+        ({"keys": 2**16, "queries": 8}, {}, True),
+        ({"keys": 2**16 + 1, "queries": 1}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 8, "query_heads": 8}, {}, False),
+    ],
+    ids=str,
+)
+def test_who_knows_the_strides(gpu, launches, shape, options, copied):
+    """Views are copied where that is cheap, and the kernel then gets the strides of the copy; else they are learned."""
+    q, k = views(**shape)
+    attention(q, k, k, **options)
+    launch = launches[0]
+    decodes = q.shape[2] <= 8
+    assert [f"_{step}_" in launch["name"] for step in (DECODE, FORWARD)] == [decodes, not decodes]
+    assert len(launches) == 1 + (decodes and k.shape[2] > 300)
+    assert launch["ensure_row_contiguous"] == copied
+    given = [array.dtype for array in launch["inputs"][:1]]
+    assert given == [mx.float16 if copied else mx.uint8]
+    strides = [array.tolist()[:4] for array in launch["inputs"] if array.dtype == mx.int64]
+    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    heads, queries = (2, heads // 2 * queries) if decodes else (heads, queries)  # rows of a key head are packed
+    dense = [[heads * queries * 128, queries * 128, 128, 1], [2 * keys * 128, keys * 128, 128, 1]]
+    assert (strides[:2] == dense) == copied
+
+
+def test_no_gpu(monkeypatch, forgetful):
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedProblem, match=r'backend "cuda": this machine has no CUDA GPU.* pip install'):
+        use_backend("cuda")
+
+
+def test_chosen_by_itself(gpu):
+    chosen = backends.current_backend()
+    assert (chosen.name, chosen.family.name) == ("cuda", "sm90")
+    assert "NVIDIA" in explain(head_dim=64).why and explain(head_dim=64).backend == "cuda"
+
+
+@pytest.mark.parametrize(
+    "capability, family", [((8, 0), "sm80"), ((8, 9), "sm80"), ((9, 0), "sm90"), ((12, 0), "sm80")]
+)
+def test_family_of_the_gpu(gpu, capability, family):
+    gpu["compute_capability_major"], gpu["compute_capability_minor"] = capability
+    with use_backend("cuda") as chosen:
+        assert chosen.family.name == family
+    with use_backend("cuda", "apple9") as chosen:
+        assert chosen.family.name == "apple9"
+
+
+def test_an_older_gpu(gpu):
+    gpu["compute_capability_major"], gpu["compute_capability_minor"] = 7, 5
+    with pytest.raises(UnsupportedProblem, match="compute capability 8.0 or later is needed, this GPU has 7.5"):
+        use_backend("cuda")
+    with pytest.warns(UserWarning, match="7.5.* plain mx operations"):
+        assert backends.current_backend().name == "reference"
+    assert "7.5" in explain(head_dim=64).why
+
+
+def test_an_older_driver(gpu, monkeypatch):
+    monkeypatch.setattr(cuda.driver, "version", lambda: (11, 4))
+    with pytest.raises(UnsupportedProblem, match=r"CUDA 12.0 or later.*compute capability 9.0.*is for 11.4"):
+        use_backend("cuda")
+
+
+def test_hopper_kernels_elsewhere(gpu):
+    gpu["compute_capability_major"] = 8
+    with pytest.raises(UnsupportedProblem, match="sm90 need compute capability 9.0, this GPU has 8.0"):
+        use_backend("cuda", "sm90")
+
+
+def test_no_compiler(gpu, monkeypatch, tmp_path):
+    """Named: refused, with the pip line. By itself: the reference, with the reason. Compiled before: it runs."""
+
+    def nothing():
+        raise ToolchainError("found no clang")
+
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    monkeypatch.setattr(cuda, "toolchain", nothing)
+    monkeypatch.setattr(ptx.compiler, "toolchain", nothing)
+    with pytest.raises(UnsupportedProblem, match=r'ziglang.*pip install "mlx-flash-attention\[cuda\].*found no clang'):
+        use_backend("cuda")
+    with pytest.warns(UserWarning, match="pip install"):
+        assert backends.current_backend().name == "reference"
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / "some.ptx").touch()
+    with use_backend("cuda"), pytest.raises(UnsupportedProblem, match=r'backend "cuda": .*pip install'):
+        q = mx.zeros((1, 1, 8, 8))
+        attention(q, q, q)
+
+
+def test_metal_refuses_kernels_for_tensor_cores(forgetful):
+    with pytest.raises(UnsupportedProblem, match="sm80 are NVIDIA's"):
+        use_backend("metal", "sm80")
+
+
+def test_a_call_inside_compile(launches):
+    """Nothing is computed while MLX traces, and the gradients' kernels are launched too."""
+    token = backends._chosen.set(Backend("cuda", FAMILIES["apple9"], cuda.run))
+    try:
+        q = mx.ones((1, 2, 20, 16))
+        step = mx.compile(lambda q: mx.grad(lambda q: attention(q, q, q, causal=True).sum())(q))
+        assert step(q).shape == q.shape
+    finally:
+        backends._chosen.reset(token)
+    assert [launch["name"].split("_")[3] for launch in launches] == ["forward", "delta", "backward", "backward"]
+    assert all(launch["stream"] == mx.gpu and launch["ensure_row_contiguous"] for launch in launches)
+
+
+MOST = dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"), True)
+DECODED = {name: on for name, on in MOST.items() if name != "dropout"}
+KERNELS = [
+    (FORWARD, "apple9", "float32", Features(mask="float32", **MOST)),
+    (DELTA, "apple7", "float16", Features()),
+    (BACKWARD_KEY_VALUE, "sm80", "float16", Features(causal=True)),
+    (BACKWARD_QUERY, "sm90", "bfloat16", Features(block=128, **MOST)),
+    (DECODE, "sm90", "bfloat16", Features(causal=True)),
+    (COMBINE, "sm90", "bfloat16", Features()),
+]
+# Seconds of clang and ptxas each: these wait for `pytest -m ""`.
+MORE_KERNELS = [
+    (FORWARD, "apple7", "bfloat16", Features(block=128, **MOST)),
+    (BACKWARD_QUERY, "apple7", "float16", Features(mask="float16", **MOST)),
+    (BACKWARD_KEY_VALUE, "apple9", "bfloat16", Features(mask="bool", **MOST)),
+    (BACKWARD_MASK, "apple9", "float32", Features(mask="float32", **MOST)),
+    (FORWARD, "sm80", "bfloat16", Features(mask="bfloat16", **MOST)),
+    (FORWARD, "sm90", "float16", Features(causal=True)),
+    (DECODE, "apple9", "float32", Features(mask="float32", **DECODED)),
+    (DECODE, "sm80", "float16", Features(mask="bool", **DECODED)),
+    (DECODE, "sm90", "float16", Features(block=128, **DECODED)),
+]
+KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KERNELS]
+
+
+@pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
+def test_kernels_assemble(step, family, dtype, features):
+    """One of every step, with all that goes together; `python bench/cuda_trust.py --precompile` compiles the rest."""
+    made = compiled(step, FAMILIES[family], dtype, features)
+    text = made.code.decode()
+    assert f".entry {made.name}(" in text and "__clang_ocl" not in text and ".const" not in text
+    # Older drivers know these versions too.
+    assert ".version 7.1\n.target sm_80\n" in text or ".version 8.0\n.target sm_90a\n" in text
+    assert made.shared_memory <= FAMILIES[family].threadgroup_bytes
+    if ".target sm_90a" in text:
+        check_registers_balance(text)
+    try:
+        ptxas.ptxas()
+    except ptxas.Unavailable as error:
+        pytest.skip(str(error))
+    path = next(path for path in ptx.cache_directory().glob("*.ptx") if path.read_bytes() == made.code)
+    said = ptxas.assembled(path, "sm_90a" if ".target sm_90a" in text else "sm_80")
+    assert "error" not in said and "Potential Performance Loss" not in said
+
+
+def check_registers_balance(text: str) -> None:
+    """Hopper waits for ever if some threads take more registers than the others give, of the even share of a launch."""
+    threads, given, taken = (int(re.search(word + r"[. \w]*? (\d+)", text)[1]) for word in ("reqntid", "dec", "inc"))
+    even = 65536 // threads // 8 * 8
+    assert threads == 384 and 256 * taken + 128 * given <= threads * even and taken > even > given
+    assert ".minnctapersm 1\n" in text
+
+
+def compiled(step, family, dtype, features):
+    """The kernel of one table row, for operands of the shapes that a launch has."""
+    row = candidates(step, precision_of(dtype), family)[0]
+    head_dim = 16 if row.tiles == "simdgroup" else 64
+    threads = max_threads(step, row, precision_of(dtype), family, head_dim)
+    kernel = source.build(step, row, family, dtype, head_dim, head_dim, features, threads)
+    inputs = tuple(operand(name, dtype, features) for name in kernel.inputs)
+    outputs = [getattr(mx, name) for name in kernel.output_dtypes]
+    grid = Grid((row.threads * 4, 8, 2), (row.threads, 1, 1))
+    return cuda._of(row)(kernel).compiled(inputs, [], outputs, grid)
+
+
+def operand(name: str, dtype: str, features: Features):
+    """(dtype, axes, elements) of a kernel's input."""
+    shapes = {
+        "scale": (mx.float32, 0, 1), "softcap": (mx.float32, 0, 1), "survivor_scale": (mx.float32, 0, 1),
+        "window": (mx.int32, 1, 2), "extents": (mx.int32, 1, 4), "dropout_key": (mx.uint32, 1, 3),
+        "slopes": (mx.float32, 1, 8), "sinks": (mx.float32, 1, 8), "q_segments": (mx.int32, 2, 512),
+        "k_segments": (mx.int32, 2, 512), "L": (mx.float32, 3, 4096), "delta": (mx.float32, 3, 4096),
+        "block_map": (mx.int32, 4, 512), "block_bitmaps": (mx.uint8, 3, 16384), "block_lists": (mx.int32, 4, 512),
+        "block_counts": (mx.int32, 3, 512), "packing": (mx.int32, 1, 3), "O_parts": (mx.float32, 5, 65536),
+        "L_parts": (mx.float32, 5, 4096),
+    }  # fmt: skip
+    if name == "attention_mask":
+        return mx.bool_ if features.mask == "bool" else getattr(mx, features.mask), 4, 65536
+    return shapes.get(name, (mx.uint8, 4, 65536))

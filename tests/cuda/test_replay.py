@@ -1,0 +1,174 @@
+"""Calls that repeat an earlier one's graph, through mx.compile: as right as those that build their own.
+
+On the reference backend, told to replay as "cuda" does; the operations of a trace are counted where it begins.
+"""
+
+import importlib
+import threading
+
+import bounds
+import mlx.core as mx
+import pytest
+from cases import Case, expected
+from test_determinism import bits
+
+from mlx_flash import BlockMask, UnsupportedProblem, attention
+from mlx_flash.autodiff import call as calls
+from mlx_flash.backends import Backend, backend
+
+CASE = Case(9, 13, 16, causal=True, group=2, key_heads=2, batch=2)
+backends = importlib.import_module("mlx_flash.backends")
+
+
+@pytest.fixture
+def ran():
+    """The steps that were built, by name, on a backend that replays."""
+    found, plain = [], backend("reference")
+
+    def run(plan, inputs, stream):
+        found.append(plan.step.name)
+        return plain.run(plan, inputs, stream)
+
+    calls.forget()
+    token = backends._chosen.set(Backend("reference", None, run, replays=True))
+    yield found
+    backends._chosen.reset(token)
+    calls.forget()
+
+
+def drawn(seed: int = 0) -> list[mx.array]:
+    keys = mx.random.split(mx.random.key(seed), 3)
+    arrays = CASE.arrays()
+    found = [mx.random.normal(arrays[name].shape, key=key) for name, key in zip("qkv", keys)]
+    mx.eval(found)
+    return found
+
+
+def check(arrays):
+    named = dict(zip("qkv", arrays))
+    expected(CASE, CASE.arrays() | named).check(O=attention(*arrays, causal=True, scale=CASE.scale))
+
+
+def close(got, want):
+    """Compiling fuses elementwise operations, which may round differently."""
+    bounds.check("O", got, bounds.float64(want), "replayed", "float32")
+
+
+def test_one_graph_for_calls_that_look_alike(ran):
+    for seed in range(4):
+        check(drawn(seed))
+    assert ran == ["forward"]
+    attention(*drawn(), causal=True, scale=CASE.scale, return_lse=True)
+    attention(*(array[:, :, :5] for array in drawn()), causal=True, scale=CASE.scale)
+    assert ran == ["forward"] * 3
+
+
+def test_what_comes_with_a_call_is_its_own(ran):
+    """Masks, sinks, slopes, segments, blocks and the key of dropout: new numbers give new results."""
+    q, k, v = drawn()
+    draw = [mx.random.normal((8, 4, 9, 13), key=mx.random.key(n)) for n in range(2)]
+    ids = [(mx.array([0] * n + [1] * (9 - n)), mx.array([0] * n + [1] * (13 - n))) for n in (3, 5)]
+    options = {
+        "mask": [array[:2] > 0 for array in draw],
+        "sinks": [array[0, :, 0, 0] for array in draw],
+        "alibi_slopes": [array[1, :, 0, 0] for array in draw],
+        "segments": ids,
+        "key": [mx.random.key(n) for n in range(2)],
+    }
+    for name, values in options.items():
+        given = [{name: value} | ({"dropout": 0.5} if name == "key" else {}) for value in values]
+        first, second, again = (bits(attention(q, k, v, **given[n])) for n in (0, 1, 0))
+        assert first == again != second, name
+    masks = [BlockMask.from_array(array[0] > 0, block=32) for array in draw]
+    first, second, again = (bits(attention(q, k, v, mask=masks[n])) for n in (0, 1, 0))
+    assert first == again != second
+    assert len(ran) <= 2 * len(options) + 3
+
+
+def test_traces_see_the_function_itself(ran):
+    """mx.grad, mx.vmap, mx.compile and mx.jvp do what they do without: after a replay too."""
+    q, k, v = drawn()
+
+    def call(q):
+        return attention(q, k, v, causal=True, scale=CASE.scale)
+
+    for _ in range(2):
+        call(q)
+    built = len(ran)
+    gradient = mx.grad(lambda q: mx.square(call(q)).sum())(q)
+    assert ran[built:] == ["forward", "delta", "backward_query", "backward_key_value"]
+    compiled = mx.compile(lambda q: mx.grad(lambda q: mx.square(call(q)).sum())(q))(q)
+    close(compiled, gradient)
+    mapped = mx.vmap(call)(mx.stack([q, 2 * q]))
+    for one, other in zip(mapped, (q, 2 * q)):
+        close(one, call(other))
+    with pytest.raises(UnsupportedProblem, match="jvp"):
+        mx.jvp(call, [q], [q])
+    check(drawn(5))
+
+
+def test_a_map_over_something_else(ran):
+    """Inside mx.vmap a call whose arrays are not mapped is traced all the same, and replayed again afterwards."""
+    q, k, v = drawn()
+    want = attention(q, k, v)
+    mapped = mx.vmap(lambda x: x + attention(q, k, v))(mx.zeros((3, 1)))
+    close(mapped[2], want)
+    assert bits(attention(q, k, v)) == bits(attention(q, k, v))
+
+
+def test_threads_and_streams_that_did_not_trace(ran):
+    arrays = drawn()
+    check(arrays)
+    failures = []
+
+    def elsewhere():
+        token = backends._chosen.set(replaying)
+        try:
+            check(arrays)
+        except Exception as error:
+            failures.append(error)
+        finally:
+            backends._chosen.reset(token)
+
+    replaying = backends.current_backend()
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert failures == [] and ran == ["forward"] * 2
+    with mx.stream(mx.new_stream(mx.default_device())):
+        check(arrays)
+    assert ran == ["forward"] * 3
+    check(arrays)
+    assert ran == ["forward"] * 3
+
+
+def test_a_trace_that_failed(monkeypatch):
+    """Is not replayed: the next call tries anew, and says the same until it succeeds."""
+    plain, works = backend("reference"), []
+
+    def run(plan, inputs, stream):
+        if not works:
+            raise UnsupportedProblem("not today")
+        return plain.run(plan, inputs, stream)
+
+    calls.forget()
+    token = backends._chosen.set(Backend("reference", None, run, replays=True))
+    try:
+        for _ in range(3):
+            with pytest.raises(UnsupportedProblem, match="not today"):
+                attention(*drawn())
+        works.append(True)
+        check(drawn(3))
+        check(drawn(4))
+    finally:
+        backends._chosen.reset(token)
+        calls.forget()
+
+
+def test_exports(ran, tmp_path):
+    """An export after a replay holds the operations, as one without."""
+    q, k, v = drawn()
+    want, path = attention(q, k, v), str(tmp_path / "attention.mlxfn")
+    mx.export_function(path, lambda q: attention(q, k, v), q)
+    (got,) = mx.import_function(path)(q)
+    close(got, want)

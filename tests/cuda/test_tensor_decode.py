@@ -1,0 +1,189 @@
+"""Decoding on tensor cores, on the simulator: what test_decode.py asks of the kernels for Apple GPUs.
+
+A layer stands for its GPU here ("wgmma" for Hopper): both decode by mma. What narrow and wide are, and with which
+blocks these kernels run, tensor_rows.py says.
+"""
+
+import itertools
+from dataclasses import replace
+from unittest.mock import patch
+
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import pytest
+import test_decode
+from cases import Case
+from tensor_rows import LAYERS, forget, small_rows
+from test_decode import shaped
+from test_determinism import bits
+
+from mlx_flash import BlockMask, attention, use_backend
+from mlx_flash.kernels import split_kv as decoding
+from mlx_flash.kernels.apple import MIXED, lookup
+from mlx_flash.kernels.config import Row
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.nvidia import TENSOR_TABLE
+from mlx_flash.kernels.tile_layers import tensor_elements
+from mlx_flash.problem.kinds import DECODE
+from mlx_flash.simulator import mode, profile, schedule
+
+NARROW = [layer for layer in LAYERS if layer[1] == "narrow"]
+DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
+
+
+@pytest.fixture(params=LAYERS, ids="-".join)
+def layer(request):
+    """The name of a layer whose kernels run inside the test, in parts however few the keys; nothing the simulator's
+    checks find passes."""
+    with mode("check"), patch.object(decoding, "manages_alone", lambda *_: False), small_rows(*request.param):
+        yield request.param[0]
+
+
+only_narrow = pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
+
+
+def shrunk(row: Row, case: Case) -> Row:
+    """The row with the largest blocks of keys that fit the simulator's threadgroups."""
+    fitted = row.fitted(case.group * case.query_length)
+    for traversal in (64, 32, 16):
+        if 2 * tensor_elements(DECODE, replace(fitted, traversal=traversal), case.head_dim, case.value_dim) <= 32768:
+            return replace(row, traversal=min(traversal, row.traversal))
+    raise AssertionError(f"{row} is too large for {case}")
+
+
+def rows_of_the_table() -> list:
+    """(family, index, Case) for each row, twice: q and k as wide as it serves, and v."""
+    found, turns = [], itertools.cycle([(8, 8), (12, 1), (5, 5), (2, 8)])
+    for (step, _, family), rows in TENSOR_TABLE.items():
+        for index, row in enumerate(rows if step is DECODE else ()):
+            for widths in ((row.max_head, 40), (24, row.max_head)):
+                # Wide rows of q lie in threadgroup memory.
+                group, queries = (2, 8) if widths[0] == 256 else next(turns)
+                dtype = ("float16", "bfloat16")[len(found) % 2]
+                case = Case(queries, 643, widths[0], dtype, len(found) % 4 < 2, group, value_dim=widths[1])
+                found.append((family, index, case))
+    return found
+
+
+@pytest.mark.parametrize("family, index, case", rows_of_the_table(), ids=str)
+def test_every_row_of_the_table(family, index, case):
+    key = (DECODE, MIXED, family)
+    rows = TENSOR_TABLE[key]
+    assert lookup(DECODE, case.dtype, FAMILIES[family], max(case.head_dim, case.value_dim)) is rows[index]
+    small = (*rows[:index], shrunk(rows[index], case), *rows[index + 1 :])
+    in_parts = patch.object(decoding, "manages_alone", lambda *_: False)
+    with patch.dict(TENSOR_TABLE, {key: small}), in_parts, mode("check"), use_backend("simulator", family):
+        forget()
+        test_decode.check(case)
+    forget()
+
+
+@only_narrow
+def test_groups_queries_and_keys(layer):
+    """Few kernels, many shapes: ends within a block, one to four simdgroups, several blocks of packed rows."""
+    for case in test_decode.LENGTH_CASES:
+        test_decode.check(replace(case, dtype=DTYPES[layer]))
+
+
+ARRAY, BLOCKS = (test_decode.VARIANTS[name] for name in ("array-mask", "block-mask"))
+VARIANTS = {
+    ("mma", "narrow"): (ARRAY, test_decode.VARIANTS["bool-by-head"]),
+    ("mma", "wide"): (BLOCKS,),
+    ("wgmma", "narrow"): (BLOCKS,),
+    ("wgmma", "wide"): (replace(ARRAY, window=(30, 0)),),
+}
+
+
+@pytest.mark.parametrize(
+    "layer, variant", [(layer, variant) for layer in LAYERS for variant in VARIANTS[layer]], ids=str, indirect=["layer"]
+)
+def test_features_and_their_gradients(layer, variant):
+    feature_cases.check(feature_cases.with_dtype(variant, DTYPES[layer]), stored_output=True)
+
+
+@pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
+@only_narrow
+def test_what_lies_behind_hidden_keys_reaches_nothing(layer, garbage):
+    test_decode.check_hidden_parts(getattr(mx, DTYPES[layer]), garbage)
+
+
+@pytest.mark.parametrize("name", ["bool", "additive", "blocks", "segments", "window"])
+@only_narrow
+def test_rows_that_see_nothing(layer, name):
+    test_decode.check_blind_rows(name, getattr(mx, DTYPES[layer]))
+
+
+def counted(arrays, **options) -> list[dict]:
+    with profile() as found:
+        mx.eval(attention(*arrays, **options))
+    return found.launches
+
+
+def test_which_kernels_ran(layer):
+    """One simdgroup for 16 packed rows, and the one that copies. float32 and wide heads have none that copies."""
+    for group, queries, threads in ((1, 1, 64), (4, 4, 64), (8, 3, 96), (12, 8, 96)):
+        decode, combine = counted(shaped(group, queries, 600, dtype=mx.float16))
+        assert "_decode_" in decode["kernel"] and "_mma" in decode["kernel"] and "_combine_" in combine["kernel"]
+        assert decode["threads"] == threads * decode["threadgroups"]
+    for arrays in (shaped(4, 1, 300), shaped(4, 1, 300, 264, mx.float16)):
+        (decode,) = counted(arrays)
+        assert "_decode_" in decode["kernel"] and "_mma" not in decode["kernel"]
+
+
+@pytest.mark.parametrize("group, queries", [(1, 1), (4, 1), (12, 2), (12, 8)])
+def test_keys_and_values_are_read_once_a_block_of_rows(layer, group, queries):
+    arrays = shaped(group, queries, 600, 64, mx.float16)
+    for name in "KV":
+        assert counted(arrays)[0]["buffers"][name]["loaded"] == -(-group * queries // 32) * arrays[1].nbytes
+
+
+@only_narrow
+def test_only_keys_in_reach_are_copied(layer):
+    """A window's keys; of a block mask the blocks that some head of the group sees, and not a key beyond a border."""
+    arrays, row = shaped(4, 2, 600, dtype=mx.float16), 2 * 16  # bytes of a key, or value
+    keep = np.zeros((8, 2, 600), bool)
+    keep[1, :, 500:510], keep[6, :, 599:] = True, True
+    mask = BlockMask.from_array(keep, block=32)
+    calls = (
+        ({"window": (100, 0)}, 2 * 102),
+        ({"mask": mask}, (512 - 480) + (600 - 576)),
+        ({"mask": mask, "window": (100, 0)}, (512 - 498) + (600 - 576)),
+    )
+    for options, keys in calls:
+        buffers = counted(arrays, **options)[0]["buffers"]
+        assert [buffers[name]["loaded"] for name in "KV"] == [keys * row] * 2, options
+
+
+def test_parts_make_no_difference(layer):
+    """Many parts, few, and one: as accurate, and launches of their own."""
+    case = Case(3, 1301, 40, DTYPES[layer], True, 4, key_heads=2)
+    for most, kernels in ((128, 2), (2, 2), (1, 1)):
+        with patch.object(decoding, "MOST", most):
+            forget()
+            test_decode.check(case)
+            launches = counted([case.arrays()[name] for name in "qkv"], causal=True)
+            assert len(launches) == kernels
+    forget()
+
+
+def test_no_schedule_shows(layer):
+    arrays = shaped(12, 3, 600, 40, getattr(mx, DTYPES[layer]))
+    orders = (("forward", 0), ("reversed", 0), ("random", 1), ("random", 2))
+    found = []
+    for order in orders:
+        with schedule(*order):
+            found.append([bits(array) for array in attention(*arrays, causal=True, return_lse=True)])
+    assert found == found[:1] * len(orders)
+
+
+def test_a_cache_is_read_in_place(layer):
+    """A slice of a longer buffer, whose other tokens are NaN, and rows that begin at no multiple of 16 bytes."""
+    q, k, v = shaped(4, 1, 300, 40, getattr(mx, DTYPES[layer]))
+    want = [bits(array) for array in attention(q, k, v, return_lse=True)]
+    for columns in (40, 41):
+        buffers = [mx.full((1, 2, 512, columns), mx.nan, q.dtype) for _ in range(2)]
+        for buffer, array in zip(buffers, (k, v)):
+            buffer[:, :, :300, :40] = array
+        cache = [buffer[:, :, :300, :40] for buffer in buffers]
+        assert [bits(array) for array in attention(q, *cache, return_lse=True)] == want

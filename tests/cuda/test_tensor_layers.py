@@ -1,0 +1,215 @@
+"""The tile layers for tensor cores, on the simulator: every option, edges of blocks, views, NaN, and all schedules.
+
+mma is what NVIDIA GPUs from Ampere on run, wgmma Hopper; tensor_rows.py says what narrow and wide are.
+"""
+
+from dataclasses import replace
+
+import feature_cases
+import mlx.core as mx
+import numpy as np
+import oracle_variants
+import pytest
+import test_isolation
+from cases import Case, expected
+from feature_cases import Variant
+from oracle_variants import Facts
+from tensor_rows import FAMILY, LAYERS, small_rows
+from test_determinism import bits
+from test_layouts import odd_start
+from test_parameters import check_step, problem
+
+from mlx_flash import BlockMask, attention, backends
+from mlx_flash.kernels.plan import key_value_steps
+from mlx_flash.problem.kinds import BACKWARD_QUERY, FORWARD
+from mlx_flash.simulator import mode, schedule
+
+ALMOST_ALL = ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
+
+
+NARROW, WIDE = ([layer for layer in LAYERS if layer[1] == width] for width in ("narrow", "wide"))
+
+
+@pytest.fixture(params=LAYERS, ids="-".join)
+def layer(request):
+    """The backend that runs one layer's kernels, and nothing the simulator's checks find passes."""
+    with mode("check"), small_rows(*request.param) as backend:
+        yield backend
+
+
+def of(head_dim: int, dtype: str, *features: str, value_dim=None, lengths=(41, 70), axes="bhij") -> Variant:
+    case = Case(*lengths, head_dim, dtype, value_dim=value_dim, group=2, key_heads=1, batch=2)
+    return Variant(case, features, axes, (30, 5))
+
+
+# Each option once for each layer, in either width: every one of them is three or four kernels to compile.
+VARIANTS = {
+    ("mma", "narrow"): (of(8, "float16", *ALMOST_ALL), of(40, "float16", "bool", value_dim=64)),
+    ("mma", "wide"): (of(8, "bfloat16", "blocks", "sinks", value_dim=40),),
+    ("wgmma", "narrow"): (of(8, "bfloat16", *ALMOST_ALL, axes="hj"), of(64, "bfloat16", "bool", value_dim=40)),
+    ("wgmma", "wide"): (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "layer, variant", [(layer, variant) for layer in LAYERS for variant in VARIANTS[layer]], ids=str, indirect=["layer"]
+)
+def test_options(layer, variant):
+    feature_cases.check(variant, stored_output=True)
+
+
+@pytest.mark.parametrize("layer", [("wgmma", "wide")], ids="-".join, indirect=True)
+def test_blocks_of_a_mask_bound_a_threadgroup(layer):
+    """Its table row has 128 queries, the block 64; the first 64 queries see none of what the others see."""
+    variant = of(64, "float16", value_dim=40, lengths=(70, 150))
+    rows, columns = np.arange(70)[:, None] // 64, np.arange(150) // 64
+    keep = (rows == columns) & (variant.draw("blocks").random((70, 150)) < 0.7)
+    arguments, facts = {"mask": BlockMask.from_array(keep, block=64)}, Facts(keep=keep)
+    feature_cases.check_arguments(variant, arguments, facts, stored_output=True)
+
+
+def plain(lengths, dtype="float16", causal=True) -> Case:
+    return Case(*lengths, 40, dtype, causal, group=2, key_heads=2)
+
+
+@pytest.mark.parametrize("lengths", [(70, 150), (33, 31), (17, 1)], ids=str)
+def test_ends_within_a_block(layer, lengths):
+    feature_cases.check(Variant(plain(lengths, "float16", False), ("causal", "lse")), stored_output=True)
+
+
+def aligned(dtype: str) -> Case:
+    """Rows of 128 bytes, which are copied by the shortest way."""
+    return Case(70, 150, 64, dtype, group=2)
+
+
+@pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
+def test_whole_panels(layer):
+    dtype = "bfloat16" if layer.family.name == FAMILY["mma"] else "float16"
+    feature_cases.check(Variant(aligned(dtype), ("lse",)), stored_output=True)
+
+
+def test_one_query(layer):
+    """The forward kernel too, in whose place another one decodes."""
+    case = replace(plain((1, 33)), batch=2)
+    for step in (FORWARD, BACKWARD_QUERY, *key_value_steps(problem(case), layer.family)):
+        check_step(step, case, layer)
+
+
+@pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
+def test_two_panels(layer):
+    case = Case(33, 45, 128, "float16", value_dim=64)
+    arrays = case.arrays()
+    expected(case, arrays).check(O=attention(*(arrays[name] for name in "qkv"), scale=case.scale))
+
+
+RUNS, TURNS = np.arange(192) // 128, np.arange(192) // 32 % 2  # the latter changes with each block
+
+
+@pytest.mark.parametrize("layer", WIDE, ids="-".join, indirect=True)
+@pytest.mark.parametrize("q_ids, k_ids", [(RUNS, TURNS), (TURNS, RUNS)], ids=["keys-skipped", "queries-skipped"])
+def test_every_other_block_is_skipped(layer, q_ids, k_ids):
+    """By those who copy blocks as by those who read them."""
+    q_ids, k_ids = (ids.astype(np.int32)[None] for ids in (q_ids, k_ids))
+    case = Case(192, 192, 40, "float16", group=2)
+    arguments = {"segments": (mx.array(q_ids), mx.array(k_ids))}
+    with schedule("random", 3):
+        variant = Variant(case, ("window", "dropout"), window=(500, 500))
+        others, facts = feature_cases.build(variant)
+        facts = replace(facts, q_ids=q_ids, k_ids=k_ids)
+        feature_cases.check_arguments(variant, others | arguments, facts, stored_output=True)
+
+
+def odd_rows(array: mx.array) -> mx.array:
+    """Rows one element further apart than they are long: none but the first begins at 16 bytes."""
+    return mx.contiguous(mx.concatenate([array, mx.full((*array.shape[:3], 1), mx.nan, array.dtype)], axis=3))[..., :-1]
+
+
+@pytest.mark.parametrize("view", [odd_rows, odd_start], ids=lambda view: view.__name__)
+def test_views_that_are_not_aligned(layer, view):
+    case = plain((33, 70))
+    arrays, variant = case.arrays(), Variant(case, ())
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    got = feature_cases.backward(variant, {name: view(array) for name, array in arrays.items()}, {"causal": True})
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+@pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
+@pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
+def test_what_lies_behind_hidden_keys_reaches_nothing(layer, garbage):
+    variant = VARIANTS["mma" if layer.family.name == FAMILY["mma"] else "wgmma", "narrow"][1]
+    arrays, mask = variant.case.arrays(), {"mask": mx.array(test_isolation.KEEP)}
+    want = feature_cases.backward(variant, arrays, mask)
+    spoiled = {name: mx.where(mask["mask"][:, None], arrays[name], garbage).astype(arrays[name].dtype) for name in "kv"}
+    got = feature_cases.backward(variant, arrays | spoiled, mask)
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+def test_queries_that_see_nothing_reach_nothing(layer):
+    """Those that causality puts before the first key: in their q and their part of the cotangents lies NaN."""
+    case = plain((33, 17))
+    arrays, variant, blind = case.arrays(), Variant(case, ()), (slice(None), slice(None), slice(0, 16))
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    spoiled = {name: test_isolation.spoiled(arrays[name], blind, np.nan) for name in ("q", "d_o")}
+    got = feature_cases.backward(variant, arrays | spoiled, {"causal": True})
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+def test_an_infinity_is_what_ieee_makes_of_it(layer):
+    case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
+    places = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in test_isolation.INFINITE.items()}
+    test_isolation.check_infinities(Variant(case, ("causal",)), places)
+
+
+def test_a_nan_reaches_the_rows_that_see_it(layer):
+    case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
+    arrays, variant = case.arrays(), Variant(case, ())
+    table = oracle_variants.seen(Facts(causal=True), (2, 4, 45, 50))
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    for tensor, place in (("q", (0, 0, 40)), ("k", (1, 1, 30)), ("v", (0, 1, 45)), ("d_o", (1, 0, 20))):
+        spoiled = arrays | {tensor: test_isolation.spoiled(arrays[tensor], place, np.nan)}
+        got = feature_cases.backward(variant, spoiled, {"causal": True})
+        for name, rows in test_isolation.reached(table, tensor, place).items():
+            assert rows.any() or not np.isnan(np.array(got[name])).any()
+            assert np.array_equal(test_isolation.rows_of_nan(got[name]), rows), f"{name}: from {tensor} {place}"
+            assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor)
+
+
+def test_no_schedule_shows(layer):
+    case = plain((45, 70))
+    arrays, variant = case.arrays(), Variant(case, ())
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    for order in (("reversed", 0), ("random", 1)):
+        with schedule(*order):
+            got = feature_cases.backward(variant, arrays, {"causal": True})
+        assert [name for name in want if bits(got[name]) != bits(want[name])] == [], order
+
+
+@pytest.mark.parametrize("layer", WIDE, ids="-".join, indirect=True)
+def test_gradients_made_apart_are_mapped(layer):
+    """By mx.vmap, whose rule takes each step's own inputs."""
+    arrays = plain((33, 70)).arrays()
+    both = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
+    gradients = mx.grad(lambda *qkv: attention(*qkv, causal=True).astype(mx.float32).sum(), argnums=(0, 1, 2))
+    mapped = mx.vmap(gradients)(*both)
+    for entry in range(2):
+        alone = gradients(*(array[entry] for array in both))
+        assert [bits(array[entry]) for array in mapped] == [bits(array) for array in alone]
+
+
+@pytest.mark.parametrize("layer, width", LAYERS, ids=str)
+def test_these_kernels_ran(layer, width):
+    case, ran = plain((33, 70)), []
+    with small_rows(layer, width) as backend:
+
+        def spy(plan, *rest):
+            ran.append((plan.step.name, plan.row.tiles))
+            return backend.run(plan, *rest)
+
+        token = backends._chosen.set(replace(backend, run=spy))
+        try:
+            feature_cases.backward(Variant(case, ()), case.arrays(), {"causal": True})
+        finally:
+            backends._chosen.reset(token)
+    last = ["backward_key", "backward_value"] if width == "wide" else ["backward_key_value"]
+    assert [tiles for step, tiles in ran if step != "delta"] == [layer] * (2 + len(last))
+    assert [step for step, _ in ran] == ["forward", "delta", "backward_query", *last]

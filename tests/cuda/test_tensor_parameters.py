@@ -1,0 +1,165 @@
+"""The rows of the tensor-core layers: each fits its GPU, illegal ones are refused, and what they cannot serve falls
+back."""
+
+from dataclasses import replace
+
+import pytest
+
+from mlx_flash.kernels.apple import MIXED, TABLE, apart, lookup, prove_table
+from mlx_flash.kernels.config import Row
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_registers
+from mlx_flash.kernels.plan import key_value_steps, plan
+from mlx_flash.kernels.source import build
+from mlx_flash.kernels.tile_layers import LAYERS, owner_registers, tensor_elements
+from mlx_flash.problem.features import Features
+from mlx_flash.problem.kinds import (
+    ACCUMULATORS,
+    BACKWARD_KEY,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_QUERY,
+    BACKWARD_VALUE,
+    DECODE,
+    FORWARD,
+)
+from mlx_flash.problem.options import Options
+from mlx_flash.problem.problem import Problem
+from mlx_flash.problem.quantization import Quantization
+
+GPUS = [family for family in FAMILIES.values() if family.tensor]
+ROWS = [
+    pytest.param(step, family, row, id=f"{step}-{family.name}-{row.max_head}")
+    for family in GPUS
+    for (step, _, tensor), rows in TENSOR_TABLE.items()
+    if tensor == family.tensor
+    for row in rows
+]
+
+
+def problem(head_dim: int, dtype="bfloat16", value_dim=None, **options) -> Problem:
+    return Problem(1, 4, 2, 300, 300, head_dim, value_dim or head_dim, dtype, 0.125, options=Options(**options))
+
+
+@pytest.mark.parametrize("step, family, row", ROWS)
+def test_every_row_fits(step, family, row):
+    """By sums of its own: 16-bit panels of 64 columns, a barrier's 1 KB for each traversed operand; fragments and 32
+    registers more. And the kernel's text asks for just that memory."""
+    panels = -(-row.max_head // 64) * 64
+    kept = [name for name in step.cacheable if name in step.inputs and name not in row.cached]
+    walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable)
+    taken = 2 * panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
+    assert taken == 2 * tensor_elements(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
+    owners, copiers = row.parallel * 2, 128 if row.tiles == "wgmma" else 32
+    even = 65536 // -(-(owners + copiers) // 128 * 128) // 8 * 8
+    given = (even * (owners + copiers) - 40 * copiers) // owners // 8 * 8 if row.tiles == "wgmma" else min(even, 255)
+    assert thread_registers(step, row, row.max_head) <= given == owner_registers(row) <= 255
+    assert row.threads == owners + copiers <= 1024
+    kernel = build(step, row, family, "float16", row.max_head, row.max_head, Features(), None)
+    assert f"STAGING = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
+
+
+LEGAL = Row(64, 64, 32, 64, ("O",), 16, "mma", 2)
+JOINT = replace(LEGAL, parallel=128, tiles="wgmma")
+ILLEGAL = [
+    (FORWARD, LEGAL, {"simdgroup_rows": 8}, "16 rows by 16"),
+    (FORWARD, LEGAL, {"traversal": 24}, "16 rows by 16"),
+    (FORWARD, LEGAL, {"parallel": 40}, "whole simdgroups"),
+    (FORWARD, JOINT, {"parallel": 96}, "whole simdgroups"),
+    (FORWARD, LEGAL, {"cached": ("O", "K")}, "may be cached"),
+    (BACKWARD_QUERY, LEGAL, {}, "may be cached"),
+    (FORWARD, LEGAL, {"cached": ("Q",)}, "must be cached"),
+    (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK",)}, "must be cached"),
+    (FORWARD, LEGAL, {"stages": 1}, "two stages"),
+    (FORWARD, LEGAL, {"stages": 16}, "threadgroup bytes exceed"),
+    (FORWARD, LEGAL, {"max_head": 512}, "registers a thread exceed"),
+    (FORWARD, replace(LEGAL, max_head=128), {"parallel": 512}, "registers a thread exceed 56"),
+    (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the rows"),
+    (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
+]
+
+
+@pytest.mark.parametrize("step, row, changes, complaint", ILLEGAL, ids=lambda value: str(value).replace(" ", "_"))
+def test_illegal_rows_are_refused(step, row, changes, complaint):
+    roomy = replace(FAMILIES["sm90"], threadgroup_bytes=10**5 if "bytes" in complaint else 10**6)
+    prove_tensor_row(FORWARD, roomy, row)
+    with pytest.raises(ValueError, match=complaint):
+        prove_tensor_row(step, roomy, replace(row, **changes))
+
+
+def test_the_proof_is_asked_at_import(monkeypatch):
+    key = (FORWARD, MIXED, "sm80")
+    monkeypatch.setitem(TENSOR_TABLE, key, (replace(LEGAL, traversal=24),))
+    with pytest.raises(ValueError, match="16 rows by 16"):
+        prove_table()
+
+
+@pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
+def test_lookup_takes_the_first_row_that_covers_the_head_dimension(family):
+    for (step, _, tensor), rows in TENSOR_TABLE.items():
+        lowest = 1
+        for row in rows if tensor == family.tensor else ():
+            for dtype in ("float16", "bfloat16"):
+                assert lookup(step, dtype, family, lowest) is lookup(step, dtype, family, row.max_head) is row
+            lowest = row.max_head + 1
+
+
+@pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
+def test_what_tensor_cores_do_not_serve(family):
+    """float32, more than 256 columns and quantized operands run on 8x8 matrices."""
+    steps = (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
+    for step in steps:
+        assert lookup(step, "float32", family, 64).tiles == lookup(step, "float16", family, 264).tiles == "simdgroup"
+        assert lookup(step, "float16", family, 264) in TABLE[step, MIXED, "apple9"]
+        assert plan(step, problem(64), family).row.tiles != "simdgroup"
+    assert not apart("float32", family, 256) and not apart("float16", family, 264)
+    packed = problem(64, quantization=Quantization("affine", 4, 64))
+    for step in (FORWARD, DECODE):
+        assert plan(step, packed, family).row.tiles == "simdgroup" and plan(step, packed, family).machine.staged
+
+
+@pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "group, queries, owned", [(1, 1, 16), (4, 4, 16), (17, 1, 32), (8, 5, 48), (8, 8, 64), (16, 8, 64)]
+)
+def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, queries, owned):
+    """In fragments of 16, whatever their number; and several threadgroups of 16 rows fit the memory of a core."""
+    core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # in KB; a threadgroup costs another one
+    for head_dim in (40, 64, 128, 192, 256):
+        asked = replace(problem(head_dim), query_heads=group, key_heads=1, query_length=queries)
+        row = plan(DECODE, asked, family).row
+        assert (row.tiles, row.parallel, row.simdgroup_rows, row.threads) == ("mma", owned, 16, 2 * owned + 32)
+        taken = 2 * tensor_elements(DECODE, row.fitted(16), row.max_head, row.max_head)
+        assert fit * (taken / 1024 + 1) <= core
+
+
+@pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
+def test_dk_and_dv_are_made_apart_beyond_128_columns(family):
+    apart, together = (BACKWARD_KEY, BACKWARD_VALUE), (BACKWARD_KEY_VALUE,)
+    for head_dim, value_dim in ((136, 64), (64, 136), (256, 256)):
+        steps = key_value_steps(problem(head_dim, value_dim=value_dim), family)
+        assert steps == apart
+        assert all(plan(step, problem(head_dim), family).row.tiles == LAYERS_OF[family.name] for step in steps)
+        assert {name for step in steps for name in step.outputs} == {"dK", "dV"} <= ACCUMULATORS
+    for asked in (problem(128), problem(264), problem(256, "float32")):
+        assert key_value_steps(asked, family) == together
+    for apple in (family for family in FAMILIES.values() if not family.tensor):
+        assert key_value_steps(problem(256), apple) == together
+    assert key_value_steps(problem(256), None) == together
+
+
+LAYERS_OF = {"sm80": "mma", "sm90": "wgmma"}
+
+
+@pytest.mark.parametrize("block", [32, 64, 96, 128, 192])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_threadgroup_stays_in_one_block_of_a_mask(family, block):
+    """A threadgroup walks the list of one row of blocks."""
+    for head_dim in (64, 128, 256):
+        asked, machine = problem(head_dim, block=block), FAMILIES[family]
+        for step in (FORWARD, BACKWARD_QUERY, *key_value_steps(asked, machine)):
+            row = plan(step, asked, machine).row
+            assert block % row.parallel == 0, (step, row)
+            if row.tiles != "simdgroup":
+                assert row.parallel % LAYERS[row.tiles].joint_rows == 0
+                prove_tensor_row(step, machine, replace(row, max_head=head_dim))
+            assert (row.tiles != "simdgroup") == bool(machine.tensor)

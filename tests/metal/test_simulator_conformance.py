@@ -1,0 +1,88 @@
+"""Kernels nobody here wrote: MLX's own, from the headers in its macOS wheel, agree with float64 numpy on the simulator.
+
+Where the wheel cannot be fetched these tests are skipped and say why. $MLX_SOURCE, a checkout of MLX, adds the kernels
+that the wheel carries compiled only. The steel attention kernels are in test_simulator_conformance_steel.py.
+"""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conformance import only, parameters
+from metal_conformance import matmul, norms
+from metal_conformance.case import Mismatch, agree
+from metal_conformance.suite import REPORTED, expected_report, outcome
+from metal_conformance.sweep import compile_file, compile_header, headers, kernel_files, sweep
+
+from mlx_flash.simulator import CompileError, MetalLibrary, SimulatorError, mode
+
+pytestmark = pytest.mark.usefixtures("wheel")
+
+
+def test_every_header_compiles(wheel):
+    found = sweep(headers(), compile_header)
+    assert len(found) >= 80
+    assert not {name: why for name, why in found.items() if why}
+
+
+def test_every_kernel_file_of_a_checkout_compiles(wheel):
+    if not kernel_files():
+        pytest.skip("no checkout of MLX: $MLX_SOURCE is not set")
+    assert not {name: why for name, why in sweep(kernel_files(), compile_file).items() if why}
+
+
+@pytest.mark.parametrize("case", parameters(only(lambda case: case.family != "steel attention")), ids=str)
+def test_kernel_computes_what_numpy_computes(case):
+    assert not outcome(case, checked=False)
+
+
+def one_of_each() -> list:
+    """The first case of every family, and everything that is expected to be reported once."""
+    found = {}
+    for case in only(lambda case: True):
+        report = next((start for start in REPORTED if str(case).startswith(start)), "")
+        found.setdefault((case.family, report), case)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("case", one_of_each(), ids=str)
+def test_checked_run_reports_what_is_there_and_nothing_else(case):
+    assert not outcome(case, checked=True), expected_report(case)
+
+
+def test_a_wrong_result_is_a_mismatch():
+    """The comparison can fail: by a value, by a NaN and by a shape."""
+    right = np.ones((2, 2))
+    agree(mx.array(right), right, 0)
+    for wrong in (mx.array([[1, 1], [1, 1.1]]), mx.array([[1, 1], [float("nan"), 1]]), mx.ones((4,))):
+        with pytest.raises(Mismatch):
+            agree(wrong, right, 1e-3)
+
+
+def test_a_wrong_parameter_is_a_mismatch(wheel, monkeypatch):
+    """One row too few in a structure that only the kernel reads: a GEMM that passes for other reasons misses it."""
+    correct = matmul.structure
+    monkeypatch.setattr(
+        matmul, "structure", lambda fields, **values: correct(fields, **{**values, "K": values["K"] - 1})
+    )
+    with mode("fast"), pytest.raises(Mismatch):
+        matmul.run_gemm(mx.float32, "nn")
+
+
+def test_an_error_names_the_file(wheel):
+    text = '#include "mlx/backend/metal/kernels/utils.h"\n'
+    text += "kernel void f(device float* x [[buffer(0)]]) { x[0] = ceildiv(3); }\n"
+    with pytest.raises(CompileError, match="line 2"):
+        MetalLibrary(text, [wheel]).check()
+    with pytest.raises(CompileError, match="'mlx/missing.h' file not found"):
+        MetalLibrary('#include "mlx/missing.h"\n', [wheel])
+
+
+def test_layer_norm_writes_before_its_array():
+    """A row that leaves whole threads of MLX's layer_norm_single_row without elements: a negative `n` is an index."""
+    if not kernel_files():
+        pytest.skip("no checkout of MLX: $MLX_SOURCE is not set")
+    with (
+        mode("check"),
+        pytest.raises(SimulatorError, match="index -[0-9]+ is outside an array in the thread's own memory"),
+    ):
+        norms.run_layer_norm(mx.float32, False, 333)

@@ -1,0 +1,26 @@
+"""MLX's steel attention, from its macOS wheel: every head dimension, dtype and mask, against float64 numpy."""
+
+import mlx.core as mx
+import pytest
+from conformance import only
+from metal_conformance import attention
+from metal_conformance.suite import outcome
+
+from mlx_flash.simulator import SimulatorError, mode
+
+pytestmark = pytest.mark.usefixtures("wheel")
+
+
+@pytest.mark.parametrize("case", only(lambda case: case.family == "steel attention"), ids=str)
+def test_steel_attention(case):
+    assert not outcome(case, checked=False)
+
+
+def test_there_is_a_case_for_each():
+    assert len(only(lambda case: case.family == "steel attention")) == 7 * 3 * 4
+
+
+def test_an_instance_of_mlx_that_no_gpu_can_run():
+    """D192 in float32 with MLX's block sizes needs more threadgroup memory than there is."""
+    with mode("check"), pytest.raises(SimulatorError, match="40448 bytes of threadgroup memory"):
+        attention.run_steel(192, mx.float32, "no", (32, 16, 4, 1))

@@ -1,0 +1,108 @@
+"""What the simulator takes and refuses is what Metal takes and refuses: one small program a rule."""
+
+import re
+
+import mlx.core as mx
+import pytest
+from language_programs import ACCEPTED, BODY, REFUSED
+
+from mlx_flash.metal.cpu import compiler
+from mlx_flash.metal.cpu.settings import MODES
+from mlx_flash.metal.frontend.language import VERSIONS, prefix
+from mlx_flash.metal.frontend.translate import translate
+from mlx_flash.simulator import CompileError, language, metal_kernel, mode
+
+
+def compiled(program: str, version: str = "3.1"):
+    text = program if re.search(r"\bkernel\b", program) else BODY + program + "\n}\n"
+    translation = translate(text, float(version))
+    compiler.check(prefix(version) + translation.text, translation.entry(), "mlx.h")
+
+
+@pytest.mark.parametrize("rule", ACCEPTED)
+def test_accepted(rule):
+    compiled(ACCEPTED[rule])
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_refused(rule):
+    message, program = REFUSED[rule]
+    with pytest.raises(CompileError, match=message) as caught:
+        compiled(program)
+    assert "line " in str(caught.value)
+
+
+@pytest.mark.parametrize("how", MODES)
+def test_a_kernel_that_runs_does_not_call_itself(how):
+    """It is compiled in one go, and the code of its functions looked at on the way."""
+    header = "struct S { int f(int n) const thread { return n ? this->f(n - 1) : 0; } };"
+    kernel = metal_kernel("again", [], ["y"], "S s; y[0] = s.f(3);", header=header)
+    with mode(how), pytest.raises(CompileError, match="line 1: .*no recursion: 'f' calls itself"):
+        kernel(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.int32])
+
+
+# name: (first version that takes it, what the others say, the program)
+NEWER = {
+    "bfloat": (
+        "3.1",
+        "'bfloat', which needs Metal 3.1",
+        "kernel void f(device bfloat* y [[buffer(0)]]) { y[0] = y[1]; }",
+    ),
+    "vectors of bfloat": (
+        "3.1",
+        "'packed_bfloat4', which needs Metal 3.1",
+        "kernel void f(device packed_bfloat4* y [[buffer(0)]]) { y[0] = y[1]; }",
+    ),
+    "coherent memory": (
+        "3.2",
+        "'coherent', which needs Metal 3.2",
+        "kernel void f(coherent(device) device float* y [[buffer(0)]]) { y[0] = 1; }",
+    ),
+    "fences": (
+        "3.2",
+        "'atomic_thread_fence', which needs Metal 3.2",
+        "kernel void f(device float* y [[buffer(0)]]) { y[0] = 1; "
+        "metal::atomic_thread_fence(mem_flags::mem_device, memory_order_seq_cst, thread_scope_device); }",
+    ),
+    "lambdas": (
+        "4.0",
+        "lambda expressions need Metal 4.0",
+        "kernel void f(device float* y [[buffer(0)]]) { auto g = [](float a) { return a + 1; }; y[0] = g(1); }",
+    ),
+    "lambdas that capture": (
+        "4.0",
+        "lambda expressions need Metal 4.0",
+        "kernel void f(device float* y [[buffer(0)]]) { float b = 2; auto g = [&](float a) { return a + b; }; "
+        "y[0] = g(1); }",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", NEWER)
+def test_versions(name, version):
+    first, message, program = NEWER[name]
+    if version >= first:
+        compiled(program, version)
+    else:
+        with pytest.raises(CompileError, match=message) as caught:
+            compiled(program, version)
+        assert str(caught.value).startswith("line 1: ") and "note" not in str(caught.value)
+
+
+def test_the_version_is_a_setting(monkeypatch):
+    """Of custom kernels too, whose signature is MLX's."""
+    kernel = metal_kernel("versions", [], ["y"], "y[0] = __METAL_VERSION__;")
+    call = dict(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.int32])
+    assert kernel(**call)[0].item() == 310
+    for version in VERSIONS:
+        with language(version):
+            assert kernel(**call)[0].item() == int(version.replace(".", "")) * 10
+    monkeypatch.setenv("MLX_FLASH_METAL_LANGUAGE", "3.2")
+    assert kernel(**call)[0].item() == 320
+    with pytest.raises(ValueError, match="one of Metal 3.0, 3.1, 3.2, 4.0, not '2.4'"), language("2.4"):
+        pass
+
+
+def test_both_corpora_are_large():
+    assert len(ACCEPTED) >= 60 and len(REFUSED) >= 60

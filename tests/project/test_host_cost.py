@@ -1,0 +1,154 @@
+"""What a call costs the host before its launch: counted in function calls, which do not depend on who else computes."""
+
+import importlib
+import sys
+from collections import Counter
+
+import mlx.core as mx
+import pytest
+
+from mlx_flash import BlockMask, attention, quantized_attention
+from mlx_flash.autodiff import call as calls
+from mlx_flash.backends import Backend
+from mlx_flash.backends.metal import run_with
+from mlx_flash.kernels.devices import FAMILIES
+
+Q, K = mx.zeros((1, 4, 40, 64)), mx.zeros((1, 2, 40, 64))
+# Function calls up to the launch, Python's and C's: today's number and a third more. bench/host_cost.py has the times.
+BUDGETS = {
+    "plain": ({}, 55),
+    "causal": ({"mask": "causal"}, 55),
+    "bool": ({"mask": mx.ones((40, 40), mx.bool_)}, 58),
+    "several": ({"causal": True, "window": (9, 0), "softcap": 20.0, "sinks": mx.zeros(4), "scale": 0.1}, 75),
+}
+QUANTIZED_BUDGET = 87
+
+
+class Launched(Exception):
+    pass
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A backend whose kernel object is called and launches nothing; it raises `Launched` once `stop` is set."""
+
+    class Stub:
+        stop = False
+
+        def kernel(self, *, output_shapes, output_dtypes, **_):
+            if self.stop:
+                raise Launched
+            return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
+
+    made = Stub()
+    made.backend = Backend("stub", FAMILIES["apple9"], lambda *x: run_with(lambda kernel: made.kernel, *x))
+    monkeypatch.setattr(importlib.import_module("mlx_flash.api"), "current_backend", lambda: made.backend)
+    return made
+
+
+def counted(stub, options, forget=False, attention=attention, keys=K) -> Counter:
+    """Calls by name, of a second call of attention up to its launch."""
+    attention(Q, keys, keys, **options)
+    if forget:
+        calls.forget()
+    found, stub.stop = Counter(), True
+
+    def count(frame, event, argument):
+        if event in ("call", "c_call"):
+            found[frame.f_code.co_name if event == "call" else argument.__name__] += 1
+
+    sys.setprofile(count)
+    try:
+        attention(Q, keys, keys, **options)
+    except Launched:
+        pass
+    finally:
+        sys.setprofile(None)
+        stub.stop = False
+    return found
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_warm_call_does_little(stub, name):
+    options, budget = BUDGETS[name]
+    found = counted(stub, options)
+    assert found["kernel"] == 1 and found["problem_of"] == 0, "checked once, not with every call"
+    assert budget / 2 < found.total() <= budget, found
+
+
+def test_a_warm_call_over_a_quantized_cache(stub, monkeypatch):
+    """Seven arrays in the place of three."""
+    kernels = Backend("metal", stub.backend.family, stub.backend.run)
+    monkeypatch.setattr(importlib.import_module("mlx_flash.autodiff.quantized"), "current_backend", lambda: kernels)
+    packed = mx.quantize(K, group_size=64, bits=4)
+    found = counted(stub, {"causal": True}, attention=quantized_attention, keys=packed)
+    assert found["kernel"] == 1 and found["problem_of"] == found["quantization_of"] == found["shape_of"] == 0
+    assert QUANTIZED_BUDGET / 2 < found.total() <= QUANTIZED_BUDGET, found
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_cold_call_does_more(stub, name):
+    """Or the count would not see that every call is checked again."""
+    options, budget = BUDGETS[name]
+    assert counted(stub, options, forget=True).total() > budget
+
+
+@pytest.mark.parametrize(
+    "good, bad",
+    [
+        ({"causal": True}, {"causal": 1}),
+        ({"window": (1, 0)}, {"window": (True, 0)}),
+        ({"window": (1, 0)}, {"window": (1.0, 0)}),
+        ({"dropout": 0.0}, {"dropout": False}),
+        ({"mask": mx.zeros((40, 40))}, {"mask": mx.zeros((40, 40), mx.float16).astype(mx.int32)}),
+        ({"mask": BlockMask.causal(40, 40, block=32)}, {"mask": BlockMask.causal(40, 41, block=32)}),
+        ({"sinks": mx.zeros(4)}, {"sinks": mx.zeros(5)}),
+        ({"segments": (mx.zeros(40, mx.int32),) * 2}, {"segments": (mx.zeros(40),) * 2}),
+        ({"scale": 1.0}, {"scale": "x"}),
+        ({"softcap": 1.0}, {"softcap": -1.0}),
+    ],
+    ids=lambda options: ",".join(f"{name}-{type(value).__name__}" for name, value in options.items()),
+)
+def test_what_is_wrong_stays_wrong_after_a_call_that_looks_like_it(stub, good, bad):
+    """True equals 1 equals 1.0: kept calls must not let one pass for another."""
+    for _ in range(2):
+        attention(Q, K, K, **good)
+        with pytest.raises(ValueError, match="expected"):
+            attention(Q, K, K, **bad)
+
+
+def test_numbers_in_arrays_are_read_every_time(reference):
+    """A scale that comes as an array looks like any other of its shape."""
+    k = mx.random.normal(K.shape, key=mx.random.key(0))
+    one, other = (attention(k, k, k, scale=mx.array(scale)) for scale in (0.1, 2.0))
+    assert mx.abs(one - other).max() > 0.1
+    assert mx.array_equal(other, attention(k, k, k, scale=2.0))
+
+
+def test_calls_are_kept_apart(reference):
+    """By options, shapes, dtypes, results and backends."""
+    q = mx.random.normal((1, 2, 5, 16), key=mx.random.key(0))
+    plain, causal = attention(q, q, q), attention(q, q, q, causal=True)
+    assert not mx.array_equal(plain, causal)
+    assert isinstance(attention(q, q, q, return_lse=True), tuple) and isinstance(attention(q, q, q), mx.array)
+    assert attention(q[:, :, :3], q, q).shape == (1, 2, 3, 16)
+    half = q.astype(mx.float16)
+    assert attention(half, half, half).dtype == mx.float16
+
+
+def test_equal_streams_are_one(reference):
+    """MLX makes a new object whenever it is asked for a stream."""
+    q = mx.zeros((1, 1, 3, 8))
+    calls.forget()
+    for _ in range(5):
+        attention(q, q, q, stream=mx.default_stream(mx.default_device()))
+        attention(q, q, q, stream=mx.default_device())
+    assert len(calls._kept) == 2
+
+
+def test_what_is_kept_is_bounded(reference, monkeypatch):
+    monkeypatch.setattr(calls, "MOST", 4)
+    for length in range(1, 10):
+        q = mx.zeros((1, 1, length, 8))
+        attention(q, q, q)
+        assert len(calls._kept) <= 4

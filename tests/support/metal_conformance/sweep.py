@@ -1,0 +1,81 @@
+"""Which of MLX's kernel headers and kernel files compile here."""
+
+import os
+from pathlib import Path
+
+from metal_conformance.headers import KERNELS, include_directory
+from mlx_flash.metal import CompileError, MetalLibrary
+
+# What MLX includes or pastes before a header that does not include it itself.
+_BEFORE = {
+    "steel/gemm/kernels/": ("steel/gemm/gemm.h",),
+    "steel/conv/kernels/": ("steel/conv/conv.h", "steel/conv/params.h", "steel/utils.h"),
+    "steel/conv/loaders/": ("steel/conv/conv.h",),
+    "steel/conv/loader.h": ("steel/conv/conv.h",),
+    "steel/gemm/": ("steel/utils.h",),
+    "steel/attn/": ("steel/utils.h",),
+    "reduction/": ("atomic.h", "reduction/ops.h"),
+    "reduce.h": ("atomic.h", "reduction/ops.h"),
+    "indexing/": ("indexing/indexing.h", "atomic.h", "reduction/ops.h"),
+    "binary.h": ("binary_ops.h",), "binary_two.h": ("binary_ops.h",), "ternary.h": ("ternary_ops.h",), "unary.h": (
+        "unary_ops.h",),
+    "quantized.h": ("steel/gemm/gemm.h", "quantized_utils.h"), "fp_quantized.h": ("steel/gemm/gemm.h",
+        "quantized_utils.h"),
+    "searchsorted.h": ("sort.h",), "gemv_masked.h": ("steel/utils.h",),
+}  # fmt: skip
+
+
+def headers() -> list[str]:
+    """The wheel's kernel headers for GPUs without neural accelerators, relative to MLX's kernel folder."""
+    root = include_directory() / KERNELS
+    names = (path.relative_to(root).as_posix() for path in root.rglob("*.h"))
+    return sorted(name for name in names if "nax" not in name)
+
+
+def compile_header(name: str):
+    """Raises CompileError if a header does not compile."""
+    before = next((files for start, files in _BEFORE.items() if name.startswith(start)), ())
+    text = "".join(f'#include "{KERNELS}/{file}"\n' for file in ("utils.h", *(f for f in before if f != name), name))
+    MetalLibrary(text, [include_directory()], name=name).check([])
+
+
+def source_directory() -> Path | None:
+    """A checkout of MLX, named by $MLX_SOURCE: it has the kernel files that the wheel carries in compiled form only."""
+    given = os.environ.get("MLX_SOURCE")
+    return Path(given) if given else None
+
+
+def kernel_files() -> list[str]:
+    """The checkout's .metal files, likewise; none without a checkout."""
+    if source_directory() is None:
+        return []
+    root = source_directory() / KERNELS
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.metal") if "nax" not in path.name)
+
+
+def compile_file(name: str):
+    """Raises CompileError if a kernel file does not compile; tries three instances of every kernel."""
+    root = source_directory()
+    # MLX builds what waits for other devices as Metal 3.2 only.
+    language = "3.2" if name == "fence.metal" else "3.1"
+    source = MetalLibrary((root / KERNELS / name).read_text(), [root], language, name=name)
+    instances: dict[str, list[str]] = {}
+    for host_name in source.kernel_names:
+        instances.setdefault(source.translation.function(host_name), []).append(host_name)
+    source.check(
+        list(dict.fromkeys(n for names in instances.values() for n in (names[0], names[len(names) // 2], names[-1])))
+    )
+
+
+def sweep(names: list[str], compile_one) -> dict[str, str]:
+    """name -> "" or the first line that does not compile."""
+    found = {}
+    for name in names:
+        try:
+            compile_one(name)
+        except CompileError as error:
+            lines = str(error).splitlines()
+            found[name] = next((line for line in lines if "error:" in line), lines[-1])
+        else:
+            found[name] = ""
+    return found

@@ -1,0 +1,316 @@
+"""Mistakes in our own templates, one each, and the test of the normal suite that notices it.
+
+`old` occurs once in its template; with `new` in its place the kernels still compile and are wrong, or work in vain.
+test_mutants.py makes each mistake and runs its killer.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    template: str  # templates/<template>.metal
+    name: str
+    old: str
+    new: str
+    killer: str  # id of a test below tests/
+    mode: str = "fast"  # of the simulator; "check" where its report is what kills, or memory would be overrun
+
+
+def of(template: str, *mutants: tuple) -> list[Mutant]:
+    return [Mutant(template, *mutant) for mutant in mutants]
+
+
+def output(name: str, family: str = "apple7") -> str:
+    """The forward kernel alone: cheap, for what all kernels share."""
+    return f"test_variants.py::test_output[simulator-{family}-{name}]"
+
+
+def gradients(name: str, family: str = "apple7") -> str:
+    return f"test_variants.py::test_gradients[simulator-{family}-{name}]"
+
+
+PLAIN, CAUSAL, SHARED = gradients("plain"), gradients("causal"), output("plain")
+DIRECT, DIRECT_OUTPUT = gradients("plain", "apple9"), output("plain", "apple9")  # operands are not staged
+HEADS = "test_regressions.py::test_nsa_27_levanter_449_query_head_to_key_head[simulator-apple9]"
+BLIND = "test_regressions.py::test_flash_attention_1778_pytorch_41508_rows_that_see_nothing[simulator-apple9]"
+PAGED = "test_regressions.py::test_ordinary_case[simulator-apple7-mlx-2409-one-query]"
+PADDED = "test_regressions.py::test_ordinary_case[simulator-apple9-flash-attention-2896-dq-of-padded-72]"
+ALIGNED = "test_forward.py::test_causal_alignment[simulator-apple9-(33, 17)]"
+UNALIGNED = (
+    "test_layouts.py::test_views_equal_their_copies[simulator-apple7-odd_start-33x65-d64-float16-dense-4over2-b2-plain]"
+)
+HIDDEN = "test_isolation.py::test_what_lies_behind_hidden_keys_reaches_nothing[simulator-{}]"
+NAN = "test_isolation.py::test_a_nan_reaches_the_rows_that_see_it[simulator-{}]"
+PAST = "test_work.py::test_windows_visit_only_themselves[512-0-apple9-{}]"
+REACH = "test_work.py::test_windows_visit_only_themselves[3-77-apple9-{}]"
+OTHER = "test_work.py::test_blocks_of_other_segments_are_not_visited[apple9-{}]"
+SCHEDULES = "test_schedules.py::test_no_schedule_shows[apple7-plain]"
+
+PACKED = "test_quantized.py::test_accuracy[simulator-{}]"
+CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
+TENSOR = "test_tensor_layers.py::test_{}"
+DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
+
+# fmt: off
+FORWARD = of(
+    "forward",
+    ("rescale-skipped", "(o, correction, p, v, whole)", "(o, tile::RowVector<R>{{1}}, p, v, whole)", SHARED),
+    ("key-head-by-modulo", "h / (int(Q_shape[1]) / int(K_shape[1]))", "h % int(K_shape[1])", HEADS),
+    ("empty-row-divided", "state.l[i] == 0 ? 0 : 1 / state.l[i]", "1 / state.l[i]", BLIND),
+    ("first-block-forgotten", "blocks - 1 - position", "blocks - position", output("causal"), "check"),
+    ("scale-forgotten", "? 1 : scale * M_LOG2E_F", "? 1 : M_LOG2E_F", SHARED),
+    ("one-row-too-many", "if (row < Lq && lane", "if (row <= Lq && lane", SHARED, "check"),
+    ("rows-of-key-heads", "(long(b) * Q_shape[1] + h) * Lq", "(long(b) * K_shape[1] + h) * Lq", SHARED, "check"),
+    ("not-normalised", "o.store(O + row0 * DV, first, normaliser)",
+     "o.store(O + row0 * DV, first, tile::RowVector<R>{{1}})", SHARED),
+    ("cap-without-scale", "softmax::cap(s, slope, scale, softcap)",
+     "softmax::cap(s, slope, 1, softcap)", output("softcap")),
+)
+BACKWARD_QUERY = of(
+    "backward_query",
+    ("dq-forgets-scale", "d_q.store(dQ + row0 * D, first, scale_row)", "d_q.store(dQ + row0 * D, first, one)", PLAIN),
+    ("dq-in-base-e", "? 1 : scale * M_LOG2E_F", "? 1 : scale", PLAIN),
+    ("dq-key-head-by-modulo", "h / (int(Q_shape[1]) / int(K_shape[1]))", "h % int(K_shape[1])", PLAIN),
+    ("dq-delta-of-the-first-row", "delta[row0 + row]", "delta[row0 + min(first, Lq - 1)]", PLAIN),
+    ("dq-without-the-slope", "softmax::multiply(ds, slope);", "", gradients("softcap")),
+    ("dq-drops-nothing", "dropout::apply<false>(ds, drop, first, c, lane);", "", gradients("dropout")),
+)
+BACKWARD_KEY_VALUE = of(
+    "backward_key_value",
+    ("dk-forgets-scale", "d_k.store(dK + row0 * D, first, scale_row)", "d_k.store(dK + row0 * D, first, one)", PLAIN),
+    ("dv-scaled", "multiply_ab<Element>(d_v, one, p,", "multiply_ab<Element>(d_v, scale_row, p,", PLAIN),
+    ("first-head-of-the-group-only", "h < (h_k + 1) * group", "h < h_k * group + 1", PLAIN),
+    ("statistics-of-key-heads", "(long(b) * Hq + h) * Lq", "(long(b) * Hk + h) * Lq", PLAIN),
+    ("one-column-for-two", "c * 8 + lane.column + e, Lq - 1)", "c * 8 + lane.column, Lq - 1)", PLAIN),
+    ("statistics-past-the-end", "min(r + c * 8 + lane.column + e, Lq - 1)",
+     "r + c * 8 + lane.column + e", PLAIN, "check"),
+    ("transposed-mask-swapped", "mask::apply<true>(p, visibility, r, first,",
+     "mask::apply<true>(p, visibility, first, r,", CAUSAL),
+    ("transposed-dropout-swapped", "dropout::apply<true>(kept, drop, r, first,",
+     "dropout::apply<true>(kept, drop, first, r,", gradients("dropout")),
+    ("dk-without-the-slope", "softmax::multiply(ds, slope);", "", gradients("softcap")),
+)
+DELTA = of(
+    "delta",
+    ("delta-columns-too-many", "d < DV; d += 128", "d <= DV; d += 128", PLAIN, "check"),
+    ("delta-four-at-once-from-anywhere", "% sizeof(Four) == 0", "% sizeof(Four) < 99",
+     UNALIGNED, "check"),
+    ("delta-of-one-lane", "sum = simd_sum(sum);", "", PLAIN),
+)
+BACKWARD_MASK = of(
+    "backward_mask",
+    ("mask-sums-one-head", "heads == 1 ? Hq : h0 + 1", "h0 + 1", gradients("additive-by-query")),
+    ("mask-sums-one-batch-entry", "batches == 1 ? int(Q_shape[0]) : b0 + 1", "b0 + 1", gradients("additive-by-key")),
+    ("mask-keeps-the-last-sum", "tile::add(total, ds);", "total = ds;", gradients("additive-by-key")),
+    ("mask-place-transposed", "place % column_blocks * BT",
+     "place / column_blocks * BT", gradients("additive"), "check"),
+    ("mask-sums-other-columns", "min(seen.end, columns == 1 ? Lk : column + BT)", "seen.end", gradients("additive")),
+)
+DECODE = of(
+    "decode",
+    ("first-head-of-every-group", "h = h_k * (rows / Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
+    ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple9-sinks")),
+    ("part-without-an-end", "end = min(seen.end, begin + packing[1]);", "end = seen.end;",
+     DECODING.format("apple7-softcap")),
+    ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0", "state.l[i] == 0", DECODING.format("apple7-softcap")),
+    ("part-of-another-batch-entry", "(long(part) * Q_shape[0] + b)", "(long(b) * parts + part)",
+     DECODING.format("apple7-softcap")),
+    ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
+    ("rows-of-the-first-block-only", "position % blocks * BP", "0",
+     "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
+    ("copied-beyond-the-border", "tile::feeds(k, v, c, next)", "tile::feeds(k, v, c, end)",
+     "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
+    ("copiers-store-too", "if (lane.copies()) return;", "",
+     "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
+)
+COMBINE = of(
+    "combine",
+    ("parts-not-weighed", "const float weight = exp2(L_parts[place] - reference);",
+     "const float weight = 1;", DECODING.format("apple7-softcap")),
+    ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
+     DECODING.format("apple7-softcap")),
+    ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
+     "test_decode.py::test_rows_that_see_nothing[simulator-apple9-bool]"),
+)
+QUANTIZED = of(
+    "quantized",
+    ("bias-forgotten", "return scale * float(code) + bias;", "return scale * float(code);", PACKED.format("apple7-0")),
+    ("scale-of-the-first-group", "row * scale_stride + column / GROUP", "row * scale_stride",
+     PACKED.format("apple9-2")),
+    ("every-second-word-forgotten", "codes.at[e * BITS / 32]", "codes.at[0]", CODES.format("mxfp88g32")),
+    ("codes-from-the-top", "(e * BITS % 32)) &", "(32 - BITS - e * BITS % 32)) &", CODES.format("nvfp44g16")),
+    ("exponent-off-by-one", "(exponent + 120)", "(exponent + 121)", CODES.format("mxfp88g32")),
+    ("code-without-a-number", "(code & 127) == 127 ? NAN : normal", "normal", CODES.format("mxfp88g32")),
+    ("largest-code", "float(m) - 2 : 6", "float(m) - 2 : 5", CODES.format("mxfp44g32")),
+    ("smallest-scale", "scale == 0 ? 0x400000u : uint(scale) << 23", "uint(scale) << 23", CODES.format("mxfp44g32")),
+    ("packed-row-past-the-end", "if (row < valid) values = run", "values = run", PACKED.format("apple7-0"), "check"),
+    ("packed-before-all-have-read", "RUNS = H / 8;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "RUNS = H / 8;", "test_quantized.py::test_no_schedule_shows[apple7-37]", "check"),
+)
+SOFTMAX = of(
+    "softmax",
+    ("lse-in-base-e", ": m + log2(l)", ": m + log(l)", SHARED),
+    ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
+    ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
+    ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
+    ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
+    ("sink-in-base-e", "m[i] = sink * M_LOG2E_F;", "m[i] = sink;", output("sinks")),
+    ("nan-behind-a-mask", "select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds",
+     NAN.format("apple7-('v', 'blocks')")),
+    ("slope-of-another-function", "slope.at[i][c] = 1 - u * u;", "slope.at[i][c] = 1 - u;", gradients("softcap")),
+    ("delta-added", "(dp.at[i][c] - tile::spread(delta, i, c))", "(dp.at[i][c] + tile::spread(delta, i, c))", PLAIN),
+    ("nan-query-in-every-key", "whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY)", "p",
+     NAN.format("apple7-('q', 'causal')")),
+    ("slope-of-a-hidden-nan", "select(s.at[i][c] * factor.at[i][c], tile::Pair<float>(0), s.at[i][c] == 0)",
+     "s.at[i][c] * factor.at[i][c]", HIDDEN.format("apple7-('with', 'bool')")),
+)
+MASK = of(
+    "mask",
+    ("diagonal-hidden", "min(seen.end, last + 1);", "min(seen.end, last);", ALIGNED),
+    ("causal-to-the-upper-left", "min(last_query, queries - 1) + keys - queries", "min(last_query, queries - 1)",
+     ALIGNED),
+    ("window-right-off-by-one", "min(seen.end, last + right + 1)", "min(seen.end, last + right)", output("window")),
+    ("whole-tile-right-of-the-window", "distance(first_query, last_key) > right",
+     "distance(last_query, last_key) > right", output("wide-window")),
+    ("window-starts-late", "max(0, first - left)", "max(0, first - left + 1)", output("window")),
+    ("window-ends-early", "min(queries, last + left + 1)", "min(queries, last + left)", gradients("window")),
+    ("queries-start-late", "seen.begin = max(0, first);", "seen.begin = max(0, first + 1);", CAUSAL),
+    ("future-keys-visited", "if (CAUSAL) seen.end = min(seen.end, last + 1);", "", PAST.format("forward")),
+    ("past-queries-visited", "if (CAUSAL) seen.begin = max(0, first);", "", PAST.format("backward_key_value")),
+    ("window-ignored-by-loops", "if (HAS_WINDOW) seen = Range{max(0,",
+     "if (false) seen = Range{max(0,", REACH.format("forward")),
+    ("keys-past-the-end", "if (row >= (TRANSPOSED ? keys : rows)) return {0, 0};", "",
+     gradients("segments"), "check"),
+    ("queries-before-the-diagonal", "HAS_WINDOW || (TRANSPOSED && CAUSAL)", "HAS_WINDOW", CAUSAL),
+    ("whole-tile-past-the-diagonal", "distance(first_query, last_key) > 0) return false",
+     "distance(last_query, last_key) > 0) return false", output("causal")),
+    ("whole-tile-past-the-window", "distance(last_query, first_key) < -left",
+     "distance(first_query, first_key) < -left", output("wide-window")),
+    ("segment-span-of-one-lane", "found.end = simd_max(found.end);", "", output("segments")),
+    ("segment-span-with-gaps", "i < end; i += 32", "i < end; i += 64", output("segments")),
+    ("last-segment-skipped", "other.begin > own.end ||", "other.begin >= own.end ||", output("segments")),
+    ("segments-whole-by-own-span", "(own.begin != own.end || other.begin != other.end)",
+     "own.begin != own.end", output("segments")),
+    ("segments-never-skipped", "return other.begin > own.end || other.end < own.begin;",
+     "return false;", OTHER.format("forward")),
+    ("partial-block-taken-whole", "if (HAS_BLOCKS && state != 1) return false;", "", gradients("blocks")),
+    ("block-ends-early", "(block + 1) * BLOCK)}", "(block + 1) * BLOCK - 1)}", output("blocks")),
+    ("list-count-off-by-one", "(h) * block_counts_strides[1] + (row) / BLOCK]",
+     "(h) * block_counts_strides[1] + (row) / BLOCK] - 1", output("blocks"), "check"),
+    ("list-of-the-first-row", "(row) / BLOCK * block_lists_strides[2]", "0", output("blocks"), "check"),
+    ("bitmap-transposed", "i % BLOCK * BLOCK + j % BLOCK]", "j % BLOCK * BLOCK + i % BLOCK]", output("blocks")),
+    ("every-block-entered", "const int entry = block_list[n], block = entry >> 1;",
+     "const int entry = block_list[0], block = entry >> 1;", output("blocks")),
+    ("mask-rows-by-the-column-stride", "mask_row = attention_mask_strides[2]",
+     "mask_row = attention_mask_strides[3]", output("bool")),
+    ("mask-of-the-first-head", " + (h) * attention_mask_strides[1]", "", output("additive")),
+    ("added-in-base-e", "float(mask_at(row, j)) * M_LOG2E_F", "float(mask_at(row, j))", output("additive")),
+    ("alibi-signed", "float(abs(distance(query_of(row), j)))", "float(distance(query_of(row), j))", output("alibi")),
+    ("packed-rows-are-queries", "PACKED ? row % queries : row", "row", DECODING.format("apple7-causal"), "check"),
+    ("packed-rows-of-one-head", "PACKED ? row / queries : 0", "0", DECODING.format("apple7-bool-by-head")),
+    ("packed-rows-seen-whole", "first_query = 0;\n", "first_query = queries - 1;\n", DECODING.format("apple7-causal")),
+    ("blocks-of-the-last-head", "found = found || block != 0;", "found = block != 0;",
+     DECODING.format("apple7-blocks")),
+    ("blocks-of-all-heads-full", "if (block != 1) state = 0;", "",
+     "test_decode.py::test_rows_that_see_nothing[simulator-apple9-blocks]"),
+    ("no-bias-in-whole-tiles", "if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;",
+     "if (whole) return true;", output("alibi")),
+    ("columns-of-another-visit", "min(seen.end - first_column, valid)", "(seen.end - first_column)", output("blocks")),
+    ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
+     HIDDEN.format("apple9-('alone', 'additive')")),
+)
+DROPOUT = of(
+    "dropout",
+    ("survivors-not-scaled", "p.at[i][c][e] * dropout.scale", "p.at[i][c][e]", output("dropout")),
+    ("nine-rounds", "round < 10", "round < 9", output("dropout")),
+    ("one-pattern-for-all-batches", "(b) * Q_shape[1] + (h)", "(h)", output("dropout")),
+    ("query-and-key-swapped", "first_query + (TRANSPOSED ? column : row)", "first_query + row", gradients("dropout")),
+)
+TILE_SIMDGROUP = of(
+    "simdgroup",
+    ("staged-before-all-have-read", "RUNS = H / N;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "RUNS = H / N;", SCHEDULES, "check"),
+    ("read-before-all-is-staged", "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "+ c) = values;\n    }", SCHEDULES, "check"),
+    ("barrier-orders-nothing", "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
+    ("row-past-the-end", "(min(first + i * 8 + lane.row, rows - 1) - base)",
+     "(first + i * 8 + lane.row - base)", DIRECT_OUTPUT, "check"),
+    ("edge-row-read", "if (EDGE && row >= valid) return Pair<T>(T(0));", "", DIRECT_OUTPUT, "check"),
+    ("edge-pair-read", "if (row + 1 < valid) pair[1]", "if (row < valid) pair[1]", DIRECT, "check"),
+    ("staged-past-the-end", "if (row < valid) values", "values", SHARED, "check"),
+    ("every-row-stored", "if (i * 8 >= rows) continue;", "", SHARED, "check"),
+    ("page-not-cleared", "for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));", "{}", PAGED),
+    ("row-sum-of-two-lanes", "return x + simd_shuffle_xor(x, ushort(8));", "return x;", SHARED),
+    ("row-max-of-two-lanes", "return max(x, simd_shuffle_xor(x, ushort(8)));", "return x;", SHARED),
+    ("column-sum-of-other-lanes", "return x + simd_shuffle_xor(x, ushort(16));",
+     "return x + simd_shuffle_xor(x, ushort(1));", gradients("additive-by-key")),
+    ("morton-order-broken", "((lane >> 2) & 4) + ((lane >> 1) & 3)", "((lane >> 1) & 7)", DIRECT_OUTPUT, "check"),
+    ("last-head-block-forgotten", "if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);", "", PADDED),
+    ("hidden-nan-multiplied", "if (isfinite(float(fragment[e]))) continue;", "continue;",
+     HIDDEN.format("apple7-('alone', 'bool')")),
+    ("one-sign-of-infinity", "n % 2 ? -INFINITY : INFINITY", "INFINITY",
+     "test_isolation.py::test_an_infinity_is_what_ieee_makes_of_it[simulator-apple9-window]"),
+    ("float32-sums-run-on", "sizeof(typename B::Element) == 4", "false",
+     "test_gradients.py::test_long_sums[simulator-apple7-(33, 16384)]"),
+    ("seen-nan-swallowed", "if (EDGE && simd_any(found)) add_infinities<H, R, BT>(block, p, b, column);", "",
+     NAN.format("apple7-('v', 'blocks')")),
+)
+TILE = of(
+    "tile",
+    ("strides-swapped", "b * strides[0] + h * strides[1]", "h * strides[0] + b * strides[1]", SHARED, "check"),
+)
+TILE_TENSOR = of(
+    "nvidia",
+    ("copiers-count-from-zero", "lane.thread_index - 32 * OWNERS", "lane.thread_index",
+     TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
+    ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
+     TENSOR.format("whole_panels[mma-narrow]")),
+    ("copied-by-16-bytes-from-anywhere", "const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
+     "const bool aligned = true;", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
+    ("next-row-in-the-last-half-step", "const bool exists = row < valid && column < D;",
+     "const bool exists = row < valid;",
+     TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
+)
+TILE_CAREFUL = of(
+    "nan_safe",
+    ("infinity-a-number", "(pairs[e] & 0x7fff7fffu) + step", "(pairs[e] & 0x7fff7fffu)",
+     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-mma-narrow]")),
+    ("every-part-the-first", "+ part * (4 * PANEL / 8)", "",
+     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
+    ("nan-of-the-upper-rows", "sign * INFINITY), lower_seen > 0)", "sign * INFINITY), upper_seen > 0)",
+     TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
+    ("careful-of-the-first-columns", "c.set(2 * i, d, upper);", "c.set(2 * i, 0, upper);",
+     TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
+)
+TILE_MMA = of(
+    "mma",
+    ("mma-rescale-skipped", "c.multiply(factor);", "", TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
+)
+TILE_WGMMA = of(
+    "wgmma",
+    ("wgmma-adds-to-anything", "a.first - joint, d > 0)", "a.first - joint, true)",
+     TENSOR.format("ends_within_a_block[wgmma-wide-(33, 31)]")),
+    ("wgmma-multiplies-hidden-nan", "if (!simd_all(whole || all_finite(b))) {", "if (false) {",
+     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
+)
+# fmt: on
+MUTANTS = [
+    *FORWARD,
+    *BACKWARD_QUERY,
+    *BACKWARD_KEY_VALUE,
+    *DELTA,
+    *BACKWARD_MASK,
+    *DECODE,
+    *COMBINE,
+    *QUANTIZED,
+    *SOFTMAX,
+    *MASK,
+    *DROPOUT,
+    *TILE_SIMDGROUP,
+    *TILE,
+    *TILE_TENSOR,
+    *TILE_CAREFUL,
+    *TILE_MMA,
+    *TILE_WGMMA,
+]  # fmt: skip

@@ -1,0 +1,50 @@
+"""Rows of the tensor-core layers that are small enough for the simulator's threadgroups, in place of the real ones."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+from mlx_flash import use_backend
+from mlx_flash.autodiff import call as calls
+from mlx_flash.kernels.nvidia import TENSOR_TABLE
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, FORWARD
+
+FAMILY = {"mma": "sm80", "wgmma": "sm90"}
+# narrow: the rows of small head dimensions; wide: those of the largest, where dK and dV have a kernel each
+LAYERS = [(layer, width) for layer in FAMILY for width in ("narrow", "wide")]
+BLOCKS = {"mma": (32, 32), "wgmma": (64, 16)}  # rows a threadgroup owns, rows it visits at a time
+OTHER_BLOCKS = {
+    ("wgmma", "wide", FORWARD): (128, 16),
+    ("wgmma", "wide", BACKWARD_VALUE): (64, 32),
+    ("mma", "narrow", DECODE): (32, 32),
+    ("mma", "wide", DECODE): (32, 16),
+}
+
+
+def table(width: str) -> dict:
+    """One row for each step, used at any head dimension that fits 32768 bytes."""
+    small = {}
+    for key, rows in TENSOR_TABLE.items():
+        row = rows[-1 if width == "wide" else 0]
+        parallel, traversal = OTHER_BLOCKS.get((row.tiles, width, key[0]), BLOCKS[row.tiles])
+        row = replace(row, parallel=parallel, traversal=traversal, max_head=128)
+        small[key] = () if key[0] is BACKWARD_KEY_VALUE and width == "wide" else (row,)
+    return small
+
+
+def forget():
+    """Plans made from rows."""
+    plan.cache_clear()
+    calls.forget()
+
+
+@contextmanager
+def small_rows(layer: str, width: str):
+    """Inside the block attention runs on the layer's kernels, simulated."""
+    with patch.dict(TENSOR_TABLE, table(width)), use_backend("simulator", FAMILY[layer]) as backend:
+        forget()
+        try:
+            yield backend
+        finally:
+            forget()
