@@ -60,8 +60,8 @@ def upward_imports(path: Path, text: str | None = None) -> set[str]:
     if layer.startswith("metal"):
         own = layer.partition(".")[2]
         allowed = METAL[METAL.index(own) :] if own in METAL else None
-        inside = {name for name in wanted if name.startswith("metal.") and (not allowed or name.split(".")[1] in allowed)}
-        return wanted - inside
+        inside = {name for name in wanted if name.startswith("metal.")}
+        return wanted - {name for name in inside if allowed is None or name.split(".")[1] in allowed}
     below = {*LAYERS[LAYERS.index(layer) :], "metal"}
     return {name for name in wanted if name.split(".")[0] not in below}
 
