@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from feature_cases import tiles
+from launches import by_step
 from machines import SIMULATED
-from test_work import by_step
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.problem.kinds import BACKWARD_MASK, STEPS

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
 import pytest
-from cases import Case
+from arrays import bits
+from cases import Case, backward
 from machines import SIMULATED
-from test_gradients import backward
 
 from mlx_flash import use_backend
 from mlx_flash.simulator import schedule
@@ -15,10 +13,6 @@ from mlx_flash.simulator import schedule
 TEMPLATES = sorted((Path(__file__).parents[2] / "templates").rglob("*.metal"))
 CASE = Case(65, 129, 64, "float32", True, group=2, key_heads=2, batch=3)
 HALF = Case(33, 65, 64, "bfloat16", False, group=4, batch=2)
-
-
-def bits(array: mx.array) -> bytes:
-    return np.array(mx.contiguous(array).flatten().view(mx.uint8)).tobytes()
 
 
 @pytest.mark.parametrize("case", [CASE, HALF], ids=str)

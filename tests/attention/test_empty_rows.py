@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 import oracle_variants
 import pytest
+from arrays import bits
 from cases import Case
 from feature_cases import Variant
 from machines import shared_out
 from oracle_variants import Facts
-from test_determinism import bits
 
 from mlx_flash import BlockMask, attention
 

@@ -10,17 +10,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from refusals import GOOD, call, zeros
 
 import mlx_flash
-from mlx_flash import UnsupportedProblem, attention, use_backend
+from mlx_flash import UnsupportedProblem, use_backend
 from mlx_flash.kernels.devices import FAMILIES, family_of
 
-
-def zeros(*shape, dtype=mx.float32):
-    return mx.zeros(shape, dtype)
-
-
-GOOD = {"q": (2, 4, 5, 16), "k": (2, 2, 6, 16), "v": (2, 2, 6, 24)}
 # name: (arguments that replace good ones, the argument blamed, what was expected, what came, what to do)
 WRONG = {
     "q-no-array": ({"q": np.zeros(GOOD["q"])}, "q", "an mlx.core.array", "ndarray", "mx.array"),
@@ -60,11 +55,6 @@ WRONG = {
     "causal-word": ({"causal": "yes"}, "causal", "True or False", "'yes'", "Pass a bool"),
     "causal-number": ({"causal": 1}, "causal", "True or False", "1", "Pass a bool"),
 }  # fmt: skip
-
-
-def call(**replaced):
-    arguments = {name: zeros(*shape) for name, shape in GOOD.items()} | replaced
-    return attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -3,13 +3,12 @@
 import bounds
 import feature_cases
 import mlx.core as mx
-from cases import SEED, Case, expected
+from cases import SEED, Case, backward, expected
 from feature_cases import Variant
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from machines import BACKENDS, KERNELS
-from test_gradients import backward
-from test_layouts import VIEWS
+from views import VIEWS
 
 from mlx_flash import use_backend
 

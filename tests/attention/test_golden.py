@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_source import of_step
+from table_rows import of_step
 
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source

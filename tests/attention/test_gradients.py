@@ -6,17 +6,10 @@ import mlx.core as mx
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, Case, expected
+from cases import CASES, Case, backward, expected
 from machines import shared_out
 
-from mlx_flash import attention
 from mlx_flash.simulator import mode
-
-
-def backward(case: Case, arrays) -> dict[str, mx.array]:
-    inputs = [arrays[name] for name in "qkv"]
-    outs, grads = mx.vjp(lambda *x: attention(*x, scale=case.scale, causal=case.causal), inputs, [arrays["d_o"]])
-    return dict(zip(("O", "dQ", "dK", "dV"), (*outs, *grads)))
 
 
 @pytest.mark.parametrize("backend, case", shared_out(CASES), indirect=["backend"])

@@ -10,10 +10,10 @@ import feature_cases
 import mlx.core as mx
 import numpy as np
 import pytest
+from arrays import bits
 from cases import Case
 from feature_cases import Variant
 from machines import BACKENDS, KERNELS, SIMULATED, label
-from test_determinism import bits
 
 from mlx_flash import attention, use_backend
 from mlx_flash.metal.cpu.kernel import MetalKernel

@@ -3,15 +3,14 @@
 import bounds
 import feature_cases
 import mlx.core as mx
-import numpy as np
 import pytest
-from cases import Case
+from arrays import address, bits
+from cases import Case, backward
+from kernel_checks import problem
 from machines import SIMULATED
 from mlx.utils import tree_map
-from test_determinism import bits
-from test_gradients import backward
-from test_parameters import problem
 from variants import VARIANTS
+from views import IN_PLACE, VIEWS, spread, strided_columns
 
 from mlx_flash import attention, use_backend
 from mlx_flash.backends import backend as backend_of
@@ -20,50 +19,6 @@ from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, DECODE, FORWARD
 
 CASE = Case(33, 65, 64, "float32", True, group=2, key_heads=2, batch=2)
 HALF = Case(33, 65, 64, "float16", False, group=2, key_heads=2, batch=2)
-
-
-def transposed(array: mx.array) -> mx.array:
-    """[B, N, H, D] in memory, as a projection leaves it."""
-    return mx.contiguous(array.swapaxes(1, 2)).swapaxes(1, 2)
-
-
-def cache_slice(array: mx.array) -> mx.array:
-    """The front of a longer buffer whose other rows are NaN, as a KV cache hands out."""
-    length = array.shape[2]
-    buffer = mx.full((*array.shape[:2], length + 90, array.shape[3]), float("nan"), array.dtype)
-    buffer[:, :, 7 : 7 + length] = array
-    return buffer[:, :, 7 : 7 + length]
-
-
-def columns_of_fused(array: mx.array) -> mx.array:
-    """One third of a fused projection: the last axis is contiguous, rows are three times as long."""
-    nan = mx.full(array.shape, float("nan"), array.dtype)
-    width = array.shape[3]
-    return mx.contiguous(mx.concatenate([nan, array, nan], axis=3))[..., width : 2 * width]
-
-
-def every_second(array: mx.array) -> mx.array:
-    nan = mx.full(array.shape, float("nan"), array.dtype)
-    return mx.contiguous(mx.stack([array, nan], axis=3).flatten(2, 3))[:, :, ::2]
-
-
-def reversed_rows(array: mx.array) -> mx.array:
-    return mx.contiguous(array[:, :, ::-1])[:, :, ::-1]
-
-
-def odd_start(array: mx.array) -> mx.array:
-    """A view that starts one element into its buffer: aligned to an element and no more."""
-    padded = mx.concatenate([mx.zeros((1,), array.dtype), array.flatten()])
-    return mx.contiguous(padded)[1:].reshape(array.shape)
-
-
-def strided_columns(array: mx.array) -> mx.array:
-    """The last axis itself strided: the one kind of view that has to be copied."""
-    return mx.contiguous(array.swapaxes(2, 3)).swapaxes(2, 3)
-
-
-IN_PLACE = [transposed, cache_slice, columns_of_fused, every_second, reversed_rows]
-VIEWS = [*IN_PLACE, odd_start, strided_columns]
 
 
 @pytest.mark.parametrize("case", [CASE, HALF], ids=str)
@@ -108,14 +63,6 @@ def test_a_cotangent_that_is_one_number(backend):
     assert [name for name in got if bits(got[name]) != bits(want[name])] == []
 
 
-def spread(array: mx.array) -> mx.array:
-    """Every third element of its buffer, in every axis."""
-    wide = np.zeros([3 * extent for extent in array.shape], np.array(array).dtype)
-    places = tuple(slice(1, None, 3) for _ in array.shape)
-    wide[places] = np.array(array)
-    return mx.array(wide)[places]
-
-
 @pytest.mark.parametrize("feature", ["bool", "additive", "alibi", "sinks", "segments", "dropout"])
 def test_views_of_the_other_arguments(backend, feature):
     variant = VARIANTS[feature]
@@ -125,12 +72,6 @@ def test_views_of_the_other_arguments(backend, feature):
     want = feature_cases.backward(variant, arrays, arguments, d_lse)
     got = feature_cases.backward(variant, arrays, views, d_lse)
     assert [name for name in got if bits(got[name]) != bits(want[name])] == []
-
-
-def address(array: mx.array) -> int:
-    """Where element (0, 0, ..) lies: numpy shares MLX's memory instead of copying it."""
-    mx.eval(array)
-    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array).__array_interface__["data"][0]
 
 
 def launched_inputs(step, case: Case, arrays) -> dict[str, mx.array]:

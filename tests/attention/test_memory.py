@@ -6,6 +6,7 @@ import bounds
 import mlx.core as mx
 import numpy as np
 import pytest
+from bounds import slope
 
 from mlx_flash import attention
 from mlx_flash.kernels.devices import FAMILIES
@@ -23,11 +24,6 @@ def problem(length: int, dtype="float16", head_dim=64, key_length=None) -> Probl
 
 def allocated(length: int, family: str, dtype: str, head_dim: int) -> int:
     return sum(plan(step, problem(length, dtype, head_dim), FAMILIES[family]).launch.output_bytes for step in STEPS)
-
-
-def slope(lengths, sizes) -> float:
-    """Of the log-log line: 1 is linear, 2 an Lq x Lk array."""
-    return float(np.polyfit(np.log(lengths), np.log(sizes), 1)[0])
 
 
 @pytest.mark.parametrize("head_dim", [64, 512])

@@ -7,7 +7,7 @@ import bounds
 import mlx.core as mx
 import numpy as np
 import pytest
-from test_memory import slope
+from bounds import slope
 
 from mlx_flash import BlockMask, attention
 from mlx_flash.autodiff.operands import operands, step_inputs

@@ -8,7 +8,7 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from test_errors import call
+from refusals import call
 
 from mlx_flash import BlockMask, UnsupportedProblem, explain
 from mlx_flash.kernels import source

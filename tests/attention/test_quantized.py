@@ -9,11 +9,10 @@ import feature_cases
 import mlx.core as mx
 import numpy as np
 import pytest
+from arrays import address, bits
 from cases import Case, expected
 from feature_cases import Variant
 from machines import SIMULATED, shared_out
-from test_determinism import bits
-from test_layouts import address
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
 from mlx_flash.backends import backend as backend_of

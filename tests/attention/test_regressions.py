@@ -6,10 +6,9 @@ import bounds
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import Case, expected
-from test_determinism import bits
-from test_gradients import backward
-from test_parameters import problem
+from arrays import bits
+from cases import Case, backward, expected
+from kernel_checks import problem
 
 from mlx_flash import attention
 from mlx_flash.kernels.devices import FAMILIES

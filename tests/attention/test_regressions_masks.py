@@ -5,10 +5,9 @@ import feature_cases
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import Case
+from arrays import bits
+from cases import Case, backward
 from feature_cases import Variant
-from test_determinism import bits
-from test_gradients import backward
 
 from mlx_flash import BlockMask, attention, use_backend
 

@@ -5,12 +5,11 @@ import re
 import feature_cases
 import mlx.core as mx
 import pytest
-import test_layouts
-from cases import Case, expected
+import views
+from arrays import bits
+from cases import Case, backward, expected
 from feature_cases import Variant
 from machines import SIMULATED, shared_out
-from test_determinism import bits
-from test_gradients import backward
 
 from mlx_flash import attention, use_backend
 from mlx_flash.backends.metal import kernel_object
@@ -47,10 +46,10 @@ def test_nothing_is_reported(family, name):
 
 
 LAYOUTS = {
-    "pytorch-181133-transposed-projection": test_layouts.transposed,
-    "pytorch-163597-step-between-rows": test_layouts.every_second,
-    "mlx-lm-cache-slice": test_layouts.cache_slice,
-    "mps-odd-storage-offset": test_layouts.odd_start,
+    "pytorch-181133-transposed-projection": views.transposed,
+    "pytorch-163597-step-between-rows": views.every_second,
+    "mlx-lm-cache-slice": views.cache_slice,
+    "mps-odd-storage-offset": views.odd_start,
 }
 
 

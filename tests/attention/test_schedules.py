@@ -4,8 +4,8 @@ A missing barrier, a second writer or a read of what another threadgroup writes 
 """
 
 import pytest
+from arrays import bits
 from machines import SIMULATED
-from test_determinism import bits
 from variants import VARIANTS, computed
 
 from mlx_flash import use_backend

@@ -4,9 +4,8 @@ import itertools
 
 import oracle
 import pytest
-from cases import Case, expected
+from cases import Case, backward, expected
 from machines import KERNELS, label
-from test_gradients import backward
 
 from mlx_flash import use_backend
 from mlx_flash.simulator import mode

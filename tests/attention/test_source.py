@@ -1,7 +1,5 @@
 """The Metal text: no dead holes, no accidents of MLX's text scan, one name for one text, the same bytes everywhere."""
 
-import hashlib
-import itertools
 import os
 import re
 import subprocess
@@ -11,22 +9,21 @@ from string import Template
 
 import mlx.core as mx
 import pytest
+from table_rows import EVERY, STEPS, digest, of_step
 
 import mlx_flash
 from mlx_flash.autodiff.vjp import run
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source
-from mlx_flash.kernels.apple import FULL, TABLE, max_threads
+from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan
 from mlx_flash.problem.features import Features
-from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING, DELTA
-from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+from mlx_flash.problem.kinds import DELTA
 from mlx_flash.problem.problem import Problem
 
 ROOT = Path(mlx_flash.__file__).parent.parent
 TEMPLATES = sorted((ROOT / "templates").rglob("*.metal"))
-STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
 # What MLX adds to a signature when it finds the word anywhere in a body, comments included.
 ATTRIBUTES = (
     "dispatch_quadgroups_per_threadgroup", "dispatch_simdgroups_per_threadgroup", "dispatch_threads_per_threadgroup",
@@ -36,23 +33,6 @@ ATTRIBUTES = (
     "thread_position_in_grid", "thread_position_in_threadgroup", "threadgroup_position_in_grid",
     "threadgroups_per_grid", "threads_per_grid", "threads_per_simdgroup", "threads_per_threadgroup",
 )  # fmt: skip
-
-
-def of_step(step) -> list[tuple]:
-    """build's arguments for every row, dtype, family and mask of one step, and both a matching and another Dv."""
-    found = []
-    for (row_step, precision, name), rows in TABLE.items():
-        dtypes = ("float32",) if precision == FULL else ("float16", "bfloat16")
-        families = [family for family in FAMILIES.values() if family.table == name]
-        for row, dtype, family, causal in itertools.product(rows, dtypes, families, (False, True)):
-            for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
-                if row_step is step:
-                    threads = max_threads(step, row, precision, family, row.max_head)
-                    found.append((step, row, family, dtype, head_dim, value_dim, Features(causal=causal), threads))
-    return found
-
-
-EVERY = [arguments for step in STEPS for arguments in of_step(step)]
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
@@ -128,16 +108,9 @@ DIGEST = """
 import sys, hashlib
 import os
 sys.path[:0] = sys.argv[1].split(os.pathsep)
-import test_source
-print(test_source.digest())
+import table_rows
+print(table_rows.digest())
 """
-
-
-def digest() -> str:
-    hashed = hashlib.sha256()
-    for arguments in EVERY:
-        hashed.update(repr(source.build(*arguments)).encode())
-    return hashed.hexdigest()
 
 
 def test_same_bytes_in_every_process():

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
+from arrays import bits
 from machines import BACKENDS
-from test_determinism import bits
 from variants import VARIANTS, computed
 
 from mlx_flash import attention, patch, use_backend

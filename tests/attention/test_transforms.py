@@ -8,8 +8,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from arrays import bits
 from cases import Case
-from test_determinism import bits
 
 from mlx_flash import UnsupportedProblem, attention
 from mlx_flash.backends import Backend, current_backend

@@ -6,8 +6,8 @@ import bounds
 import mlx.core as mx
 import numpy as np
 import pytest
+from arrays import bits
 from machines import shared_out
-from test_determinism import bits
 
 from mlx_flash import BlockMask, UnsupportedProblem, attention, transforms
 from mlx_flash.backends import Backend, current_backend

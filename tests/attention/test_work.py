@@ -4,9 +4,9 @@ from functools import cache
 
 import mlx.core as mx
 import pytest
-from cases import Case
+from cases import Case, backward
+from launches import by_step
 from machines import SIMULATED
-from test_gradients import backward
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels.apple import lookup
@@ -27,14 +27,6 @@ def counted(family: str, query_length: int, key_length: int, head_dim: int, caus
     with use_backend("simulator", family), mode("fast"), profile() as profiled:
         mx.eval(list(backward(case, arrays).values()))
     return by_step(profiled)
-
-
-def by_step(profiled) -> dict[str, int]:
-    found = {step.name: 0 for step in STEPS}
-    for launch in profiled.launches:
-        name = max((name for name in found if name in launch["kernel"]), key=len)
-        found[name] += launch["matmuls"]
-    return found
 
 
 def dense(step, query_length: int, key_length: int, head_dim: int) -> int:

@@ -3,10 +3,10 @@ simulator does: the same headers, over instructions that the simulator performs.
 
 from pathlib import Path
 
+import metal_library as library
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_simulator_library as library
 from cases import Case, expected
 
 from mlx_flash import attention, use_backend
@@ -35,7 +35,7 @@ def nvptx(request, monkeypatch, tmp_path_factory):
 
 def test_simdgroup_functions(nvptx):
     if nvptx == "diverged":  # among them one that half of the lanes calls
-        library.test_simd()
+        library.check_lanes()
     else:
         found = library.evaluate(["simd_sum(x)", "simd_prefix_exclusive_sum(x)", "quad_max(x)"], mx.array(library.X))
         rows = library.ROWS
@@ -44,8 +44,8 @@ def test_simdgroup_functions(nvptx):
 
 
 def test_float_functions(nvptx):
-    library.test_float(library.ON_UNIT, library.UNIT)
-    library.test_float(library.ON_POSITIVE, library.POSITIVE)
+    library.check_floats(library.ON_UNIT, library.UNIT)
+    library.check_floats(library.ON_POSITIVE, library.POSITIVE)
 
 
 def test_products(nvptx):

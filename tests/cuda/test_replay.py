@@ -9,8 +9,8 @@ import threading
 import bounds
 import mlx.core as mx
 import pytest
+from arrays import bits
 from cases import Case, expected
-from test_determinism import bits
 
 from mlx_flash import BlockMask, UnsupportedProblem, attention
 from mlx_flash.autodiff import call as calls

@@ -8,15 +8,15 @@ import itertools
 from dataclasses import replace
 from unittest.mock import patch
 
+import decoding_checks
 import feature_cases
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_decode
+from arrays import bits
 from cases import Case
+from decoding_checks import shaped
 from tensor_rows import LAYERS, forget, small_rows
-from test_decode import shaped
-from test_determinism import bits
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels import split_kv as decoding
@@ -75,20 +75,20 @@ def test_every_row_of_the_table(family, index, case):
     in_parts = patch.object(decoding, "manages_alone", lambda *_: False)
     with patch.dict(TENSOR_TABLE, {key: small}), in_parts, mode("check"), use_backend("simulator", family):
         forget()
-        test_decode.check(case)
+        decoding_checks.check(case)
     forget()
 
 
 @only_narrow
 def test_groups_queries_and_keys(layer):
     """Few kernels, many shapes: ends within a block, one to four simdgroups, several blocks of packed rows."""
-    for case in test_decode.LENGTH_CASES:
-        test_decode.check(replace(case, dtype=DTYPES[layer]))
+    for case in decoding_checks.LENGTH_CASES:
+        decoding_checks.check(replace(case, dtype=DTYPES[layer]))
 
 
-ARRAY, BLOCKS = (test_decode.VARIANTS[name] for name in ("array-mask", "block-mask"))
+ARRAY, BLOCKS = (decoding_checks.VARIANTS[name] for name in ("array-mask", "block-mask"))
 VARIANTS = {
-    ("mma", "narrow"): (ARRAY, test_decode.VARIANTS["bool-by-head"]),
+    ("mma", "narrow"): (ARRAY, decoding_checks.VARIANTS["bool-by-head"]),
     ("mma", "wide"): (BLOCKS,),
     ("wgmma", "narrow"): (BLOCKS,),
     ("wgmma", "wide"): (replace(ARRAY, window=(30, 0)),),
@@ -105,13 +105,13 @@ def test_features_and_their_gradients(layer, variant):
 @pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
 @only_narrow
 def test_what_lies_behind_hidden_keys_reaches_nothing(layer, garbage):
-    test_decode.check_hidden_parts(getattr(mx, DTYPES[layer]), garbage)
+    decoding_checks.check_hidden_parts(getattr(mx, DTYPES[layer]), garbage)
 
 
 @pytest.mark.parametrize("name", ["bool", "additive", "blocks", "segments", "window"])
 @only_narrow
 def test_rows_that_see_nothing(layer, name):
-    test_decode.check_blind_rows(name, getattr(mx, DTYPES[layer]))
+    decoding_checks.check_blind_rows(name, getattr(mx, DTYPES[layer]))
 
 
 def counted(arrays, **options) -> list[dict]:
@@ -161,7 +161,7 @@ def test_parts_make_no_difference(layer):
     for most, kernels in ((128, 2), (2, 2), (1, 1)):
         with patch.object(decoding, "MOST", most):
             forget()
-            test_decode.check(case)
+            decoding_checks.check(case)
             launches = counted([case.arrays()[name] for name in "qkv"], causal=True)
             assert len(launches) == kernels
     forget()

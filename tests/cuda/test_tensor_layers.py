@@ -6,18 +6,18 @@ mma is what NVIDIA GPUs from Ampere on run, wgmma Hopper; tensor_rows.py says wh
 from dataclasses import replace
 
 import feature_cases
+import isolation_checks
 import mlx.core as mx
 import numpy as np
 import oracle_variants
 import pytest
-import test_isolation
+from arrays import bits
 from cases import Case, expected
 from feature_cases import Variant
+from kernel_checks import check_step, problem
 from oracle_variants import Facts
 from tensor_rows import FAMILY, LAYERS, small_rows
-from test_determinism import bits
-from test_layouts import odd_start
-from test_parameters import check_step, problem
+from views import odd_start
 
 from mlx_flash import BlockMask, attention, backends
 from mlx_flash.kernels.plan import key_value_steps
@@ -137,7 +137,7 @@ def test_views_that_are_not_aligned(layer, view):
 @pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
 def test_what_lies_behind_hidden_keys_reaches_nothing(layer, garbage):
     variant = VARIANTS["mma" if layer.family.name == FAMILY["mma"] else "wgmma", "narrow"][1]
-    arrays, mask = variant.case.arrays(), {"mask": mx.array(test_isolation.KEEP)}
+    arrays, mask = variant.case.arrays(), {"mask": mx.array(isolation_checks.KEEP)}
     want = feature_cases.backward(variant, arrays, mask)
     spoiled = {name: mx.where(mask["mask"][:, None], arrays[name], garbage).astype(arrays[name].dtype) for name in "kv"}
     got = feature_cases.backward(variant, arrays | spoiled, mask)
@@ -149,15 +149,15 @@ def test_queries_that_see_nothing_reach_nothing(layer):
     case = plain((33, 17))
     arrays, variant, blind = case.arrays(), Variant(case, ()), (slice(None), slice(None), slice(0, 16))
     want = feature_cases.backward(variant, arrays, {"causal": True})
-    spoiled = {name: test_isolation.spoiled(arrays[name], blind, np.nan) for name in ("q", "d_o")}
+    spoiled = {name: isolation_checks.spoiled(arrays[name], blind, np.nan) for name in ("q", "d_o")}
     got = feature_cases.backward(variant, arrays | spoiled, {"causal": True})
     assert [name for name in want if bits(got[name]) != bits(want[name])] == []
 
 
 def test_an_infinity_is_what_ieee_makes_of_it(layer):
     case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
-    places = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in test_isolation.INFINITE.items()}
-    test_isolation.check_infinities(Variant(case, ("causal",)), places)
+    places = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in isolation_checks.INFINITE.items()}
+    isolation_checks.check_infinities(Variant(case, ("causal",)), places)
 
 
 def test_a_nan_reaches_the_rows_that_see_it(layer):
@@ -166,11 +166,11 @@ def test_a_nan_reaches_the_rows_that_see_it(layer):
     table = oracle_variants.seen(Facts(causal=True), (2, 4, 45, 50))
     want = feature_cases.backward(variant, arrays, {"causal": True})
     for tensor, place in (("q", (0, 0, 40)), ("k", (1, 1, 30)), ("v", (0, 1, 45)), ("d_o", (1, 0, 20))):
-        spoiled = arrays | {tensor: test_isolation.spoiled(arrays[tensor], place, np.nan)}
+        spoiled = arrays | {tensor: isolation_checks.spoiled(arrays[tensor], place, np.nan)}
         got = feature_cases.backward(variant, spoiled, {"causal": True})
-        for name, rows in test_isolation.reached(table, tensor, place).items():
+        for name, rows in isolation_checks.reached(table, tensor, place).items():
             assert rows.any() or not np.isnan(np.array(got[name])).any()
-            assert np.array_equal(test_isolation.rows_of_nan(got[name]), rows), f"{name}: from {tensor} {place}"
+            assert np.array_equal(isolation_checks.rows_of_nan(got[name]), rows), f"{name}: from {tensor} {place}"
             assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor)
 
 

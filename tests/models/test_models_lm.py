@@ -8,7 +8,7 @@ import types
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from test_cli import refused
+from refusals import refused
 
 from mlx_flash.cli import main as cli
 from mlx_flash.integrations import serve as serving

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from machines import KERNELS
 from oracle_variants import Attention, Facts
-from test_cli import refused
+from refusals import refused
 
 from mlx_flash import use_backend
 from mlx_flash.cli import main as cli

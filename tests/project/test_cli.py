@@ -9,27 +9,12 @@ import numpy as np
 import oracle
 import pytest
 from bounds import float64
+from refusals import refused
 
 from mlx_flash.cli import main as cli
 from mlx_flash.cli.accuracy import check as check_command
 
 METAL, CUDA = mx.metal.is_available(), mx.cuda.is_available()
-
-
-def status_of(arguments: list[str]) -> int:
-    try:
-        return cli.main(arguments)
-    except SystemExit as stop:  # argparse
-        return stop.code
-
-
-def refused(capsys, arguments: list[str]) -> str:
-    """The one sentence a bad command line gets."""
-    assert status_of(arguments) == 2
-    said = capsys.readouterr()
-    lines = said.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("python -m mlx_flash"), said.err
-    return lines[0]
 
 
 def test_explain_prints_every_kernel(capsys):

@@ -162,10 +162,32 @@ def test_commented_code_is_seen():
     assert is_code("x = f(1)") and is_code("print(x)") and is_code("import os") and not is_code("the last row: all")
 
 
+def imported_tests(text: str) -> set[str]:
+    """Test modules that a Python text imports."""
+    nodes = list(ast.walk(ast.parse(text)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name for name in names if name.split(".")[-1].startswith("test_")}
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=named)
+def test_no_test_imports_another(path):
+    """Helpers live in tests/support, the one folder of the tests on the import path."""
+    assert imported_tests(path.read_text(encoding="utf-8")) == set()
+
+
+def test_an_import_of_a_test_is_seen():
+    assert imported_tests("def f():\n    from test_forward import x\n    import support.test_more") == {
+        "test_forward", "support.test_more",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=named)
 def test_tolerances_live_in_one_place(path):
     """No small literal next to a comparison, and none of the usual helpers, outside bounds.py."""
-    if path.name in ("bounds.py", "test_oracle.py") or {"metal", "metal_conformance", "gpu"} & set(path.parts):
+    if path.name in ("bounds.py", "test_oracle.py", "metal_library.py") or {"metal", "metal_conformance", "gpu"} & set(
+        path.parts
+    ):
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

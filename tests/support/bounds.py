@@ -144,3 +144,8 @@ def unfused_errors(arrays, d_o, scale, causal, want: dict[str, np.ndarray]) -> d
     outs, grads = mx.vjp(lambda *x: unfused(*x, scale, causal), list(arrays), [d_o])
     results = dict(zip(("O", "dQ", "dK", "dV"), (outs[0], *grads)))
     return {name: Error.of(results[name], want[name]) for name in want}
+
+
+def slope(lengths, sizes) -> float:
+    """Slope of the log-log line: 1 is linear, 2 an Lq x Lk array."""
+    return float(np.polyfit(np.log(lengths), np.log(sizes), 1)[0])

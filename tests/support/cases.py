@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 import oracle
 
+from mlx_flash import attention
+
 SEED = int(os.environ.get("MLX_FLASH_SEED", "0"))
 
 HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 384, 512, 3, 33, 77, 199)
@@ -150,3 +152,10 @@ VALUE_DIMS = [
     Case(7, 65, 33, "float32", False, 2, value_dim=77),
 ]
 CASES = pairwise() + VALUE_DIMS
+
+
+def backward(case: Case, arrays) -> dict[str, mx.array]:
+    """O, dQ, dK and dV of the case, on the current backend; `arrays` as Case.arrays gives them."""
+    inputs = [arrays[name] for name in "qkv"]
+    outs, grads = mx.vjp(lambda *x: attention(*x, scale=case.scale, causal=case.causal), inputs, [arrays["d_o"]])
+    return dict(zip(("O", "dQ", "dK", "dV"), (*outs, *grads)))

@@ -1,0 +1,51 @@
+"""One kernel at a time against the oracle: its inputs from the oracle's statistics, its outputs within bounds."""
+
+import math
+
+import bounds
+import mlx.core as mx
+import numpy as np
+import oracle
+from cases import Case, expected
+
+from mlx_flash.autodiff.vjp import run
+from mlx_flash.problem.problem import Problem
+
+
+def residuals(case: Case, arrays) -> tuple[dict[str, mx.array], dict[str, np.ndarray]]:
+    """What the steps read, and the oracle's L (base 2) and delta. The backward steps are judged on exact statistics."""
+    q, k, v, d_o = (bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o"))
+    out, lse = oracle.forward(q, k, v, case.scale, case.causal)
+    inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
+    inputs["O"] = mx.array(out.astype(np.float32)).astype(arrays["q"].dtype)
+    want = {"L": lse / math.log(2), "delta": (bounds.float64(inputs["O"]) * d_o).sum(-1)}
+    inputs["L"] = mx.array(want["L"].astype(np.float32))
+    inputs["delta"] = mx.array((out * d_o).sum(-1).astype(np.float32))
+    return inputs, want
+
+
+def problem(case: Case) -> Problem:
+    """The package's own description of a case."""
+    batch, heads, query_length, head_dim = case.shapes["q"]
+    _, key_heads, key_length, value_dim = case.shapes["v"]
+    return Problem(
+        batch, heads, key_heads, query_length, key_length, head_dim, value_dim, case.dtype, case.scale, case.causal
+    )
+
+
+def check_step(step, case: Case, backend):
+    """One kernel of the backend within bounds of the oracle."""
+    arrays = case.arrays()
+    inputs, statistics = residuals(case, arrays)
+    outputs = run(step, problem(case), backend, None, {name: inputs[name] for name in step.inputs})
+    judge = expected(case, arrays)
+    for name, got in zip(step.outputs, outputs):
+        if name not in statistics:
+            judge.check(**{name: got})
+            continue
+        assert got.dtype == mx.float32
+        finite = np.isfinite(statistics[name])
+        assert np.array_equal(np.isneginf(bounds.float64(got)), ~finite), f"{name}: rows that see nothing in {case}"
+        want = np.where(finite, statistics[name], 0)
+        terms = np.abs(bounds.float64(inputs["O"]) * bounds.float64(inputs["dO"])).sum(-1).max() + 1
+        bounds.check(name, np.where(finite, bounds.float64(got), 0), want, str(case), "float32", terms=terms)

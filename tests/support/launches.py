@@ -1,0 +1,12 @@
+"""Sums over the launches that the simulator's profile lists."""
+
+from mlx_flash.problem.kinds import STEPS
+
+
+def by_step(profiled) -> dict[str, int]:
+    """8x8x8 matmuls of each kernel."""
+    found = {step.name: 0 for step in STEPS}
+    for launch in profiled.launches:
+        name = max((name for name in found if name in launch["kernel"]), key=len)
+        found[name] += launch["matmuls"]
+    return found

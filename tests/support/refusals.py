@@ -1,0 +1,36 @@
+"""Calls and command lines of which a test spoils one argument, and the sentence that a refusal gives."""
+
+import mlx.core as mx
+
+from mlx_flash import attention
+from mlx_flash.cli import main as cli
+
+
+def zeros(*shape, dtype=mx.float32):
+    return mx.zeros(shape, dtype)
+
+
+GOOD = {"q": (2, 4, 5, 16), "k": (2, 2, 6, 16), "v": (2, 2, 6, 24)}
+
+
+def call(**replaced):
+    """attention on good arguments but for those replaced."""
+    arguments = {name: zeros(*shape) for name, shape in GOOD.items()} | replaced
+    return attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+
+
+def status_of(arguments: list[str]) -> int:
+    """Exit status of `python -m mlx_flash ARGUMENTS`, run in this process."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+def refused(capsys, arguments: list[str]) -> str:
+    """The one sentence that a bad command line gets."""
+    assert status_of(arguments) == 2
+    said = capsys.readouterr()
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("python -m mlx_flash"), said.err
+    return lines[0]

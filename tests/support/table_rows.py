@@ -1,0 +1,38 @@
+"""Every row of the parameter tables as arguments of source.build."""
+
+import hashlib
+import itertools
+
+from mlx_flash.kernels import source
+from mlx_flash.kernels.apple import FULL, TABLE, max_threads
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.problem.features import Features
+from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING
+from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+
+STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
+
+
+def of_step(step) -> list[tuple]:
+    """build's arguments for every row, dtype, family and mask of one step, and both a matching and another Dv."""
+    found = []
+    for (row_step, precision, name), rows in TABLE.items():
+        dtypes = ("float32",) if precision == FULL else ("float16", "bfloat16")
+        families = [family for family in FAMILIES.values() if family.table == name]
+        for row, dtype, family, causal in itertools.product(rows, dtypes, families, (False, True)):
+            for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
+                if row_step is step:
+                    threads = max_threads(step, row, precision, family, row.max_head)
+                    found.append((step, row, family, dtype, head_dim, value_dim, Features(causal=causal), threads))
+    return found
+
+
+EVERY = [arguments for step in STEPS for arguments in of_step(step)]
+
+
+def digest() -> str:
+    """Of every kernel that the tables can ask for."""
+    hashed = hashlib.sha256()
+    for arguments in EVERY:
+        hashed.update(repr(source.build(*arguments)).encode())
+    return hashed.hexdigest()
