@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import wrong
+from .scalars import listed, shown, traced, whole
 
 SHOWN = 1024  # elements a side: larger masks are drawn block by block
 EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: element by element, by bitmap n
@@ -28,6 +29,9 @@ class BlockMask:
     def __init__(self, shape: tuple[int, ...], block: int, map: np.ndarray, bitmaps: np.ndarray):
         self.shape, self.block, self.map, self.bitmaps = shape, block, map, bitmaps
 
+    def __repr__(self) -> str:
+        return f"BlockMask(shape={self.shape}, block={self.block}, visited={self.visited:.1%})"
+
     @classmethod
     def from_predicate(
         cls,
@@ -45,15 +49,12 @@ class BlockMask:
 
         Raises ValueError for lengths, blocks or results that make no sense.
         """
-        for name, number in (
-            ("query_length", query_length), ("key_length", key_length), ("batch", 1 if batch is None else batch),
-            ("heads", 1 if heads is None else heads),
-        ):  # fmt: skip
-            _check_whole(name, number, 1)
-        if not isinstance(block, int) or block < 32 or block % 32:
-            raise wrong("block", "a positive multiple of 32", repr(block), "Use 64 or 128.", "BlockMask")
+        query_length, key_length = _count("query_length", query_length, 1), _count("key_length", key_length, 1)
         layered = batch is not None or heads is not None
-        layers = (batch or 1, heads or 1)
+        layers = tuple(1 if n is None else _count(name, n, 1) for name, n in (("batch", batch), ("heads", heads)))
+        given, block = block, whole(block)
+        if block is None or block < 32 or block % 32:
+            raise wrong("block", "a positive multiple of 32", shown(given), "Use 64 or 128.", "BlockMask")
         rows, columns = -(-query_length // block), -(-key_length // block)
         map, bitmaps = np.zeros((*layers, rows, columns), np.int32), _Bitmaps(block)
         keys = np.arange(key_length)[None, :]
@@ -74,6 +75,9 @@ class BlockMask:
     @classmethod
     def from_array(cls, mask, *, block: int = 128) -> BlockMask:
         """From a bool array of shape [Lq, Lk], [Hq, Lq, Lk] or [B, Hq, Lq, Lk] (axes of 1 are shared), True = keep."""
+        if traced(mask):
+            remedy = "Build the mask outside of mx.compile and mx.vmap."
+            raise wrong("mask", "an array whose values are known", shown(mask), remedy, "BlockMask")
         seen = np.asarray(mask)
         if seen.dtype != np.bool_ or not 2 <= seen.ndim <= 4:
             raise wrong(
@@ -95,11 +99,12 @@ class BlockMask:
     def window(
         cls, query_length: int, key_length: int, left: int | None, right: int | None, *, block: int = 128
     ) -> BlockMask:
-        """Query i sees `left` keys before its own position and `right` after it; None: no bound."""
-        for name, side in (("left", left), ("right", right)):
-            if side is not None:
-                _check_whole(name, side, 0)
-        offset = key_length - query_length
+        """Query i sees `left` keys before its own position and `right` after it; None or -1: no bound."""
+        left, right = (
+            None if side is None or whole(side) == -1 else _count(name, side, 0)
+            for name, side in (("left", left), ("right", right))
+        )
+        offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
 
         def seen(i, j):
             distance = j - i - offset
@@ -112,16 +117,15 @@ class BlockMask:
     @classmethod
     def prefix(cls, query_length: int, key_length: int, prefix: int, *, block: int = 128) -> BlockMask:
         """Causal, and every query also sees the first `prefix` keys (prefix language models)."""
-        _check_whole("prefix", prefix, 0)
-        offset = key_length - query_length
+        prefix = _count("prefix", prefix, 0)
+        offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
         return cls.from_predicate(lambda i, j: (j <= i + offset) | (j < prefix), query_length, key_length, block=block)
 
     @classmethod
     def document(cls, lengths, *, causal: bool = True, block: int = 128) -> BlockMask:
-        """Documents of these lengths, packed one after another; each sees only itself."""
-        for length in lengths:
-            _check_whole("lengths", length, 0)
-        ids = np.repeat(np.arange(len(lengths)), lengths)
+        """Documents of these lengths (a list or an array), packed one after another; each sees only itself."""
+        counts = [_count("lengths", length, 0) for length in listed(lengths) or (lengths,)]
+        ids = np.repeat(np.arange(len(counts)), counts)
         return cls.from_predicate(
             lambda i, j: (ids[i] == ids[j]) & ((j <= i) | (not causal)), len(ids), len(ids), block=block
         )
@@ -129,8 +133,8 @@ class BlockMask:
     @classmethod
     def dilated(cls, query_length: int, key_length: int, step: int, *, block: int = 128) -> BlockMask:
         """Causal, and of the keys before it a query sees every `step`-th, itself included."""
-        _check_whole("step", step, 1)
-        offset = key_length - query_length
+        step = _count("step", step, 1)
+        offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
         return cls.from_predicate(
             lambda i, j: (j <= i + offset) & ((i + offset - j) % step == 0), query_length, key_length, block=block
         )
@@ -176,11 +180,12 @@ class BlockMask:
         return _plot(self, path, batch, head)
 
 
-def _check_whole(name: str, number, least: int):
-    if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
-        raise wrong(
-            name, f"a whole number of at least {least}", repr(number), "Pass a count of rows or keys.", "BlockMask"
-        )
+def _count(name: str, number, least: int) -> int:
+    count = whole(number)
+    if count is None or count < least:
+        expected = f"a whole number of at least {least}"
+        raise wrong(name, expected, shown(number), "Pass a count of rows or keys.", "BlockMask")
+    return count
 
 
 class _Bitmaps:

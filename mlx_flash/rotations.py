@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import mlx.core as mx
+import numpy as np
 
 from .errors import wrong
+from .scalars import shown, whole
 
 ODD_PARTS = (1, 12, 20, 28)  # m of the dimensions m * 2^k that mx.hadamard_transform knows
 SPREAD = 16.0  # at most between the scales of a head, whose channels then differ by up to its square
@@ -34,24 +36,42 @@ class Rotation:
     """
 
     def __init__(self, dimension: int, key: mx.array | None = None):
-        if not _known(dimension):
-            raise wrong(
-                "dimension", "m * 2^k with m of 1, 12, 20 or 28, up to 8192", repr(dimension), "Pad the heads.",
-                "Rotation",
-            )  # fmt: skip
-        self.dimension = dimension
-        self._signs = None if key is None else 1 - 2 * mx.random.bernoulli(0.5, (dimension,), key=key).astype(mx.int8)
+        size = whole(dimension)
+        if size is None or not 1 <= size <= 8192 or _odd_part(size) is None:
+            expected = "m * 2^k with m of 1, 12, 20 or 28, up to 8192"
+            raise wrong("dimension", expected, shown(dimension), "Pad the heads.", "Rotation")
+        self.dimension, self._signs = size, None
+        if key is not None:
+            self._signs = _evaluated(1 - 2 * mx.random.bernoulli(0.5, (size,), key=key).astype(mx.int8))
 
     def __call__(self, array: mx.array) -> mx.array:
         """The rotated array, [..., dimension], in its own dtype."""
-        return mx.hadamard_transform(self._signed(self._checked(array)))
+        return self._transformed(self._signed(self._checked(array)), transposed=False)
 
     def undo(self, array: mx.array) -> mx.array:
-        """What was rotated: the transposed map, which is the inverse."""
-        array, matrix = self._checked(array), _matrix(self.dimension)
-        return self._signed(mx.hadamard_transform(array) if matrix is None else array @ matrix.astype(array.dtype))
+        """The array before the rotation: the transposed map, which is the inverse."""
+        return self._signed(self._transformed(self._checked(array), transposed=True))
+
+    def _transformed(self, array: mx.array, transposed: bool) -> mx.array:
+        """The Hadamard matrix of order m * 2^k is the Kronecker product of one of order m and one of order 2^k.
+
+        mx.hadamard_transform is applied to axes of 2^k only, where its matrix is symmetric: MLX differentiates it as if
+        every matrix were. The factor of order m is a matrix product, whose gradients are right in every transformation.
+        """
+        odd = _odd_part(self.dimension)
+        power, scale = self.dimension // odd, self.dimension**-0.5
+        if odd == 1:
+            return mx.hadamard_transform(array, scale=scale)
+        columns = _signs_matrix(odd).T if transposed else _signs_matrix(odd)
+        parts = array.astype(mx.float32).reshape(*array.shape[:-1], odd, power)  # 16-bit arrays are rounded only once
+        parts = parts * scale if power == 1 else mx.hadamard_transform(parts, scale=scale)
+        parts = parts.swapaxes(-1, -2) @ columns
+        return parts.swapaxes(-1, -2).reshape(array.shape).astype(array.dtype)
 
     def _checked(self, array: mx.array) -> mx.array:
+        if not isinstance(array, mx.array) or not mx.issubdtype(array.dtype, mx.floating):
+            got = f"dtype {array.dtype}" if isinstance(array, mx.array) else type(array).__name__
+            raise wrong("array", "an mlx.core.array of a float type", got, "Convert or cast it.", "Rotation")
         if array.shape[-1:] != (self.dimension,):
             expected = f"a last axis of {self.dimension}"
             raise wrong("array", expected, f"shape {array.shape}", "Rotate each head.", "Rotation")
@@ -90,10 +110,7 @@ class Balance:
             expected = "keys or values, [batch, heads, length, dimension], of at least one token"
             raise wrong("sample", expected, got, "Pass a prompt's.", "Balance")
         self.rotation = Rotation(sample.shape[3], key)
-        sizes = mx.sqrt(mx.square(sample.astype(mx.float32)).mean((0, 2), keepdims=True))
-        largest = sizes.max(-1, keepdims=True)
-        # A channel that is silent in the sample may speak later: no scale is more than SPREAD times below another.
-        self.scales = mx.where(largest == 0, 1, mx.sqrt(mx.maximum(sizes, largest / SPREAD**2)))
+        self.scales = _evaluated(_balancing_scales(sample.astype(mx.float32)))
 
     def __call__(self, array: mx.array) -> mx.array:
         """Keys or values as they are to be quantized, [B, Hk, L, D], in their own dtype."""
@@ -117,14 +134,35 @@ class Balance:
         return self.scales if group == 1 else mx.repeat(self.scales, group, axis=1)
 
 
-def _known(dimension) -> bool:
-    if not isinstance(dimension, int) or isinstance(dimension, bool) or not 1 <= dimension <= 8192:
-        return False
-    return any(dimension % m == 0 and (dimension // m).bit_count() == 1 for m in ODD_PARTS)
+def _balancing_scales(sample: mx.array) -> mx.array:
+    """[1, Hk, 1, D] of a float32 sample: the root of each channel's root mean square, 1 in heads of zeros."""
+    peak = mx.abs(sample).max((0, 2, 3), keepdims=True)
+    peak = mx.where(peak == 0, 1, peak)  # relative to it, no square overflows or vanishes
+    squares = mx.square(sample / peak).mean((0, 2), keepdims=True)
+    largest = squares.max(-1, keepdims=True)
+    # A channel that is silent in the sample may not stay silent: no scale is more than SPREAD times below another.
+    squares = mx.where(largest == 0, 1, mx.maximum(squares, largest / SPREAD**4))
+    return mx.sqrt(mx.sqrt(squares) * peak)
+
+
+def _evaluated(array: mx.array) -> mx.array:
+    """The array, computed now: a lazy one could be computed only in the thread that made it. Inside mx.compile and
+    mx.vmap it stays lazy, as everything there."""
+    try:
+        mx.eval(array)
+    except ValueError:
+        pass
+    return array
+
+
+def _odd_part(dimension: int) -> int | None:
+    """m of a dimension m * 2^k, None for another dimension."""
+    parts = (m for m in ODD_PARTS if dimension % m == 0 and (dimension // m).bit_count() == 1)
+    return next(parts, None)
 
 
 @lru_cache
-def _matrix(dimension: int) -> mx.array | None:
-    """The transposed map where it is another one; None where the Hadamard matrix is symmetric."""
-    columns = mx.hadamard_transform(mx.eye(dimension))
-    return None if mx.array_equal(columns, columns.T).item() else columns.T
+def _signs_matrix(order: int) -> mx.array:
+    """MLX's Hadamard matrix of order 12, 20 or 28: row j is the transform of unit vector j. Made from numbers of the
+    host, so that every thread and stream can use it."""
+    return mx.array(np.sign(np.array(mx.hadamard_transform(mx.eye(order)))))

@@ -9,13 +9,15 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import wrong
+from .scalars import listed, shown, whole
 
 
 def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | None = None) -> tuple[mx.array, mx.array]:
     """The `segments` argument of ``attention`` for sequences of these lengths: ``segments=segments([120, 80, 56])``.
 
     Args:
-        lengths: of the sequences of a row, in order; or one such list for each batch entry.
+        lengths: of the sequences of a row, in order; or one such list for each batch entry. Lists, numpy arrays or
+            integer arrays.
         length: of the row, where padding follows the sequences; None: the sum of `lengths`. Padding has an id of its
             own, -1, so that no sequence sees it.
 
@@ -25,9 +27,11 @@ def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | Non
     Raises:
         ValueError: lengths that are no whole numbers of at least 0, or that exceed `length`, or rows that differ.
     """
-    rows = list(lengths)
-    batched = bool(rows) and all(isinstance(row, (list, tuple, np.ndarray)) for row in rows)
-    packed = [_row(row, length) for row in (rows if batched else [rows])]
+    rows = listed(lengths)
+    if length is not None and (whole(length) is None or whole(length) < 0):
+        raise wrong("length", "a whole number of at least 0, or None", shown(length), "Pass an int.", "segments")
+    batched = bool(rows) and all(isinstance(row, (list, tuple)) for row in rows)
+    packed = [_row(row, whole(length)) for row in (rows if batched else [lengths if rows is None else rows])]
     if len({len(row) for row in packed}) > 1:
         raise wrong(
             "lengths", "rows of one length", f"rows of {[len(row) for row in packed]}", "Pass length=...", "segments"
@@ -37,15 +41,16 @@ def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | Non
 
 
 def _row(lengths, length: int | None) -> np.ndarray:
-    if not lengths or not all(
-        isinstance(one, (int, np.integer)) and not isinstance(one, bool) and one >= 0 for one in lengths
-    ):
-        raise wrong("lengths", "whole numbers of at least 0, at least one", repr(lengths), "Pass a list.", "segments")
-    total = int(sum(lengths))
+    counts = [
+        whole(one) for one in listed(lengths) or ()
+    ]  # Python's integers: a sum of numpy's small ones could overflow
+    if not counts or any(count is None or count < 0 for count in counts):
+        raise wrong("lengths", "whole numbers of at least 0, at least one", shown(lengths), "Pass a list.", "segments")
+    total = sum(counts)
     if length is not None and total > length:
         raise wrong("length", f"at least the sum of lengths, {total}", length, "Leave sequences out.", "segments")
     ids = np.full(total if length is None else length, -1, np.int32)
-    ids[:total] = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    ids[:total] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return ids
 
 
@@ -60,9 +65,15 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
         (output, lse) as one call over all keys would. Rows that saw no key in any part give zeros and -inf.
 
     Raises:
-        ValueError: no parts, unequal numbers of outputs and lses, or shapes that do not match.
+        ValueError: no parts, unequal numbers of outputs and lses, other types than mx.array, or shapes that do not
+            match.
     """
     outputs, lses = list(outputs), list(lses)
+    for part in (*outputs, *lses):
+        if not isinstance(part, mx.array) or not mx.issubdtype(part.dtype, mx.floating):
+            got = f"dtype {part.dtype}" if isinstance(part, mx.array) else type(part).__name__
+            remedy = "Convert numpy arrays with mx.array(...)."
+            raise wrong("outputs, lses", "mlx.core.arrays of a float type", got, remedy, "merge")
     if not outputs or len(outputs) != len(lses):
         raise wrong(
             "outputs, lses", "as many outputs as lses, at least one", f"{len(outputs)} and {len(lses)}",

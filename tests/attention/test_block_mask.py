@@ -139,6 +139,26 @@ def test_full_blocks_are_not_tested_per_element(family, partial):
     assert all((read["block_bitmaps"]["loaded"] > 0) == partial for read in buffers)
 
 
+def test_counts_of_numpy_and_mlx():
+    for one in (np.int64, np.array, mx.array):
+        causal = BlockMask.causal(one(64), one(70), block=one(32))
+        assert causal.shape == (1, 1, 64, 70) and type(causal.block) is int
+        assert np.array_equal(causal.visible(), BlockMask.causal(64, 70, block=32).visible())
+        layered = BlockMask.from_predicate(lambda b, h, i, j: i >= j, one(9), one(9), batch=one(2), heads=one(1))
+        assert layered.shape == (2, 1, 9, 9)
+        near = BlockMask.window(one(9), one(9), one(3), one(-1), block=32)
+        assert np.array_equal(near.visible(), BlockMask.window(9, 9, 3, None, block=32).visible())
+        assert np.array_equal(BlockMask.prefix(one(9), one(9), one(3)).visible(), BlockMask.prefix(9, 9, 3).visible())
+        assert np.array_equal(BlockMask.dilated(one(9), one(9), one(2)).visible(), BlockMask.dilated(9, 9, 2).visible())
+    for lengths in (np.array([30, 34]), mx.array([30, 34]), [mx.array(30), np.uint8(34)], (30, 34)):
+        assert np.array_equal(BlockMask.document(lengths).visible(), BlockMask.document([30, 34]).visible())
+
+
+def test_its_repr_says_what_it_is():
+    mask = BlockMask.causal(64, 64, block=32)
+    assert repr(mask) == "BlockMask(shape=(1, 1, 64, 64), block=32, visited=75.0%)"
+
+
 @pytest.mark.parametrize("side", [200, 3000])
 def test_plot(tmp_path, side):
     """Small masks by element, large ones by block; a PNG where `path` says."""
@@ -171,11 +191,21 @@ WRONG = {
         "a result that broadcasts to (5, 5)", "shape (3, 5)",
     ),
     "array-of-numbers": (lambda: BlockMask.from_array(np.ones((5, 5))), "mask", "a bool array of 2 to 4", "float64"),
+    "array-traced": (
+        lambda: mx.compile(lambda mask: mx.array(BlockMask.from_array(mask).map))(mx.ones((5, 5), mx.bool_)), "mask",
+        "an array whose values are known", "an array of shape (5, 5)",
+    ),
     "array-of-one-axis": (lambda: BlockMask.from_array([True]), "mask", "a bool array of 2 to 4 axes", "shape (1,)"),
-    "left": (lambda: BlockMask.window(5, 5, -1, 0), "left", "a whole number of at least 0", "-1"),
+    "left": (lambda: BlockMask.window(5, 5, -2, 0), "left", "a whole number of at least 0", "-2"),
     "right": (lambda: BlockMask.window(5, 5, 1, 0.5), "right", "a whole number of at least 0", "0.5"),
     "prefix": (lambda: BlockMask.prefix(5, 5, -3), "prefix", "a whole number of at least 0", "-3"),
     "lengths": (lambda: BlockMask.document([3, -2]), "lengths", "a whole number of at least 0", "-2"),
+    "no-lengths": (lambda: BlockMask.document(3.5), "lengths", "a whole number of at least 0", "3.5"),
+    "empty-lengths": (lambda: BlockMask.document([]), "lengths", "a whole number of at least 0", "[]"),
+    "bool": (lambda: BlockMask.causal(True, 5), "query_length", "a whole number of at least 1", "True"),
+    "array": (
+        lambda: BlockMask.causal(mx.array([5, 5]), 5), "query_length", "a whole number", "an array of shape (2,)",
+    ),
     "step": (lambda: BlockMask.dilated(5, 5, 0), "step", "a whole number of at least 1", "0"),
 }  # fmt: skip
 

@@ -130,6 +130,9 @@ WRONG = {
     "no-parts": ([], [], "as many outputs as lses, at least one", "0 and 0", "Pass both"),
     "uneven": ([ONE], [], "as many outputs as lses, at least one", "1 and 0", "Pass both"),
     "shape": ([ONE, ONE[:, :, :1]], [ONE[..., 0]] * 2, "shapes (1, 1, 2, 4)", "(1, 1, 1, 4)", "All parts share"),
+    "numpy-output": ([np.array(ONE)], [ONE[..., 0]], "mlx.core.arrays of a float type", "ndarray", "mx.array(...)"),
+    "numpy-lse": ([ONE], [np.array(ONE[..., 0])], "mlx.core.arrays of a float type", "ndarray", "mx.array(...)"),
+    "integers": ([ONE.astype(mx.int32)], [ONE[..., 0]], "mlx.core.arrays of a float type", "int32", "Convert"),
     "lse-shape": ([ONE], [ONE], "(1, 1, 2)", "(1, 1, 2, 4)", "All parts share"),
 }
 

@@ -88,6 +88,28 @@ def test_ids_from_lengths():
     assert segments(np.array([1, 2]))[0].tolist() == [0, 1, 1]
 
 
+ROWS = [[3, 4], [2, 5]]
+ANY_LENGTHS = {
+    "an array": np.array(ROWS),
+    "small integers, whose sum would overflow": np.array(ROWS, np.uint8),
+    "a list of arrays": [np.array(row) for row in ROWS],
+    "an array of mlx": mx.array(ROWS),
+    "a list of arrays of mlx": [mx.array(row) for row in ROWS],
+    "arrays of one number": [[mx.array(3), np.array(4)], (np.int64(2), 5)],
+    "a generator": (row for row in ROWS),
+}
+
+
+@pytest.mark.parametrize("name", ANY_LENGTHS)
+def test_lengths_as_numpy_and_mlx_have_them(name):
+    for length in (None, np.int64(9), mx.array(9)):
+        given = list(ANY_LENGTHS[name]) if name == "a generator" else ANY_LENGTHS[name]
+        assert mx.array_equal(segments(given, length)[0], segments(ROWS, None if length is None else 9)[0])
+        if name == "a generator":
+            break
+    assert segments(np.array([200, 100], np.uint8))[0].shape == (300,)
+
+
 def test_ids_from_lengths_are_what_attention_takes(reference):
     q = mx.random.normal((1, 2, 12, 8), key=mx.random.key(0))
     out = attention(q, q, q, segments=segments([5, 4], 12), causal=True)
@@ -103,8 +125,17 @@ WRONG = {
     "fraction": (lambda: segments([1.5]), "lengths", "whole numbers of at least 0", "[1.5]", "Pass a list"),
     "nothing": (lambda: segments([]), "lengths", "at least one", "[]", "Pass a list"),
     "too-long": (lambda: segments([4, 4], 7), "length", "at least the sum of lengths, 8", "7", "Leave sequences out"),
+    "a-number": (lambda: segments(5), "lengths", "whole numbers of at least 0", "5", "Pass a list"),
+    "bools": (lambda: segments([True]), "lengths", "whole numbers of at least 0", "[True]", "Pass a list"),
+    "floats": (lambda: segments(np.array([2.0])), "lengths", "whole numbers of at least 0", "[2.0]", "Pass a list"),
+    "too-deep": (lambda: segments(np.ones((1, 1, 1), int)), "lengths", "whole numbers", "[[1]]", "Pass a list"),
+    "traced": (
+        lambda: mx.compile(lambda lengths: segments(lengths)[0])(mx.array([1, 2])), "lengths", "whole numbers",
+        "an array of shape (2,)", "Pass a list",
+    ),
+    "no-length": (lambda: segments([4], 4.5), "length", "a whole number of at least 0, or None", "4.5", "Pass an int"),
     "uneven": (lambda: segments([[4], [5]]), "lengths", "rows of one length", "rows of [4, 5]", "Pass length"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)

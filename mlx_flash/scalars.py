@@ -1,0 +1,73 @@
+"""Numbers as people have them: Python's, numpy's and arrays of a single element, read as Python's own."""
+
+from __future__ import annotations
+
+import operator
+
+import mlx.core as mx
+import numpy as np
+
+
+def whole(value) -> int | None:
+    """The int of a Python or numpy integer or of an integer array without axes; None for everything else.
+
+    A bool is no whole number here, and neither is 2.0: both are mistakes where a count is expected.
+    """
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (mx.array, np.ndarray)) and value.shape != ()):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):  # ValueError: an array that mx.compile or mx.vmap traces has no value yet
+        return None
+
+
+def truth(value) -> bool | None:
+    """The bool of a Python or numpy bool or of a bool array without axes; None for everything else."""
+    if isinstance(value, bool):
+        return value
+    boolean = isinstance(value, (np.bool_, np.ndarray)) and value.dtype == np.bool_
+    boolean = boolean or (isinstance(value, mx.array) and value.dtype == mx.bool_)
+    return bool(value.item()) if boolean and value.shape == () and not traced(value) else None
+
+
+def real(value) -> float | None:
+    """The float of a Python or numpy number or of an array without axes; None for everything else, bools too."""
+    if isinstance(value, (bool, np.bool_, str, bytes)) or truth(value) is not None:
+        return None
+    if isinstance(value, (mx.array, np.ndarray)) and (value.shape != () or traced(value)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def traced(value) -> bool:
+    """Is it an array that has no value yet, inside mx.compile or mx.vmap?"""
+    if not isinstance(value, mx.array):
+        return False
+    try:
+        mx.eval(value)
+    except ValueError:
+        return True
+    return False
+
+
+def listed(values) -> list | None:
+    """The elements of a sequence or array, None for what has none. Arrays inside it become lists too."""
+    if isinstance(values, (mx.array, np.ndarray)):
+        return values.tolist() if values.ndim and not traced(values) else None
+    try:
+        elements = list(values)
+    except TypeError:
+        return None
+    arrays = [isinstance(one, (mx.array, np.ndarray)) and one.ndim > 0 for one in elements]
+    return [listed(one) if array else one for one, array in zip(elements, arrays)]
+
+
+def shown(value) -> str:
+    """What an error says of a value: repr would print whole arrays, and fails for one without a value."""
+    if isinstance(value, mx.array):
+        return f"an array of shape {value.shape}, {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
