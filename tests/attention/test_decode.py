@@ -10,7 +10,7 @@ import pytest
 from arrays import bits
 from cases import Case
 from decoding_checks import LENGTH_CASES, VARIANTS, check, check_blind_rows, check_hidden_parts, shaped
-from machines import SIMULATED, shared_out
+from machines import SIMULATED, across_backends
 
 from mlx_flash import BlockMask, attention, explain, use_backend
 from mlx_flash.kernels import split_kv as decoding
@@ -51,7 +51,7 @@ def rows_of_the_table() -> list:
     return found
 
 
-@pytest.mark.parametrize("backend, case", shared_out(widths_and_types()), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(widths_and_types()), indirect=["backend"])
 def test_widths_and_types(backend, case):
     check(case)
 
@@ -69,7 +69,7 @@ def test_groups_queries_and_keys(family):
             check(case)
 
 
-@pytest.mark.parametrize("backend, case", shared_out(VARIANTS), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(VARIANTS), indirect=["backend"])
 def test_features_and_their_gradients(backend, case):
     feature_cases.check(VARIANTS[case])
 
@@ -84,7 +84,7 @@ def names(found) -> list[str]:
     return [launch["kernel"].split("_float")[0].removeprefix("flash_") for launch in found]
 
 
-def test_which_kernel_serves_what():
+def test_kernel_choice():
     """And explain says the same."""
     key, diagonal = mx.random.key(0), BlockMask.causal(8, 600, block=32)
     calls = [
@@ -143,7 +143,7 @@ ORDERS = [("reversed", 0), ("random", 1)]
 
 @pytest.mark.parametrize("name", ["array-mask", "block-mask", "bool"])
 @pytest.mark.parametrize("family", [family for _, family in SIMULATED])
-def test_no_schedule_shows(family, name):
+def test_every_schedule_gives_the_same_bits(family, name):
     """Nothing is reported, every bit is the same, and several threadgroups and simdgroups take part."""
     arguments, _ = feature_cases.build(VARIANTS[name])
     arrays = [VARIANTS[name].case.arrays()[tensor] for tensor in "qkv"]
@@ -159,13 +159,13 @@ def test_no_schedule_shows(family, name):
     assert [order for order in ORDERS if once(*order) != want] == []
 
 
-def test_parts_that_see_nothing_change_no_bit(kernels):
+def test_fully_masked_splits_change_no_bit(kernels):
     """Keys of the middle parts are hidden, by every kind of mask: O and L as if these parts did not exist."""
     check_hidden_parts()
 
 
 @pytest.mark.parametrize("name", ["bool", "additive", "blocks", "segments", "window"])
-def test_rows_that_see_nothing(kernels, name):
+def test_fully_masked_rows(kernels, name):
     """Zeros and -inf to the bit; other rows of the same group and its tile are untouched."""
     check_blind_rows(name)
 
@@ -182,7 +182,7 @@ def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
     return decoding.part_count(asked, row, chosen), decoding.part_length(asked, row, chosen)
 
 
-def test_the_rule_of_the_parts():
+def test_number_of_splits():
     """As many as fill the cores, none too short, not too many, and no key left out."""
     assert parts() == (10, 448)  # 10 cores x 8 over 8 key heads
     assert parts(cores=40)[0] == 4096 // decoding.LEAST == 16

@@ -25,7 +25,7 @@ def test_repeats_bit_for_bit(backend, case):
 
 @pytest.mark.parametrize("order", [("reversed", 0), ("random", 1), ("random", 2)], ids=str)
 @pytest.mark.parametrize("family", [family for _, family in SIMULATED])
-def test_no_order_of_threads_shows(family, order):
+def test_every_order_of_threads_gives_the_same_bits(family, order):
     """Lanes, simdgroups and threadgroups in other orders: a missing barrier would show, as would two writers."""
     arrays = CASE.arrays()
     with use_backend("simulator", family):
@@ -47,7 +47,7 @@ def test_a_hundred_orders(family):
     assert len(seen) == 1
 
 
-def test_a_batch_entry_alone_is_the_entry_in_its_batch(kernels):
+def test_batch_invariance(kernels):
     arrays = CASE.arrays()
     together = backward(CASE, arrays)
     for b in range(CASE.batch):
@@ -56,7 +56,7 @@ def test_a_batch_entry_alone_is_the_entry_in_its_batch(kernels):
             assert bits(array) == bits(together[name][b : b + 1]), f"{name} of batch entry {b}"
 
 
-def test_a_key_head_alone_is_the_head_among_others(kernels):
+def test_heads_are_independent(kernels):
     """Heads too: nothing is summed across key heads, and the group's order is fixed."""
     arrays = CASE.arrays()
     together = backward(CASE, arrays)

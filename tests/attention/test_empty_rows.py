@@ -11,7 +11,7 @@ import pytest
 from arrays import bits
 from cases import Case
 from feature_cases import Variant
-from machines import shared_out
+from machines import across_backends
 from oracle_variants import Facts
 
 from mlx_flash import BlockMask, attention
@@ -52,8 +52,8 @@ EXTRAS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend, chosen", shared_out(itertools.product(EXTRAS, ROUTES)), indirect=["backend"])
-def test_rows_that_see_nothing(backend, chosen):
+@pytest.mark.parametrize("backend, chosen", across_backends(itertools.product(EXTRAS, ROUTES)), indirect=["backend"])
+def test_fully_masked_rows(backend, chosen):
     extra, route = chosen
     case, arguments, facts = ROUTES[route]
     table = oracle_variants.seen(facts, (2, 4, case.query_length, case.key_length))
@@ -76,7 +76,7 @@ def test_rows_that_see_nothing(backend, chosen):
 
 
 @pytest.mark.parametrize("name", ["bool", "additive", "blocks"])
-def test_nobody_sees_anything(backend, name):
+def test_everything_masked(backend, name):
     hidden = np.zeros((65, 70), bool)
     masks = {
         "bool": lambda: mx.array(hidden), "additive": lambda: mx.full((65, 70), -np.inf),
@@ -89,7 +89,7 @@ def test_nobody_sees_anything(backend, name):
         assert not np.array(array).any(), tensor
 
 
-def test_a_row_with_a_sink_alone(backend):
+def test_a_row_with_only_a_sink(backend):
     """It sees no key but its head's sink: O = 0 and LSE is the sink; the sink takes the whole gradient of LSE."""
     sinks = mx.array([-1.0, 0.0, 2.0, 30.0])
     arguments = {"mask": mx.array(KEEP), "sinks": sinks, "return_lse": True}
@@ -102,7 +102,7 @@ def test_a_row_with_a_sink_alone(backend):
     bounds.check("dsinks", got["dsinks"], np.full(4, 2.0 * len(BLIND)), "sink alone", "float32")
 
 
-def test_sinks_of_minus_infinity_are_no_sinks(backend):
+def test_sinks_of_minus_infinity_change_nothing(backend):
     arrays, arguments = CASE.arrays(), {"mask": mx.array(KEEP), "return_lse": True}
     without = feature_cases.backward(Variant(CASE, ()), arrays, arguments, mx.ones((2, 4, 65)))
     sinks = {"sinks": mx.full((4,), -np.inf)}

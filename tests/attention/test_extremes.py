@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import Case
 from feature_cases import Variant
-from machines import shared_out
+from machines import across_backends
 from oracle_variants import Attention, Facts
 
 from mlx_flash import attention
@@ -90,7 +90,7 @@ def test_statistics_below_the_exponent_of_float32(backend, lengths, level):
 SCALES = itertools.product(("zero", "negative", "tiny"), ("window", "bool", "additive", "softcap", "blocks", "sinks"))
 
 
-@pytest.mark.parametrize("backend, case", shared_out(SCALES), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(SCALES), indirect=["backend"])
 def test_scales(backend, case):
     scores, feature = case
     feature_cases.check(Variant(replace(CASE, scores=scores), (feature, "lse")))
@@ -127,7 +127,7 @@ def test_softcaps(backend, softcap):
 
 
 @pytest.mark.parametrize("sink", [-1e5, 1e5])
-def test_sinks_that_are_nothing_or_everything(backend, sink):
+def test_sinks_that_vanish_or_dominate(backend, sink):
     sinks = np.full(4, sink)
     judge = judged(CASE.arrays(), CASE, {"sinks": mx.array(sinks.astype(np.float32))}, Facts(sinks=sinks))
     assert (judge.p.sum(-1).max() < 1) == (sink > 0)

@@ -10,12 +10,12 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES, Case, expected
-from machines import shared_out
+from machines import across_backends
 
 from mlx_flash import attention
 
 
-@pytest.mark.parametrize("backend, case", shared_out(CASES), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(CASES), indirect=["backend"])
 def test_output(backend, case):
     arrays = case.arrays()
     out = attention(arrays["q"], arrays["k"], arrays["v"], scale=case.scale, causal=case.causal)
@@ -33,7 +33,7 @@ def test_the_cases_cover_what_they_claim():
         met = {(getattr(case, first), getattr(case, second)) for case in CASES}
         missing = set(itertools.product(values[first], values[second])) - met
         assert not missing, f"{first} x {second}: {missing}"
-    on_family = {(choice.values[0][1], choice.values[1].head_dim) for choice in shared_out(CASES)}
+    on_family = {(choice.values[0][1], choice.values[1].head_dim) for choice in across_backends(CASES)}
     assert set(itertools.product(("apple7", "apple9"), cases.HEAD_DIMS)) <= on_family
 
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from table_rows import of_step
+from table_rows import builds_of
 
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source
@@ -36,7 +36,7 @@ BUFFERS = 31  # that a Metal function can take
 def digests(step) -> dict[str, str]:
     """Of every row's kernels, plain and causal, and with every feature that goes together."""
     found = {}
-    for arguments in of_step(step):
+    for arguments in builds_of(step):
         *start, features, threads = arguments
         # Dequantizing kernels are staged on every family.
         dequantizes = step in (FORWARD, DECODE) and start[2].staged
@@ -75,7 +75,7 @@ def test_the_arguments_are_those_kept():
 @pytest.mark.parametrize("features", EVERYTHING, ids=("array", "blocks"))
 @pytest.mark.parametrize("step", STEPS, ids=repr)
 def test_the_fullest_kernel_has_buffers_enough(step, features):
-    *start, _, threads = of_step(step)[0]
+    *start, _, threads = builds_of(step)[0]
     kernel = source.build(*start, features, threads)
     facts = shape_facts(list(kernel.inputs), kernel.body)
     assert sum(1 + sum(found) for found in facts) + len(kernel.outputs) <= BUFFERS
@@ -84,7 +84,7 @@ def test_the_fullest_kernel_has_buffers_enough(step, features):
 @pytest.mark.parametrize("step", (FORWARD, DECODE), ids=repr)
 def test_a_dequantizing_kernel_has_buffers_enough(step):
     """With all that quantized_attention takes."""
-    *start, _, threads = of_step(step)[0]
+    *start, _, threads = builds_of(step)[0]
     named = dict.fromkeys(("causal", "window", "sinks", "softcap"), True)
     for mask in ({"mask": "float16"}, {"block": 128}):
         kernel = source.build(*start, Features(quantization=QUANTIZED[0], **named, **mask), threads)

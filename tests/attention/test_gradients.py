@@ -7,12 +7,12 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES, Case, backward, expected
-from machines import shared_out
+from machines import across_backends
 
 from mlx_flash.simulator import mode
 
 
-@pytest.mark.parametrize("backend, case", shared_out(CASES), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(CASES), indirect=["backend"])
 def test_gradients(backend, case):
     arrays = case.arrays()
     expected(case, arrays).check(**backward(case, arrays))

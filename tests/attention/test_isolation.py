@@ -11,7 +11,7 @@ from arrays import bits
 from cases import Case
 from feature_cases import Variant
 from isolation_checks import CASE, HIDDEN, INFINITE, KEEP, check_infinities, reached, rows_of_nan, spoiled
-from machines import shared_out
+from machines import across_backends
 from oracle_variants import Facts
 
 from mlx_flash import BlockMask
@@ -46,8 +46,8 @@ def backward(arrays, arguments) -> dict[str, mx.array]:
     return feature_cases.backward(NOTHING, arrays, arguments, d_lse)
 
 
-@pytest.mark.parametrize("backend, case", shared_out(itertools.product(EXTRAS, ROUTES)), indirect=["backend"])
-def test_what_lies_behind_hidden_keys_reaches_nothing(backend, case):
+@pytest.mark.parametrize("backend, case", across_backends(itertools.product(EXTRAS, ROUTES)), indirect=["backend"])
+def test_garbage_in_masked_keys(backend, case):
     extra, route = case
     arguments, arrays = ROUTES[route]() | EXTRAS[extra](), CASE.arrays()
     want = backward(arrays, arguments)
@@ -59,7 +59,7 @@ def test_what_lies_behind_hidden_keys_reaches_nothing(backend, case):
             assert bits(got[name]) == bits(want[name]), (name, garbage)
 
 
-def test_what_lies_in_queries_that_see_nothing_reaches_nothing(backend):
+def test_garbage_in_fully_masked_queries(backend):
     """Their q, and their part of the cotangents: with causality, and with a window on top."""
     case = Case(70, 33, 40, group=2, key_heads=2, batch=2)
     arrays, blind, variant = case.arrays(), slice(0, 37), Variant(case, ())
@@ -93,7 +93,7 @@ def test_slices_of_buffers_full_of_nan(backend, feature):
 LIMITS = ("causal", "window", "bool", "additive", "segments", "blocks")
 
 
-@pytest.mark.parametrize("backend, case", shared_out(itertools.product("qkvo", LIMITS)), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(itertools.product("qkvo", LIMITS)), indirect=["backend"])
 def test_a_nan_reaches_the_rows_that_see_it(backend, case):
     """o: the cotangent of O."""
     tensor, feature = case[0].replace("o", "d_o"), case[1]
@@ -107,13 +107,13 @@ def test_a_nan_reaches_the_rows_that_see_it(backend, case):
             assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor, place)
 
 
-@pytest.mark.parametrize("backend, limit", shared_out([None, *LIMITS]), indirect=["backend"])
-def test_an_infinity_is_what_ieee_makes_of_it(backend, limit):
+@pytest.mark.parametrize("backend, limit", across_backends([None, *LIMITS]), indirect=["backend"])
+def test_infinities_follow_ieee(backend, limit):
     """In blocks that are seen as a whole, and in those that are seen in part."""
     check_infinities(Variant(CASE, (limit,) if limit else ()), INFINITE)
 
 
-def test_the_rows_reached_are_some_and_not_all():
+def test_the_rows_expected_are_some_and_not_all():
     """Or the test above could not tell."""
     table = oracle_variants.seen(Facts(causal=True), (2, 4, 65, 70))
     for tensor in ("q", "k", "v", "d_o"):

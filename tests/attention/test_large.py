@@ -29,7 +29,7 @@ ROWS = ("Q", "K", "V", "O", "dO", "attention_mask")
 IDS = ("q_segments", "k_segments")
 THREADS = {
     "Q": "flash-attention-1500", "K": "flash-attention-2260", "V": "flash-attention-1311", "O": "flash-attention-483",
-    "dO": "fla-769-1080", "attention_mask": "mlx-2903-pytorch-197636", "q_segments": "tabpfn-1184",
+    "dO": "fla-769-1080", "attention_mask": "mlx-2903-and-pytorch-197636", "q_segments": "tabpfn-1184",
     "k_segments": "tabpfn-1184-keys",
 }  # fmt: skip
 FAMILIES = [family for _, family in SIMULATED]
@@ -106,7 +106,8 @@ def test_a_mask_of_more_elements_than_31_bits_count(choice):
 # Minutes of threadgroups on the simulator: heads wait for the full run.
 @pytest.mark.parametrize("axis", ["batch", pytest.param("heads", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("choice", [BACKENDS[-1], KERNELS[-1]], ids=label)
-def test_pytorch_142228_flashinfer_3125_more_than_16_bits_of_each(choice, axis):
+@pytest.mark.reported("pytorch-142228", "flashinfer-3125")
+def test_grids_beyond_16_bits(choice, axis):
     """65537 batch entries, or heads, each with a number of its own: the grid's axes must carry them all."""
     shape = (65537, 1, 1, 8) if axis == "batch" else (1, 65537, 1, 8)
     # A prime number of different ones, so that entry 65536 is not entry 0; small, so that sums are exact.

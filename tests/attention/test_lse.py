@@ -56,7 +56,7 @@ def halves(arrays, cut: int, **options):
     return merge([out for out, _ in parts], [lse for _, lse in parts])
 
 
-def test_two_halves_are_the_whole(backend):
+def test_merged_halves_equal_the_whole(backend):
     """The weights of the parts are exponentials of LSEs, which float32 rounds: their unit is what O cannot beat."""
     arrays = CASE.arrays()
     whole, whole_lse = attention(*(arrays[name] for name in "qkv"), return_lse=True)
@@ -84,7 +84,7 @@ def test_merged_gradients(backend):
         bounds.check(name, array, want[name], str(CASE), "float32", terms=terms[name])
 
 
-def test_parts_that_see_nothing(backend):
+def test_fully_masked_parts(backend):
     """A part of masked keys adds nothing, bit for bit, in any place; its gradients are zeros, not NaN."""
     arrays = CASE.arrays()
     q, k, v = (arrays[name] for name in "qkv")
@@ -102,7 +102,7 @@ def test_parts_that_see_nothing(backend):
         bounds.check(name, grad, bounds.float64(want[name]), "empty parts", "float32")
 
 
-def test_rows_that_see_nothing_in_any_part():
+def test_rows_fully_masked_in_every_part():
     lses = [mx.array([[[-math.inf, 0.5, -math.inf]]]), mx.array([[[-math.inf, -math.inf, 2.0]]])]
     outputs = [mx.where(lse[..., None] == -math.inf, 0, mx.ones((1, 1, 3, 4))) for lse in lses]
     (out, lse), grads = mx.vjp(lambda *x: list(merge(x[:2], x[2:])), [*outputs, *lses], [mx.ones((1, 1, 3, 4)),
@@ -112,7 +112,7 @@ def test_rows_that_see_nothing_in_any_part():
     assert all(np.isfinite(np.array(grad)).all() for grad in grads)
 
 
-def test_one_part_is_itself():
+def test_merging_one_part_is_the_identity():
     out, lse = attention(*(CASE.arrays()[name] for name in "qkv"), return_lse=True)
     got, got_lse = merge([out], [lse])
     assert np.array_equal(np.array(got), np.array(out)) and np.array_equal(np.array(got_lse), np.array(lse))

@@ -9,7 +9,7 @@ import oracle_variants
 import pytest
 from cases import Case
 from feature_cases import FEATURES, Variant
-from machines import CUDA, METAL, SIMULATED, label, shared_out
+from machines import CUDA, METAL, SIMULATED, across_backends, label
 from oracle_variants import Facts
 
 from mlx_flash import BlockMask, attention
@@ -44,7 +44,7 @@ AXES = ["bhij", "hij", "bij", "ij", "bhj", "bhi", "hi", "j", "i", ""]
 
 
 @pytest.mark.parametrize(
-    "backend, case", shared_out(itertools.product(("bool", "additive"), AXES)), indirect=["backend"]
+    "backend, case", across_backends(itertools.product(("bool", "additive"), AXES)), indirect=["backend"]
 )
 def test_masks_of_every_broadcast_shape(backend, case):
     """The gradient has the mask's own shape: it is summed over the axes that were broadcast."""

@@ -38,9 +38,9 @@ class Outcome:
         self.exceptions.append(call.excinfo.value)
 
 
-def _path(killer: str) -> str:
-    """The id of a killer with the folder of its file, whose name is unique below tests/."""
-    file, _, rest = killer.partition("::")
+def _path(test: str) -> str:
+    """The id of a test with the folder of its file, whose name is unique below tests/."""
+    file, _, rest = test.partition("::")
     (path,) = TESTS.rglob(file)
     return f"{path}::{rest}"
 
@@ -49,11 +49,11 @@ def _path(killer: str) -> str:
 WITHOUT = ("cacheprovider", "xdist", "unraisableexception", "threadexception")
 
 
-def outcome(*killers: str) -> Outcome:
+def outcome(*tests: str) -> Outcome:
     """Runs tests of the suite, by their ids, inside this process: templates are as they are here."""
     watched = Outcome()
     options = ["-q", "--no-header", *(word for name in WITHOUT for word in ("-p", f"no:{name}"))]
-    pytest.main([*map(_path, killers), *options], plugins=[watched])
+    pytest.main([*map(_path, tests), *options], plugins=[watched])
     return watched
 
 
@@ -78,7 +78,7 @@ def test_a_mutant_is_one_change(mutant):
     assert mutant.old != mutant.new
 
 
-def test_mutants_have_names_of_their_own():
+def test_names_of_mutants_are_unique():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
 
 
@@ -87,19 +87,17 @@ def test_a_mutant_is_killed(mutant, mutated):
     """By an assertion or a report of the simulator: not by a text that does not compile, nor by a missing test."""
     mutated(mutant)
     with mode(mutant.mode):
-        watched = outcome(mutant.killer)
-    assert watched.ran == {mutant.killer}, f"no test {mutant.killer}"
-    assert watched.exceptions, f"{mutant.name} survives {mutant.killer}"
+        watched = outcome(mutant.killed_by)
+    assert watched.ran == {mutant.killed_by}, f"no test {mutant.killed_by}"
+    assert watched.exceptions, f"{mutant.name} survives {mutant.killed_by}"
     assert all(isinstance(found, (AssertionError, SimulatorError)) for found in watched.exceptions), watched.exceptions
 
 
-@pytest.mark.parametrize("file, how", sorted({(mutant.killer.partition("::")[0], mutant.mode) for mutant in MUTANTS}))
-def test_killers_pass_on_the_templates_as_they_are(file, how, mutated):
-    killers = {m.killer for m in MUTANTS if m.killer.startswith(f"{file}::") and m.mode == how}
+@pytest.mark.parametrize(
+    "file, how", sorted({(mutant.killed_by.partition("::")[0], mutant.mode) for mutant in MUTANTS})
+)
+def test_unchanged_templates_pass(file, how, mutated):
+    tests = {m.killed_by for m in MUTANTS if m.killed_by.startswith(f"{file}::") and m.mode == how}
     with mode(how):
-        watched = outcome(*sorted(killers))
-    assert watched.ran == killers and not watched.exceptions, watched.exceptions
-
-
-def test_the_readme_counts_them():
-    assert f"{len(MUTANTS)} mistakes in our own templates" in (TESTS.parent / "README.md").read_text(encoding="utf-8")
+        watched = outcome(*sorted(tests))
+    assert watched.ran == tests and not watched.exceptions, watched.exceptions

@@ -72,7 +72,7 @@ def test_gradients_by_central_differences(shape):
         assert worst <= 1e-7, f"{name}: analytic and measured gradients differ by {worst:.1e}"
 
 
-def test_rows_that_see_nothing_give_zeros():
+def test_fully_masked_rows_give_zeros():
     q, k, v, d_o = arrays((1, 1, 1, 5, 2, 3, 3, True))
     out, lse = oracle.forward(q, k, v, 1.0, True)
     gradients = oracle.gradients(q, k, v, d_o, 1.0, True)

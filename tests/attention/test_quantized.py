@@ -12,7 +12,7 @@ import pytest
 from arrays import address, bits
 from cases import Case, expected
 from feature_cases import Variant
-from machines import SIMULATED, shared_out
+from machines import SIMULATED, across_backends
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
 from mlx_flash.backends import backend as backend_of
@@ -74,7 +74,7 @@ CASES = formats_and_lengths()
 # Each is a kernel text of its own: every second one waits for `pytest -m ""`.
 IN_TURNS = [
     pytest.param(*parameter.values, id=parameter.id, marks=pytest.mark.slow if parameter.values[1] & 1 else ())
-    for parameter in shared_out(range(len(CASES)))
+    for parameter in across_backends(range(len(CASES)))
 ]
 
 
@@ -96,7 +96,7 @@ FEATURES = ("causal", "window", "bool", "additive", "blocks", "softcap", "sinks"
 
 
 @pytest.mark.parametrize(
-    "backend, case", shared_out(itertools.product(FEATURES, (PREFILL, TOKEN))), indirect=["backend"]
+    "backend, case", across_backends(itertools.product(FEATURES, (PREFILL, TOKEN))), indirect=["backend"]
 )
 def test_features_are_those_of_attention(backend, case):
     """nvfp4's values are exact in every type, so that every bit must be the same."""
@@ -200,7 +200,7 @@ def test_packed_bytes_are_read_once(family, form):
 
 @pytest.mark.parametrize("queries", [PREFILL, TOKEN])
 @pytest.mark.parametrize("family", [family for _, family in SIMULATED])
-def test_no_schedule_shows(family, queries):
+def test_every_schedule_gives_the_same_bits(family, queries):
     q, k, v, _ = operands(Case(queries, 600, 16, group=2, key_heads=2, batch=2), NVFP4)
 
     def once(*order):

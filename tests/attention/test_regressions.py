@@ -55,7 +55,8 @@ def test_nan_dq_where_every_score_is_very_negative(backend, thread):
     expected(case, arrays).check(**backward(case, arrays))
 
 
-def test_flashinfer_4267_4401_very_negative_scores_are_no_mask(backend):
+@pytest.mark.reported("flashinfer-4267", "flashinfer-4401")
+def test_very_negative_scores_are_not_masked(backend):
     """Every score is -5e5, below any finite sentinel: the softmax of equal scores is still their mean."""
     q, k = mx.full((1, 1, 9, 64), 1000.0), mx.full((1, 1, 65, 64), -62.5)
     v = mx.broadcast_to(mx.arange(64, dtype=mx.float32), (1, 1, 65, 64))
@@ -63,7 +64,8 @@ def test_flashinfer_4267_4401_very_negative_scores_are_no_mask(backend):
     bounds.check("O", out, np.broadcast_to(np.arange(64.0), (1, 1, 9, 64)), "equal scores", "float32")
 
 
-def test_pytorch_121558_large_bfloat16(backend):
+@pytest.mark.reported("pytorch-121558")
+def test_large_bfloat16(backend):
     """Entries of 133120: scores of 1e10, whose softmax is one-hot, so O is V and all gradients but dV vanish."""
     eye = 133120 * mx.eye(64)[None, None].astype(mx.bfloat16)
     v = mx.random.normal((1, 1, 64, 64), key=mx.random.key(0)).astype(mx.bfloat16)
@@ -72,7 +74,8 @@ def test_pytorch_121558_large_bfloat16(backend):
     assert np.isfinite(bounds.float64(grads[0])).all() and np.isfinite(bounds.float64(grads[1])).all()
 
 
-def test_mlx_3119_scale_multiplies_in_float32(backend):
+@pytest.mark.reported("mlx-3119")
+def test_scale_multiplies_in_float32(backend):
     """q k^T overflows float16 by far; scaled in float32 the scores are small and the answer ordinary."""
     q = k = mx.full((1, 1, 33, 64), 600.0, mx.float16)
     v = mx.random.normal((1, 1, 33, 64), key=mx.random.key(0)).astype(mx.float16)
@@ -98,7 +101,8 @@ def test_zero_length(backend, name):
         assert not np.array(array).any(), name
 
 
-def test_nsa_27_levanter_449_query_head_to_key_head(backend):
+@pytest.mark.reported("nsa-27", "levanter-449")
+def test_query_head_to_key_head(backend):
     """V of key head g is the constant g: O of query head h must be h // group, in every batch entry."""
     case = Case(33, 65, 64, "float32", False, group=3, key_heads=4, batch=2)
     arrays = case.arrays()
@@ -108,7 +112,8 @@ def test_nsa_27_levanter_449_query_head_to_key_head(backend):
     bounds.check("O", out, want, str(case), "float32")
 
 
-def test_flash_attention_1778_pytorch_41508_rows_that_see_nothing(backend):
+@pytest.mark.reported("flash-attention-1778", "pytorch-41508")
+def test_causal_rows_before_the_first_key(backend):
     """More queries than keys: the first rows give zeros, not NaN or a mean, and take part in no gradient."""
     case = Case(65, 38, 64, "float32", True, group=2)  # 27 blind rows: part of a block
     arrays = case.arrays()
@@ -121,7 +126,8 @@ def test_flash_attention_1778_pytorch_41508_rows_that_see_nothing(backend):
     assert bits(again["dK"]) == bits(results["dK"]) and bits(again["dV"]) == bits(results["dV"])
 
 
-def test_burn_4484_causal_in_every_head(backend):
+@pytest.mark.reported("burn-4484")
+def test_causal_in_every_head(backend):
     """V of the last key is huge: only the last query may see it, in every head and batch entry."""
     case = Case(33, 33, 64, "float32", True, group=2, key_heads=2, batch=2)
     arrays = case.arrays()
@@ -130,7 +136,8 @@ def test_burn_4484_causal_in_every_head(backend):
     assert out[:, :, :-1].max() < 100 and (out[:, :, -1] > 1e10).all()
 
 
-def test_pytorch_191937_broadcast_keys_of_odd_length(backend):
+@pytest.mark.reported("pytorch-191937")
+def test_broadcast_keys_of_odd_length(backend):
     """Stride 0 over the heads, and one key more than a block of 32."""
     case = Case(33, 33, 64, "float32", False, key_heads=4)
     arrays = case.arrays()
@@ -138,7 +145,8 @@ def test_pytorch_191937_broadcast_keys_of_odd_length(backend):
     expected(case, arrays | shared).check(**backward(case, arrays | shared))
 
 
-def test_liger_272_254_343_1251_mlx_3121_inputs_survive(backend):
+@pytest.mark.reported("liger-272", "liger-254", "liger-343", "liger-1251", "mlx-3121")
+def test_inputs_are_not_overwritten(backend):
     """Gradients are not written over saved inputs, and temporaries are not reused while the backward needs them."""
     case = Case(33, 65, 64, "float32", True, group=2)
     arrays = case.arrays()
@@ -149,7 +157,8 @@ def test_liger_272_254_343_1251_mlx_3121_inputs_survive(backend):
     assert {name: bits(array) for name, array in got.items()} == want
 
 
-def test_mlx_3361_more_keys_than_16_bits_count(backend):
+@pytest.mark.reported("mlx-3361")
+def test_more_keys_than_16_bits_count(backend):
     """70000 keys, the last of which decides: an index that wraps would miss it. Then a mask hides that one."""
     q, v = mx.ones((1, 1, 1, 8)), mx.zeros((1, 1, 70000, 8))
     k = mx.zeros((1, 1, 70000, 8))
@@ -160,7 +169,8 @@ def test_mlx_3361_more_keys_than_16_bits_count(backend):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_mlx_4534_a_grid_is_whole_threadgroups(axis):
+@pytest.mark.reported("mlx-4534")
+def test_a_grid_is_whole_threadgroups(axis):
     launch = plan(FORWARD, problem(Case(33, 65, 64)), FAMILIES["apple9"]).launch
     for threads in (0, launch.threadgroup[axis] + 1 if axis == 0 else -1):
         grid = [*launch.grid]
@@ -169,7 +179,8 @@ def test_mlx_4534_a_grid_is_whole_threadgroups(axis):
             replace(launch, grid=tuple(grid))
 
 
-def test_pytorch_142228_146704_xformers_845_batches_beyond_16_bits(reference):
+@pytest.mark.reported("pytorch-142228", "pytorch-146704", "xformers-845")
+def test_batches_beyond_16_bits(reference):
     """65537 batch entries: the grid's third axis must carry them; each kernel's grid is checked without running it."""
     many = replace(problem(Case(1, 1, 8)), batch=65537)
     for family in FAMILIES.values():

@@ -42,7 +42,8 @@ def values_and_gradients(q, k, v, **options) -> list[mx.array]:
     return [*outs, *grads]
 
 
-def test_flash_attention_1133_transformers_39408_window_to_the_left_is_causal(backend):
+@pytest.mark.reported("flash-attention-1133", "transformers-39408")
+def test_an_open_left_window_is_causal(backend):
     """(S - 1, 0) and (None, 0) are causal; one key less is another window, by one pair."""
     q, k, v = drawn()
     causal = values_and_gradients(q, k, v, causal=True)
@@ -54,14 +55,16 @@ def test_flash_attention_1133_transformers_39408_window_to_the_left_is_causal(ba
     assert (shorter[:, :, -1] != want[:, :, -1]).any(-1).all()
 
 
-def test_mlx_lm_390_a_window_holds_the_query_itself(backend):
+@pytest.mark.reported("mlx-lm-390")
+def test_a_window_includes_the_query_itself(backend):
     """left = 2: itself and two before. Keys are one-hot in V, scores equal."""
     q, k, v = mx.zeros((1, 1, 9, 16)), mx.zeros((1, 1, 9, 16)), mx.eye(9, 16)[None, None]
     seen = np.array(attention(q, k, v, window=(2, 0)))[0, 0, :, :9] > 0
     assert np.array_equal(seen, np.tri(9, dtype=bool) & ~np.tri(9, k=-3, dtype=bool))
 
 
-def test_pytorch_127055_llama_cpp_7434_window_of_minus_infinities(backend):
+@pytest.mark.reported("pytorch-127055", "llama-cpp-7434")
+def test_a_window_written_as_minus_infinities(backend):
     """A window written as an additive mask of -inf, and -inf inside the window: zeros, not NaN."""
     q, k, v = drawn()
     i, j = np.arange(45)[:, None] + 25, np.arange(70)[None]
@@ -75,7 +78,8 @@ def test_pytorch_127055_llama_cpp_7434_window_of_minus_infinities(backend):
         assert np.isfinite(np.array(array)).all()
 
 
-def test_flash_attention_2199_rows_whose_window_is_empty(backend):
+@pytest.mark.reported("flash-attention-2199")
+def test_rows_with_an_empty_window(backend):
     """More queries than keys: the windows of the first rows lie before the first key."""
     q, k, v = drawn(Case(70, 45, 16, group=2, key_heads=2, batch=2))
     found = values_and_gradients(q, k, v, window=(5, 0))
@@ -120,7 +124,7 @@ BLIND = {
 
 
 @pytest.mark.parametrize("thread", BLIND)
-def test_rows_masked_altogether(backend, thread):
+def test_fully_masked_rows_by_mask(backend, thread):
     """By False and by -inf: zeros, with zero gradients, and the other rows as if those were not there."""
     q, k, v = drawn()
     blind = np.zeros((45, 1), bool)
@@ -134,7 +138,8 @@ def test_rows_masked_altogether(backend, thread):
             assert np.array_equal(*same)
 
 
-def test_mlx_lm_1906_439_mlx_vlm_1946_mlxcel_76_left_padded_prompts(backend):
+@pytest.mark.reported("mlx-lm-1906", "mlx-lm-439", "mlx-vlm-1946", "mlxcel-76")
+def test_left_padded_batches(backend):
     """Each prompt of a batch, padded on the left, is what it is alone: rows of its own tokens."""
     lengths, total = (70, 41), 70
     q, k, v = (mx.random.normal((2, heads, total, 16), key=mx.random.key(heads)) for heads in (4, 2, 2))
@@ -148,7 +153,8 @@ def test_mlx_lm_1906_439_mlx_vlm_1946_mlxcel_76_left_padded_prompts(backend):
     assert not np.array(together)[1, :, : total - 41].any(), "padding sees nothing"
 
 
-def test_mlx_3452_sinks_of_one_query_and_of_many(backend):
+@pytest.mark.reported("mlx-3452")
+def test_sinks_of_one_query_and_of_many(backend):
     """Token by token against a cache gives what the whole prompt gives."""
     q, k, v = drawn(Case(20, 20, 16, group=2, key_heads=2))
     sinks = mx.array([0.5, -2.0, 3.0, 0.0])
@@ -158,7 +164,8 @@ def test_mlx_3452_sinks_of_one_query_and_of_many(backend):
         bounds.check("O", one, bounds.float64(whole[:, :, n : n + 1]), f"token {n}", "float32")
 
 
-def test_pytorch_135161_two_calls_in_one_graph(backend):
+@pytest.mark.reported("pytorch-135161")
+def test_two_calls_in_one_graph(backend):
     """Each with a bias of its own, the second on the first one's output: both biases get their own gradients."""
     q, k, v = drawn(Case(45, 45, 16, key_heads=2))
     biases = [mx.random.normal((2, 45, 45), key=mx.random.key(seed)) for seed in (1, 2)]
@@ -176,7 +183,8 @@ def test_pytorch_135161_two_calls_in_one_graph(backend):
         bounds.check(name, got, bounds.float64(right), "two calls", "float32")
 
 
-def test_pytorch_150321_behind_a_block_mask_nothing_is_read(kernels):
+@pytest.mark.reported("pytorch-150321")
+def test_nothing_is_read_behind_a_block_mask(kernels):
     """Keys past the last listed block may be NaN, and the simulator reports what reads past the end."""
     q, k, v = drawn()
     mask = BlockMask.from_predicate(lambda i, j: (j < 32) & (i >= 0), 45, 70, block=32)
@@ -186,7 +194,8 @@ def test_pytorch_150321_behind_a_block_mask_nothing_is_read(kernels):
     )
 
 
-def test_pytorch_xla_8978_causal_hides_the_future(backend):
+@pytest.mark.reported("pytorch-xla-8978")
+def test_causal_hides_the_future(backend):
     """Not the past: the first query sees the first key alone."""
     case = Case(9, 9, 16)
     q, k, v = drawn(case)
@@ -194,7 +203,8 @@ def test_pytorch_xla_8978_causal_hides_the_future(backend):
     assert np.array_equal(out[:, :, 0], np.array(v)[:, :, 0]) and not np.array_equal(out[:, :, 8], np.array(v)[:, :, 8])
 
 
-def test_tilelang_2461_rows_past_the_end_have_no_statistics(backend):
+@pytest.mark.reported("tilelang-2461")
+def test_rows_past_the_end_have_no_statistics(backend):
     """L and delta are read in whole blocks in the backward pass: lengths just above a block's."""
     case = Case(33, 65, 16, group=2, key_heads=2)
     for array in backward(case, case.arrays()).values():

@@ -9,7 +9,7 @@ import views
 from arrays import bits
 from cases import Case, backward, expected
 from feature_cases import Variant
-from machines import SIMULATED, shared_out
+from machines import SIMULATED, across_backends
 
 from mlx_flash import attention, use_backend
 from mlx_flash.backends.metal import kernel_object
@@ -25,7 +25,7 @@ STRICT = {
     "flash-attention-359-race-in-the-backward-pass": (Case(45, 70, 16, group=2, key_heads=2), ("causal",)),
     "flash-attention-2033-race-of-two-blocks": (Case(41, 70, 16, group=2, key_heads=2), ("causal",)),
     "cudnn-frontend-426-shared-memory-reused": (Case(70, 45, 16, group=2, key_heads=2), ("lse",)),
-    "mlx-3630-jax-mps-168-write-after-read": (Case(41, 139, 16, group=2, key_heads=2), ("additive",)),
+    "mlx-3630-and-jax-mps-168-write-after-read": (Case(41, 139, 16, group=2, key_heads=2), ("additive",)),
     "llama-cpp-27678-barrier-in-a-branch": (Case(45, 70, 16, group=2, key_heads=2), ("segments",)),
     "llama-cpp-27955-barrier-of-a-partial-block": (Case(33, 97, 16, group=2, key_heads=2), ("segments",)),
     "llama-cpp-27870-barrier-of-one-simdgroup": (Case(9, 70, 16, group=2, key_heads=2), ("segments",)),
@@ -71,8 +71,8 @@ REPEATED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend, thread", shared_out(REPEATED), indirect=["backend"])
-def test_one_answer(backend, thread):
+@pytest.mark.parametrize("backend, thread", across_backends(REPEATED), indirect=["backend"])
+def test_repeats_are_bit_identical(backend, thread):
     """Forward and backward, again and again, to the bit."""
     count, features = REPEATED[thread]
     variant = Variant(Case(17, 35, 16, group=2, key_heads=2), features)
@@ -81,7 +81,8 @@ def test_one_answer(backend, thread):
     assert len(answers) == 1
 
 
-def test_flash_attention_1897_2604_vllm_51902_a_batch_changes_no_entry(kernels):
+@pytest.mark.reported("flash-attention-1897", "flash-attention-2604", "vllm-51902")
+def test_a_batch_changes_no_entry(kernels):
     """Alone, in a batch of three, and beside longer neighbours that the mask hides."""
     case = Case(45, 70, 16, "float32", True, group=2, key_heads=2, batch=3)
     arrays = case.arrays()
@@ -119,7 +120,8 @@ def test_refused(backend, name):
         attention(*arrays)
 
 
-def test_iree_23914_tinygrad_1260_2145_math_is_not_fast():
+@pytest.mark.reported("iree-23914", "tinygrad-1260", "tinygrad-2145")
+def test_math_is_not_fast():
     """-inf and NaN mean something here: MLX's default, safe math, is not overridden."""
     given = {}
     kernel = plan(FORWARD, Problem(1, 1, 1, 9, 9, 64, 64, "float32", 0.125), FAMILIES["apple9"]).kernel
@@ -128,7 +130,8 @@ def test_iree_23914_tinygrad_1260_2145_math_is_not_fast():
     assert not re.search(r"\bfast::|#pragma METAL fp", kernel.header + kernel.body)
 
 
-def test_mlx_4018_2205_threadgroups_are_never_too_large():
+@pytest.mark.reported("mlx-4018", "mlx-2205")
+def test_threadgroups_are_never_too_large():
     """Of any row and family: at most what the kernel was compiled for, and what a GPU has."""
     for (step, precision, table), rows in TABLE.items():
         for family in (family for family in FAMILIES.values() if family.table == table and not family.tensor):
@@ -139,7 +142,8 @@ def test_mlx_4018_2205_threadgroups_are_never_too_large():
                 assert chosen.row.threads <= (chosen.max_threads or THREADGROUP_THREADS) <= THREADGROUP_THREADS
 
 
-def test_flash_attention_1253_1231_the_criterion_does_not_degenerate():
+@pytest.mark.reported("flash-attention-1253", "flash-attention-1231")
+def test_the_criterion_does_not_degenerate():
     """One key: unfused and fused are both exact, and twice no error is no error. There is a floor, and it is tight."""
     case = Case(9, 1, 64, "float16")
     arrays = case.arrays()

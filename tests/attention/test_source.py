@@ -9,7 +9,7 @@ from string import Template
 
 import mlx.core as mx
 import pytest
-from table_rows import EVERY, STEPS, digest, of_step
+from table_rows import EVERY, STEPS, builds_of, digest
 
 import mlx_flash
 from mlx_flash.autodiff.vjp import run
@@ -56,7 +56,7 @@ def test_holes_are_what_source_fills(step, monkeypatch):
 
     monkeypatch.setattr(source, "Template", Recording)
     source.build.cache_clear()
-    source.build(*of_step(step)[0])
+    source.build(*builds_of(step)[0])
     source.build.cache_clear()
     assert holes == {hole.upper() for hole in holes}
     # Features are offered to every step; a step that lacks one of them leaves its hole out.
@@ -85,7 +85,8 @@ def test_no_accidental_arguments(step):
     assert "thread_index_in_threadgroup" in code, "MLX closes the signature too early without any attribute"
 
 
-def test_mlx_3832_3833_2242_a_name_is_a_text():
+@pytest.mark.reported("mlx-3832", "mlx-3833", "mlx-2242")
+def test_kernel_names_and_texts_are_one_to_one():
     """MLX caches by name before 0.32.2: two texts under one name would be mixed up, two names compile twice."""
     texts, names = {}, {}
     for arguments in EVERY:
@@ -169,5 +170,5 @@ def test_the_graph_of_our_kernels_exports(tmp_path):
 
 def test_delta_has_no_head_dimension_of_its_own():
     """It reads O and dO only: one text serves every D, and both masks."""
-    kernels = {source.build(*arguments) for arguments in of_step(DELTA)}
+    kernels = {source.build(*arguments) for arguments in builds_of(DELTA)}
     assert len({kernel.body for kernel in kernels}) == 1

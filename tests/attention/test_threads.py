@@ -38,7 +38,8 @@ def in_threads(function, arguments: list) -> list:
         return list(pool.map(work, arguments))
 
 
-def test_mlx_4043_cold_kernels_from_many_threads():
+@pytest.mark.reported("mlx-4043")
+def test_cold_kernels_from_many_threads():
     """Texts, plans and built kernels are made by all threads at once: each gets the bits that one thread alone gets."""
     work = [(choice, name) for choice in BACKENDS for name in NAMES]
     work = (work * THREADS)[: len(work) // THREADS * THREADS + THREADS]

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import bits
-from machines import shared_out
+from machines import across_backends
 
 from mlx_flash import BlockMask, UnsupportedProblem, attention, transforms
 from mlx_flash.backends import Backend, current_backend
@@ -127,7 +127,7 @@ def agree(got, want, names=("dQ", "dK", "dV", "dM")):
         bounds.check(name, one, bounds.float64(other), "one by one", "float32")
 
 
-@pytest.mark.parametrize("backend, case", shared_out(AXES), indirect=["backend"])
+@pytest.mark.parametrize("backend, case", across_backends(AXES), indirect=["backend"])
 def test_any_axis_of_any_argument(backend, case):
     extras, axes = AXES[case]
     names = ("q", "k", "v", *extras)
@@ -194,7 +194,7 @@ def test_maps_nest(backend):
     agree(gradients(lambda *x: mx.vmap(summed, outer)(*x).sum(), "qkv")(q, k, v), totals)
 
 
-def test_attention_that_is_not_mapped(backend):
+def test_attention_on_arrays_that_are_not_mapped(backend):
     """Calls inside a mapped function that depend on none of its arguments, or on the unmapped ones only."""
     q, k, v = draw(("q", "k", "v"), (None, None, None))
     x = mx.arange(3.0)

@@ -78,7 +78,7 @@ def masked(family: str, **options) -> dict[str, int]:
 @pytest.mark.parametrize("step", MATMULS, ids=str)
 @pytest.mark.parametrize("family", [family for _, family in SIMULATED])
 @pytest.mark.parametrize("left, right", [(LENGTH, 0), (40, 0), (3, 77)])
-def test_windows_visit_only_themselves(family, step, left, right):
+def test_windows_visit_only_keys_in_reach(family, step, left, right):
     """Each block of the parallel dimension meets the traversed rows in reach, rounded up to a fragment, no more."""
     parallel = lookup(step, "float32", FAMILIES[family], WIDTH).parallel
     before, after = (right, left) if step is BACKWARD_KEY_VALUE else (left, right)

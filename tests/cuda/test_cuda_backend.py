@@ -25,7 +25,7 @@ H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capabil
 
 
 @pytest.fixture
-def forgetful():
+def cleared_caches():
     """Choices are remembered for good: before and after the test they are forgotten."""
     kept = (backends.backend, backends._on_cuda, cuda.family_here)
     for function in kept:
@@ -36,7 +36,7 @@ def forgetful():
 
 
 @pytest.fixture
-def gpu(monkeypatch, forgetful):
+def gpu(monkeypatch, cleared_caches):
     """A machine with an H200, as far as MLX says; the test may change what it says."""
     information = dict(H200)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
@@ -99,7 +99,7 @@ def views(*, keys, queries=16, query_heads=2):
     ],
     ids=str,
 )
-def test_who_knows_the_strides(gpu, launches, shape, options, copied):
+def test_views_are_copied_where_that_is_cheap(gpu, launches, shape, options, copied):
     """Views are copied where that is cheap, and the kernel then gets the strides of the copy; else they are learned."""
     q, k = views(**shape)
     attention(q, k, k, **options)
@@ -117,7 +117,7 @@ def test_who_knows_the_strides(gpu, launches, shape, options, copied):
     assert (strides[:2] == dense) == copied
 
 
-def test_no_gpu(monkeypatch, forgetful):
+def test_no_gpu(monkeypatch, cleared_caches):
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedProblem, match=r'backend "cuda": this machine has no CUDA GPU.* pip install'):
         use_backend("cuda")
@@ -181,7 +181,7 @@ def test_no_compiler(gpu, monkeypatch, tmp_path):
         attention(q, q, q)
 
 
-def test_metal_refuses_kernels_for_tensor_cores(forgetful):
+def test_metal_refuses_kernels_for_tensor_cores(cleared_caches):
     with pytest.raises(UnsupportedProblem, match="sm80 are NVIDIA's"):
         use_backend("metal", "sm80")
 

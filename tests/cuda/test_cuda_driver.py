@@ -59,7 +59,7 @@ def answer(fake, ptx: int = 0, packed: int = 0) -> None:
     ctypes.c_int.in_dll(fake, "PACKED").value = packed
 
 
-def test_what_it_loads_it_takes(fake):
+def test_loaded_code_is_taken(fake):
     assert driver.takes(b"some code", "probe") is True
     assert fake.left_open() == 0 and driver.version() == (12, 9)
 

@@ -75,7 +75,7 @@ def test_arguments_in_the_order_of_the_text(launches):
     assert ".reqntid 64" in launch["compiled_source"].decode() and launch["shared_memory"] == 0
 
 
-def test_strides_are_asked_of_the_gpu(launches):
+def test_strides_are_queried_on_the_gpu(launches):
     """Without ensure_row_contiguous they are those the array will have, which only MLX knows, at run time."""
     body = "uint i = thread_position_in_grid.x; y[i] = x[i * x_strides[0]] + z[i * z_strides[1]];"
     x, z = mx.zeros((64, 3)).T, mx.zeros((1, 1, 64))
@@ -89,7 +89,7 @@ def test_strides_are_asked_of_the_gpu(launches):
     ]  # fmt: skip
 
 
-def test_nobody_asks_for_strides_that_are_not_read(launches):
+def test_strides_that_are_not_read_are_not_queried(launches):
     kernel(SOURCE, ensure_row_contiguous=False)(inputs=[mx.zeros(64)], **CALL)
     assert len(launches) == 1
 

@@ -54,7 +54,7 @@ def close(got, want):
     bounds.check("O", got, bounds.float64(want), "replayed", "float32")
 
 
-def test_one_graph_for_calls_that_look_alike(ran):
+def test_one_graph_for_each_signature(ran):
     for seed in range(4):
         check(drawn(seed))
     assert ran == ["forward"]
@@ -63,7 +63,7 @@ def test_one_graph_for_calls_that_look_alike(ran):
     assert ran == ["forward"] * 3
 
 
-def test_what_comes_with_a_call_is_its_own(ran):
+def test_a_replay_takes_the_arguments_of_its_own_call(ran):
     """Masks, sinks, slopes, segments, blocks and the key of dropout: new numbers give new results."""
     q, k, v = drawn()
     draw = [mx.random.normal((8, 4, 9, 13), key=mx.random.key(n)) for n in range(2)]
@@ -85,7 +85,7 @@ def test_what_comes_with_a_call_is_its_own(ran):
     assert len(ran) <= 2 * len(options) + 3
 
 
-def test_traces_see_the_function_itself(ran):
+def test_transformations_after_a_replay(ran):
     """mx.grad, mx.vmap, mx.compile and mx.jvp do what they do without: after a replay too."""
     q, k, v = drawn()
 
@@ -107,7 +107,7 @@ def test_traces_see_the_function_itself(ran):
     check(drawn(5))
 
 
-def test_a_map_over_something_else(ran):
+def test_a_map_over_other_arrays(ran):
     """Inside mx.vmap a call whose arrays are not mapped is traced all the same, and replayed again afterwards."""
     q, k, v = drawn()
     want = attention(q, k, v)

@@ -135,7 +135,7 @@ def test_views_that_are_not_aligned(layer, view):
 
 @pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
 @pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
-def test_what_lies_behind_hidden_keys_reaches_nothing(layer, garbage):
+def test_garbage_in_masked_keys(layer, garbage):
     variant = VARIANTS["mma" if layer.family.name == FAMILY["mma"] else "wgmma", "narrow"][1]
     arrays, mask = variant.case.arrays(), {"mask": mx.array(isolation_checks.KEEP)}
     want = feature_cases.backward(variant, arrays, mask)
@@ -144,7 +144,7 @@ def test_what_lies_behind_hidden_keys_reaches_nothing(layer, garbage):
     assert [name for name in want if bits(got[name]) != bits(want[name])] == []
 
 
-def test_queries_that_see_nothing_reach_nothing(layer):
+def test_garbage_in_fully_masked_queries(layer):
     """Those that causality puts before the first key: in their q and their part of the cotangents lies NaN."""
     case = plain((33, 17))
     arrays, variant, blind = case.arrays(), Variant(case, ()), (slice(None), slice(None), slice(0, 16))
@@ -154,7 +154,7 @@ def test_queries_that_see_nothing_reach_nothing(layer):
     assert [name for name in want if bits(got[name]) != bits(want[name])] == []
 
 
-def test_an_infinity_is_what_ieee_makes_of_it(layer):
+def test_infinities_follow_ieee(layer):
     case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
     places = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in isolation_checks.INFINITE.items()}
     isolation_checks.check_infinities(Variant(case, ("causal",)), places)
@@ -174,7 +174,7 @@ def test_a_nan_reaches_the_rows_that_see_it(layer):
             assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor)
 
 
-def test_no_schedule_shows(layer):
+def test_every_schedule_gives_the_same_bits(layer):
     case = plain((45, 70))
     arrays, variant = case.arrays(), Variant(case, ())
     want = feature_cases.backward(variant, arrays, {"causal": True})
@@ -185,7 +185,7 @@ def test_no_schedule_shows(layer):
 
 
 @pytest.mark.parametrize("layer", WIDE, ids="-".join, indirect=True)
-def test_gradients_made_apart_are_mapped(layer):
+def test_separate_dk_and_dv_kernels_under_vmap(layer):
     """By mx.vmap, whose rule takes each step's own inputs."""
     arrays = plain((33, 70)).arrays()
     both = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
@@ -197,7 +197,7 @@ def test_gradients_made_apart_are_mapped(layer):
 
 
 @pytest.mark.parametrize("layer, width", LAYERS, ids=str)
-def test_these_kernels_ran(layer, width):
+def test_kernels_that_ran(layer, width):
     case, ran = plain((33, 70)), []
     with small_rows(layer, width) as backend:
 

@@ -104,7 +104,7 @@ def test_lookup_takes_the_first_row_that_covers_the_head_dimension(family):
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
-def test_what_tensor_cores_do_not_serve(family):
+def test_problems_that_tensor_cores_do_not_serve(family):
     """float32, more than 256 columns and quantized operands run on 8x8 matrices."""
     steps = (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
     for step in steps:
@@ -133,7 +133,7 @@ def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, quer
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
-def test_dk_and_dv_are_made_apart_beyond_128_columns(family):
+def test_separate_dk_and_dv_kernels_beyond_128_columns(family):
     apart, together = (BACKWARD_KEY, BACKWARD_VALUE), (BACKWARD_KEY_VALUE,)
     for head_dim, value_dim in ((136, 64), (64, 136), (256, 256)):
         steps = key_value_steps(problem(head_dim, value_dim=value_dim), family)

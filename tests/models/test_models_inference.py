@@ -3,7 +3,7 @@
 import bounds
 import mlx.core as mx
 import pytest
-from machines import METAL, SIMULATED, label, shared_out
+from machines import METAL, SIMULATED, across_backends, label
 from mlx_lm import batch_generate
 from mlx_lm.generate import speculative_generate_step
 from mlx_lm.models.cache import (
@@ -32,7 +32,7 @@ def compare(model, **options) -> mlx_flash.patch:
     return report
 
 
-@pytest.mark.parametrize("choice, name", shared_out(MODELS))
+@pytest.mark.parametrize("choice, name", across_backends(MODELS))
 def test_generation(choice, name):
     """The prompt's first 20 tokens, its last, and 8 more: those with a window roll over."""
     with use_backend(*choice):
@@ -43,7 +43,7 @@ def test_generation(choice, name):
     assert dict(report.served) == expected
 
 
-@pytest.mark.parametrize("choice, name", shared_out(MODELS))
+@pytest.mark.parametrize("choice, name", across_backends(MODELS))
 def test_logits_of_a_whole_text(choice, name):
     model = tiny(name)
     want = model(PROMPT[None])

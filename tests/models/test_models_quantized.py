@@ -4,7 +4,7 @@ import sys
 
 import mlx.core as mx
 import pytest
-from machines import shared_out
+from machines import across_backends
 from mlx_lm.models import base
 from mlx_lm.models.cache import QuantizedKVCache
 from tiny_models import PROMPT, close, generated, tiny
@@ -23,7 +23,7 @@ def mlx_lm_again():
     assert base.quantized_scaled_dot_product_attention is MLX_LM
 
 
-@pytest.mark.parametrize("choice, bits", shared_out((4, 8)))
+@pytest.mark.parametrize("choice, bits", across_backends((4, 8)))
 def test_generation(choice, bits):
     """mlx-lm quantizes the cache behind the prompt's first 20 tokens."""
     model, options = tiny("llama"), {"kv_bits": bits, "kv_group_size": GROUP, "quantized_kv_start": 0}

@@ -181,7 +181,7 @@ def test_mapped_calls(backend):
     assert report.ours == 1 and not report.built_in
 
 
-def test_whoever_wraps_the_function_keeps_a_working_wrapper(reference):
+def test_a_wrapper_made_inside_a_patch_keeps_working(reference):
     """Taken off in the wrong order, and put on again over the other's wrapper."""
     first = mlx_flash.patch()
     ours, seen = mx.fast.scaled_dot_product_attention, []

@@ -77,7 +77,7 @@ def test_a_failure_is_printed_with_its_command(capsys, monkeypatch):
         assert "error" in (said := " ".join(capsys.readouterr().out.split())) and "1 fail" in said
 
 
-def test_nan_is_no_success(monkeypatch):
+def test_nan_fails(monkeypatch):
     monkeypatch.setattr(fuzz, "results", lambda drawn: {
         name: np.full(array.shape, np.nan) for name, (array, _) in fuzz.exact(drawn).items()
     })  # fmt: skip

@@ -69,7 +69,7 @@ def counted(stub, options, forget=False, attention=attention, keys=K) -> Counter
 
 
 @pytest.mark.parametrize("name", BUDGETS)
-def test_a_warm_call_does_little(stub, name):
+def test_budget_of_a_warm_call(stub, name):
     options, budget = BUDGETS[name]
     found = counted(stub, options)
     assert found["kernel"] == 1 and found["problem_of"] == 0, "checked once, not with every call"
@@ -87,7 +87,7 @@ def test_a_warm_call_over_a_quantized_cache(stub, monkeypatch):
 
 
 @pytest.mark.parametrize("name", BUDGETS)
-def test_a_cold_call_does_more(stub, name):
+def test_cold_calls_exceed_the_budget(stub, name):
     """Or the count would not see that every call is checked again."""
     options, budget = BUDGETS[name]
     assert counted(stub, options, forget=True).total() > budget
@@ -109,7 +109,7 @@ def test_a_cold_call_does_more(stub, name):
     ],
     ids=lambda options: ",".join(f"{name}-{type(value).__name__}" for name, value in options.items()),
 )
-def test_what_is_wrong_stays_wrong_after_a_call_that_looks_like_it(stub, good, bad):
+def test_cached_calls_admit_no_wrong_argument(stub, good, bad):
     """True equals 1 equals 1.0: kept calls must not let one pass for another."""
     for _ in range(2):
         attention(Q, K, K, **good)
@@ -125,7 +125,7 @@ def test_numbers_in_arrays_are_read_every_time(reference):
     assert mx.array_equal(other, attention(k, k, k, scale=2.0))
 
 
-def test_calls_are_kept_apart(reference):
+def test_calls_are_cached_separately(reference):
     """By options, shapes, dtypes, results and backends."""
     q = mx.random.normal((1, 2, 5, 16), key=mx.random.key(0))
     plain, causal = attention(q, q, q), attention(q, q, q, causal=True)
@@ -146,7 +146,7 @@ def test_equal_streams_are_one(reference):
     assert len(calls._kept) == 2
 
 
-def test_what_is_kept_is_bounded(reference, monkeypatch):
+def test_the_call_cache_is_bounded(reference, monkeypatch):
     monkeypatch.setattr(calls, "MOST", 4)
     for length in range(1, 10):
         q = mx.zeros((1, 1, length, 8))

@@ -19,7 +19,7 @@ def label(choice) -> str:
     return "-".join(filter(None, choice))
 
 
-def shared_out(cases) -> list:
+def across_backends(cases) -> list:
     """Parameters (backend, case): each case on one simulated family, and on every other backend.
 
     The families take turns two by two, out of step with the turns of causal and dtype in cases.pairwise.

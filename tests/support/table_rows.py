@@ -13,7 +13,7 @@ from mlx_flash.problem.kinds import STEPS as ALL_STEPS
 STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
 
 
-def of_step(step) -> list[tuple]:
+def builds_of(step) -> list[tuple]:
     """build's arguments for every row, dtype, family and mask of one step, and both a matching and another Dv."""
     found = []
     for (row_step, precision, name), rows in TABLE.items():
@@ -27,7 +27,7 @@ def of_step(step) -> list[tuple]:
     return found
 
 
-EVERY = [arguments for step in STEPS for arguments in of_step(step)]
+EVERY = [arguments for step in STEPS for arguments in builds_of(step)]
 
 
 def digest() -> str:
