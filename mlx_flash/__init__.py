@@ -13,7 +13,7 @@ from .transforms import install
 install()
 del install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "quantized_attention",
     "unpatch", "use_backend",

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,7 +55,7 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_every_file(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"mlx_flash/{path.relative_to(ROOT)}" for path in (ROOT / "templates").rglob("*.metal")}
+    wanted = {f"mlx_flash/{path.relative_to(ROOT)}" for path in (ROOT / "templates").rglob("*") if path.is_file()}
     for path in (ROOT / "mlx_flash").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
             wanted.add(path.relative_to(ROOT).as_posix())
@@ -85,6 +86,22 @@ def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[[kernel]] void" in done.stdout
+
+
+def test_the_sdist_holds_every_file_of_the_project(tmp_path):
+    """It builds the wheel and runs the tests by itself, so it needs all that they read."""
+    if find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
+    for folder in ("mlx_flash", "templates", "tests", "bench", ".ci", ".github"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                wanted.add(path.relative_to(ROOT).as_posix())
+    assert wanted <= held, sorted(wanted - held)
 
 
 def test_ci_runs_the_readmes_test_command():

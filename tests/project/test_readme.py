@@ -1,8 +1,10 @@
-"""Every snippet and command of the README runs, and does what the words around it say."""
+"""Every README: its snippets run, its figures are the measured ones, and what it names exists."""
 
+import importlib
 import json
 import re
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -11,60 +13,179 @@ import mlx.core as mx
 import pytest
 from tiny_models import close
 
+import mlx_flash
+from mlx_flash import simulator
 from mlx_flash.cli.main import parser
 
 PROJECT = Path(__file__).parents[2]
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = PROJECT / "README.md"
+FOLDERS = sorted(path for top in ("bench", "templates", "mlx_flash") for path in (PROJECT / top).rglob("README.md"))
+MOST_LINES, MOST_FOLDER_LINES = 160, 40
+# Where a path in a README may start, besides its own folder and the project.
+ROOTS = (PROJECT, PROJECT / "mlx_flash", PROJECT / "tests", PROJECT / "bench" / "results")
 
 
-@pytest.fixture(scope="module")
-def typed():
-    """All snippets in order and in one namespace, as a reader would type them: each with what it printed and the names
-    as it left them."""
-    names, done = {}, []
-    for snippet in SNIPPETS:
-        with redirect_stdout(StringIO()) as printed:
-            exec(compile(snippet, "README.md", "exec"), names)
-        done.append((snippet, printed.getvalue(), dict(names)))
-    return done
+def place(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
 
 
-@pytest.fixture
-def after(typed):
-    """What the snippet that holds some words printed, and the names it left."""
-
-    def find(words: str) -> tuple[str, dict]:
-        ((_, printed, names),) = (one for one in typed if words in one[0])
-        return printed, names
-
-    return find
+def snippets(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_first_look(after):
-    printed, names = after("from mlx_flash import attention, explain, use_backend")
-    assert "simulator" in printed
-    assert names["o"].shape == names["dq"].shape == (1, 8, 100, 64)
-    assert names["dk"].shape == names["dv"].shape == (1, 2, 100, 64)
+@cache
+def typed(path: Path) -> tuple[str, dict]:
+    """What the snippets of a README print, and the names they leave: run in order, as a reader would type them."""
+    names = {}
+    with redirect_stdout(StringIO()) as printed:
+        for snippet in snippets(path):
+            exec(compile(snippet, place(path), "exec"), names)
+    return printed.getvalue(), names
+
+
+def tables(path: Path) -> list[list[str]]:
+    """The cells of every row of every table."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line[1:-1].split(" | ")] for line in lines if line.startswith("| ")]
+
+
+def test_the_readmes_are_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    for path in FOLDERS:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_FOLDER_LINES, place(path)
+
+
+@pytest.mark.parametrize("path", [path for path in (README, *FOLDERS) if snippets(path)], ids=place)
+def test_the_snippets_run(path):
+    typed(path)
+
+
+@pytest.mark.parametrize("path", (README, *FOLDERS), ids=place)
+def test_what_a_readme_names_exists(path):
+    """Backticked files and folders, and the targets of links."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(r"`([\w./-]+(?:\.(?:py|md|metal|json|c|h)|/))(?:::?[\w., -]+)?`", text)
+    named += [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("https:")]
+    missing = [name for name in named if not any((root / name).exists() for root in (path.parent, *ROOTS))]
+    assert missing == []
+
+
+def test_the_six_lines_of_use():
+    printed, names = typed(README)
+    assert "backend " in printed
+    assert names["dq"].shape == (1, 8, 100, 64) and names["dk"].shape == names["dv"].shape == (1, 2, 100, 64)
     assert mx.all(mx.isfinite(names["dq"])).item()
 
 
-def test_merged_parts_are_the_whole(after):
-    _, names = after("merge([first[0], second[0]]")
+def test_training_under_the_patch():
+    printed, names = typed(README)
+    assert names["report"].ours > 0 and f"mlx_flash served {names['report'].ours} of " in printed
+    assert "built-in" not in printed
+    gradient = names["gradients"]["model"]["layers"][0]["self_attn"]["q_proj"]["weight"]
+    assert mx.isfinite(names["value"]).item() and mx.abs(gradient).max().item() > 0
+
+
+def test_merged_parts_are_the_whole():
+    _, names = typed(README)
     whole = names["attention"](*(names[name] for name in "qkv"))
     assert mx.abs(names["o"] - whole).max().item() <= bounds.FLOAT32["O"] * mx.abs(whole).max().item()
 
 
-def test_generation(after):
-    printed, names = after("mlx_flash.patch() as report")
+def figure(value: float) -> str:
+    """Three digits, and two decimals at most."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def memory(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{round(size / 2**20)} MiB"
+
+
+def name_of(title: str) -> str:
+    """The benchmark's name of a case as a table calls it: "with gradients, D=128, N=16384, window 1024"."""
+    if title.startswith("one query"):
+        key_heads, head_dim, keys = re.search(r"over (\d+), D=(\d+), (\d+) keys", title).groups()
+        return f"decode D={head_dim} N={keys} Hk={key_heads}"
+    kind, head_dim, length, *window = title.split(", ")
+    kind = {"forward": "fwd", "with gradients": "fwd+bwd"}[kind]
+    return " ".join([kind, head_dim, length, "causal", *(one.replace("window ", "window=") for one in window)])
+
+
+@pytest.mark.parametrize("path", (README, PROJECT / "bench" / "README.md"), ids=place)
+def test_the_table_of_speeds_is_the_measured_one(path):
+    measured = json.loads((PROJECT / "bench" / "results" / "cuda_speed.json").read_text())
+    assert measured["device"]["device_name"] == "NVIDIA H200"
+    providers = {case["name"]: case["providers"] for case in measured["results"]}
+    rows = tables(path)
+    header = next(row for row in rows if row[:2] == ["case", "mlx_flash"])
+    found = [row for row in rows if re.match(r"(forward|with gradients|one query),", row[0])]
+    assert len(found) == 5
+    for title, *cells in found:
+        for provider, cell in zip(header[1:], cells):
+            facts = providers[name_of(title)].get(provider.strip("`"))
+            want = "" if facts is None else figure(facts["ms"])
+            want += f" ({memory(facts['bytes'])})" if facts and "bytes" in facts else ""
+            assert cell.strip("| ") == want, (title, provider)
+
+
+def test_the_table_of_quantized_caches_is_the_measured_one():
+    rows = json.loads((PROJECT / "bench" / "results" / "quantization.json").read_text())["relative_rms_errors"]
+    written = tables(PROJECT / "bench" / "README.md")
+    for kind, noun in (("scaled", "channels"), ("shifted", "channels"), ("scattered", "numbers")):
+        for method in ("rotated", "balanced"):
+            left = [row[f"{method}_over_none"] for row in rows if (row["activations"], row["bits"]) == (kind, 4)]
+            assert len(left) == 5
+            assert [f"{kind} {noun}, {method}", *(f"{value:.2f}" for value in left)] in written
+
+
+def public_rows() -> dict[str, str]:
+    """Every name of the table of public names with its stability."""
+    section = README.read_text(encoding="utf-8").split("## Public names\n")[1].split("\n## ")[0]
+    found = {}
+    for line in section.splitlines():
+        cells = line[1:-1].split(" | ")
+        if line.startswith("| `") and len(cells) == 3 and "python -m" not in line and "MLX_FLASH" not in line:
+            owner = ""
+            for name in re.findall(r"`([\w.]+)`", cells[0]):
+                owner = name.split(".")[0] if not name.startswith(".") and "." in name else owner
+                found[owner + name if name.startswith(".") else name] = cells[2].strip()
+    return found
+
+
+def test_every_public_name_has_a_stability():
+    rows = public_rows()
+    wanted = {*mlx_flash.__all__, *(f"simulator.{name}" for name in simulator.__all__)}
+    assert wanted <= set(rows), sorted(wanted - set(rows))
+    for name, stability in rows.items():
+        owner, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"mlx_flash.{owner}".rstrip(".")), attribute), name
+        assert stability.startswith(("stable", "provisional")), name
+
+
+def test_every_command_is_explained():
+    """The table of commands, by the real parser."""
+    rows = [row[0].strip("`") for row in tables(PROJECT / "mlx_flash" / "cli" / "README.md") if row[0].startswith("`")]
+    commands = [row for row in rows if not row.startswith("python")]
+    (choices,) = (action.choices for action in parser()._actions if action.dest == "command")
+    assert [line.split()[0] for line in commands] == list(choices)
+    for line in commands:
+        parser().parse_args(line.split())
+
+
+def test_a_kernel_with_a_race_is_told():
+    printed, names = typed(PROJECT / "mlx_flash" / "metal" / "README.md")
+    assert printed.startswith("race in threadgroup memory") and "line 8" in printed
+    assert not mx.array_equal(names["y"], mx.arange(63.0, -1.0, -1.0)).item(), "the comment says: wrong result"
+
+
+def test_generation_over_a_quantized_cache():
+    printed, names = typed(PROJECT / "mlx_flash" / "lm" / "README.md")
     assert names["text"] and names["report"].ours > 0
-    assert printed.startswith(f"mlx_flash served {names['report'].ours} of ")
     assert "quantized decode" in printed and "built-in" not in printed
 
 
-def test_packed_texts_do_not_see_each_other(after):
+def test_packed_texts_do_not_see_each_other():
     """Each has the logits it has alone: with rotary positions only distances count."""
-    _, names = after("class Packed(llama.Attention)")
+    _, names = typed(PROJECT / "mlx_flash" / "integrations" / "README.md")
     model, row = names["model"], names["row"]
     assert row.size == 32 and names["targets"].tolist().count(-1) == 1
     together = model(row)
@@ -73,45 +194,3 @@ def test_packed_texts_do_not_see_each_other(after):
         layer.self_attn._segments = None
     for part in (slice(0, 14), slice(14, 32)):
         close(together[:, part], model(row[:, part]))
-    before = names["value"].item()
-    for layer in model.layers:
-        layer.self_attn._segments = names["segments"]([14, 18])
-    assert names["loss"](model).item() < before, "the adapters learn"
-
-
-def test_a_layer_of_ones_own(after):
-    _, names = after("class SelfAttention(nn.Module)")
-    layer, x = names["layer"], names["x"]
-    close(names["y"], layer(x))
-    assert mx.abs(names["value"] - layer(x).square().mean()).item() <= bounds.MODEL_LOGITS
-    assert names["dx"].shape == x.shape and mx.abs(names["gradients"]["qkv"]["weight"]).max().item() > 0
-
-
-def test_a_kernel_with_a_race_is_told(after):
-    printed, _ = after('name="reverse"')
-    assert printed.startswith("race in threadgroup memory")
-
-
-def test_commands_parse():
-    """The table of commands, by the real parser."""
-    commands = re.findall(r"^\| `((?!python)[a-z].*?)` \|", README, re.MULTILINE)
-    assert [line.split()[0] for line in commands] == ["demo", "lm", "explain", "source", "check", "bench"]
-    for line in commands:
-        parser().parse_args(line.split())
-
-
-def test_maps_and_exports(after):
-    _, names = after("mx.export_function")
-    assert names["per_entry"].shape == names["x"].shape
-    file = Path(names["tempfile"].gettempdir()) / "step.mlxfn"
-    assert b"custom_kernel_flash_backward_key_value_float32" in file.read_bytes()
-    file.unlink()
-
-
-def test_the_table_of_quantized_caches_is_the_measured_one():
-    rows = json.loads((PROJECT / "bench" / "results" / "quantization.json").read_text())["relative_rms_errors"]
-    for kind, noun in (("scaled", "channels"), ("shifted", "channels"), ("scattered", "numbers")):
-        for method in ("rotated", "balanced"):
-            left = [row[f"{method}_over_none"] for row in rows if (row["activations"], row["bits"]) == (kind, 4)]
-            line = f"| {kind} {noun}, {method} | {' | '.join(f'{value:.2f}' for value in left)} |"
-            assert len(left) == 5 and line in README, line
