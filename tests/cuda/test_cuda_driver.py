@@ -8,6 +8,8 @@ import lz4.block
 import pytest
 
 from mlx_flash.metal.cpu.compiler import toolchain
+from mlx_flash.metal.cpu.launch import load
+from mlx_flash.metal.cpu.target import here
 from mlx_flash.metal.ptx import driver, fatbin, ptx
 
 # RESULT is what loading PTX returns, PACKED what loading a fatbin does.
@@ -48,8 +50,8 @@ def fake(tmp_path, monkeypatch):
     source.write_text(DRIVER)
     compiler, linker, _ = toolchain()
     subprocess.run([*compiler, "-x", "c", "-O1", "-fPIC", "-w", "-c", source, "-o", tmp_path / "driver.o"], check=True)
-    subprocess.run([*linker, "-shared", tmp_path / "driver.o", "-o", tmp_path / "driver.so"], check=True)
-    library = ctypes.CDLL(str(tmp_path / "driver.so"))
+    assert here().link(linker, [tmp_path / "driver.o"], tmp_path / "driver.so").returncode == 0
+    library = load(tmp_path / "driver.so")
     monkeypatch.setattr(driver, "library", lambda: library)
     return library
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_flash.metal.cpu.compiler import toolchain
+from mlx_flash.metal.cpu.launch import load
+from mlx_flash.metal.cpu.target import here
 from mlx_flash.metal.ptx import ptx
 
 NAMES = (
@@ -56,9 +58,8 @@ def library(tmp_path_factory):
     compiler, linker, _ = toolchain()
     flags = ["-x", "c", "-std=gnu17", "-O2", "-fPIC", "-fno-builtin", "-w", "-I", str(ptx.INCLUDE)]
     subprocess.run([*compiler, *flags, "-c", source, "-o", folder / "math.o"], check=True)
-    subprocess.run([*linker, "-shared", folder / "math.o", "-o", folder / "math.so"], check=True)
-    ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(folder / "math.so"))
+    assert here().link(linker, [folder / "math.o"], folder / "math.so").returncode == 0
+    return load(folder / "math.so")
 
 
 def run(library, name, *arrays, outputs=(np.float32,)):

@@ -31,6 +31,7 @@ MERGED = 2.0  # float32 units in the last place, of O or of the LSE that weighs 
 ROTATED = 2.0  # units in the last place, root mean square: operands and output rounded once more in 16 bits
 ROTATED_ERROR = 0.6  # of a 4-bit cache with outliers: what a rotation may leave of it
 PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
+OTHER_MACHINE = 2.0  # units in the last place of the largest magnitude: the exponentials of another C library
 SMALLEST = 2.0**-126  # float32 below it may be flushed to 0
 ROUNDINGS, LARGE_SCORE = 4.0, 16.0  # of a score, where it is large
 DIGITS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}  # fraction bits, smallest exponent

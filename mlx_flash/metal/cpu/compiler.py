@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from ..frontend import recursion
 from ..frontend.errors import CompileError, ToolchainError
 from . import precompiled
+from .target import Target, here
 
 _HERE = Path(__file__).parent
 INCLUDE = precompiled.INCLUDE
@@ -24,7 +24,7 @@ _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 _MOST_BYTES = 72 << 10
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
-    "-Xclang", "-cl-ext=+cl_khr_fp16,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1",
+    "-Xclang", "-cl-ext=+all,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1",
     "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
     # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
@@ -59,10 +59,7 @@ _RUNTIME_FLAGS = (
 @functools.cache
 def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """(compiler command, linker command, identity): ziglang's clang, else a system clang of version 19 or later."""
-    if platform.system() != "Linux":
-        raise ToolchainError(
-            f"The Metal simulator runs on Linux so far, not on {platform.system()}: on a Mac use the metal backend"
-        )
+    here()
     try:
         import ziglang
     except ImportError:
@@ -79,20 +76,8 @@ def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
         text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"version (\d+)", text)
         if version and int(version[1]) >= 19:
-            return (path,), (path, "-shared", "-nostdlib"), text
+            return (path,), (path, "-nostdlib"), text
     raise ToolchainError(f"The Metal simulator needs clang to compile kernels and found none: {_INSTALL}")
-
-
-@functools.cache
-def _machine_flags() -> tuple[str, ...]:
-    if platform.machine() in ("x86_64", "AMD64"):
-        try:
-            features = Path("/proc/cpuinfo").read_text()
-        except OSError:
-            features = ""
-        if all(f" {feature}" in features for feature in ("avx2", "f16c", "fma", "bmi2", "movbe")):
-            return ("-march=x86-64-v3",)
-    return ()
 
 
 def cache_directory() -> Path:
@@ -112,7 +97,7 @@ def _sources_hash() -> str:
     for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*"), *refusing]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
-    for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS, _machine_flags()):
+    for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS):
         digest.update(repr(flags).encode())
     digest.update(toolchain()[2].encode())
     return digest.hexdigest()
@@ -124,7 +109,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess:
 
 @functools.cache
 def _package_hash() -> str:
-    digest = hashlib.sha256(_sources_hash().encode())
+    digest = hashlib.sha256(repr((_sources_hash(), here())).encode())
     for path in sorted(_HERE.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -161,46 +146,56 @@ def _publish(built: Path, target: Path):
     os.replace(built, target)
 
 
-def _runtime_objects(folder: Path) -> list[Path]:
+def _runtime_objects(folder: Path, target: Target) -> list[Path]:
     compiler, _, _ = toolchain()
-    objects = []
+    objects, flags = [], [*_RUNTIME_FLAGS, *target.flags]
+    key = hashlib.sha256("\0".join([_sources_hash(), *flags]).encode()).hexdigest()[:24]
     for source in sorted((_HERE / "runtime").glob("*.c")):
-        target = folder / f"runtime-{source.stem}-{_sources_hash()[:24]}.o"
-        objects.append(target)
-        if target.exists():
+        built = folder / f"runtime-{source.stem}-{key}.o"
+        objects.append(built)
+        if built.exists():
             continue
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / "runtime.o"
-            done = _run([*compiler, *_RUNTIME_FLAGS, *_machine_flags(), "-c", str(source), "-o", str(built)])
+            fresh = Path(scratch) / "runtime.o"
+            done = _run([*compiler, *flags, "-c", str(source), "-o", str(fresh)])
             if done.returncode:
                 raise ToolchainError(f"The simulator's runtime does not compile ({source.name}):\n{done.stderr}")
-            _publish(built, target)
+            _publish(fresh, built)
     return objects
 
 
-def build(text: str, entry: str, prelude: str, check: bool, count: bool = False) -> Path:
-    """The shared library of a translated kernel; compiled at most once per content."""
-    flags = [
-        *_KERNEL_FLAGS,
-        *_machine_flags(),
-        *(_CHECK_FLAGS if check else ()),
-        *(("-DMSL_COUNT_CALLS",) if count else ()),
-    ]
-    key = hashlib.sha256("\0".join([_sources_hash(), text, entry, prelude, *flags]).encode()).hexdigest()[:40]
-    folder = cache_directory()
-    library = folder / f"{key}.so"
+def _flags(target: Target, check: bool, count: bool) -> list[str]:
+    return [*_KERNEL_FLAGS, *target.flags, *(_CHECK_FLAGS if check else ()), *(("-DMSL_COUNT_CALLS",) if count else ())]
+
+
+def objects(
+    text: str, entry: str, prelude: str, folder: Path, target: Target, check: bool, count: bool = False
+) -> list[Path]:
+    """The object of a translated kernel, made in `folder`, and the runtime's, which are kept."""
+    built = folder / "kernel.o"
+    compile_text(
+        _flags(target, check, count), ["-c", "-o", str(built)], text, entry, _SHIM / prelude, folder, often=True
+    )
+    return [built, *_runtime_objects(cache_directory(), target)]
+
+
+def build(text: str, entry: str, prelude: str, check: bool, count: bool = False, target: Target | None = None) -> Path:
+    """The shared library of a translated kernel, by default for this machine; compiled at most once per content."""
+    target, folder = target or here(), cache_directory()
+    parts = [_sources_hash(), text, entry, prelude, *_flags(target, check, count)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+    library = folder / f"{key}{target.suffix}"
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    objects = _runtime_objects(folder)
-    _, linker, _ = toolchain()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        built = Path(scratch) / "kernel.o"
-        compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, Path(scratch), True)
-        linked = Path(scratch) / "kernel.so"
-        done = _run([*linker, "-shared", str(built), *map(str, objects), "-o", str(linked)])
+        linked = Path(scratch) / library.name
+        parts = objects(text, entry, prelude, Path(scratch), target, check, count)
+        done = target.link(toolchain()[1], parts, linked)
         if done.returncode:
             raise ToolchainError(f"Linking a kernel failed:\n{done.stderr}")
+        if target.mach_o:
+            _publish(parts[0], library.with_suffix(".o"))  # the line table stays there
         _publish(linked, library)
     return library
 
@@ -214,7 +209,7 @@ def check(text: str, entry: str, prelude: str):
         return
     passed.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        flags, code = [*_KERNEL_FLAGS, *_machine_flags()], Path(scratch) / "checked.ll"
+        flags, code = [*_KERNEL_FLAGS, *here().flags], Path(scratch) / "checked.ll"
         compile_text(flags, [*recursion.OUTPUT, "-o", str(code)], text, entry, _SHIM / prelude, Path(scratch), True)
         passed.touch()
 

@@ -5,6 +5,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
+from .target import here
+
 _U32, _U64 = ctypes.c_uint32, ctypes.c_uint64
 MAX_BUFFERS, MAX_VARIABLES, MAX_REPORTS = 64, 64, 16
 
@@ -49,13 +51,18 @@ class Launch(ctypes.Structure):
     ]  # fmt: skip
 
 
+def load(path) -> ctypes.CDLL:
+    """A library that `Target.link` made; it may call the C library's mathematical functions."""
+    if not here().mach_o:  # there they are linked; here Python need not have brought them into the global scope
+        ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(path))
+
+
 class Library:
     """A built kernel, loaded."""
 
     def __init__(self, path):
-        # Kernels call libm; on some systems Python itself does not bring it into the global scope.
-        ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
-        handle = ctypes.CDLL(str(path))
+        handle = load(path)
         self.run = handle.msl_run
         self.run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.run.restype = None

@@ -5,20 +5,9 @@ import functools
 import struct
 from pathlib import Path
 
+from . import images
+
 _METAL = b"metal"
-
-
-def _section(image: bytes, wanted: bytes) -> bytes:
-    """A section of an ELF64 file by name."""
-    table = struct.unpack_from("<Q", image, 40)[0]
-    size, count, names = struct.unpack_from("<HHH", image, 58)
-    headers = [struct.unpack_from("<IIQQQQ", image, table + i * size) for i in range(count)]
-    names_at = headers[names][4]
-    for name, _, _, _, offset, length in headers:
-        start = names_at + name
-        if image[start : image.index(b"\0", start)] == wanted:
-            return image[offset : offset + length]
-    return b""
 
 
 class _Reader:
@@ -110,13 +99,27 @@ def _unit(reader: _Reader) -> list[tuple[int, int]]:
     return rows
 
 
+# The first function of every kernel's object, by which the object is found again in the library.
+_LANDMARK = b"_msl_kernel_entry"
+
+
+def _table_of(path: Path) -> tuple[bytes, int]:
+    """(a library's line table, what to add to its addresses)."""
+    if path.suffix != ".dylib":
+        return images.elf_section(path.read_bytes(), b".debug_line"), 0
+    # On macOS the table stays in the object, beside the library, with addresses of the object.
+    kernel, library = path.with_suffix(".o").read_bytes(), path.read_bytes()
+    found = [images.mach_o_symbols(image)[_LANDMARK][1] for image in (kernel, library)]
+    return images.mach_o_section(kernel, b"__debug_line"), found[1] - found[0]
+
+
 @functools.lru_cache(maxsize=64)
 def line_table(path: Path) -> list[tuple[int, int]]:
     """Sorted (address in the file, line) of a library."""
-    data = _section(Path(path).read_bytes(), b".debug_line")
+    data, shift = _table_of(Path(path))
     reader, rows = _Reader(data), []
     while reader.at < len(data):
-        rows += _unit(reader)
+        rows += [(address + shift, line) for address, line in _unit(reader)]
     return sorted(rows)
 
 

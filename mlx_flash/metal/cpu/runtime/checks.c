@@ -1,12 +1,10 @@
 // What the instrumented kernel calls at every access to memory: the callbacks of clang's thread sanitizer and of its alignment and
 // overflow sanitizers, without their runtimes.
 #include "shadow.h"
+#include "system.h"
 
 enum { POISON = 0x7fed };               // a NaN as half, as bfloat and, twice, as float
 enum { READ, WRITE, ATOMIC };
-
-extern const u8 __ehdr_start[] __attribute__((visibility("hidden")));
-extern const u8 _end[] __attribute__((visibility("hidden")));
 
 static void locate(Report* r, u32 space, u32 buffer, u64 offset, u32 size, u32 access) {
   if (!r) return;
@@ -135,7 +133,7 @@ static inline Stamp stamp_of(Fiber* f, u64 group, u32 epoch, u32 simd_epoch, u32
 static void describe_race(Worker* w, Report* r, Cell before, int found) {
   Stamp other = found == RACE_WITH_READ ? before.read : before.write;
   r->other_is_write = found != RACE_WITH_READ;
-  r->other_pc = (u64)__ehdr_start + (found == RACE_WITH_READ ? before.read_at : before.write_at);
+  r->other_pc = (u64)image_start + (found == RACE_WITH_READ ? before.read_at : before.write_at);
   u32 sx = w->size[0], sy = w->size[1];
   r->other_thread[0] = other.thread % sx;
   r->other_thread[1] = other.thread / sx % sy;
@@ -166,7 +164,7 @@ static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size,
   u32 shift = w->variable_shift[k];
   Stamp now = stamp_of(f, w->serial, w->threadgroup_epoch, simd_of(w, f)->epoch, access);
   Cell* cells = variable_cells(w, k);
-  u32 at = pc - (u64)__ehdr_start;
+  u32 at = pc - (u64)image_start;
   for (u32 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
     Cell* cell = &cells[i];
     if (!same_group(cell->write, now)) cell->write.bits = 0;
@@ -189,7 +187,7 @@ static void record_device(Worker* w, Fiber* f, u32 k, Buffer* b, u64 inside, u32
   u32 shift = b->shift;
   Stamp now = stamp_of(f, w->number, w->device_epoch, simd_of(w, f)->device_epoch, access);
   Cell* cells = (Cell*)b->shadow;
-  u32 at = pc - (u64)__ehdr_start;
+  u32 at = pc - (u64)image_start;
   // Part of a granule only: its other part may be someone else's, so no race can be told.
   int part = ((inside | size) & ((1u << shift) - 1)) != 0;
   for (u64 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
@@ -248,7 +246,7 @@ static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
     else if (kind != READ) report_access(w, REPORT_WRITE_TO_INPUT, SPACE_DEVICE, k, inside, size, kind, pc);
     return;
   }
-  if ((u64)address - (u64)__ehdr_start < (u64)(_end - __ehdr_start)) return;   // tables in the constant space
+  if ((u64)address - (u64)image_start < (u64)(image_end - image_start)) return;   // tables in the constant space
   if ((u64)address - (u64)w->shadow < SHADOW_BYTES) return;
   report_access(w, REPORT_WILD, SPACE_OTHER, 0, (u64)address, size, kind, pc);
 }

@@ -1,4 +1,5 @@
 // What a kernel asks about its place in the grid and about its buffers; and conversions that x86-64 without F16C leaves to a library.
+#include "system.h"
 #include "worker.h"
 
 EXPORTED u64 msl_buffer(u32 index) {
@@ -6,9 +7,8 @@ EXPORTED u64 msl_buffer(u32 index) {
   return (u64)b->base + b->start;
 }
 
-extern const u8 __ehdr_start[] __attribute__((visibility("hidden")));
 // Where the library is loaded: its line table counts from here.
-EXPORTED const void* msl_image(void) { return __ehdr_start; }
+EXPORTED const void* msl_image(void) { return image_start; }
 
 // Bytes of the threadgroup memory that the launch, and not the kernel, sizes.
 EXPORTED u32 msl_threadgroup_bytes(u32 k) { return this_worker()->launch->variable_size[k]; }

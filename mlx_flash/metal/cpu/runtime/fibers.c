@@ -3,24 +3,14 @@
 #include "shadow.h"
 #include "switch.h"
 
-void* mmap(void*, unsigned long, int, int, int, long);
-int munmap(void*, unsigned long);
-int madvise(void*, unsigned long, int);
 void msl_kernel_entry(void);            // generated with the kernel
-
-enum { NO_HUGE_PAGES = 15, FORGET_PAGES = 4 };
-
-static u8* reserve(u64 bytes) {
-  enum { READ_WRITE = 3, PRIVATE_ANONYMOUS_NORESERVE = 0x4022 };
-  u8* memory = mmap(0, bytes, READ_WRITE, PRIVATE_ANONYMOUS_NORESERVE, -1, 0);
-  return memory == (u8*)-1 ? 0 : memory;
-}
 
 // Address space for the buffers of one checked launch: far apart, so that an index out of bounds meets no other buffer.
 EXPORTED void* msl_reserve(u64 bytes) { return reserve(bytes); }
+// Buffers begin at multiples of the largest page, and nothing else lies on their last one.
 EXPORTED void msl_forget(void* memory, u64 bytes) {
-  u64 start = (u64)memory & ~4095ull;
-  madvise((void*)start, ((u64)memory + bytes - start + 4095) & ~4095ull, FORGET_PAGES);
+  u64 start = (u64)memory & ~(u64)(LARGEST_PAGE - 1);
+  forget((u8*)start, ((u64)memory + bytes - start + LARGEST_PAGE - 1) & ~(u64)(LARGEST_PAGE - 1));
 }
 
 EXPORTED void* msl_create_region(void) {
@@ -30,8 +20,7 @@ EXPORTED void* msl_create_region(void) {
   if (region > raw) munmap(raw, region - raw);
   u8* end = raw + 2ull * REGION_BYTES;
   if (end > region + REGION_BYTES) munmap(region + REGION_BYTES, end - (region + REGION_BYTES));
-  // A thousand sparse stacks on 2 MiB pages would clear 128 MiB of memory at the first launch.
-  madvise(region, REGION_BYTES, NO_HUGE_PAGES);
+  use_small_pages(region, REGION_BYTES);
   return region;
 }
 

@@ -1,0 +1,76 @@
+"""The system and the machine that kernels are compiled for: flags, file formats and how a library is linked."""
+
+import functools
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..frontend.errors import ToolchainError
+
+_MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+_SYSTEMS = {"Linux": "linux-gnu", "Darwin": "apple-macosx13.0"}
+_AVX2 = ("avx2", "f16c", "fma", "bmi2", "movbe")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A system ("Linux" or "Darwin"), a machine ("x86_64" or "aarch64") and flags that say more of its processor."""
+
+    system: str
+    machine: str
+    processor: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What makes the compiler generate code for it."""
+        return (f"--target={self.machine}-{_SYSTEMS[self.system]}", *self.processor)
+
+    @property
+    def mach_o(self) -> bool:
+        """Libraries are Mach-O files, which leave the line table in the object they were linked from."""
+        return self.system == "Darwin"
+
+    @property
+    def suffix(self) -> str:
+        return ".dylib" if self.mach_o else ".so"
+
+    def link(self, linker: tuple[str, ...], objects: list[Path], library: Path) -> subprocess.CompletedProcess:
+        """Links a shared library. `linker`: `toolchain()`'s. On macOS it is signed ad hoc, as Apple silicon demands."""
+        command = [*linker, "-shared", *map(str, objects), "-o", str(library)]
+        if self.mach_o and linker[-1] == "ld.lld":  # of ziglang: lld has no part for Mach-O there, Zig's own linker has
+            scratch = str(library.parent)
+            command = [
+                linker[0], "build-lib", "-dynamic", "-target", f"{self.machine}-macos.13.0", "-lc", *map(str, objects),
+                # Zig's runtime library is not needed, and takes half a minute to build.
+                "-fno-compiler-rt", "-fno-ubsan-rt", f"-femit-bin={library}", "-fsoname=@rpath/kernel.dylib",
+                "--cache-dir", scratch, "--global-cache-dir", scratch,
+            ]  # fmt: skip
+        elif self.mach_o:
+            command += ["-lSystem"]
+        return subprocess.run(command, capture_output=True, text=True)
+
+
+@functools.cache
+def here() -> Target:
+    """The target that is this system. Raises ToolchainError where the simulator does not run."""
+    system, machine = platform.system(), platform.machine()
+    if system not in _SYSTEMS or machine not in _MACHINES:
+        raise ToolchainError(
+            f"The Metal simulator runs on Linux and macOS with x86-64 or arm64 processors, not on {system} {machine}: "
+            "use the reference backend"
+        )
+    return Target(system, _MACHINES[machine], _machine_flags(system, _MACHINES[machine]))
+
+
+def _machine_flags(system: str, machine: str) -> tuple[str, ...]:
+    if system == "Darwin" and machine == "aarch64":
+        return ("-mcpu=apple-m1", "-fno-stack-protector")
+    if system == "Linux" and machine == "x86_64":
+        try:
+            features = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            features = ""
+        if all(f" {feature}" in features for feature in _AVX2):
+            return ("-march=x86-64-v3",)
+    return ()
