@@ -1,7 +1,6 @@
 """FlashAttention for MLX as custom Metal kernels, forward and backward."""
 
-from .api import attention
-from .autodiff.quantized import quantized_attention
+from .api import attention, quantized_attention
 from .backends import use_backend
 from .errors import UnsupportedProblem
 from .explanations.explain import explain

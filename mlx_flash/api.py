@@ -1,10 +1,11 @@
-"""The public function."""
+"""The public functions: attention, and attention over quantized keys and values."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-from .autodiff.call import call_of
+from .autodiff.call import prepared
+from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
 
@@ -64,9 +65,62 @@ def attention(
     statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
     """
-    options = {
-        "mask": mask, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks,
-        "segments": segments, "dropout": dropout, "key": key,
+    arguments = {
+        "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "dropout": dropout, "key": key,
     }  # fmt: skip
-    call = call_of(q, k, v, current_backend(), stream, return_lse, scale=scale, causal=causal, **options)
-    return call(q, k, v, options)
+    call = prepared(q, k, v, current_backend(), stream, return_lse, arguments)
+    return call(q, k, v, arguments)
+
+
+def quantized_attention(
+    q: mx.array,
+    k: tuple[mx.array, ...],
+    v: tuple[mx.array, ...],
+    *,
+    group_size: int | None = None,
+    bits: int | None = None,
+    mode: str = "affine",
+    scale: float | None = None,
+    mask: str | mx.array | BlockMask | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: mx.array | None = None,
+    sinks: mx.array | None = None,
+    segments: tuple[mx.array, mx.array] | None = None,
+    return_lse: bool = False,
+    stream: mx.Stream | mx.Device | None = None,
+) -> mx.array | tuple[mx.array, mx.array]:
+    """`attention` over keys and values as mx.quantize packs them, dequantized as they are read. Forward only.
+
+    Args:
+        q: [B, Hq, Lq, D], float32, float16 or bfloat16.
+        k: what mx.quantize returns for [B, Hk, Lk, D], as mlx-lm's QuantizedKVCache holds it: (packed uint32
+            [B, Hk, Lk, D * bits / 32], scales [B, Hk, Lk, D / group_size]) and, in mode "affine", biases like scales.
+            Scales and biases of mode "affine" have q's dtype. Slices of a larger cache are read in place.
+        v: the same for [B, Hk, Lk, Dv].
+        mode, bits, group_size: "affine" with 4 or 8 bits and groups of 32, 64 or 128 (default 4 and 64); "mxfp4" (4
+            bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
+        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, return_lse, stream: as in `attention`. What
+            it has beyond these, dropout, belongs to training.
+
+    Returns:
+        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq].
+
+    Raises:
+        ValueError: an argument is wrong, or bits, group size or mode have no kernel.
+        UnsupportedProblem: a derivative is asked for. mx.vmap is served as in `attention`.
+
+    Kernels on "metal" and "simulator" read a key once for all query heads that share it, as `attention` does; elsewhere
+    blocks are dequantized one by one, in memory linear in the lengths.
+    """
+    arguments = {
+        "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments,
+    }  # fmt: skip
+    backend = current_backend()
+    if not backend.dequantizes:
+        backend = backend_of("reference")
+    call = prepared(q, k, v, backend, stream, return_lse, arguments, (mode, bits, group_size))
+    return call(q, k, v, arguments)

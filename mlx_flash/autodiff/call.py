@@ -1,9 +1,11 @@
-"""What calls that look alike have in common: checked once, then kept, so that a call pays for its arrays only."""
+"""Validated calls, cached by what their arrays have in common whatever their lengths: checked once per signature.
+
+A call pays for its own arrays only: a cache of keys that grows by a token finds the same Call at every length.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from threading import get_ident, main_thread
@@ -11,120 +13,163 @@ from threading import get_ident, main_thread
 import mlx.core as mx
 
 from ..backends import Backend
+from ..kernels.plan import plan
 from ..masks import BlockMask
 from ..problem.kinds import FORWARD
-from ..problem.problem import Problem, padded, problem_of
+from ..problem.problem import Problem, Signature, padded, signature_of, sized
+from ..problem.quantization import Quantization, quantization_of, shape_of
+from ..problem.variants import ARRAYS
 from .operands import operands
 from .vjp import attend
 
-MOST = 1024  # kinds of calls that are kept
+CACHE_SIZE = 1024  # signatures that are kept
+SIZED = ("mask", "segments")  # arguments whose axes follow the lengths: checked with every call
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
-ARRAYS = frozenset({"mask", "alibi_slopes", "sinks", "segments", "key"})  # of an array given here, shape and dtype are
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
 MAIN_THREAD = main_thread().ident
-_kept: dict[tuple, Call] = {}
+_cache: dict[tuple, Call] = {}
 
 
 class Call:
-    """All calls of `attention` with one problem on one backend."""
+    """All calls of `attention`, or of `quantized_attention`, with one signature on one backend.
 
-    def __init__(self, problem: Problem, backend: Backend, stream, return_lse: bool):
-        self.problem, self.backend, self.stream, self.return_lse = problem, backend, stream, return_lse
-        self.empty = problem.empty
-        head_dim, value_dim = padded(problem.head_dim), padded(problem.value_dim)
+    `quantization`: the format of k and v, which are then tuples of arrays as mx.quantize returns them.
+    """
+
+    def __init__(
+        self, signature: Signature, backend: Backend, stream, return_lse: bool, quantization: Quantization | None = None
+    ):
+        self.signature, self.backend, self.stream = signature, backend, stream
+        self.return_lse, self.quantization = return_lse, quantization
+        head_dim, value_dim = padded(signature.head_dim), padded(signature.value_dim)
+        self.pads = (head_dim - signature.head_dim, value_dim - signature.value_dim)
         # Kernels scale scores by a positive number, so that a row's largest score stays the largest: a sign goes to q.
-        self.sign = 0.0 if abs(problem.scale) < SMALLEST else math.copysign(1.0, problem.scale)
-        scale = abs(problem.scale) if self.sign else 1.0
-        self.inner = replace(problem, head_dim=head_dim, value_dim=value_dim, scale=scale)
-        self.pads = (head_dim - problem.head_dim, value_dim - problem.value_dim)
+        self.sign = 0.0 if abs(signature.scale) < SMALLEST else math.copysign(1.0, signature.scale)
+        self.inner = replace(
+            signature,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=abs(signature.scale) if self.sign else 1.0,
+            variants=replace(signature.variants, quantization=quantization),
+        )
         self._forward = self._replayed = None
 
-    def __call__(self, q: mx.array, k: mx.array, v: mx.array, options: dict):
-        if self.empty:
-            return self._nothing(q.dtype, options["sinks"])
-        extras = operands(self.problem, **options)
+    def __call__(self, q: mx.array, k, v, arguments: dict):
+        """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
+        do not fit together."""
+        k_shape, v_shape = (k.shape, v.shape) if self.quantization is None else (k[0].shape, v[0].shape)
+        problem = sized(self.signature, q.shape, k_shape, v_shape, arguments["mask"], arguments["segments"])
+        if self.quantization:
+            _check_part_lengths(k, v, self.quantization)
+        if problem.empty:
+            return self._nothing(problem, q.dtype, arguments["sinks"])
+        extras = operands(problem, **arguments)
         if self._forward is None:
-            names = (*self._parts(), *extras)
-            forward = partial(attend(self.inner, names, self.backend, self.stream, self.return_lse), FORWARD)
-            # MLX traces another stream anew, and looks into the function when another transformation traces.
-            self._replayed = mx.compile(forward) if self.backend.replays else forward
-            self._forward = forward
+            self._make_forward(tuple(extras))
         # A process that used mx.compile in other threads may abort when it ends (MLX 0.32.4).
         forward = self._replayed if get_ident() == MAIN_THREAD else self._forward
-        out, L = forward(*self._operands(q, k, v), *extras.values())
+        out, L = forward(*self._inputs(q, k, v), *extras.values())
         value = self.pads[1]
         out = out[..., :-value] if value else out
         return (out, L * math.log(2)) if self.return_lse else out
 
-    def _parts(self) -> tuple[str, ...]:
-        """Names of what `_operands` returns beyond three."""
-        return ()
+    def _make_forward(self, names: tuple[str, ...]) -> None:
+        parts = self.quantization.inputs if self.quantization else ()
+        attention = attend(self.inner, (*parts, *names), self.backend, self.stream, self.return_lse)
+        self._forward = forward = partial(attention, FORWARD)
+        # MLX traces another stream anew, and looks into the function when another transformation traces.
+        self._replayed = mx.compile(forward) if self.backend.replays else forward
 
-    def _operands(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
-        """Q, K and V as `inner` has them."""
+    def _inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
+        """Q, K and V as the kernels see them, and the other parts of quantized K and V."""
+        q = q if self.sign == 1 else mx.multiply(q, self.sign, stream=self.stream)
+        if self.quantization:
+            return q, k[0], v[0], *k[1:], *v[1:]
         head, value = self.pads
         if head:
             q, k = self._pad(q, head), self._pad(k, head)
-        return self._signed(q), k, self._pad(v, value) if value else v
-
-    def _signed(self, q: mx.array) -> mx.array:
-        """q as it belongs to the scale of `inner`."""
-        return q if self.sign == 1 else mx.multiply(q, self.sign, stream=self.stream)
+        return q, k, self._pad(v, value) if value else v
 
     def _pad(self, array: mx.array, columns: int) -> mx.array:
         """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
         return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, columns)], stream=self.stream)
 
-    def _nothing(self, dtype, sinks):
+    def _nothing(self, problem: Problem, dtype, sinks):
         """Zeros; without keys each row's only score, if any, is its head's sink."""
-        out = mx.zeros(self.problem.output_shape, dtype)
+        out = mx.zeros(problem.output_shape, dtype)
         if not self.return_lse:
             return out
         lse = -math.inf if sinks is None else sinks.astype(mx.float32)[:, None]
-        return out, mx.broadcast_to(mx.array(lse), self.problem.output_shape[:3])
+        return out, mx.broadcast_to(mx.array(lse), problem.output_shape[:3])
 
 
-def _checked(q, k, v, backend: Backend, stream, return_lse: bool, **options) -> Call:
-    return Call(problem_of(q, k, v, **options), backend, stream, return_lse)
+def _check_part_lengths(k, v, quantization: Quantization) -> None:
+    for name, parts in (("k", k), ("v", v)):
+        if any(part.shape[:3] != parts[0].shape[:3] for part in parts[1:]):
+            shape_of(name, parts, quantization, parts[1].dtype)  # says which part, and what it should be
 
 
-def call_of(q, k, v, backend: Backend, stream, return_lse: bool, make: Callable = _checked, **options) -> Call:
-    """The Call of these arguments, made by `make` of them if none looked like them before. Raises ValueError, as
-    `problem_of` does, for those that are wrong."""
+def _make(q, k, v, backend: Backend, stream, return_lse: bool, packing, arguments: dict) -> Call:
+    if packing is None:
+        return Call(signature_of(q, k, v, **arguments), backend, stream, return_lse)
+    quantization = quantization_of(*packing)
+    dtype = q.dtype if isinstance(q, mx.array) else mx.float32
+    # The checks of attention, on operands of the same shapes that are never evaluated
+    logical = [mx.zeros(shape_of(name, parts, quantization, dtype), dtype) for name, parts in (("k", k), ("v", v))]
+    return Call(signature_of(q, *logical, **arguments), backend, stream, return_lse, quantization)
+
+
+def prepared(
+    q, k, v, backend: Backend, stream, return_lse: bool, arguments: dict, packing: tuple | None = None
+) -> Call:
+    """The Call that serves these arguments, checked if none like them came before.
+
+    `packing`: (mode, bits, group_size) of quantized k and v. Raises ValueError, as `signature_of` does.
+    """
     try:
-        given = [(name, _looks(value, name in ARRAYS)) for name, value in options.items() if value is not None]
+        given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
-        key = (make, _looks(q), _looks(k), _looks(v), backend, where, bool(return_lse), *given)
-        call = _kept.get(key)
-    except TypeError:  # something whose looks do not tell all: checked every time
+        form = packing and _static(packing, "packing")
+        key = (_static(q), _static(k), _static(v), backend, where, bool(return_lse), form, *given)
+        call = _cache.get(key)
+    except TypeError:  # an argument whose type is unknown here is checked every time
         key = call = None
     if call is None:
-        call = make(q, k, v, backend, stream, return_lse, **options)
+        call = _make(q, k, v, backend, stream, return_lse, packing, arguments)
         if key is not None:
-            if len(_kept) >= MOST:
-                _kept.clear()
-            _kept[key] = call
+            if len(_cache) >= CACHE_SIZE:
+                del _cache[next(iter(_cache))]
+            _cache[key] = call
     return call
 
 
-def forget() -> None:
-    """Drops what is kept, as after a change of templates."""
-    _kept.clear()
+def clear_cache() -> None:
+    """Drops every kept call and what was made for it, as after a change of templates."""
+    _cache.clear()
     attend.cache_clear()
+    plan.cache_clear()
 
 
-def _looks(value, array=True):
-    """What the checks see of an argument: the type too, since True is no 1. Raises TypeError for what is unknown here,
-    and for an array in the place of a number."""
+def _static(value, name: str = "operand"):
+    """What the checks see of an argument, lengths excepted: of an operand its dtype, heads and head dimension. The
+    type is part of it, since True == 1 in Python. Raises TypeError for an unknown type, and for an array in the place
+    of a number."""
     kind = type(value)
-    if kind is mx.array and array:
-        return value.shape, value.dtype
+    if kind is mx.array:
+        shape = value.shape
+        if name == "operand":
+            return (value.dtype, shape[1], shape[3]) if len(shape) == 4 else (value.dtype, shape)
+        if name in SIZED:
+            return value.dtype, len(shape)
+        if name in ARRAYS:
+            return value.dtype, shape
+        raise TypeError
     if kind in VALUES:
         return kind, value
     if kind is tuple or kind is list:
-        return kind, *(_looks(one, array) for one in value)
+        return kind, *(_static(one, name) for one in value)
     if kind is BlockMask:
-        return kind, value.shape, value.block
+        return kind, value.block
     if value is None:
         return None
     raise TypeError

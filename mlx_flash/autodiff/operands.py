@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..problem.problem import Problem
+from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
+from ..problem.problem import Problem, Signature
 from ..transforms import trace
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
 DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
 
 
-def packed(array: mx.array) -> mx.array:
+def contiguous(array: mx.array) -> mx.array:
     """The array, copied if it is not contiguous, by operations that mx.export_function can write: not mx.contiguous."""
     if trace.witness is not None:  # MLX maps views along their last axis wrongly
         return mx.concatenate([array[..., :0], array], axis=-1)
@@ -21,45 +22,70 @@ def packed(array: mx.array) -> mx.array:
 def operands(
     problem: Problem, *, mask=None, alibi_slopes=None, sinks=None, segments=None, key=None, **_
 ) -> dict[str, mx.array]:
-    """Named arrays of the features that are on, from the checked arguments of `attention`."""
-    options, arrays = problem.options, {}
-    if options.mask:
-        arrays["attention_mask"] = mask.reshape(options.mask_shape)
-    if options.alibi:
+    """Named arrays of the variants that are on, from the checked arguments of `attention`."""
+    variants, arrays = problem.variants, {}
+    if variants.mask:
+        arrays["attention_mask"] = mask.reshape(problem.mask_shape)
+    if variants.alibi:
         arrays["slopes"] = alibi_slopes.astype(mx.float32)
-    if options.sinks:
+    if variants.sinks:
         arrays["sinks"] = sinks.astype(mx.float32)
-    if options.segments:
+    if variants.segments:
         lengths = (problem.query_length, problem.key_length)
         for name, ids, length in zip(("q_segments", "k_segments"), segments, lengths):
             # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
-            arrays[name] = mx.broadcast_to(packed(ids.astype(mx.int32)), (problem.batch, length))
-    if options.block:
+            arrays[name] = mx.broadcast_to(contiguous(ids.astype(mx.int32)), (problem.batch, length))
+    if variants.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():
             shared = name == "block_bitmaps"
             arrays[name] = array if shared else mx.broadcast_to(array, (*layers, *array.shape[2:]))
-    if options.dropout:
+    if variants.dropout:
         # An element survives if its random word is at least dropout * 2^32.
-        threshold = mx.array([min(round(options.dropout * 2**32), 2**32 - 1)], mx.uint32)
+        threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)
         arrays["dropout_key"] = mx.concatenate([key, threshold])
     return arrays
 
 
-def step_inputs(problem: Problem, arrays: dict[str, mx.array], transposed: bool) -> dict:
-    """The operands of one kernel. `transposed`: it walks queries for its keys, and so the lists by column."""
-    options, inputs = problem.options, dict(arrays)
-    if options.mask:
+def array_inputs(kind: KernelKind) -> tuple[str, ...]:
+    """Inputs of a kind of kernel that are arrays of the call; the others are numbers."""
+    return tuple(name for name in kind.inputs if name not in ("scale", "extents", "packing"))
+
+
+def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Problem:
+    """The problem whose operands these are, by name: lengths are read off the arrays."""
+    if "Q" in arrays:
+        batch, _, queries, _ = arrays["Q"].shape
+        keys = arrays["K"].shape[2]
+    else:
+        batch, _, queries, _ = arrays["dO"].shape
+        keys = 0  # delta sums rows of dO and O: no key takes part
+    mask = arrays.get("attention_mask")
+    return Problem(signature, batch, queries, keys, None if mask is None else tuple(mask.shape))
+
+
+def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array], stream=None) -> dict:
+    """Everything one kernel reads, by name: the call's arrays as this kind of kernel wants them, and its numbers."""
+    if kind is DELTA or kind is COMBINE:
+        return arrays
+    variants, inputs = problem.variants, arrays | {"scale": problem.scale}
+    if variants.mask:
         full = (problem.batch, problem.query_heads, problem.query_length, problem.key_length)
         inputs["attention_mask"] = mx.broadcast_to(inputs["attention_mask"], full)
-    if options.block:
+    if variants.block:
+        # A kernel that owns keys walks the lists of query blocks, one for each column of blocks.
         for name in ("block_lists", "block_counts"):
             by_column = inputs.pop(f"{name}_t")
-            inputs[name] = by_column if transposed else inputs[name]
-    if options.window:
-        inputs["window"] = options.window
-    if options.softcap:
-        inputs["softcap"] = options.softcap
-    if options.dropout:
-        inputs["survivor_scale"] = 1 / (1 - options.dropout)
+            inputs[name] = by_column if kind.over_keys else inputs[name]
+    if variants.window:
+        inputs["window"] = variants.window
+    if variants.softcap:
+        inputs["softcap"] = variants.softcap
+    if variants.dropout:
+        inputs["survivor_scale"] = 1 / (1 - variants.dropout)
+    if kind is BACKWARD_MASK:
+        inputs["extents"] = problem.mask_shape
+    if kind is DECODE:
+        rows = (problem.batch, problem.key_heads, problem.signature.group * problem.query_length, problem.head_dim)
+        inputs["Q"] = mx.reshape(inputs["Q"], rows, stream=stream)
     return inputs

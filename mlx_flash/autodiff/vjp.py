@@ -14,34 +14,27 @@ import mlx.core as mx
 
 from ..backends import Backend
 from ..errors import UnsupportedProblem
-from ..kernels.plan import Plan, key_value_steps, plan
-from ..kernels.split_kv import decodes, packed_rows
-from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
-from ..problem.problem import Problem
+from ..kernels.plan import key_value_kinds, plan_of
+from ..kernels.split_kv import decodes
+from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
+from ..problem.problem import Problem, Signature
 from ..transforms import trace
-from .operands import step_inputs
+from .operands import array_inputs, kernel_inputs, problem_of_arrays
 from .vmap import mapped, output_dtype, stand_in
 
 Arrays = tuple[mx.array, ...]
 
 
-def run(step: Step, problem: Problem, backend: Backend, stream, inputs: dict) -> Arrays:
-    """The step's outputs; those shaped like q, k and v in the problem's dtype, the others float32."""
-    return _run(plan(step, problem, backend.family), backend, stream, inputs)
-
-
-def _run(chosen: Plan, backend: Backend, stream, inputs: dict) -> Arrays:
-    if chosen.step is DECODE:
-        asked = chosen.problem
-        rows = (asked.batch, asked.key_heads, packed_rows(asked), asked.head_dim)
-        inputs = inputs | {"Q": mx.reshape(inputs["Q"], rows, stream=stream), "packing": chosen.packing}
-    outputs = backend.run(chosen, inputs, stream)
-    if chosen.parts > 1:
-        return run(COMBINE, chosen.problem, backend, stream, dict(zip(COMBINE.inputs, outputs)))
-    return tuple(
-        array.astype(output_dtype(name, chosen.problem), stream=stream)
-        for name, array in zip(chosen.step.outputs, outputs)
-    )
+def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict) -> Arrays:
+    """The outputs of one kind of kernel, and of combine where decoding's keys are in several parts: those shaped like
+    q, k and v in the problem's dtype, the others float32."""
+    plan = plan_of(kind, problem, backend.family) if backend.family else None
+    if kind is DECODE:
+        inputs["packing"] = plan.decode_params(problem)
+    outputs = backend.run(kind, plan, problem, inputs, stream)
+    if kind is DECODE and plan.parts(problem) > 1:
+        return run(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)))
+    return tuple(array.astype(output_dtype(name, problem), stream=stream) for name, array in zip(kind.outputs, outputs))
 
 
 def _refuse(what: str, *_, function: str = "attention"):
@@ -74,72 +67,73 @@ def _guard(jvp: Callable) -> Callable:
     return _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP, jvp)
 
 
-@cache
-def _arrays_of(step: Step) -> tuple[str, ...]:
-    return tuple(name for name in step.inputs if name not in ("scale", "extents"))
+_array_inputs = cache(array_inputs)
 
 
 class Attention:
-    """The steps of one problem on one backend as functions of arrays, with gradients.
+    """The kernels of one signature on one backend as functions of arrays, with gradients. Lengths are the arrays' own.
 
-    Called with a step and what it reads, in order: Q, K, V, dO, L, delta (those the step has), then the operands,
-    whose `names` say what they are. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials;
-    gradients flow through it where `with_lse`, that is where somebody sees it. Quantized operands have no gradients.
+    Called with a kind of kernel and what it reads, in order: Q, K, V, dO, L, delta (those the kind has), then the
+    operands, named by `names`. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials;
+    gradients flow through it where `with_lse` is set, because a caller sees it. Quantized operands have no gradients.
     """
 
-    def __init__(self, problem: Problem, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
-        self.problem, self.names, self.backend, self.stream, self.with_lse = problem, names, backend, stream, with_lse
-        forward = DECODE if decodes(problem, backend.name) else FORWARD
-        quantized = problem.options.quantization is not None
+    def __init__(self, signature: Signature, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
+        self.signature, self.names, self.backend, self.stream = signature, names, backend, stream
+        self.with_lse = with_lse
+        quantized = signature.variants.quantization is not None
         self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, _NO_JVP)
         self._guard = _guard(self._jvp)
-        self._plan = cache(lambda step: plan(forward if step is FORWARD else step, problem, backend.family))
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
-    def __call__(self, step: Step, *arrays: mx.array) -> Arrays:
+    def __call__(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         if trace.witness is not None:
-            return self._stand_in(step)(*arrays, trace.witness)
+            return self._stand_in(kind)(*arrays, trace.witness)
         if trace.bare:
-            return self._kernel(step, *arrays)
+            return self._kernel(kind, *arrays)
         trace.called = True
-        return self._function(step)(*(self._guard(*arrays) if trace.forward_mode else arrays))
+        return self._function(kind)(*(self._guard(*arrays) if trace.forward_mode else arrays))
 
-    def _kernel(self, step: Step, *arrays: mx.array) -> Arrays:
-        """The step itself, without gradients."""
-        own = _arrays_of(step)
-        inputs = dict(zip(own, arrays))
-        if step is not DELTA:
-            extras = dict(zip(self.names, arrays[len(own) :]))
-            inputs |= step_inputs(self.problem, extras, step.over_keys) | {"scale": self.problem.scale}
-        if step is BACKWARD_MASK:
-            inputs["extents"] = self.problem.options.mask_shape
-        return _run(self._plan(step), self.backend, self.stream, inputs)
+    def _named(self, kind: KernelKind, arrays: Arrays) -> dict[str, mx.array]:
+        own = _array_inputs(kind)
+        named = dict(zip(own, arrays))
+        if kind is not DELTA:
+            named.update(zip(self.names, arrays[len(own) :]))
+        return named
 
-    def _differentiable(self, step: Step) -> Callable:
-        vjp = self._vjp if step is FORWARD else _NO_SECOND
-        return _custom(partial(self._kernel, step), vjp, _NO_VMAP, self._jvp)
+    def _kernel(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
+        """The kernel itself, without gradients."""
+        named = self._named(kind, arrays)
+        problem = problem_of_arrays(self.signature, named)
+        if kind is FORWARD and self.backend.decodes and decodes(problem):
+            kind = DECODE
+        return run(kind, problem, self.backend, self.stream, kernel_inputs(kind, problem, named, self.stream))
 
-    def _mappable(self, step: Step) -> Callable:
-        """What stands for the step in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
+    def _differentiable(self, kind: KernelKind) -> Callable:
+        vjp = self._vjp if kind is FORWARD else _NO_SECOND
+        return _custom(partial(self._kernel, kind), vjp, _NO_VMAP, self._jvp)
+
+    def _mappable(self, kind: KernelKind) -> Callable:
+        """What stands for the kernel in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
         that the rule is asked in any case."""
 
-        def call(problem: Problem, *arrays):
-            return attend(problem, self.names, self.backend, self.stream, self.with_lse)(step, *arrays)
-
         def rule(arrays, axes):
-            names = _arrays_of(step) + (self.names if step is not DELTA else ())
+            names = _array_inputs(kind) + (self.names if kind is not DELTA else ())
             size = arrays[-1].shape[axes[-1]]
-            outputs = mapped(call, step, self.problem, size, names, arrays[:-1], axes[:-1])
+            outputs = mapped(partial(self, kind), kind, self.signature, size, names, arrays[:-1], axes[:-1])
             return outputs, [0] * len(outputs)
 
         def backward(primals, cotangents, outputs):
             return (*self._vjp(primals[:-1], cotangents, outputs), mx.zeros_like(primals[-1]))
 
-        vjp = backward if step is FORWARD else _NO_SECOND
-        return _custom(lambda *arrays: tuple(stand_in(step, self.problem)), vjp, rule)
+        def absent(*arrays):
+            return tuple(stand_in(kind, problem_of_arrays(self.signature, self._named(kind, arrays[:-1]))))
+
+        return _custom(absent, backward if kind is FORWARD else _NO_SECOND, rule)
 
     def _backward(self, primals, cotangents, outputs) -> Arrays:
-        """dQ, (dK, dV) and the mask's gradient are steps of their own: MLX evaluates only those that are asked for."""
+        """dQ, (dK, dV) and the mask's gradient come from kernels of their own: MLX evaluates only those that are asked
+        for."""
         trace.differentiated = True
         q, k, v, *extras = primals
         delta = self(DELTA, cotangents[0], outputs[0])[0]
@@ -147,7 +141,7 @@ class Attention:
             delta = _with_lse(delta, outputs[1], cotangents[1])
         arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
-        if self.problem.features.mask not in (None, "bool"):
+        if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = self(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         if "sinks" in self.names:
@@ -157,9 +151,9 @@ class Attention:
     def _key_value(self, arrays: Arrays) -> Arrays:
         """dK and dV, by one kernel or by one each."""
         named, extras = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays)), arrays[6:]
-        steps = key_value_steps(self.problem, self.backend.family)
-        own = [[named[name] for name in step.inputs if name in named] for step in steps]
-        return tuple(gradient for step, inputs in zip(steps, own) for gradient in self(step, *inputs, *extras))
+        kinds = key_value_kinds(self.signature, self.backend.family)
+        own = [[named[name] for name in kind.inputs if name in named] for kind in kinds]
+        return tuple(gradient for kind, inputs in zip(kinds, own) for gradient in self(kind, *inputs, *extras))
 
 
 attend = lru_cache(maxsize=1024)(Attention)

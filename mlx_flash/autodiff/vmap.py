@@ -1,58 +1,56 @@
-"""One step of attention under mx.vmap: the mapped axis becomes part of the batch axis, or a loop where it cannot."""
+"""One kernel of attention under mx.vmap: the mapped axis becomes part of the batch axis, or a loop where it cannot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import mlx.core as mx
 
 from ..kernels.launch import output_shape
-from ..problem.kinds import BACKWARD_MASK, Step
-from ..problem.problem import Problem
-from .operands import packed
+from ..problem.kinds import BACKWARD_MASK, KernelKind
+from ..problem.problem import Problem, Signature
+from .operands import contiguous, problem_of_arrays
 
 # These have no batch axis: all entries of a launch share them.
 SHARED = frozenset({"slopes", "sinks", "dropout_key", "block_bitmaps"})
 
 
-def stand_in(step: Step, problem: Problem) -> list[mx.array]:
+def stand_in(kind: KernelKind, problem: Problem) -> list[mx.array]:
     """Outputs that depend on nothing. NaN, so that one that is never replaced does not pass for a result."""
-    return [mx.full(output_shape(name, problem), mx.nan, output_dtype(name, problem)) for name in step.outputs]
+    return [mx.full(output_shape(name, problem), mx.nan, output_dtype(name, problem)) for name in kind.outputs]
 
 
 def output_dtype(name: str, problem: Problem) -> mx.Dtype:
-    """Of what the step returns; kernels may write float32 where they page an accumulator."""
+    """The dtype of an output as attention returns it; kernels write float32 where they page an accumulator."""
     return getattr(mx, problem.dtype) if name in ("O", "dQ", "dK", "dV") else mx.float32
 
 
 def mapped(
-    call: Callable, step: Step, problem: Problem, size: int, names: tuple[str, ...], arrays: list[mx.array],
+    call: Callable, kind: KernelKind, signature: Signature, size: int, names: tuple[str, ...], arrays: list[mx.array],
     axes: list[int | None],
 ) -> list[mx.array]:  # fmt: skip
-    """The step's outputs with the mapped axis, of length `size`, in front.
+    """The kernel's outputs with the mapped axis, of length `size`, in front.
 
-    `call(problem, *arrays)` runs the step; `names`: of the arrays; `axes`: the mapped axis of each, or None.
+    `call(*arrays)` runs the kernel; `names`: the arrays' names; `axes`: the mapped axis of each, or None.
     """
     if all(axis is None for axis in axes):
-        return [mx.broadcast_to(one, (size, *one.shape)) for one in call(problem, *arrays)]
-    if size == 0:
-        return [mx.zeros((0, *one.shape), one.dtype) for one in stand_in(step, problem)]
+        return [mx.broadcast_to(one, (size, *one.shape)) for one in call(*arrays)]
     arrays = [array if axis is None else mx.moveaxis(array, axis, 0) for array, axis in zip(arrays, axes)]
     held = {name: (array, axis is not None) for name, array, axis in zip(names, arrays, axes)}
+    entry = {
+        name: mx.zeros(array.shape[moves:], array.dtype) for name, (array, moves) in held.items()
+    }  # never computed
+    problem = problem_of_arrays(signature, entry)
+    if size == 0:
+        return [mx.zeros((0, *one.shape), one.dtype) for one in stand_in(kind, problem)]
     # Entries of one launch share these, and dropout's pattern counts batch entries: each maps to a call of its own.
-    if problem.options.dropout or any(name in SHARED and moves for name, (_, moves) in held.items()):
-        entries = [
-            call(problem, *(array[n] if moves else array for array, moves in held.values())) for n in range(size)
-        ]
+    if problem.variants.dropout or any(name in SHARED and moves for name, (_, moves) in held.items()):
+        entries = [call(*(array[n] if moves else array for array, moves in held.values())) for n in range(size)]
         return [mx.stack(outputs) for outputs in zip(*entries)]
-    spread = step is BACKWARD_MASK  # the gradient of each entry's mask apart
+    spread = kind is BACKWARD_MASK  # each entry's mask has a gradient of its own
     folded = {name: _folded(name, array, moves, size, problem, spread) for name, (array, moves) in held.items()}
-    options = problem.options
-    if "attention_mask" in folded:
-        options = replace(options, mask_shape=folded["attention_mask"].shape)
-    outputs = call(replace(problem, batch=size * problem.batch, options=options), *folded.values())
-    return [_unfolded(name, array, size, problem) for name, array in zip(step.outputs, outputs)]
+    outputs = call(*folded.values())
+    return [_unfolded(name, array, size, problem) for name, array in zip(kind.outputs, outputs)]
 
 
 def _folded(name: str, array: mx.array, moves: bool, size: int, problem: Problem, spread: bool) -> mx.array:
@@ -65,11 +63,11 @@ def _folded(name: str, array: mx.array, moves: bool, size: int, problem: Problem
         array = mx.broadcast_to(array, (*array.shape[:-4], problem.batch, *array.shape[-3:]))
     array = (array if moves else mx.broadcast_to(array, (size, *array.shape))).flatten(0, 1)
     # Of these, kernels read only the batch axis by its stride; the mapped axis may have been the last one.
-    return packed(array) if name in ("q_segments", "k_segments") else array
+    return contiguous(array) if name in ("q_segments", "k_segments") else array
 
 
 def _unfolded(name: str, array: mx.array, size: int, problem: Problem) -> mx.array:
     array = array.reshape(size, problem.batch, *array.shape[1:])
-    if name == "dM" and problem.options.mask_shape[0] == 1:
+    if name == "dM" and problem.mask_shape[0] == 1:
         return array.sum(1, keepdims=True)
     return array

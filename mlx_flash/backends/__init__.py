@@ -18,18 +18,33 @@ import mlx.core as mx
 from ..errors import UnsupportedProblem
 from ..kernels.devices import FAMILIES, Family
 
-NAMES = ("metal", "cuda", "simulator", "reference")
-
 
 @dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
 class Backend:
-    """`run(plan, inputs, stream)` returns the step's outputs in order; `family` picks the kernels' table rows.
-    `replays`: a launch costs the host so much that calls repeat their graphs."""
+    """Where kernels run, and what it can do.
+
+    `run(kind, plan, problem, inputs, stream)` returns the outputs of one kind of kernel in order; `family` picks the
+    kernels' table rows, None on a backend that runs no kernels (its plans are None). `decodes`: it has the decoding
+    kernel; `dequantizes`: its kernels read quantized keys and values; `replays`: a launch costs the host so much that
+    calls repeat their graphs.
+    """
 
     name: str
     family: Family | None
     run: Callable
+    decodes: bool = False
+    dequantizes: bool = False
     replays: bool = False
+
+
+# What each backend can do, for those who ask before it is made (an explanation of another machine's GPU).
+CAPABILITIES = {
+    "metal": {"decodes": True, "dequantizes": True},
+    "cuda": {"decodes": True, "replays": True},
+    "simulator": {"decodes": True, "dequantizes": True},
+    "reference": {},
+}
+NAMES = tuple(CAPABILITIES)
 
 
 @lru_cache
@@ -50,13 +65,13 @@ def backend(name: str, family: str | None = None) -> Backend:
 
         if reason := ready(family):
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {reason}')
-        return Backend(name, FAMILIES[family] if family else family_here(), run, replays=True)
+        return Backend(name, FAMILIES[family] if family else family_here(), run, **CAPABILITIES[name])
     if name == "simulator":
         from .simulator import ready, run
 
         if reason := ready():
             raise UnsupportedProblem(f'[mlx_flash] backend "simulator": {reason}')
-        return Backend(name, FAMILIES[family or "apple9"], run)
+        return Backend(name, FAMILIES[family or "apple9"], run, **CAPABILITIES[name])
     from .metal import family_here, record, run
 
     if family and FAMILIES[family].tensor:
@@ -64,13 +79,13 @@ def backend(name: str, family: str | None = None) -> Backend:
             f'[mlx_flash] backend "metal": the kernels of {family} are NVIDIA\'s. Name a family of Apple, or none.'
         )
     if mx.metal.is_available():
-        return Backend(name, FAMILIES[family] if family else family_here(), run)
+        return Backend(name, FAMILIES[family] if family else family_here(), run, **CAPABILITIES[name])
     if family is None:
         raise UnsupportedProblem(
             '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference", or name the '
             "family of the Mac that mx.export_function writes for."
         )
-    return Backend(name, FAMILIES[family], record)
+    return Backend(name, FAMILIES[family], record, **CAPABILITIES[name])
 
 
 @lru_cache
@@ -126,10 +141,17 @@ class use_backend:
     """
 
     def __init__(self, name: str, family: str | None = None):
-        self._token = _chosen.set(backend(name, family))
+        self._backend, self._before, self._begun = backend(name, family), [_chosen.get()], True
+        _chosen.set(self._backend)
 
     def __enter__(self) -> Backend:
-        return current_backend()
+        # The first block began when the object was made; every later one remembers what it found.
+        if not self._begun:
+            self._before.append(_chosen.get())
+            _chosen.set(self._backend)
+        self._begun = False
+        return self._backend
 
     def __exit__(self, *_) -> None:
-        _chosen.reset(self._token)
+        # Not by a ContextVar's token: a block may be left in another context than it was entered in.
+        _chosen.set(self._before.pop())

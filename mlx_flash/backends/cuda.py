@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..errors import UnsupportedProblem
 from ..kernels.devices import FAMILIES, Family
+from ..kernels.launch import Launch
+from ..kernels.plan import Plan
 from ..kernels.tile_layers import LAYERS, register_shares
 from ..metal import ToolchainError
 from ..metal.cpu.compiler import toolchain
 from ..metal.ptx import driver, metal_kernel
 from ..metal.ptx.kernel import CudaKernel, Grid, Prepared
 from ..metal.ptx.ptx import Ptx, cache_directory
+from ..problem.problem import Problem
 from .metal import kernel_object
-
-if TYPE_CHECKING:
-    from ..kernels.plan import Plan
 
 LEAST_CAPABILITY = (8, 0)
 LEAST_DRIVER = (12, 0)  # the CUDA version a driver speaks; it compiles the kernels
@@ -89,21 +88,21 @@ def _of(row, row_contiguous=False) -> Callable:
     )  # fmt: skip
 
 
-def compiled(plan, inputs: dict) -> Ptx:
+def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
     """The kernel that `run` would launch; needs a compiler, but no GPU."""
-    launch = plan.launch
+    launch = plan.launch(problem)
     arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
     grid = Grid(launch.grid, launch.threadgroup)
-    return _of(plan.row)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
+    return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
 
 
-def _copies(plan: Plan) -> bool:
+def _copies(plan: Plan, problem: Problem) -> bool:
     """Does a launch have views copied that have gaps, so that it knows the strides?
 
     Otherwise a launch of its own learns them, 25 us of an H200. Copying costs nothing where there are no gaps; where
     there are, less than that if the keys are few, and little of the work if each is seen by many queries.
     """
-    kernel, problem = _of(plan.row)(plan.launch.kernel), plan.problem
+    kernel = _of(plan.config)(plan.kernel)
     strided = {name for name, (_, strides, _) in zip(kernel.input_names, kernel.facts) if strides}
     columns, size = problem.head_dim + problem.value_dim, getattr(mx, problem.dtype).size
     keys = problem.batch * problem.key_heads * problem.key_length * columns * size
@@ -114,20 +113,20 @@ def _copies(plan: Plan) -> bool:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What all launches of a plan share: it decides the shapes of q, k, v and what is made of them, and the constants.
+    """What all launches of a plan for one problem share: they decide the shapes of q, k, v and the constants.
 
     `others`: shape and dtype of the inputs that a caller may shape in several ways, by their names.
     """
 
-    plan: Plan  # kept, so that no other has its id
+    launch: Launch
     kernel: CudaKernel
     prepared: Prepared
     others: dict[str, tuple]
 
     @classmethod
-    def of(cls, plan: Plan, inputs: dict) -> _Ready:
-        launch = plan.launch
-        kernel, arrays = _of(plan.row, _copies(plan))(launch.kernel), launch.arguments(inputs)
+    def of(cls, plan: Plan, problem: Problem, inputs: dict) -> _Ready:
+        launch = plan.launch(problem)
+        kernel, arrays = _of(plan.config, _copies(plan, problem))(launch.kernel), launch.arguments(inputs)
         prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup)
         others = {}
         for index, (name, array) in enumerate(zip(kernel.input_names, arrays)):
@@ -135,7 +134,7 @@ class _Ready:
                 prepared.keep(index, array)
             elif name not in _SHAPED:
                 others[name] = _looks(inputs[name])
-        return cls(plan, kernel, prepared, others)
+        return cls(launch, kernel, prepared, others)
 
     def serves(self, inputs: dict) -> bool:
         return all(_looks(inputs[name]) == looks for name, looks in self.others.items())
@@ -144,7 +143,7 @@ class _Ready:
         """What the kernel is given: the arrays themselves, if MLX sees to it that they have no gaps."""
         if self.kernel.ensure_row_contiguous:
             return [inputs[name] for name in self.kernel.input_names]
-        return self.plan.launch.arguments(inputs)
+        return self.launch.arguments(inputs)
 
 
 def _looks(array: mx.array) -> tuple:
@@ -152,19 +151,19 @@ def _looks(array: mx.array) -> tuple:
 
 
 _SHAPED = frozenset({"Q", "K", "V", "O", "dO", "L", "delta"})
-_MOST_READY = 1024
-_ready: dict[int, _Ready] = {}
+_MOST_READY = 64  # lengths that a plan keeps ready
 
 
-def run(plan: Plan, inputs: dict, stream) -> list[mx.array]:
+def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
     """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
-    launch, ready = plan.launch, _ready.get(id(plan))
+    known = plan.resources.setdefault("cuda", {})
+    ready = known.get(problem)
     if ready is None or not ready.serves(inputs):
-        if len(_ready) >= _MOST_READY:
-            _ready.clear()
+        if len(known) >= _MOST_READY:
+            known.clear()
         try:
-            ready = _ready[id(plan)] = _Ready.of(plan, inputs)
+            ready = known[problem] = _Ready.of(plan, problem, inputs)
         except ToolchainError as error:
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
-    arrays = ready.arguments(inputs)
+    arrays, launch = ready.arguments(inputs), ready.launch
     return ready.kernel.start(ready.prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)

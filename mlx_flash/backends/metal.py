@@ -8,6 +8,9 @@ import mlx.core as mx
 
 from ..errors import UnsupportedProblem
 from ..kernels.devices import Family, machine_of
+from ..kernels.launch import Launch
+from ..kernels.plan import Plan
+from ..problem.problem import Problem
 
 
 @lru_cache
@@ -15,10 +18,9 @@ def family_here() -> Family:
     return machine_of(str(mx.device_info().get("architecture", "")))
 
 
-def run_with(compiled, plan, inputs: dict, stream) -> list[mx.array]:
-    """Runs a plan's launch; `compiled(kernel)` gives a callable with the signature of MLX's metal kernels."""
-    launch = plan.launch
-    return compiled(launch.kernel)(
+def run_with(compiled, launch: Launch, inputs: dict, stream) -> list[mx.array]:
+    """Runs a launch; `compiled` is a callable with the signature of MLX's metal kernels."""
+    return compiled(
         inputs=launch.arguments(inputs),
         output_shapes=launch.output_shapes,
         output_dtypes=launch.output_dtypes,
@@ -26,11 +28,6 @@ def run_with(compiled, plan, inputs: dict, stream) -> list[mx.array]:
         threadgroup=launch.threadgroup,
         stream=stream,
     )
-
-
-@lru_cache
-def _compiled(kernel):
-    return kernel_object(mx.fast.metal_kernel, kernel)
 
 
 def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
@@ -46,14 +43,17 @@ def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
     )
 
 
-def run(plan, inputs: dict, stream) -> list[mx.array]:
-    return run_with(_compiled, plan, inputs, stream)
+def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
+    compiled = plan.resources.get("metal")
+    if compiled is None:
+        compiled = plan.resources["metal"] = kernel_object(mx.fast.metal_kernel, plan.kernel)
+    return run_with(compiled, plan.launch(problem), inputs, stream)
 
 
-def record(plan, inputs: dict, stream) -> list[mx.array]:
+def record(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
     """The same without a GPU: MLX writes kernels down while mx.export_function traces, and refuses otherwise."""
     try:
-        return run(plan, inputs, stream)
+        return run(kind, plan, problem, inputs, stream)
     except RuntimeError as error:
         if "No Metal back-end" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Runs a step as plain mx operations. Lazy, on any device, inside mx.compile too."""
+"""Runs a kind of kernel as plain mx operations. Lazy, on any device, inside mx.compile too."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from contextlib import nullcontext
 
 import mlx.core as mx
 
-from ..reference import steps as reference
+from ..problem.problem import Problem
+from ..reference import steps
 
 
-def run(plan, inputs: dict, stream):
+def run(kind, plan: None, problem: Problem, inputs: dict, stream):
     with mx.stream(stream) if stream is not None else nullcontext():
-        return reference.STEPS[plan.step](plan.problem, **inputs)
+        return steps.STEPS[kind](problem, **inputs)

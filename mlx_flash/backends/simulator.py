@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+from ..kernels.plan import Plan
 from ..metal import ToolchainError, metal_kernel
 from ..metal.cpu.compiler import toolchain
+from ..problem.problem import Problem
 from .metal import kernel_object, run_with
-
-
-@lru_cache
-def _compiled(kernel):
-    return kernel_object(metal_kernel, kernel)
 
 
 def ready() -> str | None:
@@ -23,5 +18,8 @@ def ready() -> str | None:
     return None
 
 
-def run(plan, inputs: dict, stream):
-    return run_with(_compiled, plan, inputs, None)  # a CPU stream is fine here
+def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
+    compiled = plan.resources.get("simulator")
+    if compiled is None:
+        compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
+    return run_with(compiled, plan.launch(problem), inputs, None)  # a CPU stream is fine here

@@ -122,7 +122,7 @@ def run_source(arguments) -> int:
     """Prints the Metal text of one kernel, or what it becomes for an NVIDIA GPU."""
     from ..explanations.explain import inner_problem
     from ..explanations.metal_text import assembler_text, generated_text
-    from ..kernels.plan import key_value_steps, plan
+    from ..kernels.plan import key_value_kinds, plan_of
     from ..problem.kinds import BACKWARD_KEY, BACKWARD_VALUE, DECODING
     from ..problem.kinds import STEPS as ALL
 
@@ -132,12 +132,12 @@ def run_source(arguments) -> int:
     every = (*ALL, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)
     step = next(step for step in every if step.name == arguments.step)
     problem = inner_problem(explanation.problem)
-    own = key_value_steps(problem, explanation.family)
+    own = key_value_kinds(problem.signature, explanation.family)
     if step.over_keys and step not in own:
         names = " and ".join(step.name for step in own)
         raise CommandError(f"--step {step.name}: of this call dK and dV are made by {names}. Name that")
     text = assembler_text if explanation.backend == "cuda" else generated_text
-    print(text(plan(step, problem, explanation.family)), end="")
+    print(text(plan_of(step, problem, explanation.family), problem), end="")
     return 0
 
 

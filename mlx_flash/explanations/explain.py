@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from ..backends import NAMES, current_backend, default, kernel_backend
+from ..backends import CAPABILITIES, NAMES, current_backend, default, kernel_backend
 from ..backends import backend as backend_of
 from ..kernels.apple import candidates, live_bytes, register_demand
 from ..kernels.config import precision_of
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.nvidia import thread_registers
-from ..kernels.plan import Plan, key_value_steps, plan
+from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.split_kv import decodes, describe
 from ..kernels.tile_layers import threadgroup_elements
-from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, Step
+from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import DTYPES, Problem, padded, problem_of
 from .report import Explanation, StepExplanation
 
@@ -60,15 +60,16 @@ def explain(
     problem = problem_of(q, k, v, scale=scale, causal=causal, **options)
     name, chosen, why = _resolve(backend, family)
     inner = inner_problem(problem)
+    decoding = CAPABILITIES[name].get("decodes", False)
     runs = not problem.empty and chosen is not None
-    parts = plan(DECODE, inner, chosen).parts if runs and decodes(problem, name) else 1
+    parts = plan_of(DECODE, inner, chosen).parts(inner) if runs and decoding and decodes(problem) else 1
     chain = steps_of(problem, name, parts, chosen) if runs else ()
-    steps = tuple(_explain_step(plan(step, inner, chosen)) for step in chain)
+    steps = tuple(_explain_step(plan_of(step, inner, chosen), inner) for step in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
     return Explanation(
-        problem, name, chosen, why, _padding(problem, inner), describe(problem, name, parts), steps,
+        problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), steps,
         residual_bytes=2 * rows * 4,
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
     )  # fmt: skip
@@ -121,19 +122,21 @@ def _check_names(arguments: dict) -> None:
 
 def steps_of(
     problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None
-) -> tuple[Step, ...]:
+) -> tuple[KernelKind, ...]:
     """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores.
     `parts`: of the keys, in decoding. `family`: of some, dK and dV have kernels of their own."""
-    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_steps(inner_problem(problem), family)]
-    steps += [BACKWARD_MASK] if problem.features.mask not in (None, "bool") else []
-    if decodes(problem, backend):
+    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_kinds(inner_problem(problem).signature, family)]
+    steps += [BACKWARD_MASK] if problem.variants.additive else []
+    if CAPABILITIES[backend].get("decodes", False) and decodes(problem):
         steps = [DECODE, *([COMBINE] if parts > 1 else []), *(step for step in steps if step is not FORWARD)]
     return tuple(steps)
 
 
 def inner_problem(problem: Problem) -> Problem:
     """The problem the kernels see: head dimensions rounded up to multiples of 8."""
-    return replace(problem, head_dim=padded(problem.head_dim), value_dim=padded(problem.value_dim))
+    signature = problem.signature
+    padding = {"head_dim": padded(signature.head_dim), "value_dim": padded(signature.value_dim)}
+    return replace(problem, signature=replace(signature, **padding))
 
 
 def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:
@@ -171,9 +174,9 @@ def _current() -> tuple[str, Family | None, str]:
     return current.name, current.family, why
 
 
-def _explain_step(step_plan: Plan) -> StepExplanation:
-    step, row, launch = step_plan.step, step_plan.row, step_plan.launch
-    precision, head_dim = precision_of(step_plan.problem.dtype), step_plan.head_dim
+def _explain_step(step_plan: Plan, problem: Problem) -> StepExplanation:
+    step, row, launch = step_plan.kind, step_plan.config, step_plan.launch(problem)
+    precision, head_dim = precision_of(problem.dtype), step_plan.head_dim
     tensor = row.tiles != "simdgroup"
     staged = step.tiled and (step_plan.family.staged or tensor)
     # Tensor cores' rows count registers of 32 bits.
@@ -195,18 +198,18 @@ def _explain_step(step_plan: Plan) -> StepExplanation:
         tiles=row.tiles if step.tiled else "none",
         registers=demand,
         live_bytes=live_bytes(step, row, precision, head_dim) if dynamic else None,
-        threadgroup_bytes=_threadgroup_bytes(step_plan),
+        threadgroup_bytes=_threadgroup_bytes(step_plan, problem),
         max_threads=step_plan.max_threads,
         output_bytes=launch.output_bytes,
-        extra_bytes=_extra_bytes(step_plan),
+        extra_bytes=_extra_bytes(step_plan, problem),
     )
 
 
-def _threadgroup_bytes(step_plan: Plan) -> int:
-    problem, row = step_plan.problem, step_plan.row
-    if row.tiles == "simdgroup" and (not step_plan.family.staged or not step_plan.step.tiled):
+def _threadgroup_bytes(step_plan: Plan, problem: Problem) -> int:
+    row = step_plan.config
+    if row.tiles == "simdgroup" and (not step_plan.family.staged or not step_plan.kind.tiled):
         return 0
-    elements = threadgroup_elements(step_plan.step, row, step_plan.family, problem.head_dim, problem.value_dim)
+    elements = threadgroup_elements(step_plan.kind, row, step_plan.family, problem.head_dim, problem.value_dim)
     return elements * _size(problem)
 
 
@@ -214,22 +217,22 @@ OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 
 def _place(step_plan: Plan) -> str:
-    rows = candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.machine)
-    return f"{rows.index(step_plan.table_row) + 1} of {len(rows)}, up to {step_plan.row.max_head}"
+    rows = candidates(step_plan.kind, precision_of(step_plan.signature.dtype), step_plan.effective_family)
+    return f"{rows.index(step_plan.table_row) + 1} of {len(rows)}, up to {step_plan.config.max_head}"
 
 
 def _why_row(step_plan: Plan) -> str:
-    if len(candidates(step_plan.step, precision_of(step_plan.problem.dtype), step_plan.machine)) == 1:
+    if len(candidates(step_plan.kind, precision_of(step_plan.signature.dtype), step_plan.effective_family)) == 1:
         return "the only row"
-    if step_plan.head_dim > step_plan.row.max_head:
+    if step_plan.head_dim > step_plan.config.max_head:
         return f"the last serves {step_plan.head_dim} too"
     return f"the first to cover {step_plan.head_dim}"
 
 
-def _extra_bytes(step_plan: Plan) -> int:
+def _extra_bytes(step_plan: Plan, problem: Problem) -> int:
     """Row statistics, and float32 buffers of paged accumulators that a 16-bit result is then cast from."""
-    launch, dtype = step_plan.launch, getattr(mx, step_plan.problem.dtype)
-    named = zip(step_plan.step.outputs, launch.output_shapes, launch.output_dtypes)
+    launch, dtype = step_plan.launch(problem), getattr(mx, problem.dtype)
+    named = zip(step_plan.kind.outputs, launch.output_shapes, launch.output_dtypes)
     return sum(
         math.prod(shape) * written.size
         for name, shape, written in named

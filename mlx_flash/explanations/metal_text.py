@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import mlx.core as mx
@@ -19,19 +20,20 @@ from ..errors import UnsupportedProblem
 from ..kernels.launch import output_shape
 from ..kernels.plan import Plan
 from ..problem.kinds import COMBINE, DECODE
-from ..problem.options import Options
+from ..problem.problem import Problem
+from ..problem.variants import Variants
 
 TAG = "[mlx_flash.source]"
 FENCE = "```\n"
 
 
-def generated_text(plan: Plan) -> str:
+def generated_text(plan: Plan, problem: Problem) -> str:
     """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments."""
-    names, arrays = _operands(plan)
+    names, arrays = _operands(plan, problem)
 
     def call(*traced):
-        inputs = dict(zip(names, traced)) | _numbers(plan)
-        return run_with(_verbose, plan, inputs, mx.gpu)
+        inputs = dict(zip(names, traced)) | _numbers(plan, problem)
+        return run_with(_verbose(plan.kernel), plan.launch(problem), inputs, mx.gpu)
 
     with tempfile.TemporaryDirectory() as folder:
         printed = captured(lambda: mx.export_function(os.path.join(folder, "kernel.mlxfn"), call, *arrays))
@@ -42,36 +44,36 @@ def generated_text(plan: Plan) -> str:
     return text
 
 
-def assembler_text(plan: Plan) -> str:
+def assembler_text(plan: Plan, problem: Problem) -> str:
     """The PTX of the plan's kernel: what an NVIDIA driver gets."""
     from ..backends.cuda import compiled
 
-    names, arrays = _operands(plan)
-    return compiled(plan, dict(zip(names, arrays)) | _numbers(plan)).code.decode("ascii")
+    names, arrays = _operands(plan, problem)
+    return compiled(plan, problem, dict(zip(names, arrays)) | _numbers(plan, problem)).code.decode("ascii")
 
 
-def _numbers(plan: Plan) -> dict:
-    return {"scale": plan.problem.scale} | ({"packing": plan.packing} if plan.step is DECODE else {})
+def _numbers(plan: Plan, problem: Problem) -> dict:
+    return {"scale": problem.scale} | ({"packing": plan.decode_params(problem)} if plan.kind is DECODE else {})
 
 
-def _operands(plan: Plan) -> tuple[list[str], list[mx.array]]:
-    if plan.problem.options != Options():
+def _operands(plan: Plan, problem: Problem) -> tuple[list[str], list[mx.array]]:
+    if replace(problem.variants, causal=False) != Variants():
         raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
-    names = [name for name in plan.kernel.inputs if name not in _numbers(plan)]
-    return names, [_operand(name, plan) for name in names]
+    names = [name for name in plan.kernel.inputs if name not in _numbers(plan, problem)]
+    return names, [_operand(name, problem) for name in names]
 
 
 def _verbose(kernel):
     return partial(kernel_object(mx.fast.metal_kernel, kernel), verbose=True)
 
 
-def _operand(name: str, plan: Plan) -> mx.array:
+def _operand(name: str, problem: Problem) -> mx.array:
     """A lazy array of the operand's shape: an operand has the shape of its gradient."""
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}.get(name, name)
     if name in COMBINE.inputs:
-        return mx.zeros((8, *output_shape(name.removesuffix("_parts"), plan.problem)))
-    dtype = mx.float32 if name in ("L", "delta") else getattr(mx, plan.problem.dtype)
-    return mx.zeros(output_shape(same, plan.problem), dtype)
+        return mx.zeros((8, *output_shape(name.removesuffix("_parts"), problem)))
+    dtype = mx.float32 if name in ("L", "delta") else getattr(mx, problem.dtype)
+    return mx.zeros(output_shape(same, problem), dtype)
 
 
 def captured(action: Callable[[], object]) -> str:

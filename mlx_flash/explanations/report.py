@@ -119,7 +119,7 @@ def _describe(problem: Problem) -> str:
     query = [problem.batch, problem.query_heads, problem.query_length, problem.head_dim]
     key = [problem.batch, problem.key_heads, problem.key_length, problem.head_dim]
     value = [*key[:3], problem.value_dim]
-    features = ", ".join(problem.features.names(FORWARD))
+    features = ", ".join(problem.variants.names(FORWARD))
     return f"q {query}, k {key}, v {value}, {problem.dtype}, {features}"
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..api import attention
-from ..autodiff.quantized import quantized_attention
+from ..api import attention, quantized_attention
 from ..kernels.split_kv import QUERIES
 from .derivatives import unavailable
 

@@ -14,15 +14,15 @@ from ..problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
-    Step,
+    KernelKind,
 )
-from .config import FULL, MIXED, Row, precision_of
+from .config import FULL, MIXED, TileConfig, precision_of
 from .devices import FAMILIES, THREADGROUP_THREADS, Family
 from .nvidia import TENSOR_TABLE, prove_tensor_row
 
 
 def rows(*lines):
-    return tuple(Row(*line[:4], tuple(line[4].split()), *line[5:]) for line in lines)
+    return tuple(TileConfig(*line[:4], tuple(line[4].split()), *line[5:]) for line in lines)
 
 
 #    max  par-  tra-  head  cached in
@@ -132,23 +132,23 @@ TABLE = {
     (BACKWARD_MASK, FULL, "apple7"): rows((384, 8, 32, 16, "")),
     (BACKWARD_MASK, FULL, "apple9"): rows((384, 8, 32, 16, "")),
     # delta = rowsum(dO * O) and the sum over parts stream their operands once: one simdgroup a row, nothing to block.
-    (DELTA, MIXED, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (DELTA, MIXED, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (DELTA, FULL, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (DELTA, FULL, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, MIXED, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, MIXED, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, FULL, "apple7"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, FULL, "apple9"): (Row(384, 8, 8, 8, simdgroup_rows=1),),
+    (DELTA, MIXED, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (DELTA, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (DELTA, FULL, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (DELTA, FULL, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, MIXED, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, FULL, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (COMBINE, FULL, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
 }  # fmt: skip
 
 
-def candidates(step: Step, precision: str, family: Family) -> tuple[Row, ...]:
+def candidates(step: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
     """The rows that may serve a problem, in order: those of the family's tensor cores, then those of its table."""
     return TENSOR_TABLE.get((step, precision, family.tensor), ()) + TABLE.get((step, precision, family.table), ())
 
 
-def apart(dtype: str, family: Family, head_dim: int) -> bool:
+def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:
     """Are dK and dV made by kernels of their own? Where tensor cores have no row for both, but one for each."""
     both, one = (
         TENSOR_TABLE.get((step, precision_of(dtype), family.tensor), ()) for step in (BACKWARD_KEY_VALUE, BACKWARD_KEY)
@@ -156,13 +156,13 @@ def apart(dtype: str, family: Family, head_dim: int) -> bool:
     return all(head_dim > row.max_head for row in both) and any(head_dim <= row.max_head for row in one)
 
 
-def lookup(step: Step, dtype: str, family: Family, head_dim: int) -> Row:
+def lookup(step: KernelKind, dtype: str, family: Family, head_dim: int) -> TileConfig:
     """The first row whose `max_head` covers `head_dim`, else the last: there is no largest head dimension."""
     rows = candidates(step, precision_of(dtype), family)
     return next((row for row in rows if head_dim <= row.max_head), rows[-1])
 
 
-# Registers beyond tiles (addresses, row statistics, fragments in flight), in 16-bit registers: fitted on compiles of
+# Registers beyond tiles (addresses, row statistics, fragments in flight), in 16-bit registers: shrink_to on compiles of
 # these loops for the M1 instruction set with Mesa's AGX compiler, accumulators cached or paged.
 OVERHEAD = {
     (FORWARD, MIXED): (39, 42), (FORWARD, FULL): (40, 48), (DECODE, MIXED): (39, 42), (DECODE, FULL): (40, 48),
@@ -173,7 +173,7 @@ OVERHEAD = {
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
 
-def tile_registers(step: Step, row: Row, precision: str, head_dim: int) -> int:
+def tile_registers(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """16-bit registers a thread holds in tiles at the fullest moment of the traversal.
 
     An R x C tile costs R/8 * C/2 of them in float32, half that in 16 bits. Cached operands live throughout; over them
@@ -192,21 +192,21 @@ def tile_registers(step: Step, row: Row, precision: str, head_dim: int) -> int:
     return groups * (cached + max(2 * scores, scores + flight))
 
 
-def register_demand(step: Step, row: Row, precision: str, head_dim: int) -> int:
+def register_demand(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """Estimated 16-bit registers per thread; an estimate to rank rows by, not Apple's compiler's count."""
     if not step.tiled:
         return 24
     return tile_registers(step, row, precision, head_dim) + OVERHEAD[step, precision][bool(row.paged(step))]
 
 
-def live_bytes(step: Step, row: Row, precision: str, head_dim: int) -> int:
+def live_bytes(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """Estimated bytes a thread keeps alive in tiles, row statistics and one fragment (M3 and later)."""
     statistics = 16 if step in (FORWARD, DECODE) else 12
     fragment = 8 if precision == FULL else 4
     return 2 * tile_registers(step, row, precision, head_dim) + statistics + fragment
 
 
-def max_threads(step: Step, row: Row, precision: str, family: Family, head_dim: int) -> int | None:
+def max_threads(step: KernelKind, row: TileConfig, precision: str, family: Family, head_dim: int) -> int | None:
     """Value of max_total_threads_per_threadgroup: the most threads whose registers hold the row without spilling.
 
     The compiler otherwise picks an occupancy of its own on M1 and M2. None where registers are dynamic.
@@ -217,7 +217,7 @@ def max_threads(step: Step, row: Row, precision: str, family: Family, head_dim: 
     return next((threads for registers, threads in family.register_tiers if demand <= registers), None)
 
 
-def prove(step: Step, precision: str, family: Family, row: Row) -> None:
+def prove(step: KernelKind, precision: str, family: Family, row: TileConfig) -> None:
     """Raises ValueError unless the row is legal: what a kernel would otherwise get wrong or spill."""
 
     def require(holds, what):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..problem.kinds import ACCUMULATORS, Step
+from ..problem.kinds import ACCUMULATORS, KernelKind
 from .devices import Family
 from .tile_layers import LAYERS
 
@@ -16,7 +16,7 @@ def precision_of(dtype: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class TileConfig:
     """One table row, for head dimensions up to `max_head` (the last row of a table: for all that are larger).
 
     `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
@@ -39,7 +39,7 @@ class Row:
     def threads(self) -> int:
         return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].copiers)
 
-    def paged(self, step: Step) -> tuple[str, ...]:
+    def paged(self, step: KernelKind) -> tuple[str, ...]:
         kept = {*self.cached, *(name for name in ACCUMULATORS if name not in step.outputs)}
         return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in kept)
 
@@ -50,7 +50,7 @@ class Row:
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)
 
-    def fitted(self, rows: int) -> Row:
+    def shrink_to(self, rows: int) -> TileConfig:
         """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
         fragment = LAYERS[self.tiles].fragment_rows
         parallel = min(self.parallel, -(-rows // fragment) * fragment)

@@ -13,8 +13,8 @@ class Family:
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
     allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
-    decoding aims at. `alone`: elements of one head's keys and values that decoding leaves to one threadgroup, since to
-    launch what joins parts would take longer.
+    decoding aims at. `split_kv_threshold`: below this many K and V elements per head, no split-KV: the combine kernel
+    would cost more than it saves.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Family:
     threadgroup_bytes: int = 32768
     cores: int = 10
     threadgroups: int = 8
-    alone: int = 0
+    split_kv_threshold: int = 0
 
 
 # Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).

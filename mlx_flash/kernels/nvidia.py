@@ -13,15 +13,15 @@ from ..problem.kinds import (
     BACKWARD_VALUE,
     DECODE,
     FORWARD,
-    Step,
+    KernelKind,
 )
-from .config import MIXED, Row
+from .config import MIXED, TileConfig
 from .devices import Family
 from .tile_layers import LAYERS, owner_registers, tensor_elements, tensor_registers
 
 
-def rows(tiles: str, *lines) -> tuple[Row, ...]:
-    return tuple(Row(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3]) for line in lines)
+def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
+    return tuple(TileConfig(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3]) for line in lines)
 
 
 #    max  par-  tra-  stages cached in
@@ -102,12 +102,12 @@ def joint_rows(family: Family) -> int:
 OVERHEAD = 32  # 32-bit registers of a thread beyond fragments: addresses, statistics
 
 
-def thread_registers(step: Step, row: Row, head_dim: int) -> int:
+def thread_registers(step: KernelKind, row: TileConfig, head_dim: int) -> int:
     """Estimated 32-bit registers of a thread."""
     return tensor_registers(step, row, head_dim) + OVERHEAD
 
 
-def prove_tensor_row(step: Step, family: Family, row: Row) -> None:
+def prove_tensor_row(step: KernelKind, family: Family, row: TileConfig) -> None:
     """Raises ValueError unless the row is legal."""
 
     def require(holds, what):

@@ -1,95 +1,114 @@
-"""How one step of one problem runs on one GPU family: its table row, Metal text and launch, each made when asked."""
+"""How one kind of kernel serves one signature on one GPU family: its table row, Metal text and launches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import gcd
 
-from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, Step
-from ..problem.problem import Problem
-from .apple import Row, apart, lookup, max_threads, precision_of
+from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, KernelKind
+from ..problem.problem import Problem, Signature
+from .apple import lookup, max_threads, splits_dk_dv
+from .config import TileConfig, precision_of
 from .devices import Family
 from .launch import Launch, launch
 from .nvidia import joint_rows
 from .source import Kernel, build
-from .split_kv import packed_rows, part_count, part_length
+from .split_kv import gqa_rows, part_length, parts_of_keys
+from .tile_layers import LAYERS
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`problem`: head dimensions already multiples of 8. `family`: None on a backend that runs no kernels."""
+    """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup.
 
-    step: Step
-    problem: Problem
-    family: Family | None
+    `resources`: what a backend keeps for this kernel (compiled objects), by its own keys.
+    """
+
+    kind: KernelKind
+    signature: Signature
+    family: Family
+    rows: int = 0
+    resources: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def head_dim(self) -> int:
         """The dimension that picks the row: the larger of q's and v's."""
-        return max(self.problem.head_dim, self.problem.value_dim)
+        return max(self.signature.head_dim, self.signature.value_dim)
 
     @cached_property
-    def machine(self) -> Family:
-        return machine(self.problem, self.family)
+    def effective_family(self) -> Family:
+        return effective_family(self.signature, self.family)
 
     @cached_property
-    def table_row(self) -> Row:
-        return lookup(self.step, self.problem.dtype, self.machine, self.head_dim)
+    def table_row(self) -> TileConfig:
+        return lookup(self.kind, self.signature.dtype, self.effective_family, self.head_dim)
 
     @cached_property
-    def row(self) -> Row:
-        """The table's, as the problem needs it: a threadgroup's rows lie in one block of a block mask."""
-        if self.step is DECODE:
-            return self.table_row.fitted(packed_rows(self.problem))
-        block = self.problem.options.block
+    def config(self) -> TileConfig:
+        """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
+        if self.kind is DECODE:
+            return self.table_row.shrink_to(self.rows)
+        block = self.signature.variants.block
         return replace(self.table_row, parallel=gcd(self.table_row.parallel, block)) if block else self.table_row
 
     @cached_property
-    def parts(self) -> int:
-        """Of the keys; several in decoding only."""
-        return part_count(self.problem, self.row, self.family) if self.step is DECODE else 1
-
-    @property
-    def packing(self) -> tuple[int, int, int]:
-        """What the decoding kernel is told: queries, keys of a part, parts."""
-        return self.problem.query_length, part_length(self.problem, self.row, self.family), self.parts
-
-    @cached_property
     def max_threads(self) -> int | None:
-        return max_threads(self.step, self.row, precision_of(self.problem.dtype), self.family, self.head_dim)
+        return max_threads(self.kind, self.config, precision_of(self.signature.dtype), self.family, self.head_dim)
 
     @cached_property
     def kernel(self) -> Kernel:
-        problem = self.problem
+        signature = self.signature
         return build(
-            self.step, self.row, self.machine, problem.dtype, problem.head_dim, problem.value_dim, problem.features,
-            self.max_threads,
+            self.kind, self.config, self.effective_family, signature.dtype, signature.head_dim, signature.value_dim,
+            signature.variants.text, self.max_threads,
         )  # fmt: skip
 
-    @cached_property
-    def launch(self) -> Launch:
-        return launch(self.step, self.row, self.kernel, self.problem, self.parts)
+    def parts(self, problem: Problem) -> int:
+        """Parts of the keys that are worked on at once; more than one in decoding only."""
+        return parts_of_keys(problem, self.config, self.family) if self.kind is DECODE else 1
+
+    def decode_params(self, problem: Problem) -> tuple[int, int, int]:
+        """What the decoding kernel is told: queries, keys of a part, parts."""
+        return problem.query_length, part_length(problem, self.config, self.family), self.parts(problem)
+
+    def launch(self, problem: Problem) -> Launch:
+        """The launch for these lengths; layers of a model ask for the same one again and again."""
+        found = self.resources.get("launch")
+        if found is None or found[0] != problem:
+            made = launch(self.kind, self.config, self.kernel, problem, self.parts(problem))
+            found = self.resources["launch"] = (problem, made)
+        return found[1]
 
 
 @lru_cache(maxsize=1024)
-def plan(step: Step, problem: Problem, family: Family | None) -> Plan:
-    return Plan(step, problem, family)
+def plan(kind: KernelKind, signature: Signature, family: Family, rows: int = 0) -> Plan:
+    return Plan(kind, signature, family, rows)
 
 
-def machine(problem: Problem, family: Family | None) -> Family | None:
-    """The family as the problem uses it. Quantized operands are dequantized in threadgroup memory, everywhere; rows
-    that multiply together have to lie in one block of a block mask, else Hopper does as the GPUs before it."""
-    if family is None:
-        return None
-    if problem.options.quantization is not None:
+def plan_of(kind: KernelKind, problem: Problem, family: Family) -> Plan:
+    """The plan that serves a problem: in decoding its rows are as many as the problem has, up to the table's."""
+    if kind is not DECODE:
+        return plan(kind, problem.signature, family)
+    most = plan(kind, problem.signature, family).table_row
+    fragment = LAYERS[most.tiles].fragment_rows
+    return plan(kind, problem.signature, family, min(most.parallel, -(-gqa_rows(problem) // fragment) * fragment))
+
+
+def effective_family(signature: Signature, family: Family) -> Family:
+    """The family as the signature uses it. Quantized operands are dequantized in threadgroup memory on every family;
+    Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup."""
+    if signature.variants.quantization is not None:
         return replace(family, staged=True, tensor="")
-    block = problem.options.block
+    block = signature.variants.block
     return replace(family, tensor="sm80") if block and block % joint_rows(family) else family
 
 
-def key_value_steps(problem: Problem, family: Family | None) -> tuple[Step, ...]:
-    """The steps that give dK and dV: one, or one each where the family's rows have them apart."""
-    head_dim, used = max(problem.head_dim, problem.value_dim), machine(problem, family)
-    split = used is not None and apart(problem.dtype, used, head_dim)
+def key_value_kinds(signature: Signature, family: Family | None) -> tuple[KernelKind, ...]:
+    """The kernels that make dK and dV: one, or one each where registers hold one accumulator. `family`: None on a
+    backend that runs no kernels."""
+    if family is None:
+        return (BACKWARD_KEY_VALUE,)
+    head_dim = max(signature.head_dim, signature.value_dim)
+    split = splits_dk_dv(signature.dtype, effective_family(signature, family), head_dim)
     return (BACKWARD_KEY, BACKWARD_VALUE) if split else (BACKWARD_KEY_VALUE,)

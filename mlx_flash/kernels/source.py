@@ -8,12 +8,12 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from ..problem.features import METAL_TYPES, Features
-from ..problem.kinds import ACCUMULATORS, DECODE, FORWARD, Step
+from ..problem.kinds import ACCUMULATORS, DECODE, FORWARD, KernelKind
+from ..problem.variants import METAL_TYPES, Variants
 from .tile_layers import LAYERS, threadgroup_elements
 
 if TYPE_CHECKING:
-    from .apple import Row
+    from .apple import TileConfig
     from .devices import Family
 
 BODY = "// ---- body\n"
@@ -48,13 +48,13 @@ def _literal(value: bool | int | str) -> str:
 
 @lru_cache(maxsize=1024)
 def build(
-    step: Step,
-    row: Row,
+    step: KernelKind,
+    row: TileConfig,
     family: Family,
     dtype: str,
     head_dim: int,
     value_dim: int,
-    features: Features,
+    variants: Variants,
     max_threads: int | None,
 ) -> Kernel:
     """The kernel of one step. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
@@ -73,7 +73,7 @@ def build(
             "SIMDGROUP_ROWS": row.simdgroup_rows,
             "STAGED": family.staged,
             "STAGING": threadgroup_elements(step, row, family, head_dim, value_dim),
-            **features.holes(step),
+            **variants.holes(step),
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     if row.tiles != "simdgroup":
@@ -89,10 +89,10 @@ def build(
     parts = [_filled(name, literals) for name in files]
     paged = row.paged(step)
     return Kernel(
-        name=_name(step, row, family, dtype, head_dim, value_dim, features, max_threads),
+        name=_name(step, row, family, dtype, head_dim, value_dim, variants, max_threads),
         header="\n".join(header for header, _ in parts),
         body="".join(body for _, body in parts),
-        inputs=step.inputs + features.inputs(step),
+        inputs=step.inputs + variants.inputs(step),
         outputs=step.outputs,
         output_dtypes=tuple(
             dtype if name in ACCUMULATORS and name not in paged else "float32" for name in step.outputs
@@ -106,13 +106,13 @@ def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:
     return header.rstrip() + "\n", body
 
 
-def _name(step, row, family, dtype, head_dim, value_dim, features, max_threads):
+def _name(step, row, family, dtype, head_dim, value_dim, variants, max_threads):
     facts = ["flash", step.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
     if step.tiled:
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
             f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else "staged" if family.staged else "direct",
-            *features.names(step),
+            *variants.names(step),
         ]  # fmt: skip
     return "_".join(facts)

@@ -2,64 +2,60 @@
 
 The rule of the parts, which nothing but the call's shape and the GPU decides, so that results repeat bit for bit:
 as many as give each core the threadgroups its family wants, but none of fewer than LEAST keys, and at most MOST; one,
-if the family's threadgroups manage so few keys alone. Keys that causality and the window hide from every query are in
-no part. Untimed on a Mac so far; an H200 decides the families of NVIDIA.
+if the family's threadgroups serve so few keys alone. Keys that causality and the window hide from every query are in
+no part. Not yet timed on a Mac; the families of NVIDIA were tuned on an H200.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..problem.problem import Problem
-    from .apple import Row
-    from .devices import Family
+from ..problem.problem import Problem
+from .config import TileConfig
+from .devices import Family
 
 QUERIES = 8  # at most: what one fragment of a tile holds
 LEAST, MOST = 256, 128  # keys of a part; parts
-KERNELS = ("metal", "cuda", "simulator")  # backends that have these kernels
 
 
-def decodes(problem: Problem, backend: str) -> bool:
-    """Does the decoding kernel serve the call, or the forward kernel?"""
-    return backend in KERNELS and problem.query_length <= QUERIES and not problem.options.dropout
+def decodes(problem: Problem) -> bool:
+    """Does the decoding kernel serve the call, or the forward kernel? Asked of backends that have both."""
+    return problem.query_length <= QUERIES and not problem.variants.dropout
 
 
-def describe(problem: Problem, backend: str, parts: int) -> str:
-    """Which kernels make O and L, in words, and why."""
-    if decodes(problem, backend):
+def describe(problem: Problem, decoding: bool, backend: str, parts: int) -> str:
+    """Which kernels make O and L, in words, and why. `decoding`: the backend has the decoding kernel."""
+    if decoding and decodes(problem):
         joined = f"in {parts} parts that combine joins" if parts > 1 else "in one part"
-        return f"decode: {packed_rows(problem)} queries share a key head, keys {joined}"
+        return f"decode: {gqa_rows(problem)} queries share a key head, keys {joined}"
     if problem.query_length > QUERIES:
         return f"forward: {problem.query_length} queries, more than the {QUERIES} of decoding"
-    return "forward: decoding has no dropout" if backend in KERNELS else f"forward: no decoding on {backend}"
+    return "forward: decoding has no dropout" if decoding else f"forward: no decoding on {backend}"
 
 
-def packed_rows(problem: Problem) -> int:
-    """Queries that share one key head: the rows of a packed operand."""
-    return problem.query_heads // problem.key_heads * problem.query_length
+def gqa_rows(problem: Problem) -> int:
+    """Queries that share one key head: the rows of the decoding kernel's query operand."""
+    return problem.signature.group * problem.query_length
 
 
 def keys_seen(problem: Problem) -> int:
     """Keys from the first that any query sees on, by its window: the last query's own key is the last. keys_of in
     mask.metal says the same."""
-    keys, window = problem.key_length, problem.options.window
+    keys, window = problem.key_length, problem.variants.window
     return keys - max(0, keys - problem.query_length - window[0]) if window else keys
 
 
-def manages_alone(problem: Problem, family: Family) -> bool:
+def serves_alone(problem: Problem, family: Family) -> bool:
     """Is one part faster than several that have to be joined?"""
-    return keys_seen(problem) * (problem.head_dim + problem.value_dim) <= family.alone
+    return keys_seen(problem) * (problem.head_dim + problem.value_dim) <= family.split_kv_threshold
 
 
-def part_length(problem: Problem, row: Row, family: Family) -> int:
+def part_length(problem: Problem, config: TileConfig, family: Family) -> int:
     """Keys of one part, a multiple of the block the kernel walks by."""
-    blocks = -(-packed_rows(problem) // row.parallel)
+    blocks = -(-gqa_rows(problem) // config.parallel)
     wanted = -(-family.cores * family.threadgroups // (problem.batch * problem.key_heads * blocks))
     seen = keys_seen(problem)
-    parts = 1 if manages_alone(problem, family) else max(1, min(wanted, seen // LEAST, MOST))
-    return max(1, -(-seen // (parts * row.traversal))) * row.traversal
+    parts = 1 if serves_alone(problem, family) else max(1, min(wanted, seen // LEAST, MOST))
+    return max(1, -(-seen // (parts * config.traversal))) * config.traversal
 
 
-def part_count(problem: Problem, row: Row, family: Family) -> int:
-    return max(1, -(-keys_seen(problem) // part_length(problem, row, family)))
+def parts_of_keys(problem: Problem, config: TileConfig, family: Family) -> int:
+    return max(1, -(-keys_seen(problem) // part_length(problem, config, family)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..problem.kinds import ACCUMULATORS, Step
+from ..problem.kinds import ACCUMULATORS, KernelKind
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ def _launched(row) -> int:
     return 512 // -(-row.threads // 128) // 8 * 8
 
 
-def operand_columns(step: Step, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+def operand_columns(step: KernelKind, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
     """(operands whose rows belong to a simdgroup, operands that are traversed), each with its columns."""
     columns = {"Q": head_dim, "K": head_dim, "V": value_dim, "dO": value_dim}
     own = {name: columns[name] for name in step.cacheable if name not in ACCUMULATORS and name in step.inputs}
     return own, {name: columns[name] for name in columns if name in step.inputs and name not in own}
 
 
-def tensor_elements(step: Step, row, head_dim: int, value_dim: int) -> int:
+def tensor_elements(step: KernelKind, row, head_dim: int, value_dim: int) -> int:
     """16-bit elements of threadgroup memory that a row of a tensor-core layer takes."""
     own, traversed = operand_columns(step, head_dim, value_dim)
     kept = sum(row.parallel * _panels(columns) for name, columns in own.items() if name not in row.cached)
     return kept + sum(row.stages * row.traversal * _panels(columns) + PIPE for columns in traversed.values())
 
 
-def threadgroup_elements(step: Step, row, family, head_dim: int, value_dim: int) -> int:
+def threadgroup_elements(step: KernelKind, row, family, head_dim: int, value_dim: int) -> int:
     """Elements of a kernel's threadgroup memory, one at least."""
     if row.tiles == "simdgroup":
         return row.staging_elements(family)
     return tensor_elements(step, row, head_dim, value_dim)
 
 
-def tensor_registers(step: Step, row, head_dim: int) -> int:
+def tensor_registers(step: KernelKind, row, head_dim: int) -> int:
     """32-bit registers a thread holds in fragments at the fullest moment, addresses and statistics not counted."""
     sixteenths = row.simdgroup_rows // 16
     accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)

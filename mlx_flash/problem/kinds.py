@@ -3,11 +3,13 @@
 One step is one template. Operand names are those of the papers; forward.metal holds the glossary.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Step:
+class KernelKind:
     """`cacheable`: operands whose rows belong to a simdgroup, in order of the template's CACHE_ constants.
 
     `matmuls`: products of size Lq x Lk x D, for counted work. `template`: where it is not the step's name.
@@ -34,12 +36,14 @@ class Step:
         return self.name
 
 
-FORWARD = Step("forward", ("Q", "K", "V", "scale"), ("O", "L"), ("Q", "O"), 2)
-DECODE = Step("decode", ("Q", "K", "V", "scale", "packing"), ("O", "L"), ("Q", "O"), 2)
-COMBINE = Step("combine", ("O_parts", "L_parts"), ("O", "L"))
-DELTA = Step("delta", ("dO", "O"), ("delta",))
-BACKWARD_QUERY = Step("backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3)
-BACKWARD_KEY_VALUE = Step(
+FORWARD = KernelKind("forward", ("Q", "K", "V", "scale"), ("O", "L"), ("Q", "O"), 2)
+DECODE = KernelKind("decode", ("Q", "K", "V", "scale", "packing"), ("O", "L"), ("Q", "O"), 2)
+COMBINE = KernelKind("combine", ("O_parts", "L_parts"), ("O", "L"))
+DELTA = KernelKind("delta", ("dO", "O"), ("delta",))
+BACKWARD_QUERY = KernelKind(
+    "backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3
+)
+BACKWARD_KEY_VALUE = KernelKind(
     "backward_key_value", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dK", "dV"), ("K", "V", "dK", "dV"), 4
 )
 # The same, apart: for matrix hardware whose registers hold one of the two results.
@@ -49,7 +53,8 @@ BACKWARD_KEY = replace(
 BACKWARD_VALUE = replace(
     BACKWARD_KEY, name="backward_value", inputs=("Q", "K", "dO", "L", "scale"), outputs=("dV",), matmuls=2
 )
-BACKWARD_MASK = Step("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
+BACKWARD_MASK = KernelKind("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
+BACKWARD_KINDS = (BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK)
 STEPS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
 DECODING = (DECODE, COMBINE)  # in place of the forward step, where queries are few
 

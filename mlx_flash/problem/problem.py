@@ -1,4 +1,6 @@
-"""The checked numbers of one attention call. Building a Problem is all the validation there is."""
+"""The checked numbers of one attention call: its signature, which kernels are made for, and its lengths."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -6,10 +8,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import wrong
-from .features import Features
-from .options import Options, options_of
+from .variants import Variants, check_lengths, variants_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+MAX_LENGTH = 2**30  # of queries and keys: kernels count rows in 32 bits, and add two of them
 
 
 def padded(dimension: int) -> int:
@@ -18,28 +20,66 @@ def padded(dimension: int) -> int:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Shapes: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim],
-    v [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns.
-    `scale` multiplies q k^T. `dtype` is the name of q's, k's, v's and the result's type. `options`: everything else.
+class Signature:
+    """What kernels, custom functions and plans are made for: everything about a call but its batch and its lengths.
+
+    `dtype` is the name of the type of q, k, v and the result; `scale` multiplies q k^T.
     """
 
-    batch: int
     query_heads: int
     key_heads: int
-    query_length: int
-    key_length: int
     head_dim: int
     value_dim: int
     dtype: str
     scale: float
-    causal: bool = False
-    options: Options = Options()
+    variants: Variants = Variants()
 
     @property
-    def features(self) -> Features:
-        """What the kernels are specialised by."""
-        return self.options.features(self.causal)
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.query_heads // self.key_heads if self.key_heads else 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim], v
+    [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns. `mask_shape`: the array
+    mask's own four axes, each 1 or the full length.
+    """
+
+    signature: Signature
+    batch: int
+    query_length: int
+    key_length: int
+    mask_shape: tuple[int, ...] | None = None
+
+    @property
+    def query_heads(self) -> int:
+        return self.signature.query_heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.signature.key_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.signature.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.signature.value_dim
+
+    @property
+    def dtype(self) -> str:
+        return self.signature.dtype
+
+    @property
+    def scale(self) -> float:
+        return self.signature.scale
+
+    @property
+    def variants(self) -> Variants:
+        return self.signature.variants
 
     @property
     def empty(self) -> bool:
@@ -49,6 +89,49 @@ class Problem:
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
         return (self.batch, self.query_heads, self.query_length, self.value_dim)
+
+
+def signature_of(q, k, v, *, scale=None, **options) -> Signature:
+    """Checks all that does not depend on lengths. Raises ValueError naming the argument, what was expected, what came
+    and what to do."""
+    _check_arrays(q, k, v)
+    _check_heads(q, k, v)
+    return Signature(
+        query_heads=q.shape[1],
+        key_heads=k.shape[1],
+        head_dim=q.shape[3],
+        value_dim=v.shape[3],
+        dtype=DTYPES[q.dtype],
+        scale=_checked_scale(scale, q.shape[3]),
+        variants=variants_of(q.shape[1], q.dtype, **options),
+    )
+
+
+def sized(signature: Signature, q_shape, k_shape, v_shape, mask=None, segments=None) -> Problem:
+    """The problem of arrays of these shapes, whose heads and dimensions are the signature's. Raises ValueError where
+    batch or lengths do not fit together."""
+    if k_shape[0] != q_shape[0]:
+        raise wrong("k", f"batch {q_shape[0]} as in q", f"batch {k_shape[0]} (shape {k_shape})", "Match axis 0.")
+    if v_shape[:3] != k_shape[:3]:
+        raise wrong(
+            "v", f"batch, heads and length {k_shape[:3]} as in k", f"{v_shape[:3]} (shape {v_shape})",
+            "Give k and v the same first three axes.",
+        )  # fmt: skip
+    for name, length in (("q", q_shape[2]), ("k", k_shape[2])):
+        if length >= MAX_LENGTH:
+            raise wrong(name, f"fewer than {MAX_LENGTH} rows", length, "Split the sequence and merge the parts.")
+    shape = (*q_shape[:3], k_shape[2])
+    variants = signature.variants
+    mask_shape = None
+    if variants.mask or variants.segments or variants.block:
+        mask_shape = check_lengths(variants, shape, mask, segments)
+    return Problem(signature, shape[0], shape[2], shape[3], mask_shape)
+
+
+def problem_of(q, k, v, *, mask=None, segments=None, **options) -> Problem:
+    """Checks the arguments of `attention` and returns their Problem. Raises ValueError as `signature_of` does."""
+    signature = signature_of(q, k, v, mask=mask, segments=segments, **options)
+    return sized(signature, q.shape, k.shape, v.shape, mask, segments)
 
 
 def _check_arrays(q, k, v):
@@ -67,14 +150,12 @@ def _check_arrays(q, k, v):
             raise wrong(name, f"q's dtype {q.dtype}", array.dtype, "Cast q, k and v to one dtype.")
 
 
-def _check_shapes(q, k, v):
-    if k.shape[0] != q.shape[0]:
-        raise wrong("k", f"batch {q.shape[0]} as in q", f"batch {k.shape[0]} (shape {k.shape})", "Match axis 0.")
+def _check_heads(q, k, v):
     if k.shape[3] != q.shape[3]:
         raise wrong(
             "k", f"head dimension {q.shape[3]} as in q", f"{k.shape[3]} (shape {k.shape})", "Match the last axis."
         )
-    if v.shape[:3] != k.shape[:3]:
+    if v.shape[1] != k.shape[1]:
         raise wrong(
             "v", f"batch, heads and length {k.shape[:3]} as in k", f"{v.shape[:3]} (shape {v.shape})",
             "Give k and v the same first three axes.",
@@ -97,30 +178,3 @@ def _checked_scale(scale, head_dim: int) -> float:
     if not math.isfinite(number):
         raise wrong("scale", "a finite number or None for 1/sqrt(head dimension)", repr(scale), "Pass a float.")
     return number
-
-
-def problem_of(q, k, v, *, scale=None, mask=None, causal=False, **options) -> Problem:
-    """Checks the arguments of `attention` and returns their Problem.
-
-    Raises ValueError naming the argument, what was expected, what came and what to do.
-    """
-    _check_arrays(q, k, v)
-    _check_shapes(q, k, v)
-    if isinstance(mask, str) and mask != "causal":
-        raise wrong("mask", 'None, "causal", an array or a BlockMask', repr(mask), "Check the spelling.")
-    if not isinstance(causal, bool):
-        raise wrong("causal", "True or False", repr(causal), "Pass a bool.")
-    shape = (*q.shape[:3], k.shape[2])
-    return Problem(
-        batch=q.shape[0],
-        query_heads=q.shape[1],
-        key_heads=k.shape[1],
-        query_length=q.shape[2],
-        key_length=k.shape[2],
-        head_dim=q.shape[3],
-        value_dim=v.shape[3],
-        dtype=DTYPES[q.dtype],
-        scale=_checked_scale(scale, q.shape[3]),
-        causal=causal or isinstance(mask, str),
-        options=options_of(shape, q.dtype, mask=None if isinstance(mask, str) else mask, **options),
-    )

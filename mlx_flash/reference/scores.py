@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-if TYPE_CHECKING:
-    from ..problem.problem import Problem
+from ..problem.problem import Problem
 
 LOG2E = math.log2(math.e)
 
@@ -34,14 +32,13 @@ class Scores:
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
         self.offset = problem.key_length - problem.query_length
-        window = problem.options.window
-        self.left, self.right = window or (None, None)
-        if problem.causal:
+        self.left, self.right = problem.variants.window or (None, None)
+        if problem.variants.causal:
             self.right = 0
 
     def start(self, shape) -> tuple[mx.array, mx.array]:
         """m and l of rows that have seen nothing but their sink."""
-        if not self.problem.options.sinks:
+        if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
         sinks = self.extras["sinks"].reshape(1, self.problem.key_heads, -1, 1, 1)
         m = mx.broadcast_to(sinks * LOG2E, shape)
@@ -55,10 +52,10 @@ class Scores:
 
     def of(self, q: mx.array, k: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array | float, bool]:
         """S in base 2, -inf where masked; the slope of the softcap; whether every pair is visible for certain."""
-        options, s, slope = self.problem.options, (q @ k.swapaxes(-1, -2)), 1.0
-        if options.softcap:
-            u = mx.tanh(s * (self.problem.scale / options.softcap))
-            s, slope = u * (options.softcap * LOG2E), 1 - u * u
+        variants, s, slope = self.problem.variants, (q @ k.swapaxes(-1, -2)), 1.0
+        if variants.softcap:
+            u = mx.tanh(s * (self.problem.scale / variants.softcap))
+            s, slope = u * (variants.softcap * LOG2E), 1 - u * u
         else:
             s = s * (self.problem.scale * LOG2E)
         bias = self._bias(rows, keys)
@@ -66,7 +63,7 @@ class Scores:
         s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
         visible = self._visible(rows, keys)
         if visible is None:
-            return s, slope, options.mask in (None, "bool")
+            return s, slope, not variants.additive
         return mx.where(visible, s, -math.inf), slope, False
 
     def _distance(self, rows: slice, keys: slice) -> mx.array:
@@ -77,10 +74,10 @@ class Scores:
         return tile.reshape(self.problem.batch, self.problem.key_heads, -1, *tile.shape[2:])
 
     def _bias(self, rows: slice, keys: slice) -> mx.array | None:
-        options, bias = self.problem.options, None
-        if options.mask not in (None, "bool"):
+        variants, bias = self.problem.variants, None
+        if variants.additive:
             bias = self._grouped(self.extras["attention_mask"][..., rows, keys].astype(mx.float32) * LOG2E)
-        if options.alibi:
+        if variants.alibi:
             slopes = self.extras["slopes"].reshape(1, self.problem.key_heads, -1, 1, 1) * LOG2E
             alibi = -slopes * mx.abs(self._distance(rows, keys))
             bias = alibi if bias is None else bias + alibi
@@ -88,17 +85,17 @@ class Scores:
 
     def _visible(self, rows: slice, keys: slice) -> mx.array | None:
         """None where every pair is visible whatever the arrays hold."""
-        options, distance, tests = self.problem.options, self._distance(rows, keys), []
+        variants, distance, tests = self.problem.variants, self._distance(rows, keys), []
         if self.right is not None and keys.stop - 1 > rows.start + self.offset + self.right:
             tests.append(distance <= self.right)
         if self.left is not None and keys.start < rows.stop - 1 + self.offset - self.left:
             tests.append(distance >= -self.left)
-        if options.segments:
+        if variants.segments:
             q_ids, k_ids = self.extras["q_segments"][:, rows], self.extras["k_segments"][:, keys]
             tests.append((q_ids[:, :, None] == k_ids[:, None])[:, None, None])
-        if options.mask == "bool":
+        if variants.mask == "bool":
             tests.append(self._grouped(self.extras["attention_mask"][..., rows, keys]))
-        if options.block:
+        if variants.block:
             tests.append(self._grouped(self._blocks(rows, keys)))
         visible = None
         for test in tests:
@@ -106,14 +103,14 @@ class Scores:
         return visible
 
     def _blocks(self, rows: slice, keys: slice) -> mx.array:
-        block, bitmaps = self.problem.options.block, self.extras["block_bitmaps"]
+        block, bitmaps = self.problem.variants.block, self.extras["block_bitmaps"]
         i, j = mx.arange(rows.start, rows.stop)[:, None], mx.arange(keys.start, keys.stop)
         states = self.extras["block_map"][:, :, i // block, j // block]
         return mx.where(states < 2, states == 1, bitmaps[mx.maximum(states - 2, 0), i % block, j % block] != 0)
 
     def drop(self, p: mx.array, rows: slice, keys: slice) -> mx.array:
         """P * survives / (1 - probability), the very pattern of dropout.metal."""
-        if not self.problem.options.dropout:
+        if not self.problem.variants.dropout:
             return p
         key, problem = self.extras["dropout_key"], self.problem
         heads = philox(mx.arange(problem.batch * problem.query_heads).astype(mx.uint32), key[1], key[0])

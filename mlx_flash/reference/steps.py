@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from ..problem.problem import Problem
 from .scores import Scores, exp2, product
-
-if TYPE_CHECKING:
-    from ..problem.problem import Problem
 
 BLOCK = 512  # rows of a block of queries, and of keys
 
@@ -42,7 +39,7 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
 
 def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
     """Rows of K or V; those that are packed are dequantized, after `done`."""
-    quantization = problem.options.quantization
+    quantization = problem.variants.quantization
     if quantization is None:
         return _key_rows(operands[name], keys)
     parts = [operands[name], *(operands[one] for one in quantization.inputs if one.startswith(f"{name}_"))]

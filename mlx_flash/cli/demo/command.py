@@ -15,7 +15,8 @@ from ...backends import Backend, current_backend, use_backend
 from ...errors import CommandError
 from ...explanations.explain import explain, steps_of
 from ...kernels.launch import output_shape
-from ...problem.problem import Problem
+from ...problem.problem import Problem, Signature
+from ...problem.variants import Variants
 from ..console import kernel_backend, progress
 from . import plot, report
 from .data import batches, load_text
@@ -114,10 +115,11 @@ def _builtin(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
     """Runs every kernel once on a short problem: lengths are arguments, so these are the kernels of training."""
-    problem = Problem(
-        1, shape.heads, shape.key_heads, 16, 16, shape.head_dim, shape.head_dim, str(dtype).split(".")[-1],
-        scale=shape.head_dim**-0.5, causal=True,
+    signature = Signature(
+        shape.heads, shape.key_heads, shape.head_dim, shape.head_dim, str(dtype).split(".")[-1], shape.head_dim**-0.5,
+        Variants(causal=True),
     )  # fmt: skip
+    problem = Problem(signature, batch=1, query_length=16, key_length=16)
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}
     for step in steps_of(problem, family=backend.family):
         inputs = {

@@ -1,0 +1,225 @@
+"""What a call of attention asks for besides q, k and v: checked values, and what they mean for a kernel's text.
+
+One field of `Variants` is one variant. Its metadata names the kernel arguments that it brings, the constant of the
+templates that switches it on, and its part of a kernel's name; a variant that is off leaves no code and no argument.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+
+import mlx.core as mx
+
+from ..errors import wrong
+from ..masks import BlockMask
+from .kinds import BACKWARD_KINDS, DECODE, KernelKind
+from .quantization import UNQUANTIZED, Quantization
+
+METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
+FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+INTEGERS = (mx.int8, mx.int16, mx.int32, mx.uint8, mx.uint16)
+UNBOUNDED = 2**30  # a side of a window without a bound: more than any length, and no sum with one leaves 32 bits
+
+
+def _variant(default, hole: str, *inputs: str, name: str | None = None, without: tuple[KernelKind, ...] = ()):
+    """A field of Variants. `hole`: its constant in the templates; `inputs`: its kernel arguments; `name`: its part of a
+    kernel's name, formatted with the value; `without`: kinds of kernels that it does not change."""
+    return field(
+        default=default, metadata={"hole": hole, "inputs": inputs, "name": name or hole.lower(), "without": without}
+    )
+
+
+@dataclass(frozen=True)
+class Variants:
+    """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
+    mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
+    mask. `dropout`: a probability. `quantization`: the format of keys and values. Values that a kernel reads as
+    arguments (the window's sides, the cap, the probability) do not change its text: see `text`.
+    """
+
+    causal: bool = _variant(False, "CAUSAL")
+    window: tuple[int, int] | None = _variant(None, "HAS_WINDOW", "window", name="window")
+    mask: str | None = _variant(None, "HAS_MASK", "attention_mask", name="mask_{}")
+    alibi: bool = _variant(False, "HAS_ALIBI", "slopes", name="alibi")
+    sinks: bool = _variant(False, "HAS_SINKS", "sinks", name="sinks", without=BACKWARD_KINDS)
+    softcap: float | None = _variant(None, "HAS_SOFTCAP", "softcap", name="softcap")
+    segments: bool = _variant(False, "HAS_SEGMENTS", "q_segments", "k_segments", name="segments")
+    block: int | None = _variant(
+        None, "HAS_BLOCKS", "block_map", "block_bitmaps", "block_lists", "block_counts", name="blocks{}"
+    )
+    dropout: float = _variant(0.0, "HAS_DROPOUT", "dropout_key", "survivor_scale", name="dropout", without=(DECODE,))
+    quantization: Quantization | None = None
+
+    @property
+    def additive(self) -> bool:
+        """Is the array mask added to the scores, so that it has a gradient?"""
+        return self.mask not in (None, "bool")
+
+    @cached_property
+    def text(self) -> Variants:
+        """These variants without the values that kernels read as arguments: equal ones share their kernels."""
+        return replace(
+            self, window=self.window and (0, 0), softcap=self.softcap and 1.0, dropout=0.5 if self.dropout else 0.0
+        )
+
+    def _active(self, kind: KernelKind):
+        """(value, metadata) of the variants that are on and change the text of this kind of kernel."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value and one.metadata and kind not in one.metadata["without"]:
+                yield value, one.metadata
+
+    def inputs(self, kind: KernelKind) -> tuple[str, ...]:
+        """Kernel arguments beyond the kind's own, in order."""
+        if not kind.tiled:
+            return ()
+        found = [*(self.quantization.inputs if self.quantization else ())]
+        for _, variant in self._active(kind):
+            # Decoding walks no lists of blocks: it looks every block of its keys up in the map.
+            found += variant["inputs"][:2] if kind is DECODE else variant["inputs"]
+        return tuple(found)
+
+    def holes(self, kind: KernelKind) -> dict[str, object]:
+        """Constants of the shared templates."""
+        on = {variant["hole"] for _, variant in self._active(kind)}
+        named = {one.metadata["hole"]: int(one.metadata["hole"] in on) for one in fields(self) if one.metadata}
+        return {
+            **(self.quantization.holes() if self.quantization else UNQUANTIZED),
+            **named,
+            "CAUSAL": self.causal,
+            "PACKED": int(kind is DECODE),
+            "ADDITIVE": self.additive,
+            "MASK_ELEMENT": METAL_TYPES[self.mask or "bool"],
+            "BLOCK": self.block or 1,
+        }
+
+    def names(self, kind: KernelKind) -> list[str]:
+        """Parts of a kernel's name: one for each variant that changes its text."""
+        found = [str(self.quantization)] if self.quantization else []
+        found += ["causal" if self.causal else "dense"]
+        return found + [one["name"].format(value) for value, one in self._active(kind) if one["hole"] != "CAUSAL"]
+
+
+# Arguments of `attention` that are arrays: dtype and static axes decide which kernels run, values do not.
+ARRAYS = ("mask", "alibi_slopes", "sinks", "segments", "key")
+
+
+def variants_of(
+    heads: int, dtype: mx.Dtype, *, mask=None, causal=False, window=None, softcap=None, alibi_slopes=None, sinks=None,
+    segments=None, dropout=0.0, key=None,
+) -> Variants:  # fmt: skip
+    """The variants of a call from its arguments, checked as far as lengths do not matter. Raises ValueError."""
+    if isinstance(mask, str) and mask != "causal":
+        raise wrong("mask", 'None, "causal", an array or a BlockMask', repr(mask), "Check the spelling.")
+    if not isinstance(causal, bool):
+        raise wrong("causal", "True or False", repr(causal), "Pass a bool.")
+    for name, array in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if array is not None:
+            _check_per_head(name, array, heads, dtype)
+    if segments is not None:
+        _check_segments(segments)
+    return Variants(
+        causal=causal or isinstance(mask, str),
+        window=_window(window),
+        mask=None if mask is None or isinstance(mask, (str, BlockMask)) else _mask_type(mask, dtype),
+        alibi=alibi_slopes is not None,
+        sinks=sinks is not None,
+        softcap=_softcap(softcap),
+        segments=segments is not None,
+        block=mask.block if isinstance(mask, BlockMask) else None,
+        dropout=_dropout(dropout, key),
+    )
+
+
+def check_lengths(variants: Variants, shape: tuple[int, int, int, int], mask, segments) -> tuple[int, ...] | None:
+    """The array mask's own four axes, each 1 or the full length; None without one.
+
+    `shape`: (B, Hq, Lq, Lk). Raises ValueError where the mask or the segments do not fit it.
+    """
+    if variants.segments:
+        for name, ids, length in zip(("q_ids", "k_ids"), segments, shape[2:]):
+            if tuple(ids.shape) not in ((length,), (1, length), (shape[0], length)):
+                raise wrong(
+                    f"segments {name}", f"shape [B, length] = {[shape[0], length]} or [{length}]", f"{ids.shape}",
+                    "Give every position an id.",
+                )  # fmt: skip
+    if variants.block:
+        mask.check(shape)
+    if variants.mask is None:
+        return None
+    axes = (1,) * (4 - mask.ndim) + tuple(mask.shape)
+    if len(axes) > 4 or any(own not in (1, full) for own, full in zip(axes, shape)):
+        raise wrong(
+            "mask", f"a shape that broadcasts to [B, Hq, Lq, Lk] = {list(shape)}", f"shape {tuple(mask.shape)}",
+            "Add or slice axes.",
+        )  # fmt: skip
+    return axes
+
+
+def _mask_type(mask, dtype) -> str:
+    if not isinstance(mask, mx.array):
+        raise wrong(
+            "mask", 'None, "causal", an mlx.core.array or a BlockMask', type(mask).__name__, "Wrap it in mx.array(...)."
+        )
+    if mask.dtype != mx.bool_ and mask.dtype not in FLOATS:
+        raise wrong("mask", "dtype bool (True = keep) or a float type that is added", mask.dtype, "Cast the mask.")
+    if mask.dtype != mx.bool_ and mx.result_type(mask, mx.zeros((), dtype)) != dtype:
+        raise wrong("mask", f"a dtype that promotes to q's {dtype}", mask.dtype, f"Cast it with .astype({dtype}).")
+    return "bool" if mask.dtype == mx.bool_ else FLOATS[mask.dtype]
+
+
+def _check_per_head(name, array, heads, dtype):
+    if not isinstance(array, mx.array) or array.dtype not in FLOATS:
+        got = array.dtype if isinstance(array, mx.array) else type(array).__name__
+        raise wrong(name, "an mlx.core.array of a float type", got, "Convert it with mx.array(...).")
+    if array.shape != (heads,):
+        raise wrong(name, f"shape ({heads},), one number per query head", f"{array.shape}", "Reshape it.")
+    if name == "sinks" and mx.result_type(array, mx.zeros((), dtype)) != dtype:
+        raise wrong(name, f"a dtype that promotes to q's {dtype}", array.dtype, f"Cast it with .astype({dtype}).")
+
+
+def _window(window) -> tuple[int, int] | None:
+    if window is None:
+        return None
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise wrong("window", "(left, right), each a number of keys or None", repr(window), "Pass a pair.")
+    for side in window:
+        if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 0):
+            raise wrong("window", "sides of at least 0, or None for no bound", repr(window), "Pass whole numbers.")
+    left, right = (UNBOUNDED if side is None else min(side, UNBOUNDED) for side in window)
+    return left, right
+
+
+def _softcap(softcap) -> float | None:
+    if softcap is None:
+        return None
+    try:
+        number = float(softcap)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise wrong("softcap", "a finite number above 0, or None", repr(softcap), "Pass a float such as 50.0.")
+    return number
+
+
+def _check_segments(segments):
+    if not isinstance(segments, (tuple, list)) or len(segments) != 2:
+        raise wrong("segments", "(q_ids, k_ids)", type(segments).__name__, "Pass a pair of integer arrays.")
+    for name, ids in zip(("q_ids", "k_ids"), segments):
+        if not isinstance(ids, mx.array) or ids.dtype not in INTEGERS:
+            got = ids.dtype if isinstance(ids, mx.array) else type(ids).__name__
+            raise wrong(f"segments {name}", "an integer array of at most 32 signed bits", got, "Cast it to mx.int32.")
+
+
+def _dropout(dropout, key) -> float:
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout < 1:
+        raise wrong("dropout", "a probability of at least 0 and below 1", repr(dropout), "Pass 0.0 to switch it off.")
+    if dropout > 0 and key is None:
+        raise wrong("key", "an mx.random key when dropout > 0", "None", "Pass key=mx.random.key(seed).")
+    if key is not None and (not isinstance(key, mx.array) or key.dtype != mx.uint32 or key.shape != (2,)):
+        raise wrong("key", "an mx.random key (uint32 of shape (2,))", repr(key), "Pass mx.random.key(seed).")
+    if key is not None and dropout == 0:
+        raise wrong("key", "None when dropout is 0", "a key", "Pass dropout > 0 or leave the key out.")
+    return float(dropout)
