@@ -104,9 +104,10 @@ class Call:
 
 
 def _check_part_lengths(k, v, quantization: Quantization) -> None:
-    for name, parts in (("k", k), ("v", v)):
-        if any(part.shape[:3] != parts[0].shape[:3] for part in parts[1:]):
-            shape_of(name, parts, quantization, parts[1].dtype)  # says which part, and what it should be
+    for name, (codes, *others) in (("k", k), ("v", v)):
+        for part in others:
+            if part.shape[:3] != codes.shape[:3]:
+                shape_of(name, (codes, *others), quantization, part.dtype)  # says which part, and what it should be
 
 
 def _make(q, k, v, backend: Backend, stream, return_lse: bool, packing, arguments: dict) -> Call:

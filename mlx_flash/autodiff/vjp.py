@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..backends import Backend
 from ..errors import UnsupportedProblem
-from ..kernels.plan import key_value_kinds, plan_of
+from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.split_kv import decodes
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import Problem, Signature
@@ -25,16 +25,19 @@ from .vmap import mapped, output_dtype, stand_in
 Arrays = tuple[mx.array, ...]
 
 
-def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict) -> Arrays:
+def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict, plan: Plan | None = None) -> Arrays:
     """The outputs of one kind of kernel, and of combine where decoding's keys are in several parts: those shaped like
-    q, k and v in the problem's dtype, the others float32."""
-    plan = plan_of(kind, problem, backend.family) if backend.family else None
+    q, k and v in the problem's dtype, the others float32. `plan`: where the caller knows it."""
+    if plan is None and backend.family:
+        plan = plan_of(kind, problem, backend.family)
     if kind is DECODE:
         inputs["packing"] = plan.decode_params(problem)
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and plan.parts(problem) > 1:
         return run(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)))
-    return tuple(array.astype(output_dtype(name, problem), stream=stream) for name, array in zip(kind.outputs, outputs))
+    # Kernels write float32 where they page an accumulator.
+    dtypes = [output_dtype(name, problem) for name in kind.outputs]
+    return tuple([one if one.dtype == to else one.astype(to, stream=stream) for one, to in zip(outputs, dtypes)])
 
 
 def _refuse(what: str, *_, function: str = "attention"):
@@ -83,6 +86,7 @@ class Attention:
         self.with_lse = with_lse
         quantized = signature.variants.quantization is not None
         self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, _NO_JVP)
+        self._plans: dict[KernelKind, Plan] = {}
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
@@ -107,7 +111,12 @@ class Attention:
         problem = problem_of_arrays(self.signature, named)
         if kind is FORWARD and self.backend.decodes and decodes(problem):
             kind = DECODE
-        return run(kind, problem, self.backend, self.stream, kernel_inputs(kind, problem, named, self.stream))
+        inputs = kernel_inputs(kind, problem, named, self.stream)
+        # Decoding's plan follows the number of its queries; every other kind has one plan.
+        plan = self._plans.get(kind)
+        if plan is None and kind is not DECODE and self.backend.family:
+            plan = self._plans[kind] = plan_of(kind, problem, self.backend.family)
+        return run(kind, problem, self.backend, self.stream, inputs, plan)
 
     def _differentiable(self, kind: KernelKind) -> Callable:
         vjp = self._vjp if kind is FORWARD else _NO_SECOND

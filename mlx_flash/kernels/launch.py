@@ -45,7 +45,15 @@ class Launch:
         Viewing an operand as bytes makes MLX copy it only where its last axis is not contiguous, and never lets it
         fall below the 8 elements under which MLX passes an input in another address space.
         """
-        return [_argument(name, inputs[name]) for name in self.kernel.inputs]
+        found = []
+        for name in self.kernel.inputs:
+            value = inputs[name]
+            # Numbers are constants of the plan; an operand with room to spare is only seen as bytes.
+            if type(value) is mx.array and name in STRIDED and value.size >= 8:
+                found.append(value.view(mx.uint8))
+            else:
+                found.append(_argument(name, value))
+        return found
 
     @property
     def output_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key of many tables: hashed by identity
 class KernelKind:
     """`cacheable`: operands whose rows belong to a simdgroup, in order of the template's CACHE_ constants.
 

@@ -149,8 +149,11 @@ def check_lengths(variants: Variants, shape: tuple[int, int, int, int], mask, se
         mask.check(shape)
     if variants.mask is None:
         return None
-    axes = (1,) * (4 - mask.ndim) + tuple(mask.shape)
-    if len(axes) > 4 or any(own not in (1, full) for own, full in zip(axes, shape)):
+    axes = (1, 1, 1, 1, *mask.shape)[-4:]
+    fits = mask.ndim <= 4
+    for own, full in zip(axes, shape):
+        fits = fits and (own == 1 or own == full)
+    if not fits:
         raise wrong(
             "mask", f"a shape that broadcasts to [B, Hq, Lq, Lk] = {list(shape)}", f"shape {tuple(mask.shape)}",
             "Add or slice axes.",

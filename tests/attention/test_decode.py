@@ -11,12 +11,13 @@ from arrays import bits
 from cases import Case
 from decoding_checks import LENGTH_CASES, VARIANTS, check, check_blind_rows, check_hidden_parts, shaped
 from machines import SIMULATED, across_backends
+from problems import make_problem
 
 from mlx_flash import BlockMask, attention, explain, use_backend
 from mlx_flash.kernels import split_kv as decoding
 from mlx_flash.kernels.apple import FULL, TABLE, lookup
 from mlx_flash.kernels.devices import FAMILIES, family_of, machine_of
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.problem.problem import Problem
 from mlx_flash.simulator import mode, profile, schedule
@@ -171,15 +172,22 @@ def test_fully_masked_rows(kernels, name):
 
 
 def problem(**changes) -> Problem:
-    return Problem(**{"batch": 1, "query_heads": 32, "key_heads": 8, "query_length": 1, "key_length": 4096, "head_dim":
-                      128, "value_dim": 128, "dtype": "float16", "scale": 1.0} | changes)  # fmt: skip
+    usual = {
+        "query_heads": 32,
+        "key_heads": 8,
+        "query_length": 1,
+        "key_length": 4096,
+        "head_dim": 128,
+        "value_dim": 128,
+    }
+    return make_problem(**usual | {"dtype": "float16", "scale": 1.0} | changes)
 
 
 def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
     chosen, asked = FAMILIES[family], problem(**changes)
     chosen = replace(chosen, cores=cores) if cores else chosen
-    row = plan(DECODE, asked, chosen).row
-    return decoding.part_count(asked, row, chosen), decoding.part_length(asked, row, chosen)
+    row = plan_of(DECODE, asked, chosen).config
+    return decoding.parts_of_keys(asked, row, chosen), decoding.part_length(asked, row, chosen)
 
 
 def test_number_of_splits():
@@ -190,8 +198,7 @@ def test_number_of_splits():
     assert parts(key_length=100)[0] == 1 and parts(key_length=511)[0] == 1 and parts(key_length=512)[0] == 2
     assert parts(cores=80, key_heads=1, key_length=10**6)[0] <= decoding.MOST
     assert parts(query_length=8)[0] < parts()[0]  # two blocks of rows each
-    window = replace(problem().options, window=(1000, 0))
-    assert parts(options=window, key_length=10**6)[0] == parts(key_length=1001)[0] == 3
+    assert parts(variants={"window": (1000, 0)}, key_length=10**6)[0] == parts(key_length=1001)[0] == 3
     # On an H200 one threadgroup has read 2048 keys and values of 128 columns before two launches have begun.
     assert parts("sm90", key_length=2048)[0] == 1 and parts("sm90", key_length=2049) == (7, 320)
     assert parts("sm90", head_dim=256, value_dim=256, key_length=1025)[0] > 1

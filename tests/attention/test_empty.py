@@ -20,7 +20,7 @@ def launches(monkeypatch):
     """Counts what reaches the backend; a launch would fail, since an empty grid is illegal."""
     counted = []
 
-    def run(plan, inputs, stream):
+    def run(kind, plan, problem, inputs, stream):
         counted.append(plan)
         raise AssertionError("an empty problem was launched")
 

@@ -8,7 +8,7 @@ from mlx_flash import explain, use_backend
 from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import key_value_steps, plan
+from mlx_flash.kernels.plan import key_value_kinds, plan_of
 from mlx_flash.problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, STEPS
 
 KERNELS = [step for step in STEPS if step is not BACKWARD_MASK]
@@ -21,19 +21,21 @@ HEAD_DIMS = (3, 64, 128, 256, 512)
 def test_says_what_the_plan_does(family, head_dim, dtype):
     told = explain(head_dim=head_dim, dtype=dtype, family=family, heads=4, key_heads=2, length=100, causal=True)
     assert told.family is FAMILIES[family]
-    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_steps(inner_problem(told.problem), told.family)]
+    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_kinds(inner_problem(told.problem).signature, told.family)]
     assert [step.name for step in told.steps] == [step.name for step in steps]
     for step, said in zip(steps, told.steps):
-        real = plan(step, inner_problem(told.problem), told.family)
+        inner = inner_problem(told.problem)
+        real = plan_of(step, inner, told.family)
+        launch = real.launch(inner)
         assert said.kernel == real.kernel.name
-        assert said.blocks[:2] == (real.row.parallel, real.row.traversal)
-        assert (said.threads, said.max_threads) == (real.launch.threadgroup[0], real.max_threads)
-        assert said.grid == (real.launch.grid[0] // said.threads, *real.launch.grid[1:])
-        assert said.output_bytes == real.launch.output_bytes
+        assert said.blocks[:2] == (real.config.parallel, real.config.traversal)
+        assert (said.threads, said.max_threads) == (launch.threadgroup[0], real.max_threads)
+        assert said.grid == (launch.grid[0] // said.threads, *launch.grid[1:])
+        assert said.output_bytes == launch.output_bytes
         named = {*said.cached, *said.reread, *said.paged}
         assert named == {name for name in step.cacheable if name in (*step.inputs, *step.outputs)}
         assert ("max_total_threads" in real.kernel.header) == (said.max_threads is not None)
-        assert said.tiles == (real.row.tiles if step.tiled else "none")
+        assert said.tiles == (real.config.tiles if step.tiled else "none")
         assert ("STAGED = true" in real.kernel.header or said.tiles in ("mma", "wgmma")) == said.staged
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
 
@@ -124,8 +126,8 @@ def test_bad_arguments(arguments, words):
 def test_source_is_the_text_mlx_generates(step):
     """MLX's text holds our header and body whole."""
     problem = explain(head_dim=40, family="apple9", heads=4, key_heads=2, length=5, key_length=70).problem
-    made = plan(step, problem, FAMILIES["apple9"])
-    text = generated_text(made)
+    made = plan_of(step, problem, FAMILIES["apple9"])
+    text = generated_text(made, problem)
     assert text.startswith(made.kernel.header) and made.kernel.body in text
     assert f"[[kernel]] void custom_kernel_{made.kernel.name}" in text
 

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
 from mlx_flash.problem.problem import problem_of
 
@@ -92,7 +92,7 @@ def test_the_recorded_text_is_ours(tmp_path, name, family):
         file = tmp_path / f"{len(wanted)}.mlxfn"
         with use_backend("metal", family):
             mx.export_function(str(file), function, *arrays)
-        kernels = [plan(step, asked, FAMILIES[family]).kernel for step in wanted]
+        kernels = [plan_of(step, asked, FAMILIES[family]).kernel for step in wanted]
         texts = recorded(file)
         assert len(texts) == len(kernels)
         for kernel in kernels:

@@ -10,25 +10,25 @@ import os
 from pathlib import Path
 
 import pytest
+from problems import make_problem
 from table_rows import builds_of
 
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import plan_of
 from mlx_flash.metal.frontend.signature import shape_facts
-from mlx_flash.problem.features import Features
 from mlx_flash.problem.kinds import BACKWARD_MASK, DECODE, DECODING, FORWARD
 from mlx_flash.problem.kinds import STEPS as TRAINING
-from mlx_flash.problem.problem import Problem
 from mlx_flash.problem.quantization import Quantization
+from mlx_flash.problem.variants import Variants
 
 STEPS = (*TRAINING, *DECODING)
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = bool(os.environ.get("MLX_FLASH_UPDATE_GOLDEN"))
 # All that one call can ask for: the mask is an array or a block mask, never both.
 MOST = {"causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"}
-EVERYTHING = [Features(mask="float16", **dict.fromkeys(MOST, True)), Features(block=128, **dict.fromkeys(MOST, True))]
+EVERYTHING = [Variants(mask="float16", **dict.fromkeys(MOST, True)), Variants(block=128, **dict.fromkeys(MOST, True))]
 QUANTIZED = (Quantization("affine", 4, 64), Quantization("nvfp4", 4, 16))
 BUFFERS = 31  # that a Metal function can take
 
@@ -40,7 +40,7 @@ def digests(step) -> dict[str, str]:
         *start, features, threads = arguments
         # Dequantizing kernels are staged on every family.
         dequantizes = step in (FORWARD, DECODE) and start[2].staged
-        packed = [Features(quantization=one) for one in QUANTIZED] if dequantizes else []
+        packed = [Variants(quantization=one) for one in QUANTIZED] if dequantizes else []
         for chosen in (features, *EVERYTHING, *packed):
             kernel = source.build(*start, chosen, threads)
             found[kernel.name] = hashlib.sha256((kernel.header + kernel.body).encode()).hexdigest()[:16]
@@ -49,8 +49,8 @@ def digests(step) -> dict[str, str]:
 
 def signature(step) -> str:
     """The kernel's head as MLX writes it, with every buffer: float16, head dimension 64, causal, on M3 or later."""
-    problem = Problem(1, 4, 2, 128, 256, 64, 64, "float16", 0.125, True)
-    text = generated_text(plan(step, problem, FAMILIES["apple9"]))
+    problem = make_problem(1, 4, 2, 128, 256, 64, 64, "float16", causal=True)
+    text = generated_text(plan_of(step, problem, FAMILIES["apple9"]), problem)
     return text[text.index("[[kernel]]") :].split("{", 1)[0]
 
 
@@ -87,6 +87,6 @@ def test_a_dequantizing_kernel_has_buffers_enough(step):
     *start, _, threads = builds_of(step)[0]
     named = dict.fromkeys(("causal", "window", "sinks", "softcap"), True)
     for mask in ({"mask": "float16"}, {"block": 128}):
-        kernel = source.build(*start, Features(quantization=QUANTIZED[0], **named, **mask), threads)
+        kernel = source.build(*start, Variants(quantization=QUANTIZED[0], **named, **mask), threads)
         facts = shape_facts(list(kernel.inputs), kernel.body)
         assert sum(1 + sum(found) for found in facts) + len(kernel.outputs) <= BUFFERS

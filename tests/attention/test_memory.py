@@ -7,10 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from bounds import slope
+from problems import launch_of, make_problem
 
 from mlx_flash import attention
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
 from mlx_flash.problem.kinds import BACKWARD_MASK
 from mlx_flash.problem.kinds import STEPS as ALL_STEPS
 from mlx_flash.problem.problem import Problem
@@ -19,11 +19,11 @@ STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]  # its output 
 
 
 def problem(length: int, dtype="float16", head_dim=64, key_length=None) -> Problem:
-    return Problem(2, 4, 2, length, key_length or length, head_dim, head_dim, dtype, 0.125, True)
+    return make_problem(2, 4, 2, length, key_length or length, head_dim, head_dim, dtype, causal=True)
 
 
 def allocated(length: int, family: str, dtype: str, head_dim: int) -> int:
-    return sum(plan(step, problem(length, dtype, head_dim), FAMILIES[family]).launch.output_bytes for step in STEPS)
+    return sum(launch_of(step, problem(length, dtype, head_dim), FAMILIES[family]).output_bytes for step in STEPS)
 
 
 @pytest.mark.parametrize("head_dim", [64, 512])
@@ -38,7 +38,7 @@ def test_launches_allocate_linearly(family, dtype, head_dim):
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_no_output_has_both_lengths(step):
     """Lengths that are primes: no output may hold a multiple of both."""
-    launch = plan(step, problem(1009, key_length=2003), FAMILIES["apple9"]).launch
+    launch = launch_of(step, problem(1009, key_length=2003), FAMILIES["apple9"])
     for shape in launch.output_shapes:
         assert not {1009, 2003} <= set(shape)
         assert np.prod(shape) % (1009 * 2003) != 0

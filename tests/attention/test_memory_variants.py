@@ -8,12 +8,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from bounds import slope
+from problems import launch_of
 
 from mlx_flash import BlockMask, attention
-from mlx_flash.autodiff.operands import operands, step_inputs
+from mlx_flash.autodiff.operands import kernel_inputs, operands
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
-from mlx_flash.problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, STEPS
+from mlx_flash.kernels.plan import plan_of
+from mlx_flash.problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, STEPS
 from mlx_flash.problem.problem import problem_of
 
 N, B, HQ, HK = 65536, 2, 4, 2
@@ -61,7 +62,7 @@ def operand_bytes(problem, options: dict) -> int:
     mx.clear_cache()
     before = mx.get_active_memory()
     made = operands(problem, **options)
-    kept = [made] + [step_inputs(problem, made, transposed) for transposed in (False, True)]
+    kept = [made] + [kernel_inputs(kind, problem, made) for kind in (BACKWARD_QUERY, BACKWARD_KEY_VALUE)]
     mx.eval([array for inputs in kept for array in inputs.values() if isinstance(array, mx.array)])
     return mx.get_active_memory() - before
 
@@ -72,9 +73,9 @@ def allowed(problem, options: dict, plans) -> int:
     if isinstance(options.get("mask"), BlockMask):
         total += sum(array.nbytes for array in options["mask"].arrays.values())
     for one in plans:
-        for name, shape in zip(one.step.outputs, one.launch.output_shapes):
+        for name, shape in zip(one.kind.outputs, one.launch(problem).output_shapes):
             if name in ACCUMULATORS:
-                paged = name in one.row.paged(one.step)
+                paged = name in one.config.paged(one.kind)
                 total += math.prod(shape) * (4 if paged else getattr(mx, problem.dtype).size)
             elif name == "dM":
                 total += math.prod(shape) * 4
@@ -82,7 +83,7 @@ def allowed(problem, options: dict, plans) -> int:
 
 
 def steps(problem):
-    return [step for step in STEPS if step is not BACKWARD_MASK or problem.features.mask not in (None, "bool")]
+    return [step for step in STEPS if step is not BACKWARD_MASK or problem.variants.additive]
 
 
 @pytest.mark.parametrize("dtype, head_dim", [("float16", 64), ("float16", 512), ("float32", 64)])
@@ -93,8 +94,8 @@ def test_every_allocation(name, family, dtype, head_dim):
     options = {key: value.astype(getattr(mx, dtype)) if key in ("mask", "sinks") and "bool" not in name and
                isinstance(value, mx.array) else value for key, value in options.items()}  # fmt: skip
     asked = problem(options, N, dtype, head_dim)
-    plans = [plan(step, asked, FAMILIES[family]) for step in steps(asked)]
-    outputs = sum(one.launch.output_bytes for one in plans)
+    plans = [plan_of(step, asked, FAMILIES[family]) for step in steps(asked)]
+    outputs = sum(one.launch(asked).output_bytes for one in plans)
     made = operand_bytes(asked, options)
     found, limit = outputs + made, allowed(asked, options, plans)
     assert found <= limit, f"{(found - limit) / 2**20:.2f} MiB more than allowed"
@@ -105,11 +106,11 @@ def test_only_paged_accumulators_are_float32():
     """float16: O, dQ, dK and dV are written in float16 where they are cached."""
     asked = problem({}, N, "float16", 64)
     for step in STEPS[:-1]:
-        launch = plan(step, asked, FAMILIES["apple9"]).launch
+        launch = launch_of(step, asked, FAMILIES["apple9"])
         for name, dtype in zip(step.outputs, launch.output_dtypes):
             assert dtype == (mx.float16 if name in ACCUMULATORS else mx.float32), name
-    wide = plan(BACKWARD_KEY_VALUE, problem({}, N, "float16", 512), FAMILIES["apple9"])
-    assert set(wide.launch.output_dtypes) == {mx.float32}
+    wide = launch_of(BACKWARD_KEY_VALUE, problem({}, N, "float16", 512), FAMILIES["apple9"])
+    assert set(wide.output_dtypes) == {mx.float32}
 
 
 def peak(length: int, options: dict) -> int:

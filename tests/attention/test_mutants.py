@@ -22,7 +22,7 @@ def forget():
     """Texts built from templates."""
     source.build.cache_clear()
     plan.cache_clear()
-    calls.forget()
+    calls.clear_cache()
 
 
 class Outcome:

@@ -24,6 +24,8 @@ def ids(length, dtype=mx.int32, *batch):
 
 # name: (options, the argument blamed, what was expected, what came, what to do); B 2, Hq 4, Hk 2, Lq 5, Lk 6, float32
 WRONG = {
+    "mask word": ({"mask": "causl"}, "mask", '"causal"', "'causl'", "spelling"),
+    "causal": ({"causal": 1}, "causal", "True or False", "1", "Pass a bool"),
     "mask-no-array": (
         {"mask": np.ones((5, 6), bool)}, "mask", "an mlx.core.array or a BlockMask", "ndarray", "mx.array",
     ),
@@ -137,10 +139,10 @@ def sites_met(module) -> set[int]:
 
 
 def test_every_check_of_the_options_is_met():
-    path = importlib.import_module("mlx_flash.problem.options").__file__
+    path = importlib.import_module("mlx_flash.problem.variants").__file__
     with open(path, encoding="utf-8") as file:
         sites = {number for number, line in enumerate(file, 1) if line.lstrip().startswith("raise ")}
-    assert sites <= sites_met("options")
+    assert sites <= sites_met("variants")
 
 
 def test_good_options_are_taken():

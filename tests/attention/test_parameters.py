@@ -12,6 +12,7 @@ from cases import Case
 from feature_cases import Variant, additive
 from kernel_checks import check_step, problem
 from oracle_variants import Attention, Facts
+from problems import with_variants
 
 from mlx_flash.autodiff.vjp import run
 from mlx_flash.backends import backend as backend_of
@@ -19,7 +20,7 @@ from mlx_flash.kernels.apple import (
     FULL,
     MIXED,
     TABLE,
-    Row,
+    TileConfig,
     lookup,
     max_threads,
     precision_of,
@@ -29,7 +30,6 @@ from mlx_flash.kernels.apple import (
 )
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODING, DELTA, FORWARD, STEPS
-from mlx_flash.problem.options import Options
 
 BEYOND = 392  # a head dimension past the last row of every table
 
@@ -91,7 +91,7 @@ def test_row_of_the_mask_gradient(precision, family, index):
         inputs["delta"] = mx.array((want["O"] * exact[3]).sum(-1).astype(np.float32))
         inputs["attention_mask"] = mx.broadcast_to(mask, (*case.shapes["q"][:3], key_length))
         inputs["extents"] = mask.shape
-        asked = replace(problem(case), options=Options(mask=dtype, mask_shape=mask.shape))
+        asked = with_variants(problem(case), mask=dtype, mask_shape=mask.shape)
         assert lookup(BACKWARD_MASK, dtype, backend.family, BEYOND) is row
         (got,) = run(BACKWARD_MASK, asked, backend, None, inputs)
         assert got.dtype == mx.float32 and got.shape == mask.shape
@@ -122,7 +122,7 @@ def test_lookup_takes_the_first_row_that_covers_the_head_dimension():
 
 
 # One rule broken at a time, each from a row that is legal for M1, float32: (step, family, changes, complaint)
-LEGAL = Row(64, 32, 32, 16, ("O",))
+LEGAL = TileConfig(64, 32, 32, 16, ("O",))
 ILLEGAL = [
     (FORWARD, "apple7", {"parallel": 12}, "multiples of 8"),
     (FORWARD, "apple7", {"traversal": 0}, "positive"),
@@ -168,7 +168,7 @@ def test_occupancy_is_asked_for_where_registers_are_static():
 
 
 def test_paged_accumulators_are_those_not_cached():
-    assert Row(64, 32, 32, 16).paged(FORWARD) == ("O",)
-    assert Row(64, 32, 32, 16, ("Q", "dQ")).paged(BACKWARD_QUERY) == ()
-    assert Row(64, 32, 32, 16, ("V", "dV")).paged(BACKWARD_KEY_VALUE) == ("dK",)
-    assert Row(8, 8, 8, 8, simdgroup_rows=1).paged(DELTA) == ()
+    assert TileConfig(64, 32, 32, 16).paged(FORWARD) == ("O",)
+    assert TileConfig(64, 32, 32, 16, ("Q", "dQ")).paged(BACKWARD_QUERY) == ()
+    assert TileConfig(64, 32, 32, 16, ("V", "dV")).paged(BACKWARD_KEY_VALUE) == ("dK",)
+    assert TileConfig(8, 8, 8, 8, simdgroup_rows=1).paged(DELTA) == ()

@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-from dataclasses import replace
 
 import bounds
 import feature_cases
@@ -13,13 +12,13 @@ from arrays import address, bits
 from cases import Case, expected
 from feature_cases import Variant
 from machines import SIMULATED, across_backends
+from problems import with_variants
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.explanations.explain import inner_problem
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE, FORWARD
-from mlx_flash.problem.options import Options
 from mlx_flash.problem.problem import problem_of
 from mlx_flash.problem.quantization import FORMATS, quantization_of
 from mlx_flash.simulator import mode, profile, schedule
@@ -166,19 +165,19 @@ def test_a_cache_is_read_in_place(family, form, queries):
         grown = mx.get_peak_memory() - before
     assert bits(got) == bits(want)
     assert grown <= 2 * q.nbytes + 8192 < caches[0][0].nbytes
-    chosen = planned(q, case, form, family)
+    asked, chosen = planned(q, case, form, family)
     names = ("K", "V", *quantization_of(**form).inputs)
     half = len(k)
     parts = dict(zip(("K", *names[2 : 1 + half], "V", *names[1 + half :]), (*caches[0], *caches[1])))
-    launched = chosen.launch.arguments({"Q": q, "scale": 1.0, "packing": (1, 64, 1), **parts})
+    launched = chosen.launch(asked).arguments({"Q": q, "scale": 1.0, "packing": (1, 64, 1), **parts})
     for name, array in zip(chosen.kernel.inputs, launched):
         assert name not in parts or address(array) == address(parts[name]), f"{name} was copied"
 
 
 def planned(q, case: Case, form: dict, family: str):
     like = [mx.zeros(case.shapes[name], q.dtype) for name in "kv"]
-    asked = replace(inner_problem(problem_of(q, *like)), options=Options(quantization=quantization_of(**form)))
-    return plan(DECODE if case.query_length <= 8 else FORWARD, asked, backend_of("simulator", family).family)
+    asked = with_variants(inner_problem(problem_of(q, *like)), quantization=quantization_of(**form))
+    return asked, plan_of(DECODE if case.query_length <= 8 else FORWARD, asked, backend_of("simulator", family).family)
 
 
 @pytest.mark.parametrize("form", [AFFINE, NVFP4], ids=named)

@@ -9,10 +9,10 @@ import pytest
 from arrays import bits
 from cases import Case, backward, expected
 from kernel_checks import problem
+from problems import launch_of
 
 from mlx_flash import attention
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
 from mlx_flash.problem.kinds import FORWARD
 
 # name: a case whose data need nothing special, and what went wrong
@@ -171,7 +171,7 @@ def test_more_keys_than_16_bits_count(backend):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.reported("mlx-4534")
 def test_a_grid_is_whole_threadgroups(axis):
-    launch = plan(FORWARD, problem(Case(33, 65, 64)), FAMILIES["apple9"]).launch
+    launch = launch_of(FORWARD, problem(Case(33, 65, 64)), FAMILIES["apple9"])
     for threads in (0, launch.threadgroup[axis] + 1 if axis == 0 else -1):
         grid = [*launch.grid]
         grid[axis] = threads
@@ -184,6 +184,6 @@ def test_batches_beyond_16_bits(reference):
     """65537 batch entries: the grid's third axis must carry them; each kernel's grid is checked without running it."""
     many = replace(problem(Case(1, 1, 8)), batch=65537)
     for family in FAMILIES.values():
-        assert plan(FORWARD, many, family).launch.grid[2] == 65537
+        assert launch_of(FORWARD, many, family).grid[2] == 65537
     ones = mx.broadcast_to(mx.arange(65537, dtype=mx.float32)[:, None, None, None], (65537, 1, 1, 8))
     assert bits(attention(ones, ones, ones)) == bits(ones)

@@ -10,14 +10,14 @@ from arrays import bits
 from cases import Case, backward, expected
 from feature_cases import Variant
 from machines import SIMULATED, across_backends
+from problems import make_problem
 
 from mlx_flash import attention, use_backend
 from mlx_flash.backends.metal import kernel_object
 from mlx_flash.kernels.apple import FULL, TABLE
 from mlx_flash.kernels.devices import FAMILIES, THREADGROUP_THREADS
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import FORWARD
-from mlx_flash.problem.problem import Problem
 from mlx_flash.simulator import mode, schedule
 
 # Forward and backward under every check of the simulator: out of bounds, races, barriers, what is never written.
@@ -124,7 +124,7 @@ def test_refused(backend, name):
 def test_math_is_not_fast():
     """-inf and NaN mean something here: MLX's default, safe math, is not overridden."""
     given = {}
-    kernel = plan(FORWARD, Problem(1, 1, 1, 9, 9, 64, 64, "float32", 0.125), FAMILIES["apple9"]).kernel
+    kernel = plan_of(FORWARD, make_problem(), FAMILIES["apple9"]).kernel
     kernel_object(lambda **keywords: given.update(keywords), kernel)
     assert (given.get("compile_options") or {}).get("math_mode", "safe") == "safe"
     assert not re.search(r"\bfast::|#pragma METAL fp", kernel.header + kernel.body)
@@ -137,9 +137,9 @@ def test_threadgroups_are_never_too_large():
         for family in (family for family in FAMILIES.values() if family.table == table and not family.tensor):
             for row in rows:
                 dtype = "float32" if precision == FULL else "float16"
-                asked = Problem(1, 2, 1, 9, 70, row.max_head, row.max_head, dtype, 0.125)
-                chosen = plan(step, asked, family)
-                assert chosen.row.threads <= (chosen.max_threads or THREADGROUP_THREADS) <= THREADGROUP_THREADS
+                asked = make_problem(1, 2, 1, 9, 70, row.max_head, row.max_head, dtype)
+                chosen = plan_of(step, asked, family)
+                assert chosen.config.threads <= (chosen.max_threads or THREADGROUP_THREADS) <= THREADGROUP_THREADS
 
 
 @pytest.mark.reported("flash-attention-1253", "flash-attention-1231")

@@ -9,6 +9,7 @@ from string import Template
 
 import mlx.core as mx
 import pytest
+from problems import make_problem
 from table_rows import EVERY, STEPS, builds_of, digest
 
 import mlx_flash
@@ -17,10 +18,9 @@ from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
-from mlx_flash.problem.features import Features
+from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DELTA
-from mlx_flash.problem.problem import Problem
+from mlx_flash.problem.variants import Variants
 
 ROOT = Path(mlx_flash.__file__).parent.parent
 TEMPLATES = sorted((ROOT / "templates").rglob("*.metal"))
@@ -60,7 +60,7 @@ def test_holes_are_what_source_fills(step, monkeypatch):
     source.build.cache_clear()
     assert holes == {hole.upper() for hole in holes}
     # Features are offered to every step; a step that lacks one of them leaves its hole out.
-    assert holes <= set(given) and set(given) - holes <= set(Features().holes(step))
+    assert holes <= set(given) and set(given) - holes <= set(Variants().holes(step))
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
@@ -123,15 +123,16 @@ def test_same_bytes_in_every_process():
 
 
 def planned(step, family: str, dtype="float16"):
-    return plan(step, Problem(1, 2, 1, 33, 65, 64, 64, dtype, 0.125, True), FAMILIES[family])
+    problem = make_problem(1, 2, 1, 33, 65, 64, 64, dtype, causal=True)
+    return problem, plan_of(step, problem, FAMILIES[family])
 
 
 @pytest.mark.parametrize("family", ["apple7", "apple9"])
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_the_text_mlx_generates(step, family):
     """From MLX itself: our header whole, the occupancy where it belongs, operands in the device address space."""
-    chosen = planned(step, family)
-    text = generated_text(chosen)
+    problem, chosen = planned(step, family)
+    text = generated_text(chosen, problem)
     assert chosen.kernel.header.strip() in text and chosen.kernel.body.strip() in text
     occupancy = re.findall(r"\[\[max_total_threads_per_threadgroup\((\d+)\)\]\]\s*\[\[kernel\]\]", text)
     assert occupancy == ([str(chosen.max_threads)] if family == "apple7" else [])
@@ -147,8 +148,9 @@ def test_the_text_mlx_generates(step, family):
 
 def test_operands_stay_in_device_memory_however_small():
     """Below 8 elements MLX passes an input as `constant`; seen as bytes the smallest operand has 16."""
-    smallest = plan(STEPS[0], Problem(1, 1, 1, 1, 1, 8, 8, "float16", 1.0), FAMILIES["apple9"])
-    assert re.search(r"const device uint8_t\* Q \[\[buffer", generated_text(smallest))
+    problem = make_problem(1, 1, 1, 1, 1, 8, 8, "float16", 1.0)
+    smallest = plan_of(STEPS[0], problem, FAMILIES["apple9"])
+    assert re.search(r"const device uint8_t\* Q \[\[buffer", generated_text(smallest, problem))
 
 
 def test_the_graph_of_our_kernels_exports(tmp_path):
@@ -157,11 +159,11 @@ def test_the_graph_of_our_kernels_exports(tmp_path):
     from mlx_flash.backends.metal import run as metal_run
 
     step = STEPS[0]
-    chosen = planned(step, "apple9")
+    problem, chosen = planned(step, "apple9")
     backend = Backend("metal", FAMILIES["apple9"], metal_run)
 
     def call(q, k, v):
-        return run(step, chosen.problem, backend, mx.gpu, {"Q": q, "K": k, "V": v, "scale": 0.125})
+        return run(step, problem, backend, mx.gpu, {"Q": q, "K": k, "V": v, "scale": 0.125})
 
     arrays = [mx.zeros((1, heads, length, 64), mx.float16) for heads, length in ((2, 33), (1, 65), (1, 65))]
     mx.export_function(str(tmp_path / "attention.mlxfn"), call, *arrays)

@@ -149,9 +149,9 @@ def test_one_launch_for_all_entries(monkeypatch, name):
     names, launched = ("q", "k", "v", *extras), []
     plain = current_backend()
 
-    def run(plan, inputs, stream):
-        launched.append(plan.problem.batch)
-        return plain.run(plan, inputs, stream)
+    def run(kind, plan, problem, inputs, stream):
+        launched.append(problem.batch)
+        return plain.run(kind, plan, problem, inputs, stream)
 
     counting = Backend("counting", plain.family, run)
     monkeypatch.setattr(importlib.import_module("mlx_flash.api"), "current_backend", lambda: counting)

@@ -16,8 +16,8 @@ from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.metal.ptx import ptx
 from mlx_flash.metal.ptx.kernel import Grid
-from mlx_flash.problem.features import Features
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD
+from mlx_flash.problem.variants import Variants
 from mlx_flash.simulator import ToolchainError
 
 backends = importlib.import_module("mlx_flash.backends")
@@ -202,24 +202,24 @@ def test_a_call_inside_compile(launches):
 MOST = dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments", "dropout"), True)
 DECODED = {name: on for name, on in MOST.items() if name != "dropout"}
 KERNELS = [
-    (FORWARD, "apple9", "float32", Features(mask="float32", **MOST)),
-    (DELTA, "apple7", "float16", Features()),
-    (BACKWARD_KEY_VALUE, "sm80", "float16", Features(causal=True)),
-    (BACKWARD_QUERY, "sm90", "bfloat16", Features(block=128, **MOST)),
-    (DECODE, "sm90", "bfloat16", Features(causal=True)),
-    (COMBINE, "sm90", "bfloat16", Features()),
+    (FORWARD, "apple9", "float32", Variants(mask="float32", **MOST)),
+    (DELTA, "apple7", "float16", Variants()),
+    (BACKWARD_KEY_VALUE, "sm80", "float16", Variants(causal=True)),
+    (BACKWARD_QUERY, "sm90", "bfloat16", Variants(block=128, **MOST)),
+    (DECODE, "sm90", "bfloat16", Variants(causal=True)),
+    (COMBINE, "sm90", "bfloat16", Variants()),
 ]
 # Seconds of clang and ptxas each: these wait for `pytest -m ""`.
 MORE_KERNELS = [
-    (FORWARD, "apple7", "bfloat16", Features(block=128, **MOST)),
-    (BACKWARD_QUERY, "apple7", "float16", Features(mask="float16", **MOST)),
-    (BACKWARD_KEY_VALUE, "apple9", "bfloat16", Features(mask="bool", **MOST)),
-    (BACKWARD_MASK, "apple9", "float32", Features(mask="float32", **MOST)),
-    (FORWARD, "sm80", "bfloat16", Features(mask="bfloat16", **MOST)),
-    (FORWARD, "sm90", "float16", Features(causal=True)),
-    (DECODE, "apple9", "float32", Features(mask="float32", **DECODED)),
-    (DECODE, "sm80", "float16", Features(mask="bool", **DECODED)),
-    (DECODE, "sm90", "float16", Features(block=128, **DECODED)),
+    (FORWARD, "apple7", "bfloat16", Variants(block=128, **MOST)),
+    (BACKWARD_QUERY, "apple7", "float16", Variants(mask="float16", **MOST)),
+    (BACKWARD_KEY_VALUE, "apple9", "bfloat16", Variants(mask="bool", **MOST)),
+    (BACKWARD_MASK, "apple9", "float32", Variants(mask="float32", **MOST)),
+    (FORWARD, "sm80", "bfloat16", Variants(mask="bfloat16", **MOST)),
+    (FORWARD, "sm90", "float16", Variants(causal=True)),
+    (DECODE, "apple9", "float32", Variants(mask="float32", **DECODED)),
+    (DECODE, "sm80", "float16", Variants(mask="bool", **DECODED)),
+    (DECODE, "sm90", "float16", Variants(block=128, **DECODED)),
 ]
 KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KERNELS]
 
@@ -264,7 +264,7 @@ def compiled(step, family, dtype, features):
     return cuda._of(row)(kernel).compiled(inputs, [], outputs, grid)
 
 
-def operand(name: str, dtype: str, features: Features):
+def operand(name: str, dtype: str, features: Variants):
     """(dtype, axes, elements) of a kernel's input."""
     shapes = {
         "scale": (mx.float32, 0, 1), "softcap": (mx.float32, 0, 1), "survivor_scale": (mx.float32, 0, 1),

@@ -21,7 +21,7 @@ from tensor_rows import LAYERS, forget, small_rows
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels import split_kv as decoding
 from mlx_flash.kernels.apple import MIXED, lookup
-from mlx_flash.kernels.config import Row
+from mlx_flash.kernels.config import TileConfig
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.tile_layers import tensor_elements
@@ -36,16 +36,16 @@ DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
 def layer(request):
     """The name of a layer whose kernels run inside the test, in parts however few the keys; nothing the simulator's
     checks find passes."""
-    with mode("check"), patch.object(decoding, "manages_alone", lambda *_: False), small_rows(*request.param):
+    with mode("check"), patch.object(decoding, "serves_alone", lambda *_: False), small_rows(*request.param):
         yield request.param[0]
 
 
 only_narrow = pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
 
 
-def shrunk(row: Row, case: Case) -> Row:
+def shrunk(row: TileConfig, case: Case) -> TileConfig:
     """The row with the largest blocks of keys that fit the simulator's threadgroups."""
-    fitted = row.fitted(case.group * case.query_length)
+    fitted = row.shrink_to(case.group * case.query_length)
     for traversal in (64, 32, 16):
         if 2 * tensor_elements(DECODE, replace(fitted, traversal=traversal), case.head_dim, case.value_dim) <= 32768:
             return replace(row, traversal=min(traversal, row.traversal))
@@ -72,7 +72,7 @@ def test_every_row_of_the_table(family, index, case):
     rows = TENSOR_TABLE[key]
     assert lookup(DECODE, case.dtype, FAMILIES[family], max(case.head_dim, case.value_dim)) is rows[index]
     small = (*rows[:index], shrunk(rows[index], case), *rows[index + 1 :])
-    in_parts = patch.object(decoding, "manages_alone", lambda *_: False)
+    in_parts = patch.object(decoding, "serves_alone", lambda *_: False)
     with patch.dict(TENSOR_TABLE, {key: small}), in_parts, mode("check"), use_backend("simulator", family):
         forget()
         decoding_checks.check(case)

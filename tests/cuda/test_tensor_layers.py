@@ -20,7 +20,7 @@ from tensor_rows import FAMILY, LAYERS, small_rows
 from views import odd_start
 
 from mlx_flash import BlockMask, attention, backends
-from mlx_flash.kernels.plan import key_value_steps
+from mlx_flash.kernels.plan import key_value_kinds
 from mlx_flash.problem.kinds import BACKWARD_QUERY, FORWARD
 from mlx_flash.simulator import mode, schedule
 
@@ -91,7 +91,7 @@ def test_whole_panels(layer):
 def test_one_query(layer):
     """The forward kernel too, in whose place another one decodes."""
     case = replace(plain((1, 33)), batch=2)
-    for step in (FORWARD, BACKWARD_QUERY, *key_value_steps(problem(case), layer.family)):
+    for step in (FORWARD, BACKWARD_QUERY, *key_value_kinds(problem(case).signature, layer.family)):
         check_step(step, case, layer)
 
 
@@ -201,9 +201,9 @@ def test_kernels_that_ran(layer, width):
     case, ran = plain((33, 70)), []
     with small_rows(layer, width) as backend:
 
-        def spy(plan, *rest):
-            ran.append((plan.step.name, plan.row.tiles))
-            return backend.run(plan, *rest)
+        def spy(kind, plan, *rest):
+            ran.append((kind.name, plan.config.tiles))
+            return backend.run(kind, plan, *rest)
 
         token = backends._chosen.set(replace(backend, run=spy))
         try:

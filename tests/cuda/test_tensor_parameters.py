@@ -4,15 +4,15 @@ back."""
 from dataclasses import replace
 
 import pytest
+from problems import make_problem
 
-from mlx_flash.kernels.apple import MIXED, TABLE, apart, lookup, prove_table
-from mlx_flash.kernels.config import Row
+from mlx_flash.kernels.apple import MIXED, TABLE, lookup, prove_table, splits_dk_dv
+from mlx_flash.kernels.config import TileConfig
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_registers
-from mlx_flash.kernels.plan import key_value_steps, plan
+from mlx_flash.kernels.plan import key_value_kinds, plan_of
 from mlx_flash.kernels.source import build
 from mlx_flash.kernels.tile_layers import LAYERS, owner_registers, tensor_elements
-from mlx_flash.problem.features import Features
 from mlx_flash.problem.kinds import (
     ACCUMULATORS,
     BACKWARD_KEY,
@@ -22,9 +22,9 @@ from mlx_flash.problem.kinds import (
     DECODE,
     FORWARD,
 )
-from mlx_flash.problem.options import Options
 from mlx_flash.problem.problem import Problem
 from mlx_flash.problem.quantization import Quantization
+from mlx_flash.problem.variants import Variants
 
 GPUS = [family for family in FAMILIES.values() if family.tensor]
 ROWS = [
@@ -37,7 +37,7 @@ ROWS = [
 
 
 def problem(head_dim: int, dtype="bfloat16", value_dim=None, **options) -> Problem:
-    return Problem(1, 4, 2, 300, 300, head_dim, value_dim or head_dim, dtype, 0.125, options=Options(**options))
+    return make_problem(1, 4, 2, 300, 300, head_dim, value_dim or head_dim, dtype, variants=options)
 
 
 @pytest.mark.parametrize("step, family, row", ROWS)
@@ -54,11 +54,11 @@ def test_every_row_fits(step, family, row):
     given = (even * (owners + copiers) - 40 * copiers) // owners // 8 * 8 if row.tiles == "wgmma" else min(even, 255)
     assert thread_registers(step, row, row.max_head) <= given == owner_registers(row) <= 255
     assert row.threads == owners + copiers <= 1024
-    kernel = build(step, row, family, "float16", row.max_head, row.max_head, Features(), None)
+    kernel = build(step, row, family, "float16", row.max_head, row.max_head, Variants(), None)
     assert f"STAGING = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
 
 
-LEGAL = Row(64, 64, 32, 64, ("O",), 16, "mma", 2)
+LEGAL = TileConfig(64, 64, 32, 64, ("O",), 16, "mma", 2)
 JOINT = replace(LEGAL, parallel=128, tiles="wgmma")
 ILLEGAL = [
     (FORWARD, LEGAL, {"simdgroup_rows": 8}, "16 rows by 16"),
@@ -110,11 +110,12 @@ def test_problems_that_tensor_cores_do_not_serve(family):
     for step in steps:
         assert lookup(step, "float32", family, 64).tiles == lookup(step, "float16", family, 264).tiles == "simdgroup"
         assert lookup(step, "float16", family, 264) in TABLE[step, MIXED, "apple9"]
-        assert plan(step, problem(64), family).row.tiles != "simdgroup"
-    assert not apart("float32", family, 256) and not apart("float16", family, 264)
+        assert plan_of(step, problem(64), family).config.tiles != "simdgroup"
+    assert not splits_dk_dv("float32", family, 256) and not splits_dk_dv("float16", family, 264)
     packed = problem(64, quantization=Quantization("affine", 4, 64))
     for step in (FORWARD, DECODE):
-        assert plan(step, packed, family).row.tiles == "simdgroup" and plan(step, packed, family).machine.staged
+        chosen = plan_of(step, packed, family)
+        assert chosen.config.tiles == "simdgroup" and chosen.effective_family.staged
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
@@ -125,10 +126,10 @@ def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, quer
     """In fragments of 16, whatever their number; and several threadgroups of 16 rows fit the memory of a core."""
     core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # in KB; a threadgroup costs another one
     for head_dim in (40, 64, 128, 192, 256):
-        asked = replace(problem(head_dim), query_heads=group, key_heads=1, query_length=queries)
-        row = plan(DECODE, asked, family).row
+        asked = make_problem(1, group, 1, queries, 300, head_dim, head_dim, "bfloat16")
+        row = plan_of(DECODE, asked, family).config
         assert (row.tiles, row.parallel, row.simdgroup_rows, row.threads) == ("mma", owned, 16, 2 * owned + 32)
-        taken = 2 * tensor_elements(DECODE, row.fitted(16), row.max_head, row.max_head)
+        taken = 2 * tensor_elements(DECODE, row.shrink_to(16), row.max_head, row.max_head)
         assert fit * (taken / 1024 + 1) <= core
 
 
@@ -136,15 +137,15 @@ def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, quer
 def test_separate_dk_and_dv_kernels_beyond_128_columns(family):
     apart, together = (BACKWARD_KEY, BACKWARD_VALUE), (BACKWARD_KEY_VALUE,)
     for head_dim, value_dim in ((136, 64), (64, 136), (256, 256)):
-        steps = key_value_steps(problem(head_dim, value_dim=value_dim), family)
+        steps = key_value_kinds(problem(head_dim, value_dim=value_dim).signature, family)
         assert steps == apart
-        assert all(plan(step, problem(head_dim), family).row.tiles == LAYERS_OF[family.name] for step in steps)
+        assert all(plan_of(step, problem(head_dim), family).config.tiles == LAYERS_OF[family.name] for step in steps)
         assert {name for step in steps for name in step.outputs} == {"dK", "dV"} <= ACCUMULATORS
     for asked in (problem(128), problem(264), problem(256, "float32")):
-        assert key_value_steps(asked, family) == together
+        assert key_value_kinds(asked.signature, family) == together
     for apple in (family for family in FAMILIES.values() if not family.tensor):
-        assert key_value_steps(problem(256), apple) == together
-    assert key_value_steps(problem(256), None) == together
+        assert key_value_kinds(problem(256).signature, apple) == together
+    assert key_value_kinds(problem(256).signature, None) == together
 
 
 LAYERS_OF = {"sm80": "mma", "sm90": "wgmma"}
@@ -156,8 +157,8 @@ def test_a_threadgroup_stays_in_one_block_of_a_mask(family, block):
     """A threadgroup walks the list of one row of blocks."""
     for head_dim in (64, 128, 256):
         asked, machine = problem(head_dim, block=block), FAMILIES[family]
-        for step in (FORWARD, BACKWARD_QUERY, *key_value_steps(asked, machine)):
-            row = plan(step, asked, machine).row
+        for step in (FORWARD, BACKWARD_QUERY, *key_value_kinds(asked.signature, machine)):
+            row = plan_of(step, asked, machine).config
             assert block % row.parallel == 0, (step, row)
             if row.tiles != "simdgroup":
                 assert row.parallel % LAYERS[row.tiles].joint_rows == 0

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import oracle
 from cases import Case, expected
+from problems import make_problem
 
 from mlx_flash.autodiff.vjp import run
 from mlx_flash.problem.problem import Problem
@@ -28,7 +29,7 @@ def problem(case: Case) -> Problem:
     """The package's own description of a case."""
     batch, heads, query_length, head_dim = case.shapes["q"]
     _, key_heads, key_length, value_dim = case.shapes["v"]
-    return Problem(
+    return make_problem(
         batch, heads, key_heads, query_length, key_length, head_dim, value_dim, case.dtype, case.scale, case.causal
     )
 

@@ -6,9 +6,9 @@ import itertools
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import FULL, TABLE, max_threads
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.problem.features import Features
 from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING
 from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+from mlx_flash.problem.variants import Variants
 
 STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
 
@@ -23,7 +23,7 @@ def builds_of(step) -> list[tuple]:
             for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
                 if row_step is step:
                     threads = max_threads(step, row, precision, family, row.max_head)
-                    found.append((step, row, family, dtype, head_dim, value_dim, Features(causal=causal), threads))
+                    found.append((step, row, family, dtype, head_dim, value_dim, Variants(causal=causal), threads))
     return found
 
 

@@ -36,7 +36,7 @@ def table(width: str) -> dict:
 def forget():
     """Plans made from rows."""
     plan.cache_clear()
-    calls.forget()
+    calls.clear_cache()
 
 
 @contextmanager
