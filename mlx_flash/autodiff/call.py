@@ -159,9 +159,9 @@ def _static(value, name: str = "operand"):
     if kind is mx.array:
         shape = value.shape
         if name == "operand":
-            return (value.dtype, shape[1], shape[3]) if len(shape) == 4 else (value.dtype, shape)
+            return (value.dtype, shape[1], shape[3]) if value.ndim == 4 else (value.dtype, shape)
         if name in SIZED:
-            return value.dtype, len(shape)
+            return value.dtype, value.ndim
         if name in ARRAYS:
             return value.dtype, shape
         raise TypeError
