@@ -41,6 +41,23 @@ template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
 #define MSL_CALL2(m, NAME) NAME(x.m, y.m)
 #define MSL_CALL3(m, NAME) NAME(x.m, y.m, z.m)
 
+// Of vectors, where one of the arguments says which: the others may be numbers.
+#define MSL_VECTORS2(NAME, RESULT)                                                                                        \
+  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, same_t<vec<T, N>> y) {                                   \
+    MSL_ELEMENTS(RESULT, N, MSL_CALL2, NAME)                                                                              \
+  }                                                                                                                       \
+  template <typename T, int N, typename S, typename = scalar_only<S>> MSL_INLINE auto NAME(S x, vec<T, N> y) {             \
+    return NAME(vec<T, N>(x), y);                                                                                         \
+  }
+#define MSL_VECTORS3(NAME)                                                                                                \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) {         \
+    MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                                                   \
+  }                                                                                                                       \
+  template <typename T, int N, typename S, typename = scalar_only<S>>                                                     \
+  MSL_INLINE vec<T, N> NAME(S x, vec<T, N> y, same_t<vec<T, N>> z) { return NAME(vec<T, N>(x), y, z); }                    \
+  template <typename T, int N, typename S, typename U, typename = scalar_only<S>, typename = scalar_only<U>>              \
+  MSL_INLINE vec<T, N> NAME(S x, U y, vec<T, N> z) { return NAME(vec<T, N>(x), vec<T, N>(y), z); }
+
 #define MSL_FLOAT1(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x) { return VALUE; }                                       \
   MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
@@ -52,16 +69,12 @@ template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
   MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
   MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
   template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
-  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y) { \
-    MSL_ELEMENTS(T, N, MSL_CALL2, NAME)                                                 \
-  }
+  MSL_VECTORS2(NAME, T)
 #define MSL_FLOAT3(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
   MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
   template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
-  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
-    MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                 \
-  }
+  MSL_VECTORS3(NAME)
 #define MSL_TEST1(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x) { return VALUE; }                                        \
   MSL_INLINE bool NAME(half x) { return NAME((float)x); }                                \
@@ -69,6 +82,11 @@ template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
   template <typename T, int N> MSL_INLINE vec<bool, N> NAME(vec<T, N> x) {               \
     MSL_ELEMENTS(bool, N, MSL_CALL1, NAME)                                              \
   }
+#define MSL_TEST2(NAME, VALUE)                                                           \
+  MSL_INLINE bool NAME(float x, float y) { return VALUE; }                               \
+  MSL_INLINE bool NAME(half x, half y) { return NAME((float)x, (float)y); }              \
+  MSL_INLINE bool NAME(bfloat x, bfloat y) { return NAME((float)x, (float)y); }          \
+  MSL_VECTORS2(NAME, bool)
 
 MSL_FLOAT1(exp, MSL_EXP(x)) MSL_FLOAT1(exp2, MSL_EXP2(x)) MSL_FLOAT1(exp10, MSL_EXP(x * 2.30258509299404568402f))
 MSL_FLOAT1(log, MSL_LOG(x)) MSL_FLOAT1(log2, MSL_LOG2(x)) MSL_FLOAT1(log10, log10f(x))
@@ -76,22 +94,42 @@ MSL_FLOAT1(sqrt, __builtin_sqrtf(x)) MSL_FLOAT1(rsqrt, 1.0f / __builtin_sqrtf(x)
 MSL_FLOAT1(sin, sinf(x)) MSL_FLOAT1(cos, cosf(x)) MSL_FLOAT1(tan, tanf(x)) MSL_FLOAT1(asin, asinf(x)) MSL_FLOAT1(acos, acosf(x))
 MSL_FLOAT1(atan, atanf(x)) MSL_FLOAT1(sinh, sinhf(x)) MSL_FLOAT1(cosh, coshf(x)) MSL_FLOAT1(tanh, tanhf(x))
 MSL_FLOAT1(asinh, asinhf(x)) MSL_FLOAT1(acosh, acoshf(x)) MSL_FLOAT1(atanh, atanhf(x))
-MSL_FLOAT1(sinpi, sinf(x * M_PI_F)) MSL_FLOAT1(cospi, cosf(x * M_PI_F)) MSL_FLOAT1(tanpi, tanf(x * M_PI_F))
+// Of x pi: exact where x is a multiple of 1/2, which x times a rounded pi is not.
+MSL_INLINE float msl_sinpi(float x) {
+  float r = x - 2.0f * __builtin_rintf(0.5f * x);
+  if (__builtin_fabsf(r) > 0.5f) r = __builtin_copysignf(1.0f, r) - r;
+  return sinf(M_PI_F * r);
+}
+MSL_INLINE float msl_cospi(float x) { return sinf(M_PI_F * (0.5f - __builtin_fabsf(x - 2.0f * __builtin_rintf(0.5f * x)))); }
+MSL_FLOAT1(sinpi, msl_sinpi(x)) MSL_FLOAT1(cospi, msl_cospi(x)) MSL_FLOAT1(tanpi, msl_sinpi(x) / msl_cospi(x))
 MSL_FLOAT1(floor, __builtin_floorf(x)) MSL_FLOAT1(ceil, __builtin_ceilf(x)) MSL_FLOAT1(trunc, __builtin_truncf(x))
 MSL_FLOAT1(rint, __builtin_rintf(x)) MSL_FLOAT1(round, __builtin_roundf(x)) MSL_FLOAT1(fabs, __builtin_fabsf(x))
-MSL_FLOAT1(fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
 MSL_FLOAT1(saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
 MSL_FLOAT1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : x == 0 ? x : 0.0f)
 MSL_FLOAT2(pow, powf(x, y)) MSL_FLOAT2(powr, powf(x, y)) MSL_FLOAT2(atan2, atan2f(x, y)) MSL_FLOAT2(fmod, fmodf(x, y))
 MSL_FLOAT2(fmin, __builtin_fminf(x, y)) MSL_FLOAT2(fmax, __builtin_fmaxf(x, y)) MSL_FLOAT2(fdim, x > y ? x - y : x <= y ? 0.0f : x + y)
 MSL_FLOAT2(copysign, __builtin_copysignf(x, y)) MSL_FLOAT2(divide, x / y) MSL_FLOAT2(step, y < x ? 0.0f : 1.0f)
-MSL_FLOAT2(nextafter, nextafterf(x, y))
 MSL_FLOAT3(fma, __builtin_fmaf(x, y, z)) MSL_FLOAT3(mix, x + (y - x) * z)
 MSL_FLOAT3(smoothstep, ({ float t = __builtin_fminf(__builtin_fmaxf((z - x) / (y - x), 0.0f), 1.0f); t * t * (3 - 2 * t); }))
 MSL_FLOAT3(fmin3, __builtin_fminf(x, __builtin_fminf(y, z))) MSL_FLOAT3(fmax3, __builtin_fmaxf(x, __builtin_fmaxf(y, z)))
 MSL_FLOAT3(fmedian3, __builtin_fmaxf(__builtin_fminf(x, y), __builtin_fminf(__builtin_fmaxf(x, y), z)))
 MSL_TEST1(isnan, __builtin_isnan(x)) MSL_TEST1(isinf, __builtin_isinf(x)) MSL_TEST1(isfinite, !__builtin_isnan(x) && !__builtin_isinf(x))
 MSL_TEST1(isnormal, __builtin_isnormal(x)) MSL_TEST1(signbit, (as_type<uint>(x) >> 31) != 0)
+
+MSL_TEST2(isordered, !__builtin_isunordered(x, y)) MSL_TEST2(isunordered, __builtin_isunordered(x, y))
+
+// The largest value below 1 depends on the type, and so does the next value.
+MSL_INLINE float fract(float x) { return __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f); }
+MSL_INLINE half fract(half x) { return (half)__builtin_fminf((float)x - __builtin_floorf((float)x), 0x1.ffcp-1f); }
+template <typename T, int N> MSL_INLINE vec<T, N> fract(vec<T, N> x) { MSL_ELEMENTS(T, N, MSL_CALL1, fract) }
+MSL_INLINE float nextafter(float x, float y) { return nextafterf(x, y); }
+MSL_INLINE half nextafter(half x, half y) {
+  if (x == y || x != x || y != y) return x == y ? y : x + y;
+  if (x == 0) return __builtin_bit_cast(half, (ushort)(y > 0 ? 1 : 0x8001));
+  const ushort bits = __builtin_bit_cast(ushort, x);
+  return __builtin_bit_cast(half, (ushort)((x < y) == (x > 0) ? bits + 1 : bits - 1));
+}
+MSL_VECTORS2(nextafter, T)
 
 MSL_INLINE float ldexp(float x, int k) { return ldexpf(x, k); }
 MSL_INLINE half ldexp(half x, int k) { return (half)ldexpf((float)x, k); }
@@ -103,6 +141,21 @@ MSL_INLINE float frexp(float x, thread int& e) { return frexpf(x, &e); }
 MSL_INLINE half frexp(half x, thread int& e) { return (half)frexpf((float)x, &e); }
 MSL_INLINE float modf(float x, thread float& whole) { return modff(x, &whole); }
 MSL_INLINE half modf(half x, thread half& whole) { whole = (half)__builtin_truncf((float)x); return x - whole; }
+
+template <typename T, int N> MSL_INLINE vec<T, N> ldexp(vec<T, N> x, same_t<vec<int, N>> y) { MSL_ELEMENTS(T, N, MSL_CALL2, ldexp) }
+template <typename T, int N> MSL_INLINE vec<int, N> ilogb(vec<T, N> x) { MSL_ELEMENTS(int, N, MSL_CALL1, ilogb) }
+// Those with a second result
+#define MSL_TWO_RESULTS(NAME, SECOND)                                                     \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, thread vec<SECOND, N>& second) { \
+    vec<T, N> first;                                                                      \
+    for (int i = 0; i < N; ++i) {                                                         \
+      SECOND other;                                                                       \
+      first.set(i, NAME(x.at(i), other));                                                 \
+      second.set(i, other);                                                               \
+    }                                                                                     \
+    return first;                                                                         \
+  }
+MSL_TWO_RESULTS(sincos, T) MSL_TWO_RESULTS(frexp, int) MSL_TWO_RESULTS(modf, T)
 
 // Everything that exists for floats and integers alike.
 #define MSL_ORDERED(T, MIN, MAX)                                                                        \
@@ -136,6 +189,15 @@ MSL_INLINE half modf(half x, thread half& whole) { whole = (half)__builtin_trunc
   MSL_INLINE constexpr T mulhi(T x, T y) {                                                              \
     if constexpr (__is_signed(T)) return (T)(((__int128)x * y) >> (8 * sizeof(T)));                     \
     else return (T)(((unsigned __int128)x * y) >> (8 * sizeof(T)));                                     \
+  }                                                                                                     \
+  MSL_INLINE constexpr T madsat(T x, T y, T z) {                                                        \
+    if constexpr (__is_signed(T)) {                                                                     \
+      __int128 s = (__int128)x * y + z;                                                                 \
+      return s > numeric_limits<T>::max() ? numeric_limits<T>::max() : s < numeric_limits<T>::min() ? numeric_limits<T>::min() : (T)s; \
+    } else {                                                                                            \
+      unsigned __int128 s = (unsigned __int128)x * y + z;                                               \
+      return s > numeric_limits<T>::max() ? numeric_limits<T>::max() : (T)s;                            \
+    }                                                                                                   \
   }                                                                                                     \
   MSL_INLINE constexpr T madhi(T x, T y, T z) { return mulhi(x, y) + z; }                               \
   MSL_INLINE constexpr T hadd(T x, T y) { return (T)(((__int128)x + y) >> 1); }                         \
@@ -171,27 +233,31 @@ MSL_ORDERED_BFLOAT(clamp, (B x, B y, B z), clamp((float)x, (float)y, (float)z))
 MSL_INLINE float abs(float x) { return __builtin_fabsf(x); }
 MSL_INLINE half abs(half x) { return (half)__builtin_fabsf((float)x); }
 template <typename B, typename = only_bfloat<B>> MSL_INLINE B abs(B x) { return (B)__builtin_fabsf((float)x); }
-MSL_INLINE int mul24(int x, int y) { return (x << 8 >> 8) * (y << 8 >> 8); }
+// The low 32 bits, which may wrap
 MSL_INLINE uint mul24(uint x, uint y) { return (x & 0xffffff) * (y & 0xffffff); }
-MSL_INLINE int mad24(int x, int y, int z) { return mul24(x, y) + z; }
+MSL_INLINE int mul24(int x, int y) { return (int)((uint)((int)((uint)x << 8) >> 8) * (uint)((int)((uint)y << 8) >> 8)); }
+MSL_INLINE int mad24(int x, int y, int z) { return (int)((uint)mul24(x, y) + (uint)z); }
 MSL_INLINE uint mad24(uint x, uint y, uint z) { return mul24(x, y) + z; }
 
 #define MSL_EACH1(NAME)                                                                   \
   template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x) {                        \
     MSL_ELEMENTS(decltype(NAME(x.at(0))), N, MSL_CALL1, NAME)                           \
   }
-#define MSL_EACH2(NAME)                                                                   \
-  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, same_t<vec<T, N>> y) {   \
-    MSL_ELEMENTS(decltype(NAME(x.at(0), y.at(0))), N, MSL_CALL2, NAME)                  \
-  }
-#define MSL_EACH3(NAME)                                                                   \
-  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) { \
-    MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                 \
-  }
+#define MSL_EACH2(NAME) MSL_VECTORS2(NAME, decltype(NAME(x.at(0), y.at(0))))
+#define MSL_EACH3(NAME) MSL_VECTORS3(NAME)
 MSL_EACH1(abs) MSL_EACH1(popcount) MSL_EACH1(clz) MSL_EACH1(ctz) MSL_EACH1(reverse_bits)
 MSL_EACH2(min) MSL_EACH2(max) MSL_EACH2(absdiff) MSL_EACH2(rotate) MSL_EACH2(mulhi) MSL_EACH2(hadd) MSL_EACH2(rhadd)
-MSL_EACH2(addsat) MSL_EACH2(subsat)
-MSL_EACH3(clamp) MSL_EACH3(min3) MSL_EACH3(max3) MSL_EACH3(median3) MSL_EACH3(madhi)
+MSL_EACH2(addsat) MSL_EACH2(subsat) MSL_EACH2(mul24)
+MSL_EACH3(clamp) MSL_EACH3(min3) MSL_EACH3(max3) MSL_EACH3(median3) MSL_EACH3(madhi) MSL_EACH3(madsat)
+MSL_EACH3(mad24)
+template <typename T, int N> MSL_INLINE vec<T, N> extract_bits(vec<T, N> x, uint offset, uint bits) {
+#define MSL_EXTRACTED(m, ...) extract_bits(x.m, offset, bits)
+  MSL_ELEMENTS(T, N, MSL_EXTRACTED)
+}
+template <typename T, int N> MSL_INLINE vec<T, N> insert_bits(vec<T, N> x, same_t<vec<T, N>> y, uint offset, uint bits) {
+#define MSL_INSERTED(m, ...) insert_bits(x.m, y.m, offset, bits)
+  MSL_ELEMENTS(T, N, MSL_INSERTED)
+}
 
 template <typename T, typename = enable_if_t<is_arithmetic_v<T>>>
 MSL_INLINE constexpr T select(T no, same_t<T> yes, bool c) { return c ? yes : no; }
@@ -200,22 +266,38 @@ template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<ve
   MSL_ELEMENTS(T, N, MSL_CHOSEN)
 }
 template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, bool c) { return c ? yes : no; }
+template <typename T, int N, typename S, typename = scalar_only<S>>
+MSL_INLINE vec<T, N> select(S no, vec<T, N> yes, vec<bool, N> c) { return select(vec<T, N>(no), yes, c); }
 MSL_INLINE bool any(bool x) { return x; }
 MSL_INLINE bool all(bool x) { return x; }
 template <int N> MSL_INLINE bool any(vec<bool, N> x) { bool r = false; for (int i = 0; i < N; ++i) r |= x.at(i); return r; }
 template <int N> MSL_INLINE bool all(vec<bool, N> x) { bool r = true; for (int i = 0; i < N; ++i) r &= x.at(i); return r; }
 
-template <typename T, int N> MSL_INLINE T dot(vec<T, N> x, vec<T, N> y) {
+template <typename T, int N> MSL_INLINE T dot(vec<T, N> x, same_t<vec<T, N>> y) {
+  static_assert(is_floating_point_v<T>, "the geometric functions take vectors of floating point, not of integers");
   T sum = x.x * y.x;
   for (int i = 1; i < N; ++i) sum += x.at(i) * y.at(i);
   return sum;
 }
 template <typename T, int N> MSL_INLINE T length_squared(vec<T, N> x) { return dot(x, x); }
 template <typename T, int N> MSL_INLINE T length(vec<T, N> x) { return sqrt(dot(x, x)); }
-template <typename T, int N> MSL_INLINE T distance(vec<T, N> x, vec<T, N> y) { return length(x - y); }
-template <typename T, int N> MSL_INLINE T distance_squared(vec<T, N> x, vec<T, N> y) { return length_squared(x - y); }
+template <typename T, int N> MSL_INLINE T distance(vec<T, N> x, same_t<vec<T, N>> y) { return length(x - y); }
+template <typename T, int N> MSL_INLINE T distance_squared(vec<T, N> x, same_t<vec<T, N>> y) { return length_squared(x - y); }
 template <typename T, int N> MSL_INLINE vec<T, N> normalize(vec<T, N> x) { return x * rsqrt(dot(x, x)); }
-template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, vec<T, 3> b) {
+template <typename T, int N> MSL_INLINE vec<T, N> reflect(vec<T, N> incident, same_t<vec<T, N>> normal) {
+  return incident - normal * (T(2) * dot(normal, incident));
+}
+template <typename T, int N> MSL_INLINE vec<T, N> refract(vec<T, N> incident, same_t<vec<T, N>> normal, same_t<T> ratio) {
+  const T along = dot(normal, incident), k = T(1) - ratio * ratio * (T(1) - along * along);
+  return k < T(0) ? vec<T, N>(T(0)) : incident * ratio - normal * (ratio * along + sqrt(k));
+}
+template <typename T, int N>
+MSL_INLINE vec<T, N> faceforward(vec<T, N> normal, same_t<vec<T, N>> incident, same_t<vec<T, N>> reference) {
+  if (dot(reference, incident) < T(0)) return normal;
+  return -normal;
+}
+template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, same_t<vec<T, 3>> b) {
+  static_assert(is_floating_point_v<T>, "the geometric functions take vectors of floating point, not of integers");
   return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
 }
 
@@ -232,7 +314,8 @@ template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, vec<T, 3> b) {
   using metal::sincos; using metal::frexp; using metal::modf; using metal::min; using metal::max; using metal::min3;  \
   using metal::max3; using metal::median3; using metal::clamp; using metal::abs; using metal::smoothstep;             \
   using metal::length; using metal::normalize; using metal::distance; using metal::dot; using metal::length_squared;  \
-  using metal::distance_squared; using metal::ilogb;
+  using metal::distance_squared; using metal::ilogb; using metal::nextafter; using metal::cross; using metal::reflect;   \
+  using metal::refract; using metal::faceforward; using metal::isordered; using metal::isunordered;
 namespace fast { MSL_VARIANT }
 namespace precise { MSL_VARIANT }
 

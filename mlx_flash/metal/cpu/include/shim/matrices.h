@@ -1,4 +1,4 @@
-// metal_matrix: floatCxR and halfCxR, C columns of R elements; a column at a time.
+// metal_matrix: floatCxR and halfCxR, C columns of R elements.
 #pragma once
 #include "math.h"
 
@@ -7,11 +7,36 @@ namespace metal {
 template <typename T, int C, int R> struct matrix {
   vec<T, R> columns[C];
   matrix() = default;
-  MSL_INLINE explicit matrix(T diagonal) {
-    for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) columns[c].set(r, c == r ? diagonal : T(0));
+  matrix(const matrix&) = default;
+  matrix& operator=(const matrix&) = default;
+  matrix(const __constant matrix&) = default;
+  MSL_INLINE matrix& operator=(const __constant matrix& m) { return *this = matrix(m); }
+  MSL_INLINE constexpr explicit matrix(T diagonal) : columns{} {
+    for (int c = 0; c < C && c < R; ++c) columns[c].set(c, diagonal);
   }
-  template <typename... V, typename = enable_if_t<(sizeof...(V) == C && C > 1)>> MSL_INLINE matrix(V... given) : columns{vec<T, R>(given)...} {}
+  // All its numbers, column after column
+  template <typename... S, typename = enable_if_t<(sizeof...(S) > 1 && (is_arithmetic_v<S> && ...))>>
+  MSL_INLINE constexpr matrix(S... numbers) : columns{} {
+    static_assert(sizeof...(S) == C * R, "a matrix is built from one number, from its columns or from all its numbers");
+    const T given[sizeof...(S)] = {msl_static_cast<T>(numbers)...};
+    for (int i = 0; i < C * R; ++i) columns[i / R].set(i % R, given[i]);
+  }
+  // Its columns: no pack of parameters, so that each may be a list in braces
+  template <int N = C, typename = enable_if_t<N == 2>>
+  MSL_INLINE constexpr matrix(vec<T, R> a, vec<T, R> b) : columns{a, b} {}
+  template <int N = C, typename = enable_if_t<N == 3>>
+  MSL_INLINE constexpr matrix(vec<T, R> a, vec<T, R> b, vec<T, R> c) : columns{a, b, c} {}
+  template <int N = C, typename = enable_if_t<N == 4>>
+  MSL_INLINE constexpr matrix(vec<T, R> a, vec<T, R> b, vec<T, R> c, vec<T, R> d) : columns{a, b, c, d} {}
+  // A matrix of another element type
+  template <typename U, typename = enable_if_t<!is_same_v<U, T>>>
+  MSL_INLINE constexpr explicit matrix(const matrix<U, C, R>& m) : columns{} {
+    for (int c = 0; c < C; ++c) columns[c] = vec<T, R>(m.columns[c]);
+  }
+  template <typename U, typename = enable_if_t<!is_same_v<U, T>>>
+  MSL_INLINE constexpr explicit matrix(const __constant matrix<U, C, R>& m) : columns{} {
+    for (int c = 0; c < C; ++c) columns[c] = vec<T, R>(m.columns[c]);
+  }
   // Templates as in vector.h: of a value, as in (a + b)[0], in no space yet.
   MSL_INLINE __private vec<T, R>& operator[](int c) __private { return columns[c]; }
   template <typename = void> MSL_INLINE __local vec<T, R>& operator[](int c) __local { return columns[c]; }
@@ -20,6 +45,10 @@ template <typename T, int C, int R> struct matrix {
   template <typename = void> MSL_INLINE vec<T, R> operator[](int c) const __local { return columns[c]; }
   template <typename = void> MSL_INLINE vec<T, R> operator[](int c) const __global { return columns[c]; }
   template <typename = void> MSL_INLINE vec<T, R> operator[](int c) const __constant { return columns[c]; }
+  MSL_INLINE matrix& operator+=(matrix m) { return *this = *this + m; }
+  MSL_INLINE matrix& operator-=(matrix m) { return *this = *this - m; }
+  MSL_INLINE matrix& operator*=(T s) { return *this = *this * s; }
+  MSL_INLINE matrix& operator*=(matrix<T, C, C> m) { return *this = *this * m; }
 };
 
 template <typename T, int C, int R> MSL_INLINE vec<T, R> operator*(matrix<T, C, R> m, vec<T, C> v) {
@@ -50,6 +79,14 @@ template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator-(matrix<
   for (int c = 0; c < C; ++c) a.columns[c] = a.columns[c] - b.columns[c];
   return a;
 }
+template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator-(matrix<T, C, R> m) { return m * T(-1); }
+template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator+(matrix<T, C, R> m) { return m; }
+template <typename T, int C, int R> MSL_INLINE bool operator==(matrix<T, C, R> a, matrix<T, C, R> b) {
+  bool same = true;
+  for (int c = 0; c < C; ++c) same &= all(a.columns[c] == b.columns[c]);
+  return same;
+}
+template <typename T, int C, int R> MSL_INLINE bool operator!=(matrix<T, C, R> a, matrix<T, C, R> b) { return !(a == b); }
 template <typename T, int C, int R> MSL_INLINE matrix<T, R, C> transpose(matrix<T, C, R> m) {
   matrix<T, R, C> result;
   for (int c = 0; c < C; ++c)

@@ -36,6 +36,8 @@ inline __attribute__((always_inline, nodebug, no_sanitize("thread"))) void msl_c
 // A coherence scope changes nothing where every access goes to the same memory.
 #define coherent(scope)
 #define threadgroup_imageblock __local
+// Metal checks nothing at run time; the condition has to be one.
+#define assert(...) ((void)sizeof(bool(__VA_ARGS__)))
 #define METAL_FUNC inline __attribute__((always_inline))
 // nodebug: what is inlined from the shim counts as the Metal line that called it. Where a caller hands over a reference or an object
 // its alignment is checked already; what takes pointers checks itself.

@@ -61,6 +61,16 @@ struct msl_list {};
 #define MSL_COMPOUND(OP)                                                                       \
   template <typename U> MSL_INLINE vec& operator OP##=(U b) { return *this = *this OP b; }
 
+#define MSL_STEP(OP, BY)                                                                       \
+  MSL_INLINE vec& operator OP() {                                                              \
+    static_assert(__is_integral(T) && !__is_same(T, bool), "++ and -- take vectors of integers"); \
+    return *this = *this BY vec(T(1));                                                         \
+  }                                                                                            \
+  MSL_INLINE vec operator OP(int) {                                                            \
+    vec before = *this;                                                                        \
+    OP *this;                                                                                  \
+    return before;                                                                             \
+  }
 #define MSL_MEMBERS(N)                                                                         \
   vec() = default;                                                                             \
   template <typename U, typename = metal::scalar_only<U>>                                      \
@@ -75,7 +85,8 @@ struct msl_list {};
   }                                                                                            \
   MSL_INDEXING(N)                                                                              \
   MSL_COMPOUND(+) MSL_COMPOUND(-) MSL_COMPOUND(*) MSL_COMPOUND(/) MSL_COMPOUND(%)              \
-  MSL_COMPOUND(&) MSL_COMPOUND(|) MSL_COMPOUND(^) MSL_COMPOUND(<<) MSL_COMPOUND(>>)
+  MSL_COMPOUND(&) MSL_COMPOUND(|) MSL_COMPOUND(^) MSL_COMPOUND(<<) MSL_COMPOUND(>>)            \
+  MSL_STEP(++, +) MSL_STEP(--, -)
 
 namespace metal {
 template <int FIRST, int... REST> constant constexpr bool msl_differ = ((FIRST != REST) && ...) && msl_differ<REST...>;
@@ -97,10 +108,14 @@ template <typename T, int... I> struct msl_lanes {
     ((base[I] = parts[k++]), ...);
   }
   MSL_INLINE vec<T, sizeof...(I)> read() const { return vec<T, sizeof...(I)>(base[I]...); }
-  template <typename U> MSL_INLINE void operator+=(const U& v) const { *this = read() + v; }
-  template <typename U> MSL_INLINE void operator-=(const U& v) const { *this = read() - v; }
-  template <typename U> MSL_INLINE void operator*=(const U& v) const { *this = read() * v; }
-  template <typename U> MSL_INLINE void operator/=(const U& v) const { *this = read() / v; }
+#define MSL_COMPOUND_LANES(OP)                                                                   \
+  template <typename U> MSL_INLINE void operator OP##=(const U& v) const {                      \
+    static_assert(metal::is_arithmetic_v<U> || metal::is_vector_v<metal::plain_t<U>>,           \
+                  "a swizzle takes numbers and vectors in a compound assignment, no matrices"); \
+    *this = read() OP v;                                                                        \
+  }
+  MSL_COMPOUND_LANES(+) MSL_COMPOUND_LANES(-) MSL_COMPOUND_LANES(*) MSL_COMPOUND_LANES(/) MSL_COMPOUND_LANES(%)
+  MSL_COMPOUND_LANES(&) MSL_COMPOUND_LANES(|) MSL_COMPOUND_LANES(^) MSL_COMPOUND_LANES(<<) MSL_COMPOUND_LANES(>>)
 };
 
 template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
@@ -162,24 +177,30 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
 #define MSL_ELEMENT_OF_TWO(m, R, OP) (R)(a.m OP b.m)
 #define MSL_ELEMENT_OF_ONE(m, R, OP) (R)(OP a.m)
 
-#define MSL_BINARY(OP, RESULT)                                                                            \
+#define MSL_BINARY(OP, RESULT) MSL_BINARY_OF(OP, RESULT, )
+#define MSL_ARITHMETIC(OP) \
+  MSL_BINARY_OF(OP, T, static_assert(!metal::is_same_v<T, bool>, "Metal has no arithmetic on vectors of bool");)
+#define MSL_BINARY_OF(OP, RESULT, DEMAND)                                                                 \
   template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, vec<T, N> b) { \
+    DEMAND                                                                                                \
     MSL_ELEMENTS(RESULT, N, MSL_ELEMENT_OF_TWO, RESULT, OP)                                                \
   }                                                                                                       \
   template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
   MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, U b) { return a OP vec<T, N>(b); }          \
   template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
   MSL_INLINE constexpr vec<RESULT, N> operator OP(U a, vec<T, N> b) { return vec<T, N>(a) OP b; }
-MSL_BINARY(+, T) MSL_BINARY(-, T) MSL_BINARY(*, T) MSL_BINARY(/, T) MSL_BINARY(%, T)
-MSL_BINARY(&, T) MSL_BINARY(|, T) MSL_BINARY(^, T) MSL_BINARY(<<, T) MSL_BINARY(>>, T)
+MSL_ARITHMETIC(+) MSL_ARITHMETIC(-) MSL_ARITHMETIC(*) MSL_ARITHMETIC(/) MSL_ARITHMETIC(%)
+MSL_BINARY(&, T) MSL_BINARY(|, T) MSL_BINARY(^, T) MSL_ARITHMETIC(<<) MSL_ARITHMETIC(>>)
 MSL_BINARY(==, bool) MSL_BINARY(!=, bool) MSL_BINARY(<, bool) MSL_BINARY(<=, bool)
 MSL_BINARY(>, bool) MSL_BINARY(>=, bool) MSL_BINARY(&&, bool) MSL_BINARY(||, bool)
 
-#define MSL_UNARY(OP, RESULT)                                                           \
+#define MSL_UNARY(OP, RESULT, DEMAND)                                                   \
   template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a) { \
+    static_assert(DEMAND, "Metal has no arithmetic on vectors of bool");                \
     MSL_ELEMENTS(RESULT, N, MSL_ELEMENT_OF_ONE, RESULT, OP)                              \
   }
-MSL_UNARY(-, T) MSL_UNARY(+, T) MSL_UNARY(~, T) MSL_UNARY(!, bool)
+#define MSL_NO_BOOL (!metal::is_same_v<T, bool>)
+MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO_BOOL) MSL_UNARY(!, bool, true)
 
 #define MSL_NAMES2 x, y
 #define MSL_NAMES3 x, y, z
@@ -193,9 +214,23 @@ MSL_UNARY(-, T) MSL_UNARY(+, T) MSL_UNARY(~, T) MSL_UNARY(!, bool)
   MSL_INLINE packed_vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                           \
   template <int I> MSL_INLINE T lane() const { return (&x)[I]; }                                     \
   template <int I> MSL_INLINE T lane() const __constant { return (&x)[I]; }                          \
+  template <typename U> MSL_INLINE packed_vec& operator+=(U b) { return *this = *this + b; }         \
+  template <typename U> MSL_INLINE packed_vec& operator-=(U b) { return *this = *this - b; }         \
+  template <typename U> MSL_INLINE packed_vec& operator*=(U b) { return *this = *this * b; }         \
+  template <typename U> MSL_INLINE packed_vec& operator/=(U b) { return *this = *this / b; }         \
   MSL_INLINE operator vec<T, N>() const { return vec<T, N>(MSL_NAMES##N); }                          \
   MSL_INLINE operator vec<T, N>() const __constant { return vec<T, N>(MSL_NAMES##N); }               \
   MSL_INDEXING(N)
+
+#define MSL_PACKED_BINARY(OP)                                                                       \
+  template <typename T, int N> MSL_INLINE vec<T, N> operator OP(packed_vec<T, N> a, packed_vec<T, N> b) { return vec<T, N>(a) OP vec<T, N>(b); } \
+  template <typename T, int N> MSL_INLINE vec<T, N> operator OP(packed_vec<T, N> a, vec<T, N> b) { return vec<T, N>(a) OP b; } \
+  template <typename T, int N> MSL_INLINE vec<T, N> operator OP(vec<T, N> a, packed_vec<T, N> b) { return a OP vec<T, N>(b); } \
+  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                         \
+  MSL_INLINE vec<T, N> operator OP(packed_vec<T, N> a, U b) { return vec<T, N>(a) OP b; }            \
+  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                         \
+  MSL_INLINE vec<T, N> operator OP(U a, packed_vec<T, N> b) { return a OP vec<T, N>(b); }
+MSL_PACKED_BINARY(+) MSL_PACKED_BINARY(-) MSL_PACKED_BINARY(*) MSL_PACKED_BINARY(/)
 
 template <typename T> struct packed_vec<T, 2> {
   T x, y;
