@@ -393,6 +393,6 @@ REFUSED = {
     "function pointers": ("no function pointers", helper("float g(float a) { return a; }", "float (*f)(float) = g; "
         "y[i] = f(1);")),
     "variadic functions": (None, helper("float f(int n, ...) { return n; }", "y[i] = f(1, 2);")),
-    "text beyond ASCII": ("not ASCII", "y[i] = 1; // \u00b5"),
+    "text beyond ASCII": ("not ASCII", "float \u00b5 = 1; y[i] = 1;"),
     "missing semicolon": ("line 6", "\ny[i] = 1\n"),
 }  # fmt: skip

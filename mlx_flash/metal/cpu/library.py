@@ -9,6 +9,7 @@ import numpy as np
 from ..frontend import constants
 from ..frontend.errors import CompileError, quoted
 from ..frontend.language import prefix
+from ..frontend.text import beyond_ascii
 from ..frontend.translate import translate
 from ..frontend.translation import Parameter
 from . import buffers, compiler, settings
@@ -32,7 +33,7 @@ class MetalLibrary:
         self, source: str, include_dirs: Sequence[str | Path] = (), language: str | None = None, name: str = "library"
     ):
         self.name, self.language = name, language or settings.current_language()
-        self.text, self.origin = preprocess(source, include_dirs, self.language)
+        self.text, self.origin = preprocess(beyond_ascii(source), include_dirs, self.language)
         with self._named(name):
             self.translation = translate(self.text, float(self.language))
         self._kernels: dict = {}
@@ -40,7 +41,8 @@ class MetalLibrary:
     @property
     def kernel_names(self) -> list[str]:
         """Host names of the instantiated kernels, and names of those that are no templates."""
-        plain = [name for name in self.translation.kernels if name not in self.translation.templates]
+        hidden = self.translation.templates | self.translation.renamed
+        plain = [name for name in self.translation.kernels if name not in hidden]
         return [*self.translation.instances, *plain]
 
     def kernel(self, name: str, constants: Mapping | None = None) -> "LibraryKernel":
@@ -61,7 +63,8 @@ class MetalLibrary:
     def check(self, names: Sequence[str] | None = None):
         """Compiles without running: the text, and the kernels `names` (by default all) with what they instantiate."""
         chosen = self.kernel_names if names is None else names
-        entry = "".join(f"void msl_use_{i}() {{ {self.translation.call(name)}; }}\n" for i, name in enumerate(chosen))
+        calls = [f"void msl_use_{i}() {{ {self.translation.call(name)}; }}" for i, name in enumerate(chosen)]
+        entry = "".join(map(self.translation.within, chosen, calls))
         text = prefix(self.language) + constants.specialise(self.translation.text, self.translation.constants, {})
         with self._named(self.name):
             compiler.check(text, entry, _PRELUDE)

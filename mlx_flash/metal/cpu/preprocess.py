@@ -47,13 +47,13 @@ def preprocess(source: str, include_dirs: Sequence[str | Path], language: str) -
     command, _, _ = toolchain()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "source.metal"
-        path.write_text(source)
+        path.write_text(source, encoding="utf-8")
         searched = [flag for folder in [*include_dirs, _HERE / "include"] for flag in ("-I", str(folder))]
         done = subprocess.run(
             [*command, "-E", "-x", "c++", "-nostdinc", "-undef", "-Wno-everything",
              "-fno-color-diagnostics", "-fno-caret-diagnostics",
              *version_macros(language), *searched, str(path)],
-            capture_output=True, text=True,
+            capture_output=True, text=True, encoding="utf-8",
         )  # fmt: skip
         if done.returncode:
             raise CompileError(_short(done.stderr, str(path), include_dirs))

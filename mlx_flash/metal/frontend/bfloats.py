@@ -50,4 +50,6 @@ def _named(tokens: list[Token]) -> set[str]:
             words = {before.text for before in tokens[max(0, index - 4) : index]}
             constant = tokens[index - 1].text == "float" and bool(words & {"const", "constexpr", "constant"})
             found.setdefault(token.text, set()).add(constant)
+        elif token.text in ("typename", "class", "struct"):
+            found.setdefault(tokens[index + 1].text, set()).add(False)
     return {name for name, kinds in found.items() if kinds == {True}}

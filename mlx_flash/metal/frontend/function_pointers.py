@@ -1,40 +1,78 @@
-"""Functions as template arguments, where the parameter's type is an alias that depends on another: clang takes none."""
+"""Functions as template arguments. Clang's OpenCL keeps pointers to functions in an address space in which no function
+lies; msl_function (types.h of the shim) names the type of a function's address instead.
+"""
 
 from collections.abc import Iterator
 
-from .tokens import Token
+from .names import statement_end, template_end
+from .tokens import Token, matching
+
+_NO_FUNCTION = ("decltype", "sizeof", "alignof")
+Edit = tuple[int, int, str]
 
 
-def function_pointer_edits(tokens: list[Token]) -> Iterator[tuple[int, int, str]]:
-    """(start, end, replacement): `template <typename T, F<T> f>` with `using F = void (*)(T)` takes `auto f`."""
-    aliases = {
-        tokens[i + 1].text for i, token in enumerate(tokens[:-2]) if token.text == "using" and _points(tokens, i + 2)
-    }
-    if not aliases:
-        return
+def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """(start, end, replacement): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type F."""
+    aliases = set(_aliases(tokens))
     for index, token in enumerate(tokens[:-1]):
         if token.text == "template" and tokens[index + 1].text == "<":
-            yield from _parameters(tokens, index + 2, aliases)
+            yield from _parameters(tokens, index + 2, template_end(tokens, index + 1), aliases)
 
 
-def _points(tokens: list[Token], index: int) -> bool:
-    """Is this `= type (*)(...);`?"""
-    if tokens[index].text != "=":
-        return False
-    while tokens[index].text != ";":
-        if [t.text for t in tokens[index : index + 4]] == ["(", "*", ")", "("]:
-            return True
-        index += 1
-    return False
+def _aliases(tokens: list[Token]) -> Iterator[str]:
+    """using F = R (*)(A); and typedef R (*F)(A);"""
+    for index, token in enumerate(tokens[:-2]):
+        if token.text not in ("using", "typedef"):
+            continue
+        for at in range(index, statement_end(tokens, index)):
+            if tokens[at].text == "(" and tokens[at + 1].text in ("*", "&"):
+                if token.text == "using" and tokens[index + 2].text == "=" and tokens[at + 2].text == ")":
+                    yield tokens[index + 1].text
+                elif token.text == "typedef" and tokens[at + 3].text == ")":
+                    yield tokens[at + 2].text
 
 
-def _parameters(tokens: list[Token], index: int, aliases: set[str]) -> Iterator[tuple[int, int, str]]:
-    depth, start = 1, index
-    while depth:
-        text = tokens[index].text
-        depth += (text == "<") - (text == ">")
-        if depth == 0 or (depth == 1 and text == ","):
-            if tokens[start].text in aliases and index - start > 1:
-                yield tokens[start].start, tokens[index - 2].end, "auto"
+def _parameters(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[Edit]:
+    """Of the parameters of a template between two angle brackets."""
+    depth, index = 0, start
+    while index <= end:
+        if tokens[index].text in ("(", "["):
+            index = matching(tokens, index) + 1
+            continue
+        if index == end or (depth == 0 and tokens[index].text == ","):
+            yield from _parameter(tokens, start, index, aliases)
             start = index + 1
+        depth += (tokens[index].text == "<") - (tokens[index].text == ">")
         index += 1
+
+
+def _parameter(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[Edit]:
+    """One parameter: the tokens [start, end)."""
+    last = next((at for at in range(start, end) if tokens[at].text == "="), end)
+    if last - start < 2:
+        return
+    if tokens[start].text in aliases:
+        yield _type_at(tokens[start])
+        yield tokens[last - 1].start, tokens[last - 1].start, ">::type "
+        return
+    for at in range(start + 1, last - 1):
+        if tokens[at + 1].text == "(" and tokens[at].kind == "word" and tokens[at].text not in _NO_FUNCTION:
+            if matching(tokens, at + 1) == last - 1:  # R F(A)
+                yield from _named(tokens, start, at, at, last)
+            return
+        pointer = [token.text for token in tokens[at : at + 2]] in (["(", "*"], ["(", "&"])
+        if pointer and tokens[at + 3].text == ")" and tokens[at + 4].text == "(":  # R (*F)(A)
+            yield from _named(tokens, start, at, at + 3, last)
+            return
+
+
+def _named(tokens: list[Token], start: int, first: int, closing: int, last: int) -> Iterator[Edit]:
+    """The declarator is the tokens from `first` to `closing`."""
+    name = tokens[first] if first == closing else tokens[first + 2]
+    yield _type_at(tokens[start])
+    yield tokens[first].start, tokens[closing].end, " "
+    yield tokens[last - 1].end, tokens[last - 1].end, f">::type {name.text}"
+
+
+def _type_at(token: Token) -> Edit:
+    return token.start, token.start, "typename msl_function<"

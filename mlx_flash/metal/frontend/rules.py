@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
+from .names import BUILTIN, Types, statement_end, template_end
+from .spaces import SPACES, names_space, needs_space, unspaced
 from .tokens import Token, matching, split_arguments, with_macros
 
-SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
 _FORBIDDEN = {
     "goto": "Metal has no goto",
     "double": "Metal has no double; use float",
@@ -24,12 +25,6 @@ _FORBIDDEN = {
     "printf": "Metal has no printf",
     "__int128": "Metal has no 128-bit integers",
 }
-_SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "half", "bfloat")
-BUILTIN = frozenset(
-    [*_SCALARS, "size_t", "bfloat16_t", "float16_t", "void", "unsigned", "signed"]
-    + [f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-    + [f"{packed}{scalar}{n}" for scalar in _SCALARS for n in (2, 3, 4) for packed in ("", "packed_")]
-)
 _CASTS = ("static_cast", "reinterpret_cast", "const_cast")
 _CONTROL = frozenset(
     {"constexpr", "if", "while", "for", "switch", "return", "sizeof", "alignas", "decltype", "static_assert", "catch"}
@@ -55,6 +50,7 @@ Finding = tuple[Token, str]
 def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     """(token, reason) of everything that a Metal compiler of this language version would refuse."""
     yield from _words(with_macros(tokens))
+    yield from unspaced(tokens, Types(tokens))
     yield from _casts(tokens)
     yield from _function_pointers(tokens)
     if language < 4:
@@ -88,29 +84,30 @@ def _casts(tokens: list[Token]) -> Iterator[Finding]:
                 and part[-1].text in ("*", "&")
                 and all(t.text in BUILTIN or t.text in ("const", "*", "&") for t in part)
             ):
-                yield part[0], _needs_space(part)
+                yield part[0], needs_space(part)
         elif token.text in _CASTS and tokens[inside].text == "<":
             end = inside + 1
             while tokens[end].text not in ("(", ";"):
                 end += 1
             part = tokens[inside + 1 : end - 1]
             if part and part[-1].text in ("*", "&") and not _has_space(part):
-                yield part[0], _needs_space(part)
+                yield part[0], needs_space(part)
 
 
 def _has_space(part: list[Token]) -> bool:
     words = {token.text for token in part}
-    return bool(words & SPACES) or "auto" in words or "decltype" in words or _constant(words)
-
-
-def _needs_space(part: list[Token]) -> str:
-    kind = "reference" if any(token.text in ("&", "&&") for token in part) else "pointer"
-    return f"a {kind} needs an address space: device, threadgroup, thread or constant"
+    return names_space(words) or "auto" in words or "decltype" in words
 
 
 def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
-    for index, token in enumerate(tokens[1:-5], 1):
-        if token.text != "(":
+    """A function is a template's argument; it is in no variable."""
+    allowed = -1
+    for index, token in enumerate(tokens[:-5]):
+        if token.text == "<" and tokens[index - 1].text == "template":
+            allowed = max(allowed, template_end(tokens, index))
+        elif token.text == "typedef":
+            allowed = max(allowed, statement_end(tokens, index))
+        if token.text != "(" or index < allowed:
             continue
         marks = [t.text for t in tokens[index : index + 5]]
         if marks[:2] == ["(", "*"] and marks[3:] == [")", "("] and tokens[index + 2].kind == "word":
@@ -182,7 +179,7 @@ def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> It
         # A default value is an expression, and a template argument may multiply.
         head = _outside_templates(plain)
         if any(token.text in ("*", "&", "&&") for token in head) and not _has_space(plain):
-            yield plain[0], _needs_space(head)
+            yield plain[0], needs_space(head)
     result, at = [], name - 1
     while at >= 0 and tokens[at].text not in (";", "{", "}", ")", ":", "]]") and tokens[at].kind != "directive":
         result.insert(0, tokens[at])
@@ -193,7 +190,7 @@ def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> It
         and not _has_space(result)
         and "operator" not in {t.text for t in result}
     ):
-        yield result[0], _needs_space(result)
+        yield result[0], needs_space(result)
 
 
 def _without_attributes(part: list[Token]) -> list[Token]:
@@ -222,9 +219,10 @@ def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
     """Looks at what every statement starts with, and where it stands: in a function, a structure or a namespace."""
     bodies = {body: end for _, _, _, body, end in functions}
     scopes: list[str] = []
-    structure, namespace = False, False
+    structure, namespace, brackets = False, False, 0
     for index, token in enumerate(tokens):
         before = tokens[index - 1].text if index else ";"
+        brackets += (token.text == "(") - (token.text == ")")
         inside = scopes[-1] if scopes else "namespace"
         if token.text == "{":
             kind = "function" if index in bodies or "function" in scopes else "structure" if structure else "namespace"
@@ -242,7 +240,7 @@ def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
             if not _constant({t.text for t in tokens[index : index + 4]}):
                 yield token, "Metal has no static variables in functions"
         starts = before in (";", "{", "}") or (index and tokens[index - 1].kind == "directive") or index == 0
-        if starts and token.kind == "word":
+        if starts and token.kind == "word" and brackets <= 0:
             yield from _statement(tokens, index, inside)
 
 
@@ -271,12 +269,14 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
     pointing = _outside_templates(part)
     if variable and len(pointing) >= 3 and pointing[-2].text in ("*", "&") and not _has_space(part):
         if all(token.kind == "word" or token.text in ("*", "&", "::") for token in pointing):
-            yield part[0], _needs_space(pointing)
+            yield part[0], needs_space(pointing)
 
 
 def calls_of_kernels(tokens: list[Token], kernels: Iterable[str]) -> Iterator[Finding]:
     """A kernel is called by a launch alone."""
     for _, _, _, body, end in defined_functions(tokens):
         for before, token, after in zip(*(tokens[body + k : end] for k in range(3))):
-            if token.text in kernels and after.text == "(" and before.text not in (".", "->", "::"):
+            # Behind a type it is a variable of the same name.
+            declares = before.kind == "word" and before.text not in ("return", "else", "do", "case")
+            if token.text in kernels and after.text == "(" and not declares and before.text not in (".", "->", "::"):
                 yield token, f"'{token.text}' is a kernel, which no function calls"

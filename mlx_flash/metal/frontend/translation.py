@@ -25,8 +25,10 @@ class Translation:
     """The translated text and what a launch has to know of it."""
 
     text: str
-    kernels: dict = field(default_factory=dict)  # function name -> parameters
+    kernels: dict = field(default_factory=dict)  # function name, with its namespaces -> parameters
     templates: set = field(default_factory=set)  # names of the kernels that are templates
+    renamed: set = field(default_factory=set)  # names of the kernels that are found by their host name alone
+    places: dict = field(default_factory=dict)  # name of a kernel or an instance -> the namespaces around it
     instances: dict = field(default_factory=dict)  # host name -> expression to call
     types: dict = field(default_factory=dict)  # host name -> types of the parameters, where they choose the instance
     variables: dict = field(default_factory=dict)  # function name -> names of its threadgroup variables
@@ -39,9 +41,22 @@ class Translation:
             host_name = next(iter(self.instances or self.kernels))
         return self.instances.get(host_name, host_name)
 
+    def within(self, host_name: str | None, code: str) -> str:
+        """Code that stands in the namespaces of a kernel, so that names mean what they mean there."""
+        if host_name is None:
+            host_name = next(iter(self.instances or self.kernels))
+        for name in reversed(self.places.get(host_name, ())):
+            code = f"namespace {name} {{ {code} }}"
+        return code + "\n"
+
     def function(self, host_name: str | None = None) -> str:
-        """The plain name of a kernel's function."""
-        return self.callee(host_name).split("<")[0].split("::")[-1].strip()
+        """The name of a kernel's function, with its namespaces and without arguments of a template."""
+        if host_name is None:
+            host_name = next(iter(self.instances or self.kernels))
+        plain = "".join(self.callee(host_name).split("<")[0].split())
+        around = [name for name in self.places.get(host_name, ()) if name]
+        candidates = ["::".join([*around[:depth], plain]) for depth in range(len(around), -1, -1)]
+        return next((name for name in candidates if name in self.kernels), plain)
 
     def call(self, host_name: str | None = None) -> str:
         """The kernel called with what the launch bound."""
@@ -59,7 +74,7 @@ class Translation:
 
     def entry(self, host_name: str | None = None) -> str:
         """The function the runtime calls in every thread."""
-        return f'extern "C" void msl_kernel_entry() {{ {self.call(host_name)}; }}\n'
+        return self.within(host_name, f'extern "C" void msl_kernel_entry() {{ {self.call(host_name)}; }}')
 
     def variable_names(self, host_name: str | None = None) -> list[str]:
         """The names of a kernel's threadgroup variables, in order."""

@@ -182,6 +182,13 @@ template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
   }
 }
 
+// The type that the address of a function has, which is another than that of a pointer: function_pointers.py.
+template <typename R, typename... A> R msl_any_function(A...);
+template <typename F> struct msl_function { typedef F type; };
+template <typename R, typename... A> struct msl_function<R(A...)> { typedef decltype(&msl_any_function<R, A...>) type; };
+template <typename R, typename... A> struct msl_function<R (*)(A...)> : msl_function<R(A...)> {};
+template <typename R, typename... A> struct msl_function<R (&)(A...)> : msl_function<R(A...)> {};
+
 // A float constant that the compiler takes for a variable when it judges what converts to bfloat: bfloats.py.
 MSL_INLINE float msl_hidden(float value) { return value; }
 MSL_INLINE constexpr float msl_float(float value) { return __builtin_is_constant_evaluated() ? value : msl_hidden(value); }

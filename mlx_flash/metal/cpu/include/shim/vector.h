@@ -29,6 +29,7 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
 #define MSL_SAME(m) msl_static_cast<T>(a)
 #define MSL_MEMBER(m) msl_static_cast<T>(a.m)
 #define MSL_PLAIN_MEMBER(m) a.m
+#define MSL_PACKED_MEMBER(m) msl_static_cast<T>(packed.m)
 
 struct msl_list {};
 
@@ -79,6 +80,8 @@ struct msl_list {};
   MSL_INLINE constexpr explicit vec(const vec<U, N>& a) : MSL_MEMBERS##N(MSL_MEMBER) {}        \
   template <typename U>                                                                        \
   MSL_INLINE constexpr vec(const __constant vec<U, N>& a) : MSL_MEMBERS##N(MSL_MEMBER) {}      \
+  template <typename U, typename = metal::enable_if_t<!metal::is_same_v<T, U>>>                \
+  MSL_INLINE explicit vec(packed_vec<U, N> packed) : MSL_MEMBERS##N(MSL_PACKED_MEMBER) {}      \
   template <typename U> MSL_INLINE vec& operator=(const __constant vec<U, N>& a) {             \
     static_assert(__is_same(T, U), "vectors of different elements do not convert implicitly"); \
     return *this = vec(a);                                                                     \

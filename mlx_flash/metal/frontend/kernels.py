@@ -1,0 +1,260 @@
+"""Finds kernels, their parameters, instantiations, function constants and threadgroup variables in a Metal text."""
+
+from .names import Types
+from .parameters import misplaced
+from .rewriter import Rewriter
+from .tokens import Token, matching, split_arguments
+from .translation import Parameter
+
+_VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
+_MAX_BUFFER = 30  # Metal binds 31
+
+
+def namespaces(tokens: list[Token]) -> dict[int, tuple[str, ...]]:
+    """Index of a brace that opens a namespace -> the names it adds; one without a name adds ""."""
+    found = {}
+    for index, token in enumerate(tokens):
+        if token.text != "namespace" or (index and tokens[index - 1].text == "using"):
+            continue
+        end = index + 1
+        while end < len(tokens) and (tokens[end].kind == "word" or tokens[end].text == "::"):
+            end += 1
+        if end < len(tokens) and tokens[end].text == "{":
+            words = [t.text for t in tokens[index + 1 : end] if t.text not in ("::", "inline")]
+            found[end] = tuple(words) or ("",)
+    return found
+
+
+class Kernels(Rewriter):
+    """The part of the translator that knows what a kernel is."""
+
+    def kernels(self):
+        """Finds kernel functions and explicit instantiations of kernel templates."""
+        self.types = Types(self.tokens)
+        opened, braces, index = namespaces(self.tokens), [()], 0
+        while index < len(self.tokens):
+            token = self.tokens[index]
+            if token.text == "{":
+                braces.append(braces[-1] + opened.get(index, ()))
+            elif token.text == "}" and len(braces) > 1:
+                braces.pop()
+            elif token.text == "kernel" or index in self.attached:
+                self.namespace = braces[-1]
+                index = self.declaration(index)
+            index += 1
+
+    def declaration(self, index: int) -> int:
+        """A kernel's definition or instantiation at `index`; returns the index of its last token that was looked at."""
+        token = self.tokens[index]
+        keyword = token.text == "kernel" and self.tokens[index + 1].text == "void"
+        host = self.host_name(index) or (keyword and self.host_name(index + 1)) or None
+        if host and self.tokens[index - 1].text == "template":
+            return self.instance(index, host)
+        if self.attribute_at(index, "kernel") and token.text in _VALUES:
+            self.fail(token, "a kernel returns void")
+        if not keyword and not (self.attribute_at(index, "kernel") and token.text == "void"):
+            return index
+        if keyword:
+            self.replace(token.start, token.end)
+            index += 1
+        return self.kernel(index, host)
+
+    def host_name(self, index: int) -> str | None:
+        """The name that [[host_name("...")]] before a token gives a kernel."""
+        attribute = self.attribute_at(index, "host_name")
+        return "".join(t.text.strip('"') for t in attribute if t.kind == "string") if attribute else None
+
+    def instance(self, index: int, host_name: str) -> int:
+        """template <type> f<A>; or template void f<A>(parameters); the type is that of the function, in any words."""
+        end = index
+        while self.tokens[end].text != ";":
+            end += 1
+        last = end
+        if self.tokens[end - 1].text == ")":
+            last = self.opening(end - 1, "(", ")")
+        first = self.opening(last - 1, "<", ">") - 1 if self.tokens[last - 1].text == ">" else last - 1
+        while self.tokens[first - 1].text == "::" and self.tokens[first - 2].kind == "word":
+            first -= 2
+        if self.tokens[last - 1].text != ">" and last < end:
+            parts = split_arguments(self.tokens[last + 1 : end - 1])
+            self.result.types[host_name] = [self.text_of(part[:-1]) for part in parts]
+        call = self.source[self.tokens[first].start : self.tokens[last].start]
+        self.result.instances[host_name] = " ".join(call.split())
+        self.result.places[host_name] = self.namespace
+        self.replace(self.tokens[index - 1].start, self.tokens[end].end)
+        return end
+
+    def opening(self, index: int, opens: str, closes: str) -> int:
+        """The index of the bracket that the one at `index` closes."""
+        depth = inner = 0
+        while index > 0:
+            text = self.tokens[index].text
+            # A comparison in round brackets closes no argument of a template.
+            inner += (text == ")") - (text == "(") if opens == "<" else 0
+            depth += ((text == closes) - (text == opens)) * (inner == 0)
+            if depth == 0:
+                return index
+            index -= 1
+        self.fail(self.tokens[index], f"no '{opens}' for a '{closes}'")
+
+    def kernel(self, index: int, host_name: str | None) -> int:
+        """The kernel whose result type stands at `index`; returns the index of the bracket behind its parameters."""
+        name, opening = self.tokens[index + 1], index + 2
+        special = self.tokens[opening].text == "<"
+        if special:  # of one instance of a template
+            while self.tokens[opening].text not in ("(", ";", "{"):
+                opening += 1
+        if name.kind != "word" or self.tokens[opening].text != "(":
+            self.fail(
+                name, f"the name of a kernel is one word of letters, digits and _, not '{self.name_at(index + 1)}'"
+            )
+        closing = matching(self.tokens, opening)
+        plain = "::".join([*filter(None, self.namespace), name.text])
+        called = self.text_of(self.tokens[index + 1 : opening])
+        if special or host_name:
+            self.result.instances[host_name or called] = called
+        parameters = self.parameters(opening, closing)
+        self.result.kernels.setdefault(plain, parameters)
+        for key in (plain, host_name or called):
+            self.result.places[key] = self.namespace
+        if host_name and not special:
+            self.result.renamed.add(plain)
+        before = index - 1 if self.tokens[index - 1].text != "kernel" else index - 2
+        if self.tokens[before].text == ">" and not special:
+            self.result.templates.add(plain)
+        self.variables = self.result.variables.setdefault(plain, [])
+        for parameter in parameters:
+            if parameter.attribute == "threadgroup":
+                parameter.variable = len(self.variables)
+                self.variables.append(parameter.name)
+        body = closing + 1
+        if self.tokens[body].text == "{":
+            self.threadgroup_variables(body + 1, matching(self.tokens, body))
+        return closing
+
+    def name_at(self, index: int) -> str:
+        """What stands where a kernel's name should, up to its parameters."""
+        start, end = self.tokens[index].start, self.tokens[index].end
+        return self.source[start : max(end, self.source.find("(", start))]
+
+    def parameters(self, opening: int, closing: int) -> list[Parameter]:
+        """The parameters between two brackets; a buffer without a number gets the first one that is free."""
+        parameters, start = [], opening + 1
+        for part in split_arguments(self.tokens[opening + 1 : closing]):
+            end = start + len(part)
+            held = (a for i in range(start, end + 1) for a in self.attached.get(i, ()))
+            found = [a for a in held if a[0].start < self.tokens[end].start]
+            parameters.append(self.parameter(part, found))
+            self.check_buffer(part, parameters)
+            for reason in misplaced(part, parameters, self.types, opening):
+                self.fail(part[-1], reason)
+            start = end + 1
+        taken = {p.index for p in parameters if p.attribute == "buffer" and p.index >= 0}
+        for parameter in parameters:
+            if parameter.index < 0:
+                parameter.index = next(free for free in range(len(parameters)) if free not in taken)
+                taken.add(parameter.index)
+        return parameters
+
+    def parameter(self, part: list[Token], attributes: list[list[Token]]) -> Parameter:
+        condition = "".join(a[2].text for a in attributes if a[0].text == "function_constant")
+        found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused")]
+        words = {token.text for token in part}
+        name = next((t.text for t, after in zip(part, part[1:]) if after.text == "["), part[-1].text)
+        writable, constant = not words & {"const", "constant"}, "constant" in words
+        if not found and words & {"device", "constant"}:
+            return Parameter(name, "buffer", -1, writable, condition, constant=constant)
+        if len(found) != 1:
+            self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
+        attribute = found[0]
+        index = (self.argument(attribute) if attribute[0].text in ("buffer", "threadgroup") else None) or 0
+        return Parameter(name, attribute[0].text, index, writable, condition, constant=constant)
+
+    def check_buffer(self, part: list[Token], parameters: list[Parameter]):
+        new, before = parameters[-1], parameters[:-1]
+        if new.attribute != "buffer" or new.index < 0:
+            return
+        taken = (p.attribute == "buffer" and p.index == new.index and not p.condition for p in before)
+        if any(taken) and not new.condition:
+            self.fail(part[-1], f"parameter '{new.name}' binds buffer {new.index} twice")
+        if new.index > _MAX_BUFFER:
+            most = f"at most {_MAX_BUFFER + 1} buffers, the last at most {_MAX_BUFFER}"
+            self.fail(part[-1], f"buffer({new.index}): a kernel has {most}")
+        if {token.text for token in part} & {"thread", "threadgroup"}:
+            reason = "is a buffer: it has to be in the device or constant address space"
+            self.fail(part[-1], f"parameter '{new.name}' {reason}")
+
+    def function_constants(self):
+        """constant bool x [[function_constant(3)]]; gets its value when the kernel is built."""
+        for index, attributes in list(self.attached.items()):
+            for attribute in attributes:
+                name, after = self.tokens[index - 1], self.tokens[index]
+                if attribute[0].text != "function_constant" or after.text in (",", ")") or len(attribute) < 3:
+                    continue
+                if after.text != ";":
+                    reason = f"the function constant '{name.text}' gets its value when a kernel is made, not here"
+                    self.fail(name, reason)
+                start = index - 1
+                while self.tokens[start - 1].text not in (";", "{", "}") and self.tokens[start - 1].kind != "directive":
+                    start -= 1
+                words = (t.text for t in self.tokens[start : index - 1])
+                kind = " ".join(word for word in words if word not in ("static", "constexpr", "const", "constant"))
+                self.result.constants[name.text] = self.argument(attribute)
+                declared = f"constant {kind} {name.text} = msl_function_constant_{name.text}"
+                self.replace(self.tokens[start].start, name.end, declared)
+
+    def threadgroup_variables(self, start: int, end: int):
+        """threadgroup T x[N]; inside a kernel becomes a reference into the threadgroup's arena."""
+        index = start
+        while index < end:
+            token = self.tokens[index]
+            before = self.tokens[index - 1].text
+            begins = before in (";", "{", "}", ")") or self.tokens[index - 1].kind == "directive"
+            if token.text == "threadgroup" and begins:
+                stop = index
+                while self.tokens[stop].text != ";":
+                    stop += 1
+                self.threadgroup_variable(index, stop)
+                index = stop
+            index += 1
+
+    def alignment(self, index: int, first: list[Token]) -> str:
+        """The argument of an alignas before `threadgroup` or right after it, which is cut out of `first`."""
+        if first[0].text == "alignas":
+            close = matching(first, 1)
+            words = self.text_of(first[2:close])
+            del first[: close + 1]
+            return words
+        opening = index - 1
+        while self.tokens[index - 1].text == ")" and self.tokens[opening].text not in (";", "{", "}"):
+            if self.tokens[opening].text == "alignas":
+                self.replace(self.tokens[opening].start, self.tokens[index - 1].end)
+                return self.text_of(self.tokens[opening + 2 : index - 1])
+            opening -= 1
+        return "1"
+
+    def threadgroup_variable(self, index: int, stop: int):
+        parts = split_arguments(self.tokens[index + 1 : stop])
+        align = self.alignment(index, parts[0])
+        first, dimensions_at = parts[0], None
+        depth = 0
+        for position, token in enumerate(first):
+            depth += (token.text in "<(") - (token.text in ">)")
+            if depth == 0 and token.text in ("*", "&"):
+                return  # a pointer to threadgroup memory, or a reference
+            if depth == 0 and token.text in ("[", "=", "{"):
+                dimensions_at = position
+                break
+        name_at = (len(first) if dimensions_at is None else dimensions_at) - 1
+        element = self.text_of(first[:name_at])
+        declared = []
+        for part in [first[name_at:], *parts[1:]]:
+            name, dimensions = part[0].text, self.text_of(part[1:])
+            if {"=", "{"} & {token.text for token in part}:
+                reason = f"threadgroup memory holds nothing at first: '{name}' takes no initialiser"
+                self.fail(part[0], reason)
+            slot = len(self.variables)
+            self.variables.append(name)
+            made = f"msl_threadgroup_variable<{element}{dimensions}, {slot}, {align}>()"
+            declared.append(f"threadgroup auto& {name} = {made};")
+        self.replace(self.tokens[index].start, self.tokens[stop].end, " ".join(declared))

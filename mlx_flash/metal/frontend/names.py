@@ -1,0 +1,214 @@
+"""The names that a Metal text gives to types and to whole numbers, and where each is known."""
+
+import ast
+import operator
+from typing import NamedTuple
+
+from .tokens import Token, macro_tokens, matching, split_arguments
+
+_SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "half", "bfloat")
+BUILTIN = frozenset(
+    [*_SCALARS, "size_t", "bfloat16_t", "float16_t", "void", "unsigned", "signed", "ptrdiff_t"]
+    + [f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    + [f"{packed}{scalar}{n}" for scalar in _SCALARS for n in (2, 3, 4) for packed in ("", "packed_")]
+    + [f"{scalar}{c}x{r}" for scalar in ("float", "half") for c in (2, 3, 4) for r in (2, 3, 4)]
+    + ["vec", "packed_vec", "matrix", "simdgroup_matrix", "simdgroup_float8x8", "simdgroup_half8x8"]
+    + ["simdgroup_bfloat8x8", "atomic", "atomic_int", "atomic_uint", "atomic_float", "atomic_bool", "atomic_ulong"]
+)
+_OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.LShift: operator.lshift, ast.RShift: operator.rshift, ast.BitOr: operator.or_, ast.BitAnd: operator.and_,
+}  # fmt: skip
+
+
+class Known(NamedTuple):
+    """A name of a type, in the tokens [start, end); meaning: the tokens it stands for, none of a class."""
+
+    start: int
+    end: int
+    meaning: list[Token]
+    parameter: bool = False  # of a template
+
+
+class Types:
+    """The types of a text: `at(i)` says whether the token i names one."""
+
+    def __init__(self, tokens: list[Token]):
+        self.tokens = tokens
+        self.known: dict[str, list[Known]] = {}
+        self.macros = {inner[1].text for token in tokens if len(inner := macro_tokens(token)) > 1}
+        ends = _ends_of_blocks(tokens)
+        for index, token in enumerate(tokens):
+            if token.text == "using" and index + 2 < len(tokens) and tokens[index + 2].text == "=":
+                end = statement_end(tokens, index)
+                self._add(tokens[index + 1], Known(index, ends[index], tokens[index + 3 : end]))
+            elif token.text == "typedef":
+                end = statement_end(tokens, index)
+                if tokens[end - 1].kind == "word":
+                    self._add(tokens[end - 1], Known(end, ends[index], tokens[index + 1 : end - 1]))
+            elif token.text in ("struct", "class", "union", "enum") and not self._in_brackets(index):
+                name = self._tag(index + 1)
+                if name is not None:
+                    self._add(tokens[name], Known(name, ends[index], []))
+            elif token.text == "template" and index + 1 < len(tokens) and tokens[index + 1].text == "<":
+                self._parameters(index + 1)
+
+    def _add(self, name: Token, known: Known):
+        if name.kind == "word":
+            self.known.setdefault(name.text, []).append(known)
+
+    def _in_brackets(self, index: int) -> bool:
+        """template <class T>, enum class"""
+        return index > 0 and self.tokens[index - 1].text in ("<", ",", "enum")
+
+    def _tag(self, index: int) -> int | None:
+        while self.tokens[index].text in ("class", "struct", "alignas"):
+            index = matching(self.tokens, index + 1) + 1 if self.tokens[index].text == "alignas" else index + 1
+        return index if self.tokens[index].kind == "word" else None
+
+    def _parameters(self, opening: int):
+        """typename T of a template, known to the end of what it is a template of."""
+        closing = template_end(self.tokens, opening)
+        end = closing
+        while end < len(self.tokens) and self.tokens[end].text not in (";", "{"):
+            end = matching(self.tokens, end) + 1 if self.tokens[end].text == "(" else end + 1
+        if end < len(self.tokens) and self.tokens[end].text == "{":
+            end = matching(self.tokens, end)
+        for index in range(opening + 1, closing):
+            before = self.tokens[index - 1].text
+            if before in ("typename", "class") and self.tokens[index + 1].text in (",", ">", "="):
+                self._add(self.tokens[index], Known(index, end, [], True))
+
+    def at(self, index: int) -> bool:
+        """Does the token at `index` name a type?"""
+        token = self.tokens[index]
+        if token.kind != "word" or (index and self.tokens[index - 1].text in (".", "->")):
+            return False
+        return token.text in BUILTIN or self.find(token.text, index) is not None
+
+    def find(self, name: str, index: int) -> Known | None:
+        """What a name that is no builtin means at `index`."""
+        found = [known for known in self.known.get(name, ()) if known.start <= index < known.end]
+        return found[-1] if found else None
+
+    def spelt_out(self, part: list[Token], index: int) -> list[Token]:
+        """The tokens of a type, with other names for types replaced by what they stand for."""
+        words: list[Token] = []
+        for token in part:
+            known = self.find(token.text, index) if token.kind == "word" else None
+            if known and known.meaning and known.start < index:
+                words += self.spelt_out(known.meaning, known.start)
+            else:
+                words.append(token)
+        return words
+
+
+def template_end(tokens: list[Token], index: int) -> int:
+    """The index of the > that closes the < at `index`; of the last token where none does."""
+    depth = 0
+    while index < len(tokens):
+        text = tokens[index].text
+        if text in ("(", "[", "{"):
+            index = matching(tokens, index)
+        elif text in (";", "}"):
+            break
+        depth += (text == "<") - (text == ">")
+        if depth == 0:
+            return index
+        index += 1
+    return min(index, len(tokens) - 1)
+
+
+def statement_end(tokens: list[Token], index: int) -> int:
+    """The index of the semicolon behind `index`; of the last token without one."""
+    while index < len(tokens) - 1 and tokens[index].text != ";":
+        index = matching(tokens, index) + 1 if tokens[index].text in ("(", "{", "[") else index + 1
+    return min(index, len(tokens) - 1)
+
+
+def _ends_of_blocks(tokens: list[Token]) -> list[int]:
+    """For every token the index of the brace that closes the block around it, or the number of tokens."""
+    ends, open_blocks = [len(tokens)] * len(tokens), []
+    for index in range(len(tokens) - 1, -1, -1):
+        if tokens[index].text == "{" and open_blocks:
+            open_blocks.pop()
+        ends[index] = open_blocks[-1] if open_blocks else len(tokens)
+        if tokens[index].text == "}":
+            open_blocks.append(index)
+    return ends
+
+
+def whole_numbers(tokens: list[Token]) -> dict[str, int]:
+    """The values of macros, enumerators and constants that are whole numbers."""
+    values: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        inner = macro_tokens(token)
+        if len(inner) > 2 and inner[2].start > inner[1].end:
+            _keep(values, inner[1].text, inner[2:])
+        elif token.text == "enum":
+            opening = index
+            while tokens[opening].text not in ("{", ";"):
+                opening += 1
+            if tokens[opening].text == "{":
+                _enumerators(values, tokens[opening + 1 : matching(tokens, opening)])
+        elif token.text == "=" and tokens[index - 1].kind == "word":
+            words = {before.text for before in tokens[max(0, index - 6) : index]}
+            if words & {"constant", "constexpr"}:
+                _keep(values, tokens[index - 1].text, tokens[index + 1 : statement_end(tokens, index)])
+    return values
+
+
+def _enumerators(values: dict[str, int], tokens: list[Token]):
+    following = 0
+    for part in split_arguments(tokens):
+        if len(part) > 2 and part[1].text == "=":
+            _keep(values, part[0].text, part[2:])
+            following = values.get(part[0].text, following)
+        else:
+            values[part[0].text] = following
+        following += 1
+
+
+def _keep(values: dict[str, int], name: str, tokens: list[Token]):
+    value = whole_number(tokens, values)
+    if value is not None:
+        values[name] = value
+
+
+def number(literal: str) -> int:
+    """An integer literal of C++."""
+    literal = literal.rstrip("uUlL")
+    return int(literal, 8 if literal.strip("0") and literal[0] == "0" and literal.isdigit() else 0)
+
+
+def whole_number(tokens: list[Token], values: dict[str, int]) -> int | None:
+    """The value of an expression of literals and known names; None if it is another."""
+    words = []
+    for token in tokens:
+        if token.kind == "number":
+            try:
+                words.append(str(number(token.text)))
+            except ValueError:
+                return None
+        elif token.text in values and (not words or words[-1] != "::"):
+            words.append(str(values[token.text]))
+        elif token.text in ("(", ")", "+", "-", "*", "|", "&", "<<"):
+            words.append(token.text)
+        elif token.text == "/":
+            words.append("//")
+        else:
+            return None
+    try:
+        return _evaluated(ast.parse(" ".join(words), mode="eval").body)
+    except (SyntaxError, KeyError, ZeroDivisionError):
+        return None
+
+
+def _evaluated(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_evaluated(node.operand)
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](_evaluated(node.left), _evaluated(node.right))
+    raise KeyError

@@ -1,0 +1,59 @@
+"""What Metal asks of a kernel's parameters: where a value comes from decides which types it may have."""
+
+from collections.abc import Iterator
+
+from .names import Types
+from .signature import ATTRIBUTES
+from .tokens import Token
+from .translation import Parameter
+
+_ATTRIBUTE_TYPES = dict(ATTRIBUTES)
+_UNSIGNED = {"uint": "uint", "ushort": "ushort", "uint32_t": "uint", "uint16_t": "ushort"}
+_QUALIFIERS = {"const", "volatile", "metal", "::", "thread", "typename"}
+_SPACES = {"device", "constant", "threadgroup"}
+
+
+def misplaced(part: list[Token], parameters: list[Parameter], types: Types, index: int) -> Iterator[str]:
+    """Reasons against the last of these parameters, whose tokens are `part` and whose types are those at `index`."""
+    new = parameters[-1]
+    if any(_same(new, before) for before in parameters[:-1]):
+        what = f"threadgroup({new.index})" if new.attribute == "threadgroup" else new.attribute
+        yield f"parameter '{new.name}' is a second one with [[{what}]]"
+    kind = types.spelt_out(part[:-1], index)
+    words = [token.text for token in kind if token.text not in ("const", "volatile")]
+    # The type of a template's parameter is known to its instances only.
+    open_type = any((known := types.find(t.text, index)) and known.parameter for t in part[:-1])
+    points = any(token.text in ("*", "&", "[") for token in [*kind, *part])
+    if new.attribute in ("buffer", "threadgroup"):
+        if not points and not open_type:
+            yield f"parameter '{new.name}' of a kernel is a buffer: it has to be a pointer or a reference, not a value"
+        elif new.attribute == "threadgroup" and "threadgroup" not in words and not open_type:
+            yield f"parameter '{new.name}' is threadgroup memory: it has to point to the threadgroup address space"
+    elif new.attribute in _ATTRIBUTE_TYPES and not open_type:
+        yield from _position(new, words, points)
+
+
+def _same(a: Parameter, b: Parameter) -> bool:
+    if a.attribute != b.attribute or a.attribute == "buffer":
+        return False
+    return a.attribute != "threadgroup" or (a.index == b.index and not a.condition and not b.condition)
+
+
+def _position(new: Parameter, words: list[str], points: bool) -> Iterator[str]:
+    words = [word for word in words if word not in _QUALIFIERS]
+    vectors = _ATTRIBUTE_TYPES[new.attribute] == "uint3"
+    wanted = "ushort or uint, or a vector of two or three of them" if vectors else "ushort or uint"
+    if points or not _fits(words, vectors):
+        yield f"parameter '{new.name}' with [[{new.attribute}]] has to be {wanted}, not {' '.join(words) or 'this'}"
+
+
+def _fits(words: list[str], vectors: bool) -> bool:
+    """Is this an unsigned number of 16 or 32 bits, or where `vectors` says so a vector of two or three?"""
+    plain = [word for word in words if word != "int"] if "unsigned" in words else words
+    if plain in (["unsigned"], ["unsigned", "short"], ["short", "unsigned"]):
+        return True
+    if len(words) == 1:
+        scalar = words[0].rstrip("123") if words[0] not in _UNSIGNED else words[0]
+        return words[0] in _UNSIGNED or (vectors and scalar in ("uint", "ushort") and words[0][-1] in "23")
+    vector = len(words) == 6 and words[0] == "vec" and words[1] == "<" and words[3] == ","
+    return vectors and vector and words[2] in _UNSIGNED and words[4] in ("2", "3")

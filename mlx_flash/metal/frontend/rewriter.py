@@ -1,0 +1,85 @@
+"""What rewriting a Metal text needs: its tokens, its attributes, and the edits that keep every line where it was."""
+
+from .errors import CompileError
+from .names import whole_number, whole_numbers
+from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
+from .translation import POSITIONS, Translation
+
+_KNOWN_ATTRIBUTES = {
+    *POSITIONS, "kernel", "host_name", "buffer", "threadgroup", "function_constant",
+    "max_total_threads_per_threadgroup", "visible", "maybe_unused", "nodiscard", "fallthrough", "id", "user", "clang",
+}  # fmt: skip
+
+
+class Rewriter:
+    """The tokens of a text and the edits to it. `attached` keeps the attributes, which no compiler sees."""
+
+    def __init__(self, text: str):
+        self.source = text
+        self.tokens = tokenize(text)
+        self.edits: list[tuple[int, int, str]] = [(start, end, "") for start, end in comments(text)]
+        self.values = whole_numbers(self.tokens)
+        self.result = Translation("")
+
+    def fail(self, token: Token, message: str):
+        """Raises CompileError with the line of a token."""
+        line = line_of(self.source, token.start)
+        shown = self.source.splitlines()[line - 1].strip()
+        raise CompileError(f"line {line}: error: {message}\n    {shown}")
+
+    def replace(self, start: int, end: int, new: str = ""):
+        """text[start:end] becomes `new`."""
+        self.edits.append((start, end, new))
+
+    def apply(self) -> str:
+        """The text after all edits; of two that overlap the first counts."""
+        pieces, at = [], 0
+        for start, end, new in sorted(self.edits):
+            if start < at:
+                continue
+            pieces += [self.source[at:start], new, "\n" * self.source.count("\n", start, end)]
+            at = end
+        pieces.append(self.source[at:])
+        return "".join(pieces)
+
+    def attributes(self):
+        """Blanks every [[...]]; remembers its words at the token that follows or precedes it."""
+        self.attached: dict[int, list[list[Token]]] = {}
+        kept: list[Token] = []
+        index = 0
+        while index < len(self.tokens):
+            token = self.tokens[index]
+            if token.text != "[[":
+                kept.append(token)
+                index += 1
+                continue
+            end = matching(self.tokens, index)
+            for attribute in split_arguments(self.tokens[index + 1 : end]):
+                if attribute[0].text not in _KNOWN_ATTRIBUTES:
+                    self.fail(attribute[0], f"unknown attribute '{attribute[0].text}'")
+                self.attached.setdefault(len(kept), []).append(attribute)
+                if attribute[0].text == "max_total_threads_per_threadgroup":
+                    # That of a template's parameter is known to its instances only.
+                    self.result.max_threads = whole_number(attribute[2:-1], self.values) or self.result.max_threads
+            self.replace(token.start, self.tokens[end].end)
+            index = end + 1
+        self.tokens = kept
+
+    def argument(self, attribute: list[Token]) -> int | None:
+        """The whole number in [[attribute(number)]]; None where there is none."""
+        if len(attribute) < 4:
+            return None
+        value = whole_number(attribute[2:-1], self.values)
+        if value is None:
+            self.fail(attribute[2], f"the argument of [[{attribute[0].text}]] has to be a whole number known here")
+        return value
+
+    def attribute_at(self, index: int, name: str) -> list[Token] | None:
+        """The tokens of the attribute `name` that stands before a token."""
+        return next((a for a in self.attached[index] if a[0].text == name), None) if index in self.attached else None
+
+    def text_of(self, tokens: list[Token]) -> str:
+        """The source that these tokens span, on one line."""
+        if not tokens:
+            return ""
+        return " ".join(self.source[tokens[0].start : tokens[-1].end].split())

@@ -1,0 +1,101 @@
+"""Pointers and references name an address space in Metal, wherever their type is written.
+
+A name that is known to be a type and a * or & behind it are no product: with that, all of a text can be looked at.
+"""
+
+from collections.abc import Iterator
+
+from .names import Types, template_end
+from .tokens import Token, matching
+
+SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
+_POINTS = ("*", "&", "&&")
+_QUALIFIERS = frozenset({"const", "volatile", "restrict", "__restrict"})
+# What may stand before a declaration's type beside qualifiers: the space is among them or nowhere.
+_BEFORE = frozenset({"static", "constexpr", "inline", "extern", "typename", "struct", "union", "mutable", "coherent"})
+Finding = tuple[Token, str]
+
+
+def needs_space(part: list[Token]) -> str:
+    """The sentence about a type that points somewhere without saying where."""
+    kind = "reference" if any(token.text in ("&", "&&") for token in part) else "pointer"
+    return f"a {kind} needs an address space: device, threadgroup, thread or constant"
+
+
+def names_space(words: set[str]) -> bool:
+    """A macro such as MTL_CONST may stand for the keyword."""
+    return bool(words & SPACES) or any(word.endswith("_CONST") for word in words)
+
+
+def unspaced(tokens: list[Token], types: Types) -> Iterator[Finding]:
+    """Pointers and references to known types without an address space."""
+    for index, token in enumerate(tokens[:-2]):
+        if token.kind != "word" or not types.at(index):
+            continue
+        after = _behind(tokens, index)
+        words = _leading(tokens, index)
+        while tokens[after].text in _QUALIFIERS or tokens[after].text in SPACES:
+            words.add(tokens[after].text)
+            after += 1
+        if names_space(words) or words & types.macros:
+            continue
+        if tokens[after].text in _POINTS:
+            yield token, needs_space(tokens[after : after + 1])
+        elif _to_array(tokens, after):
+            yield token, needs_space(tokens[after + 1 : after + 2])
+        elif tokens[after].kind == "word" and _starts(tokens, index):
+            yield from _later_declarators(tokens, after)
+
+
+def _behind(tokens: list[Token], index: int) -> int:
+    """The index behind a type's name and its template arguments."""
+    if tokens[index + 1].text != "<":
+        return index + 1
+    end = template_end(tokens, index + 1)
+    return end + 1 if tokens[end].text == ">" and end + 1 < len(tokens) else index + 1
+
+
+def _leading(tokens: list[Token], index: int) -> set[str]:
+    """The words of the declaration before its type's name."""
+    words, at = set(), index - 1
+    while at >= 0 and (tokens[at].kind == "word" or tokens[at].text == "::"):
+        words.add(tokens[at].text)
+        at -= 1
+    if at >= 3 and tokens[at].text == ")":  # coherent(device) device T*, alignas(16) device T*
+        opening = at
+        while opening > 0 and tokens[opening].text != "(":
+            opening -= 1
+        if tokens[opening - 1].text in ("coherent", "alignas"):
+            words |= _leading(tokens, opening - 1) | {token.text for token in tokens[opening:at]}
+    return words
+
+
+def _to_array(tokens: list[Token], index: int) -> bool:
+    """T (&r)[4], T (*p)[4], T (*)[4]; T(*p) is a conversion."""
+    if tokens[index].text != "(" or tokens[index + 1].text not in _POINTS:
+        return False
+    closing = matching(tokens, index)
+    inside = tokens[index + 2 : closing]
+    plain = all(token.kind == "word" and token.text not in SPACES for token in inside)
+    return plain and len(inside) <= 1 and closing + 1 < len(tokens) and tokens[closing + 1].text == "["
+
+
+def _starts(tokens: list[Token], index: int) -> bool:
+    """Does the type at `index` start a declaration of variables?"""
+    at = index - 1
+    while at >= 0 and (tokens[at].text in _QUALIFIERS or tokens[at].text in _BEFORE or tokens[at].text == "::"):
+        at -= 1
+    opens_loop = at > 0 and tokens[at].text == "(" and tokens[at - 1].text == "for"
+    return at < 0 or opens_loop or tokens[at].text in (";", "{", "}") or tokens[at].kind == "directive"
+
+
+def _later_declarators(tokens: list[Token], index: int) -> Iterator[Finding]:
+    """float a = 1, *p = &a;"""
+    if tokens[index + 1].text not in ("=", ",", "[", "(", "{"):
+        return
+    while index < len(tokens) - 1 and tokens[index].text not in (";", ")", "}"):
+        if tokens[index].text in ("(", "[", "{"):
+            index = matching(tokens, index)
+        elif tokens[index].text == "," and tokens[index + 1].text in _POINTS:
+            yield tokens[index + 1], needs_space(tokens[index + 1 : index + 2])
+        index += 1
