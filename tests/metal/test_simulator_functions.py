@@ -91,7 +91,8 @@ STATEMENTS = {
                           "y[3] = v.w;", [9, 10, 8, 16]),
     "compound packed vectors": ("packed_float2 v = packed_float2(1, 2); v += float2(1); v *= 3.0f; y[0] = v.x; "
                                 "y[1] = v.y;", [6, 9]),
-    "ranges in an initialiser": ("float a[5] = { [0 ... 3] = 2.0f }; y[0] = a[0]; y[1] = a[3]; y[2] = a[4];", [2, 2, 0]),
+    "ranges in an initialiser": ("float a[5] = { [0 ... 3] = 2.0f }; y[0] = a[0]; y[1] = a[3]; y[2] = a[4];",
+                                 [2, 2, 0]),
 }  # fmt: skip
 
 

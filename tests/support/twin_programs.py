@@ -5,8 +5,6 @@ As in language_programs.py a program with the word `kernel` is whole, any other 
 
 from language_programs import helper
 
-_FIRST = "float a = 1, b2 = 2; "
-
 # rule: (what the error says, program that is refused, program that is accepted)
 TWINS = {
     "pointer as a later declarator": ("pointer needs an address space",
@@ -138,7 +136,7 @@ LEGAL = {
     "functions as parameters, written as functions": helper(
         "float g(float a) { return 2 * a; } template <float F(float), int N = 3> float f(float a) { return F(a) * N; }",
         "y[i] = f<g>(x[i]);"),
-    "variable named as its kernel": "kernel void f(device float* y [[buffer(0)]]) { float2 f(1.0f, 2.0f); y[0] = f.x; }",
+    "variable named as its kernel": "kernel void f(device float* y [[buffer(0)]]) { float2 f(1, 2); y[0] = f.x; }",
     "assert": "assert(i < 4096 && \"in range\"); assert((is_same_v<float, float>)); y[i] = 1;",
     "kernels in nested namespaces": "namespace a::b { struct S { float v; }; namespace { kernel void f(device S* y "
         "[[buffer(0)]]) { y[0].v = 1; } } }",

@@ -57,11 +57,11 @@ def _parameter(tokens: list[Token], start: int, end: int, aliases: set[str]) -> 
         return
     for at in range(start + 1, last - 1):
         if tokens[at + 1].text == "(" and tokens[at].kind == "word" and tokens[at].text not in _NO_FUNCTION:
-            if matching(tokens, at + 1) == last - 1:  # R F(A)
+            if matching(tokens, at + 1) == last - 1:  # written as a function
                 yield from _named(tokens, start, at, at, last)
             return
         pointer = [token.text for token in tokens[at : at + 2]] in (["(", "*"], ["(", "&"])
-        if pointer and tokens[at + 3].text == ")" and tokens[at + 4].text == "(":  # R (*F)(A)
+        if pointer and tokens[at + 3].text == ")" and tokens[at + 4].text == "(":  # a pointer or a reference
             yield from _named(tokens, start, at, at + 3, last)
             return
 
