@@ -1,22 +1,13 @@
 """What the simulator takes and refuses is what Metal takes and refuses: one small program a rule."""
 
-import re
-
 import mlx.core as mx
 import pytest
-from language_programs import ACCEPTED, BODY, REFUSED
+from language_programs import ACCEPTED, REFUSED
+from programs import compiled
 
-from mlx_flash.metal.cpu import compiler
 from mlx_flash.metal.cpu.settings import MODES
-from mlx_flash.metal.frontend.language import VERSIONS, prefix
-from mlx_flash.metal.frontend.translate import translate
+from mlx_flash.metal.frontend.language import VERSIONS
 from mlx_flash.simulator import CompileError, language, metal_kernel, mode
-
-
-def compiled(program: str, version: str = "3.1"):
-    text = program if re.search(r"\bkernel\b", program) else BODY + program + "\n}\n"
-    translation = translate(text, float(version))
-    compiler.check(prefix(version) + translation.text, translation.entry(), "mlx.h")
 
 
 @pytest.mark.parametrize("rule", ACCEPTED)

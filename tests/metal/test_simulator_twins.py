@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from test_simulator_language import compiled
+from programs import compiled
 from twin_programs import LEGAL, NAMES, TWINS
 
 from mlx_flash.simulator import CompileError, MetalLibrary, metal_kernel
