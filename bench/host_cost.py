@@ -2,19 +2,18 @@
 
 A kernel object that launches nothing takes the place of mx.fast.metal_kernel's and notes when it is called. The time up
 to there is the cost up to the launch; the whole call includes what wraps the outputs. The built-in function is timed in
-turns with it, so that a noisy machine slows both; over a quantized cache that is mlx-lm's. Nothing is evaluated.
+turns with it, so that a noisy machine slows both; over a quantized cache that is mlx-lm's. Nothing is evaluated. In
+the growing cases the cache has one key more with every call, as in generation.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
 import statistics
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,7 +21,7 @@ from mlx_lm.models.base import quantized_scaled_dot_product_attention
 from rich.console import Console
 from rich.table import Table
 
-from mlx_flash import attention, quantized_attention
+from mlx_flash import api, attention, quantized_attention
 from mlx_flash.backends import Backend
 from mlx_flash.backends.metal import run_with
 from mlx_flash.kernels.devices import FAMILIES
@@ -37,6 +36,7 @@ CASES = {  # queries, our options, the built-in's, whether the keys are quantize
     "bool mask": (256, {"mask": MASK}, {"mask": MASK}),
     "causal, sinks": (256, {"causal": True, "sinks": SINKS}, {"mask": "causal", "sinks": SINKS}),
     "window, softcap": (256, {"window": (64, 0), "softcap": 30.0}, None),
+    "one query, growing cache": (1, {}, {}, False, True),
     "quantized, one query": (1, QUANTIZED, {"mask": None} | QUANTIZED, True),
     "quantized, causal": (256, {"causal": True} | QUANTIZED, {"mask": "causal"} | QUANTIZED, True),
 }
@@ -47,35 +47,37 @@ class Stub:
 
     def __init__(self, family: str = "apple9"):
         self.launched = 0.0
-        self.backend = Backend("metal", FAMILIES[family], self._run)
-        self._outputs = lru_cache(self._outputs)
-        self._compiled = lru_cache(lambda kernel: self._kernel)
+        self.backend = Backend("metal", FAMILIES[family], self._run, decodes=True, dequantizes=True)
+        self._outputs = {}
 
-    def _run(self, plan, inputs, stream):
-        return run_with(self._compiled, plan, inputs, stream)
+    def _run(self, kind, plan, problem, inputs, stream):
+        return run_with(self._kernel, plan.launch(problem), inputs, stream)
 
     def _kernel(self, *, output_shapes, output_dtypes, **_):
         self.launched = time.perf_counter()
-        return self._outputs(output_shapes, output_dtypes)
-
-    def _outputs(self, shapes, dtypes) -> list[mx.array]:
-        return [mx.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
+        if output_shapes not in self._outputs:
+            made = [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
+            self._outputs[output_shapes] = made
+        return self._outputs[output_shapes]
 
     def install(self) -> None:
-        for name in ("attention", "quantized"):
-            importlib.import_module(f"mlx_flash.{name}").current_backend = lambda: self.backend
+        api.current_backend = lambda: self.backend
 
 
-def measure(stub: Stub, queries: int, ours: dict, theirs: dict | None, quantized: bool = False) -> dict:
+def measure(
+    stub: Stub, queries: int, ours: dict, theirs: dict | None, quantized: bool = False, growing: bool = False
+) -> dict:
     q = mx.zeros((1, 8, queries, 64), mx.float16)
     k = mx.zeros((1, 2, 256, 64), mx.float16)
     call, built_in = attention, mx.fast.scaled_dot_product_attention
     if quantized:
         k = mx.quantize(k, **QUANTIZED)
         call, built_in = quantized_attention, quantized_scaled_dot_product_attention
-    mx.eval(q, k, MASK, SINKS)
+    cache = mx.zeros((1, 2, 256 + WARM + REPEATS, 64), mx.float16)
+    mx.eval(q, k, MASK, SINKS, cache)
     times = {"up_to_launch": [], "whole": [], "built_in": []}
-    for _ in range(WARM + REPEATS):
+    for token in range(WARM + REPEATS):
+        k = cache[:, :, : 256 + token] if growing else k
         start = time.perf_counter()
         call(q, k, k, **ours)
         times["whole"].append(time.perf_counter() - start)

@@ -31,10 +31,14 @@ def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: di
     if plan is None and backend.family:
         plan = plan_of(kind, problem, backend.family)
     if kind is DECODE:
-        inputs["packing"] = plan.decode_params(problem)
+        launch = plan.launch(problem)
+        inputs["packing"] = launch.decode_params
     outputs = backend.run(kind, plan, problem, inputs, stream)
-    if kind is DECODE and plan.parts(problem) > 1:
-        return run(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)))
+    if kind is DECODE and launch.parts > 1:
+        combine = plan.resources.get(COMBINE)
+        if combine is None:
+            combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
+        return run(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)), combine)
     # Kernels write float32 where they page an accumulator.
     dtypes = [output_dtype(name, problem) for name in kind.outputs]
     return tuple([one if one.dtype == to else one.astype(to, stream=stream) for one, to in zip(outputs, dtypes)])
@@ -86,7 +90,7 @@ class Attention:
         self.with_lse = with_lse
         quantized = signature.variants.quantization is not None
         self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, _NO_JVP)
-        self._plans: dict[KernelKind, Plan] = {}
+        self._plans: dict[object, Plan] = {}
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
@@ -113,9 +117,10 @@ class Attention:
             kind = DECODE
         inputs = kernel_inputs(kind, problem, named, self.stream)
         # Decoding's plan follows the number of its queries; every other kind has one plan.
-        plan = self._plans.get(kind)
-        if plan is None and kind is not DECODE and self.backend.family:
-            plan = self._plans[kind] = plan_of(kind, problem, self.backend.family)
+        key = (kind, problem.query_length) if kind is DECODE else kind
+        plan = self._plans.get(key)
+        if plan is None and self.backend.family:
+            plan = self._plans[key] = plan_of(kind, problem, self.backend.family)
         return run(kind, problem, self.backend, self.stream, inputs, plan)
 
     def _differentiable(self, kind: KernelKind) -> Callable:

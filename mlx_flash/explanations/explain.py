@@ -62,7 +62,7 @@ def explain(
     inner = inner_problem(problem)
     decoding = CAPABILITIES[name].get("decodes", False)
     runs = not problem.empty and chosen is not None
-    parts = plan_of(DECODE, inner, chosen).parts(inner) if runs and decoding and decodes(problem) else 1
+    parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
     chain = steps_of(problem, name, parts, chosen) if runs else ()
     steps = tuple(_explain_step(plan_of(step, inner, chosen), inner) for step in chain)
     if problem.empty:
@@ -136,7 +136,7 @@ def inner_problem(problem: Problem) -> Problem:
     """The problem the kernels see: head dimensions rounded up to multiples of 8."""
     signature = problem.signature
     padding = {"head_dim": padded(signature.head_dim), "value_dim": padded(signature.value_dim)}
-    return replace(problem, signature=replace(signature, **padding))
+    return problem._replace(signature=replace(signature, **padding))
 
 
 def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:

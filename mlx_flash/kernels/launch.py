@@ -24,20 +24,23 @@ NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass  # made for every length of a growing cache: a frozen one takes three times as long
 class Launch:
-    """`grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's."""
+    """`grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's. `parts`: of the keys,
+    in decoding, and `decode_params` what its kernel is told: queries, keys of a part, parts."""
 
     kernel: Kernel
     output_shapes: tuple[tuple[int, ...], ...]
     output_dtypes: tuple[mx.Dtype, ...]
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
+    parts: int = 1
+    decode_params: tuple[int, int, int] | None = None
 
     def __post_init__(self):
-        for threads, group in zip(self.grid, self.threadgroup):
-            if threads <= 0 or threads % group:
-                raise ValueError(f"{self.kernel.name}: grid {self.grid} is no multiple of {self.threadgroup}")
+        (x, y, z), (threads, *others) = self.grid, self.threadgroup
+        if x <= 0 or y <= 0 or z <= 0 or x % threads or others != [1, 1]:
+            raise ValueError(f"{self.kernel.name}: grid {self.grid} is no multiple of {self.threadgroup}")
 
     def arguments(self, inputs: dict[str, mx.array | float]) -> list[mx.array]:
         """The arrays the kernel reads, in its order.
@@ -72,7 +75,9 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
     return (*(query if name == "dQ" else key), problem.value_dim if name == "dV" else problem.head_dim)
 
 
-def launch(kind: KernelKind, config: TileConfig, kernel: Kernel, problem: Problem, parts: int = 1) -> Launch:
+def launch(
+    kind: KernelKind, config: TileConfig, kernel: Kernel, problem: Problem, keys_of_a_part: int = 0, parts: int = 1
+) -> Launch:
     """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes, and so
     has decoding. `parts`: of the keys, whose results are float32 and have an axis in front if they are several."""
     length, heads = problem.query_length, problem.query_heads
@@ -94,6 +99,8 @@ def launch(kind: KernelKind, config: TileConfig, kernel: Kernel, problem: Proble
         output_dtypes=tuple(mx.float32 if fronts else getattr(mx, dtype) for dtype in kernel.output_dtypes),
         grid=(blocks * config.threads, heads, batch),
         threadgroup=(config.threads, 1, 1),
+        parts=parts,
+        decode_params=(problem.query_length, keys_of_a_part, parts) if kind is DECODE else None,
     )
 
 

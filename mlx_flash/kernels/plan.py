@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import gcd
 
-from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, KernelKind
+from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_VALUE, DECODE, KernelKind
 from ..problem.problem import Problem, Signature
 from .apple import lookup, max_threads, splits_dk_dv
 from .config import TileConfig, precision_of
@@ -14,22 +14,24 @@ from .devices import Family
 from .launch import Launch, launch
 from .nvidia import joint_rows
 from .source import Kernel, build
-from .split_kv import gqa_rows, part_length, parts_of_keys
+from .split_kv import gqa_rows, split_keys
 from .tile_layers import LAYERS
+
+LAUNCHES = 256  # that one plan keeps
 
 
 @dataclass(frozen=True)
 class Plan:
     """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup.
 
-    `resources`: what a backend keeps for this kernel (compiled objects), by its own keys.
+    `resources`: what is kept for this kernel: launches, and what a backend compiled, by its name.
     """
 
     kind: KernelKind
     signature: Signature
     family: Family
     rows: int = 0
-    resources: dict = field(default_factory=dict, compare=False, repr=False)
+    resources: dict = field(default_factory=lambda: {"launches": {}}, compare=False, repr=False)
 
     @property
     def head_dim(self) -> int:
@@ -64,21 +66,25 @@ class Plan:
             signature.variants.text, self.max_threads,
         )  # fmt: skip
 
-    def parts(self, problem: Problem) -> int:
-        """Parts of the keys that are worked on at once; more than one in decoding only."""
-        return parts_of_keys(problem, self.config, self.family) if self.kind is DECODE else 1
-
-    def decode_params(self, problem: Problem) -> tuple[int, int, int]:
-        """What the decoding kernel is told: queries, keys of a part, parts."""
-        return problem.query_length, part_length(problem, self.config, self.family), self.parts(problem)
-
     def launch(self, problem: Problem) -> Launch:
-        """The launch for these lengths; layers of a model ask for the same one again and again."""
-        found = self.resources.get("launch")
-        if found is None or found[0] != problem:
-            made = launch(self.kind, self.config, self.kernel, problem, self.parts(problem))
-            found = self.resources["launch"] = (problem, made)
-        return found[1]
+        """The launch for these lengths. Launches are kept by the lengths they follow: those of queries do not follow
+        the keys, and in decoding only the number of parts does, so that a growing cache finds the same one again."""
+        last = self.resources.get("last")
+        if last is not None and last[0] is problem:
+            return last[1]
+        split = ()
+        if self.kind is DECODE:
+            split = split_keys(problem, self.config, self.family)
+        length = problem.key_length if self.kind.over_keys else problem.query_length
+        key = (problem.batch, length, problem.mask_shape if self.kind is BACKWARD_MASK else split)
+        launches = self.resources["launches"]
+        found = launches.get(key)
+        if found is None:
+            if len(launches) >= LAUNCHES:
+                launches.clear()
+            found = launches[key] = launch(self.kind, self.config, self.kernel, problem, *split)
+        self.resources["last"] = (problem, found)
+        return found
 
 
 @lru_cache(maxsize=1024)

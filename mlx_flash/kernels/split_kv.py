@@ -57,5 +57,7 @@ def part_length(problem: Problem, config: TileConfig, family: Family) -> int:
     return max(1, -(-seen // (parts * config.traversal))) * config.traversal
 
 
-def parts_of_keys(problem: Problem, config: TileConfig, family: Family) -> int:
-    return max(1, -(-keys_seen(problem) // part_length(problem, config, family)))
+def split_keys(problem: Problem, config: TileConfig, family: Family) -> tuple[int, int]:
+    """(keys of a part, number of parts)."""
+    length = part_length(problem, config, family)
+    return length, max(1, -(-keys_seen(problem) // length))

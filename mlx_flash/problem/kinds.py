@@ -6,6 +6,7 @@ One step is one template. Operand names are those of the papers; forward.metal h
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 
 @dataclass(frozen=True, eq=False)  # a key of many tables: hashed by identity
@@ -27,7 +28,7 @@ class KernelKind:
         """Does it multiply matrices in tiles? The others stream rows."""
         return self.matmuls > 0
 
-    @property
+    @cached_property
     def over_keys(self) -> bool:
         """Do its threadgroups own keys, and walk along the queries?"""
         return "dK" in self.outputs or "dV" in self.outputs

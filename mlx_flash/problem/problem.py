@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -40,8 +41,7 @@ class Signature:
         return self.query_heads // self.key_heads if self.key_heads else 1
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One call: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim], v
     [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns. `mask_shape`: the array
     mask's own four axes, each 1 or the full length.

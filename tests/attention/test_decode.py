@@ -187,7 +187,7 @@ def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
     chosen, asked = FAMILIES[family], problem(**changes)
     chosen = replace(chosen, cores=cores) if cores else chosen
     row = plan_of(DECODE, asked, chosen).config
-    return decoding.parts_of_keys(asked, row, chosen), decoding.part_length(asked, row, chosen)
+    return decoding.split_keys(asked, row, chosen)[::-1]
 
 
 def test_number_of_splits():

@@ -182,7 +182,7 @@ def test_a_grid_is_whole_threadgroups(axis):
 @pytest.mark.reported("pytorch-142228", "pytorch-146704", "xformers-845")
 def test_batches_beyond_16_bits(reference):
     """65537 batch entries: the grid's third axis must carry them; each kernel's grid is checked without running it."""
-    many = replace(problem(Case(1, 1, 8)), batch=65537)
+    many = problem(Case(1, 1, 8))._replace(batch=65537)
     for family in FAMILIES.values():
         assert launch_of(FORWARD, many, family).grid[2] == 65537
     ones = mx.broadcast_to(mx.arange(65537, dtype=mx.float32)[:, None, None, None], (65537, 1, 1, 8))

@@ -9,9 +9,13 @@ import pytest
 
 from mlx_flash import BlockMask, attention, quantized_attention
 from mlx_flash.autodiff import call as calls
+from mlx_flash.autodiff.vjp import attend
 from mlx_flash.backends import Backend
 from mlx_flash.backends.metal import run_with
+from mlx_flash.kernels import source
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.launch import constant
+from mlx_flash.kernels.plan import plan
 
 Q, K = mx.zeros((1, 4, 40, 64)), mx.zeros((1, 2, 40, 64))
 # Function calls up to the launch, Python's and C's: today's number and a third more. bench/host_cost.py has the times.
@@ -153,3 +157,42 @@ def test_the_call_cache_is_bounded(reference, monkeypatch):
         q = mx.zeros((1, heads, 8, 8))
         attention(q, q, q)
         assert len(calls._cache) <= 4
+
+
+def caches() -> int:
+    """Everything that is made once per signature, counted: calls, functions, plans, kernel texts, launches."""
+    launches = [len(one.resources["launches"]) for one in (attend_plans())]
+    found = (attend, plan, source.build, constant)
+    return len(calls._cache) + sum(one.cache_info().misses for one in found) + sum(launches)
+
+
+def attend_plans():
+    return [kept for call in calls._cache.values() for kept in call._forward.func._plans.values()]
+
+
+def test_a_growing_cache_builds_nothing(stub, monkeypatch):
+    """200 tokens, after a first one: no evaluation, and of 6 caches no new entry but where a part is added."""
+    evaluated = []
+    monkeypatch.setattr(mx, "eval", lambda *arrays: evaluated.append(arrays))
+    whole, q = mx.zeros((1, 2, 2048, 64)), Q[:, :, :1]
+    attention(q, whole[:, :, :1024], whole[:, :, :1024], causal=True)
+    before, parts = caches(), set()
+    for keys in range(1025, 1225):
+        attention(q, whole[:, :, :keys], whole[:, :, :keys], causal=True)
+        parts |= {tuple(one.resources["launches"]) for one in attend_plans()}
+    grown = len(max(parts, key=len)) - 1  # launches that differ in the number of parts or in their length
+    assert not evaluated and caches() - before <= 2 * grown <= 12
+
+
+def test_training_at_any_length_builds_nothing(stub):
+    """Ragged batches: the forward and backward kernels' texts and functions are those of the first length."""
+
+    def step(length):
+        q = mx.zeros((1, 4, length, 64))
+        mx.grad(lambda q: attention(q, q[:, :2], q[:, :2], causal=True).sum())(q)
+
+    step(100)
+    before = [one.cache_info().misses for one in (attend, plan, source.build)] + [len(calls._cache)]
+    for length in range(101, 130):
+        step(length)
+    assert [one.cache_info().misses for one in (attend, plan, source.build)] + [len(calls._cache)] == before

@@ -70,7 +70,7 @@ def check_hidden_parts(dtype=mx.float32, garbage=mx.nan):
         "segments": {"segments": (mx.zeros((2,), mx.int32), mx.array(np.where(keep, 0, 1).astype(np.int32)))},
     }
     asked = inner_problem(explain(q, k, v, backend="simulator").problem)
-    assert plan_of(DECODE, asked, FAMILIES["apple9"]).parts(asked) == 4
+    assert plan_of(DECODE, asked, FAMILIES["apple9"]).launch(asked).parts == 4
     near = mx.concatenate([mx.arange(256), mx.arange(768, 1024)])
     want = attention(q, k[:, :, near], v[:, :, near], return_lse=True)  # two parts of 256
     spoiled = [mx.where(mx.array(keep)[:, None], array, garbage).astype(dtype) for array in (k, v)]

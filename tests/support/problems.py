@@ -21,12 +21,12 @@ def make_problem(
 def with_variants(problem: Problem, mask_shape=None, **changes) -> Problem:
     """The problem with other variants."""
     signature = replace(problem.signature, variants=replace(problem.variants, **changes))
-    return replace(problem, signature=signature, mask_shape=mask_shape or problem.mask_shape)
+    return problem._replace(signature=signature, mask_shape=mask_shape or problem.mask_shape)
 
 
 def with_signature(problem: Problem, **changes) -> Problem:
     """The problem with other heads, head dimensions, dtype or scale."""
-    return replace(problem, signature=replace(problem.signature, **changes))
+    return problem._replace(signature=replace(problem.signature, **changes))
 
 
 def launch_of(kind, problem: Problem, family):
