@@ -22,7 +22,7 @@ _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
 _ALIGNMENT = 64
 _OFFSET = 16  # no type is aligned to more: of where a view begins, this is kept
 _SLOT_BITS = 36
-_CELL_BYTES = 24  # a Cell of runtime/shadow.h
+_CELL_BYTES = 32  # a Cell of runtime/shadow.h
 
 
 def view(array: mx.array) -> np.ndarray:

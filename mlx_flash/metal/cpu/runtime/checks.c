@@ -1,10 +1,10 @@
 // What the instrumented kernel calls at every access to memory: the callbacks of clang's thread sanitizer and of its alignment and
 // overflow sanitizers, without their runtimes.
-#include "shadow.h"
+#include "fences.h"
 #include "system.h"
 
 enum { POISON = 0x7fed };               // a NaN as half, as bfloat and, twice, as float
-enum { READ, WRITE, ATOMIC };
+enum { READ, WRITE, ATOMIC, ATOMIC_STORE };
 
 static void locate(Report* r, u32 space, u32 buffer, u64 offset, u32 size, u32 access) {
   if (!r) return;
@@ -38,6 +38,8 @@ void msl_refuse_ragged(Worker* w, u64 pc) {
   msl_abandon(w);
 }
 
+HIDDEN void msl_refill_steps(Worker* w);
+
 HIDDEN void msl_begin_group(Worker* w) {
   w->arena_bytes = 0;
   for (u32 i = 0; i < w->variable_count; ++i) w->variable_offset[i] = UNASSIGNED;
@@ -46,7 +48,9 @@ HIDDEN void msl_begin_group(Worker* w) {
   ++w->serial;
   ++w->threadgroup_epoch;
   w->device_epoch = w->doubtful_size = 0;
-  w->steps_left = w->launch->step_limit;
+  w->steps_to_come = w->launch->step_limit;
+  msl_refill_steps(w);
+  msl_forget_fences(w);
   for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
 }
 
@@ -126,7 +130,7 @@ static inline Stamp stamp_of(Fiber* f, u64 group, u32 epoch, u32 simd_epoch, u32
   s.simd_epoch = simd_epoch;
   s.thread = f->index;
   s.valid = 1;
-  s.atomic = access == ATOMIC;
+  s.atomic = access >= ATOMIC;
   return s;
 }
 
@@ -158,20 +162,31 @@ static void doubt_write(Worker* w, Buffer* b, u32 k, u64 inside, u32 size, u64 p
   locate(&w->doubt, SPACE_DEVICE, k, inside, size, WRITE);
 }
 
+// A race by the barriers alone may be none by the fences.
+static int despite_fences(Worker* w, Fiber* f, Cell before, Stamp now, u32 access, u32 space, int found) {
+  if (!w->launch->order || (found != RACE_WITH_WRITE && found != RACE_WITH_READ)) return found;
+  u64 writer = space == SPACE_DEVICE ? before.write.group : w->number, reader = space == SPACE_DEVICE ? before.read.group : w->number;
+  if (unordered(before.write, now) && !msl_fences_order(w, f, before.write, before.write_time, writer, space)) return RACE_WITH_WRITE;
+  if (access == READ || !unordered_readers(before.read, now)) return CLEAN;
+  return msl_fences_order(w, f, before.read, before.read_time, reader, space) ? CLEAN : RACE_WITH_READ;
+}
+
 static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size, u32 access, u64 pc) {
   u32 narrow = __builtin_ctz(size | (inside & 3) | 4);
   if (narrow < w->variable_shift[k]) refine_variable(w, k, narrow);
   u32 shift = w->variable_shift[k];
   Stamp now = stamp_of(f, w->serial, w->threadgroup_epoch, simd_of(w, f)->epoch, access);
   Cell* cells = variable_cells(w, k);
-  u32 at = pc - (u64)image_start;
+  u32 at = pc - (u64)image_start, time = w->launch->fence_time;
+  if (access != READ) simd_of(w, f)->wrote = 1;
   for (u32 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
     Cell* cell = &cells[i];
     if (!same_group(cell->write, now)) cell->write.bits = 0;
     if (!same_group(cell->read, now)) cell->read.bits = 0;
     Cell before = *cell;
-    int found = access == READ ? record_read(cell, now, at, 0) : record_write(cell, now, at);
-    if (access == ATOMIC && !before.write.valid && !w->storing) found = NEVER_WRITTEN;
+    int found = access == READ ? record_read(cell, now, at, time, 0) : record_write(cell, now, at, time);
+    found = despite_fences(w, f, before, now, access, SPACE_THREADGROUP, found);
+    if (access == ATOMIC && !before.write.valid) found = NEVER_WRITTEN;
     if (found == CLEAN) continue;
     if (found == NEVER_WRITTEN) {
       remember_uninitialised(w, SPACE_THREADGROUP, k, inside, size, pc);
@@ -187,14 +202,16 @@ static void record_device(Worker* w, Fiber* f, u32 k, Buffer* b, u64 inside, u32
   u32 shift = b->shift;
   Stamp now = stamp_of(f, w->number, w->device_epoch, simd_of(w, f)->device_epoch, access);
   Cell* cells = (Cell*)b->shadow;
-  u32 at = pc - (u64)image_start;
+  u32 at = pc - (u64)image_start, time = w->launch->fence_time;
+  if (access != READ) simd_of(w, f)->wrote = 1;
   // Part of a granule only: its other part may be someone else's, so no race can be told.
   int part = ((inside | size) & ((1u << shift) - 1)) != 0;
   for (u64 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
     Cell before = cells[i];
-    int initialised = b->initialised || access == ATOMIC;
-    int found = access == READ ? record_read(&cells[i], now, at, initialised) : record_write(&cells[i], now, at);
-    if (access == ATOMIC && !before.write.valid && !b->initialised && !w->storing) found = NEVER_WRITTEN;
+    int initialised = b->initialised || access >= ATOMIC;
+    int found = access == READ ? record_read(&cells[i], now, at, time, initialised) : record_write(&cells[i], now, at, time);
+    found = despite_fences(w, f, before, now, access, SPACE_DEVICE, found);
+    if (access == ATOMIC && !before.write.valid && !b->initialised) found = NEVER_WRITTEN;
     if (found == CLEAN || (part && found != NEVER_WRITTEN)) continue;
     if (found == NEVER_WRITTEN) {
       remember_uninitialised(w, SPACE_DEVICE, k, inside, size, pc);
@@ -211,8 +228,7 @@ static void record_device(Worker* w, Fiber* f, u32 k, Buffer* b, u64 inside, u32
 }
 
 static inline void check_step(Worker* w, u64 pc) {
-  if (--w->steps_left) return;
-  report_access(w, REPORT_STEP_LIMIT, SPACE_OTHER, 0, 0, 0, READ, pc);
+  if (!--w->steps_left) msl_next_turn(w, this_fiber(w), pc);
 }
 
 static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
@@ -313,8 +329,8 @@ EXPORTED void msl_atomic(void* p, u32 size, u32 stores) {
   Worker* w = this_worker();
   if (!w->launch->check) return;
   if ((u64)p % size) report_misaligned(p, HERE);
-  w->storing = stores;
-  access(p, size, ATOMIC, HERE);
+  access(p, size, stores ? ATOMIC_STORE : ATOMIC, HERE);
+  msl_publish(w, this_fiber(w), p, stores);
 }
 
 // -fsanitize=signed-integer-overflow and implicit truncation: an index that does not fit its 32 bits.

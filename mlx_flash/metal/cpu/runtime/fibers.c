@@ -1,6 +1,6 @@
 // Runs threadgroups: one fiber a Metal thread, 32 lanes a simdgroup. Lanes run until a simdgroup operation or a barrier; the last lane
 // to arrive performs the operation for all of them and goes on, so a uniform simdgroup costs one switch a lane and operation.
-#include "shadow.h"
+#include "fences.h"
 #include "switch.h"
 
 void msl_kernel_entry(void);            // generated with the kernel
@@ -116,6 +116,7 @@ static void release_barrier(Worker* w, Fiber* f) {
   }
   if (w->barrier_flags & 2) ++w->threadgroup_epoch;
   if (w->barrier_flags & 1) ++w->device_epoch;
+  msl_share_group(w, w->barrier_flags);
   ++w->counters.group_barriers;
   w->at_barrier = 0;
   for (u32 i = 0; i < w->simds; ++i) {
@@ -143,6 +144,19 @@ static void run_others(Worker* w, Fiber* f) {
     s = &w->simd[home];
   }
   run_fiber(w, f, &w->fiber[home * LANES + pick(w, s->runnable, f->lane)]);
+}
+
+// Lets another simdgroup run, or another lane where there is one only, though this fiber could go on.
+HIDDEN void msl_yield(Worker* w, Fiber* f) {
+  u32 home = f->index / LANES, ready = 0;
+  simd_of(w, f)->last = f->lane;
+  for (u32 i = 0; i < w->simds; ++i)
+    if (w->simd[i].runnable | w->simd[i].waiting) ready |= 1u << i;
+  home = pick(w, ready, home);
+  Simd* s = &w->simd[home];
+  if (!s->runnable) perform_earliest(w, s, &w->fiber[home * LANES]);
+  s->last = pick(w, s->runnable, s->last);
+  run_fiber(w, f, &w->fiber[home * LANES + s->last]);
 }
 
 static void block_on(Worker* w, Fiber* f, Simd* s, void* perform, u64 site) {
@@ -243,6 +257,7 @@ static void run_group(Worker* w, u64 number) {
     u32 lanes = w->threads - i * LANES;
     s->exists = s->alive = s->runnable = lanes >= LANES ? 0xffffffffu : (1u << lanes) - 1;
     s->waiting = s->at_barrier = s->mixed = 0;
+    s->last = LANES - 1;
   }
   for (u32 i = 0; i < w->threads; ++i) prepare_fiber(w, i);
   msl_begin_group(w);
@@ -256,6 +271,7 @@ EXPORTED void msl_run(Launch* launch, Worker* w) {
   __builtin_memset(&w->counters, 0, sizeof(Counters));
   w->launch = launch;
   w->has_pending = 0;
+  __atomic_fetch_add(&launch->running, 1, __ATOMIC_RELAXED);
   if (launch->check) {
     if (!w->shadow) w->shadow = reserve(SHADOW_BYTES);
   }
@@ -265,6 +281,8 @@ EXPORTED void msl_run(Launch* launch, Worker* w) {
     run_group(w, number);
   }
   msl_end_run(w);
+  // Who comes later finds no threadgroup left.
+  if (__atomic_sub_fetch(&launch->running, 1, __ATOMIC_ACQ_REL) == 0) msl_end_order(launch);
   u64* mine = (u64*)&w->counters;
   u64* sum = (u64*)&launch->counters;
   for (u64 i = 0; i < sizeof(Counters) / sizeof(u64); ++i) __atomic_fetch_add(&sum[i], mine[i], __ATOMIC_RELAXED);

@@ -70,6 +70,7 @@ typedef struct {
   u64 buffer_loaded[MAX_BUFFERS], buffer_stored[MAX_BUFFERS];
 } Counters;
 
+typedef struct Order Order;
 typedef struct {
   u32 grid[3], group[3], groups[3];
   u32 check, schedule, seed, stop;
@@ -81,6 +82,9 @@ typedef struct {
   Buffer buffers[MAX_BUFFERS];
   Report reports[MAX_REPORTS];
   Counters counters;
+  Order* order;           // check mode: what fences have ordered so far; null before the first
+  u32 fence_time;         // of the latest fence
+  u32 running;            // workers
 } Launch;
 
 typedef struct {
@@ -99,6 +103,10 @@ typedef struct {
   u32 choice[LANES];
   u32 exists, alive, runnable, waiting, at_barrier;
   u32 mixed, epoch, device_epoch, size;
+  u32 last;                             // lane that ran last
+  u32 wrote;                            // since its last fence
+  // Lanes, by Space: which have passed a fence that acquires, which may publish; fences.c. `pending`: which have read an atomic.
+  u32 fresh[2], released[2], release_time[2], pending;
   u64 site;
 } Simd;
 

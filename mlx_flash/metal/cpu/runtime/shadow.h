@@ -20,6 +20,7 @@ typedef union {
 typedef struct {
   Stamp write, read;
   u32 write_at, read_at;                // code addresses, counted from the image
+  u32 write_time, read_time;            // of the latest fence before: fences.c
 } Cell;
 
 #define SHADOW_BYTES ((u64)MAX_VARIABLES * VARIABLE_GAP * sizeof(Cell))
@@ -53,16 +54,18 @@ static inline Stamp merge_readers(Stamp before, Stamp now) {
   return now;
 }
 
-static inline int record_write(Cell* cell, Stamp now, u32 at) {
+static inline int record_write(Cell* cell, Stamp now, u32 at, u32 time) {
   int found = unordered(cell->write, now) ? RACE_WITH_WRITE : unordered_readers(cell->read, now) ? RACE_WITH_READ : CLEAN;
   cell->write = now;
   cell->write_at = at;
+  cell->write_time = time;
   return found;
 }
 
-static inline int record_read(Cell* cell, Stamp now, u32 at, int initialised) {
+static inline int record_read(Cell* cell, Stamp now, u32 at, u32 time, int initialised) {
   int found = !cell->write.valid && !initialised ? NEVER_WRITTEN : unordered(cell->write, now) ? RACE_WITH_WRITE : CLEAN;
   cell->read = merge_readers(cell->read, now);
   cell->read_at = at;
+  cell->read_time = time;
   return found;
 }

@@ -1,6 +1,6 @@
 // Simdgroup operations. A lane leaves its operand in its own slot and waits; one lane computes the results of all 32 into their own
 // slots. No lane ever reads another lane's slot after waking, so the next operation cannot disturb a lane that wakes late.
-#include "worker.h"
+#include "fences.h"
 
 void msl_wait(Worker* w, Fiber* f, void* perform, u64 site);
 HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted);
@@ -91,6 +91,7 @@ static void perform_barrier(Worker* w, Simd* s, Fiber* first, u32 active) {
   if (active != s->alive) msl_inactive(w, first, active, s->alive);
   if (first->choice & 2) ++s->epoch;
   if (first->choice & 1) ++s->device_epoch;
+  msl_share_simd(w, s, first->choice);
 }
 
 EXPORTED void msl_simdgroup_barrier(u32 flags) {

@@ -8,7 +8,26 @@ static _Noreturn void endless(u32 kind, u64 pc) {
   msl_abandon(w);
 }
 
-EXPORTED _Noreturn void msl_out_of_steps(void) { endless(REPORT_STEP_LIMIT, (u64)__builtin_return_address(0)); }
+// Rounds and accesses before another simdgroup has its turn: one that waits for another lets it come to that.
+enum { TURN = 1 << 12 };
+
+HIDDEN void msl_refill_steps(Worker* w) {
+  w->steps_left = w->steps_to_come < TURN ? w->steps_to_come : TURN;
+  w->steps_to_come -= w->steps_left;
+}
+
+void msl_yield(Worker* w, Fiber* f);    // fibers.c
+
+void msl_next_turn(Worker* w, Fiber* f, u64 pc) {
+  if (!w->steps_to_come) endless(REPORT_STEP_LIMIT, pc);
+  msl_refill_steps(w);
+  msl_yield(w, f);
+}
+
+EXPORTED void msl_out_of_steps(void) {
+  Worker* w = this_worker();
+  msl_next_turn(w, this_fiber(w), (u64)__builtin_return_address(0));
+}
 
 // Every function that is not inlined begins with this call: one that calls itself instead of looping comes to an end too.
 EXPORTED void __cyg_profile_func_enter_bare(void) {

@@ -17,16 +17,17 @@ enum {
 };
 
 struct Worker {
-  u64 steps_left;                       // of this threadgroup, before it counts as one that never ends; kernels know the place
+  u64 steps_left;                       // before another simdgroup has its turn; kernels know the place
   Launch* launch;
   void* main_stack;
   u32 group[3], size[3];
   u32 threads, simds, alive, at_barrier;
   u32 barrier_mixed, barrier_flags, threadgroup_epoch, device_epoch;
-  u32 random, arena_bytes, variable_count, ragged, storing;
+  u32 random, arena_bytes, variable_count, ragged, fenced;
   u64 number;                           // of the threadgroup that runs, in the grid
   u64 serial;                           // the same, among all this worker ever ran
   u8* shadow;                           // of the threadgroup variables
+  u64 steps_to_come;                    // after these, before the threadgroup counts as one that never ends
   u64 barrier_site;
   u32 variable_offset[MAX_VARIABLES], variable_size[MAX_VARIABLES], variable_shift[MAX_VARIABLES];
   u32 has_pending;                      // a read before any write: a race, should the write come unordered
@@ -35,6 +36,7 @@ struct Worker {
   const u8* doubtful;
   u8 doubtful_bytes[16];
   Report doubt;
+  void* clocks;                         // check mode: what the simdgroups know of others' fences; fences.c
   Counters counters;
   Simd simd[MAX_SIMDS];
   Fiber fiber[MAX_THREADS];
@@ -62,5 +64,7 @@ HIDDEN Report* msl_report(Worker* w, Fiber* f, u32 kind, u64 pc);
 // Ends the launch: no fiber of this worker runs again.
 HIDDEN void msl_fill_report(Worker* w, Fiber* f, Report* r, u32 kind, u64 pc);
 HIDDEN _Noreturn void msl_abandon(Worker* w);
+// A turn has ended: another simdgroup's, and then another lane's, comes next. Returns when it is this fiber's again.
+HIDDEN void msl_next_turn(Worker* w, Fiber* f, u64 pc);
 // A threadgroup at the ragged edge of the grid wants to cooperate.
 HIDDEN _Noreturn void msl_refuse_ragged(Worker* w, u64 pc);

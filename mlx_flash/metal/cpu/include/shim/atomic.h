@@ -2,17 +2,23 @@
 #pragma once
 #include "simdgroup.h"
 
+// Before an operation and behind one that reads.
 #ifdef __NVPTX__
 MSL_INLINE void msl_atomic(__generic void*, uint, uint) {}
+MSL_INLINE void msl_atomic_seen(const __generic void*) {}
 #else
-extern "C" void msl_atomic(__generic void* p, uint size, uint stores);
+extern "C" {
+void msl_atomic(__generic void* p, uint size, uint stores);
+void msl_atomic_seen(const __generic void* p);
+void msl_fence(uint flags, uint order, uint scope);
+}
 #endif
 
 namespace metal {
 
 // Of another type: only fences are sequentially consistent.
 enum memory_order { memory_order_relaxed = 0 };
-enum msl_fence_order { memory_order_seq_cst = 5 };
+enum msl_fence_order { memory_order_acquire = 2, memory_order_release = 3, memory_order_acq_rel = 4, memory_order_seq_cst = 5 };
 
 template <typename T, typename = void> struct atomic {
   static_assert(__is_same(T, int) || __is_same(T, uint) || __is_same(T, bool) || __is_same(T, float) || __is_same(T, ulong) || __is_same(T, long),
@@ -38,7 +44,10 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   for (;;) {
     T before = __builtin_bit_cast(T, old);
     B wanted = __builtin_bit_cast(B, change(before, operand));
-    if (__atomic_compare_exchange_n(bits, &old, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return before;
+    if (__atomic_compare_exchange_n(bits, &old, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      msl_atomic_seen(p);
+      return before;
+    }
   }
 }
 
@@ -59,7 +68,9 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   template <typename T> MSL_INLINE_CHECKED T atomic_load_explicit(const volatile SPACE atomic<T>* p, memory_order) {            \
     using B = typename msl_bits<T>::type;                                                                               \
     msl_atomic((__generic void*)&p->msl_value, sizeof(T), 0);                                                           \
-    return __builtin_bit_cast(T, __atomic_load_n((const __generic B*)&p->msl_value, __ATOMIC_RELAXED));                 \
+    B bits = __atomic_load_n((const __generic B*)&p->msl_value, __ATOMIC_RELAXED);                                      \
+    msl_atomic_seen((const __generic void*)&p->msl_value);                                                              \
+    return __builtin_bit_cast(T, bits);                                                                                 \
   }                                                                                                                     \
   template <typename T> MSL_INLINE_CHECKED void atomic_store_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
     using B = typename msl_bits<T>::type;                                                                               \
@@ -73,12 +84,22 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
     B old = __builtin_bit_cast(B, *expected);                                                                           \
     bool done = __atomic_compare_exchange_n((__generic B*)&p->msl_value, &old, __builtin_bit_cast(B, desired), false,   \
                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED);                                        \
+    msl_atomic_seen((const __generic void*)&p->msl_value);                                                              \
     *expected = __builtin_bit_cast(T, old);                                                                             \
     return done;                                                                                                        \
   }
 MSL_ATOMICS(device) MSL_ATOMICS(threadgroup)
 
-MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags, memory_order = memory_order_relaxed, thread_scope = thread_scope_device) {}
-MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags, msl_fence_order, thread_scope = thread_scope_device) {}
+#ifdef __NVPTX__
+MSL_INLINE void msl_fence(uint, uint, uint scope) {
+  if (scope == thread_scope_device) __asm__ volatile("fence.sc.gpu;" ::: "memory");
+  else __asm__ volatile("fence.sc.cta;" ::: "memory");
+}
+#endif
+// A relaxed one orders nothing.
+MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags, memory_order, thread_scope = thread_scope_device) {}
+MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags flags, msl_fence_order order, thread_scope scope = thread_scope_device) {
+  msl_fence((uint)flags, order, scope);
+}
 
 }  // namespace metal
