@@ -49,7 +49,7 @@ def operands(
 
 def array_inputs(kind: KernelKind) -> tuple[str, ...]:
     """Inputs of a kind of kernel that are arrays of the call; the others are numbers."""
-    return tuple(name for name in kind.inputs if name not in ("scale", "extents", "packing"))
+    return tuple(name for name in kind.inputs if name not in ("scale", "extents", "decode_params"))
 
 
 def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Problem:

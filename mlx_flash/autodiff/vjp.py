@@ -32,7 +32,7 @@ def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: di
         plan = plan_of(kind, problem, backend.family)
     if kind is DECODE:
         launch = plan.launch(problem)
-        inputs["packing"] = launch.decode_params
+        inputs["decode_params"] = launch.decode_params
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and launch.parts > 1:
         combine = plan.resources.get(COMBINE)

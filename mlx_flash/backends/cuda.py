@@ -12,7 +12,7 @@ from ..errors import UnsupportedProblem
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
-from ..kernels.tile_layers import LAYERS, register_shares
+from ..kernels.tile_layers import LAYERS, register_reallocation
 from ..metal import ToolchainError
 from ..metal.cpu.compiler import toolchain
 from ..metal.ptx import driver, metal_kernel
@@ -73,9 +73,9 @@ _MANY_QUERIES = 2048
 
 
 @lru_cache
-def _kernel(kernel, target: str, copiers: int, registers: tuple[int, int] | None, row_contiguous=False) -> CudaKernel:
+def _kernel(kernel, target: str, producers: int, registers: tuple[int, int] | None, row_contiguous=False) -> CudaKernel:
     return kernel_object(
-        metal_kernel, kernel, target=target, converged=True, copiers=copiers, registers=registers,
+        metal_kernel, kernel, target=target, converged=True, producers=producers, registers=registers,
         ensure_row_contiguous=row_contiguous,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def _kernel(kernel, target: str, copiers: int, registers: tuple[int, int] | None
 def _of(row, row_contiguous=False) -> Callable:
     layer = LAYERS[row.tiles]
     return partial(
-        _kernel, target=layer.target, copiers=32 * layer.copiers, registers=register_shares(row),
+        _kernel, target=layer.target, producers=32 * layer.producer_warps, registers=register_reallocation(row),
         row_contiguous=row_contiguous,
     )  # fmt: skip
 

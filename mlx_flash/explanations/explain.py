@@ -178,7 +178,7 @@ def _explain_step(step_plan: Plan, problem: Problem) -> StepExplanation:
     step, row, launch = step_plan.kind, step_plan.config, step_plan.launch(problem)
     precision, head_dim = precision_of(problem.dtype), step_plan.head_dim
     tensor = row.tiles != "simdgroup"
-    staged = step.tiled and (step_plan.family.staged or tensor)
+    staged = step.tiled and (step_plan.family.uses_threadgroup_memory or tensor)
     # Tensor cores' rows count registers of 32 bits.
     demand = 2 * thread_registers(step, row, head_dim) if tensor else register_demand(step, row, precision, head_dim)
     dynamic = step.tiled and not tensor and not step_plan.max_threads
@@ -207,7 +207,7 @@ def _explain_step(step_plan: Plan, problem: Problem) -> StepExplanation:
 
 def _threadgroup_bytes(step_plan: Plan, problem: Problem) -> int:
     row = step_plan.config
-    if row.tiles == "simdgroup" and (not step_plan.family.staged or not step_plan.kind.tiled):
+    if row.tiles == "simdgroup" and (not step_plan.family.uses_threadgroup_memory or not step_plan.kind.tiled):
         return 0
     elements = threadgroup_elements(step_plan.kind, row, step_plan.family, problem.head_dim, problem.value_dim)
     return elements * _size(problem)

@@ -53,7 +53,9 @@ def assembler_text(plan: Plan, problem: Problem) -> str:
 
 
 def _numbers(plan: Plan, problem: Problem) -> dict:
-    return {"scale": problem.scale} | ({"packing": plan.launch(problem).decode_params} if plan.kind is DECODE else {})
+    return {"scale": problem.scale} | (
+        {"decode_params": plan.launch(problem).decode_params} if plan.kind is DECODE else {}
+    )
 
 
 def _operands(plan: Plan, problem: Problem) -> tuple[list[str], list[mx.array]]:

@@ -103,8 +103,8 @@ TABLE = {
         (160, 16, 128, 16, "dV"),
         (384, 16, 128, 16, ""),
     ),
-    # Decoding: `parallel` is the most packed rows of a threadgroup. Where operands are staged, its simdgroups share K
-    # and V; where they are not, 16 rows a simdgroup read each fragment once, as long as registers hold them.
+    # Decoding: `parallel` is the most GQA rows of a threadgroup. Its simdgroups share K and V in threadgroup memory, or
+    # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them.
     (DECODE, MIXED, "apple7"): rows(
         (128, 32,  64, 64, "Q O"),
         (256, 32,  64, 64, "O"),
@@ -228,8 +228,8 @@ def prove(step: KernelKind, precision: str, family: Family, row: TileConfig) -> 
     require(all(block > 0 and block % 8 == 0 for block in blocks), "blocks must be positive multiples of 8")
     require(row.parallel % row.simdgroup_rows == 0, "a threadgroup must hold whole simdgroups")
     require(row.threads <= THREADGROUP_THREADS, f"{row.threads} threads exceed {THREADGROUP_THREADS}")
-    staging = row.staging_elements(family) * (4 if precision == FULL else 2)
-    require(staging <= family.threadgroup_bytes, f"{staging} threadgroup bytes exceed {family.threadgroup_bytes}")
+    scratch = row.scratch_elements(family) * (4 if precision == FULL else 2)
+    require(scratch <= family.threadgroup_bytes, f"{scratch} threadgroup bytes exceed {family.threadgroup_bytes}")
     require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
     require(len(set(row.cached)) == len(row.cached), "an operand is named twice")
     if family.register_tiers:

@@ -22,8 +22,8 @@ class TileConfig:
     `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
     dimension per step; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
     paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
-    `tiles`: the tile layer, one of tiles.LAYERS. `stages`: blocks of a traversed operand that a tensor-core layer keeps
-    in threadgroup memory.
+    `tiles`: the tile layer, one of tile_layers.LAYERS. `stages`: pipeline buffers, each for one block of a traversed
+    operand, of a tensor-core layer.
     """
 
     max_head: int
@@ -37,15 +37,15 @@ class TileConfig:
 
     @property
     def threads(self) -> int:
-        return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].copiers)
+        return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].producer_warps)
 
     def paged(self, step: KernelKind) -> tuple[str, ...]:
         kept = {*self.cached, *(name for name in ACCUMULATORS if name not in step.outputs)}
         return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in kept)
 
-    def staging_elements(self, family: Family) -> int:
+    def scratch_elements(self, family: Family) -> int:
         """Elements of threadgroup memory: one block of the traversed operand, or nothing worth naming."""
-        return self.traversal * self.head if family.staged else 1
+        return self.traversal * self.head if family.uses_threadgroup_memory else 1
 
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)

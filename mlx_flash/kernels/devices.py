@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 class Family:
     """One generation of GPUs.
 
-    `table`: the family whose parameter rows it uses. `staged`: traversed operands go through threadgroup
-    memory (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
+    `table`: the family whose parameter rows it uses. `uses_threadgroup_memory`: traversed operands go through it
+    (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
     allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
@@ -20,7 +20,7 @@ class Family:
     name: str
     chips: str
     table: str
-    staged: bool
+    uses_threadgroup_memory: bool
     register_tiers: tuple[tuple[int, int], ...]
     tensor: str = ""
     threadgroup_bytes: int = 32768

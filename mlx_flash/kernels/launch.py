@@ -14,11 +14,12 @@ from .config import TileConfig
 from .source import Kernel
 from .split_kv import gqa_rows
 
-# Operands that may be views of anything: kernels read them as bytes through their strides.
+# Strided operands, passed as bytes: kernels read views of any layout in place.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
-# Small operands that kernels index without strides.
+# Small operands that kernels index without strides: copied unless they are row-contiguous.
 CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "dropout_key"})
-# Operands that kernels hold device pointers to: below 8 elements MLX would pass them in the constant address space.
+# Kernels hold device pointers to these: below 8 elements MLX would pass them in the constant address space, so that
+# shorter ones are padded.
 NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
     {"attention_mask", "slopes", "q_segments", "k_segments", "block_map", "block_lists", "block_counts"}
 )

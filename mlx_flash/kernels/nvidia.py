@@ -17,7 +17,7 @@ from ..problem.kinds import (
 )
 from .config import MIXED, TileConfig
 from .devices import Family
-from .tile_layers import LAYERS, owner_registers, tensor_elements, tensor_registers
+from .tile_layers import LAYERS, consumer_registers, tensor_elements, tensor_registers
 
 
 def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
@@ -74,9 +74,9 @@ TENSOR_TABLE = {
         (192, 128,  96, 2, "dV"),
         (256, 128,  64, 2, "dV"),
     ),
-    # Decoding: simdgroups on their own, since few queries would leave most of 64 joint rows empty; `parallel` is the
-    # most packed rows of a threadgroup. Blocks are so small that a core holds several: while one waits for keys, or for
-    # its first, others multiply.
+    # Decoding uses mma.sync, since few queries would leave most of wgmma's 64 rows empty; `parallel` is the most GQA
+    # rows of a threadgroup. Blocks are so small that a core holds several threadgroups: while one waits for keys,
+    # others multiply.
     (DECODE, MIXED, "sm80"): rows(
         "mma",
         ( 64,  64,  64, 2, "Q O"),
@@ -93,10 +93,10 @@ TENSOR_TABLE = {
 }  # fmt: skip
 
 
-def joint_rows(family: Family) -> int:
-    """Rows whose simdgroups multiply together on these tensor cores."""
+def mma_rows(family: Family) -> int:
+    """Rows of the largest matrix instruction of these tensor cores: 64 with wgmma, else 1."""
     tables = (rows for (_, _, name), rows in TENSOR_TABLE.items() if name == family.tensor)
-    return max((LAYERS[row.tiles].joint_rows for rows in tables for row in rows), default=1)
+    return max((LAYERS[row.tiles].mma_rows for rows in tables for row in rows), default=1)
 
 
 OVERHEAD = 32  # 32-bit registers of a thread beyond fragments: addresses, statistics
@@ -114,18 +114,18 @@ def prove_tensor_row(step: KernelKind, family: Family, row: TileConfig) -> None:
         if not holds:
             raise ValueError(f"parameter row {row} of {step} {family.name}: {what}")
 
-    joint = LAYERS[row.tiles].joint_rows
+    instruction = LAYERS[row.tiles].mma_rows
     require(row.stages >= 2, "a block is copied while another is read: two stages at least")
-    if joint > 1:
-        require(row.simdgroup_rows == 16, "a simdgroup has 16 of the rows that are multiplied together")
+    if instruction > 1:
+        require(row.simdgroup_rows == 16, "a simdgroup has 16 of the 64 rows of a wgmma instruction")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
-    require(row.parallel % max(joint, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
+    require(row.parallel % max(instruction, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
     missing = set(step.outputs) & ACCUMULATORS - set(row.cached)
     require(not missing, f"{missing} must be cached: accumulators are not paged here")
     taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
     require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
     needed = thread_registers(step, row, row.max_head)
-    given = owner_registers(row)
+    given = consumer_registers(row)
     require(needed <= given, f"{needed} registers a thread exceed {given}")

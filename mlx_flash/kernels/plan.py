@@ -12,7 +12,7 @@ from .apple import lookup, max_threads, splits_dk_dv
 from .config import TileConfig, precision_of
 from .devices import Family
 from .launch import Launch, launch
-from .nvidia import joint_rows
+from .nvidia import mma_rows
 from .source import Kernel, build
 from .split_kv import gqa_rows, split_keys
 from .tile_layers import LAYERS
@@ -105,9 +105,9 @@ def effective_family(signature: Signature, family: Family) -> Family:
     """The family as the signature uses it. Quantized operands are dequantized in threadgroup memory on every family;
     Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup."""
     if signature.variants.quantization is not None:
-        return replace(family, staged=True, tensor="")
+        return replace(family, uses_threadgroup_memory=True, tensor="")
     block = signature.variants.block
-    return replace(family, tensor="sm80") if block and block % joint_rows(family) else family
+    return replace(family, tensor="sm80") if block and block % mma_rows(family) else family
 
 
 def key_value_kinds(signature: Signature, family: Family | None) -> tuple[KernelKind, ...]:

@@ -59,7 +59,7 @@ def build(
 ) -> Kernel:
     """The kernel of one step. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
     holes = {
-        "JOINT_ROWS": LAYERS[row.tiles].joint_rows,
+        "MMA_ROWS": LAYERS[row.tiles].mma_rows,
         "ELEMENT": METAL_TYPES[dtype],
         "VALUE_DIM": value_dim,
         "BLOCK_PARALLEL": row.parallel,
@@ -71,14 +71,14 @@ def build(
             "BLOCK_TRAVERSAL": row.traversal,
             "BLOCK_HEAD": row.head_block(max(head_dim, value_dim)),
             "SIMDGROUP_ROWS": row.simdgroup_rows,
-            "STAGED": family.staged,
-            "STAGING": threadgroup_elements(step, row, family, head_dim, value_dim),
+            "USES_THREADGROUP": family.uses_threadgroup_memory,
+            "SCRATCH": threadgroup_elements(step, row, family, head_dim, value_dim),
             **variants.holes(step),
             **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
         }
     if row.tiles != "simdgroup":
-        holes |= {"STAGES": row.stages, "COPIERS": LAYERS[row.tiles].copiers}
-        holes["OWNERS"] = row.parallel // row.simdgroup_rows
+        holes |= {"STAGES": row.stages, "PRODUCER_WARPS": LAYERS[row.tiles].producer_warps}
+        holes["CONSUMER_WARPS"] = row.parallel // row.simdgroup_rows
     if step.over_keys:
         holes |= {"WANTS_DK": int("dK" in step.outputs), "WANTS_DV": int("dV" in step.outputs)}
     files = ["tile", *LAYERS[row.tiles].files]
@@ -109,10 +109,11 @@ def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:
 def _name(step, row, family, dtype, head_dim, value_dim, variants, max_threads):
     facts = ["flash", step.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
     if step.tiled:
+        loads = "staged" if family.uses_threadgroup_memory else "direct"
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
-            f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else "staged" if family.staged else "direct",
+            f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else loads,
             *variants.names(step),
         ]  # fmt: skip
     return "_".join(facts)

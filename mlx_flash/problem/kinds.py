@@ -38,7 +38,7 @@ class KernelKind:
 
 
 FORWARD = KernelKind("forward", ("Q", "K", "V", "scale"), ("O", "L"), ("Q", "O"), 2)
-DECODE = KernelKind("decode", ("Q", "K", "V", "scale", "packing"), ("O", "L"), ("Q", "O"), 2)
+DECODE = KernelKind("decode", ("Q", "K", "V", "scale", "decode_params"), ("O", "L"), ("Q", "O"), 2)
 COMBINE = KernelKind("combine", ("O_parts", "L_parts"), ("O", "L"))
 DELTA = KernelKind("delta", ("dO", "O"), ("delta",))
 BACKWARD_QUERY = KernelKind(
@@ -47,7 +47,7 @@ BACKWARD_QUERY = KernelKind(
 BACKWARD_KEY_VALUE = KernelKind(
     "backward_key_value", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dK", "dV"), ("K", "V", "dK", "dV"), 4
 )
-# The same, apart: for matrix hardware whose registers hold one of the two results.
+# Separate dK and dV kernels, for matrix hardware whose registers hold one accumulator.
 BACKWARD_KEY = replace(
     BACKWARD_KEY_VALUE, name="backward_key", template="backward_key_value", outputs=("dK",), matmuls=3
 )

@@ -89,7 +89,7 @@ class Variants:
             **(self.quantization.holes() if self.quantization else UNQUANTIZED),
             **named,
             "CAUSAL": self.causal,
-            "PACKED": int(kind is DECODE),
+            "GQA_PACKED": int(kind is DECODE),
             "ADDITIVE": self.additive,
             "MASK_ELEMENT": METAL_TYPES[self.mask or "bool"],
             "BLOCK": self.block or 1,

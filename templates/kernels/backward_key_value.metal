@@ -16,9 +16,9 @@
 using Element = $ELEMENT;
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
+constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
 constant constexpr bool CACHE_K = $CACHE_K, CACHE_V = $CACHE_V, CACHE_DK = $CACHE_DK, CACHE_DV = $CACHE_DV;
-constant constexpr bool STAGED = $STAGED;
+constant constexpr bool USES_THREADGROUP = $USES_THREADGROUP;
 // Where registers do not hold both results, each has a kernel of its own.
 #define WANTS_DK $WANTS_DK
 #define WANTS_DV $WANTS_DV
@@ -32,12 +32,12 @@ const int Lq = visibility.queries, Lk = visibility.keys;
 const int block = int(threadgroup_position_in_grid.x) * BP, first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Hk + h_k) * Lk;
 
-threadgroup Element staging[STAGING];
-tile::Memory<Element> memory = {staging};
+threadgroup Element scratch[SCRATCH];
+tile::Memory<Element> memory = {scratch};
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Rows<Element, BP, R, D, CACHE_K> k;
-tile::Traversed<Element, BT, D, BH, THREADS, STAGED> q;
-tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> d_o;
+tile::Traversed<Element, BT, D, BH, THREADS, USES_THREADGROUP> q;
+tile::Traversed<Element, BT, DV, BH, THREADS, USES_THREADGROUP> d_o;
 k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), first, Lk, memory, lane);
 #if WANTS_DK
 tile::Rows<Element, BP, R, DV, CACHE_V> v;
@@ -58,7 +58,7 @@ for (int i = 0; i < R / 8; i++) {
   scale_row.at[i] = scale;
 }
 
-if (HAS_SEGMENTS) visibility.own = mask::span(visibility.k_segments, block, min(block + BP, Lk), lane);
+if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.k_segments, block, min(block + BP, Lk), lane);
 
 const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
 for (int h = h_k * group; h < (h_k + 1) * group; h++) {
@@ -71,9 +71,9 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
     const mask::Range range = visibility.range(n, seeing);
     for (int r = range.begin; r < range.end; r += BT) {
       if (visibility.skip(visibility.q_segments, r, min(r + BT, range.end), lane)) continue;
-      if (tile::feeds(q, d_o, r, range.end)) continue;
-      q.seek(r, range.end);
-      d_o.seek(r, range.end);
+      if (tile::produce(q, d_o, r, range.end)) continue;
+      q.acquire(r, range.end);
+      d_o.acquire(r, range.end);
 
       tile::ColumnVector<BT> L_column, delta_column;
       for (int c = 0; c < BT / 8; c++) {
@@ -113,7 +113,7 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
       // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
       tile::Tile<float, R, BT> ds;
       tile::multiply_abt(ds, v, d_o);
-      d_o.leave();
+      d_o.release();
 #if HAS_DROPOUT
       dropout::apply<true>(ds, drop, r, first, lane);
 #endif
@@ -125,13 +125,13 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
       // dK = dK + dS^T Q
       tile::multiply_ab<float>(d_k, one, ds, q, whole);
 #else
-      d_o.leave();
+      d_o.release();
 #endif
-      q.leave();
+      q.release();
     }
   }
 }
-if (lane.copies()) return;
+if (lane.produces()) return;
 #if WANTS_DK
 d_k.store(dK + row0 * D, first, scale_row);
 #endif

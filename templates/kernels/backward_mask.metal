@@ -8,13 +8,13 @@
 //       dM = dM + P * (dP - delta)
 //     dM summed over rows and columns where the mask has only one
 //
-// The mask has the shape dM_shape = [1 or B, 1 or Hq, 1 or Lq, 1 or Lk]. One simdgroup walks all that is summed, in
-// order: no atomics, one writer per element. Glossary in forward.metal. Written by: dM, each element by one lane.
+// The mask has the shape dM_shape = [1 or B, 1 or Hq, 1 or Lq, 1 or Lk]. One simdgroup walks everything that is summed
+// into its elements, in order: no atomics. Glossary in forward.metal. Written by: dM, each element by one lane.
 using Element = $ELEMENT;
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
-constant constexpr bool STAGED = $STAGED;
+constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
+constant constexpr bool USES_THREADGROUP = $USES_THREADGROUP;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
@@ -26,8 +26,8 @@ const int column_blocks = (columns + BT - 1) / BT, place = threadgroup_position_
 const int row = place / column_blocks * R, column = place % column_blocks * BT;
 const int h0 = threadgroup_position_in_grid.y, b0 = threadgroup_position_in_grid.z;
 
-threadgroup Element staging[STAGING];
-tile::Memory<Element> memory = {staging};
+threadgroup Element scratch[SCRATCH];
+tile::Memory<Element> memory = {scratch};
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Tile<float, R, BT> total;
 tile::clear(total);
@@ -52,7 +52,7 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
       }
       OPEN_HEAD(b, h, first)
       OPEN_DROPOUT(b, h)
-      if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, first, min(first + R, Lq), lane);
+      if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, first, min(first + R, Lq), lane);
 
       const mask::Range seen = visibility.keys_of(first, first + R - 1);
       const int begin = columns == 1 ? 0 : column, end = min(seen.end, columns == 1 ? Lk : column + BT);
@@ -60,14 +60,14 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
         if (c + BT <= seen.begin) continue;
         if (HAS_BLOCKS && !visibility.enter(first, c)) continue;
         if (visibility.skip(visibility.k_segments, c, min(c + BT, Lk), lane)) continue;
-        tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
-        tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> v;
+        tile::Traversed<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
+        tile::Traversed<Element, BT, DV, BH, THREADS, USES_THREADGROUP> v;
         k.open(memory, lane);
         k.view(tile::head<Element>(K, K_strides, b, h / group), tile::row_stride<Element>(K_strides));
         v.open(memory, lane);
         v.view(tile::head<Element>(V, V_strides, b, h / group), tile::row_stride<Element>(V_strides));
-        k.seek(c, Lk);
-        v.seek(c, Lk);
+        k.acquire(c, Lk);
+        v.acquire(c, Lk);
 
         // P = 2^(S - L);  dS = P * (dO V^T - delta);  dM = dM + dS
         tile::Tile<float, R, BT> p, ds;

@@ -14,9 +14,9 @@
 using Element = $ELEMENT;
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
+constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
 constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_DO = $CACHE_DO, CACHE_DQ = $CACHE_DQ;
-constant constexpr bool STAGED = $STAGED;
+constant constexpr bool USES_THREADGROUP = $USES_THREADGROUP;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
@@ -30,13 +30,13 @@ const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
 const int first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Q_shape[1] + h) * Lq;
 
-threadgroup Element staging[STAGING];
-tile::Memory<Element> memory = {staging};
+threadgroup Element scratch[SCRATCH];
+tile::Memory<Element> memory = {scratch};
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
 tile::Rows<Element, BP, R, DV, CACHE_DO> d_o;
-tile::Traversed<Element, BT, D, BH, THREADS, STAGED> k;
-tile::Traversed<Element, BT, DV, BH, THREADS, STAGED> v;
+tile::Traversed<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
+tile::Traversed<Element, BT, DV, BH, THREADS, USES_THREADGROUP> v;
 tile::Accumulator<R, D, BH, CACHE_DQ> d_q;
 q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, memory, lane);
 d_o.open(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides), first, Lq, memory, lane);
@@ -57,16 +57,16 @@ for (int i = 0; i < R / 8; i++) {
 
 OPEN_HEAD(b, h, block)
 OPEN_DROPOUT(b, h)
-if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
+if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
 
 const mask::Range seen = visibility.keys_of(block, block + BP - 1);
 for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
   for (int c = range.begin; c < range.end; c += BT) {
     if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    if (tile::feeds(k, v, c, range.end)) continue;
-    k.seek(c, range.end);
-    v.seek(c, range.end);
+    if (tile::produce(k, v, c, range.end)) continue;
+    k.acquire(c, range.end);
+    v.acquire(c, range.end);
 
     // P = 2^(S - L)
     tile::Tile<float, R, BT> p, ds;
@@ -84,7 +84,7 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // dP = dO V^T;  dS = P * (dP - delta)
     tile::finish_abt<0>(ds, d_o, v);
-    v.leave();
+    v.release();
 #if HAS_DROPOUT
     dropout::apply<false>(ds, drop, first, c, lane);
 #endif
@@ -95,8 +95,8 @@ for (int n = 0; n < visibility.ranges(); n++) {
 
     // dQ = dQ + dS K
     tile::multiply_ab<float>(d_q, one, ds, k, whole);
-    k.leave();
+    k.release();
   }
 }
-if (lane.copies()) return;
+if (lane.produces()) return;
 d_q.store(dQ + row0 * D, first, scale_row);

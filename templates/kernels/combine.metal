@@ -1,4 +1,4 @@
-// The last step of decoding: O and L over all keys, from those over each part of them.
+// The last step of split-KV decoding: merges the O, m and l of every part of the keys into O and L over all keys.
 //
 //   for each row (one simdgroup), in parallel:
 //     m = max of the parts' m
@@ -10,14 +10,14 @@
 // Written by: O and L, each element by one lane.
 using Element = $ELEMENT;            // of O
 constant constexpr int DV = $VALUE_DIM, ROWS = $BLOCK_PARALLEL;
-constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // of 32 columns; parts read at a time
+constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // runs of 32 columns; parts read at a time
 $ATTRIBUTES
 // ---- body
 const int lane = thread_index_in_threadgroup % 32, simdgroup = thread_index_in_threadgroup / 32;
 const int parts = O_parts_shape[0], rows = O_parts_shape[1] * O_parts_shape[2] * O_parts_shape[3];
 const int row = int(threadgroup_position_in_grid.x) * ROWS + simdgroup;
 if (row < rows) {
-  // Lanes share the parts, then the columns; loads of several parts are under way at a time, since each takes long.
+  // Lanes share the parts, then the columns; several loads are in flight at a time, to hide their latency.
   float m = -INFINITY, l = 0;
   for (int part = lane; part < parts; part += 32) m = max(m, L_parts[long(part) * rows + row]);
   m = simd_max(m);

@@ -1,41 +1,41 @@
 // FlashAttention for few queries and many keys: O and L over one part of the keys.
 //
 //   for each key head, block of BP rows and part of the keys (one threadgroup; R rows a simdgroup), in parallel:
-//     rows: all queries of all query heads that share the key head, packed, so that K and V are read once for them
+//     rows: all queries of all query heads that share the key head (GQA packing), so that K and V are read once
 //     m, l, O = -inf, 0, 0                 a sink is seen in the first part only
 //     for each block of BT keys of this part that any of the rows sees:
 //       S, P, m, l, O as in forward.metal
 //     one part:       O = O / l;  L = m + log2(l)
-//     several parts:  O, m and l as they are, which combine.metal joins; L would lose digits of large scores
+//     several parts:  O, m and l unnormalised, for combine.metal to merge; L would lose digits of large scores
 //
-// A row that sees no key: O = 0, m = -inf, l = 0. Parts of the keys are those of Flash-Decoding (Dao et al. 2023).
+// A row that sees no key: O = 0, m = -inf, l = 0. Split-KV as in Flash-Decoding (Dao et al. 2023).
 //
 // Glossary in forward.metal, and
 //   Q        [B, Hk, G Lq, D]          row r is query r % Lq of the group's head r / Lq
 //   O        [parts, B, Hk, G Lq, DV]  float32 if there are several parts
 //   L        [B, Hk, G Lq], or m and l [2, parts, B, Hk, G Lq]
-//   packing  Lq, the keys of a part, and the number of parts
+//   decode_params  Lq, the keys of a part, and the number of parts
 // Written by: O and L, each element by one lane.
 using Element = $ELEMENT;            // of Q, K, V
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
-constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, STAGED = $STAGED;
+constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, USES_THREADGROUP = $USES_THREADGROUP;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
 const int rows = visibility.rows, Lq = visibility.queries, heads = K_shape[1];
-const int parts = packing[2], part = threadgroup_position_in_grid.x, b = threadgroup_position_in_grid.z;
+const int parts = decode_params[2], part = threadgroup_position_in_grid.x, b = threadgroup_position_in_grid.z;
 const int blocks = (rows + BP - 1) / BP, position = threadgroup_position_in_grid.y;
 const int h_k = position / blocks, h = h_k * (rows / Lq);  // h: the first query head of the group
 const int block = position % blocks * BP, first = block + int(lane.simdgroup) * R;
 const long row0 = ((long(part) * Q_shape[0] + b) * heads + h_k) * rows;
 
-threadgroup Element staging[STAGING];
-tile::Memory<Element> memory = {staging};
+threadgroup Element scratch[SCRATCH];
+tile::Memory<Element> memory = {scratch};
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
-OPERAND<Element, BT, D, BH, THREADS, STAGED> k;
-OPERAND<Element, BT, DV, BH, THREADS, STAGED> v;
+OPERAND<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
+OPERAND<Element, BT, DV, BH, THREADS, USES_THREADGROUP> v;
 tile::Accumulator<R, DV, BH, CACHE_O> o;
 softmax::State<R> state;
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
@@ -52,24 +52,24 @@ for (int i = 0; i < R / 8 && part == 0; i++) {
 }
 #endif
 OPEN_HEAD(b, h, block)
-if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, 0, Lq, lane);
+if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, 0, Lq, lane);
 
 const mask::Range seen = visibility.keys_of(0, Lq - 1);
-const int begin = seen.begin + part * packing[1], end = min(seen.end, begin + packing[1]);
+const int begin = seen.begin + part * decode_params[1], end = min(seen.end, begin + decode_params[1]);
 for (int c = begin, next; c < end; c = next) {
   next = min(c + BT, end);
   if (HAS_BLOCKS) {
     next = min(next, (c / BLOCK + 1) * BLOCK);
-    if (!visibility.enter_packed(block, block + BP - 1, c)) continue;
+    if (!visibility.enter_gqa_block(block, block + BP - 1, c)) continue;
   }
   if (visibility.skip(visibility.k_segments, c, next, lane)) continue;
-  if (tile::feeds(k, v, c, next)) continue;
-  k.seek(c, next);
+  if (tile::produce(k, v, c, next)) continue;
+  k.acquire(c, next);
 
   // S = scale log2(e) Q K^T, masked
   tile::Tile<float, R, BT> s;
   tile::multiply_abt(s, q, k);
-  k.leave();
+  k.release();
 #if HAS_SOFTCAP
   tile::Tile<float, R, BT> slope;
   softmax::cap(s, slope, scale, softcap);
@@ -82,11 +82,11 @@ for (int c = begin, next; c < end; c = next) {
   const tile::RowVector<R> correction = softmax::step(s, state, factor);
   tile::Tile<Element, R, BT> p;
   tile::narrow(p, s);
-  v.seek(c, next);
+  v.acquire(c, next);
   tile::multiply_ab<Element>(o, correction, p, v, whole);
-  v.leave();
+  v.release();
 }
-if (lane.copies()) return;
+if (lane.produces()) return;
 
 // One part: O = O / l;  L = m + log2(l)
 tile::RowVector<R> normaliser;

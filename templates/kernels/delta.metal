@@ -1,5 +1,5 @@
-// delta = rowsum(dO * O), the term both backward kernels subtract from dP. A step of its own, so that neither of them
-// waits for the other.
+// delta = rowsum(dO * O), the term that both backward kernels subtract from dP. It has a kernel of its own, so that
+// neither of them waits for the other.
 //
 //   for each row (one simdgroup), in parallel:
 //     delta = sum over columns of dO * O   in float32

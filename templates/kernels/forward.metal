@@ -22,16 +22,16 @@
 //   m l         per row          running maximum and sum; float32
 //   BP BT BH    block sizes: parallel dimension, traversed dimension, head dimension
 //   R           rows of the parallel dimension that one simdgroup owns
-//   seek leave  an operand goes to its next block, and has done with it
-//   feeds       true in simdgroups that only copy blocks for the others; there are none on Apple GPUs
-//   turns       those who multiply together do so in turn, so that exponentials of some run beside products of others
+//   acquire     waits for the pipeline stage that holds an operand's next block; release hands it back to the producer
+//   produce     in producer warps: copies the next blocks and returns true; Apple GPUs have no producer warps
+//   ping_pong   ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other
 // Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
 // Written by: O and L, each element by one lane.
 using Element = $ELEMENT;            // of Q, K, V
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, STAGING = $STAGING;
-constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, STAGED = $STAGED;
+constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, USES_THREADGROUP = $USES_THREADGROUP;
 $ATTRIBUTES
 // ---- body
 const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
@@ -45,11 +45,11 @@ const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
 const int first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Q_shape[1] + h) * Lq;
 
-threadgroup Element staging[STAGING];
-tile::Memory<Element> memory = {staging};
+threadgroup Element scratch[SCRATCH];
+tile::Memory<Element> memory = {scratch};
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
-OPERAND<Element, BT, D, BH, THREADS, STAGED> k;
-OPERAND<Element, BT, DV, BH, THREADS, STAGED> v;
+OPERAND<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
+OPERAND<Element, BT, DV, BH, THREADS, USES_THREADGROUP> v;
 tile::Accumulator<R, DV, BH, CACHE_O> o;
 softmax::State<R> state;
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
@@ -66,24 +66,24 @@ state.clear();
 #endif
 OPEN_HEAD(b, h, block)
 OPEN_DROPOUT(b, h)
-if (HAS_SEGMENTS) visibility.own = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
+if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
 
-tile::Turns<BP, DV> turns;
-turns.open(lane);
+tile::PingPong<BP, DV> ping_pong;
+ping_pong.open(lane);
 const mask::Range seen = visibility.keys_of(block, block + BP - 1);
 for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
   for (int c = range.begin; c < range.end; c += BT) {
     if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    if (tile::feeds(k, v, c, range.end)) continue;
-    k.seek(c, range.end);
+    if (tile::produce(k, v, c, range.end)) continue;
+    k.acquire(c, range.end);
 
     // S = scale log2(e) Q K^T, masked
     tile::Tile<float, R, BT> s;
     tile::begin_abt(s, q, k);
-    turns.pass();
+    ping_pong.arrive();
     tile::finish_abt<0>(s, q, k);
-    k.leave();
+    k.release();
 #if HAS_SOFTCAP
     tile::Tile<float, R, BT> slope;
     softmax::cap(s, slope, scale, softcap);
@@ -99,14 +99,14 @@ for (int n = 0; n < visibility.ranges(); n++) {
 #endif
     tile::Tile<Element, R, BT> p;
     tile::narrow(p, s);
-    v.seek(c, range.end);
-    turns.take();
+    v.acquire(c, range.end);
+    ping_pong.wait();
     tile::multiply_ab<Element>(o, correction, p, v, whole);
-    v.leave();
+    v.release();
   }
 }
-if (lane.copies()) return;
-turns.pass();
+if (lane.produces()) return;
+ping_pong.arrive();
 
 // O = O / l;  L = m + log2(l)
 tile::RowVector<R> normaliser;

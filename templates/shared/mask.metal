@@ -1,18 +1,18 @@
 // Which keys a query sees and what is added to its scores: the only place that decides it, for every kernel.
 //
 //   seen_by(...)    which run of a tile's columns may a row see, by their positions?
-//   admits(i, j)    may query i see key j, by all that is not position?
+//   admits(i, j)    may query i see key j, by everything except its position?
 //   bias(i, j)      what is added to their score, in base 2
-//   range(n)        the n-th run of traversed rows worth visiting: all that causality, windows and block lists leave
+//   range(n)        the n-th run of traversed rows to visit, which causality, windows and block lists leave
 //   skip(...)       does no pair of this block belong to one segment? Then the block is not visited
 //   whole(...)      is every pair of a rectangle visible? Then nothing is tested per element
 //
-// A row is a query, but for decoding (PACKED): there the rows of an operand are all queries that share a key head, row
-// i the query i % queries of the group's head i / queries. Only query_of and head_of know.
+// A row is a query, except in decoding (GQA_PACKED): there the rows of an operand are all queries that share a key
+// head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of know.
 //
 // A query's own position among the keys is i + keys - queries: causality and windows align to the lower right.
 // Features that are off leave no code and no kernel argument; those that are on name their arguments below the marker.
-#define PACKED $PACKED
+#define GQA_PACKED $GQA_PACKED
 #define HAS_WINDOW $HAS_WINDOW
 #define HAS_MASK $HAS_MASK
 #define HAS_ALIBI $HAS_ALIBI
@@ -41,7 +41,7 @@ METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane
 }
 
 struct Visibility {
-  int rows, queries, keys;  // rows = queries unless they are packed
+  int rows, queries, keys;  // rows = queries except in decoding
   int left, right;          // the window: keys this far before and after the query's own position
   float slope;              // of ALiBi, times log2(e)
   const device float* slopes;  // of the heads from the first one on
@@ -52,12 +52,13 @@ struct Visibility {
   const device int* block_map;       // 0: empty, 1: full, n + 2: partial with bitmap n
   const device uint8_t* bitmaps;
   const device int* block_list;      // traversed blocks of this threadgroup's rows
-  int block_columns, listed, state;  // state: block_map of the block being visited
+  // num_blocks: length of the list; block_is_full: 1 if every pair of the visited block is visible
+  int block_columns, num_blocks, block_is_full;
   long map_head;
-  Range own, other;                  // segments of this threadgroup's rows, and of the traversed block
+  Range row_segments, tile_segments;  // segments of this threadgroup's rows, and of the traversed block
 
-  METAL_FUNC int query_of(int row) const thread { return PACKED ? row % queries : row; }
-  METAL_FUNC int head_of(int row) const thread { return PACKED ? row / queries : 0; }
+  METAL_FUNC int query_of(int row) const thread { return GQA_PACKED ? row % queries : row; }
+  METAL_FUNC int head_of(int row) const thread { return GQA_PACKED ? row / queries : 0; }
 
   METAL_FUNC int distance(int i, int j) const thread { return j - i - (keys - queries); }
 
@@ -81,8 +82,8 @@ struct Visibility {
     float sum = 0;
     if (HAS_MASK && ADDITIVE) sum += float(mask_at(row, j)) * M_LOG2E_F;
     if (HAS_ALIBI) {
-      const float own = PACKED ? slopes[head_of(row)] * M_LOG2E_F : slope;
-      sum -= own * float(abs(distance(query_of(row), j)));
+      const float head_slope = GQA_PACKED ? slopes[head_of(row)] * M_LOG2E_F : slope;
+      sum -= head_slope * float(abs(distance(query_of(row), j)));
     }
     return sum;
   }
@@ -109,41 +110,41 @@ struct Visibility {
     return TRANSPOSED ? queries_of(row, row) : keys_of(query_of(row), query_of(row));
   }
 
-  METAL_FUNC int ranges() const thread { return HAS_BLOCKS ? listed : 1; }
+  METAL_FUNC int ranges() const thread { return HAS_BLOCKS ? num_blocks : 1; }
 
   METAL_FUNC Range range(int n, Range within) thread {
     if (!HAS_BLOCKS) return within;
     const int entry = block_list[n], block = entry >> 1;
-    state = entry & 1;
+    block_is_full = entry & 1;
     return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
   }
 
   // For kernels that walk no list: enters the block of this query and key; false if it is empty
   METAL_FUNC bool enter(int i, int j) thread {
-    state = block_map[i / BLOCK * block_columns + j / BLOCK];
-    return state != 0;
+    block_is_full = block_map[i / BLOCK * block_columns + j / BLOCK];
+    return block_is_full != 0;
   }
 
-  // For packed rows, whose heads may have blocks of their own: false if the block of key j is empty for all of them
-  METAL_FUNC bool enter_packed(int first_row, int last_row, int j) thread {
+  // In decoding, where every head may have blocks of its own: false if the block of key j is empty for all heads
+  METAL_FUNC bool enter_gqa_block(int first_row, int last_row, int j) thread {
     bool found = false;
-    state = 1;
+    block_is_full = 1;
     for (int h = head_of(first_row); h <= head_of(min(last_row, rows - 1)); h++) {
       const int block = block_map[h * map_head + j / BLOCK];
       found = found || block != 0;
-      if (block != 1) state = 0;
+      if (block != 1) block_is_full = 0;
     }
     return found;
   }
 
   METAL_FUNC bool skip(const device int* segments, int begin, int end, tile::Lane lane) thread {
     if (!HAS_SEGMENTS) return false;
-    other = span(segments, begin, end, lane);
-    return other.begin > own.end || other.end < own.begin;
+    tile_segments = span(segments, begin, end, lane);
+    return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;
   }
 
   METAL_FUNC bool whole(int first_query, int last_query, int first_key, int last_key) const thread {
-    if (PACKED) {  // any query may be among the rows; rows past the end repeat the last one and are never stored
+    if (GQA_PACKED) {  // any query may be among the rows; rows past the end repeat the last one and are never stored
       first_query = 0;
       last_query = queries - 1;
     }
@@ -151,8 +152,9 @@ struct Visibility {
     if (CAUSAL && distance(first_query, last_key) > 0) return false;
     if (HAS_WINDOW && distance(last_query, first_key) < -left) return false;
     if (HAS_WINDOW && distance(first_query, last_key) > right) return false;
-    if (HAS_SEGMENTS && (own.begin != own.end || other.begin != other.end)) return false;
-    if (HAS_BLOCKS && state != 1) return false;
+    if (HAS_SEGMENTS && (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end))
+      return false;
+    if (HAS_BLOCKS && block_is_full != 1) return false;
     return !(HAS_MASK && !ADDITIVE);
   }
 };
@@ -163,10 +165,10 @@ template <bool TRANSPOSED, int R, int C>
 METAL_FUNC bool apply(
     thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
     tile::Lane lane) {
-  // Simdgroups that multiply together must agree on it: it is asked for all their rows.
-  const int joint = max(R, tile::JOINT_ROWS), queries = TRANSPOSED ? C : joint, keys = TRANSPOSED ? joint : C;
-  const int query0 = TRANSPOSED ? first_query : first_query / joint * joint;
-  const int key0 = TRANSPOSED ? first_key / joint * joint : first_key;
+  // All simdgroups of a warpgroup must take the same path: the question is asked for all their rows.
+  const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
+  const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
+  const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool whole = valid == C && visibility.whole(query0, query0 + queries - 1, key0, key0 + keys - 1);
   if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
@@ -200,8 +202,8 @@ METAL_FUNC bool apply(
 mask::Visibility visibility;
 visibility.rows = Q_shape[2];
 visibility.keys = K_shape[2];
-#if PACKED
-visibility.queries = packing[0];
+#if GQA_PACKED
+visibility.queries = decode_params[0];
 #else
 visibility.queries = Q_shape[2];
 #endif
@@ -214,7 +216,7 @@ visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_seg
 visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_strides[0];
 #endif
 
-// What varies with the head, the first of them if rows are packed: `row` is the first of this threadgroup's rows.
+// What varies with the head (the group's first head in decoding); `row` is the first of this threadgroup's rows.
 #if HAS_MASK
 #define OPEN_MASK(b, h) \
   visibility.mask = attention_mask + (b) * attention_mask_strides[0] + (h) * attention_mask_strides[1]; \
@@ -238,7 +240,7 @@ visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_seg
   visibility.map_head = block_map_strides[1]; \
   visibility.block_columns = block_map_strides[2];
 #endif
-#if HAS_BLOCKS && PACKED
+#if HAS_BLOCKS && GQA_PACKED
 #define OPEN_BLOCKS(b, h, row) OPEN_MAP(b, h)
 #elif HAS_BLOCKS
 #define OPEN_BLOCKS(b, h, row) \
@@ -246,7 +248,7 @@ visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_seg
   visibility.block_list = \
       block_lists + (b) * block_lists_strides[0] + (h) * block_lists_strides[1] + \
       (row) / BLOCK * block_lists_strides[2]; \
-  visibility.listed = \
+  visibility.num_blocks = \
       block_counts[(b) * block_counts_strides[0] + (h) * block_counts_strides[1] + (row) / BLOCK];
 #else
 #define OPEN_BLOCKS(b, h, row)

@@ -1,4 +1,4 @@
-// Keys and values as mx.quantize packs them: dequantized on their way to threadgroup memory, once for all simdgroups.
+// Keys and values in the formats of mx.quantize: dequantized on their way to threadgroup memory, once per block.
 //
 //   affine          element = scale * code + bias      scales and biases of the queries' type
 //   mxfp4, mxfp8    element = 2^(scale - 127) * code   code a float of 2 + 1 or 4 + 3 bits (exponent + mantissa)
@@ -18,7 +18,7 @@ using Scale = uint8_t;
 
 namespace tile {
 
-// A float of sign, 4 bits of exponent and 3 of mantissa; its largest code is no number.
+// A float of sign, 4 bits of exponent and 3 of mantissa; its largest code is NaN.
 METAL_FUNC float float_e4m3(uint code) {
   const uint exponent = (code >> 3) & 15, mantissa = code & 7;
   const float normal = as_type<float>(((exponent + 120) << 23) | (mantissa << 20));
@@ -49,21 +49,22 @@ METAL_FUNC float value_of(uint code, float scale, float bias) {
 #endif
 }
 
-// Stands in the place of Traversed, and is always staged.
-template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Quantized {
-  static_assert(STAGED && GROUP % 8 == 0, "quantized operands go through threadgroup memory, eight elements at a time");
+// Takes the place of Traversed, and always goes through threadgroup memory.
+template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP> struct Quantized {
+  static_assert(
+      USES_THREADGROUP && GROUP % 8 == 0, "quantized operands go through threadgroup memory, eight elements at a time");
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH;
   const device uint* words;
   const device Scale* scales;
   const device Scale* biases;
   long word_stride, scale_stride, bias_stride;  // elements between rows
-  threadgroup T* staging;
-  int first, valid;  // row of the current block; its rows that exist and are wanted, at most BT
+  threadgroup T* scratch;
+  int first, valid;  // first row of the current block, and how many of its rows exist and are wanted, at most BT
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-    staging = memory.staging;
+    scratch = memory.scratch;
     lane = lane_;
   }
 
@@ -82,12 +83,12 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Qu
     bias_stride = stride;
   }
 
-  METAL_FUNC void seek(int row, int end) thread {
+  METAL_FUNC void acquire(int row, int end) thread {
     first = row;
     valid = min(BT, end - row);
   }
 
-  METAL_FUNC void leave() thread {}
+  METAL_FUNC void release() thread {}
 
   METAL_FUNC Run<T, 8> run(int row, int column) const thread {
     const Run<uint, BITS / 4> codes =
@@ -108,25 +109,25 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Qu
   }
 
   // Columns [column, column + H) of the block to threadgroup memory, zeros where there is no row
-  template <int H> METAL_FUNC void stage(int column) const thread {
+  template <int H> METAL_FUNC void load_to_threadgroup(int column) const thread {
     constexpr int RUNS = H / 8;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (int place = lane.thread_index; place < BT * RUNS; place += THREADS) {
       const int row = place / RUNS, c = place % RUNS * 8;
       Run<T, 8> values = {};
       if (row < valid) values = run(first + row, column + c);
-      *(threadgroup Run<T, 8>*)(staging + row * BH + c) = values;
+      *(threadgroup Run<T, 8>*)(scratch + row * BH + c) = values;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 
   template <bool EDGE> METAL_FUNC Pair<T> fragment(int t, int, int d) const thread {
-    const threadgroup T* source = staging + (t * 8 + lane.row) * BH + d * 8 + lane.column;
+    const threadgroup T* source = scratch + (t * 8 + lane.row) * BH + d * 8 + lane.column;
     return Pair<T>(source[0], source[1]);
   }
 
   template <bool EDGE> METAL_FUNC Pair<T> transposed(int t, int, int d) const thread {
-    const threadgroup T* source = staging + (t * 8 + lane.column) * BH + d * 8 + lane.row;
+    const threadgroup T* source = scratch + (t * 8 + lane.column) * BH + d * 8 + lane.row;
     return Pair<T>(source[0], source[BH]);
   }
 };

@@ -1,5 +1,5 @@
-// Softmax in base 2; masked scores are -inf. Scores are S = Q K^T times `factor`, scale log2(e), which is positive;
-// where something is added to them or caps them they are scaled first, and the factor left is 1.
+// Softmax in base 2; masked scores are -inf. Scores are S = Q K^T times `factor`, scale log2(e), which is positive.
+// Where something is added to the scores or caps them, they are scaled first and the factor is 1.
 //
 // Everything stays float32. A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place
 // of m, so that they come out as 0 and never as -inf - (-inf).
@@ -53,7 +53,7 @@ METAL_FUNC void cap(
   }
 }
 
-// S = S * factor; 0 stays 0 whatever the factor, which is no number behind some masked keys
+// S = S * factor; 0 stays 0 even where the factor is NaN, as it may be at masked keys
 template <int R, int C>
 METAL_FUNC void multiply(thread tile::Tile<float, R, C>& s, thread const tile::Tile<float, R, C>& factor) {
   for (int i = 0; i < R / 8; i++) {
@@ -87,27 +87,27 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   return correction;
 }
 
-// P = 2^(factor S - L); L is a RowVector, or a ColumnVector where the tile is transposed. A row whose L is NaN makes
-// only what it sees NaN: unless the tile is seen as a whole, masked elements are 0 whatever L.
+// P = 2^(factor S - L); L is a RowVector, or a ColumnVector where the tile is transposed. Masked elements are 0 even in
+// rows whose L is NaN; a tile that is visible as a whole has none.
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, float factor, bool whole) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> p = exp2(s.at[i][c] * factor - tile::spread(L, i, c));
+      const tile::Pair<float> p = exp2(s.at[i][c] * factor - tile::broadcast(L, i, c));
       s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
     }
   }
 }
 
-// dS = P * (dP - delta), in place of dP; 0 where P is, whatever lies behind a masked key
+// dS = P * (dP - delta), in place of dP; 0 where P is 0, even if dP is NaN because a masked key holds NaN
 template <int R, int C, typename V>
 METAL_FUNC void gradient(
     thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::spread(delta, i, c));
+      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
       dp.at[i][c] = select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
     }
   }

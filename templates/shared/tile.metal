@@ -1,8 +1,8 @@
-// Tiles and operands, as far as every kind of matrix hardware shares them.
+// Tiles and operands: the part that all kinds of matrix hardware share.
 //
 // A simdgroup owns R rows (a multiple of 8) of the parallel dimension. A tile is cut into 8x8 fragments; of each
-// fragment a lane holds two adjacent elements of one row: at[i][c] are those of the i-th group of 8 rows and the c-th
-// group of 8 columns. Which row and columns those are, only the tile layer of the hardware knows (tile::Lane).
+// fragment a lane holds two adjacent elements of one row: at[i][c] are its elements in the i-th group of 8 rows and the
+// c-th group of 8 columns. Only the tile layer of the hardware knows their row and columns (tile::Lane).
 #include <metal_stdlib>
 using namespace metal;
 
@@ -27,11 +27,11 @@ template <int C> struct ColumnVector {
   Pair<float> at[C / 8];
 };
 
-template <int R> METAL_FUNC Pair<float> spread(thread const RowVector<R>& vector, int i, int) {
+template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
   return Pair<float>(vector.at[i]);
 }
 
-template <int C> METAL_FUNC Pair<float> spread(thread const ColumnVector<C>& vector, int, int c) {
+template <int C> METAL_FUNC Pair<float> broadcast(thread const ColumnVector<C>& vector, int, int c) {
   return vector.at[c];
 }
 

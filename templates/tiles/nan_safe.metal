@@ -1,5 +1,5 @@
-// Products with blocks that hold NaN or infinity, for the tile layers of NVIDIA's tensor cores: what a row may not see
-// must not reach it, and 0 times such a number is none. Rare, and so written for size.
+// NaN-safe P V for the tile layers of NVIDIA's tensor cores: masked keys may hold NaN or infinity, and 0 * NaN = NaN.
+// Cold path, optimised for code size.
 namespace tile {
 
 // 1 where an element of the packed pair meets the condition, else 0
@@ -26,23 +26,23 @@ template <typename T> METAL_FUNC uint finite(uint pair) {
   return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
 }
 
-// Is every element of the block a number? Asked where a row sees the block only in part: behind what it does not see
-// anything may lie. Simdgroups that multiply together look at a part each.
-template <typename T, int BT, int D, int BH, int THREADS, bool STAGED>
-METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
-  constexpr int SHARERS = (JOINT_ROWS + 15) / 16;
-  using Joint = nv::Joint<SHARERS>;
+// Is every element of the block finite? Asked where a row sees the block only in part, since masked keys may hold NaN.
+// The simdgroups of a warpgroup share the search.
+template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
+METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
+  constexpr int VOTERS = (MMA_ROWS + 15) / 16;
+  using Vote = nv::GroupVote<VOTERS>;
   // Added to the bits of a magnitude, the least step of the exponent reaches the sign where that was infinity or NaN.
   const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
   uint found = 0, thread_index = b.lane.thread_index;
-  nv::settle(thread_index);
-  const int begin = Joint::begin(thread_index), end = Joint::end(thread_index);
+  nv::pin_register(thread_index);
+  const int begin = Vote::begin(thread_index), end = Vote::end(thread_index);
   for (int part = begin; part < end; part++) {
     const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
 #pragma clang loop unroll(full)
     for (int panel = 0; panel < PANELS<D>; panel++) {
 #pragma clang loop unroll_count(4)
-      for (int row = 0; row < BT; row += 4 * SHARERS) {
+      for (int row = 0; row < BT; row += 4 * VOTERS) {
         const int r = row + part * 4 + thread_index % 32 / 8;
         const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
         if (column >= D) continue;  // chunks of the last panel that hold nothing
@@ -51,17 +51,17 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, STAGED>
       }
     }
   }
-  return Joint::all((found & 0x80008000u) == 0, thread_index);
+  return Vote::all((found & 0x80008000u) == 0, thread_index);
 }
 
-// C += P B where B holds NaN or infinity that some row of P may not see: they enter the product as 0; where P is not 0,
-// an infinity then adds itself, NaN adds both.
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
-METAL_FUNC void careful_ab(
+// C += P B where B holds NaN or infinity that some row of P may not see: these enter the product as 0. Where P is not
+// 0, an infinity is then added, and for NaN both infinities, whose sum is NaN.
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
+METAL_FUNC void nan_safe_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& block) {
-  Traversed<T, BT, D, BH, THREADS, STAGED> b = block;
-  nv::settle(b.lane.thread_index);  // no address of this path is computed before it
+    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& block) {
+  Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP> b = block;
+  nv::pin_register(b.lane.thread_index);  // no address of this path is computed before it
 #pragma clang loop unroll(full)
   for (int i = 0; i < R / 16; i++) {
     uint4 rows[BT / 16];

@@ -1,10 +1,10 @@
-// The tile layer for NVIDIA's tensor cores, as far as mma.sync and wgmma share it: lanes, panels of threadgroup memory,
-// operands, accumulators, and products by mma.sync. Same operations as tile_simdgroup.metal; 16-bit operands only.
+// The tile layer for NVIDIA's tensor cores, the part that mma.sync and wgmma share: lanes, panels of threadgroup
+// memory, operands, accumulators, and products by mma.sync. Operations as in simdgroup.metal; 16-bit operands only.
 //
 //   panel     64 columns of a block: rows of 128 bytes, whose eight 16-byte chunks lie at chunk ^ (row & 7). So neither
 //             ldmatrix nor wgmma meets a bank conflict; it is wgmma's "128-byte swizzle".
-//   stage     one of the places a traversed block may lie in: later blocks are copied (cp.async), by simdgroups that
-//             do nothing else, while this one is multiplied
+//   stage     a pipeline buffer for one traversed block: producer warps copy the next blocks (cp.async) while consumer
+//             warps multiply this one
 //
 // The nv:: functions are single PTX instructions; the PTX ISA manual gives their fragment layouts.
 #include <nv>
@@ -12,9 +12,9 @@
 namespace tile {
 
 constant constexpr int PANEL = 64, STAGES = $STAGES;
-constant constexpr int JOINT_ROWS = $JOINT_ROWS;  // rows whose simdgroups multiply together
-constant constexpr uint OWNERS = $OWNERS;         // simdgroups that own rows
-constant constexpr uint COPIERS = $COPIERS;        // simdgroups behind those that copy blocks for them
+constant constexpr int MMA_ROWS = $MMA_ROWS;              // rows of one matrix instruction: wgmma 64, a warpgroup
+constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that own rows and multiply
+constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups after them, which only copy blocks
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
@@ -27,14 +27,14 @@ struct Lane {
     self.simdgroup = thread_index / 32;
     return self;
   }
-  METAL_FUNC bool copies() const thread { return simdgroup >= OWNERS; }
+  METAL_FUNC bool produces() const thread { return simdgroup >= CONSUMER_WARPS; }
 };
 
 template <typename To, int R, int C>
 METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<float, R, C>& from) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) to.at[i][c] = as_type<Pair<To>>(nv::pack<To>(from.at[i][c]));
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = as_type<Pair<To>>(nv::narrow_pair<To>(from.at[i][c]));
   }
 }
 
@@ -99,17 +99,17 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
       }
     }
   }
-  nv::show_stores();
+  nv::fence_cta();
 }
 
-// Threadgroup memory that operands take their part of, in the order in which they are opened.
+// Allocates threadgroup memory to the operands, in the order in which they are opened.
 template <typename T> struct Memory {
   threadgroup T* next;
 
-  METAL_FUNC threadgroup T* take(int elements) thread {
-    threadgroup T* taken = next;
+  METAL_FUNC threadgroup T* allocate(int elements) thread {
+    threadgroup T* allocated = next;
     next += elements;
-    return taken;
+    return allocated;
   }
 };
 
@@ -140,8 +140,8 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
         }
       }
     } else {
-      block = memory.take(BP * PANEL * PANELS<D>);
-      if (!lane.copies()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
+      block = memory.allocate(BP * PANEL * PANELS<D>);
+      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
     }
   }
 
@@ -154,21 +154,21 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 };
 
 // An operand that all simdgroups walk along in blocks of BT rows, in threadgroup memory.
-template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Traversed {
+template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP> struct Traversed {
   using Element = T;
   static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
   const device T* head;
   threadgroup T* stages;
   threadgroup T* block;
-  nv::Pipe<STAGES, OWNERS, 32 * COPIERS> pipe;
+  nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
   long stride;
   int valid;  // rows of the current block that exist and are wanted, at most BT
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-    stages = memory.take(STAGES * BLOCK_ELEMENTS);
+    stages = memory.allocate(STAGES * BLOCK_ELEMENTS);
     lane = lane_;
-    pipe.open(memory.take(8 * PANEL), lane.thread_index);
+    pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
 
   METAL_FUNC void view(const device T* head_, long stride_) thread {
@@ -177,19 +177,19 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 
   METAL_FUNC void copy(int row, int end) thread {
-    threadgroup T* to = stages + pipe.begin_copy() * BLOCK_ELEMENTS;
-    tile::copy<BT, D, BT, 32 * COPIERS>(
-        to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * OWNERS);
-    pipe.end_copy();
+    threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
+    tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
+        to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
+    pipe.producer_commit();
   }
 
-  // To the block that begins at `row`, once it has been copied
-  METAL_FUNC void seek(int row, int end) thread {
-    block = stages + pipe.enter() * BLOCK_ELEMENTS;
+  // The block that begins at `row`: waits until its stage has been filled
+  METAL_FUNC void acquire(int row, int end) thread {
+    block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
     valid = min(BT, end - row);
   }
 
-  METAL_FUNC void leave() thread { pipe.leave(); }
+  METAL_FUNC void release() thread { pipe.consumer_release(); }
 
   // Rows [16 t, +16) x columns [16 d, +16) as the second operand of A B^T: two neighbouring groups of 8 rows
   METAL_FUNC uint4 fragment(int t, int d) const thread {
@@ -204,9 +204,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 };
 
-// Does this simdgroup only copy blocks for the others, and so has done with the one that begins at `row`?
-template <typename A, typename B> METAL_FUNC bool feeds(thread A& a, thread B& b, int row, int end) {
-  if (!a.lane.copies()) return false;
+// Producer warps copy the blocks that begin at `row` and return true
+template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B& b, int row, int end) {
+  if (!a.lane.produces()) return false;
   a.copy(row, end);
   b.copy(row, end);
   return true;
@@ -271,15 +271,15 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 template <typename T, typename P, int R, int BT>
 METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
   return uint4(
-      nv::pack<T>(p.at[2 * i][2 * t]), nv::pack<T>(p.at[2 * i + 1][2 * t]), nv::pack<T>(p.at[2 * i][2 * t + 1]),
-      nv::pack<T>(p.at[2 * i + 1][2 * t + 1]));
+      nv::narrow_pair<T>(p.at[2 * i][2 * t]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t]),
+      nv::narrow_pair<T>(p.at[2 * i][2 * t + 1]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t + 1]));
 }
 
 // S = A B^T by mma.sync
-template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
 METAL_FUNC void synchronous_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
   clear(s);
 #pragma clang loop unroll(full)
   for (int d = 0; d < STEPS<D>; d++) {
@@ -299,10 +299,10 @@ METAL_FUNC void synchronous_abt(
 }
 
 // C += P B by mma.sync
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool STAGED>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
 METAL_FUNC void synchronous_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, STAGED>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
     uint4 rows[R / 16];

@@ -1,14 +1,14 @@
-// The tile layer for Apple's 8x8 simdgroup matrices: the only file that knows how a tile lives in lanes.
+// The tile layer for Apple's 8x8 simdgroup matrices: the only file that knows how a tile is spread over lanes.
 //
 // The operations the kernels speak in, the same for any other matrix hardware:
 //
 //   Lane                     which (row, column) of every fragment this lane holds
 //   Rows<...>                an operand whose rows belong to this simdgroup: cached in registers, or re-read per block
-//   Traversed<...>           an operand every simdgroup of the threadgroup walks along: staged or read directly
+//   Traversed<...>           an operand that every simdgroup walks along: through threadgroup memory, or read directly
 //   Accumulator<...>         a float32 result of R x D: cached in registers, or paged to its output buffer
 //   multiply_abt             S = A B^T
-//   begin_abt, finish_abt<N> the same where products run on their own time: begun early, waited for when needed, with N
-//                            products begun since; here all is done at the finish
+//   begin_abt, finish_abt<N> the same, asynchronously: issued early, waited for when needed, with N products issued
+//                            since; on this hardware finish_abt does the whole product
 //   multiply_ab              C = factor * C + P B
 //   row_max, row_sum, column_sum, store_sums   reductions
 //
@@ -18,7 +18,7 @@
 
 namespace tile {
 
-constant constexpr int JOINT_ROWS = $JOINT_ROWS;  // rows whose simdgroups multiply together
+constant constexpr int MMA_ROWS = $MMA_ROWS;  // rows of one matrix instruction: 1, a simdgroup works alone
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
@@ -28,7 +28,7 @@ struct Lane {
     const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
     return {row, column, thread_index, thread_index / 32};
   }
-  METAL_FUNC bool copies() const thread { return false; }
+  METAL_FUNC bool produces() const thread { return false; }
 };
 
 template <typename To, typename From, int R, int C>
@@ -102,13 +102,13 @@ METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
   c = reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements());
 }
 
-// The threadgroup memory of the operands: one block, which those that are staged share in turn.
+// The threadgroup memory of the operands: one block, which the traversed operands use in turn.
 template <typename T> struct Memory {
-  threadgroup T* staging;
+  threadgroup T* scratch;
 };
 
-// An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: what they produce is
-// never stored, and no address outside the operand is ever formed.
+// An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: their results are never
+// stored, and no address outside the operand is ever formed.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* block;
   long offset[R / 8];
@@ -136,20 +136,20 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
-// An operand that all simdgroups walk along in blocks of BT rows. STAGED: each BT x BH block is copied to
-// threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
-template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Traversed {
+// An operand that all simdgroups walk along in blocks of BT rows. With USES_THREADGROUP each BT x BH block goes
+// to threadgroup memory first (M1, M2); otherwise lanes read device memory (M3 and later, through a large L1).
+template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH;
   const device T* head;
   const device T* block;
-  threadgroup T* staging;
+  threadgroup T* scratch;
   long stride;
   int valid;  // rows of the current block that exist and are wanted, at most BT
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-    staging = memory.staging;
+    scratch = memory.scratch;
     lane = lane_;
   }
 
@@ -159,24 +159,24 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 
   // To the block that begins at `row`; `end`: the last row that is wanted, plus one
-  METAL_FUNC void seek(int row, int end) thread {
+  METAL_FUNC void acquire(int row, int end) thread {
     block = head + row * stride;
     valid = min(BT, end - row);
   }
 
-  // What was read from the block is no longer needed: nothing to do where products are done when they return.
-  METAL_FUNC void leave() thread {}
+  // Nothing to hand back where products are synchronous
+  METAL_FUNC void release() thread {}
 
   // Columns [column, column + H) of the block to threadgroup memory, zeros where there is no row
-  template <int H> METAL_FUNC void stage(int column) const thread {
-    if constexpr (!STAGED) return;
+  template <int H> METAL_FUNC void load_to_threadgroup(int column) const thread {
+    if constexpr (!USES_THREADGROUP) return;
     constexpr int N = 16 / sizeof(T), RUNS = H / N;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (int run = lane.thread_index; run < BT * RUNS; run += THREADS) {
       const int row = run / RUNS, c = run % RUNS * N;
       Run<T, N> values = {};
       if (row < valid) values = *(const device Run<T, N>*)(block + row * stride + column + c);
-      *(threadgroup Run<T, N>*)(staging + row * BH + c) = values;
+      *(threadgroup Run<T, N>*)(scratch + row * BH + c) = values;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
@@ -184,8 +184,8 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   // Fragment (8 t .., column + 8 d ..) as it lies in memory; EDGE: rows at or past `valid` read as zero
   template <bool EDGE> METAL_FUNC Pair<T> fragment(int t, int column, int d) const thread {
     const int row = t * 8 + lane.row;
-    if constexpr (STAGED) {
-      const threadgroup T* source = staging + row * BH + d * 8 + lane.column;
+    if constexpr (USES_THREADGROUP) {
+      const threadgroup T* source = scratch + row * BH + d * 8 + lane.column;
       return Pair<T>(source[0], source[1]);
     }
     if (EDGE && row >= valid) return Pair<T>(T(0));
@@ -195,8 +195,8 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   // The same fragment with rows and columns exchanged
   template <bool EDGE> METAL_FUNC Pair<T> transposed(int t, int column, int d) const thread {
     const int row = t * 8 + lane.column;
-    if constexpr (STAGED) {
-      const threadgroup T* source = staging + row * BH + d * 8 + lane.row;
+    if constexpr (USES_THREADGROUP) {
+      const threadgroup T* source = scratch + row * BH + d * 8 + lane.row;
       return Pair<T>(source[0], source[BH]);
     }
     const device T* source = block + t * 8 * stride + lane.column * stride + column + d * 8 + lane.row;
@@ -208,8 +208,8 @@ template <typename T, int BT, int D, int BH, int THREADS, bool STAGED> struct Tr
   }
 };
 
-// Does this simdgroup only copy blocks for the others, and so has done with this one? There is none here.
-template <typename A, typename B> METAL_FUNC bool feeds(thread A&, thread B&, int, int) { return false; }
+// Apple GPUs have no producer warps: every simdgroup loads and multiplies.
+template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
 
 // A float32 result of R rows x D columns. CACHED: in registers until `store`. Otherwise paged, the deliberate
 // register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block
@@ -278,9 +278,9 @@ METAL_FUNC void head_block_abt(
 }
 
 template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
-METAL_FUNC void staged_abt(
+METAL_FUNC void load_and_multiply_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
-  b.template stage<H>(column);
+  b.template load_to_threadgroup<H>(column);
   if (b.valid == BT) {
     head_block_abt<H, false>(s, a, b, column);
   } else {
@@ -297,12 +297,12 @@ METAL_FUNC void multiply_abt(
   clear(s);
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)
-    for (int column = 0; column < FULL; column += BH) staged_abt<BH>(s, a, b, column);
+    for (int column = 0; column < FULL; column += BH) load_and_multiply_abt<BH>(s, a, b, column);
   } else {
 #pragma clang loop unroll(disable)
-    for (int column = 0; column < FULL; column += BH) staged_abt<BH>(s, a, b, column);
+    for (int column = 0; column < FULL; column += BH) load_and_multiply_abt<BH>(s, a, b, column);
   }
-  if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);
+  if constexpr (REST > 0) load_and_multiply_abt<REST>(s, a, b, FULL);
 }
 
 // The rare second pass: where P, a probability, is not 0, an infinity of B adds itself to the result, NaN adds both.
@@ -324,8 +324,8 @@ METAL_FUNC void add_infinities(
   }
 }
 
-// block += P B[:, column : column + H].  EDGE: B may hold rows that no row of P sees, where anything may lie.
-// There NaN and infinity enter the product as 0, and `add_infinities` adds what they are to rows that do see them.
+// block += P B[:, column : column + H].  EDGE: B may hold masked rows, which may contain NaN or infinity. These enter
+// the product as 0, since 0 * NaN = NaN, and `add_infinities` then adds them to the rows of P that do see them.
 template <int H, bool EDGE, typename Narrow, typename P, int R, int BT, typename B>
 METAL_FUNC void add_product(
     thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
@@ -350,18 +350,19 @@ METAL_FUNC void add_product(
   if (EDGE && simd_any(found)) add_infinities<H, R, BT>(block, p, b, column);
 }
 
-// C[:, column : column + H] = factor * C[...] + P B[:, column : column + H], one head block. In float32 the product is
-// summed by itself: roundings then grow with the blocks of the traversal, not with its rows.
+// C[:, column : column + H] = factor * C[...] + P B[:, column : column + H], one head block. In float32 the summation
+// is blocked, so that the error grows with the number of traversed blocks and not with the number of keys.
 template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     int column, bool whole) {
-  constexpr bool APART = sizeof(typename B::Element) == 4;
-  b.template stage<H>(column);
+  constexpr bool BLOCKED_SUM = sizeof(typename B::Element) == 4;
+  b.template load_to_threadgroup<H>(column);
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = APART ? Pair<float>(0) : c.get(i, column / 8 + d) * factor.at[i];
+    for (int d = 0; d < H / 8; d++)
+      block[i][d] = BLOCKED_SUM ? Pair<float>(0) : c.get(i, column / 8 + d) * factor.at[i];
   }
   // Keeps page accesses out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
@@ -370,17 +371,17 @@ METAL_FUNC void head_block_ab(
   } else {
     add_product<H, true, Narrow>(block, p, b, column);
   }
-  if (APART && !CACHED) simdgroup_barrier(mem_flags::mem_none);
+  if (BLOCKED_SUM && !CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int d = 0; d < H / 8; d++) {
-      c.set(i, column / 8 + d, APART ? c.get(i, column / 8 + d) * factor.at[i] + block[i][d] : block[i][d]);
+      c.set(i, column / 8 + d, BLOCKED_SUM ? c.get(i, column / 8 + d) * factor.at[i] + block[i][d] : block[i][d]);
     }
   }
 }
 
 // C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit.
-// whole: every row of P sees every row of B, so that what lies there is meant.
+// whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,

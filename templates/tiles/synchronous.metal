@@ -1,4 +1,4 @@
-// Products begun early, for layers whose products are done when they return: all is done at the finish.
+// The asynchronous interface for layers with synchronous products: finish_abt does the whole product.
 namespace tile {
 
 template <typename S, typename A, typename B> METAL_FUNC void begin_abt(thread S&, thread const A&, thread const B&) {}
@@ -8,11 +8,11 @@ METAL_FUNC void finish_abt(thread S& s, thread const A& a, thread const B& b) {
   multiply_abt(s, a, b);
 }
 
-// Where each simdgroup multiplies on its own, products need no turns.
-template <int BP, int D> struct Turns {
+// Ping-pong scheduling needs asynchronous products: nothing to do here.
+template <int BP, int D> struct PingPong {
   METAL_FUNC void open(Lane) thread {}
-  METAL_FUNC void take() thread {}
-  METAL_FUNC void pass() thread {}
+  METAL_FUNC void wait() thread {}
+  METAL_FUNC void arrive() thread {}
 };
 
 }  // namespace tile

@@ -39,7 +39,7 @@ def digests(step) -> dict[str, str]:
     for arguments in builds_of(step):
         *start, features, threads = arguments
         # Dequantizing kernels are staged on every family.
-        dequantizes = step in (FORWARD, DECODE) and start[2].staged
+        dequantizes = step in (FORWARD, DECODE) and start[2].uses_threadgroup_memory
         packed = [Variants(quantization=one) for one in QUANTIZED] if dequantizes else []
         for chosen in (features, *EVERYTHING, *packed):
             kernel = source.build(*start, chosen, threads)

@@ -139,7 +139,7 @@ def test_the_text_mlx_generates(step, family):
     assert text.count("max_total_threads_per_threadgroup") == len(occupancy)
     signature = text[text.index("[[kernel]]") : text.index("{", text.index("[[kernel]]"))]
     for name in step.inputs:
-        kinds = {"scale": "const constant float&", "packing": r"const constant int\w*\*"}
+        kinds = {"scale": "const constant float&", "decode_params": r"const constant int\w*\*"}
         kind = kinds.get(name, r"const device \w+\*")
         assert re.search(rf"{kind} {name} \[\[buffer", signature), f"{name} in {signature}"
     for name, dtype in zip(step.outputs, chosen.kernel.output_dtypes):

@@ -12,7 +12,7 @@ from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_registers
 from mlx_flash.kernels.plan import key_value_kinds, plan_of
 from mlx_flash.kernels.source import build
-from mlx_flash.kernels.tile_layers import LAYERS, owner_registers, tensor_elements
+from mlx_flash.kernels.tile_layers import LAYERS, consumer_registers, tensor_elements
 from mlx_flash.problem.kinds import (
     ACCUMULATORS,
     BACKWARD_KEY,
@@ -49,13 +49,14 @@ def test_every_row_fits(step, family, row):
     walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable)
     taken = 2 * panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
     assert taken == 2 * tensor_elements(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
-    owners, copiers = row.parallel * 2, 128 if row.tiles == "wgmma" else 32
-    even = 65536 // -(-(owners + copiers) // 128 * 128) // 8 * 8
-    given = (even * (owners + copiers) - 40 * copiers) // owners // 8 * 8 if row.tiles == "wgmma" else min(even, 255)
-    assert thread_registers(step, row, row.max_head) <= given == owner_registers(row) <= 255
-    assert row.threads == owners + copiers <= 1024
+    consumers, producers = row.parallel * 2, 128 if row.tiles == "wgmma" else 32
+    even = 65536 // -(-(consumers + producers) // 128 * 128) // 8 * 8
+    claimed = (even * (consumers + producers) - 40 * producers) // consumers // 8 * 8
+    given = claimed if row.tiles == "wgmma" else min(even, 255)
+    assert thread_registers(step, row, row.max_head) <= given == consumer_registers(row) <= 255
+    assert row.threads == consumers + producers <= 1024
     kernel = build(step, row, family, "float16", row.max_head, row.max_head, Variants(), None)
-    assert f"STAGING = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
+    assert f"SCRATCH = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
 
 
 LEGAL = TileConfig(64, 64, 32, 64, ("O",), 16, "mma", 2)
@@ -73,7 +74,7 @@ ILLEGAL = [
     (FORWARD, LEGAL, {"stages": 16}, "threadgroup bytes exceed"),
     (FORWARD, LEGAL, {"max_head": 512}, "registers a thread exceed"),
     (FORWARD, replace(LEGAL, max_head=128), {"parallel": 512}, "registers a thread exceed 56"),
-    (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the rows"),
+    (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the 64 rows"),
     (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
 ]
 
@@ -115,7 +116,7 @@ def test_problems_that_tensor_cores_do_not_serve(family):
     packed = problem(64, quantization=Quantization("affine", 4, 64))
     for step in (FORWARD, DECODE):
         chosen = plan_of(step, packed, family)
-        assert chosen.config.tiles == "simdgroup" and chosen.effective_family.staged
+        assert chosen.config.tiles == "simdgroup" and chosen.effective_family.uses_threadgroup_memory
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
@@ -161,6 +162,6 @@ def test_a_threadgroup_stays_in_one_block_of_a_mask(family, block):
             row = plan_of(step, asked, machine).config
             assert block % row.parallel == 0, (step, row)
             if row.tiles != "simdgroup":
-                assert row.parallel % LAYERS[row.tiles].joint_rows == 0
+                assert row.parallel % LAYERS[row.tiles].mma_rows == 0
                 prove_tensor_row(step, machine, replace(row, max_head=head_dim))
             assert (row.tiles != "simdgroup") == bool(machine.tensor)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    template: str  # templates/<template>.metal
+    template: str  # templates/*/<template>.metal
     name: str
     old: str
     new: str
@@ -46,7 +46,7 @@ REACH = "test_work.py::test_windows_visit_only_keys_in_reach[3-77-apple9-{}]"
 OTHER = "test_work.py::test_blocks_of_other_segments_are_not_visited[apple9-{}]"
 SCHEDULES = "test_schedules.py::test_every_schedule_gives_the_same_bits[apple7-plain]"
 
-PACKED = "test_quantized.py::test_accuracy[simulator-{}]"
+QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
@@ -110,7 +110,7 @@ DECODE = of(
     "decode",
     ("first-head-of-every-group", "h = h_k * (rows / Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
     ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple9-sinks")),
-    ("part-without-an-end", "end = min(seen.end, begin + packing[1]);", "end = seen.end;",
+    ("part-without-an-end", "end = min(seen.end, begin + decode_params[1]);", "end = seen.end;",
      DECODING.format("apple7-softcap")),
     ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0", "state.l[i] == 0", DECODING.format("apple7-softcap")),
     ("part-of-another-batch-entry", "(long(part) * Q_shape[0] + b)", "(long(b) * parts + part)",
@@ -118,9 +118,9 @@ DECODE = of(
     ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
     ("rows-of-the-first-block-only", "position % blocks * BP", "0",
      "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
-    ("copied-beyond-the-border", "tile::feeds(k, v, c, next)", "tile::feeds(k, v, c, end)",
+    ("copied-beyond-the-border", "tile::produce(k, v, c, next)", "tile::produce(k, v, c, end)",
      "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
-    ("copiers-store-too", "if (lane.copies()) return;", "",
+    ("producers-store-too", "if (lane.produces()) return;", "",
      "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
 )
 COMBINE = of(
@@ -134,17 +134,19 @@ COMBINE = of(
 )
 QUANTIZED = of(
     "quantized",
-    ("bias-forgotten", "return scale * float(code) + bias;", "return scale * float(code);", PACKED.format("apple7-0")),
+    ("bias-forgotten", "return scale * float(code) + bias;", "return scale * float(code);",
+     QUANTIZED_ACCURACY.format("apple7-0")),
     ("scale-of-the-first-group", "row * scale_stride + column / GROUP", "row * scale_stride",
-     PACKED.format("apple9-2")),
+     QUANTIZED_ACCURACY.format("apple9-2")),
     ("every-second-word-forgotten", "codes.at[e * BITS / 32]", "codes.at[0]", CODES.format("mxfp88g32")),
     ("codes-from-the-top", "(e * BITS % 32)) &", "(32 - BITS - e * BITS % 32)) &", CODES.format("nvfp44g16")),
     ("exponent-off-by-one", "(exponent + 120)", "(exponent + 121)", CODES.format("mxfp88g32")),
     ("code-without-a-number", "(code & 127) == 127 ? NAN : normal", "normal", CODES.format("mxfp88g32")),
     ("largest-code", "float(m) - 2 : 6", "float(m) - 2 : 5", CODES.format("mxfp44g32")),
     ("smallest-scale", "scale == 0 ? 0x400000u : uint(scale) << 23", "uint(scale) << 23", CODES.format("mxfp44g32")),
-    ("packed-row-past-the-end", "if (row < valid) values = run", "values = run", PACKED.format("apple7-0"), "check"),
-    ("packed-before-all-have-read", "RUNS = H / 8;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+    ("quantized-row-past-the-end", "if (row < valid) values = run", "values = run",
+     QUANTIZED_ACCURACY.format("apple7-0"), "check"),
+    ("quantized-before-all-have-read", "RUNS = H / 8;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
      "RUNS = H / 8;", "test_quantized.py::test_every_schedule_gives_the_same_bits[apple7-37]", "check"),
 )
 SOFTMAX = of(
@@ -158,7 +160,8 @@ SOFTMAX = of(
     ("nan-behind-a-mask", "select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds",
      NAN.format("apple7-('v', 'blocks')")),
     ("slope-of-another-function", "slope.at[i][c] = 1 - u * u;", "slope.at[i][c] = 1 - u;", gradients("softcap")),
-    ("delta-added", "(dp.at[i][c] - tile::spread(delta, i, c))", "(dp.at[i][c] + tile::spread(delta, i, c))", PLAIN),
+    ("delta-added", "(dp.at[i][c] - tile::broadcast(delta, i, c))", "(dp.at[i][c] + tile::broadcast(delta, i, c))",
+     PLAIN),
     ("nan-query-in-every-key", "whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY)", "p",
      NAN.format("apple7-('q', 'causal')")),
     ("slope-of-a-hidden-nan", "select(s.at[i][c] * factor.at[i][c], tile::Pair<float>(0), s.at[i][c] == 0)",
@@ -188,12 +191,15 @@ MASK = of(
      "distance(first_query, first_key) < -left", output("wide-window")),
     ("segment-span-of-one-lane", "found.end = simd_max(found.end);", "", output("segments")),
     ("segment-span-with-gaps", "i < end; i += 32", "i < end; i += 64", output("segments")),
-    ("last-segment-skipped", "other.begin > own.end ||", "other.begin >= own.end ||", output("segments")),
-    ("segments-whole-by-own-span", "(own.begin != own.end || other.begin != other.end)",
-     "own.begin != own.end", output("segments")),
-    ("segments-never-skipped", "return other.begin > own.end || other.end < own.begin;",
+    ("last-segment-skipped", "tile_segments.begin > row_segments.end ||",
+     "tile_segments.begin >= row_segments.end ||", output("segments")),
+    ("segments-whole-by-own-span",
+     "(row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end)",
+     "row_segments.begin != row_segments.end", output("segments")),
+    ("segments-never-skipped",
+     "return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;",
      "return false;", OTHER.format("forward")),
-    ("partial-block-taken-whole", "if (HAS_BLOCKS && state != 1) return false;", "", gradients("blocks")),
+    ("partial-block-taken-whole", "if (HAS_BLOCKS && block_is_full != 1) return false;", "", gradients("blocks")),
     ("block-ends-early", "(block + 1) * BLOCK)}", "(block + 1) * BLOCK - 1)}", output("blocks")),
     ("list-count-off-by-one", "(h) * block_counts_strides[1] + (row) / BLOCK]",
      "(h) * block_counts_strides[1] + (row) / BLOCK] - 1", output("blocks"), "check"),
@@ -206,12 +212,12 @@ MASK = of(
     ("mask-of-the-first-head", " + (h) * attention_mask_strides[1]", "", output("additive")),
     ("added-in-base-e", "float(mask_at(row, j)) * M_LOG2E_F", "float(mask_at(row, j))", output("additive")),
     ("alibi-signed", "float(abs(distance(query_of(row), j)))", "float(distance(query_of(row), j))", output("alibi")),
-    ("packed-rows-are-queries", "PACKED ? row % queries : row", "row", DECODING.format("apple7-causal"), "check"),
-    ("packed-rows-of-one-head", "PACKED ? row / queries : 0", "0", DECODING.format("apple7-bool-by-head")),
-    ("packed-rows-seen-whole", "first_query = 0;\n", "first_query = queries - 1;\n", DECODING.format("apple7-causal")),
+    ("gqa-rows-are-queries", "GQA_PACKED ? row % queries : row", "row", DECODING.format("apple7-causal"), "check"),
+    ("gqa-rows-of-one-head", "GQA_PACKED ? row / queries : 0", "0", DECODING.format("apple7-bool-by-head")),
+    ("gqa-rows-seen-whole", "first_query = 0;\n", "first_query = queries - 1;\n", DECODING.format("apple7-causal")),
     ("blocks-of-the-last-head", "found = found || block != 0;", "found = block != 0;",
      DECODING.format("apple7-blocks")),
-    ("blocks-of-all-heads-full", "if (block != 1) state = 0;", "",
+    ("blocks-of-all-heads-full", "if (block != 1) block_is_full = 0;", "",
      "test_decode.py::test_fully_masked_rows[simulator-apple9-blocks]"),
     ("no-bias-in-whole-tiles", "if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;",
      "if (whole) return true;", output("alibi")),
@@ -228,7 +234,7 @@ DROPOUT = of(
 )
 TILE_SIMDGROUP = of(
     "simdgroup",
-    ("staged-before-all-have-read", "RUNS = H / N;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
+    ("loaded-before-all-have-read", "RUNS = H / N;\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
      "RUNS = H / N;", SCHEDULES, "check"),
     ("read-before-all-is-staged", "+ c) = values;\n    }\n    threadgroup_barrier(mem_flags::mem_threadgroup);",
      "+ c) = values;\n    }", SCHEDULES, "check"),
@@ -246,7 +252,7 @@ TILE_SIMDGROUP = of(
     ("column-sum-of-other-lanes", "return x + simd_shuffle_xor(x, ushort(16));",
      "return x + simd_shuffle_xor(x, ushort(1));", gradients("additive-by-key")),
     ("morton-order-broken", "((lane >> 2) & 4) + ((lane >> 1) & 3)", "((lane >> 1) & 7)", DIRECT_OUTPUT, "check"),
-    ("last-head-block-forgotten", "if constexpr (REST > 0) staged_abt<REST>(s, a, b, FULL);", "", PADDED),
+    ("last-head-block-forgotten", "if constexpr (REST > 0) load_and_multiply_abt<REST>(s, a, b, FULL);", "", PADDED),
     ("hidden-nan-multiplied", "if (isfinite(float(fragment[e]))) continue;", "continue;",
      HIDDEN.format("apple7-('alone', 'bool')")),
     ("one-sign-of-infinity", "n % 2 ? -INFINITY : INFINITY", "INFINITY",
@@ -262,7 +268,7 @@ TILE = of(
 )
 TILE_TENSOR = of(
     "nvidia",
-    ("copiers-count-from-zero", "lane.thread_index - 32 * OWNERS", "lane.thread_index",
+    ("producers-count-from-zero", "lane.thread_index - 32 * CONSUMER_WARPS", "lane.thread_index",
      TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
     ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
      TENSOR.format("whole_panels[mma-narrow]")),
@@ -272,7 +278,7 @@ TILE_TENSOR = of(
      "const bool exists = row < valid;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
 )
-TILE_CAREFUL = of(
+TILE_NAN_SAFE = of(
     "nan_safe",
     ("infinity-a-number", "(pairs[e] & 0x7fff7fffu) + step", "(pairs[e] & 0x7fff7fffu)",
      TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-mma-narrow]")),
@@ -280,7 +286,7 @@ TILE_CAREFUL = of(
      TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
     ("nan-of-the-upper-rows", "sign * INFINITY), lower_seen > 0)", "sign * INFINITY), upper_seen > 0)",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
-    ("careful-of-the-first-columns", "c.set(2 * i, d, upper);", "c.set(2 * i, 0, upper);",
+    ("nan-safe-first-columns-only", "c.set(2 * i, d, upper);", "c.set(2 * i, 0, upper);",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
 )
 TILE_MMA = of(
@@ -289,7 +295,7 @@ TILE_MMA = of(
 )
 TILE_WGMMA = of(
     "wgmma",
-    ("wgmma-adds-to-anything", "a.first - joint, d > 0)", "a.first - joint, true)",
+    ("wgmma-adds-to-anything", "d > 0);", "true);",
      TENSOR.format("ends_within_a_block[wgmma-wide-(33, 31)]")),
     ("wgmma-multiplies-hidden-nan", "if (!simd_all(whole || all_finite(b))) {", "if (false) {",
      TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
@@ -310,7 +316,7 @@ MUTANTS = [
     *TILE_SIMDGROUP,
     *TILE,
     *TILE_TENSOR,
-    *TILE_CAREFUL,
+    *TILE_NAN_SAFE,
     *TILE_MMA,
     *TILE_WGMMA,
 ]  # fmt: skip

@@ -179,16 +179,16 @@ def metal_kernel(
     compile_options: dict | None = None,
     target: str = "sm_80",
     converged: bool = False,
-    copiers: int = 0,
+    producers: int = 0,
     registers: tuple[int, int] | None = None,
 ) -> CudaKernel:
     """`mx.fast.metal_kernel` on an NVIDIA GPU: same arguments, same text, same errors, lazy as there.
 
     target: the least GPU the code runs on; "sm_90a" runs on no other. converged: the kernel calls simdgroup functions
-    only where all lanes come, which makes them faster. copiers: the last threads of a threadgroup, if they do other
-    work than the rest: they are compiled apart. registers: how many such a thread keeps, how many the others then have.
+    only where all lanes come, which makes them faster. producers: how many of a threadgroup's last threads are
+    producers, whose code is compiled separately. registers: (of a producer, of a consumer) after setmaxnreg.
     """
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,
-        target=target, converged=converged, copiers=copiers, registers=registers,
+        target=target, converged=converged, producers=producers, registers=registers,
     )  # fmt: skip

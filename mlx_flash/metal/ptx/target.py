@@ -38,8 +38,8 @@ class Variant:
     `folded`: the grid has more threadgroups along y or z than a launch may have, so that their rows are rearranged.
     `ragged`: the grid is no multiple of the threadgroup. `converged`: simdgroup functions are called only where all
     lanes come, and so need not ask which are there. `fast_math`: the text may ask which mathematics is meant.
-    `copiers`: the last threads of the threadgroup, which only copy for the others. `registers`: those that a copier
-    keeps and that another thread then takes, where (Hopper) they do not share evenly.
+    `producers`: how many of the threadgroup's last threads only copy blocks for the consumers. `registers`: of a
+    producer and of a consumer thread after setmaxnreg (Hopper), or None.
     """
 
     threadgroup: tuple[int, int, int]
@@ -48,7 +48,7 @@ class Variant:
     target: str = "sm_80"
     converged: bool = False
     fast_math: bool = False
-    copiers: int = 0
+    producers: int = 0
     registers: tuple[int, int] | None = None
 
     def flags(self) -> list[str]:
@@ -63,7 +63,7 @@ class Variant:
 def entry(translation: Translation, name: str, variant: Variant) -> str:
     """The function a launch calls: buffers in the order of their numbers, then the grid in threads.
 
-    Threads that only copy get a body of their own, which the compiler reduces to just that.
+    Producer threads get a body of their own, from which the compiler removes everything but the copies.
     """
     function = translation.function()
     parameters = translation.kernels[function]
@@ -82,13 +82,13 @@ def entry(translation: Translation, name: str, variant: Variant) -> str:
 
 def _bodies(call: str, variant: Variant) -> str:
     total = prod(variant.threadgroup)
-    if not variant.copiers:
+    if not variant.producers:
         return f"  {call}\n"
     fewer = more = ""
     if variant.registers:
         fewer = f'__asm__ volatile("setmaxnreg.dec.sync.aligned.u32 {variant.registers[0]};"); '
         more = f'__asm__ volatile("setmaxnreg.inc.sync.aligned.u32 {variant.registers[1]};"); '
-    return f"  if (grid.own < {total - variant.copiers}) {{ {more}{call} }}\n  else {{ {fewer}{call} }}\n"
+    return f"  if (grid.own < {total - variant.producers}) {{ {more}{call} }}\n  else {{ {fewer}{call} }}\n"
 
 
 def _space(parameter) -> str:

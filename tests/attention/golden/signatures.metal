@@ -67,7 +67,7 @@
   const device uint8_t* V [[buffer(6)]],
   const constant int64_t* V_strides [[buffer(7)]],
   const constant float& scale [[buffer(8)]],
-  const constant int32_t* packing [[buffer(9)]],
+  const constant int32_t* decode_params [[buffer(9)]],
   device float16_t* O [[buffer(10)]],
   device float* L [[buffer(11)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],

@@ -15,17 +15,17 @@ template <typename T> constant constexpr bool is_half_v = __is_same(T, half);
 #else
 #define NV_WAIT "test_wait"
 #endif
-#define NV_JOINT_BARRIER 4  // of the 16 that a threadgroup has; turns use those before
+#define NV_VOTE_BARRIER 4  // of the 16 that a threadgroup has; PingPong uses the lower ones
 #define NV_ADDRESS(POINTER) ((uint)(ulong)(POINTER))
 
 // Two floats, rounded to nearest even, as one register of 16-bit elements: the first in the low half
-template <typename T> MSL_INLINE uint pack(vec<float, 2> pair) {
+template <typename T> MSL_INLINE uint narrow_pair(vec<float, 2> pair) {
   uint packed;
   if constexpr (is_half_v<T>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(pair.y), "f"(pair.x));
   else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(pair.y), "f"(pair.x));
   return packed;
 }
-template <typename T> MSL_INLINE uint pack(vec<T, 2> pair) { return as_type<uint>(pair); }
+template <typename T> MSL_INLINE uint narrow_pair(vec<T, 2> pair) { return as_type<uint>(pair); }
 
 template <typename T> MSL_INLINE vec<uint, 4> load_matrices(threadgroup T* row) {
   vec<uint, 4> m;
@@ -52,21 +52,21 @@ MSL_INLINE void multiply(thread vec<float, 2>& upper, thread vec<float, 2>& lowe
   else NV_MULTIPLY("bf16");
 }
 
-// The value is computed here, and nothing from it earlier.
-MSL_INLINE void settle(thread uint& value) { asm volatile("" : "+r"(value)); }
+// Keeps the compiler from computing the value, or anything from it, earlier than here.
+MSL_INLINE void pin_register(thread uint& value) { asm volatile("" : "+r"(value)); }
 
 // 16 bytes to threadgroup memory without waiting; the first `bytes` of them are read, the others are zero.
 template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device T* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "r"(bytes) : "memory");
 }
 
-// Blocks that COPIERS threads copy and OWNERS simdgroups read, in turn, in STAGES places: mbarriers tell when a block has
-// arrived and when all have left it.
-template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
+// A pipeline of STAGES buffers that producer threads fill and consumer warps read in turn. Two mbarriers a stage: `full`,
+// when a block has arrived, and `empty`, when every consumer has released it.
+template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline {
   uint full, empty;  // addresses of the barriers: one for each stage
   int copied, read;  // blocks so far
 
-  // What this thread copied before has arrived.
+  // Also waits for what this thread copied before.
   template <typename T> MSL_INLINE void open(threadgroup T* memory, uint thread_index) thread {
     full = NV_ADDRESS(memory);
     empty = full + 8 * STAGES;
@@ -74,30 +74,30 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
     read = -1;
     if (thread_index == 0)
       for (int stage = 0; stage < STAGES; ++stage) {
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(full + 8 * stage), "n"(COPIERS) : "memory");
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(empty + 8 * stage), "n"(OWNERS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(full + 8 * stage), "n"(PRODUCER_THREADS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(empty + 8 * stage), "n"(CONSUMER_WARPS) : "memory");
       }
     asm volatile("cp.async.wait_all;" : : : "memory");
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
-  // Waits until the block that lay there before has been left by all; returns the stage to copy to.
-  MSL_INLINE int begin_copy() thread {
+  // Waits until all consumers have released the stage's previous block; returns the stage to copy to.
+  MSL_INLINE int producer_acquire() thread {
     const int stage = copied % STAGES, turn = copied / STAGES;
     if (turn > 0) wait(empty + 8 * stage, (turn - 1) & 1);
     return stage;
   }
-  MSL_INLINE void end_copy() thread {
+  MSL_INLINE void producer_commit() thread {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" : : "r"(full + 8 * (copied % STAGES)) : "memory");
     ++copied;
   }
   // Waits until the next block has arrived; returns its stage.
-  MSL_INLINE int enter() thread {
+  MSL_INLINE int consumer_wait() thread {
     ++read;
     wait(full + 8 * (read % STAGES), read / STAGES & 1);
     return read % STAGES;
   }
-  // One lane speaks for its simdgroup.
-  MSL_INLINE void leave() thread {
+  // One lane arrives for its simdgroup.
+  MSL_INLINE void consumer_release() thread {
     asm volatile("{\n\t.reg .b64 state;\n\t.reg .b32 lane;\n\t.reg .pred p;\n\tbar.warp.sync 0xffffffff;\n\tmov.u32 lane, %%laneid;\n\t"
                  "setp.eq.u32 p, lane, 0;\n\t@p mbarrier.arrive.shared.b64 state, [%0];\n\t}"
                  : : "r"(empty + 8 * (read % STAGES)) : "memory");
@@ -110,9 +110,9 @@ template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
     } while (!done);
   }
 };
-// Simdgroups that multiply together, from a multiple of their number on. Each does its parts, `begin` to `end`, of
-// SIMDGROUPS in all, and then knows what `all` found.
-template <int SIMDGROUPS> struct Joint {
+// A vote of the SIMDGROUPS simdgroups of a warpgroup. Each examines parts `begin` to `end` of SIMDGROUPS; `all` then
+// returns the conjunction to every one of them.
+template <int SIMDGROUPS> struct GroupVote {
   static MSL_INLINE int begin(uint thread_index) { return thread_index / 32 % SIMDGROUPS; }
   static MSL_INLINE int end(uint thread_index) { return begin(thread_index) + 1; }
   static MSL_INLINE bool all(bool own, uint thread_index) {
@@ -120,18 +120,18 @@ template <int SIMDGROUPS> struct Joint {
     uint every;
     asm volatile("{\n\t.reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\tbarrier.cta.red.and.aligned.pred q, %2, %3, p;\n\t"
                  "selp.u32 %0, 1, 0, q;\n\t}"
-                 : "=r"(every) : "r"((uint)own), "r"(NV_JOINT_BARRIER + thread_index / (32 * SIMDGROUPS)), "n"(32 * SIMDGROUPS)
+                 : "=r"(every) : "r"((uint)own), "r"(NV_VOTE_BARRIER + thread_index / (32 * SIMDGROUPS)), "n"(32 * SIMDGROUPS)
                  : "memory");
     return every != 0;
   }
 };
-// Stores of this thread are seen by all who learn of what it does next.
-MSL_INLINE void show_stores() { asm volatile("fence.acq_rel.cta;" : : : "memory"); }
+// Orders earlier stores of this thread before later ones, for the whole threadgroup.
+MSL_INLINE void fence_cta() { asm volatile("fence.acq_rel.cta;" : : : "memory"); }
 
 #else
 
-template <typename T> MSL_INLINE uint pack(vec<float, 2> pair) { return as_type<uint>(vec<T, 2>(pair)); }
-template <typename T> MSL_INLINE uint pack(vec<T, 2> pair) { return as_type<uint>(pair); }
+template <typename T> MSL_INLINE uint narrow_pair(vec<float, 2> pair) { return as_type<uint>(vec<T, 2>(pair)); }
+template <typename T> MSL_INLINE uint narrow_pair(vec<T, 2> pair) { return as_type<uint>(pair); }
 
 template <typename T> MSL_INLINE T from_lane(T value, uint lane) {
   msl_shuffle(&value, sizeof(T), lane);
@@ -188,39 +188,39 @@ template <typename T> MSL_INLINE_CHECKED void copy_async(threadgroup T* to, cons
   }
 }
 
-// Whoever copies and whoever reads meet before a copy and behind it: at one place, so that they meet at all.
+// Producers and consumers meet before and after each copy, at one barrier in the code, so that all reach the same one.
 static __attribute__((noinline)) void meet() { metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); }
 
-template <int STAGES, int OWNERS, int COPIERS> struct Pipe {
+template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline {
   int copied, read;
   template <typename T> MSL_INLINE void open(threadgroup T*, uint) thread {
     copied = 0;
     read = -1;
     meet();
   }
-  MSL_INLINE int begin_copy() thread {
+  MSL_INLINE int producer_acquire() thread {
     meet();
     return copied % STAGES;
   }
-  MSL_INLINE void end_copy() thread {
+  MSL_INLINE void producer_commit() thread {
     ++copied;
     meet();
   }
-  MSL_INLINE int enter() thread {
+  MSL_INLINE int consumer_wait() thread {
     meet();
     meet();
     return ++read % STAGES;
   }
-  MSL_INLINE void leave() thread {}
+  MSL_INLINE void consumer_release() thread {}
 };
-// Here each does them all.
-template <int SIMDGROUPS> struct Joint {
+// On the CPU every simdgroup examines all parts.
+template <int SIMDGROUPS> struct GroupVote {
   static MSL_INLINE int begin(uint) { return 0; }
   static MSL_INLINE int end(uint) { return SIMDGROUPS; }
   static MSL_INLINE bool all(bool own, uint) { return metal::simd_all(own); }
 };
-MSL_INLINE void show_stores() {}
-MSL_INLINE void settle(thread uint&) {}
+MSL_INLINE void fence_cta() {}
+MSL_INLINE void pin_register(thread uint&) {}
 
 #endif
 

@@ -126,42 +126,42 @@ MSL_INLINE void multiply_registers(
 #undef NV_CASE
 }
 
-// The values are in their registers from here on.
-MSL_INLINE void settle(thread vec<uint, 4>& a) { asm volatile("" : "+r"(a.x), "+r"(a.y), "+r"(a.z), "+r"(a.w)); }
-template <int N> MSL_INLINE void settle(thread vec<float, 2> (&c)[2][N]) {
+// Keeps the values in their registers from here on.
+MSL_INLINE void pin_register(thread vec<uint, 4>& a) { asm volatile("" : "+r"(a.x), "+r"(a.y), "+r"(a.z), "+r"(a.w)); }
+template <int N> MSL_INLINE void pin_register(thread vec<float, 2> (&c)[2][N]) {
 #pragma clang loop unroll(full)
   for (int j = 0; j < N; ++j) asm volatile("" : NV_REG(j));
 }
 
-// What was copied to threadgroup memory is seen by the matrix unit, which reads it on another path.
-MSL_INLINE void show_copies() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+// Makes earlier writes to threadgroup memory visible to the matrix unit, which reads through the async proxy.
+MSL_INLINE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
 
-// Products are asynchronous: `begin` before those of a group, `end` after them; `wait` until all groups but the last
-// LATER are done, before anything touches their registers or operands.
-MSL_INLINE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
-MSL_INLINE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }
-template <int LATER> MSL_INLINE void wait_products() {
+// Products are asynchronous: a fence before each group, a commit after it; `wgmma_wait` returns when all groups but the
+// last LATER are done. Nothing may touch their registers or operands before.
+MSL_INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
+MSL_INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }
+template <int LATER> MSL_INLINE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(LATER) : "memory");
 }
 
-// Groups of four simdgroups take turns: `take` waits until the group before has passed on. The first turn is the
-// first's; who has none has none to pass.
-template <int GROUPS> struct Turns {
+// Ping-pong scheduling of warpgroups: `wait` blocks until the warpgroup before has arrived, and the first one starts.
+// `arrive` hands on to the next, if this warpgroup has waited.
+template <int GROUPS> struct PingPong {
   uint own;
-  bool taken;
+  bool waited;
   MSL_INLINE void open(uint thread_index) thread {
     own = msl_from_lane(thread_index / 128, 0);
-    taken = own == GROUPS - 1;
-    pass();
+    waited = own == GROUPS - 1;
+    arrive();
   }
-  MSL_INLINE void take() thread {
+  MSL_INLINE void wait() thread {
     if (GROUPS > 1) asm volatile("barrier.cta.sync.aligned %0, 256;" : : "r"(1 + own) : "memory");
-    taken = true;
+    waited = true;
   }
-  MSL_INLINE void pass() thread {
+  MSL_INLINE void arrive() thread {
     const uint next = own + 1 == GROUPS ? 1 : own + 2;
-    if (GROUPS > 1 && taken) asm volatile("barrier.cta.arrive.aligned %0, 256;" : : "r"(next) : "memory");
-    taken = false;
+    if (GROUPS > 1 && waited) asm volatile("barrier.cta.arrive.aligned %0, 256;" : : "r"(next) : "memory");
+    waited = false;
   }
 };
 
@@ -200,17 +200,17 @@ MSL_INLINE void multiply_registers(thread vec<float, 2> (&c)[2][N / 8], vec<uint
   }
 }
 
-MSL_INLINE void settle(thread vec<uint, 4>&) {}
-template <int N> MSL_INLINE void settle(thread vec<float, 2> (&)[2][N]) {}
-MSL_INLINE void show_copies() {}
-MSL_INLINE void begin_products() {}
-MSL_INLINE void end_products() {}
-template <int LATER> MSL_INLINE void wait_products() {}
+MSL_INLINE void pin_register(thread vec<uint, 4>&) {}
+template <int N> MSL_INLINE void pin_register(thread vec<float, 2> (&)[2][N]) {}
+MSL_INLINE void fence_async_proxy() {}
+MSL_INLINE void wgmma_fence() {}
+MSL_INLINE void wgmma_commit() {}
+template <int LATER> MSL_INLINE void wgmma_wait() {}
 
-template <int GROUPS> struct Turns {
+template <int GROUPS> struct PingPong {
   MSL_INLINE void open(uint) thread {}
-  MSL_INLINE void take() thread {}
-  MSL_INLINE void pass() thread {}
+  MSL_INLINE void wait() thread {}
+  MSL_INLINE void arrive() thread {}
 };
 
 #endif
