@@ -7,13 +7,10 @@ from .explanations.explain import explain
 from .integrations import patch, unpatch
 from .masks import BlockMask
 from .sequences import merge
-from .transforms import install
-
-install()
-del install
+from .transforms import export_function, exporter, vmap
 
 __version__ = "0.2.0"
 __all__ = [
-    "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "merge", "patch", "quantized_attention",
-    "unpatch", "use_backend",
+    "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "export_function", "exporter", "merge",
+    "patch", "quantized_attention", "unpatch", "use_backend", "vmap",
 ]  # fmt: skip

@@ -60,7 +60,8 @@ def attention(
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
         UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives and mx.jvp raise it too.
 
-    mx.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by entry.
+    mlx_flash.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by
+    entry. mlx_flash.export_function exports. No shapeless compilation (shapeless=True): kernels are chosen by shapes.
     mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile). Scores,
     statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
     Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).

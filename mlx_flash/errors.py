@@ -1,4 +1,4 @@
-"""The errors that mlx_flash raises: UnsupportedProblem, plain ValueErrors, and CommandError in the commands."""
+"""The errors that mlx_flash raises: InvalidArgument, UnsupportedProblem, and CommandError in the commands."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import importlib
 from types import ModuleType
 
 
+class InvalidArgument(ValueError):
+    """A wrong argument. The message names it and says what was expected, what came and what to do."""
+
+
 class UnsupportedProblem(ValueError):
     """A correct request that the chosen backend cannot serve. The message says why and what to do."""
 
 
-def wrong(argument: str, expected: str, got: object, remedy: str, function: str = "attention") -> ValueError:
-    """The ValueError of one wrong argument: what was expected, what came, what to do."""
-    return ValueError(f"[mlx_flash.{function}] {argument}: expected {expected}, got {got}. {remedy}")
+def wrong(argument: str, expected: str, got: object, remedy: str, function: str = "attention") -> InvalidArgument:
+    """The error of one wrong argument: what was expected, what came, what to do."""
+    return InvalidArgument(f"[mlx_flash.{function}] {argument}: expected {expected}, got {got}. {remedy}")
 
 
 class CommandError(Exception):

@@ -8,25 +8,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from threading import get_ident, main_thread
 
 import mlx.core as mx
 
 from ..backends import Backend
 from ..kernels.plan import plan
 from ..masks import BlockMask
+from ..mlx_private import may_compile
 from ..problem.kinds import FORWARD
 from ..problem.problem import Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
 from .operands import operands
-from .vjp import attend
+from .vjp import attend, refuse_shapeless
 
 CACHE_SIZE = 1024  # signatures that are kept
 SIZED = ("mask", "segments")  # arguments whose axes follow the lengths: checked with every call
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
-MAIN_THREAD = main_thread().ident
 _cache: dict[tuple, Call] = {}
 
 
@@ -66,8 +65,7 @@ class Call:
         extras = operands(problem, **arguments)
         if self._forward is None:
             self._make_forward(tuple(extras))
-        # A process that used mx.compile in other threads may abort when it ends (MLX 0.32.4).
-        forward = self._replayed if get_ident() == MAIN_THREAD else self._forward
+        forward = self._replayed if self._replayed is not None and may_compile() else self._forward
         out, L = forward(*self._inputs(q, k, v), *extras.values())
         value = self.pads[1]
         out = out[..., :-value] if value else out
@@ -78,7 +76,7 @@ class Call:
         attention = attend(self.inner, (*parts, *names), self.backend, self.stream, self.return_lse)
         self._forward = forward = partial(attention, FORWARD)
         # MLX traces another stream anew, and looks into the function when another transformation traces.
-        self._replayed = mx.compile(forward) if self.backend.replays else forward
+        self._replayed = mx.compile(forward) if self.backend.replays else None
 
     def _inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
         """Q, K and V as the kernels see them, and the other parts of quantized K and V."""
@@ -96,6 +94,7 @@ class Call:
 
     def _nothing(self, problem: Problem, dtype, sinks):
         """Zeros; without keys each row's only score, if any, is its head's sink."""
+        refuse_shapeless()
         out = mx.zeros(problem.output_shape, dtype)
         if not self.return_lse:
             return out

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
-from ..transforms import trace
+from ..transforms.trace import mapped_array
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
 DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
@@ -14,7 +14,7 @@ DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
 
 def contiguous(array: mx.array) -> mx.array:
     """The array, copied if it is not contiguous, by operations that mx.export_function can write: not mx.contiguous."""
-    if trace.witness is not None:  # MLX maps views along their last axis wrongly
+    if mapped_array() is not None:  # MLX maps views along their last axis wrongly
         return mx.concatenate([array[..., :0], array], axis=-1)
     return array.view(mx.uint8).view(array.dtype)
 

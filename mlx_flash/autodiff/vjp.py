@@ -16,9 +16,10 @@ from ..backends import Backend
 from ..errors import UnsupportedProblem
 from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.split_kv import decodes
+from ..mlx_private import in_export_trace, in_shapeless_trace, in_trace
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import Problem, Signature
-from ..transforms import trace
+from ..transforms.trace import mapped_array, trace
 from .operands import array_inputs, kernel_inputs, problem_of_arrays
 from .vmap import mapped, output_dtype, stand_in
 
@@ -48,11 +49,20 @@ def _refuse(what: str, *_, function: str = "attention"):
     raise UnsupportedProblem(f"[mlx_flash.{function}] {what}")
 
 
+def refuse_shapeless() -> None:
+    """Raises UnsupportedProblem in a shapeless trace: what it records here fits one set of shapes."""
+    if in_shapeless_trace():
+        _refuse(
+            "shapeless compilation and export (shapeless=True) are not available, since kernels are chosen by shapes: "
+            "leave shapeless out, and MLX traces once for each shape."
+        )
+
+
 _NO_JVP = partial(_refuse, "forward-mode derivatives (mx.jvp) are not available: use mx.grad or mx.vjp.")
 _NO_VMAP = partial(
     _refuse,
-    "mx.vmap does not reach this call: it was taken from mlx.core before mlx_flash was imported (call it as mx.vmap), "
-    "or goes through mx.checkpoint or a custom function without a vmap rule (map inside of it).",
+    "mx.vmap cannot map attention by itself: use mlx_flash.vmap, or mx.vmap inside `with "
+    "mlx_flash.transforms.installed():`. Nothing maps through a custom function without a vmap rule: map inside of it.",
 )
 _NO_SECOND = partial(_refuse, "gradients of gradients are not available: attention can be differentiated once.")
 _FORWARD_ONLY = partial(
@@ -68,8 +78,9 @@ def _custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = _
     return wrapped
 
 
-# Does nothing, but is the first operation that mx.jvp meets: MLX walks the operations inside a custom function before
-# it asks the function itself, and would stop at one of them with a message of its own.
+# Does nothing, but is the first operation that a map or mx.jvp meets: MLX walks the operations inside a custom function
+# before it asks the function itself, and a kernel would answer that it has no rule. In traces only.
+@cache
 def _guard(jvp: Callable) -> Callable:
     return _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP, jvp)
 
@@ -95,12 +106,15 @@ class Attention:
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
 
     def __call__(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
-        if trace.witness is not None:
-            return self._stand_in(kind)(*arrays, trace.witness)
-        if trace.bare:
+        if trace.batched is None and trace.export is None and not in_trace():
+            return self._kernel(kind, *arrays)  # a constant to every transformation
+        refuse_shapeless()
+        mapped = mapped_array()
+        if mapped is not None:
+            return self._stand_in(kind)(*arrays, mapped)
+        if trace.export is not None or in_export_trace():  # MLX cannot export a custom function
             return self._kernel(kind, *arrays)
-        trace.called = True
-        return self._function(kind)(*(self._guard(*arrays) if trace.forward_mode else arrays))
+        return self._function(kind)(*self._guard(*arrays))
 
     def _named(self, kind: KernelKind, arrays: Arrays) -> dict[str, mx.array]:
         own = _array_inputs(kind)
@@ -148,7 +162,6 @@ class Attention:
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """dQ, (dK, dV) and the mask's gradient come from kernels of their own: MLX evaluates only those that are asked
         for."""
-        trace.differentiated = True
         q, k, v, *extras = primals
         delta = self(DELTA, cotangents[0], outputs[0])[0]
         if self.with_lse:

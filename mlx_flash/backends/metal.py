@@ -10,6 +10,7 @@ from ..errors import UnsupportedProblem
 from ..kernels.devices import Family, machine_of
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
+from ..mlx_private import says_no_metal
 from ..problem.problem import Problem
 
 
@@ -55,7 +56,7 @@ def record(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.
     try:
         return run(kind, plan, problem, inputs, stream)
     except RuntimeError as error:
-        if "No Metal back-end" not in str(error):
+        if not says_no_metal(error):
             raise
         raise UnsupportedProblem(
             '[mlx_flash] backend "metal": this machine has no Metal GPU, so its kernels can be exported here '

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..errors import UnsupportedProblem
 from ..kernels.plan import Plan
 from ..metal import ToolchainError, metal_kernel
 from ..metal.cpu.compiler import toolchain
+from ..metal.frontend.errors import TracedError
 from ..problem.problem import Problem
 from .metal import kernel_object, run_with
 
@@ -22,4 +24,10 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
     compiled = plan.resources.get("simulator")
     if compiled is None:
         compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
-    return run_with(compiled, plan.launch(problem), inputs, None)  # a CPU stream is fine here
+    try:
+        return run_with(compiled, plan.launch(problem), inputs, None)  # a CPU stream is fine here
+    except TracedError as error:
+        raise UnsupportedProblem(
+            f'[mlx_flash] backend "simulator": {error} Attention itself maps with mlx_flash.vmap, and compiles with '
+            'use_backend("reference").'
+        ) from None

@@ -1,5 +1,5 @@
-"""What models plug into."""
+"""How attention gets into models that do not know it."""
 
-from .patch import patch, unpatch
+from .patch import QUANTIZED, patch, unpatch
 
-__all__ = ["patch", "unpatch"]
+__all__ = ["QUANTIZED", "patch", "unpatch"]

@@ -1,4 +1,4 @@
-"""mlx_flash in place of mx.fast.scaled_dot_product_attention, for every model that looks it up when called."""
+"""mlx_flash in place of mx.fast.scaled_dot_product_attention and of functions like it, for models that know neither."""
 
 from __future__ import annotations
 
@@ -7,40 +7,60 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import mlx.core as mx
 
-from .derivatives import replacements
-from .replacement import LOCK, Replacement
+from ..errors import InvalidArgument, UnsupportedProblem, wrong
+from ..transforms import wrappers
+from ..transforms.replacement import LOCK, Replacement, put, take_back
 from .serve import NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
-QUANTIZED = ("mlx_lm.models.base", "quantized_scaled_dot_product_attention")
 MOST_REASONS = 32  # sentences that are kept apart: some hold shapes, and a server runs for long
 
+# Functions with the arguments of mlx-lm's quantized_scaled_dot_product_attention, as (module, name). Each is replaced
+# once its module is imported; append those of other packages before patch().
+QUANTIZED: list[tuple[str, str]] = [
+    ("mlx_lm.models.base", "quantized_scaled_dot_product_attention"),
+    ("mlx_vlm.models.base", "quantized_scaled_dot_product_attention"),
+]
+
 _active: tuple[patch, ...] = ()  # never changed in place: calls read it without the lock
-_replacements: list[Replacement] = []
-_mlx_lm = None  # the module whose function is replaced
+_in_place: dict[tuple[str, str], Replacement] = {}  # what the active patches have replaced, by (module, name)
+_known: dict[tuple[int, str], Replacement] = {}  # every replacement made so far, by module object and name
+
+
+class _Depth(threading.local):
+    """Whether this thread is in a built-in function that one of ours called: what that calls is no call of its own."""
+
+    in_built_in = False
+
+
+_depth = _Depth()
 
 
 class patch:
     """Replaces ``mx.fast.scaled_dot_product_attention`` by `attention`, for a block or until `undo`.
 
     ``with mlx_flash.patch() as report: ...``, or ``report = mlx_flash.patch(); ...; report.undo()``, or
-    ``mlx_flash.unpatch()``, which takes all patches back. Serves ``mlx.nn.MultiHeadAttention`` and mlx-lm's models,
-    which look the function up when they call it, and mlx-lm's function for quantized caches, which becomes
-    `quantized_attention`. mlx-lm is not imported for that: where it is imported later, its first other call tells.
+    ``mlx_flash.unpatch()``, which takes all patches back. Serves ``mlx.nn.MultiHeadAttention`` and every model that
+    calls the function, by whatever name its module holds it, and the functions for quantized caches of mlx-lm and
+    mlx-vlm, which become `quantized_attention`. Neither package is imported for that: where one is imported later, the
+    next other call finds it. ``mlx_flash.integrations.QUANTIZED`` lists these functions and takes more.
 
     Calls that cannot be served, wrong ones included, go to the built-in function, which answers or raises as ever; so
-    do those inside ``mx.jvp`` or a gradient of a gradient: to tell, ``mx.grad``, ``mx.value_and_grad``, ``mx.vjp`` and
-    ``mx.jvp`` keep count while a patch is active.
+    do those inside ``mx.jvp`` or a gradient of a gradient. A defect of this package is not hidden: it raises. While a
+    patch is active, ``mlx_flash.transforms.installed()`` is too.
 
     Args:
         min_queries: calls with fewer queries go to the built-in: 9 leaves decoding to it.
 
     Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
-    "decode", and the same with "quantized"); built_in, a Counter of the reasons of the others. They are logged on
-    leaving (logger "mlx_flash", level INFO); ``print(report)`` shows them.
+    "decode", and the same with "quantized"); built_in, a Counter of the reasons of the others; reached, the modules
+    that held a replaced function by name and were served; out_of_reach, the places that hold one and cannot be changed
+    (attributes of classes, defaults of functions, partials). They are logged on leaving (logger "mlx_flash", level
+    INFO); ``print(report)`` shows them.
 
     A patch holds for all threads. Patches nest, and a call counts in one of them: the innermost of its own thread, or
     of all where its thread has none. A function compiled by ``mx.compile`` keeps what stood there when it was traced,
@@ -51,19 +71,22 @@ class patch:
 
     def __init__(self, min_queries: int = 1):
         if not isinstance(min_queries, int) or isinstance(min_queries, bool) or min_queries < 1:
-            raise ValueError(
-                f"[mlx_flash.patch] min_queries: expected a whole number of at least 1, got {min_queries!r}. "
-                "Pass 1 to serve every call."
+            raise wrong(
+                "min_queries", "a whole number of at least 1", repr(min_queries), "Pass 1 to serve every call.", "patch"
             )
         self.min_queries, self.served, self.built_in = min_queries, Counter(), Counter()
+        self.reached: list[str] = []
+        self.out_of_reach: list[str] = []
         self._thread = threading.get_ident()
         global _active
         with LOCK:
             if not _active:
-                _replacements.append(Replacement(mx.fast, "scaled_dot_product_attention", _served_by(serve_attention)))
-                _replacements.extend(replacements())
+                _replace(("mlx.core.fast", "scaled_dot_product_attention"), mx.fast, serve_attention)
+                put(wrappers.REPLACEMENTS, holders=True)
             _active = (*_active, self)
-        _find_mlx_lm()
+            _find_quantized()
+            for one in _in_place.values():
+                self._note(one)
 
     @property
     def ours(self) -> int:
@@ -78,15 +101,15 @@ class patch:
 
     def undo(self) -> None:
         """Takes this patch back; the built-in returns with the last one. A second call does nothing."""
-        global _active, _mlx_lm
+        global _active
         with LOCK:
             if self not in _active:
                 return
             _active = tuple(one for one in _active if one is not self)
             if not _active:
-                while _replacements:
-                    _replacements.pop().undo()
-                _mlx_lm = None
+                take_back(wrappers.REPLACEMENTS, holders=True)
+                take_back(_in_place.values(), holders=True)
+                _in_place.clear()
         LOGGER.info("%s", self)
 
     def __str__(self) -> str:
@@ -94,8 +117,17 @@ class patch:
             kinds, reasons = self.served.most_common(), self.built_in.most_common()
         ours, others = sum(count for _, count in kinds), sum(count for _, count in reasons)
         what = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
-        why = "".join(f"\n  {count} to the built-in: {reason}" for reason, count in reasons)
-        return f"mlx_flash served {ours} of {ours + others} attention calls{what}{why}"
+        lines = [f"mlx_flash served {ours} of {ours + others} attention calls{what}"]
+        lines += [f"{count} to the built-in: {reason}" for reason, count in reasons]
+        if self.reached:
+            lines.append(f"also in the place of the built-in in {', '.join(self.reached)}")
+        lines += [f"out of reach: {place} holds the built-in itself" for place in self.out_of_reach]
+        return "\n  ".join(lines)
+
+    def _note(self, replacement: Replacement) -> None:
+        """Where modules held the replaced function."""
+        self.reached += sorted({module.__name__ for module, _ in replacement.reached} - set(self.reached))
+        self.out_of_reach += [place for place in replacement.out_of_reach if place not in self.out_of_reach]
 
     def _count(self, counter: Counter, what: str) -> None:
         with LOCK:
@@ -110,16 +142,29 @@ def unpatch() -> None:
             one.undo()
 
 
-def _find_mlx_lm() -> None:
-    """Replaces mlx-lm's function for quantized caches, once somebody has imported mlx-lm."""
-    global _mlx_lm
-    base = sys.modules.get(QUANTIZED[0])
-    if base is None or base is _mlx_lm or not hasattr(base, QUANTIZED[1]):  # the last: an import under way
-        return
-    with LOCK:
-        if _active and base is not _mlx_lm:
-            _replacements.append(Replacement(base, QUANTIZED[1], _served_by(serve_quantized)))
-            _mlx_lm = base
+def _replace(place: tuple[str, str], module, serve: Callable) -> Replacement:
+    """Replaces the function of that place until the last patch has gone. The caller has the lock."""
+    key = (id(module), place[1])
+    if key not in _known or _known[key].module is not module:
+        _known[key] = Replacement(module, place[1], lambda name, built_in: _served_by(serve, built_in))
+    replacement = _in_place[place] = _known[key]
+    put([replacement], holders=True)
+    return replacement
+
+
+def _find_quantized() -> None:
+    """Replaces the functions of `QUANTIZED` whose modules somebody has imported by now."""
+    for place in QUANTIZED:
+        if place in _in_place:
+            continue
+        module = sys.modules.get(place[0])
+        if module is None or not hasattr(module, place[1]):  # the latter: an import under way
+            continue
+        with LOCK:
+            if _active and place not in _in_place:
+                replacement = _replace(place, module, serve_quantized)
+                for one in _active:
+                    one._note(replacement)
 
 
 def _current() -> patch | None:
@@ -131,24 +176,31 @@ def _current() -> patch | None:
     return next((one for one in reversed(active) if one._thread == thread), active[-1])
 
 
-def _served_by(serve: Callable) -> Callable:
-    """What a Replacement asks for: a function that tries `serve` with the patch's min_queries, counts, and calls the
-    built-in where it may not."""
+@contextmanager
+def _left_to_the_built_in():
+    _depth.in_built_in = True
+    try:
+        yield
+    finally:
+        _depth.in_built_in = False
 
-    def make(built_in: Callable) -> Callable:
-        def call(*args, **kwargs):
-            current = _current()
-            if current is None:
+
+def _served_by(serve: Callable, built_in: Callable) -> Callable:
+    """A function that tries `serve` for the patch that is active when it is called, and counts; it calls the built-in
+    without a patch, and where the patch may not serve."""
+
+    def call(*args, **kwargs):
+        current = None if _depth.in_built_in else _current()
+        if current is None:
+            return built_in(*args, **kwargs)
+        _find_quantized()
+        try:
+            what, out = serve(current.min_queries, *args, **kwargs)
+        except (NotServed, InvalidArgument, UnsupportedProblem) as reason:
+            current._count(current.built_in, str(reason).partition("\n")[0])
+            with _left_to_the_built_in():
                 return built_in(*args, **kwargs)
-            _find_mlx_lm()
-            try:
-                what, out = serve(current.min_queries, *args, **kwargs)
-            except (NotServed, TypeError, ValueError) as reason:  # a wrong call, or one that the backend cannot serve
-                current._count(current.built_in, str(reason).partition("\n")[0])
-                return built_in(*args, **kwargs)
-            current._count(current.served, what)
-            return out
+        current._count(current.served, what)
+        return out
 
-        return call
-
-    return make
+    return call

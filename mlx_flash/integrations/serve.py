@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from ..api import attention, quantized_attention
 from ..kernels.split_kv import QUERIES
-from .derivatives import unavailable
+from ..transforms.trace import changed, unavailable
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -15,16 +15,21 @@ class NotServed(Exception):
     """The call belongs to the built-in function; the text says why."""
 
 
-def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, force_fused=False, stream=None):
+def serve_attention(min_queries: int, q=None, k=None, v=None, *more, scale=None, mask=None, sinks=None, **options):
     """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", result). Raises NotServed."""
     arrays = (q, k, v)
     if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
         raise NotServed("q, k and v are not arrays of 4 axes")
+    stream, forced = options.pop("stream", None), options.pop("force_fused", False)
+    if more or options:
+        raise NotServed(f"arguments unknown here: {', '.join(options) or 'beyond q, k and v by position'}")
+    if stream is not None and not isinstance(stream, (mx.Stream, mx.Device, mx.DeviceType)):
+        raise NotServed(f"a stream of type {type(stream).__name__}")
     if q.shape[2] < min_queries:
         raise NotServed(f"fewer than {min_queries} queries")
     if reason := unavailable():
         raise NotServed(reason)
-    if force_fused:
+    if forced:
         raise NotServed("force_fused asks for the built-in's own kernel")
     if not hasattr(scale, "__float__"):  # None and text mean something to attention, but not to the built-in
         raise NotServed("scale is no number")
@@ -34,12 +39,23 @@ def serve_attention(min_queries: int, q, k, v, *, scale, mask=None, sinks=None, 
         arrays = (array.astype(dtype) for array in arrays)
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
-    out = attention(*arrays, scale=scale, mask=mask, sinks=sinks, stream=stream)
+    with changed(beyond=True):
+        out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= QUERIES else "prefill", out
 
 
-def serve_quantized(min_queries: int, queries, q_keys, q_values, scale, mask, group_size=64, bits=8):
-    """mlx-lm's ``quantized_scaled_dot_product_attention``: its cache's parts are what mx.quantize returns."""
+def serve_quantized(
+    min_queries: int, queries=None, q_keys=None, q_values=None, scale=None, mask=None, *more, **options
+):  # fmt: skip
+    """The ``quantized_scaled_dot_product_attention`` of mlx-lm and mlx-vlm, whose caches hold what mx.quantize returns:
+    ("quantized prefill" or "quantized decode", result). Raises NotServed."""
+    packing = dict(zip(("group_size", "bits"), more)) | options
+    if not {"group_size", "bits"} >= set(packing) or len(more) > 2:
+        raise NotServed("quantized cache: arguments unknown here")
+    if not isinstance(queries, mx.array) or queries.ndim != 4:
+        raise NotServed("quantized cache: queries are not an array of 4 axes")
+    if not all(isinstance(parts, (tuple, list)) for parts in (q_keys, q_values)):
+        raise NotServed("quantized cache: keys and values are not tuples of arrays")
     if queries.shape[2] < min_queries:
         raise NotServed(f"fewer than {min_queries} queries")
     if reason := unavailable(gradients=0):
@@ -47,6 +63,14 @@ def serve_quantized(min_queries: int, queries, q_keys, q_values, scale, mask, gr
     if isinstance(mask, mx.array) and mask.ndim == 3:  # mlx-lm takes its first axis for the heads of a group
         raise NotServed("quantized cache: a mask of 3 axes")
     out = quantized_attention(
-        queries, tuple(q_keys), tuple(q_values), group_size=group_size, bits=bits, scale=scale, mask=mask
-    )
+        queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),
+        **{"group_size": 64, "bits": 8} | packing,
+    )  # fmt: skip
     return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", out
+
+
+def _added(mask, dtype: mx.Dtype):
+    """The mask as the built-in takes it: integers are added to the scores, in q's dtype."""
+    if isinstance(mask, mx.array) and mx.issubdtype(mask.dtype, mx.integer):
+        return mask.astype(dtype)
+    return mask

@@ -1,4 +1,4 @@
-"""mx.export_function of functions with attention inside: on any machine, for any GPU family, gradients too."""
+"""export_function: functions with attention inside: on any machine, for any GPU family, gradients too."""
 
 import re
 
@@ -7,7 +7,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
+from mlx_flash import (
+    UnsupportedProblem,
+    attention,
+    export_function,
+    exporter,
+    quantized_attention,
+    use_backend,
+    vmap,
+)  # fmt: skip
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
@@ -91,7 +99,7 @@ def test_the_recorded_text_is_ours(tmp_path, name, family):
     for function, wanted in zip(functions, ((FORWARD,), steps)):
         file = tmp_path / f"{len(wanted)}.mlxfn"
         with use_backend("metal", family):
-            mx.export_function(str(file), function, *arrays)
+            export_function(str(file), function, *arrays)
         kernels = [plan_of(step, asked, FAMILIES[family]).kernel for step in wanted]
         texts = recorded(file)
         assert len(texts) == len(kernels)
@@ -105,7 +113,7 @@ def test_decoding_is_written_too(tmp_path, keys):
     """Few queries against a cache, whose keys are one part or several."""
     q, k = mx.zeros((1, 4, 1, 64), mx.float16), mx.zeros((1, 2, keys, 64), mx.float16)
     with use_backend("metal", "apple9"):
-        mx.export_function(str(tmp_path / "decode.mlxfn"), lambda q, k: attention(q, k, k), q, k)
+        export_function(str(tmp_path / "decode.mlxfn"), lambda q, k: attention(q, k, k), q, k)
     names = sorted(recorded(tmp_path / "decode.mlxfn"))
     steps = ["combine", "decode"] if keys == 5000 else ["decode"]
     assert [re.match("custom_kernel_flash_([a-z]+)_", name).group(1) for name in names] == steps
@@ -114,7 +122,7 @@ def test_decoding_is_written_too(tmp_path, keys):
 def test_a_quantized_cache_is_written_too(tmp_path):
     q, k = mx.zeros((1, 4, 1, 64), mx.float16), mx.quantize(mx.zeros((1, 2, 40, 64), mx.float16))
     with use_backend("metal", "apple9"):
-        mx.export_function(str(tmp_path / "cache.mlxfn"), lambda q, *k: quantized_attention(q, k, k), q, *k)
+        export_function(str(tmp_path / "cache.mlxfn"), lambda q, *k: quantized_attention(q, k, k), q, *k)
     (text,) = recorded(tmp_path / "cache.mlxfn").values()
     assert "dequantize" in text
 
@@ -126,7 +134,7 @@ def test_what_was_written_loads(tmp_path, name):
     for function in functions:
         file = tmp_path / "function.mlxfn"
         with use_backend("metal", "apple9"):
-            mx.export_function(str(file), function, *arrays)
+            export_function(str(file), function, *arrays)
         with use_backend("reference"):
             want = function(*arrays)
         got = mx.import_function(loads_anywhere(file))(*(array + array for array in arrays))
@@ -143,7 +151,7 @@ def test_the_graph_computes_the_same(tmp_path, reference, name):
     arrays, functions = both(name)
     for function in functions:
         file = str(tmp_path / "function.mlxfn")
-        mx.export_function(file, function, *arrays)
+        export_function(file, function, *arrays)
         want = function(*arrays)
         want = [want] if isinstance(want, mx.array) else want
         for got, one, title in zip(mx.import_function(file)(*arrays), want, ("O", "dQ", "dK", "dV", "dM")):
@@ -156,7 +164,7 @@ def test_layers_maps_and_compiled_functions(tmp_path, reference):
     sinks, slopes = mx.array([0.5, -1.0, 0.0, 2.0]), mx.array([0.1, 0.2, 0.3, 0.4])
 
     def model(q, sinks):
-        inner = mx.vmap(lambda q, k, v: attention(q[None], k[None], v[None], sinks=sinks)[0])(q, k, v)
+        inner = vmap(lambda q, k, v: attention(q[None], k[None], v[None], sinks=sinks)[0])(q, k, v)
         out, lse = attention(inner, k, v, causal=True, alibi_slopes=slopes, return_lse=True)
         return mx.square(out).sum() + mx.where(lse == -mx.inf, 0, lse).sum()
 
@@ -165,9 +173,9 @@ def test_layers_maps_and_compiled_functions(tmp_path, reference):
         return [value, *grads]
 
     file = str(tmp_path / "model.mlxfn")
-    with mx.exporter(file, step) as exporter:
-        exporter(q, sinks)
-        exporter(q[:, :, :20], sinks)
+    with exporter(file, step) as export:
+        export(q, sinks)
+        export(q[:, :, :20], sinks)
     loaded = mx.import_function(file)
     for queries in (q, q[:, :, :20]):
         for got, want, name in zip(loaded(queries, sinks), step(queries, sinks), ("O", "dQ", "dsinks")):
@@ -181,14 +189,13 @@ def test_keywords_metadata_and_functions_without_attention(tmp_path, reference):
         calls.append(x)
         return x * by
 
-    mx.export_function(file, scaled, mx.ones(3), by=mx.array(2.0), metadata="notes")
+    export_function(file, scaled, mx.ones(3), by=mx.array(2.0), metadata="notes")
     assert len(calls) == 1, "a function that has nothing to do with attention is traced once"
     assert mx.import_function(file)(mx.ones(3), by=mx.array(4.0))[0].tolist() == [4, 4, 4]
     q, k, v = drawn(None)
-    mx.export_function(file, lambda q, *, k, v: attention(q, k, v), q, k=k, v=v)
+    export_function(file, lambda q, *, k, v: attention(q, k, v), q, k=k, v=v)
     (got,) = mx.import_function(file)(q, k=k, v=v)
     bounds.check("O", got, bounds.float64(attention(q, k, v)), "by keyword", "float32")
-    assert "Export an MLX function" in mx.export_function.__doc__
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="a Metal GPU runs what it is given")

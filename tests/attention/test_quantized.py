@@ -14,7 +14,7 @@ from feature_cases import Variant
 from machines import SIMULATED, across_backends
 from problems import with_variants
 
-from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend
+from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend, vmap
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.kernels.plan import plan_of
@@ -274,7 +274,7 @@ def test_forward_only(backend):
     refused(lambda: mx.eval(mx.grad(lambda x: quantized_attention(x, k, v).sum())(q)), words)
     refused(lambda: mx.eval(mx.grad(of_scales)(k[1])), words)
     refused(lambda: mx.eval(mx.jvp(lambda x: quantized_attention(x, k, v), [q], [q])), words)
-    each = mx.vmap(mx.grad(lambda x: quantized_attention(x, k, v).sum()))
+    each = vmap(mx.grad(lambda x: quantized_attention(x, k, v).sum()))
     refused(lambda: mx.eval(each(q[None])), words)
     with pytest.raises(UnsupportedProblem):
         mx.grad(of_scales)(k[1])
@@ -293,7 +293,7 @@ def test_mapped(backend, shared):
         return quantized_attention(q, tuple(k), tuple(v), **options)
 
     axis = None if shared else 0
-    got = mx.vmap(step, in_axes=(0, axis, axis))(q, k, v)
+    got = vmap(step, in_axes=(0, axis, axis))(q, k, v)
     want = [step(q[n], *(parts if shared else [part[n] for part in parts] for parts in (k, v))) for n in range(3)]
     assert bits(got) == bits(mx.stack(want))
 

@@ -119,13 +119,6 @@ def test_compiled_functions_are_traced_once_for_each_shape(reference):
     assert [shape[2] for shape in traced] == [33, 20, 7]
 
 
-def test_shapeless_compilation_refuses(reference):
-    """A call is checked for one problem: MLX, which cannot tell the shapes of another, says so."""
-    compiled = mx.compile(lambda q, k, v: attention(q, k, v), shapeless=True)
-    with pytest.raises(ValueError, match="output_shapes.* cannot infer output shapes"):
-        compiled(*arrays())
-
-
 def test_a_compiled_step_with_an_optimizer(reference):
     """As mlx-lm trains: model and optimizer state as inputs and outputs, checkpointed layers, three steps."""
     losses = {}

@@ -12,7 +12,7 @@ import pytest
 from arrays import bits
 from cases import Case, expected
 
-from mlx_flash import BlockMask, UnsupportedProblem, attention
+from mlx_flash import BlockMask, UnsupportedProblem, attention, export_function, vmap
 from mlx_flash.autodiff import call as calls
 from mlx_flash.backends import Backend, backend
 
@@ -99,7 +99,7 @@ def test_transformations_after_a_replay(ran):
     assert ran[built:] == ["forward", "delta", "backward_query", "backward_key_value"]
     compiled = mx.compile(lambda q: mx.grad(lambda q: mx.square(call(q)).sum())(q))(q)
     close(compiled, gradient)
-    mapped = mx.vmap(call)(mx.stack([q, 2 * q]))
+    mapped = vmap(call)(mx.stack([q, 2 * q]))
     for one, other in zip(mapped, (q, 2 * q)):
         close(one, call(other))
     with pytest.raises(UnsupportedProblem, match="jvp"):
@@ -111,7 +111,7 @@ def test_a_map_over_other_arrays(ran):
     """Inside mx.vmap a call whose arrays are not mapped is traced all the same, and replayed again afterwards."""
     q, k, v = drawn()
     want = attention(q, k, v)
-    mapped = mx.vmap(lambda x: x + attention(q, k, v))(mx.zeros((3, 1)))
+    mapped = vmap(lambda x: x + attention(q, k, v))(mx.zeros((3, 1)))
     close(mapped[2], want)
     assert bits(attention(q, k, v)) == bits(attention(q, k, v))
 
@@ -169,6 +169,6 @@ def test_exports(ran, tmp_path):
     """An export after a replay holds the operations, as one without."""
     q, k, v = drawn()
     want, path = attention(q, k, v), str(tmp_path / "attention.mlxfn")
-    mx.export_function(path, lambda q: attention(q, k, v), q)
+    export_function(path, lambda q: attention(q, k, v), q)
     (got,) = mx.import_function(path)(q)
     close(got, want)

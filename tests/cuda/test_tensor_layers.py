@@ -19,7 +19,7 @@ from oracle_variants import Facts
 from tensor_rows import FAMILY, LAYERS, small_rows
 from views import odd_start
 
-from mlx_flash import BlockMask, attention, backends
+from mlx_flash import BlockMask, attention, backends, vmap
 from mlx_flash.kernels.plan import key_value_kinds
 from mlx_flash.problem.kinds import BACKWARD_QUERY, FORWARD
 from mlx_flash.simulator import mode, schedule
@@ -190,7 +190,7 @@ def test_separate_dk_and_dv_kernels_under_vmap(layer):
     arrays = plain((33, 70)).arrays()
     both = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
     gradients = mx.grad(lambda *qkv: attention(*qkv, causal=True).astype(mx.float32).sum(), argnums=(0, 1, 2))
-    mapped = mx.vmap(gradients)(*both)
+    mapped = vmap(gradients)(*both)
     for entry in range(2):
         alone = gradients(*(array[entry] for array in both))
         assert [bits(array[entry]) for array in mapped] == [bits(array) for array in alone]

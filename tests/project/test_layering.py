@@ -15,7 +15,8 @@ TESTS = Path(__file__).parents[1]
 # From the commands down to the errors: a module may import only what stands in its own layer or in a later one.
 LAYERS = (
     "__main__", "cli", "__init__", "lm", "explanations", "integrations", "api", "autodiff", "rotations", "sequences",
-    "backends", "reference", "kernels", "problem", "masks", "transforms", "simulator", "scalars", "errors",
+    "backends", "reference", "kernels", "problem", "masks", "transforms", "mlx_private", "simulator",
+    "scalars", "errors",
 )  # fmt: skip
 # Metal without a Mac knows nothing of attention: it imports only itself, and inside it the front end stands below both
 # targets.

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..frontend.errors import CompileError, quoted
+from ..frontend.errors import CompileError, TracedError, quoted
 from ..frontend.language import prefix
 from ..frontend.signature import kernel_name, kernel_text, shape_facts
 from ..frontend.translate import translate
@@ -184,7 +184,7 @@ def _evaluate(arrays, name: str):
     except ValueError as error:
         if "function transformations" not in str(error):
             raise
-        raise ValueError(
+        raise TracedError(
             f"{_TAG} The simulator runs kernel '{name}' at once and so cannot be traced: "
             "call it outside mx.compile and mx.vmap."
         ) from None

@@ -23,6 +23,10 @@ class SimulatorError(RuntimeError):
         self.reports = tuple(reports)
 
 
+class TracedError(ValueError):
+    """A kernel that runs at once was called on arrays that have no values yet, inside mx.compile or mx.vmap."""
+
+
 class CompileError(RuntimeError):
     """The text is not valid Metal; the message names the line of the Metal text."""
 

@@ -1,0 +1,110 @@
+"""What MLX does without promising it, and this package relies on: one named function or constant for each fact.
+
+tests/project/test_mlx_private.py checks every fact against the MLX that is installed, so that a release which changes
+one of them fails in one named test. pyproject.toml sets no upper bound on MLX for that reason.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import get_ident, main_thread
+
+import mlx.core as mx
+
+_MAIN_THREAD = main_thread().ident
+
+
+class _Probe:
+    """A compiled identity and the placeholder that stood for its argument when it was traced.
+
+    The placeholder keeps MLX's mark of a tracer for ever, and MLX counts an array as a tracer only while something is
+    traced. Then, and only then, a compiled function that is called with one runs its Python function again.
+    """
+
+    def __init__(self):
+        self.ran, self.placeholder = False, None
+        self.compiled = mx.compile(self._identity)
+        self.compiled(mx.zeros((1,)))
+        self.constant = mx.zeros((1,))
+        mx.eval(self.constant)
+
+    def _identity(self, array: mx.array) -> mx.array:
+        self.ran = True
+        if self.placeholder is None:
+            self.placeholder = array
+        return array
+
+
+_probe: _Probe | None = None
+
+
+def _probed() -> _Probe:
+    global _probe
+    if _probe is None:
+        _probe = _Probe()
+    return _probe
+
+
+def in_trace() -> bool:
+    """Whether a transformation (mx.grad, mx.vjp, mx.jvp, mx.vmap, mx.compile, mx.export_function) traces in this
+    thread. Outside the main thread, and where mx.disable_compile was called, the answer is always True.
+
+    An array computed outside every trace is a constant to all transformations, so it needs no rules of its own. The
+    answer costs a microsecond, a custom function six. Only the main thread may use mx.compile (`may_compile`).
+    """
+    if get_ident() != _MAIN_THREAD:
+        return True
+    probe = _probe or _probed()  # asked by every call of attention
+    probe.ran = False
+    probe.compiled(probe.placeholder)
+    return probe.ran
+
+
+def in_shapeless_trace() -> bool:
+    """Whether mx.compile(shapeless=True), or an export with shapeless=True, traces in this thread.
+
+    MLX returns an array that needs no broadcasting as it is; in a shapeless trace alone it records the broadcast, with
+    the other array as an input. The other array here is a placeholder, which cannot be evaluated.
+    """
+    probe = _probed()
+    try:
+        mx.eval(mx.broadcast_arrays(probe.constant, probe.placeholder)[0])
+    except (ValueError, RuntimeError):  # the first inside another transformation, the second outside
+        return True
+    return False
+
+
+def in_export_trace() -> bool:
+    """Whether mx.export_function traces in this thread, where this MLX has no Metal back-end. With one it is unknown.
+
+    Without Metal, MLX writes a kernel down while it exports, and refuses it otherwise.
+    """
+    if mx.metal.is_available():
+        return False
+    try:
+        _nothing()(
+            inputs=[_probed().constant], output_shapes=[(1,)], output_dtypes=[mx.float32], grid=(1, 1, 1),
+            threadgroup=(1, 1, 1),
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not says_no_metal(error):
+            raise
+        return False
+    return True
+
+
+@cache
+def _nothing():
+    return mx.fast.metal_kernel(
+        name="flash_nothing", input_names=["a"], output_names=["b"], source="b[thread_position_in_grid.x] = a[0];"
+    )
+
+
+def says_no_metal(error: RuntimeError) -> bool:
+    """Whether a kernel was refused because this MLX has no Metal back-end."""
+    return "No Metal back-end" in str(error)
+
+
+def may_compile() -> bool:
+    """Whether this thread may call compiled functions: a process that did so in others may abort when it ends."""
+    return get_ident() == _MAIN_THREAD

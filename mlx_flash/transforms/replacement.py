@@ -1,0 +1,141 @@
+"""Functions of other people's modules, replaced while somebody asks for it, and put back as they were."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from types import FunctionType, ModuleType
+
+LOCK = threading.RLock()
+_MARK = "_mlx_flash_original"  # on a function of ours: (its identity, the function it stands for)
+_PACKAGE = __name__.partition(".")[0]
+
+
+def original(function: Callable) -> Callable:
+    """What stood there before a replacement of ours, also one by another load of this package."""
+    identity, found = getattr(function, _MARK, (None, function))
+    return found if identity == id(function) else function  # functools.wraps copies the mark to a wrapper
+
+
+def _standing_for(built_in: Callable, made: Callable) -> Callable:
+    @wraps(built_in)
+    def function(*args, **kwargs):
+        return made(*args, **kwargs)
+
+    setattr(function, _MARK, (id(function), built_in))
+    return function
+
+
+class Replacement:
+    """`name` of `module`, replaced by `make(name, built_in)` while it has users.
+
+    Whoever takes the new function keeps it for ever, so it has to look up by itself what it is to do. Where somebody
+    wraps the new function in the meantime, the wrapper stays when the replacement is taken back.
+
+    Attributes: built_in, the function that stood there; reached, (module, name) of the places that held it by name and
+    now hold the new function; out_of_reach, descriptions of those that hold it and cannot be changed.
+    """
+
+    def __init__(self, module: ModuleType, name: str, make: Callable[[str, Callable], Callable]):
+        self.module, self.name, self._make = module, name, make
+        self.built_in = self._function = None
+        self._users = self._users_with_holders = 0
+        self.reached: list[tuple[ModuleType, str]] = []
+        self.out_of_reach: list[str] = []
+
+    def _put(self) -> None:
+        self._users += 1
+        if self._users > 1:
+            return
+        built_in = original(getattr(self.module, self.name))
+        if built_in is not self.built_in:
+            self.built_in, self._function = built_in, _standing_for(built_in, self._make(self.name, built_in))
+        setattr(self.module, self.name, self._function)
+
+    def _take_back(self) -> None:
+        self._users -= 1
+        if not self._users and getattr(self.module, self.name) is self._function:
+            setattr(self.module, self.name, self.built_in)
+
+    def _hold(self, module: ModuleType, name: str) -> None:
+        if (module, name) == (self.module, self.name):
+            return
+        try:
+            setattr(module, name, self._function)
+        except Exception:  # a module may refuse in any way
+            self.out_of_reach.append(f"{module.__name__}.{name}")
+        else:
+            self.reached.append((module, name))
+
+    def _let_go(self) -> None:
+        for module, name in self.reached:
+            if getattr(module, name, None) is self._function:
+                setattr(module, name, self.built_in)
+        self.reached, self.out_of_reach = [], []
+
+
+def put(replacements: Iterable[Replacement], holders: bool) -> None:
+    """Adds a user to each; the first puts the new functions in their places. `holders`: also where modules that are
+    already imported hold the built-in by name."""
+    with LOCK:
+        for one in replacements:
+            one._put()
+        if not holders:
+            return
+        first = []
+        for one in replacements:
+            one._users_with_holders += 1
+            if one._users_with_holders == 1:
+                first.append(one)
+        if first:
+            _put_in_holders({id(one.built_in): one for one in first})
+
+
+def take_back(replacements: Iterable[Replacement], holders: bool) -> None:
+    """Removes a user from each. With the last one the built-in returns, unless another function stands there by now."""
+    with LOCK:
+        for one in replacements:
+            one._take_back()
+            if holders:
+                one._users_with_holders -= 1
+                if not one._users_with_holders:
+                    one._let_go()
+
+
+@contextmanager
+def replaced(replacements: Iterable[Replacement], holders: bool = False) -> Iterator[None]:
+    """The new functions in their places, for a block."""
+    put(replacements, holders)
+    try:
+        yield
+    finally:
+        take_back(replacements, holders)
+
+
+def _put_in_holders(wanted: dict[int, Replacement]) -> None:
+    """`wanted`: replacements by the identity of the function that they stand for."""
+    for module_name, module in list(sys.modules.items()):
+        names = getattr(module, "__dict__", None)
+        if type(names) is not dict or module_name.partition(".")[0] == _PACKAGE:
+            continue
+        for name, value in list(names.items()):
+            if id(original(value) if type(value) is FunctionType else value) in wanted:
+                wanted[id(original(value))]._hold(module, name)
+                continue
+            for inner in _inside(value, module_name):
+                if id(inner) in wanted:
+                    wanted[id(inner)].out_of_reach.append(f"{module_name}.{name}")
+
+
+def _inside(value: object, module_name: str) -> Iterable[object]:
+    """Functions that a module's value holds in turn: attributes of its classes, defaults of its functions, partials."""
+    if type(value) is FunctionType:
+        return value.__defaults__ or ()
+    if type(value) is partial:
+        return (value.func,)
+    if isinstance(value, type) and getattr(value, "__module__", None) == module_name:
+        return [getattr(inner, "__func__", inner) for inner in vars(value).values()]
+    return ()

@@ -1,0 +1,74 @@
+"""Which of MLX's transformations are tracing in this thread, as far as the wrappers tell."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(eq=False)
+class Export:
+    """A function that is being exported, traced as the only entry of a map.
+
+    `entry`: an array that is mapped; None while the rules of that map run. `differentiated`: whether a call needed a
+    gradient, and so left a stand-in.
+    """
+
+    entry: mx.array | None = None
+    differentiated: bool = False
+
+
+class Trace(threading.local):
+    """State of the current trace, per thread.
+
+    `batched`: an array that mx.vmap maps, or None outside of it. `export`: the export that is traced, or None.
+    `gradients`: nested reverse-mode derivatives. `forward_mode`: nested mx.jvp. `beyond`: whether the built-in function
+    answers for derivatives that attention does not have.
+    """
+
+    batched: mx.array | None = None
+    export: Export | None = None
+    gradients = 0
+    forward_mode = 0
+    beyond = False
+
+
+trace = Trace()
+
+
+@contextmanager
+def changed(**facts) -> Iterator[None]:
+    """The trace with other facts, for a block."""
+    before = {name: getattr(trace, name) for name in facts}
+    vars(trace).update(facts)
+    try:
+        yield
+    finally:
+        vars(trace).update(before)
+
+
+def mapped_array() -> mx.array | None:
+    """An array that is sure to be mapped, where a call has to leave a stand-in for the rule of a map; else None.
+
+    In an export these are the calls that are differentiated, and all later ones, whose inputs may depend on a stand-in.
+    """
+    if trace.batched is not None:
+        return trace.batched
+    export = trace.export
+    if export is None or export.entry is None or not (export.differentiated or trace.gradients):
+        return None
+    export.differentiated = True
+    return export.entry
+
+
+def unavailable(gradients: int = 1) -> str | None:
+    """Why a function that has so many gradients cannot be differentiated as the current trace asks, or None."""
+    if trace.forward_mode:
+        return "a forward-mode derivative (mx.jvp)"
+    if trace.gradients > gradients:
+        return "a gradient of a gradient" if gradients else "a gradient"
+    return None

@@ -1,0 +1,141 @@
+"""Wrappers of MLX's transformations that tell attention what is being traced.
+
+MLX maps the operations inside a custom function before it asks the function for its rule, and a Metal kernel has none.
+It cannot export a custom function either. So while a function is traced for a map, attention leaves a stand-in: a
+custom function with no operations inside, whose rule runs the kernels on the folded arrays. An export is traced as the
+one entry of a map, so that the same rule takes the custom functions of differentiated calls out of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
+
+from .replacement import Replacement, original, replaced
+from .trace import Export, changed, trace
+
+NAMES = ("vmap", "checkpoint", "export_function", "exporter", "grad", "value_and_grad", "vjp", "jvp")
+MLX = {name: original(getattr(mx, name)) for name in NAMES}
+
+
+def _leaves(tree) -> list[mx.array]:
+    return [leaf for _, leaf in tree_flatten(tree) if isinstance(leaf, mx.array)]
+
+
+def _mapped_leaf(outside: tuple, inside: tuple) -> mx.array | None:
+    """A mapped array as the traced function sees it: one axis fewer. Gradients do not flow to it."""
+    pairs = zip(_leaves(outside), _leaves(inside))
+    found = next((inner for outer, inner in pairs if inner.ndim != outer.ndim), None)
+    return None if found is None else mx.stop_gradient(found)
+
+
+def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
+    """mx.vmap, for functions that call attention.
+
+    Arguments and result are those of mx.vmap. While ``fun`` is traced, the wrappers stand in MLX's place, so that maps
+    and checkpoints inside of it work too. A checkpoint made before that has to be made inside, or under
+    ``mlx_flash.transforms.installed()``.
+    """
+    MLX["vmap"](fun, in_axes, out_axes)  # refuses at once what it refuses
+
+    def mapped(*args):
+        def traced(*inside):
+            with changed(batched=_mapped_leaf(args, inside)), in_place():
+                return fun(*inside)
+
+        return MLX["vmap"](traced, in_axes, out_axes)(*args)
+
+    return mapped
+
+
+def _checkpoint(built_in: Callable) -> Callable:
+    def checkpoint(fun: Callable) -> Callable:
+        """The function itself inside a map or an export: MLX maps a checkpoint by tracing the function anew, out of
+        sight, and cannot export one. Elsewhere the second trace counts the gradients of the first."""
+
+        def checkpointed(*args, **kwargs):
+            if trace.batched is not None or trace.export is not None:
+                return fun(*args, **kwargs)
+            depths = {"gradients": trace.gradients, "forward_mode": trace.forward_mode}
+
+            def again(*inside, **named):
+                deepest = {name: max(depth, getattr(trace, name)) for name, depth in depths.items()}
+                with changed(**deepest):
+                    return fun(*inside, **named)
+
+            return built_in(again)(*args, **kwargs)
+
+        return checkpointed
+
+    return checkpoint
+
+
+def _exported(fun: Callable) -> Callable:
+    """The function as a graph without custom functions; each trace of it calls the function once."""
+
+    def traced_once(*args, **kwargs):
+        export, outputs = Export(), None
+
+        def traced(entry):
+            nonlocal outputs
+            export.entry = mx.stop_gradient(entry)
+            with in_place():
+                outputs = fun(*args, **kwargs)
+            export.entry = None
+            return [entry, *(_leaves(outputs) if export.differentiated else ())]
+
+        with changed(export=export, batched=None, gradients=0, forward_mode=0):
+            _, *mapped = MLX["vmap"](traced)(mx.zeros((1,)))
+        if not export.differentiated:
+            return outputs
+        found = iter(mapped)
+        return tree_map(lambda leaf: next(found).squeeze(0) if isinstance(leaf, mx.array) else leaf, outputs)
+
+    return traced_once
+
+
+def export_function(file_or_callback, fun: Callable, *args, **kwargs) -> None:
+    """mx.export_function, for functions that call attention; arguments as there. The function runs once.
+
+    On Linux the kernels of a Mac can be exported too: see `use_backend`.
+    """
+    return MLX["export_function"](file_or_callback, _exported(fun), *args, **kwargs)
+
+
+def exporter(file, fun: Callable, **kwargs):
+    """mx.exporter, for functions that call attention; arguments and result as there."""
+    return MLX["exporter"](file, _exported(fun), **kwargs)
+
+
+def _counted(built_in: Callable, depth: str) -> Callable:
+    """The derivative `built_in`, which counts itself in the trace's `depth` while it traces its function."""
+
+    def derivative(fun, *args, **kwargs):
+        @wraps(fun)
+        def traced(*inside, **named):
+            with changed(**{depth: getattr(trace, depth) + 1}):
+                return fun(*inside, **named)
+
+        return built_in(traced if callable(fun) else fun, *args, **kwargs)
+
+    return derivative
+
+
+def wrapper(name: str, built_in: Callable) -> Callable:
+    """What stands in the place of mx's function of that name. `built_in`: what stood there."""
+    if name in ("vmap", "export_function", "exporter"):
+        return {"vmap": vmap, "export_function": export_function, "exporter": exporter}[name]
+    if name == "checkpoint":
+        return _checkpoint(built_in)
+    return _counted(built_in, "forward_mode" if name == "jvp" else "gradients")
+
+
+REPLACEMENTS = [Replacement(mx, name, wrapper) for name in NAMES]
+
+
+def in_place(holders: bool = False):
+    """The wrappers in MLX's place, for a block. `holders`: also where modules hold MLX's functions by name."""
+    return replaced(REPLACEMENTS, holders)
