@@ -172,9 +172,9 @@ def test_places_in_a_library_for_macos_are_lines_of_the_text(library):
     assert found and found == wanted * (len(found) // len(wanted))  # the kernel, and its copy in the entry point
 
 
-@pytest.mark.parametrize(("system", "machine"), (("Windows", "AMD64"), ("Linux", "riscv64")))
+@pytest.mark.parametrize(("system", "machine"), (("Win32", "AMD64"), ("Linux", "riscv64")))
 def test_another_system_is_refused_by_name(monkeypatch, system, machine):
-    monkeypatch.setattr(target.platform, "system", lambda: system)
+    monkeypatch.setattr(target.sys, "platform", system.lower())
     monkeypatch.setattr(target.platform, "machine", lambda: machine)
     with pytest.raises(ToolchainError, match=re.escape(f"not on {system} {machine}")):
         target.here.__wrapped__()

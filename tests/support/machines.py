@@ -1,7 +1,6 @@
 """What this machine can run the tests on."""
 
 import itertools
-import platform
 
 import mlx.core as mx
 import pytest
@@ -9,8 +8,8 @@ import pytest
 METAL = [("metal", None)] if mx.metal.is_available() else []
 # On an NVIDIA GPU its own kernels, and Apple's as they are.
 CUDA = [("cuda", None), ("cuda", "apple7"), ("cuda", "apple9")] if mx.cuda.is_available() else []
-# One family per set of table rows; the simulator runs on Linux, and a Mac has the GPU itself.
-SIMULATED = [("simulator", "apple7"), ("simulator", "apple9")] if platform.system() == "Linux" else []
+# One family per set of table rows.
+SIMULATED = [("simulator", "apple7"), ("simulator", "apple9")]
 KERNELS = [*SIMULATED, *METAL, *CUDA]
 BACKENDS = [*KERNELS, ("reference", None)]
 

@@ -3,6 +3,7 @@
 import functools
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Target:
 @functools.cache
 def here() -> Target:
     """The target that is this system. Raises ToolchainError where the simulator does not run."""
-    system, machine = platform.system(), platform.machine()
+    system, machine = sys.platform.capitalize(), platform.machine()
     if system not in _SYSTEMS or machine not in _MACHINES:
         raise ToolchainError(
             f"The Metal simulator runs on Linux and macOS with x86-64 or arm64 processors, not on {system} {machine}: "

@@ -1,0 +1,60 @@
+"""A Mac as far as Python can tell: `pytest --pretend-mac` runs the suite through backends/metal on any machine.
+
+Darwin is reported, Metal is "available", and what `mx.fast.metal_kernel` makes runs on the simulator: MLX checks every call
+and generates its text, and that text is what the simulator compiles. tests/README.md says what this cannot see.
+"""
+
+import os
+import platform
+import sys
+from functools import wraps
+from pathlib import Path
+
+VARIABLE = "PRETEND_MAC"  # holds the GPU's architecture; child processes follow it, through startup/sitecustomize.py
+ARCHITECTURE = "applegpu_g13s"  # an M1 Pro, whose kernels stage operands in threadgroup memory
+_STARTUP = Path(__file__).parent / "startup"
+
+
+def pretend(architecture: str = ARCHITECTURE) -> None:
+    """From now on this process and those it starts take this machine for a Mac with a GPU of that architecture."""
+    os.environ[VARIABLE] = architecture
+    paths = [str(_STARTUP), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    platform.system = lambda: "Darwin"
+    platform.mac_ver = lambda *_: ("15.5", ("", "", ""), "arm64")
+    disguise(sys.modules["mlx.core"] if "mlx.core" in sys.modules else __import__("mlx.core").core)
+
+
+def disguise(mx) -> None:
+    """Replaces what mlx.core tells of the machine, and the functions whose work needs its GPU."""
+    if getattr(mx.fast.metal_kernel, "pretends", False):
+        return
+    from .kernel import pretended
+
+    facts, architecture = mx.device_info, os.environ[VARIABLE]
+    apple = {
+        "architecture": architecture, "device_name": "Apple M1 Pro (pretended)", "memory_size": 16 << 30,
+        "max_buffer_length": 8 << 30, "max_recommended_working_set_size": 11 << 30, "resource_limit": 499000,
+    }  # fmt: skip
+    mx.metal.is_available = lambda: True
+    mx.device_info = lambda device=None: facts(device) if "cpu" in str(device) else dict(apple)
+    mx.fast.metal_kernel = pretended(mx.fast.metal_kernel)
+    mx.compile = _compile(mx.compile)
+
+
+def _compile(real):
+    """mx.compile that leaves functions as they are on the Metal backend: the simulator computes at once, and a trace has
+    no numbers yet."""
+
+    def compile(function, inputs=None, outputs=None, shapeless=False):
+        compiled = real(function, inputs=inputs, outputs=outputs, shapeless=shapeless)
+
+        @wraps(function)
+        def call(*arguments, **named):
+            backends = sys.modules.get("mlx_flash.backends")
+            metal = backends is not None and backends.current_backend().name == "metal"
+            return (function if metal else compiled)(*arguments, **named)
+
+        return call
+
+    return compile

@@ -1,0 +1,74 @@
+"""`mx.fast.metal_kernel` of the pretended Mac: MLX's own checks and text, run by the simulator."""
+
+import os
+import tempfile
+
+
+def pretended(real):
+    """metal_kernel with the simulator behind it. `real`: MLX's own, which records calls inside mx.export_function."""
+
+    def metal_kernel(*arguments, **options):
+        return Kernel(real, arguments, options)
+
+    metal_kernel.pretends = True
+    return metal_kernel
+
+
+class Kernel:
+    """A kernel object. Recorded while mx.export_function traces, as on a Mac; simulated otherwise."""
+
+    def __init__(self, real, arguments, options):
+        self.call = real(*arguments, **options)
+        self.arguments, self.options, self.simulated = arguments, options, None
+
+    def __call__(self, **call):
+        try:
+            return self.call(**call)
+        except RuntimeError as error:
+            if "No Metal back-end" not in str(error):
+                raise
+        if self.simulated is None:
+            self.simulated = _simulated(self.call, self.arguments, self.options)
+        # Streams of this machine are streams of its processor, and stand for those of the GPU.
+        return self.simulated(**{**call, "stream": None})
+
+
+def _simulated(call, arguments, options):
+    from mlx_flash.metal.cpu.kernel import MetalKernel, metal_kernel
+
+    made = metal_kernel(*arguments, **options)
+
+    class Simulated(MetalKernel):
+        """The simulator's kernel, with MLX's text in place of its own imitation of it."""
+
+        def text(self, inputs, template, output_dtypes):
+            key = (tuple(inputs), tuple((name, str(value)) for name, value in template), tuple(output_dtypes))
+            if key not in self.texts:
+                _, names = super().text(inputs, template, output_dtypes)
+                self.texts[key] = (generated(call, inputs, template, output_dtypes), names)
+            return self.texts[key]
+
+    made.__class__, made.texts = Simulated, {}
+    return made
+
+
+def generated(call, inputs, template, output_dtypes) -> str:
+    """The text MLX would hand to Apple's compiler for inputs of these (dtype, number of axes, size)."""
+    import mlx.core as mx
+
+    from mlx_flash.explanations.metal_text import FENCE, captured
+
+    arrays = [mx.zeros((*[1] * (ndim - 1), size) if ndim else (), dtype) for dtype, ndim, size in inputs]
+
+    def launch(*traced):
+        return call(
+            inputs=list(traced), output_shapes=[(1,)] * len(output_dtypes), output_dtypes=output_dtypes,
+            grid=(32, 1, 1), threadgroup=(32, 1, 1), verbose=True, **({"template": template} if template else {}),
+        )  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.mlxfn")
+        printed = captured(lambda: mx.export_function(path, launch, *arrays))
+    text = printed.partition(FENCE)[2].rpartition(FENCE)[0]
+    assert text, f"MLX printed no text: {printed!r}"
+    return text
