@@ -1,7 +1,7 @@
 """A Mac as far as Python can tell: `pytest --pretend-mac` runs the suite through backends/metal on any machine.
 
-Darwin is reported, Metal is "available", and what `mx.fast.metal_kernel` makes runs on the simulator: MLX checks every call
-and generates its text, and that text is what the simulator compiles. tests/README.md says what this cannot see.
+Darwin is reported, Metal is "available", and what `mx.fast.metal_kernel` makes runs on the simulator: MLX checks every
+call and generates its text, and that text is what the simulator compiles. tests/README.md says what this cannot see.
 """
 
 import os
@@ -43,8 +43,8 @@ def disguise(mx) -> None:
 
 
 def _compile(real):
-    """mx.compile that leaves functions as they are on the Metal backend: the simulator computes at once, and a trace has
-    no numbers yet."""
+    """mx.compile that leaves functions as they are on the Metal backend: the simulator computes at once, and a trace
+    has no numbers yet."""
 
     def compile(function, inputs=None, outputs=None, shapeless=False):
         compiled = real(function, inputs=inputs, outputs=outputs, shapeless=shapeless)

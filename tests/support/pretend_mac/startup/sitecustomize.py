@@ -1,4 +1,4 @@
-"""Every Python process that a test starts on the pretended Mac begins here: mlx.core is disguised when it is imported."""
+"""Where every Python process that a pretended Mac starts begins: mlx.core is disguised when it is imported."""
 
 import os
 import sys
