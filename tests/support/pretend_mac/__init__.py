@@ -12,17 +12,29 @@ from pathlib import Path
 
 VARIABLE = "PRETEND_MAC"  # holds the GPU's architecture; child processes follow it, through startup/sitecustomize.py
 ARCHITECTURE = "applegpu_g13s"  # an M1 Pro, whose kernels stage operands in threadgroup memory
-_STARTUP = Path(__file__).parent / "startup"
+STARTUP = Path(__file__).parent / "startup"
 
 
 def pretend(architecture: str = ARCHITECTURE) -> None:
     """From now on this process and those it starts take this machine for a Mac with a GPU of that architecture."""
     os.environ[VARIABLE] = architecture
-    paths = [str(_STARTUP), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [str(STARTUP), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    platform.system = lambda: "Darwin"
-    platform.mac_ver = lambda *_: ("15.5", ("", "", ""), "arm64")
+    report_darwin()
     disguise(sys.modules["mlx.core"] if "mlx.core" in sys.modules else __import__("mlx.core").core)
+
+
+def report_darwin() -> None:
+    """MLX's packages, this project and its tests are told Darwin; others are not, as they would load its libraries."""
+    real = platform.system
+
+    def system() -> str:
+        asking = sys._getframe(1).f_globals
+        installed = "site-packages" in asking.get("__file__", "")
+        return "Darwin" if not installed or asking["__name__"].startswith("mlx") else real()
+
+    platform.system = system
+    platform.mac_ver = lambda *_: ("15.5", ("", "", ""), "arm64")
 
 
 def disguise(mx) -> None:

@@ -22,8 +22,6 @@ class _Disguised:
 
     def exec_module(self, module):
         self.loader.exec_module(module)
-        import pretend_mac
-
         pretend_mac.disguise(module)
 
 
@@ -39,9 +37,8 @@ class _Finder:
 
 
 if os.environ.get("PRETEND_MAC"):
-    import platform
-
-    platform.system = lambda: "Darwin"
-    platform.mac_ver = lambda *_: ("15.5", ("", "", ""), "arm64")
     sys.path.append(str(_SUPPORT))
+    import pretend_mac
+
+    pretend_mac.report_darwin()
     sys.meta_path.insert(0, _Finder)
