@@ -26,6 +26,7 @@ CACHE_SIZE = 1024  # signatures that are kept
 SIZED = ("mask", "segments")  # arguments whose axes follow the lengths: checked with every call
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
+REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths; different lengths
 _cache: dict[tuple, Call] = {}
 
 
@@ -52,6 +53,7 @@ class Call:
             variants=replace(signature.variants, quantization=quantization),
         )
         self._forward = self._replayed = None
+        self._seen: dict[Problem, int] = {}
 
     def __call__(self, q: mx.array, k, v, arguments: dict):
         """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
@@ -65,7 +67,8 @@ class Call:
         extras = operands(problem, **arguments)
         if self._forward is None:
             self._make_forward(tuple(extras))
-        forward = self._replayed if self._replayed is not None and may_compile() else self._forward
+        replays = self._replayed is not None and may_compile()
+        forward = self._replayed_at(problem) if replays else self._forward
         out, L = forward(*self._inputs(q, k, v), *extras.values())
         value = self.pads[1]
         out = out[..., :-value] if value else out
@@ -77,6 +80,17 @@ class Call:
         self._forward = forward = partial(attention, FORWARD)
         # MLX traces another stream anew, and looks into the function when another transformation traces.
         self._replayed = mx.compile(forward) if self.backend.replays else None
+
+    def _replayed_at(self, problem: Problem):
+        """The function whose graph is kept, for lengths that come again and again: training does, a growing cache has
+        a length for as many calls as a model has layers, and every graph kept makes the next one longer to find."""
+        seen = self._seen.get(problem, 0)
+        if seen >= REPLAYED_AFTER:
+            return self._replayed
+        if len(self._seen) >= LENGTHS_WATCHED:
+            self._seen.clear()
+        self._seen[problem] = seen + 1
+        return self._forward
 
     def _inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
         """Q, K and V as the kernels see them, and the other parts of quantized K and V."""

@@ -93,7 +93,8 @@ def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
     launch = plan.launch(problem)
     arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
     grid = Grid(launch.grid, launch.threadgroup)
-    return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid)
+    known = [index for index, name in enumerate(plan.kernel.inputs) if not isinstance(inputs[name], mx.array)]
+    return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid, known)
 
 
 def _copies(plan: Plan, problem: Problem) -> bool:
@@ -127,13 +128,11 @@ class _Ready:
     def of(cls, plan: Plan, problem: Problem, inputs: dict) -> _Ready:
         launch = plan.launch(problem)
         kernel, arrays = _of(plan.config, _copies(plan, problem))(launch.kernel), launch.arguments(inputs)
-        prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup)
-        others = {}
-        for index, (name, array) in enumerate(zip(kernel.input_names, arrays)):
-            if not isinstance(inputs[name], mx.array):
-                prepared.keep(index, array)
-            elif name not in _SHAPED:
-                others[name] = _looks(inputs[name])
+        given = [inputs[name] for name in kernel.input_names]
+        known = {index: value for index, value in enumerate(given) if not isinstance(value, mx.array)}
+        prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup, known=known)
+        varied = [name for name in kernel.input_names if isinstance(inputs[name], mx.array) and name not in _SHAPED]
+        others = {name: _looks(inputs[name]) for name in varied}
         return cls(launch, kernel, prepared, others)
 
     def serves(self, inputs: dict) -> bool:

@@ -57,21 +57,20 @@ def entry_of(launch) -> tuple[str, list[str]]:
 
 
 def test_arguments_in_the_order_of_the_text(launches):
-    """Inputs, each followed by what the body asks of its shape; outputs; the grid in threads."""
+    """Inputs; what the body asks of their shapes, in one array; outputs; the grid in threads."""
     body = "uint i = thread_position_in_grid.x; y[i] = x[i * x_strides[1] + x_shape[0]] * small[1] + one + small_ndim;"
     x, small, one = mx.zeros((64, 64)), mx.array([1.0, 2.0]), mx.array(3.0)
     kernel(body, ("x", "small", "one"))(inputs=[x, small, one], **CALL)
     (launch,) = launches
     assert [(a.shape, a.dtype) for a in launch["inputs"]] == [
-        ((64, 64), mx.float32), ((8,), mx.int32), ((8,), mx.int64), ((2,), mx.float32), ((4,), mx.int32),
-        ((), mx.float32),
+        ((64, 64), mx.float32), ((2,), mx.float32), ((), mx.float32), ((16,), mx.int32)
     ]  # fmt: skip
-    assert launch["inputs"][1][:2].tolist() == [64, 64] and launch["inputs"][2][:2].tolist() == [64, 1]
-    assert launch["inputs"][4][0].item() == 1
+    # x's shape, its strides in 64 bits, small's rank: each begins at a multiple of 8 bytes; all twice.
+    assert launch["inputs"][3].tolist() == [64, 64, 64, 0, 1, 0, 1, 0] * 2
     assert launch["scalars"] == [64, 1, 1] and launch["ensure_row_contiguous"]
     name, parameters = entry_of(launch)
     assert name == launch["name"] and name.startswith("custom_kernel_probe")
-    assert parameters == ["u64"] * 7 + ["u32"] * 3
+    assert parameters == ["u64"] * 5 + ["u32"] * 3
     assert ".reqntid 64" in launch["compiled_source"].decode() and launch["shared_memory"] == 0
 
 
@@ -239,11 +238,13 @@ def test_lane_map_of_the_emulated_product():
             assert place[eval(lower_of, known)] == (k + 1, column)
 
 
-def test_constants_come_from_the_gpus_memory(launches):
-    """What is kept, and what a kernel asks of shapes: as copies longer than the 8 bytes MLX keeps on the host."""
-    run, x, scale = kernel("y[0] = x[0] * scale + x_shape[1];", ("x", "scale")), mx.zeros((2, 32)), mx.array(0.5)
-    prepared = run.prepare([x, scale], [mx.float32], CALL["grid"], CALL["threadgroup"])
-    prepared.keep(1, scale)
-    run.start(prepared, [x, mx.array(7.0)], [(2, 32)], [mx.float32])
-    given = launches[-1]["inputs"]
-    assert given[0] is x and given[1].tolist() == [2, 32] * 4 and given[2].tolist() == [0.5] * 4
+def test_numbers_come_from_the_gpus_memory(launches):
+    """Values known before the launch, and what a kernel asks of shapes: one copy longer than the 8 bytes that MLX keeps
+    on the host, and no evaluation that anybody waits for."""
+    run, x = kernel("y[0] = x[0] * scale + x_shape[1] + pair[1];", ("x", "scale", "pair")), mx.zeros((2, 32))
+    arrays = [x, mx.array(0.0), mx.array([0, 0], mx.int32)]
+    prepared = run.prepare(arrays, [mx.float32], CALL["grid"], CALL["threadgroup"], known={1: 0.5, 2: (3, 4)})
+    run.start(prepared, arrays, [(2, 32)], [mx.float32])
+    first, facts = launches[-1]["inputs"]
+    assert first is x and facts.tolist() == [2, 32, 0x3F000000, 0, 3, 4] * 2
+    assert entry_of(launches[-1])[1] == ["u64"] * 3 + ["u32"] * 3

@@ -21,7 +21,7 @@ backends = importlib.import_module("mlx_flash.backends")
 
 
 @pytest.fixture
-def ran():
+def ran(monkeypatch):
     """The steps that were built, by name, on a backend that replays."""
     found, plain = [], backend("reference")
 
@@ -30,6 +30,7 @@ def ran():
         return plain.run(kind, *rest)
 
     calls.clear_cache()
+    monkeypatch.setattr(calls, "REPLAYED_AFTER", 0)
     token = backends._chosen.set(Backend("reference", None, run, replays=True))
     yield found
     backends._chosen.reset(token)
@@ -61,6 +62,18 @@ def test_one_graph_for_each_signature(ran):
     attention(*drawn(), causal=True, scale=CASE.scale, return_lse=True)
     attention(*(array[:, :, :5] for array in drawn()), causal=True, scale=CASE.scale)
     assert ran == ["forward"] * 3
+
+
+def test_only_lengths_that_come_again_are_replayed(ran, monkeypatch):
+    """A graph is kept for the lengths of training, none for each length of a growing cache."""
+    monkeypatch.setattr(calls, "REPLAYED_AFTER", 3)
+    q, k, v = drawn()
+    for keys in range(1, 14):
+        attention(q, k[:, :, :keys], v[:, :, :keys])
+    assert ran == ["forward"] * 13
+    for _ in range(9):
+        attention(q, k, v)
+    assert len(ran) == 13 + 2 + 1, "twice more as it is, once traced, then replayed"
 
 
 def test_a_replay_takes_the_arguments_of_its_own_call(ran):
@@ -152,6 +165,7 @@ def test_a_trace_that_failed(monkeypatch):
         return plain.run(kind, plan, problem, inputs, stream)
 
     calls.clear_cache()
+    monkeypatch.setattr(calls, "REPLAYED_AFTER", 0)
     token = backends._chosen.set(Backend("reference", None, run, replays=True))
     try:
         for _ in range(3):

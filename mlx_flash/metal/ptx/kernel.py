@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..cpu.kernel import MetalKernel
 from ..frontend.errors import CompileError
@@ -57,37 +59,36 @@ class Grid:
         return {"grid": (x * size, y, z), "threadgroup": (size, 1, 1)}
 
 
-@dataclass
-class Prepared:
-    """What launches with inputs of the same shapes have in common.
+class Layout(NamedTuple):
+    """Where a kernel's buffers come from, whatever the lengths.
 
-    `fixed`: what MLX is told. `sources`: where each input comes from: an array of the call by its number, one that
-    is always the same (MLX passes kernels made elsewhere neither shapes nor strides), or, from -1 down, the learned
-    strides of those that `asked` numbers.
+    `sources`: an array of the call by its number, or, from -1 down, the learned strides of those that `asked` numbers.
+    `places`: (number of a buffer, byte among the facts) of everything known before the launch: shapes, strides of
+    arrays without gaps, numbers. MLX passes kernels compiled elsewhere neither shapes nor strides.
     """
 
+    sources: tuple[int, ...]
+    asked: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Prepared:
+    """What launches with inputs of the same shapes have in common. `fixed`: what MLX is told; `facts`: one array."""
+
     fixed: dict
-    sources: list[int | mx.array] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
+    layout: Layout
+    facts: mx.array | None
 
     def inputs(self, arrays, stream) -> list[mx.array]:
-        """The inputs, each followed by what the text asks about its layout.
+        """The arrays and learned strides that the kernel reads, and the facts behind them.
 
         The strides are those of the memory the kernel gets: never those that an array might have had.
         """
-        strides = learned([arrays[index] for index in self.asked], stream) if self.asked else ()
-        found = []
-        for source in self.sources:
-            if not isinstance(source, int):
-                found.append(source)
-            else:
-                found.append(arrays[source] if source >= 0 else strides[-1 - source])
-        return found
-
-    def keep(self, index: int, array: mx.array) -> None:
-        """Input `index` is the same array in every launch."""
-        kept = resident(array)
-        self.sources = [kept if isinstance(source, int) and source == index else source for source in self.sources]
+        sources, asked, _ = self.layout
+        strides = learned([arrays[index] for index in asked], stream) if asked else ()
+        found = [arrays[source] if source >= 0 else strides[-1 - source] for source in sources]
+        return found if self.facts is None else [*found, self.facts]
 
 
 class CudaKernel(MetalKernel):
@@ -99,7 +100,52 @@ class CudaKernel(MetalKernel):
         self._built: dict = {}
         self._prepared: dict[tuple, Prepared] = {}
 
-    def compiled(self, inputs, template, output_dtypes, grid: Grid, verbose: bool = False) -> Ptx:
+    def layout(self, inputs, known=()) -> Layout:
+        """The layout for inputs of these (dtype, ndim, size); `known`: the numbers of inputs that are numbers."""
+        sources, asked, places, end, buffer = [], [], [], 0, 0
+
+        def place(size: int) -> None:
+            nonlocal end, buffer
+            places.append((buffer, end))
+            end += -(-size // 8) * 8
+            buffer += 1
+
+        for index, ((dtype, ndim, size), (shape, strides, rank)) in enumerate(zip(inputs, self.facts)):
+            if index in known:
+                place(dtype.size * size)
+            else:
+                sources.append(index)
+                buffer += 1
+            if shape and ndim:
+                place(4 * ndim)
+            if strides and ndim and self.ensure_row_contiguous:
+                place(8 * ndim)
+            elif strides and ndim:
+                sources.append(-1 - len(asked))
+                asked.append(index)
+                buffer += 1
+            if rank and ndim:
+                place(4)
+        return Layout(tuple(sources), tuple(asked), tuple(places))
+
+    def facts_of(self, arrays, known: dict) -> mx.array | None:
+        """The facts in the order of `layout`, as an array in the GPU's memory."""
+        found = []
+        for index, (array, (shape, strides, rank)) in enumerate(zip(arrays, self.facts)):
+            if index in known:
+                found.append(np.asarray(known[index], np.float32 if array.dtype == mx.float32 else np.int32))
+            if shape and array.ndim:
+                found.append(np.asarray(array.shape, np.int32))
+            if strides and array.ndim and self.ensure_row_contiguous:
+                found.append(np.asarray(row_contiguous(array.shape), np.int64))
+            if rank and array.ndim:
+                found.append(np.asarray(array.ndim, np.int32))
+        if not found:
+            return None
+        data = b"".join(one.tobytes().ljust(-(-one.nbytes // 8) * 8, bytes(1)) for one in found)
+        return resident(mx.array(np.frombuffer(data, np.int32)))
+
+    def compiled(self, inputs, template, output_dtypes, grid: Grid, known=(), verbose: bool = False) -> Ptx:
         """The kernel for inputs of these (dtype, ndim, size) and a launch like `grid`.
 
         Raises CompileError, in terms of the Metal text.
@@ -107,9 +153,11 @@ class CudaKernel(MetalKernel):
         text, _ = self.text(inputs, template, output_dtypes)
         if verbose:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
+        layout = self.layout(inputs, known)
         variant = Variant(
-            grid.threadgroup, grid.folded, grid.ragged, self.target, fast_math=self.fast_math, **self.compiling
-        )
+            grid.threadgroup, grid.folded, grid.ragged, self.target, fast_math=self.fast_math,
+            facts=layout.places, facts_at=len(layout.sources), **self.compiling,
+        )  # fmt: skip
         if (text, variant) not in self._built:
             try:
                 name = kernel_name(self.name, template, inputs, output_dtypes)
@@ -142,30 +190,22 @@ class CudaKernel(MetalKernel):
             **prepared.fixed,
         )
 
-    def prepare(self, arrays, dtypes, grid, threadgroup, template=(), verbose=False) -> Prepared:
-        """All that launches with arrays of these shapes and types have in common."""
-        place = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid)))
-        ptx = self.compiled(tuple((a.dtype, a.ndim, a.size) for a in arrays), template, dtypes, place, verbose)
-        made = Prepared(
-            dict(
-                name=ptx.name,
-                compiled_source=ptx.code,
-                scalars=list(place.threads),
-                shared_memory=ptx.shared_memory,
-                **place.launched(),
-            )
+    def prepare(self, arrays, dtypes, grid, threadgroup, template=(), verbose=False, known=None) -> Prepared:
+        """Everything that launches with arrays of these shapes and types have in common.
+
+        `known`: the values of inputs that are numbers, by the number of the input; their arrays say only the type.
+        """
+        place, known = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid))), known or {}
+        inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
+        ptx = self.compiled(inputs, template, dtypes, place, known, verbose)
+        fixed = dict(
+            name=ptx.name,
+            compiled_source=ptx.code,
+            scalars=list(place.threads),
+            shared_memory=ptx.shared_memory,
+            **place.launched(),
         )
-        for index, (array, (shape, strides, ndim)) in enumerate(zip(arrays, self.facts)):
-            made.sources.append(index)
-            if array.ndim:
-                made.sources += [resident(mx.array(array.shape, mx.int32))] if shape else []
-                if strides and self.ensure_row_contiguous:
-                    made.sources.append(resident(row_contiguous(array.shape)))
-                elif strides:
-                    made.sources.append(-1 - len(made.asked))
-                    made.asked.append(index)
-                made.sources += [resident(mx.array(array.ndim, mx.int32))] if ndim else []
-        return made
+        return Prepared(fixed, self.layout(inputs, known), self.facts_of(arrays, known))
 
 
 def metal_kernel(

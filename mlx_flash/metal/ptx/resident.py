@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-_COPIES = 4  # of at least 4 bytes: more than 8
+_COPIES = 2  # of at least 8 bytes: more than 8
 
 
 def resident(array: mx.array) -> mx.array:
-    """A one-dimensional array that begins with the elements of a constant and lies in the GPU's memory."""
+    """A one-dimensional array that begins with the elements of a constant and lies in the GPU's memory.
+
+    It is computed at once, so that no trace finds it unfinished, and outside of traces nobody waits for it.
+    """
     stream = mx.gpu if mx.is_available(mx.gpu) else mx.cpu
     copy = mx.concatenate([mx.reshape(array, (-1,), stream=stream)] * _COPIES, stream=stream)
-    mx.eval(copy)  # now: no trace may find it unfinished
+    try:
+        mx.async_eval(copy)
+    except ValueError:  # MLX refuses it inside a transformation, where mx.eval waits for what is no part of the trace
+        mx.eval(copy)
     return copy

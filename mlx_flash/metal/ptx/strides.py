@@ -11,14 +11,13 @@ from functools import lru_cache
 import mlx.core as mx
 
 
-@lru_cache(maxsize=4096)
-def row_contiguous(shape: tuple[int, ...]) -> mx.array:
+def row_contiguous(shape: tuple[int, ...]) -> list[int]:
     """The strides, in elements, of an array without gaps."""
     strides, step = [], 1
     for extent in reversed(shape):
         strides.append(step)
         step *= extent
-    return mx.array(strides[::-1], mx.int64)
+    return strides[::-1]
 
 
 @lru_cache

@@ -38,6 +38,8 @@ class Variant:
     `folded`: the grid has more threadgroups along y or z than a launch may have, so that their rows are rearranged.
     `ragged`: the grid is no multiple of the threadgroup. `converged`: simdgroup functions are called only where all
     lanes come, and so need not ask which are there. `fast_math`: the text may ask which mathematics is meant.
+    `facts`: (number of a buffer, byte at which its contents begin) of the buffers that lie together in one array of
+    facts, the parameter number `facts_at`.
     `producers`: how many of the threadgroup's last threads only copy blocks for the consumers. `registers`: of a
     producer and of a consumer thread after setmaxnreg (Hopper), or None.
     """
@@ -50,6 +52,8 @@ class Variant:
     fast_math: bool = False
     producers: int = 0
     registers: tuple[int, int] | None = None
+    facts: tuple[tuple[int, int], ...] = ()
+    facts_at: int = 0
 
     def flags(self) -> list[str]:
         sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
@@ -57,23 +61,30 @@ class Variant:
         facts = {"FOLDED": self.folded, "RAGGED": self.ragged, "CONVERGED": self.converged}
         options = [f"-DMSL_{name}" for name, on in facts.items() if on]
         options += ["-D__FAST_MATH__=1"] if self.fast_math else []
+        options += [f"-DMSL_FACT_{buffer}={offset}" for buffer, offset in self.facts]
         return [*sizes, *options, f"-march={self.target}", f"--cuda-feature=+{_VERSIONS[self.target]}"]
 
 
 def entry(translation: Translation, name: str, variant: Variant) -> str:
-    """The function a launch calls: buffers in the order of their numbers, then the grid in threads.
+    """The function a launch calls: buffers in the order of their numbers, with the facts before the outputs, then the
+    grid in threads.
 
     Producer threads get a body of their own, from which the compiler removes everything but the copies.
     """
     function = translation.function()
     parameters = translation.kernels[function]
     buffers = sorted((p for p in parameters if p.attribute == "buffer"), key=lambda p: p.index)
-    declared = [f"{_space(p)} char* b{p.index}" for p in buffers]
+    offsets = dict(variant.facts)
+    declared = [f"{_space(p)} char* b{p.index}" for p in buffers if p.index not in offsets]
+    if offsets:
+        declared.insert(variant.facts_at, "const __constant char* facts")
     declared += [f"uint grid_{axis}" for axis in "xyz"]
-    call = f"{translation.callee()}({', '.join(map(_argument, parameters))});"
+    call = f"{translation.callee()}({', '.join(_argument(p, offsets.get(p.index)) for p in parameters)});"
     return (
         "#pragma clang attribute pop\n"
-        f'extern "C" __attribute__((flatten, nvptx_kernel)) void {name}({", ".join(declared)}) {{\n'
+        # A name of its own in C++: by the kernel's name the call below could mean the entry itself.
+        f'extern "C" __attribute__((flatten, nvptx_kernel)) void msl_entry({", ".join(declared)}) __asm__("{name}");\n'
+        f'extern "C" void msl_entry({", ".join(declared)}) {{\n'
         "  const msl_grid grid = {{grid_x, grid_y, grid_z}, msl_thread_index()};\n"
         "  if (grid.outside()) return;\n"
         f"{_bodies(call, variant)}}}\n"
@@ -95,7 +106,9 @@ def _space(parameter) -> str:
     return "const __constant" if parameter.constant else "__global"
 
 
-def _argument(parameter) -> str:
+def _argument(parameter, offset: int | None) -> str:
+    if parameter.attribute == "buffer" and offset is not None:
+        return f"msl_constant_argument{{facts + {offset}}}"
     if parameter.attribute == "buffer":
         kind = "constant" if parameter.constant else "device"
         return f"msl_{kind}_argument{{b{parameter.index}}}"
