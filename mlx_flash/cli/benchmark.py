@@ -1,8 +1,8 @@
 """The bench command: attention on a GPU beside that of MLX and, on NVIDIA, of torch.
 
-Every case runs in turn through all providers in one process (torch's, where it is installed): the median time of a call
-among others, as in a model, and of a call that is waited for; TFLOP/s of the useful work; the memory a call takes
-beyond its inputs. Errors are those against float64 on a smaller problem of the same kind.
+Every case runs in turn through all providers in one process (torch too, where it is installed). Reported are the median
+time of a call with several calls queued, as in a model, the latency of one synchronised call, TFLOP/s of the useful
+work, and the memory a call takes beyond its inputs. Errors are measured against float64 on a smaller problem.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..backends import current_backend
 from ..errors import CommandError, need
 from .accuracy.check import exact, float64
 
-CALLS = 8  # started one after another without waiting, so that launches hide behind what runs, as in a model
+CALLS = 8  # queued without waiting, so that the host prepares launches while the GPU computes, as in a model
 
 
 @dataclass(frozen=True)
 class Case:
-    """Self-attention, batch 1; `window`: keys a query sees, its own the last; `segment`: length of packed sequences;
-    `queries`: where they are fewer than the keys."""
+    """Self-attention with batch 1. `window`: how many keys a query sees, the last one at its own position.
+    `segment`: the length of the sequences in a row. `queries`: their number where it differs from the keys'."""
 
     head_dim: int
     length: int
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Useful work: two products forward, five more backward, over the pairs that see each other."""
+        """Useful work: two matrix products forward and five backward, over the visible pairs of query and key."""
         n, reach = self.length, min(self.window or self.length, self.segment or self.length)
         seen = reach * n - reach * (reach - 1) / 2 if self.window else n * reach / 2
         pairs = seen if self.causal else n * (self.queries or n)
@@ -113,7 +113,7 @@ def arrays(case: Case, length: int | None = None) -> list[mx.array]:
 
 
 def rounds(call, wait, seconds: float, calls: int) -> float:
-    """Median milliseconds of a call, over rounds of so many: `call` starts one, `wait` returns when all are done."""
+    """Median milliseconds of a call over rounds of `calls` calls; `call` queues one, `wait` waits for all of them."""
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < end and len(times) < 50):
         wait()
@@ -126,7 +126,7 @@ def rounds(call, wait, seconds: float, calls: int) -> float:
 
 
 def timed(case: Case, provider, drawn, seconds: float) -> dict:
-    """Median milliseconds of a call and the bytes it took beyond its inputs."""
+    """Median milliseconds of a queued call, the latency of a single one, TFLOP/s, and bytes beyond the inputs."""
     mx.eval(provider(case, *drawn))
     mx.synchronize()
     mx.clear_cache()
@@ -140,13 +140,13 @@ def timed(case: Case, provider, drawn, seconds: float) -> dict:
         mx.async_eval(provider(case, *drawn))
 
     milliseconds = rounds(call, mx.synchronize, seconds, CALLS)
-    alone = rounds(call, mx.synchronize, seconds / 4, 1)
+    latency = rounds(call, mx.synchronize, seconds / 4, 1)
     tflops = round(case.flops / milliseconds / 1e9, 1)
-    return {"ms": milliseconds, "alone_ms": alone, "tflops": tflops, "bytes": peak}
+    return {"ms": milliseconds, "latency_ms": latency, "tflops": tflops, "bytes": peak}
 
 
 def torch_times(case: Case, seconds: float) -> dict:
-    """torch's fused attention by each of its two libraries, where torch is installed and serves the case."""
+    """torch's fused attention with each of its two libraries; empty where torch is missing or lacks the case."""
     try:
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -169,14 +169,14 @@ def torch_times(case: Case, seconds: float) -> dict:
         try:
             call()
             milliseconds = rounds(call, wait, seconds, CALLS)
-            results[name] = {"ms": milliseconds, "alone_ms": rounds(call, wait, seconds / 4, 1)}
+            results[name] = {"ms": milliseconds, "latency_ms": rounds(call, wait, seconds / 4, 1)}
         except RuntimeError as error:
             results[name] = {"failure": str(error).splitlines()[0][:200]}
     return results
 
 
 def errors(case: Case, length: int = 1000) -> dict:
-    """Relative L2 errors of ours and of the built-in against float64 (numpy), tensor by tensor."""
+    """Relative L2 errors of mlx_flash and of the built-in function against float64 (numpy), for each tensor."""
     import numpy as np
 
     small = Case(**{**asdict(case), "length": length, "heads": 2, "key_heads": 1, "backward": True})
@@ -218,7 +218,7 @@ def plot(results: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     served = [r for r in results if "ms" in r["providers"].get("mlx_flash", {}) and not r["case"].get("queries")]
-    # One length makes bars that compare: the one most cases have, the longer of equals.
+    # Bars compare only at one length: the length of most cases, and the longest of those.
     lengths = [r["case"]["length"] for r in served]
     length = max(lengths, key=lambda n: (lengths.count(n), n), default=0)
     chosen = [r for r in served if r["case"]["length"] == length]
@@ -245,7 +245,7 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 def bench(only: str, seconds: float, out: str | None, picture: str | None) -> int:
-    """Measures the cases whose name matches, prints them as they come; returns the exit status."""
+    """Measures the cases whose name matches and prints each when it is done; returns the exit status."""
     try:
         chosen = [case for case in cases() if re.search(only, case.name)]
     except re.error as error:

@@ -13,7 +13,7 @@ def kernel_backend() -> str:
 
 
 def progress(command: str, console, transient: bool = False):
-    """A progress bar with one line for each phase; `transient` ones are gone in the end."""
+    """A progress bar with one line for each phase; a `transient` one is erased at the end."""
     bars = need("rich.progress", command)
     return bars.Progress(
         bars.TextColumn("{task.description}"),

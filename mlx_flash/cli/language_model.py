@@ -1,4 +1,4 @@
-"""What `python -m mlx_flash lm` does, in order."""
+"""`python -m mlx_flash lm`: mlx-lm's generation with and without the patch, compared."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import mlx.core as mx
 from ..backends import Backend, backend, current_backend, use_backend
 from ..errors import CommandError, UnsupportedProblem, need
 from ..integrations import patch
-from ..lm.generation import Parting, Run, fastest, generate, parting
+from ..lm.generation import Divergence, Run, divergence, fastest, generate
 from ..lm.models import TINY_WORDS, described, load, mlx_lm, tiny_model
 from .console import progress
 
-ROUNDS = 2  # of each kind, in turns, after one that only warms up
-NAMES = ("mlx-lm alone", "with mlx_flash")
+ROUNDS = 2  # rounds of each kind, in turns, after one round for warming up
+NAMES = ("without mlx_flash", "with mlx_flash")
 
 
 def lm(arguments) -> int:
-    """Generates with and without the patch, and prints both. Returns 0 if the tokens agree, else 1."""
+    """Generates with and without the patch and prints both. Returns 0 if the tokens agree up to rounding, else 1."""
     mlx_lm()
     model, tokenizer = load(arguments.model) if arguments.model else tiny_model()
     prompt = mx.array(tokenizer.encode(arguments.prompt))
@@ -30,9 +30,9 @@ def lm(arguments) -> int:
         _introduce(chosen, arguments, prompt.size)
         runs, report = _rounds(model, tokenizer, prompt, arguments.max_tokens, options)
         ours, theirs = (runs[name] for name in reversed(NAMES))
-        parted = parting(model, prompt, ours[0], theirs[0], options, patch)
-    _conclude(runs, report, parted, chosen)
-    return 0 if parted is None or parted.tie else 1
+        diverged = divergence(model, prompt, ours[0], theirs[0], options, patch)
+    _conclude(runs, report, diverged, chosen)
+    return 0 if diverged is None or diverged.tie else 1
 
 
 def _cache_options(arguments) -> dict:
@@ -42,7 +42,7 @@ def _cache_options(arguments) -> dict:
 
 
 def _backend(arguments) -> tuple[str, str | None]:
-    """The one that is named; else this machine's, where the tiny model may run its kernels on the simulator."""
+    """The backend that was named, else this machine's default; the tiny model runs its kernels on the simulator."""
     if arguments.backend:
         return arguments.backend, arguments.family
     current = current_backend()
@@ -50,13 +50,13 @@ def _backend(arguments) -> tuple[str, str | None]:
         return current.name, arguments.family or (current.family.name if current.family else None)
     try:
         backend("simulator", arguments.family)
-    except UnsupportedProblem:  # no compiler here
+    except UnsupportedProblem:  # there is no compiler
         return "reference", None
     return "simulator", arguments.family
 
 
 def _rounds(model, tokenizer, prompt: mx.array, count: int, options: dict) -> tuple[dict[str, list[Run]], patch]:
-    """Runs of each kind in turns, and the report of one patched run."""
+    """The measured runs of each kind, taken in turns, and the report of one patched run."""
     kinds = dict(zip(NAMES, (nullcontext, patch)))
     runs, report = {name: [] for name in NAMES}, None
     with _bars(count) as bar:
@@ -66,7 +66,7 @@ def _rounds(model, tokenizer, prompt: mx.array, count: int, options: dict) -> tu
                     try:
                         run = generate(model, tokenizer, prompt, count, options, tick)
                     except (ValueError, NotImplementedError, RuntimeError) as error:
-                        if patched is not None:  # it works without us: a defect, not bad input
+                        if patched is not None:  # the unpatched run worked: a defect of this package, not bad input
                             raise
                         raise CommandError(f"mlx-lm cannot run this model and cache ({described(error)})") from error
                 report = patched or report
@@ -77,7 +77,10 @@ def _rounds(model, tokenizer, prompt: mx.array, count: int, options: dict) -> tu
 
 @contextmanager
 def _bars(count: int):
-    """Gives a context for each phase, which gives its tick. A bar each on stderr with rich, without it a line each."""
+    """Yields a function that opens the context of a phase; the context's value is called for each token.
+
+    With rich a phase is a progress bar on stderr, without it one printed line.
+    """
     try:
         bars = progress("lm", need("rich.console", "lm", "lm").Console(stderr=True), transient=True)
     except CommandError:
@@ -99,11 +102,11 @@ def _bars(count: int):
 def _introduce(chosen: Backend, arguments, tokens: int) -> None:
     family = f", kernels of {chosen.family.name} ({chosen.family.chips})" if chosen.family else ", no kernels"
     cache = f", KV cache of {arguments.kv_bits} bits" if arguments.kv_bits else ""
-    print(f"mlx-lm with attention on {chosen.name}{family}: {arguments.model or TINY_WORDS}")
+    print(f"mlx-lm, attention on {chosen.name}{family}: {arguments.model or TINY_WORDS}")
     print(f"prompt of {tokens} tokens, at most {arguments.max_tokens} more{cache}", flush=True)
 
 
-def _conclude(runs: dict[str, list[Run]], report: patch, parted: Parting | None, chosen: Backend) -> None:
+def _conclude(runs: dict[str, list[Run]], report: patch, diverged: Divergence | None, chosen: Backend) -> None:
     print(f"\n{'tokens per second':<20}{'prompt':>12}{'generation':>12}   best of {ROUNDS} rounds in turns")
     for name, of_kind in runs.items():
         print(f"{name:<20}" + "".join(f"{speed:>12.1f}" for speed in fastest(of_kind)))
@@ -111,11 +114,11 @@ def _conclude(runs: dict[str, list[Run]], report: patch, parted: Parting | None,
         print(f"(the {chosen.name} backend's speed on this CPU says nothing about a GPU's)")
     print(f"\n{report}\ntext: {runs[NAMES[1]][0].text!r}")
     count = len(runs[NAMES[1]][0].tokens)
-    if parted is None:
+    if diverged is None:
         print(f"the tokens are the same, all {count}")
         return
     print(
-        f"the tokens differ from number {parted.position + 1} of {count}: there MLX's best two lie {parted.gap:.2g} "
-        f"apart in log-probability, and the two runs differ by {parted.difference:.2g}"
-        f"{': a tie, which rounding decides' if parted.tie else ''}"
+        f"the tokens differ from number {diverged.position + 1} of {count}: there MLX's two best tokens differ by "
+        f"{diverged.gap:.2g} in log-probability, and the two runs by {diverged.difference:.2g}"
+        f"{': a tie, decided by rounding' if diverged.tie else ''}"
     )

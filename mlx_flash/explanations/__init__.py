@@ -1,1 +1,1 @@
-"""What a call would do and why, as data, tables and Metal text."""
+"""Explanations of a call, without computing it: data, tables and Metal text."""

@@ -1,4 +1,4 @@
-"""What an explanation says, as plain data that prints itself."""
+"""Explanations as plain data that prints itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ..problem.problem import Problem
 
 @dataclass(frozen=True)
 class StepExplanation:
-    """One kernel of a call. Sizes are bytes; `registers` (of 16 bits) and `live_bytes` are estimates for one thread.
+    """One kernel of a call. Sizes are in bytes; `registers` (of 16 bits) and `live_bytes` are estimates for one thread.
 
-    `row` and `why`: the table row and why that one. `blocks`: rows a threadgroup owns, rows it visits at a time,
-    columns of the head dimension per step (P x T x H). `grid`: threadgroups; `max_threads`: the attribute's value.
-    `tiles`: the tile layer, "simdgroup" for 8x8 matrices, "mma" or "wgmma" for tensor cores. `cached` operands stay in
-    registers; `reread` ones come from memory once per traversal block, with tensor cores from threadgroup memory;
-    `paged` accumulators visit their float32 output buffer once per traversal block; `traversed` ones are walked along,
-    through threadgroup memory if `staged`. `extra_bytes` is memory beyond the results in their own dtype.
+    `row`, `why`: the table row and the reason for it. `blocks`: rows that a threadgroup owns, rows that it traverses at
+    a time, columns of the head dimension in a step (P x T x H). `grid`: threadgroups. `max_threads`: the value of the
+    attribute max_total_threads_per_threadgroup, or None. `tiles`: the tile layer: "simdgroup" for 8x8 matrices, "mma"
+    or "wgmma" for tensor cores. `cached` operands stay in registers; `reread` operands are read again in every
+    traversal block (with tensor cores from threadgroup memory); `paged` accumulators are read and written in their
+    float32 output buffer once per traversal block; `traversed` operands are streamed, through threadgroup memory if
+    `staged`. `extra_bytes`: memory beyond the results in their own dtype.
     """
 
     name: str
@@ -42,8 +43,8 @@ class StepExplanation:
     extra_bytes: int
 
     def facts(self) -> list[tuple[str, str]]:
-        """Label and value of everything worth reading, in order."""
-        walked = "staged" if self.staged else "direct"
+        """(label, value) of every fact, in the order in which they are printed."""
+        path = "through threadgroup memory" if self.staged else "direct"
         reread = _names(self.reread)
         if self.reread and self.tiles in ("mma", "wgmma"):
             reread += " in threadgroup memory"
@@ -58,9 +59,9 @@ class StepExplanation:
             ("in registers", _names(self.cached)),
             ("re-read", reread),
             ("paged", _names(self.paged)),
-            ("walked along", f"{_names(self.traversed)} {walked}" if self.traversed else "none"),
+            ("streamed", f"{_names(self.traversed)} {path}" if self.traversed else "none"),
             ("16-bit registers", f"about {self.registers}"),
-            ("bytes alive", "not limiting" if self.live_bytes is None else f"about {self.live_bytes}"),
+            ("live bytes", "not limiting" if self.live_bytes is None else f"about {self.live_bytes}"),
             ("attribute", attribute),
             ("threadgroup bytes", str(self.threadgroup_bytes)),
             ("extra memory", readable(self.extra_bytes)),
@@ -69,11 +70,11 @@ class StepExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a call would do. `steps` is empty where no kernel runs; `why` says why this backend and family, `forward`
-    which kernel makes the result.
+    """What a call would do.
 
-    `residual_bytes`: L and delta, all that attention keeps for its gradients besides its arguments and results.
-    `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk] that attention without fusion would hold.
+    `steps`: its kernels, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
+    computes the result. `residual_bytes`: L and delta, which are kept for the gradients besides arguments and results.
+    `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk], which unfused attention would hold.
     """
 
     problem: Problem
@@ -87,7 +88,7 @@ class Explanation:
     unfused_bytes: int
 
     def facts(self) -> list[tuple[str, str]]:
-        """Label and value of what concerns the whole call, in order."""
+        """(label, value) of every fact about the whole call, in the order in which they are printed."""
         family = f"{self.family.name} ({self.family.chips})" if self.family else "none: plain mx operations"
         unfused = f"unfused, scores and probabilities: {readable(self.unfused_bytes)}"
         return [
@@ -124,7 +125,7 @@ def _describe(problem: Problem) -> str:
 
 
 def readable(size: int) -> str:
-    """Bytes in the largest unit that leaves at least 1."""
+    """A number of bytes in the largest unit in which it is at least 1."""
     for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

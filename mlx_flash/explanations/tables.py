@@ -11,7 +11,7 @@ from .report import Explanation
 
 
 def explanation_tables(explanation: Explanation) -> Iterator[Table]:
-    """One table about the call, one about its kernels."""
+    """A table of the call, and one of its kernels if there are any."""
     call = Table(title="mlx_flash.attention", title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
     call.add_column(style="bold")
     call.add_column(overflow="fold")
@@ -23,7 +23,7 @@ def explanation_tables(explanation: Explanation) -> Iterator[Table]:
 
 
 def kernel_table(explanation: Explanation, labels: tuple[str, ...] = ()) -> Table:
-    """A column a kernel, a row a fact; `labels` picks facts."""
+    """A table with a column for each kernel and a row for each fact, or for those named by `labels`."""
     table = Table(title="kernels", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     for step in explanation.steps:

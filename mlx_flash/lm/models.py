@@ -1,4 +1,4 @@
-"""Where the language model comes from: a folder, or a few random numbers. mlx-lm is imported when it is needed."""
+"""Language models to try: from a folder, or small and random. mlx-lm is imported when it is first needed."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ TINY_WORDS = "a random Llama, 2 layers, 4 query heads over 2 key/value heads, he
 
 
 def mlx_lm(part: str = ""):
-    """mlx-lm, or one of its modules; a CommandError when it is missing or does not import."""
+    """The package mlx_lm, or one of its modules. Raises CommandError when it is missing or cannot be imported."""
     module = need(f"mlx_lm{part and '.'}{part}", "lm", "lm")
-    if not part and not hasattr(module, "stream_generate"):  # what a broken installation leaves behind
+    if not part and not hasattr(module, "stream_generate"):  # left behind by a broken installation
         raise CommandError("lm needs mlx_lm, of which only parts are installed: pip install --force-reinstall mlx-lm")
     return module
 
 
 def tiny_model(seed: int = 0):
-    """(model, tokenizer) as from ``mlx_lm.load``: a small Llama of random weights, a token for each byte.
+    """(model, tokenizer) as from ``mlx_lm.load``: a small Llama with random weights, and a token for each byte.
 
-    It needs no download; what it writes is noise, the same for the same seed.
+    It needs no download. The text it generates is noise, and the same for the same seed.
+
+    Raises:
+        CommandError: mlx-lm is not installed.
     """
     llama, utils = mlx_lm("models.llama"), mlx_lm("tokenizer_utils")
     mx.random.seed(seed)
     model = llama.Model(llama.ModelArgs.from_dict(TINY))
-    for layer in model.layers:  # as drawn, all keys would get nearly the same weight
+    for layer in model.layers:  # larger scores: as drawn, all keys would get nearly the same weight
         layer.self_attn.q_proj.weight *= 4
     mx.eval(model.parameters())
     model.eval()
@@ -49,7 +52,7 @@ def _byte_tokenizer():
 
 
 def load(path: str):
-    """(model, tokenizer) of a model's folder; CommandError for what is none."""
+    """(model, tokenizer) from the folder of a model. Raises CommandError where the folder holds none."""
     lm, folder = mlx_lm(), Path(path)
     if not folder.exists():
         raise CommandError(f"--model {path}: no such folder. Download the model first, nothing is fetched here")
@@ -57,14 +60,14 @@ def load(path: str):
         raise CommandError(f"--model {path}: this is a file, expected a model's folder")
     for pattern in ("config.json", "model*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise CommandError(f"--model {path}: the folder holds no {pattern}, so it is no model mlx-lm can load")
+            raise CommandError(f"--model {path}: the folder holds no {pattern}, so mlx-lm cannot load it as a model")
     try:
         return lm.load(str(folder))
-    except Exception as error:  # whatever another package makes of broken files
+    except Exception as error:  # another package may raise anything on broken files
         raise CommandError(f"--model {path}: mlx-lm cannot load it ({described(error)})") from error
 
 
 def described(error: Exception) -> str:
-    """An exception of another package in one line."""
+    """One line that describes an exception of another package."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -66,7 +66,7 @@ def test_loaded_code_is_taken(fake):
     assert fake.left_open() == 0 and driver.version() == (12, 9)
 
 
-@pytest.mark.parametrize("code, words", [(218, "no valid PTX"), (209, "another GPU"), (222, "newer driver")])
+@pytest.mark.parametrize("code, words", [(218, "not valid PTX"), (209, "another GPU"), (222, "newer driver")])
 def test_a_refusal_shows_the_assembler_and_the_kernel(fake, code, words):
     answer(fake, code)
     with pytest.raises(driver.AssemblerError, match=rf"does not assemble probe: .*{words}\nptxas error : some code"):
@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_written(fake, tmp_path, monkeypatch):
 @pytest.mark.parametrize("target, flags", [("sm_80", 0x2011), ("sm_90a", 0x102011)])
 def test_a_fatbin_holds_the_ptx(target, flags):
     code = f"//{{}}\n.version 8.3\n.target {target}\n.address_size 64\n".encode() + b"mov.u32 %r1, %r2;\n" * 500
-    image = fatbin.packed(code)
+    image = fatbin.compressed(code)
     assert image[:8] == bytes.fromhex("50ed55ba01001000") and len(image) == 16 + int.from_bytes(image[8:16], "little")
 
     def word(at: int, size: int = 4) -> int:
@@ -141,4 +141,4 @@ def test_a_fatbin_holds_the_ptx(target, flags):
 
 def test_without_lz4_there_is_no_fatbin(monkeypatch):
     monkeypatch.setitem(sys.modules, "lz4.block", None)
-    assert fatbin.packed(b".version 8.0\n.target sm_80\n") is None
+    assert fatbin.compressed(b".version 8.0\n.target sm_80\n") is None

@@ -81,7 +81,7 @@ def test_nan_fails(monkeypatch):
     monkeypatch.setattr(fuzz, "results", lambda drawn: {
         name: np.full(array.shape, np.nan) for name, (array, _) in fuzz.exact(drawn).items()
     })  # fmt: skip
-    assert fuzz.complaint(0, False) is not None
+    assert fuzz.failure_of(0, False) is not None
 
 
 @pytest.mark.parametrize("arguments", [["--fuzz", "0"], ["--fuzz", "many"], ["--fuzz", "1", "--seed", "-1"]])

@@ -1,7 +1,7 @@
 """`python -m mlx_flash check`: attention and its gradients against a float64 computation, over a sweep of problems.
 
-float32 must come within a fixed part of the largest magnitude; the 16-bit types within a multiple of the error that
-plain mx operations in the same type make on the same inputs, or of correct rounding where that is larger.
+float32 must stay within a fixed fraction of the largest magnitude. The 16-bit types must stay within a multiple of the
+error of plain mx operations in the same type on the same inputs, or of correct rounding where that is larger.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ...errors import need
 from ..console import kernel_backend, progress
 
 TENSORS = ("O", "dQ", "dK", "dV")
-FLOAT32 = {"O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5}  # largest error, of the largest magnitude
-LARGEST, RMS = 2.0, {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2}  # times the unfused error
+FLOAT32 = {"O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5}  # largest error over the largest magnitude
+LARGEST, RMS = 2.0, {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2}  # multiples of the unfused error
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude
 FRACTION_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
 DTYPES = tuple(FRACTION_BITS)
 HEAD_DIMS, QUICK_HEAD_DIMS = (8, 33, 64, 80, 128, 256), (33, 64)
-# batch, query heads, key heads, queries, keys, causal: grouped or not, longer or shorter than the keys, odd.
+# (batch, query heads, key heads, queries, keys, causal): grouped and ungrouped heads, odd lengths on either side.
 PROBLEMS = ((1, 4, 2, 65, 97, True), (2, 2, 2, 67, 33, False))
 
 
 @dataclass(frozen=True)
 class Error:
-    """Errors of one tensor over its largest magnitude."""
+    """Errors of one tensor, relative to its largest magnitude."""
 
     largest: float
     rms: float
@@ -48,7 +48,7 @@ class Error:
 
 
 def acceptable(tensor: str, dtype: str, ours: Error, unfused: Error) -> bool:
-    """The criterion."""
+    """Whether the errors of a tensor meet the criterion of its dtype."""
     if dtype == "float32":
         return ours.largest <= FLOAT32[tensor]
     ulp = 2.0 ** -FRACTION_BITS[dtype]
@@ -95,7 +95,7 @@ def unfused(q: mx.array, k: mx.array, v: mx.array, causal: bool) -> mx.array:
 
 
 def results(function: Callable, q: mx.array, k: mx.array, v: mx.array, d_o: mx.array) -> list[mx.array]:
-    """O, dQ, dK, dV of `function`."""
+    """[O, dQ, dK, dV] of `function`, evaluated."""
     outputs, gradients = mx.vjp(function, [q, k, v], [d_o])
     mx.eval(outputs, gradients)
     return [*outputs, *gradients]
@@ -128,7 +128,7 @@ class Line:
 
 
 def sweep(head_dims: tuple[int, ...], tick: Callable[[str], None]) -> list[Line]:
-    """Every dtype, head dimension and problem on the current backend; `tick` hears of each problem done."""
+    """Compares every dtype, head dimension and problem on the current backend; calls `tick` after each problem."""
     lines = []
     for dtype in DTYPES:
         for head_dim in head_dims:

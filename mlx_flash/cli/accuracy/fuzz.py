@@ -1,7 +1,7 @@
 """`python -m mlx_flash check --fuzz N`: random problems over every option of attention, against float64.
 
-A problem is drawn from one number, so that this number is all it takes to see a failure again. float32 throughout: the
-table of `check` is about types, this is about masks, lengths, heads and what they do together.
+A problem is drawn from one number, so that this number reproduces a failure. Everything is float32: the table of
+`check` covers dtypes, this covers masks, lengths, heads and their combinations.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ...masks import BlockMask
 from ...reference.scores import philox
 from ..console import kernel_backend, progress
 
-# The largest error: a part of the largest magnitude, or a few float32 roundings of the terms that cancel in it.
+# The largest error allowed: a fraction of the largest magnitude, or a few float32 roundings of terms that cancel.
 FLOAT32 = {"O": 2e-6, "LSE": 1e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "dM": 1e-5, "dsinks": 1e-5}
-ROUNDINGS, LARGE_SCORE = 4 * 2.0**-23, 16.0  # of terms; scores from which on their own rounding counts
-# Head dimensions, and the features that kernels are compiled for: few texts, so that the time goes into running them.
+ROUNDINGS, LARGE_SCORE = 4 * 2.0**-23, 16.0  # relative to a term; above this score its own rounding matters
+# Kernels are compiled for one head dimension and few sets of features, so that the time goes into running them.
 HEAD_DIMS = (5, 16, 33, 40, 64)
 KERNEL_HEAD_DIM = 40
 KERNEL_SETS = (
@@ -35,8 +35,8 @@ FEATURES = ("causal", "window", "mask", "softcap", "alibi", "sinks", "segments",
 
 @dataclass
 class Drawn:
-    """q, k, v and the cotangents as numpy float32, `attention`'s options, and what the options mean in float64:
-    `seen` bool and `bias` float64 [B, Hq, Lq, Lk]."""
+    """A random problem: q, k, v and the cotangents as numpy float32, the options of `attention`, and their meaning as
+    arrays [B, Hq, Lq, Lk]: `seen` (bool) and `bias` (float64)."""
 
     q: np.ndarray
     k: np.ndarray
@@ -53,7 +53,7 @@ class Drawn:
 
 
 def draw(number: int, kernels: bool) -> Drawn:
-    """The problem of that number. `kernels`: one of those few that kernels are compiled for."""
+    """The problem that a number stands for. `kernels`: draw from the few sets of features that are compiled."""
     random = np.random.default_rng(number)
     batch, key_heads, group = (int(n) for n in random.integers(1, (3, 3, 5)))
     rows, columns = (int(random.integers(1, random.choice([10, 140]))) for _ in range(2))
@@ -160,7 +160,7 @@ _ADD = {
 
 
 def _kept(drawn: Drawn) -> np.ndarray | float:
-    """survives / (1 - probability), from the generator that dropout.metal and the reference share."""
+    """1 / (1 - probability) for weights that survive and 0 for others, from the generator of dropout.metal."""
     probability = drawn.options.get("dropout", 0.0)
     if not probability:
         return 1.0
@@ -172,8 +172,8 @@ def _kept(drawn: Drawn) -> np.ndarray | float:
 
 
 def exact(drawn: Drawn) -> dict[str, tuple[np.ndarray, float]]:
-    """Every result in float64, with the whole matrix of scores, and the error that no float32 computation avoids: a
-    few roundings of the largest sum of |terms| behind an element."""
+    """Every result in float64, computed with the whole matrix of scores, and with it the error that no float32
+    computation avoids: a few roundings of the largest sum of |terms| behind an element."""
     options, key_heads, group = drawn.options, drawn.k.shape[1], drawn.q.shape[1] // drawn.k.shape[1]
     q, d_o, d_lse = (array.astype(np.float64) for array in (drawn.q, drawn.d_o, drawn.d_lse))
     k, v = (np.repeat(array.astype(np.float64), group, axis=1) for array in (drawn.k, drawn.v))
@@ -193,7 +193,7 @@ def exact(drawn: Drawn) -> dict[str, tuple[np.ndarray, float]]:
     kept = _kept(drawn)
 
     def results(q, k, v, d_o, d_lse, sign):
-        """`sign` -1 for the results, 1 with magnitudes for the sums of |terms|."""
+        """The results with `sign` -1; the sums of |terms| with `sign` 1 and magnitudes as arguments."""
         d_p = kept * (d_o @ v.swapaxes(-1, -2))
         row, slope = (p * d_p).sum(-1, keepdims=True), 1 + sign * u * u
         d_s = p * (d_p + sign * row + d_lse[..., None])
@@ -214,7 +214,7 @@ def exact(drawn: Drawn) -> dict[str, tuple[np.ndarray, float]]:
     rounding = ROUNDINGS * (largest / (2 * math.log(2)) if largest > LARGE_SCORE else 1)
     want, terms = results(q, k, v, d_o, d_lse, -1), results(*map(np.abs, (q, k, v, d_o, d_lse)), 1)
     found = {name: (array, rounding * float(np.abs(terms[name]).max())) for name, array in want.items()}
-    products = float((scale * np.abs(q) @ np.abs(k).swapaxes(-1, -2)).max())  # behind a score
+    products = float((scale * np.abs(q) @ np.abs(k).swapaxes(-1, -2)).max())  # the largest sum of |terms| of a score
     return found | ({"LSE": (lse, ROUNDINGS * max(products, largest))} if "return_lse" in options else {})
 
 
@@ -239,8 +239,8 @@ def results(drawn: Drawn) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in named.items()}
 
 
-def complaint(number: int, kernels: bool) -> str | None:
-    """What is wrong with the problem of that number on the current backend; None where all is well."""
+def failure_of(number: int, kernels: bool) -> str | None:
+    """Why the problem of a number fails on the current backend; None if it passes."""
     drawn = draw(number, kernels)
     got = results(drawn)
     for name, (want, floor) in exact(drawn).items():
@@ -249,23 +249,23 @@ def complaint(number: int, kernels: bool) -> str | None:
             return f"{name}: shape or empty rows differ ({drawn})"
         error = np.abs(got[name][finite] - want[finite]).max(initial=0.0)
         limit = max(FLOAT32[name] * np.abs(want[finite]).max(initial=0.0), floor)
-        if not error <= limit:  # NaN is no success
+        if not error <= limit:  # false for NaN
             return f"{name}: error {error:.1e}, allowed {limit:.1e} ({drawn})"
     return None
 
 
 def fuzz(count: int, seed: int, kernels: bool, tick: Callable[[str], None]) -> list[tuple[int, str]]:
-    """(number, complaint) of the problems seed, seed + 1, ... that fail; `tick` hears of each problem done."""
+    """(number, reason) of every problem among seed, seed + 1, ... that fails; calls `tick` after each problem."""
     failed = []
     for number in range(seed, seed + count):
-        if found := complaint(number, kernels):
+        if found := failure_of(number, kernels):
             failed.append((number, found))
         tick(f"{len(failed)} failed" if failed else "")
     return failed
 
 
 def run(backend: str | None, family: str | None, count: int, seed: int) -> int:
-    """Fuzzes, prints each failure with the command that shows it again, and returns 0 if there was none, else 1."""
+    """Runs `count` problems and prints each failure with the command that reproduces it; returns 1 if any failed."""
     console = need("rich.console", "check").Console()
     with use_backend(backend or kernel_backend(), family), progress("check", console) as bars:
         where = current_backend()

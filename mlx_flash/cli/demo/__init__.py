@@ -1,6 +1,6 @@
-"""The demo: trains a small byte-level transformer on real text through mlx_flash.attention, then through MLX's.
+"""The demo: trains a small byte-level transformer on real text with mlx_flash.attention, then with MLX's attention.
 
-Same seed, same data, same steps: the two loss curves must agree. Everything shown comes from the run.
+Seed, data and steps are the same, so the two loss curves must agree. Everything it prints comes from the run.
 """
 
 from ...errors import need

@@ -17,7 +17,7 @@ LIMIT = 16 * 2**20  # bytes read of a file
 
 
 def load_text(path: str | None, context: int) -> bytes:
-    """The bytes of a UTF-8 file, or the prose of the language reference that every Python carries.
+    """The bytes of a UTF-8 file, or of the language reference that comes with Python.
 
     Raises CommandError when the file cannot be read, is not text or is shorter than one example.
     """
@@ -45,7 +45,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise CommandError(f"--text {path}: cannot be read ({error.strerror}). Name a file you may read.") from error
     try:
-        # A cut at the limit may halve the last character.
+        # Reading up to the limit may cut the last character in half.
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < LIMIT)
     except UnicodeDecodeError:
         text = "\0"
@@ -55,7 +55,7 @@ def _read(path: Path) -> bytes:
 
 
 def batches(data: bytes, steps: int, batch: int, context: int, seed: int) -> Iterator[tuple[mx.array, mx.array]]:
-    """Inputs and targets [batch, context] of every step, the targets one byte ahead."""
+    """(inputs, targets) of every step, int32 [batch, context] each; targets are one byte ahead."""
     values = np.frombuffer(data, np.uint8)
     draws = np.random.default_rng(seed)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""A byte-level transformer whose attention is given to it."""
+"""A byte-level transformer that takes its attention function as an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the model and of a batch."""
+    """The sizes of the model and of a batch."""
 
     layers: int = 2
     heads: int = 4
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, both on normalised inputs and added to the stream."""
+    """Attention, then a two-layer perceptron, each on normalised inputs and added to the residual stream."""
 
     def __init__(self, shape: Shape, attend: Callable, dtype: mx.Dtype):
         super().__init__()

@@ -8,13 +8,13 @@ from pathlib import Path
 from ...errors import CommandError, need
 
 NAME = "mlx_flash_demo.png"
-TITLE = "mlx_flash demo"  # in the file, so that a later run knows it as its own
+TITLE = "mlx_flash demo"  # stored in the file, so that a later run recognises its own plot
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OURS, THEIRS, INK = "#1f6fb4", "#e07b1a", "#444444"
 
 
 def destination(out: str) -> Path:
-    """The file to write, in a folder made if missing. Raises CommandError rather than overwrite a foreign file."""
+    """The file to write; its folder is created if missing. Raises CommandError rather than overwrite another file."""
     path = Path(out)
     try:
         if path.suffix.lower() != ".png" or path.is_dir():
@@ -27,7 +27,7 @@ def destination(out: str) -> Path:
             f"--out {out}: cannot be written ({error.strerror}). Name a PNG file or a folder you may write to."
         ) from error
     if foreign:
-        raise CommandError(f"--out {path}: exists and is no plot of this demo. Name another file.")
+        raise CommandError(f"--out {path}: exists and is not a plot of this demo. Name another file.")
     return path
 
 
@@ -67,7 +67,7 @@ def save(path: Path, outcome, backend: str, compared: int) -> None:
 def _draw_difference(panel, steps, outcome, compared: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    floor = 1e-8  # where equal losses are drawn: zero has no logarithm
+    floor = 1e-8  # equal losses are drawn here, because zero has no logarithm
     difference = [abs(a - b) for a, b in zip(outcome.losses, outcome.expected)]
     unequal = [(step, value) for step, value in zip(steps, difference) if value > 0]
     equal = [step for step, value in zip(steps, difference) if value == 0]

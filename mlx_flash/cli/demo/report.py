@@ -1,4 +1,4 @@
-"""What the demo says before and after."""
+"""What the demo prints before and after the run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ...backends import Backend
 from ...explanations.report import Explanation, readable
 from .model import Shape
 
-LONG = 8192  # a context at which the difference in memory matters
+LONG = 8192  # a context length at which the difference in memory matters
 KERNEL_FACTS = ("table row", "why", "blocks P x T x H", "threads", "threadgroups", "in registers", "re-read", "paged")
 
 
 def asked_for_reference() -> bool:
-    """Whether the environment names the reference backend, which the demo would otherwise not choose."""
+    """Whether MLX_FLASH_BACKEND names the reference backend, which the demo would not choose by itself."""
     return os.environ.get("MLX_FLASH_BACKEND") == "reference"
 
 
 def operands(shape: Shape, dtype: mx.Dtype, context: int | None = None) -> tuple[mx.array, mx.array, mx.array]:
-    """Lazy q, k and v of one layer's attention, to be explained."""
+    """Lazy q, k and v of the attention of one layer, as arguments for `explain`."""
     length = context or shape.context
     query = mx.zeros((shape.batch, shape.heads, length, shape.head_dim), dtype)
     key = mx.zeros((shape.batch, shape.key_heads, length, shape.head_dim), dtype)
@@ -33,7 +33,7 @@ def operands(shape: Shape, dtype: mx.Dtype, context: int | None = None) -> tuple
 
 
 def introduce(console: Console, backend: Backend, shape: Shape, arguments, size: int) -> None:
-    """Model, data and backend, before anything runs."""
+    """Prints model, data and backend before anything runs."""
     family = f", kernels of {backend.family.name} ({backend.family.chips})" if backend.family else ", no kernels"
     console.print(f"[bold]mlx_flash demo[/]: attention on [bold]{backend.name}[/]{family}, {arguments.dtype}")
     source = escape(arguments.text or "Python's language reference (pydoc_data.topics)")
@@ -46,7 +46,7 @@ def introduce(console: Console, backend: Backend, shape: Shape, arguments, size:
 
 
 def conclude(console: Console, outcome, explanation: Explanation, shape: Shape, picture: Path, replaced: bool) -> None:
-    """Kernels, memory, text, plot and verdict."""
+    """Prints kernels, memory, text, plot and verdict."""
     if explanation.steps:
         from ...explanations.tables import kernel_table
 
@@ -69,7 +69,7 @@ def conclude(console: Console, outcome, explanation: Explanation, shape: Shape, 
 
 
 def _memory(explanation: Explanation, shape: Shape) -> Table:
-    """Bytes one layer's attention holds from its forward pass to its gradients, here and at a long context."""
+    """Bytes that the attention of one layer holds between its forward and backward pass, here and at a long context."""
     from ...explanations.explain import explain
 
     table = Table(title="attention memory of one layer", title_justify="left", box=box.SIMPLE_HEAD)

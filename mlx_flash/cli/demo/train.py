@@ -15,7 +15,7 @@ WARMUP = 10  # steps
 
 
 def new_model(shape: Shape, attend: Callable, dtype: mx.Dtype, seed: int) -> Transformer:
-    """A model whose weights depend on the seed alone."""
+    """A new model with evaluated weights that depend only on the seed."""
     mx.random.seed(seed)
     model = Transformer(shape, attend, dtype)
     mx.eval(model.parameters())
@@ -23,7 +23,7 @@ def new_model(shape: Shape, attend: Callable, dtype: mx.Dtype, seed: int) -> Tra
 
 
 def train(model: Transformer, data: Iterable[tuple[mx.array, mx.array]], tick: Callable[[float], None]) -> list[float]:
-    """Adam over the batches; returns the loss of each step and tells each to `tick`."""
+    """Trains with Adam over the batches; returns the loss of each step and passes it to `tick`."""
 
     def loss_of(inputs, targets):
         return nn.losses.cross_entropy(model(inputs), targets, reduction="mean")

@@ -1,4 +1,4 @@
-"""NVIDIA's driver, where there is one: which CUDA it speaks, and the assembler inside it."""
+"""NVIDIA's driver, where one is installed: its CUDA version and its PTX assembler."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from functools import lru_cache
 
 
 class AssemblerError(RuntimeError):
-    """The driver refuses a kernel; the message has the assembler's words."""
+    """The driver refuses a kernel; the message quotes its assembler."""
 
 
 _LOG_BYTES = 8192
-# CUjit_option: where error messages go, and how many bytes there are
+# CUjit_option: the buffer for error messages and its size in bytes
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
-# CUresult: the driver's assembler refuses the text, or cannot know it.
-_REFUSALS = {209: "it is for another GPU", 218: "it is no valid PTX", 222: "it is for a newer driver"}
-_UNREADABLE = {200: "no image of a kernel"}
+# CUresult: the assembler refuses the text; or the driver does not know the container format.
+_REFUSALS = {209: "it is for another GPU", 218: "it is not valid PTX", 222: "it is for a newer driver"}
+_UNREADABLE = {200: "not an image of a kernel"}
 
 
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """The driver's library; None where there is none."""
+    """The driver's library, or None if it is not installed."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -28,7 +28,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def version() -> tuple[int, int] | None:
-    """The newest CUDA version that the driver knows; None where there is none to ask."""
+    """The newest CUDA version (major, minor) that the driver supports, or None without a driver."""
     known = ctypes.c_int()
     if library() is None or library().cuDriverGetVersion(ctypes.byref(known)):
         return None
@@ -36,7 +36,7 @@ def version() -> tuple[int, int] | None:
 
 
 def _context(driver: ctypes.CDLL) -> ctypes.c_void_p | None:
-    """The first GPU's primary context, which MLX uses too; it is never given back."""
+    """The first GPU's primary context, which MLX uses too; it is never released."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
         return None
@@ -44,10 +44,10 @@ def _context(driver: ctypes.CDLL) -> ctypes.c_void_p | None:
 
 
 def takes(image: bytes, name: str) -> bool | None:
-    """Does the driver load a kernel, PTX or a fatbin? None where there is no telling.
+    """Whether the driver loads a kernel given as PTX or as a fatbin; None where it cannot be asked.
 
-    What it has assembled it keeps (on disk too), so that loading it again costs a millisecond. Raises AssemblerError,
-    with the assembler's words, if it refuses what the kernel says.
+    The driver caches what it assembles, on disk too, so that loading it again costs a millisecond. Raises
+    AssemblerError with the assembler's message if the driver refuses the code itself.
     """
     driver = library()
     context = _context(driver) if driver else None
@@ -63,7 +63,7 @@ def _loads(driver: ctypes.CDLL, image: bytes, name: str) -> bool | None:
     log, module = ctypes.create_string_buffer(_LOG_BYTES), ctypes.c_void_p()
     options = (ctypes.c_int * 2)(_ERROR_LOG, _ERROR_LOG_BYTES)
     values = (ctypes.c_void_p * 2)(ctypes.addressof(log), _LOG_BYTES)
-    text = ctypes.create_string_buffer(image)  # adds the zero that has to end it
+    text = ctypes.create_string_buffer(image)  # appends the terminating zero
     refused = driver.cuModuleLoadDataEx(ctypes.byref(module), text, ctypes.c_uint(2), options, values)
     if not refused:
         driver.cuModuleUnload(module)

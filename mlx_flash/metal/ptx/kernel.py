@@ -1,4 +1,4 @@
-"""metal_kernel: the signature, the checks and the wording of `mx.fast.metal_kernel`, run on an NVIDIA GPU."""
+"""metal_kernel for NVIDIA GPUs, with the signature, checks and error messages of `mx.fast.metal_kernel`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .strides import learned, row_contiguous
 from .target import Variant
 
 _TAG = "[metal_kernel]"
-# Threadgroups a launch may have along y and z.
+# The largest number of threadgroups of a launch along y and along z.
 _MOST_GROUPS = 65535
-_MOST_PREPARED = 1024  # kinds of launches that are kept
+_MOST_PREPARED = 1024  # cached kinds of launches
 
 
 @lru_cache
@@ -33,7 +33,7 @@ def gpu() -> str | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """A launch in Metal's terms, and as the GPU takes it: threadgroups of one row of threads."""
+    """A launch in Metal's terms, converted to a CUDA launch whose blocks are one row of threads."""
 
     threads: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
@@ -51,7 +51,7 @@ class Grid:
         return any(threads % size for threads, size in zip(self.threads, self.threadgroup))
 
     def launched(self) -> dict[str, tuple[int, int, int]]:
-        """Threads along each axis, and of a threadgroup."""
+        """The CUDA launch: threads along each axis, and threads of a block."""
         x, y, z = self.groups
         if self.folded:
             y, z = _MOST_GROUPS, -(-y * z // _MOST_GROUPS)
@@ -60,11 +60,12 @@ class Grid:
 
 
 class Layout(NamedTuple):
-    """Where a kernel's buffers come from, whatever the lengths.
+    """The origin of a kernel's buffers, independent of lengths.
 
-    `sources`: an array of the call by its number, or, from -1 down, the learned strides of those that `asked` numbers.
-    `places`: (number of a buffer, byte among the facts) of everything known before the launch: shapes, strides of
-    arrays without gaps, numbers. MLX passes kernels compiled elsewhere neither shapes nor strides.
+    `sources`: for each buffer the index of an array of the call, or -1 - n for the strides of array `asked[n]`, which
+    are read when it is computed. `places`: (index of a buffer, offset in bytes in the array of facts) for everything
+    known before the launch: shapes, strides of contiguous arrays, numbers. MLX passes precompiled kernels neither
+    shapes nor strides.
     """
 
     sources: tuple[int, ...]
@@ -74,16 +75,17 @@ class Layout(NamedTuple):
 
 @dataclass
 class Prepared:
-    """What launches with inputs of the same shapes have in common. `fixed`: what MLX is told; `facts`: one array."""
+    """The part of a launch that depends only on the shapes and dtypes of its inputs. `fixed`: constant arguments of
+    mx.fast.precompiled_cuda_kernel. `facts`: one array with everything in `Layout.places`."""
 
     fixed: dict
     layout: Layout
     facts: mx.array | None
 
     def inputs(self, arrays, stream) -> list[mx.array]:
-        """The arrays and learned strides that the kernel reads, and the facts behind them.
+        """The arrays and strides that the kernel reads, followed by the facts.
 
-        The strides are those of the memory the kernel gets: never those that an array might have had.
+        Strides describe the memory that the kernel receives, which may be a copy of the array of the call.
         """
         sources, asked, _ = self.layout
         strides = learned([arrays[index] for index in asked], stream) if asked else ()
@@ -92,16 +94,16 @@ class Prepared:
 
 
 class CudaKernel(MetalKernel):
-    """What metal_kernel returns: call it with keywords, as MLX's own. Lazy, inside mx.compile too."""
+    """The callable that metal_kernel returns. It takes the keywords of MLX's kernels and is lazy, in mx.compile too."""
 
     def __init__(self, *arguments, target: str, **facts):
         super().__init__(*arguments)
-        self.target, self.compiling = target, facts  # of a Variant
+        self.target, self.compiling = target, facts  # arguments of Variant
         self._built: dict = {}
         self._prepared: dict[tuple, Prepared] = {}
 
     def layout(self, inputs, known=()) -> Layout:
-        """The layout for inputs of these (dtype, ndim, size); `known`: the numbers of inputs that are numbers."""
+        """The layout for inputs with these (dtype, ndim, size); `known`: the indices of inputs that are numbers."""
         sources, asked, places, end, buffer = [], [], [], 0, 0
 
         def place(size: int) -> None:
@@ -146,9 +148,9 @@ class CudaKernel(MetalKernel):
         return resident(mx.array(np.frombuffer(data, np.int32)))
 
     def compiled(self, inputs, template, output_dtypes, grid: Grid, known=(), verbose: bool = False) -> Ptx:
-        """The kernel for inputs of these (dtype, ndim, size) and a launch like `grid`.
+        """The compiled kernel for inputs with these (dtype, ndim, size) and a launch like `grid`.
 
-        Raises CompileError, in terms of the Metal text.
+        Raises CompileError with lines of the Metal text.
         """
         text, _ = self.text(inputs, template, output_dtypes)
         if verbose:
@@ -167,9 +169,9 @@ class CudaKernel(MetalKernel):
         return self._built[text, variant]
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
-        looks = tuple([(array.shape, array.dtype) for array in arrays])
+        signature = tuple([(array.shape, array.dtype) for array in arrays])
         chosen = tuple([(name, type(value), value) for name, value in template])
-        key = (looks, tuple(dtypes), tuple(grid), tuple(threadgroup), chosen)
+        key = (signature, tuple(dtypes), tuple(grid), tuple(threadgroup), chosen)
         prepared = self._prepared.get(key)
         if prepared is None or verbose:
             if len(self._prepared) >= _MOST_PREPARED:
@@ -178,8 +180,8 @@ class CudaKernel(MetalKernel):
         return self.start(prepared, arrays, shapes, dtypes, init_value, stream)
 
     def start(self, prepared: Prepared, arrays, shapes, dtypes, init_value=None, stream=None) -> list[mx.array]:
-        """Launches what `prepare` made for arrays like these."""
-        stream = mx.gpu if stream is None else stream  # whatever the default device
+        """Launches the result of `prepare` on arrays of the same shapes and dtypes."""
+        stream = mx.gpu if stream is None else stream  # independent of the default device
         return mx.fast.precompiled_cuda_kernel(
             inputs=prepared.inputs(arrays, stream),
             output_shapes=shapes,
@@ -191,9 +193,9 @@ class CudaKernel(MetalKernel):
         )
 
     def prepare(self, arrays, dtypes, grid, threadgroup, template=(), verbose=False, known=None) -> Prepared:
-        """Everything that launches with arrays of these shapes and types have in common.
+        """The part of a launch that all arrays with these shapes and dtypes share.
 
-        `known`: the values of inputs that are numbers, by the number of the input; their arrays say only the type.
+        `known`: the values of inputs that are numbers, by index; of their arrays only the dtype is used.
         """
         place, known = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid))), known or {}
         inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
@@ -222,11 +224,17 @@ def metal_kernel(
     producers: int = 0,
     registers: tuple[int, int] | None = None,
 ) -> CudaKernel:
-    """`mx.fast.metal_kernel` on an NVIDIA GPU: same arguments, same text, same errors, lazy as there.
+    """`mx.fast.metal_kernel` on an NVIDIA GPU: the same arguments, text and errors, and as lazy.
 
-    target: the least GPU the code runs on; "sm_90a" runs on no other. converged: the kernel calls simdgroup functions
-    only where all lanes come, which makes them faster. producers: how many of a threadgroup's last threads are
-    producers, whose code is compiled separately. registers: (of a producer, of a consumer) after setmaxnreg.
+    Args beyond those of MLX:
+        target: the oldest GPU that runs the code; "sm_90a" runs on compute capability 9.0 only.
+        converged: simdgroup functions are called only where all lanes are active, which makes them faster.
+        producers: the number of producer threads, the last ones of a threadgroup. They get a body of their own,
+            compiled separately.
+        registers: (registers of a producer thread, registers of a consumer thread) after setmaxnreg, or None.
+
+    Raises:
+        CompileError: the text is not valid Metal. ToolchainError: there is no compiler and no cached kernel.
     """
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,

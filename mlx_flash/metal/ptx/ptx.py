@@ -1,4 +1,4 @@
-"""Compiles translated Metal text to PTX, the assembler text of NVIDIA GPUs, and keeps it on disk by its content."""
+"""Compiles translated Metal text to PTX, the assembly language of NVIDIA GPUs, and caches it on disk by content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .target import FLAGS, INCLUDE, Variant, entry, finish
 
 @dataclass(frozen=True)
 class Ptx:
-    """A compiled kernel. `shared_memory`: bytes of threadgroup memory its launch has to ask for."""
+    """A compiled kernel. `shared_memory`: bytes of dynamic threadgroup memory that a launch requests."""
 
     name: str
     code: bytes
@@ -30,17 +30,17 @@ class Ptx:
 
 
 def cache_directory() -> Path:
-    """Where PTX is kept: beside the simulator's kernels, in $MLX_FLASH_CACHE/cuda or ~/.cache/mlx_flash/cuda."""
+    """The folder of cached PTX, beside the simulator's kernels: $MLX_FLASH_CACHE/cuda or ~/.cache/mlx_flash/cuda."""
     return compiler.cache_directory().parent / "cuda"
 
 
-# What the headers of tile layers declare concerns only those who include them.
+# Headers of tile layers affect only the texts that include them.
 _NAMED_HEADERS = {"nv": ("nv", "nv.h", "wgmma.h")}
 
 
 @functools.cache
 def _sources_hash(included: tuple[str, ...]) -> str:
-    """Of all that turns a text into PTX but the text itself."""
+    """The hash of everything that turns a text into PTX, except the text itself."""
     unseen = {file for name, files in _NAMED_HEADERS.items() if name not in included for file in files}
     headers = [path for path in (*INCLUDE.rglob("*"), *compiler.INCLUDE.rglob("*")) if path.name not in unseen]
     modules = Path(compiler.__file__).parent.glob("*.py")
@@ -52,10 +52,10 @@ def _sources_hash(included: tuple[str, ...]) -> str:
 
 
 def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx:
-    """The PTX of a Metal text, whose entry will be `name`; compiled at most once per content.
+    """The PTX of a Metal text, with an entry called `name`; compiled at most once for each content.
 
-    gpu: this machine's ("sm_90"), whose driver is asked whether it takes a new kernel.
-    Raises CompileError for text that is no Metal, ToolchainError where there is no compiler and nothing is cached.
+    gpu: the architecture of this machine's GPU ("sm_90"), whose driver then checks a new kernel; None without one.
+    Raises CompileError for text that is not valid Metal, ToolchainError if there is no compiler and no cached kernel.
     """
     included = tuple(name for name in _NAMED_HEADERS if f"#include <{name}>" in text)
     parts = [_sources_hash(included), text, name, *variant.flags()]
@@ -70,7 +70,7 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
                 INCLUDE / "nvptx" / "mlx.h", Path(scratch),
             )  # fmt: skip
             built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant), encoding="ascii")
-            if gpu and not _packed(stored, built.read_bytes(), name):
+            if gpu and not _compressed(stored, built.read_bytes(), name):
                 driver.takes(built.read_bytes(), name)
             os.replace(built, stored)
     code = stored.read_bytes()
@@ -78,28 +78,29 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
 
 
 def _for_gpu(stored: Path, code: bytes, gpu: str | None, name: str) -> bytes:
-    """What `assemble` left beside the PTX for this GPU, else the PTX, packed if the driver takes that.
+    """The code to launch: machine code if `assemble` stored some for this GPU, else compressed PTX if the driver loads
+    it, else PTX.
 
-    The driver's linker could give machine code; but what it makes of a kernel was 15 % slower on an H200 than what the
-    same driver makes of PTX that is loaded.
+    The driver's linker could produce machine code too, but it was 15 % slower on an H200 than the code that the same
+    driver makes when it loads PTX.
     """
-    assembled, packed = stored.with_suffix(f".{gpu}.cubin"), stored.with_suffix(".fatbin")
+    assembled, fat = stored.with_suffix(f".{gpu}.cubin"), stored.with_suffix(".fatbin")
     if gpu is None:
         return code
     if assembled.exists():
         return assembled.read_bytes()
-    return (packed.exists() and packed.read_bytes()) or _packed(stored, code, name) or code
+    return (fat.exists() and fat.read_bytes()) or _compressed(stored, code, name) or code
 
 
-def _packed(stored: Path, code: bytes, name: str) -> bytes | None:
-    """The code as a fatbin, kept beside the PTX, if the driver takes it."""
-    image = fatbin.packed(code)
+def _compressed(stored: Path, code: bytes, name: str) -> bytes | None:
+    """The code as a fatbin, stored beside the PTX, or None if the driver does not load it."""
+    image = fatbin.compressed(code)
     try:
         if image is None or not driver.takes(image, name):
             return None
     except driver.AssemblerError:
-        return None  # the PTX itself shows why, if that is refused too
-    with suppress(OSError):  # a folder that is read-only
+        return None  # if the PTX is refused too, its error tells why
+    with suppress(OSError):  # the folder may be read-only
         with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
             written = Path(scratch) / "kernel.fatbin"
             written.write_bytes(image)
@@ -108,9 +109,9 @@ def _packed(stored: Path, code: bytes, name: str) -> bytes | None:
 
 
 def assemble(stored: Path, gpu: str, assembler: str) -> str:
-    """Assembles stored PTX for one GPU with NVIDIA's ptxas, so that the driver need not; returns what ptxas says.
+    """Assembles stored PTX for one GPU with NVIDIA's ptxas, in place of the driver; returns the output of ptxas.
 
-    Raises ToolchainError with its words.
+    Raises ToolchainError with that output if ptxas refuses the PTX.
     """
     compiled_for = re.search(rb"^\.target (\w+)", stored.read_bytes(), re.M)[1].decode()
     with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
@@ -125,5 +126,5 @@ def assemble(stored: Path, gpu: str, assembler: str) -> str:
 
 
 def _facts(code: bytes) -> dict:
-    """What the first line of a stored kernel says about its launch."""
+    """Facts about the launch, from the first line of a stored kernel."""
     return json.loads(code[: code.index(b"\n")].removeprefix(b"//"))

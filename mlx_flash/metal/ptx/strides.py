@@ -1,7 +1,7 @@
 """The strides of arrays, as inputs of a kernel.
 
-Those of a lazy array are known only when it is computed: MLX hands them to kernels that it compiles itself, and one of
-those, of a single warp, writes them down for ours.
+The strides of a lazy array are unknown until it is computed. MLX passes them only to kernels that it compiles itself,
+so such a kernel, one warp, writes them into an array for ours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import mlx.core as mx
 
 
 def row_contiguous(shape: tuple[int, ...]) -> list[int]:
-    """The strides, in elements, of an array without gaps."""
+    """The strides, in elements, of a row-contiguous array."""
     strides, step = [], 1
     for extent in reversed(shape):
         strides.append(step)
@@ -22,7 +22,7 @@ def row_contiguous(shape: tuple[int, ...]) -> list[int]:
 
 @lru_cache
 def _writer(axes: tuple[int, ...]):
-    """A kernel that writes the strides of as many inputs, which have so many axes."""
+    """A kernel that writes the strides of its inputs, one for each entry of `axes`, which is the input's ndim."""
     lines = [f"for (int i = 0; i < {count}; i++) strides{n}[i] = array{n}_strides[i];" for n, count in enumerate(axes)]
     return mx.fast.cuda_kernel(
         name="strides_of_" + "_".join(map(str, axes)),
@@ -34,7 +34,7 @@ def _writer(axes: tuple[int, ...]):
 
 
 def learned(arrays: list[mx.array], stream=None) -> list[mx.array]:
-    """The strides of each array as it will lie in memory, int64, lazily."""
+    """The strides of each array in memory, int64 [ndim] each, as lazy arrays."""
     if not arrays:
         return []
     return _writer(tuple(array.ndim for array in arrays))(

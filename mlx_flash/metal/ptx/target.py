@@ -1,6 +1,6 @@
-"""What a Metal kernel becomes for an NVIDIA GPU: the compiler's flags, the entry, and what the assembler text lacks.
+"""How a Metal kernel is compiled for an NVIDIA GPU: compiler flags, the entry function, additions to the PTX.
 
-All of this file is part of a stored kernel's key: what is about storing is in ptx.py.
+This file is part of the key of a stored kernel; the storing itself is in ptx.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from ..frontend.translation import POSITIONS, Translation
 
 INCLUDE = Path(__file__).parent / "include"
-# Loops are unrolled as Apple's compiler does it, so that no array of a thread is indexed and all stay in registers.
-# Loop strength reduction would hold an address of its own for every access of a loop.
+# Loops are unrolled as by Apple's compiler, so that no array of a thread is indexed and all arrays stay in registers.
+# Loop strength reduction would keep a separate address for every access of a loop.
 FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
     "-target", "nvptx64-nvidia-cuda",
@@ -25,23 +25,23 @@ FLAGS = (
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20", "-Wno-everything",
     "-Wimplicit-float-conversion", "-I", str(INCLUDE),
 )  # fmt: skip
-# The oldest PTX that knows the target: the driver has to know it too.
+# The oldest PTX version that supports the target: the driver has to support it too.
 _VERSIONS = {"sm_80": "ptx71", "sm_90a": "ptx80"}
-# More threadgroup memory than this has to be asked for at the launch.
+# A launch has to request threadgroup memory beyond this size.
 STATIC_BYTES = 48 * 1024
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a kernel is compiled for besides its text. `threadgroup`: threads along each axis.
+    """Facts that a kernel is compiled for, besides its text. `threadgroup`: threads along each axis.
 
-    `folded`: the grid has more threadgroups along y or z than a launch may have, so that their rows are rearranged.
-    `ragged`: the grid is no multiple of the threadgroup. `converged`: simdgroup functions are called only where all
-    lanes come, and so need not ask which are there. `fast_math`: the text may ask which mathematics is meant.
-    `facts`: (number of a buffer, byte at which its contents begin) of the buffers that lie together in one array of
-    facts, the parameter number `facts_at`.
-    `producers`: how many of the threadgroup's last threads only copy blocks for the consumers. `registers`: of a
-    producer and of a consumer thread after setmaxnreg (Hopper), or None.
+    `folded`: the grid has more threadgroups along y or z than a launch may have, so that both axes are rearranged.
+    `ragged`: the grid is not a multiple of the threadgroup. `converged`: simdgroup functions are called only where all
+    lanes are active, so that they need not check. `fast_math`: the value of __FAST_MATH__ that the text sees.
+    `facts`: (index of a buffer, offset in bytes) of the buffers that lie together in one array of facts, which is
+    parameter number `facts_at`. `producers`: the number of producer threads, the last ones of the threadgroup, which
+    only copy blocks for the consumers. `registers`: (registers of a producer thread, registers of a consumer thread)
+    after setmaxnreg (Hopper), or None.
     """
 
     threadgroup: tuple[int, int, int]
@@ -66,10 +66,10 @@ class Variant:
 
 
 def entry(translation: Translation, name: str, variant: Variant) -> str:
-    """The function a launch calls: buffers in the order of their numbers, with the facts before the outputs, then the
-    grid in threads.
+    """The function that a launch calls: buffers in the order of their numbers, with the array of facts before the
+    outputs, then the grid in threads.
 
-    Producer threads get a body of their own, from which the compiler removes everything but the copies.
+    Producer threads get a body of their own, which the compiler reduces to the copies.
     """
     function = translation.function()
     parameters = translation.kernels[function]
@@ -119,9 +119,9 @@ _THREADGROUP = re.compile(r"msl_threadgroup_(\d+)_(\d+)_(\d+)")
 
 
 def finish(text: str, name: str, variant: Variant) -> str:
-    """The compiler's text with what it cannot say: threadgroup memory, the size of the threadgroup.
+    """The compiler's PTX, completed with threadgroup memory and the size of the threadgroup.
 
-    The constant address space becomes the global one, where MLX's arrays lie.
+    The constant address space becomes the global one, which holds MLX's arrays.
     """
     text = re.sub(r"\b(ld|cvta|cvta\.to)\.const\b", r"\1.global", text)
     text = re.sub(r"^(\s*(?:\.visible |\.extern |\.weak )?)\.const\b", r"\1.global", text, flags=re.M)
@@ -133,7 +133,7 @@ def finish(text: str, name: str, variant: Variant) -> str:
         offsets = _offsets(text)
         text = _THREADGROUP.sub(lambda found: f"msl_threadgroup+{offsets[found[0]]}", text)
     threads = f".reqntid {prod(variant.threadgroup)}\n"
-    # Registers can change hands only where the launch fixes how many there are.
+    # setmaxnreg works only in kernels that fix their number of registers at the launch.
     threads += ".minnctapersm 1\n" if variant.registers else ""
     text = re.sub(r"(\.entry " + re.escape(name) + r"\s*\([^)]*\)\s*)", lambda found: found[1] + threads, text)
     text = re.sub(r"^(\.address_size.*\n)", lambda found: found[1] + declared, text, flags=re.M)
@@ -141,7 +141,7 @@ def finish(text: str, name: str, variant: Variant) -> str:
 
 
 def _offsets(text: str) -> dict[str, int]:
-    """Where each threadgroup variable lies, by its name in the text."""
+    """The offset of each threadgroup variable in bytes, by its name in the text; the total under ""."""
     offsets, end = {}, 0
     for found in sorted(_THREADGROUP.finditer(text), key=lambda found: int(found[1])):
         if found[0] not in offsets:
@@ -152,7 +152,7 @@ def _offsets(text: str) -> dict[str, int]:
 
 
 def _threadgroup_memory(text: str) -> tuple[str, int]:
-    """(declarations, bytes the launch has to ask for)."""
+    """(declarations, bytes of dynamic threadgroup memory that a launch requests)."""
     offsets = _offsets(text)
     if offsets[""] > STATIC_BYTES:
         return ".extern .shared .align 1024 .b8 msl_threadgroup[];\n", offsets[""]
@@ -160,6 +160,6 @@ def _threadgroup_memory(text: str) -> tuple[str, int]:
     for variable in offsets:
         if variable:
             size = _THREADGROUP.fullmatch(variable).group(2)
-            # Swizzled panels want it: the hardware swizzles by address.
+            # Swizzled panels need the alignment, because the hardware swizzles by address.
             lines.append(f".shared .align 1024 .b8 {variable}[{size}];\n")
     return "".join(lines), 0
