@@ -1,7 +1,7 @@
-"""The seam: a backend runs a plan's step on arrays. It knows nothing of who asked.
+"""Backends: where a kernel runs. A backend runs one kind of kernel on arrays and knows nothing of its caller.
 
 "metal" compiles the kernels' text with MLX on an Apple GPU; "cuda" compiles the same text for an NVIDIA GPU;
-"simulator" runs it on the CPU; "reference" does the same mathematics in plain mx operations.
+"simulator" runs it on the CPU; "reference" computes the same mathematics with plain mx operations.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..kernels.devices import FAMILIES, Family
 
 @dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
 class Backend:
-    """Where kernels run, and what it can do.
+    """A place to run kernels, and its capabilities.
 
-    `run(kind, plan, problem, inputs, stream)` returns the outputs of one kind of kernel in order; `family` picks the
-    kernels' table rows, None on a backend that runs no kernels (its plans are None). `decodes`: it has the decoding
-    kernel; `dequantizes`: its kernels read quantized keys and values; `replays`: a launch costs the host so much that
-    calls repeat their graphs.
+    `run(kind, plan, problem, inputs, stream)` returns the outputs of one kind of kernel, in order. `family` selects the
+    rows of the kernel tables; it is None on a backend without kernels, whose plans are None too. `decodes`: the backend
+    has the decoding kernel. `dequantizes`: its kernels read quantized keys and values. `replays`: launches cost the
+    host so much time that calls replay a compiled graph.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Backend:
     replays: bool = False
 
 
-# What each backend can do, for those who ask before it is made (an explanation of another machine's GPU).
+# The capabilities of each backend, also known before it is created (`explain` may describe another machine).
 CAPABILITIES = {
     "metal": {"decodes": True, "dequantizes": True},
     "cuda": {"decodes": True, "replays": True},
@@ -49,7 +49,10 @@ NAMES = tuple(CAPABILITIES)
 
 @lru_cache
 def backend(name: str, family: str | None = None) -> Backend:
-    """The backend of that name. Raises ValueError for an unknown one, UnsupportedProblem where it cannot run."""
+    """The backend with this name.
+
+    Raises ValueError for an unknown name or family, UnsupportedProblem if the backend cannot run on this machine.
+    """
     if name not in NAMES:
         raise ValueError(f"[mlx_flash] backend: expected one of {', '.join(NAMES)}, got {name!r}. Check the spelling.")
     if family is not None and family not in FAMILIES:
@@ -99,7 +102,7 @@ def _on_cuda() -> tuple[str, str]:
 
 
 def default() -> tuple[str, str]:
-    """(the backend of a machine where none is named, why): that of its GPU, else the reference."""
+    """(name, reason) of the backend that is used if none is named: that of the GPU, without one the reference."""
     if mx.metal.is_available():
         return "metal", "the default: this machine has a Metal GPU"
     if mx.cuda.is_available():
@@ -108,7 +111,7 @@ def default() -> tuple[str, str]:
 
 
 def kernel_backend() -> str:
-    """The backend that runs kernels on this machine, whichever it uses by itself."""
+    """The name of the backend that runs kernels on this machine: the default, or the simulator without a GPU."""
     return default()[0] if default()[0] != "reference" else "simulator"
 
 

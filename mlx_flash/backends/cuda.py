@@ -1,4 +1,4 @@
-"""Runs the very same kernel text on an NVIDIA GPU, through mlx_flash/metal/ptx. Lazy, inside mx.compile too."""
+"""Runs the same kernel text on an NVIDIA GPU through mlx_flash/metal/ptx: lazy, and inside mx.compile too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..problem.problem import Problem
 from .metal import kernel_object
 
 LEAST_CAPABILITY = (8, 0)
-LEAST_DRIVER = (12, 0)  # the CUDA version a driver speaks; it compiles the kernels
+LEAST_DRIVER = (12, 0)  # the CUDA version of the driver, which compiles the kernels
 _INSTALL = 'pip install "mlx-flash-attention[cuda]"'
 
 
@@ -33,7 +33,7 @@ def capability() -> tuple[int, int]:
 
 
 def ready(family: str | None = None) -> str | None:
-    """Why the kernels of a family (None: this GPU's own) cannot run here, or None."""
+    """The reason why the kernels of a family (None: that of this GPU) cannot run here, or None if they can."""
     if not mx.cuda.is_available():
         return "this machine has no CUDA GPU, or MLX was installed without CUDA: " + _INSTALL
     found, known = capability(), driver.version()
@@ -47,7 +47,7 @@ def ready(family: str | None = None) -> str | None:
     try:
         toolchain()
     except ToolchainError as error:
-        # What was compiled before, here or elsewhere, runs without a compiler.
+        # Cached kernels run without a compiler.
         return None if any(cache_directory().glob("*.ptx")) else _no_compiler(error)
     return None
 
@@ -62,11 +62,11 @@ def _no_compiler(error: ToolchainError) -> str:
 
 @lru_cache
 def family_here() -> Family:
-    """Hopper has matrix products of its own; all others share those of Ampere."""
+    """The family of this GPU: "sm90" on Hopper, which has matrix instructions of its own, else "sm80"."""
     return FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
 
 
-# Operands that may be copied; masks and lists are often broadcast, and far larger than their memory.
+# Operands that may be copied. Masks and lists are often broadcast, so that a copy would be far larger.
 _COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments"})
 _FEW_BYTES, _MOST_BYTES = 2**25, 2**29
 _MANY_QUERIES = 2048
@@ -89,7 +89,7 @@ def _of(row, row_contiguous=False) -> Callable:
 
 
 def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
-    """The kernel that `run` would launch; needs a compiler, but no GPU."""
+    """The compiled kernel that `run` would launch. It needs a compiler, but no GPU."""
     launch = plan.launch(problem)
     arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
     grid = Grid(launch.grid, launch.threadgroup)
@@ -98,10 +98,11 @@ def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
 
 
 def _copies(plan: Plan, problem: Problem) -> bool:
-    """Does a launch have views copied that have gaps, so that it knows the strides?
+    """Whether a launch copies operands that are not contiguous, so that their strides are known.
 
-    Otherwise a launch of its own learns them, 25 us of an H200. Copying costs nothing where there are no gaps; where
-    there are, less than that if the keys are few, and little of the work if each is seen by many queries.
+    Otherwise an extra launch reads the strides, which takes 25 us on an H200. A contiguous operand is never copied. For
+    other operands a copy takes less time than that launch if there are few keys, and a small part of the work if many
+    queries see each key.
     """
     kernel = _of(plan.config)(plan.kernel)
     strided = {name for name, (_, strides, _) in zip(kernel.input_names, kernel.facts) if strides}
@@ -114,9 +115,9 @@ def _copies(plan: Plan, problem: Problem) -> bool:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What all launches of a plan for one problem share: they decide the shapes of q, k, v and the constants.
+    """The part of a launch that all calls of a plan with one problem share.
 
-    `others`: shape and dtype of the inputs that a caller may shape in several ways, by their names.
+    `others`: (shape, dtype) of the inputs whose shape the problem does not determine, by name.
     """
 
     launch: Launch
@@ -132,29 +133,29 @@ class _Ready:
         known = {index: value for index, value in enumerate(given) if not isinstance(value, mx.array)}
         prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup, known=known)
         varied = [name for name in kernel.input_names if isinstance(inputs[name], mx.array) and name not in _SHAPED]
-        others = {name: _looks(inputs[name]) for name in varied}
+        others = {name: _form(inputs[name]) for name in varied}
         return cls(launch, kernel, prepared, others)
 
     def serves(self, inputs: dict) -> bool:
-        return all(_looks(inputs[name]) == looks for name, looks in self.others.items())
+        return all(_form(inputs[name]) == form for name, form in self.others.items())
 
     def arguments(self, inputs: dict) -> list:
-        """What the kernel is given: the arrays themselves, if MLX sees to it that they have no gaps."""
+        """The kernel's arguments: the arrays themselves if MLX makes them contiguous, else views as bytes."""
         if self.kernel.ensure_row_contiguous:
             return [inputs[name] for name in self.kernel.input_names]
         return self.launch.arguments(inputs)
 
 
-def _looks(array: mx.array) -> tuple:
+def _form(array: mx.array) -> tuple:
     return array.shape, array.dtype
 
 
 _SHAPED = frozenset({"Q", "K", "V", "O", "dO", "L", "delta"})
-_MOST_READY = 64  # lengths that a plan keeps ready
+_MOST_READY = 64  # cached problems (lengths) of a plan
 
 
 def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
-    """Raises UnsupportedProblem for a kernel that neither is compiled already nor can be here."""
+    """Runs a kernel. Raises UnsupportedProblem if it is not cached and there is no compiler."""
     known = plan.resources.setdefault("cuda", {})
     ready = known.get(problem)
     if ready is None or not ready.serves(inputs):

@@ -1,4 +1,4 @@
-"""Runs kernels on an Apple GPU: mx.fast.metal_kernel, and nothing else."""
+"""Runs kernels on an Apple GPU through mx.fast.metal_kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def run_with(compiled, launch: Launch, inputs: dict, stream) -> list[mx.array]:
 
 
 def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
-    """Views are read through their strides, with no copies on the way in, unless they are to be contiguous."""
+    """The kernel as an object of MLX. Views are read through their strides without a copy, unless
+    `ensure_row_contiguous` asks for one."""
     return metal_kernel(
         name=kernel.name,
         input_names=list(kernel.inputs),
@@ -52,7 +53,7 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.arr
 
 
 def record(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
-    """The same without a GPU: MLX writes kernels down while mx.export_function traces, and refuses otherwise."""
+    """`run` on a machine without a GPU: MLX records kernels while mx.export_function traces, and raises otherwise."""
     try:
         return run(kind, plan, problem, inputs, stream)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Runs a kind of kernel as plain mx operations. Lazy, on any device, inside mx.compile too."""
+"""Computes a kind of kernel with plain mx operations: lazy, on any device, and inside mx.compile too."""
 
 from __future__ import annotations
 

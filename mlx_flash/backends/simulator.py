@@ -1,4 +1,4 @@
-"""Runs the very same kernel text on the CPU, through mlx_flash.simulator. Eager: not inside mx.compile."""
+"""Runs the same kernel text on the CPU with the simulator. Launches run at once, so mx.compile cannot trace them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .metal import kernel_object, run_with
 
 
 def ready() -> str | None:
-    """Why kernels cannot be compiled here, or None."""
+    """The reason why kernels cannot be compiled on this machine, or None if they can."""
     try:
         toolchain()
     except ToolchainError as error:
@@ -25,7 +25,7 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
     if compiled is None:
         compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
     try:
-        return run_with(compiled, plan.launch(problem), inputs, None)  # a CPU stream is fine here
+        return run_with(compiled, plan.launch(problem), inputs, None)  # streams concern GPUs only
     except TracedError as error:
         raise UnsupportedProblem(
             f'[mlx_flash] backend "simulator": {error} Attention itself maps with mlx_flash.vmap, and compiles with '

@@ -1,7 +1,8 @@
-"""What a call of `attention` would do, and why: backend, table rows, registers, memory. Nothing is computed."""
+"""`explain`: backend, table rows, registers and memory of a call, with reasons. Nothing is computed."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -18,10 +19,12 @@ from ..kernels.split_kv import decodes, describe
 from ..kernels.tile_layers import threadgroup_elements
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import DTYPES, Problem, padded, problem_of
+from ..problem.variants import variants_of
 from .report import Explanation, StepExplanation
 
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
-OPTIONS = ("mask", "window", "softcap", "alibi_slopes", "sinks", "segments", "dropout", "key")
+# The arguments of `attention` that choose variants, besides those that `explain` names itself.
+OPTIONS = tuple(name for name in inspect.signature(variants_of).parameters if name not in ("heads", "dtype", "causal"))
 
 
 def explain(
@@ -37,15 +40,18 @@ def explain(
 ) -> Explanation:
     """What ``attention`` would do with the same arguments: backend, table row and blocks of every kernel, and why.
 
-    Instead of arrays, numbers do: ``explain(head_dim=128, dtype="float16", family="apple9")``.
+    Numbers may take the place of arrays: ``explain(head_dim=128, dtype="float16", family="apple9")``.
 
     Args:
-        q, k, v, scale, causal: as in `attention`; arrays are looked at, never evaluated.
-        backend: "metal", "cuda", "simulator" or "reference"; None means the one `attention` would use now.
+        q, k, v, scale, causal: as in `attention`. Arrays are never evaluated; only shapes and dtypes are read.
+        backend: "metal", "cuda", "simulator" or "reference"; None means the backend that `attention` would use now.
         family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5, "sm80" NVIDIA Ampere and
             later, "sm90" Hopper); None means the backend's.
         arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
             q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
+
+    Returns:
+        An Explanation: plain data that prints itself.
 
     Raises:
         ValueError: an argument is wrong. UnsupportedProblem: no backend can serve the call.
@@ -85,7 +91,7 @@ def arrays_of(
     batch: int = 1,
     dtype: str = "float16",
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Lazy q, k and v of these numbers: they are never evaluated and hold no memory."""
+    """Lazy q, k and v with these sizes; they are never evaluated and hold no memory."""
     if head_dim is None:
         raise ValueError("[mlx_flash.explain] head_dim: expected a head dimension, got none. Pass arrays or head_dim.")
     value_dim = head_dim if value_dim is None else value_dim
@@ -123,8 +129,11 @@ def _check_names(arguments: dict) -> None:
 def steps_of(
     problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None
 ) -> tuple[KernelKind, ...]:
-    """The kernels of a call and its gradients: that of the mask's gradient only where the mask is added to scores.
-    `parts`: of the keys, in decoding. `family`: of some, dK and dV have kernels of their own."""
+    """The kernels of a call and of its gradients, in order.
+
+    `parts`: the number of parts into which decoding splits the keys. `family`: on some GPU families dK and dV have
+    separate kernels. The kernel of the mask's gradient is included only for a mask that is added to the scores.
+    """
     steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_kinds(inner_problem(problem).signature, family)]
     steps += [BACKWARD_MASK] if problem.variants.additive else []
     if CAPABILITIES[backend].get("decodes", False) and decodes(problem):
@@ -133,14 +142,14 @@ def steps_of(
 
 
 def inner_problem(problem: Problem) -> Problem:
-    """The problem the kernels see: head dimensions rounded up to multiples of 8."""
+    """The problem as the kernels see it, with head dimensions rounded up to multiples of 8."""
     signature = problem.signature
     padding = {"head_dim": padded(signature.head_dim), "value_dim": padded(signature.value_dim)}
     return problem._replace(signature=replace(signature, **padding))
 
 
 def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:
-    """Backend name, family and why; a backend is not built, so that any machine can explain any other."""
+    """(backend name, family, reason). No backend is created, so that any machine can explain any other."""
     if family is not None and family not in FAMILIES:
         raise ValueError(
             f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)}, got {family!r}. Check the spelling."
@@ -179,7 +188,7 @@ def _explain_step(step_plan: Plan, problem: Problem) -> StepExplanation:
     precision, head_dim = precision_of(problem.dtype), step_plan.head_dim
     tensor = row.tiles != "simdgroup"
     staged = step.tiled and (step_plan.family.uses_threadgroup_memory or tensor)
-    # Tensor cores' rows count registers of 32 bits.
+    # Rows for tensor cores count 32-bit registers, the explanation counts 16-bit registers.
     demand = 2 * thread_registers(step, row, head_dim) if tensor else register_demand(step, row, precision, head_dim)
     dynamic = step.tiled and not tensor and not step_plan.max_threads
     return StepExplanation(
@@ -230,7 +239,7 @@ def _why_row(step_plan: Plan) -> str:
 
 
 def _extra_bytes(step_plan: Plan, problem: Problem) -> int:
-    """Row statistics, and float32 buffers of paged accumulators that a 16-bit result is then cast from."""
+    """Bytes of the row statistics, and of float32 buffers of paged accumulators from which a 16-bit result is cast."""
     launch, dtype = step_plan.launch(problem), getattr(mx, problem.dtype)
     named = zip(step_plan.kind.outputs, launch.output_shapes, launch.output_dtypes)
     return sum(

@@ -1,7 +1,7 @@
-"""The exact Metal text MLX would compile for a plan, from MLX itself; and the PTX that becomes of it.
+"""The exact Metal text that MLX would compile for a plan, obtained from MLX itself, and its translation to PTX.
 
-Inside mx.export_function a metal_kernel is recorded instead of run, on any machine, and verbose=True makes MLX print
-the text it generated. MLX prints from C++, so it is the file descriptor that is captured.
+Inside mx.export_function a metal_kernel is recorded and not run, on any machine, and verbose=True makes MLX print the
+text that it generated. MLX prints from C++, so the output is captured at the file descriptor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def generated_text(plan: Plan, problem: Problem) -> str:
 
 
 def assembler_text(plan: Plan, problem: Problem) -> str:
-    """The PTX of the plan's kernel: what an NVIDIA driver gets."""
+    """The PTX of the plan's kernel, as it is passed to an NVIDIA driver."""
     from ..backends.cuda import compiled
 
     names, arrays = _operands(plan, problem)
@@ -70,7 +70,7 @@ def _verbose(kernel):
 
 
 def _operand(name: str, problem: Problem) -> mx.array:
-    """A lazy array of the operand's shape: an operand has the shape of its gradient."""
+    """A lazy array with the operand's shape, which is the shape of its gradient."""
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}.get(name, name)
     if name in COMBINE.inputs:
         return mx.zeros((8, *output_shape(name.removesuffix("_parts"), problem)))
@@ -79,7 +79,7 @@ def _operand(name: str, problem: Problem) -> mx.array:
 
 
 def captured(action: Callable[[], object]) -> str:
-    """What C++ code writes to standard output while `action` runs."""
+    """The text that C++ code writes to standard output while `action` runs."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

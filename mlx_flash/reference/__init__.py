@@ -1,1 +1,1 @@
-"""The mathematics of attention in plain mx operations, block by block: the fallback and the documentation."""
+"""The mathematics of attention in plain mx operations, in blocks: the fallback, and the kernels' documentation."""

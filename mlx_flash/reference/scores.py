@@ -1,4 +1,4 @@
-"""Scores, masks and dropout of one block of queries and keys, in plain mx operations: mask.metal's counterpart."""
+"""Scores, masks and dropout of one block of queries and keys in plain mx operations, as in mask.metal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exp2(x: mx.array) -> mx.array:
 
 
 def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
-    """P B. Where some pairs are masked, NaN and infinity in B reach only the rows whose P there is not 0."""
+    """P B. If some pairs are masked (not `whole`), NaN and infinity in B reach only rows whose P is not 0 there."""
     if whole:
         return p @ b
     seen, total = (p != 0).astype(mx.float32), p @ mx.where(mx.isfinite(b), b, 0)
@@ -27,7 +27,7 @@ def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
 
 
 class Scores:
-    """`extras`: the call's operands and numbers, named as the kernels' arguments."""
+    """The scores of a call. `extras`: its further operands and numbers, by the names of the kernels' arguments."""
 
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
@@ -37,7 +37,7 @@ class Scores:
             self.right = 0
 
     def start(self, shape) -> tuple[mx.array, mx.array]:
-        """m and l of rows that have seen nothing but their sink."""
+        """m and l of rows before the first key: those of the sink, or -inf and 0."""
         if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
         sinks = self.extras["sinks"].reshape(1, self.problem.key_heads, -1, 1, 1)
@@ -45,13 +45,13 @@ class Scores:
         return m, mx.where(m == -math.inf, 0.0, 1.0)
 
     def nothing_seen(self, rows: slice, keys: slice) -> bool:
-        """By causality and window alone: what arrays hide is not known before they are evaluated."""
+        """Whether causality or the window hide the whole block. Arrays are unknown until they are evaluated."""
         late = self.right is not None and keys.start > rows.stop - 1 + self.offset + self.right
         early = self.left is not None and keys.stop - 1 < rows.start + self.offset - self.left
         return late or early
 
     def of(self, q: mx.array, k: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array | float, bool]:
-        """S in base 2, -inf where masked; the slope of the softcap; whether every pair is visible for certain."""
+        """(S in base 2 with -inf where masked, derivative of the softcap, whether every pair is surely visible)."""
         variants, s, slope = self.problem.variants, (q @ k.swapaxes(-1, -2)), 1.0
         if variants.softcap:
             u = mx.tanh(s * (self.problem.scale / variants.softcap))
@@ -59,7 +59,7 @@ class Scores:
         else:
             s = s * (self.problem.scale * LOG2E)
         bias = self._bias(rows, keys)
-        # A bias of -inf hides the key, and with it a score that is no number.
+        # A bias of -inf hides the key, even where the score is NaN.
         s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
         visible = self._visible(rows, keys)
         if visible is None:
@@ -70,7 +70,7 @@ class Scores:
         return mx.arange(keys.start, keys.stop) - (mx.arange(rows.start, rows.stop)[:, None] + self.offset)
 
     def _grouped(self, tile: mx.array) -> mx.array:
-        """[B, Hq, r, c] as [B, Hk, group, r, c]."""
+        """Reshapes [B, Hq, rows, columns] to [B, Hk, group, rows, columns]."""
         return tile.reshape(self.problem.batch, self.problem.key_heads, -1, *tile.shape[2:])
 
     def _bias(self, rows: slice, keys: slice) -> mx.array | None:
@@ -84,7 +84,7 @@ class Scores:
         return bias
 
     def _visible(self, rows: slice, keys: slice) -> mx.array | None:
-        """None where every pair is visible whatever the arrays hold."""
+        """Which pairs are visible; None if all are, whatever the arrays contain."""
         variants, distance, tests = self.problem.variants, self._distance(rows, keys), []
         if self.right is not None and keys.stop - 1 > rows.start + self.offset + self.right:
             tests.append(distance <= self.right)
@@ -109,7 +109,7 @@ class Scores:
         return mx.where(states < 2, states == 1, bitmaps[mx.maximum(states - 2, 0), i % block, j % block] != 0)
 
     def drop(self, p: mx.array, rows: slice, keys: slice) -> mx.array:
-        """P * survives / (1 - probability), the very pattern of dropout.metal."""
+        """P with dropout, P * survives / (1 - probability), in the pattern of dropout.metal."""
         if not self.problem.variants.dropout:
             return p
         key, problem = self.extras["dropout_key"], self.problem
@@ -121,7 +121,7 @@ class Scores:
 
 
 def philox(x: mx.array, y: mx.array, key: mx.array) -> mx.array:
-    """Philox-2x32-10 (Salmon et al. 2011): the first word of the counter (x, y) under a key; all uint32, broadcast."""
+    """The first word of Philox-2x32-10 (Salmon et al. 2011) for the counter (x, y) and a key; uint32, broadcast."""
     for _ in range(10):
         wide = x.astype(mx.uint64) * mx.array(0xD256D193, mx.uint64)
         high, low = (wide >> mx.array(32, mx.uint64)).astype(mx.uint32), wide.astype(mx.uint32)

@@ -1,6 +1,6 @@
-"""The steps of attention in plain mx operations: the fallback, and the kernels' documentation in Python.
+"""Every kind of kernel in plain mx operations: the fallback, and the kernels' documentation in Python.
 
-Queries and keys are walked in blocks, as the kernels do, so no array of size Lq x Lk ever exists. All arithmetic is
+Queries and keys are processed in blocks, as in the kernels, so no array of size Lq x Lk ever exists. All arithmetic is
 float32; L is the base-2 logarithm of each row's sum of exponentials. Formulas: FlashAttention-2 (Dao 2023).
 """
 
@@ -15,7 +15,7 @@ from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, D
 from ..problem.problem import Problem
 from .scores import Scores, exp2, product
 
-BLOCK = 512  # rows of a block of queries, and of keys
+BLOCK = 512  # rows in a block of queries and in a block of keys
 
 
 def _blocks(length: int) -> Iterator[slice]:
@@ -23,12 +23,12 @@ def _blocks(length: int) -> Iterator[slice]:
 
 
 def _after(done: tuple[mx.array, ...], *arrays: mx.array) -> list[mx.array]:
-    """The arrays, to be read only once `done` exists: without an order MLX holds many blocks of scores at once."""
+    """The arrays, readable only after `done` is computed: otherwise MLX holds many blocks of scores at once."""
     return mx.depends(list(arrays), list(done))
 
 
 def _grouped(problem: Problem, array: mx.array) -> mx.array:
-    """[B, Hq, ...] as float32 [B, Hk, group, ...], so that key heads broadcast over the queries that share them."""
+    """Reshapes [B, Hq, ...] to float32 [B, Hk, group, ...], so that key heads broadcast over their query heads."""
     shape = (problem.batch, problem.key_heads, -1, *array.shape[2:])
     return array.astype(mx.float32).reshape(shape)
 
@@ -38,7 +38,7 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
 
 
 def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
-    """Rows of K or V; those that are packed are dequantized, after `done`."""
+    """Rows of K or V in float32, dequantized (after `done`) if they are quantized."""
     quantization = problem.variants.quantization
     if quantization is None:
         return _key_rows(operands[name], keys)
@@ -48,7 +48,7 @@ def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx
 
 
 def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:
-    """O in Q's dtype and L float32. Rows that see no key: O = 0, L = -inf."""
+    """(O in Q's dtype, L in float32). Rows that see no key have O = 0 and L = -inf."""
     scores, outputs, statistics = Scores(problem, extras), [], []
     queries, operands = _grouped(problem, Q), {"K": K, "V": V, **extras}
     for rows in _blocks(problem.query_length):
@@ -78,19 +78,21 @@ def delta(problem: Problem, *, dO, O) -> tuple[mx.array]:
 
 
 class _Backward:
-    """P and dS of any block, recomputed from the row statistics."""
+    """P and dS of one block at a time, recomputed from the row statistics."""
 
     def __init__(self, problem: Problem, Q, K, V, dO, L, delta, extras):
         self.scores, self.K, self.V = Scores(problem, extras), K, V
         self.Q, self.dO, self.L, self.delta = (_grouped(problem, x) for x in (Q, dO, L, delta))
 
     def block(self, rows: slice, keys: slice, *done: mx.array):
-        """P, dS = P * (dP - delta), dS times the slope of the softcap, and whether every pair is visible. Computed
-        after the sums `done`."""
+        """(P, dS = P * (dP - delta), dS times the derivative of the softcap, whether every pair is surely visible).
+
+        Computed after the sums `done`.
+        """
         q, d_o = _after(done, self.Q[..., rows, :], self.dO[..., rows, :])
         s, slope, whole = self.scores.of(q, _key_rows(self.K, keys), rows, keys)
         L = self.L[..., rows]
-        # Masked elements are 0 even where L is NaN: a row makes only what it sees NaN.
+        # Masked elements are 0 even where L is NaN, so that a NaN stays in what the row sees.
         p = mx.where(s == -math.inf, 0, exp2(s - mx.where(L == -math.inf, math.inf, L)[..., None]))
         d_p = self.scores.drop(d_o @ _key_rows(self.V, keys).swapaxes(-1, -2), rows, keys)
         d_s = mx.where(p == 0, 0, p * (d_p - self.delta[..., rows][..., None]))
@@ -131,7 +133,7 @@ def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extr
 
 
 def backward_mask(problem: Problem, *, Q, K, V, dO, L, delta, scale, extents, **extras) -> tuple[mx.array]:
-    """The gradient of an additive mask, float32 in the mask's own shape: dS summed over the broadcast axes."""
+    """The gradient of an additive mask in float32 and in the mask's own shape: dS summed over broadcast axes."""
     backward, strips = _Backward(problem, Q, K, V, dO, L, delta, extras), []
     summed = [axis for axis, extent in enumerate(extents) if extent == 1]
     for rows in _blocks(problem.query_length):

@@ -1,5 +1,6 @@
 """Every README: its snippets run, its figures are the measured ones, and what it names exists."""
 
+import ast
 import importlib
 import json
 import re
@@ -21,7 +22,7 @@ PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
 FOLDERS = sorted(path for top in ("bench", "templates", "mlx_flash") for path in (PROJECT / top).rglob("README.md"))
 MOST_LINES, MOST_FOLDER_LINES = 160, 40
-# Where a path in a README may start, besides its own folder and the project.
+# Where a path in a README may start, besides its own folder.
 ROOTS = (PROJECT, PROJECT / "mlx_flash", PROJECT / "tests", PROJECT / "bench" / "results")
 
 
@@ -55,6 +56,16 @@ def test_the_readmes_are_short():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_FOLDER_LINES, place(path)
 
 
+def test_every_folder_says_what_lives_there_and_how_to_add_one():
+    """Folders of modules and of templates; a folder inside one that has a README may do without."""
+    explained = {path.parent for path in FOLDERS}
+    for path in (PROJECT / "mlx_flash").iterdir():
+        assert not path.is_dir() or path.name == "__pycache__" or path in explained, path
+    assert {PROJECT / "templates", PROJECT / "bench", PROJECT / "mlx_flash" / "metal" / "ptx"} <= explained
+    for path in FOLDERS:
+        assert re.search(r"\bTo (add|serve|explain|change)\b", path.read_text(encoding="utf-8")), place(path)
+
+
 @pytest.mark.parametrize("path", [path for path in (README, *FOLDERS) if snippets(path)], ids=place)
 def test_the_snippets_run(path):
     typed(path)
@@ -66,7 +77,13 @@ def test_what_a_readme_names_exists(path):
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     named = re.findall(r"`([\w./-]+(?:\.(?:py|md|metal|json|c|h)|/))(?:::?[\w., -]+)?`", text)
     named += [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("https:")]
-    missing = [name for name in named if not any((root / name).exists() for root in (path.parent, *ROOTS))]
+    folders = (
+        path.parent,
+        *(one for one in path.parent.iterdir() if one.is_dir()),
+        *ROOTS,
+        PROJECT / "templates/shared",
+    )
+    missing = [name for name in named if not any((root / name).exists() for root in folders)]
     assert missing == []
 
 
@@ -194,3 +211,31 @@ def test_packed_texts_do_not_see_each_other():
         layer.self_attn._segments = None
     for part in (slice(0, 14), slice(14, 32)):
         close(together[:, part], model(row[:, part]))
+
+
+def test_a_layer_of_ones_own():
+    _, names = typed(PROJECT / "mlx_flash" / "autodiff" / "README.md")
+    layer, x = names["layer"], names["x"]
+    close(names["y"], layer(x))
+    assert mx.abs(names["value"] - layer(x).square().mean()).item() <= bounds.MODEL_LOGITS
+    assert mx.abs(names["gradients"]["qkv"]["weight"]).max().item() > 0
+
+
+def test_the_places_of_a_new_variant_are_all_there_are():
+    """Modules whose code names a variant: those of the list, and commands that draw random problems."""
+    section = (PROJECT / "mlx_flash" / "problem" / "README.md").read_text(encoding="utf-8").split("## To add")[1]
+    listed = set(re.findall(r"^\d\. `([\w/]+\.py)`", section, re.MULTILINE))
+    assert len(listed) <= 4
+    package = PROJECT / "mlx_flash"
+    for variant in ("softcap", "alibi"):
+        named = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if speaks_of(variant, path)}
+        assert {name for name in named if not name.startswith("cli/")} == listed, variant
+
+
+def speaks_of(word: str, path: Path) -> bool:
+    """Whether a module's code, docstrings and comments excepted, has a name or a string that starts with a word."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        found = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "value"))
+        if any(isinstance(one, str) and re.match(rf"_?{word}\w*$", one) for one in found):
+            return True
+    return False
