@@ -221,6 +221,14 @@ def test_a_layer_of_ones_own():
     assert mx.abs(names["gradients"]["qkv"]["weight"]).max().item() > 0
 
 
+def test_maps_and_exports():
+    _, names = typed(PROJECT / "mlx_flash" / "transforms" / "README.md")
+    assert names["per_entry"].shape == names["x"].shape
+    file = Path(names["file"])
+    assert b"custom_kernel_flash_backward_key_value_float32" in file.read_bytes()
+    file.unlink()
+
+
 def test_the_places_of_a_new_variant_are_all_there_are():
     """Modules whose code names a variant: those of the list, and commands that draw random problems."""
     section = (PROJECT / "mlx_flash" / "problem" / "README.md").read_text(encoding="utf-8").split("## To add")[1]
