@@ -19,7 +19,8 @@ from ..kernels.split_kv import decodes
 from ..mlx_private import in_export_trace, in_shapeless_trace, in_trace
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import Problem, Signature
-from ..transforms.trace import mapped_array, trace
+from ..transforms.trace import changed, mapped_array, trace
+from .beyond import expressible, rules
 from .operands import array_inputs, kernel_inputs, problem_of_arrays
 from .vmap import mapped, output_dtype, stand_in
 
@@ -85,6 +86,10 @@ def _guard(jvp: Callable) -> Callable:
     return _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP, jvp)
 
 
+def _passed_on(primals, tangents):
+    return tuple(mx.zeros_like(one) if tangent is None else tangent for one, tangent in zip(primals, tangents))
+
+
 _array_inputs = cache(array_inputs)
 
 
@@ -104,6 +109,7 @@ class Attention:
         self._plans: dict[object, Plan] = {}
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
+        self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
 
     def __call__(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         if trace.batched is None and trace.export is None and not in_trace():
@@ -114,6 +120,8 @@ class Attention:
             return self._stand_in(kind)(*arrays, mapped)
         if trace.export is not None or in_export_trace():  # MLX cannot export a custom function
             return self._kernel(kind, *arrays)
+        if trace.beyond and self._expressible:
+            return self._function_beyond(kind)(*_guard(_passed_on)(*arrays))
         return self._function(kind)(*self._guard(*arrays))
 
     def _named(self, kind: KernelKind, arrays: Arrays) -> dict[str, mx.array]:
@@ -140,6 +148,20 @@ class Attention:
     def _differentiable(self, kind: KernelKind) -> Callable:
         vjp = self._vjp if kind is FORWARD else _NO_SECOND
         return _custom(partial(self._kernel, kind), vjp, _NO_VMAP, self._jvp)
+
+    def _differentiable_beyond(self, kind: KernelKind) -> Callable:
+        """The same, with the built-in's rules for the derivatives that attention does not have."""
+        vjp, jvp = rules(kind, self.signature)
+
+        def backward(*given):
+            with changed(beyond=True):
+                return self._backward(*given)
+
+        # Behind stop_gradient, MLX asks the rule for mx.jvp, and not the operations inside.
+        return _custom(
+            lambda *arrays: self._kernel(kind, *map(mx.stop_gradient, arrays)),
+            backward if kind is FORWARD else vjp, _NO_VMAP, jvp,
+        )  # fmt: skip
 
     def _mappable(self, kind: KernelKind) -> Callable:
         """What stands for the kernel in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
