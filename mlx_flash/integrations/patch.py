@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..errors import InvalidArgument, UnsupportedProblem, wrong
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
+from . import compiled
 from .serve import NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
@@ -63,8 +64,9 @@ class patch:
     INFO); ``print(report)`` shows them.
 
     A patch holds for all threads. Patches nest, and a call counts in one of them: the innermost of its own thread, or
-    of all where its thread has none. A function compiled by ``mx.compile`` keeps what stood there when it was traced,
-    and is counted when it is traced.
+    of all where its thread has none. A compiled function keeps what stood there when it was traced, and is counted when
+    it is traced; what is compiled while a patch is active is traced anew, and on the CPU for each shape, whether
+    shapeless or not.
 
     One difference from the built-in: a query that sees no key gives zeros.
     """
@@ -82,7 +84,7 @@ class patch:
         with LOCK:
             if not _active:
                 _replace(("mlx.core.fast", "scaled_dot_product_attention"), mx.fast, serve_attention)
-                put(wrappers.REPLACEMENTS, holders=True)
+                put(_others(), holders=True)
             _active = (*_active, self)
             _find_quantized()
             for one in _in_place.values():
@@ -107,7 +109,8 @@ class patch:
                 return
             _active = tuple(one for one in _active if one is not self)
             if not _active:
-                take_back(wrappers.REPLACEMENTS, holders=True)
+                take_back(_others(), holders=True)
+                compiled.forget()
                 take_back(_in_place.values(), holders=True)
                 _in_place.clear()
         LOGGER.info("%s", self)
@@ -133,6 +136,14 @@ class patch:
         with LOCK:
             known = what in counter or len(counter) < MOST_REASONS
             counter[what if known else "other reasons"] += 1
+
+
+_compile = Replacement(mx, "compile", lambda name, built_in: compiled.traced_anew(built_in, lambda: bool(_active)))
+
+
+def _others() -> list[Replacement]:
+    """What a patch needs besides the functions that it serves."""
+    return [*wrappers.REPLACEMENTS, _compile]
 
 
 def unpatch() -> None:

@@ -64,9 +64,12 @@ def test_second_derivatives(reference, name, by, mask):
     compare(name, by, "as it is", mask)
 
 
-@pytest.mark.parametrize("through", THROUGH)
+# MLX has no forward mode through mx.checkpoint.
+WAYS = [(name, way) for name in SECOND for way in THROUGH if way != "checkpoint" or "jvp" not in name.split()[0]]
+
+
+@pytest.mark.parametrize("name, through", WAYS)
 @pytest.mark.parametrize("by", ("mx", "name"))
-@pytest.mark.parametrize("name", SECOND)
 def test_through_other_transformations(reference, name, by, through):
     compare(name, by, through, "causal")
 
@@ -79,8 +82,6 @@ def test_on_kernels(kernels, by):
 
 def compare(name: str, by: str, through: str, mask: str):
     """With and without patch(), and that the built-in answered where patch() can see what is asked."""
-    if through == "checkpoint" and name.startswith("jvp"):
-        pytest.skip("MLX has no forward mode through mx.checkpoint")
 
     def result():
         of = OWN if by == "name" else {one: getattr(mx, one) for one in OWN}
