@@ -215,7 +215,7 @@ def check(text: str, entry: str, prelude: str):
 
 
 # Clang's temporaries lie in no address space: a `const thread T&` does not bind to a value, as it does in Metal.
-_UNBOUND = re.compile("in default address space|to a temporary object because of address space")
+_UNBOUND = re.compile("in default address space|to a temporary object because of address space|__global_host")
 _BIND_VALUES = "-DMSL_VALUES_BIND"
 
 
@@ -296,6 +296,15 @@ def _metal_lines(text: str) -> list[str]:
     return text.rpartition('#line 1 "metal"\n')[2].splitlines()
 
 
+# What clang says of a vector's component, which the shim makes a property or an element of a space of its own.
+_COMPONENT = "a component of a vector, like any value, has no address: neither a reference nor a pointer leads to it"
+_OF_COMPONENTS = re.compile(
+    r"address of property expression requested"
+    r"|binding reference of type .* to value of type '[^' ]+' changes address space"
+    r"|(?:binding reference|cannot initialize|no viable conversion|assigning to) .*__global_host.*"
+    r"|(?:binding reference|cannot initialize|assigning to) .*'volatile (?:__global|__local) .*"
+    r"|non-const lvalue reference to type .* cannot bind to a temporary of type .*"
+)
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
 _ERROR = re.compile(": (fatal )?error: ")
 _OWN_FILE = re.compile(r"\S*/(?:shim|nvptx)/\S+?:\d+:\d+: ")
@@ -306,6 +315,14 @@ def _in_metal_terms(message: str, text: str, path: str) -> str:
     message = re.sub(r"'(?:metal::)?msl_(\w+)_needs_Metal_(\d)_(\d)'", r"'\1', which needs Metal \2.\3", message)
     message = re.sub(r"\bmsl_(atomic_\w+)", r"\1", message)
     message = re.sub(r"use of type 'double' requires .* support", "Metal has no double; use float", message)
+    message = re.sub(r"static assertion failed due to requirement '.*': ", "", message)
+    if "volatile" not in text:
+        message = _OF_COMPONENTS.sub(_COMPONENT, message)
+    message = re.sub(r"in address space '__global_host'", "to nothing", message)
+    message = message.replace(
+        "cannot bind reference in default address space to", "cannot bind a value, such as a vector's component, to"
+    )
+    message = message.replace("cannot bind reference to nothing to", "cannot bind a vector's component to")
     lines = _metal_lines(text)
     shown, of_error = [], False
     for row in message.splitlines():

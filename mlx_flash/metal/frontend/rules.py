@@ -1,7 +1,9 @@
 """What the Metal Shading Language forbids and clang's C++ for OpenCL would accept: told from tokens, with reasons."""
 
+import re
 from collections.abc import Iterable, Iterator
 
+from .initialisers import computed_constants
 from .names import BUILTIN, Types, statement_end, template_end
 from .spaces import SPACES, names_space, needs_space, unspaced
 from .tokens import Token, matching, split_arguments, with_macros
@@ -24,7 +26,19 @@ _FORBIDDEN = {
     "wchar_t": "Metal has no wchar_t",
     "printf": "Metal has no printf",
     "__int128": "Metal has no 128-bit integers",
-}
+    "_Complex": "Metal has no complex numbers",
+    "_Imaginary": "Metal has no complex numbers",
+    "__complex__": "Metal has no complex numbers",
+    **{word: f"Metal has no {word}" for word in (
+        "char8_t", "char16_t", "char32_t", "_Float16", "__fp16", "__bf16", "__float128", "_Bool", "_Atomic")},
+    **{word: f"{word} is a word of OpenCL, not of Metal" for word in (
+        "__global", "__local", "__constant", "__private", "__generic", "__kernel", "__read_only", "__write_only",
+        "image2d_t", "sampler_t", "reserve_id_t", "clk_event_t", "ndrange_t")},
+}  # fmt: skip
+_NO_LONG_LONG = "Metal has no long long: long has 64 bits, and its literals end in l or ul"
+_LONG_LONG = re.compile(r"(0[xXbB][0-9a-fA-F]+|\d+)([uU]?(ll|LL)|(ll|LL)[uU])")
+_LONG_DOUBLE = re.compile(r"(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?[lL]")
+_OF_LONG = ("long", "unsigned", "signed", "int", "const", "volatile")
 _CASTS = ("static_cast", "reinterpret_cast", "const_cast")
 _CONTROL = frozenset(
     {"constexpr", "if", "while", "for", "switch", "return", "sizeof", "alignas", "decltype", "static_assert", "catch"}
@@ -57,6 +71,7 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
         yield from _lambdas(tokens)
     functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
+    yield from computed_constants(tokens, {tokens[name].text for name, *_ in functions})
     for name, opening, closing, _, _ in functions:
         yield from _signature(tokens, name, opening, closing)
 
@@ -67,8 +82,21 @@ def _words(tokens: list[Token]) -> Iterator[Finding]:
             before = tokens[index - 1].text if index else ""
             if before not in (".", "->", "::") and not (before == "=" and token.text == "delete"):
                 yield token, _FORBIDDEN[token.text]
+        if token.text == "long" and _follows_long(tokens, index) or _LONG_LONG.fullmatch(token.text):
+            yield token, _NO_LONG_LONG
+        if _LONG_DOUBLE.fullmatch(token.text):
+            yield token, _FORBIDDEN["double"]
         if token.text == "std" and tokens[index + 1].text == "::":
             yield token, "Metal has no namespace std; its library is in metal::"
+
+
+def _follows_long(tokens: list[Token], index: int) -> bool:
+    """long long, unsigned long int long, ..."""
+    while index and tokens[index - 1].text in _OF_LONG:
+        index -= 1
+        if tokens[index].text == "long":
+            return True
+    return False
 
 
 def _casts(tokens: list[Token]) -> Iterator[Finding]:

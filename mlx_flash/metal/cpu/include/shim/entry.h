@@ -35,5 +35,6 @@ template <uint WHICH> struct msl_attribute_argument {
 };
 
 template <typename T, uint INDEX, uint ALIGN> MSL_INLINE threadgroup T& msl_threadgroup_variable() {
+  static_assert(__is_trivially_constructible(T), "threadgroup memory holds nothing at first: no object with a constructor or initialised members");
   return *(threadgroup T*)(ulong)msl_variable(INDEX, sizeof(T), ALIGN > alignof(T) ? ALIGN : alignof(T));
 }

@@ -111,7 +111,7 @@ struct simd_vote {
   typedef ulong vote_t;
   vote_t bits;
   MSL_INLINE explicit simd_vote(vote_t v) : bits(v) {}
-  MSL_INLINE operator vote_t() const { return bits; }
+  MSL_INLINE explicit operator vote_t() const { return bits; }
   MSL_INLINE bool all() const { return bits == msl_active(); }
   MSL_INLINE bool any() const { return bits != 0; }
 };

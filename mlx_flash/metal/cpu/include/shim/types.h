@@ -111,6 +111,9 @@ template <typename T> struct remove_space<__local T> { typedef T type; };
 template <typename T> struct remove_space<__private T> { typedef T type; };
 template <typename T> struct remove_space<__constant T> { typedef T type; };
 template <typename T> struct remove_space<__generic T> { typedef T type; };
+#ifndef __NVPTX__
+template <typename T> struct remove_space<__attribute__((opencl_global_host)) T> { typedef T type; };  // vector.h
+#endif
 template <typename T> using plain_t = __remove_cv(typename remove_space<__remove_cv(__remove_reference_t(T))>::type);
 
 template <typename T> struct remove_addrspace { typedef typename remove_space<T>::type type; };

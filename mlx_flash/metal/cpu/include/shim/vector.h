@@ -23,9 +23,9 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
   else if constexpr (N == 3) return vec<R, 3>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__));      \
   else return vec<R, 4>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__), ELEMENT(w, __VA_ARGS__));
 // The initialisers of a vector's members.
-#define MSL_MEMBERS2(VALUE) x(VALUE(x)), y(VALUE(y))
-#define MSL_MEMBERS3(VALUE) MSL_MEMBERS2(VALUE), z(VALUE(z))
-#define MSL_MEMBERS4(VALUE) MSL_MEMBERS3(VALUE), w(VALUE(w))
+#define MSL_MEMBERS2(VALUE) msl_x(VALUE(x)), msl_y(VALUE(y))
+#define MSL_MEMBERS3(VALUE) MSL_MEMBERS2(VALUE), msl_z(VALUE(z))
+#define MSL_MEMBERS4(VALUE) MSL_MEMBERS3(VALUE), msl_w(VALUE(w))
 #define MSL_SAME(m) msl_static_cast<T>(a)
 #define MSL_MEMBER(m) msl_static_cast<T>(a.m)
 #define MSL_PLAIN_MEMBER(m) a.m
@@ -33,22 +33,36 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
 
 struct msl_list {};
 
-// v.r is v.x.
-#define MSL_COLOUR(LETTER, MEMBER)                                                             \
-  MSL_INLINE T msl_get_##LETTER() const { return MEMBER; }                                     \
-  MSL_INLINE T msl_get_##LETTER() const __constant { return MEMBER; }                          \
-  MSL_INLINE void msl_put_##LETTER(T value) { MEMBER = value; }                                \
+// A component is a property: it is read and written, but has no address, so that no reference binds to it and no pointer
+// leads there. v.r is v.x.
+#define MSL_COMPONENT(LETTER, MEMBER)                                                          \
+  MSL_INLINE constexpr T msl_get_##LETTER() const { return MEMBER; }                           \
+  MSL_INLINE constexpr T msl_get_##LETTER() const __constant { return MEMBER; }                \
+  MSL_INLINE constexpr void msl_put_##LETTER(T value) { MEMBER = value; }                      \
   __declspec(property(get = msl_get_##LETTER, put = msl_put_##LETTER)) T LETTER;
+#define MSL_COMPONENTS2 MSL_COMPONENT(x, msl_x) MSL_COMPONENT(r, msl_x) MSL_COMPONENT(y, msl_y) MSL_COMPONENT(g, msl_y)
+#define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(z, msl_z) MSL_COMPONENT(b, msl_z)
+#define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(w, msl_w) MSL_COMPONENT(a, msl_w)
+
+// v[i] has none either: what it returns lies in a space, or is volatile, to which no reference of a kernel binds. The compiler
+// for GPUs knows the spaces by their numbers; a text is judged on the CPU.
+#ifdef __NVPTX__
+#define msl_element __private
+#define msl_held
+#else
+#define msl_element __attribute__((opencl_global_host))
+#define msl_held volatile
+#endif
 
 // Templates where clang would see no difference for a value that lies in no space yet: (a + b)[0] is of the thread.
 #define MSL_INDEXING(N)                                                                                           \
-  MSL_INLINE __private T& operator[](int i) __private { return (&x)[i]; }                                         \
-  template <typename = void> MSL_INLINE __local T& operator[](int i) __local { return (&x)[i]; }                    \
-  template <typename = void> MSL_INLINE __global T& operator[](int i) __global { return (&x)[i]; }                  \
-  MSL_INLINE T operator[](int i) const { return (&x)[i]; }                                                        \
-  template <typename = void> MSL_INLINE const __local T& operator[](int i) const __local { return (&x)[i]; }        \
-  template <typename = void> MSL_INLINE const __global T& operator[](int i) const __global { return (&x)[i]; }      \
-  template <typename = void> MSL_INLINE const __constant T& operator[](int i) const __constant { return (&x)[i]; }  \
+  MSL_INLINE msl_element T& operator[](int i) __private { return *(msl_element T*)(__generic T*)(&msl_x + i); }     \
+  template <typename = void> MSL_INLINE __local msl_held T& operator[](int i) __local { return (&msl_x)[i]; }         \
+  template <typename = void> MSL_INLINE __global msl_held T& operator[](int i) __global { return (&msl_x)[i]; }       \
+  MSL_INLINE T operator[](int i) const { return (&msl_x)[i]; }                                                        \
+  template <typename = void> MSL_INLINE T operator[](int i) const __local { return (&msl_x)[i]; }                     \
+  template <typename = void> MSL_INLINE T operator[](int i) const __global { return (&msl_x)[i]; }                    \
+  template <typename = void> MSL_INLINE T operator[](int i) const __constant { return (&msl_x)[i]; }                  \
   template <int... I> MSL_INLINE auto get() const {                                            \
     if constexpr (sizeof...(I) == 1) return lane<I...>();                                      \
     else return vec<T, sizeof...(I)>(lane<I>()...);                                            \
@@ -57,7 +71,7 @@ struct msl_list {};
     if constexpr (sizeof...(I) == 1) return lane<I...>();                                      \
     else return vec<T, sizeof...(I)>(lane<I>()...);                                            \
   }                                                                                            \
-  template <int... I> MSL_INLINE msl_lanes<T, I...> put() { return {&x}; }
+  template <int... I> MSL_INLINE msl_lanes<T, I...> put() { return {&msl_x}; }
 
 #define MSL_COMPOUND(OP)                                                                       \
   template <typename U> MSL_INLINE vec& operator OP##=(U b) { return *this = *this OP b; }
@@ -122,59 +136,59 @@ template <typename T, int... I> struct msl_lanes {
 };
 
 template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
-  T x, y;
-  MSL_COLOUR(r, x) MSL_COLOUR(g, y)
+  T msl_x, msl_y;
+  MSL_COMPONENTS2
   MSL_MEMBERS(2)
   template <typename A, typename B, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>>
-  MSL_INLINE constexpr vec(A a, B b) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)) {}
-  MSL_INLINE constexpr vec(T a, T b) : x(a), y(b) {}
-  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return x; else return y; }
-  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return x; else return y; }
-  MSL_INLINE constexpr T at(int i) const { return i ? y : x; }
-  MSL_INLINE constexpr T at(int i) const __constant { return i ? y : x; }
-  MSL_INLINE constexpr void set(int i, T v) { (i ? y : x) = v; }
+  MSL_INLINE constexpr vec(A a, B b) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)) {}
+  MSL_INLINE constexpr vec(T a, T b) : msl_x(a), msl_y(b) {}
+  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return msl_x; else return msl_y; }
+  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return msl_x; else return msl_y; }
+  MSL_INLINE constexpr T at(int i) const { return i ? msl_y : msl_x; }
+  MSL_INLINE constexpr T at(int i) const __constant { return i ? msl_y : msl_x; }
+  MSL_INLINE constexpr void set(int i, T v) { (i ? msl_y : msl_x) = v; }
 };
 
 template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
-  T x, y, z;
-  MSL_COLOUR(r, x) MSL_COLOUR(g, y) MSL_COLOUR(b, z)
+  T msl_x, msl_y, msl_z;
+  MSL_COMPONENTS3
   MSL_MEMBERS(3)
   template <typename A, typename B, typename C, typename = metal::scalar_only<A>>
-  MSL_INLINE constexpr vec(A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)) {}
-  MSL_INLINE constexpr vec(T a, T b, T c) : x(a), y(b), z(c) {}
-  MSL_INLINE constexpr vec(vec<T, 2> a, T b) : x(a.x), y(a.y), z(b) {}
-  MSL_INLINE constexpr vec(T a, vec<T, 2> b) : x(a), y(b.x), z(b.y) {}
-  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else return z; }
-  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else return z; }
-  MSL_INLINE constexpr T at(int i) const { return i == 0 ? x : i == 1 ? y : z; }
-  MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? x : i == 1 ? y : z; }
-  MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? x : i == 1 ? y : z) = v; }
+  MSL_INLINE constexpr vec(A a, B b, C c) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)) {}
+  MSL_INLINE constexpr vec(T a, T b, T c) : msl_x(a), msl_y(b), msl_z(c) {}
+  MSL_INLINE constexpr vec(vec<T, 2> a, T b) : msl_x(a.x), msl_y(a.y), msl_z(b) {}
+  MSL_INLINE constexpr vec(T a, vec<T, 2> b) : msl_x(a), msl_y(b.x), msl_z(b.y) {}
+  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return msl_x; else if constexpr (I == 1) return msl_y; else return msl_z; }
+  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return msl_x; else if constexpr (I == 1) return msl_y; else return msl_z; }
+  MSL_INLINE constexpr T at(int i) const { return i == 0 ? msl_x : i == 1 ? msl_y : msl_z; }
+  MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? msl_x : i == 1 ? msl_y : msl_z; }
+  MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? msl_x : i == 1 ? msl_y : msl_z) = v; }
 };
 
 template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
-  T x, y, z, w;
-  MSL_COLOUR(r, x) MSL_COLOUR(g, y) MSL_COLOUR(b, z) MSL_COLOUR(a, w)
+  T msl_x, msl_y, msl_z, msl_w;
+  MSL_COMPONENTS4
   MSL_MEMBERS(4)
   template <typename A, typename B, typename C, typename D, typename = metal::scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c, D d)
-      : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(msl_static_cast<T>(d)) {}
-  MSL_INLINE constexpr vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
+      : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)), msl_w(msl_static_cast<T>(d)) {}
+  MSL_INLINE constexpr vec(T a, T b, T c, T d) : msl_x(a), msl_y(b), msl_z(c), msl_w(d) {}
   // uint4 v = {a, b, c}; leaves zero in what the list does not name (see casts.py).
   template <typename A, typename B, typename C, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>, typename = metal::scalar_only<C>>
-  MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : x(msl_static_cast<T>(a)), y(msl_static_cast<T>(b)), z(msl_static_cast<T>(c)), w(T(0)) {}
+  MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)), msl_w(T(0)) {}
   template <typename A, typename B, typename C, typename = metal::enable_if_t<!(metal::is_arithmetic_v<A> && metal::is_arithmetic_v<B> && metal::is_arithmetic_v<C>)>, int = 0>
   MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : vec(a, b, c) {}
-  MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : x(a.x), y(a.y), z(b.x), w(b.y) {}
-  MSL_INLINE constexpr vec(vec<T, 3> a, T b) : x(a.x), y(a.y), z(a.z), w(b) {}
-  MSL_INLINE constexpr vec(T a, vec<T, 3> b) : x(a), y(b.x), z(b.y), w(b.z) {}
-  MSL_INLINE constexpr vec(vec<T, 2> a, T b, T c) : x(a.x), y(a.y), z(b), w(c) {}
-  MSL_INLINE constexpr vec(T a, vec<T, 2> b, T c) : x(a), y(b.x), z(b.y), w(c) {}
-  MSL_INLINE constexpr vec(T a, T b, vec<T, 2> c) : x(a), y(b), z(c.x), w(c.y) {}
-  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else if constexpr (I == 2) return z; else return w; }
-  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return x; else if constexpr (I == 1) return y; else if constexpr (I == 2) return z; else return w; }
-  MSL_INLINE constexpr T at(int i) const { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
-  MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? x : i == 1 ? y : i == 2 ? z : w; }
-  MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? x : i == 1 ? y : i == 2 ? z : w) = v; }
+  MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : msl_x(a.x), msl_y(a.y), msl_z(b.x), msl_w(b.y) {}
+  MSL_INLINE constexpr vec(vec<T, 3> a, T b) : msl_x(a.x), msl_y(a.y), msl_z(a.z), msl_w(b) {}
+  MSL_INLINE constexpr vec(T a, vec<T, 3> b) : msl_x(a), msl_y(b.x), msl_z(b.y), msl_w(b.z) {}
+  MSL_INLINE constexpr vec(vec<T, 2> a, T b, T c) : msl_x(a.x), msl_y(a.y), msl_z(b), msl_w(c) {}
+  MSL_INLINE constexpr vec(T a, vec<T, 2> b, T c) : msl_x(a), msl_y(b.x), msl_z(b.y), msl_w(c) {}
+  MSL_INLINE constexpr vec(T a, T b, vec<T, 2> c) : msl_x(a), msl_y(b), msl_z(c.x), msl_w(c.y) {}
+  template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return msl_x; else if constexpr (I == 1) return msl_y; else if constexpr (I == 2) return msl_z; else return msl_w; }
+  template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return msl_x; else if constexpr (I == 1) return msl_y; else if constexpr (I == 2) return msl_z; else return msl_w; }
+  MSL_INLINE constexpr T at(int i) const { return i == 0 ? msl_x : i == 1 ? msl_y : i == 2 ? msl_z : msl_w; }
+  MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? msl_x : i == 1 ? msl_y : i == 2 ? msl_z : msl_w; }
+  MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? msl_x : i == 1 ? msl_y : i == 2 ? msl_z : msl_w) = v; }
 };
 
 #define MSL_ELEMENT_OF_TWO(m, R, OP) (R)(a.m OP b.m)
@@ -215,8 +229,8 @@ MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO
   MSL_INLINE packed_vec(vec<T, N> a) : MSL_MEMBERS##N(MSL_PLAIN_MEMBER) {}                           \
   template <typename U, typename = metal::scalar_only<U>>                                            \
   MSL_INLINE packed_vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                           \
-  template <int I> MSL_INLINE T lane() const { return (&x)[I]; }                                     \
-  template <int I> MSL_INLINE T lane() const __constant { return (&x)[I]; }                          \
+  template <int I> MSL_INLINE T lane() const { return (&msl_x)[I]; }                                     \
+  template <int I> MSL_INLINE T lane() const __constant { return (&msl_x)[I]; }                          \
   template <typename U> MSL_INLINE packed_vec& operator+=(U b) { return *this = *this + b; }         \
   template <typename U> MSL_INLINE packed_vec& operator-=(U b) { return *this = *this - b; }         \
   template <typename U> MSL_INLINE packed_vec& operator*=(U b) { return *this = *this * b; }         \
@@ -236,19 +250,22 @@ MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO
 MSL_PACKED_BINARY(+) MSL_PACKED_BINARY(-) MSL_PACKED_BINARY(*) MSL_PACKED_BINARY(/)
 
 template <typename T> struct packed_vec<T, 2> {
-  T x, y;
+  T msl_x, msl_y;
+  MSL_COMPONENTS2
   MSL_PACKED_MEMBERS(2)
-  MSL_INLINE constexpr packed_vec(T a, T b) : x(a), y(b) {}
+  MSL_INLINE constexpr packed_vec(T a, T b) : msl_x(a), msl_y(b) {}
 };
 template <typename T> struct packed_vec<T, 3> {
-  T x, y, z;
+  T msl_x, msl_y, msl_z;
+  MSL_COMPONENTS3
   MSL_PACKED_MEMBERS(3)
-  MSL_INLINE constexpr packed_vec(T a, T b, T c) : x(a), y(b), z(c) {}
+  MSL_INLINE constexpr packed_vec(T a, T b, T c) : msl_x(a), msl_y(b), msl_z(c) {}
 };
 template <typename T> struct packed_vec<T, 4> {
-  T x, y, z, w;
+  T msl_x, msl_y, msl_z, msl_w;
+  MSL_COMPONENTS4
   MSL_PACKED_MEMBERS(4)
-  MSL_INLINE constexpr packed_vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
+  MSL_INLINE constexpr packed_vec(T a, T b, T c, T d) : msl_x(a), msl_y(b), msl_z(c), msl_w(d) {}
 };
 
 #define MSL_VECTOR_NAMES(T)                                                                     \

@@ -1,0 +1,57 @@
+"""The values of a text's constants are known when it is compiled: no function of the library is called for one."""
+
+from collections.abc import Iterator
+
+from .names import statement_end, template_end
+from .tokens import Token, matching
+
+_NO_VARIABLE = frozenset({"using", "typedef", "struct", "class", "union", "enum", "extern", "friend"})
+# Those that clang could compute here; what a constant may call are constructors, as_type, limits, min and max.
+_COMPUTED = frozenset(
+    "exp exp2 exp10 log log2 log10 sqrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh "
+    "sinpi cospi tanpi floor ceil trunc rint round fabs fract saturate sign pow powr fmod fmin fmax fdim copysign divide "
+    "step nextafter fma mix smoothstep fmin3 fmax3 fmedian3 ldexp ilogb sincos frexp modf dot cross length length_squared "
+    "distance distance_squared normalize reflect refract faceforward transpose determinant select".split()
+)
+
+
+def computed_constants(tokens: list[Token], defined: set[str]) -> Iterator[tuple[Token, str]]:
+    """(token, reason) of library functions called for a constant outside functions. defined: functions of the text."""
+    for start, end in _values(tokens):
+        for name, after in zip(tokens[start:end], tokens[start + 1 : end]):
+            if name.text in _COMPUTED and after.text == "(" and name.text not in defined:
+                yield (
+                    name,
+                    f"the value of a constant is known when it is compiled; '{name.text}' is computed when it runs",
+                )
+
+
+def _values(tokens: list[Token]) -> Iterator[tuple[int, int]]:
+    """Where the values of constants stand that lie in no function and no class."""
+    index = 0
+    while index < len(tokens):
+        text = tokens[index].text
+        if text == "{" and not _opens_namespace(tokens, index):
+            index = matching(tokens, index)
+        elif tokens[index].kind == "word" and (index == 0 or _ends(tokens[index - 1])):
+            start = template_end(tokens, index + 1) + 1 if text == "template" else index
+            end = start
+            while end < len(tokens) and tokens[end].text not in ("=", "(", "{", ";", "<", "["):
+                end += 1
+            words = {token.text for token in tokens[start:end]}
+            if "constant" in words and not words & _NO_VARIABLE:
+                index = statement_end(tokens, end)
+                yield end, index
+        index += 1
+
+
+def _opens_namespace(tokens: list[Token], index: int) -> bool:
+    while index and (tokens[index - 1].kind == "word" or tokens[index - 1].text == "::"):
+        index -= 1
+        if tokens[index].text == "namespace":
+            return True
+    return False
+
+
+def _ends(token: Token) -> bool:
+    return token.text in (";", "{", "}") or token.kind == "directive"
