@@ -8,10 +8,11 @@ from .tokens import Token, matching
 _NO_VARIABLE = frozenset({"using", "typedef", "struct", "class", "union", "enum", "extern", "friend"})
 # Those that clang could compute here; what a constant may call are constructors, as_type, limits, min and max.
 _COMPUTED = frozenset(
-    "exp exp2 exp10 log log2 log10 sqrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh "
-    "sinpi cospi tanpi floor ceil trunc rint round fabs fract saturate sign pow powr fmod fmin fmax fdim copysign divide "
-    "step nextafter fma mix smoothstep fmin3 fmax3 fmedian3 ldexp ilogb sincos frexp modf dot cross length length_squared "
-    "distance distance_squared normalize reflect refract faceforward transpose determinant select".split()
+    "exp exp2 exp10 log log2 log10 sqrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh "
+    "acosh atanh sinpi cospi tanpi floor ceil trunc rint round fabs fract saturate sign pow powr fmod "
+    "fmin fmax fdim copysign divide step nextafter fma mix smoothstep fmin3 fmax3 fmedian3 ldexp ilogb "
+    "sincos frexp modf dot cross length length_squared distance distance_squared normalize reflect "
+    "refract faceforward transpose determinant select".split()
 )
 
 
