@@ -136,7 +136,7 @@ if (i == 0) atomic_store_explicit(&best, 0u, memory_order_relaxed);
 threadgroup_barrier(mem_flags::mem_threadgroup);
 atomic_fetch_max_explicit(&best, uint(i), memory_order_relaxed);
 float sum = simd_sum(v) + simd_prefix_inclusive_sum(v) + quad_max(v) + simd_shuffle_down(v, 2);
-sum += float(simd_ballot(v > 0));
+sum += float((ulong)simd_ballot(v > 0));
 sum += exp(v) + log(v) + sin(v) + tanh(v) + pow(v, 2.5f) + precise::tan(v) + atan2(v, 2.0f) + rint(v) + fmod(v, 0.7f);
 bfloat b = bfloat(v); half h = half(v); half4 four = half4(h); sum += float(b * b) + float(dot(four, four));
 simdgroup_matrix<half, 8, 8> a(h), c; simdgroup_matrix<float, 8, 8> d = make_filled_simdgroup_matrix<float, 8, 8>(0);
