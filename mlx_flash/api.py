@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .autodiff.call import prepared
+from .autodiff.learned import numbers_of
 from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
@@ -34,19 +35,22 @@ def attention(
         q: [B, Hq, Lq, D], float32, float16 or bfloat16. Any D of at least 1; multiples of 8 avoid a padded copy.
         k: [B, Hk, Lk, D], q's dtype. Hq must be a multiple of Hk: query head h uses key head h // (Hq // Hk).
         v: [B, Hk, Lk, Dv], q's dtype.
-        scale: multiplies q k^T; finite. None means 1/sqrt(D).
+        scale: multiplies q k^T; finite. None means 1/sqrt(D). An mx.array of one number is a learned scale: q is
+            multiplied by it, and its gradient is MLX's.
         mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
             strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape;
             -inf there masks, and so does what is below -2.3e38, such as the least finite float32.
         causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
             position i + Lk - Lq among the keys and sees those up to it.
-        window: (left, right): a query sees that many keys before and after its own position; None: no bound.
-        softcap: scores become softcap * tanh(scores / softcap), before masks are added.
+        window: (left, right): a query sees that many keys before and after its own position; None or -1: no bound.
+        softcap: scores become softcap * tanh(scores / softcap), before masks are added; None or 0: no cap. It has no
+            gradient: asking for one raises UnsupportedProblem.
         alibi_slopes: [Hq]: adds -slope * |i + Lk - Lq - j|; no gradient flows to it.
         sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
         segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
+            Ids of more than 32 bits are read to see that they fit.
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
-        key: mx.random key of the dropout, which decides its pattern.
+        key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
         return_lse: also return the natural logarithm of each row's sum of exponentials, differentiable.
         stream: stream or device of the launches.
 
@@ -70,6 +74,8 @@ def attention(
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "dropout": dropout, "key": key,
     }  # fmt: skip
+    if mx.array in (type(scale), type(softcap), type(dropout)):
+        q, arguments = numbers_of(q, arguments, stream)
     call = prepared(q, k, v, current_backend(), stream, return_lse, arguments)
     return call(q, k, v, arguments)
 
@@ -120,6 +126,8 @@ def quantized_attention(
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments,
     }  # fmt: skip
+    if mx.array in (type(scale), type(softcap)):
+        q, arguments = numbers_of(q, arguments, stream)
     backend = current_backend()
     if not backend.dequantizes:
         backend = backend_of("reference")

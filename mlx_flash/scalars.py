@@ -69,5 +69,7 @@ def shown(value) -> str:
     """What an error says of a value: repr would print whole arrays, and fails for one without a value."""
     if isinstance(value, mx.array):
         return f"an array of shape {value.shape}, {value.dtype}"
+    if isinstance(value, (tuple, list)) and any(isinstance(one, mx.array) for one in value):
+        return f"{type(value).__name__} of {', '.join(map(shown, value))}"
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."

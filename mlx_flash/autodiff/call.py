@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 import mlx.core as mx
+import numpy as np
 
 from ..backends import Backend
+from ..errors import wrong
 from ..kernels.plan import plan
 from ..masks import BlockMask
 from ..mlx_private import may_compile
@@ -19,6 +21,7 @@ from ..problem.kinds import FORWARD
 from ..problem.problem import Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
+from ..scalars import shown
 from .operands import operands
 from .vjp import attend, refuse_shapeless
 
@@ -27,6 +30,7 @@ SIZED = ("mask", "segments")  # arguments whose axes follow the lengths: checked
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
 REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths; different lengths
+STREAMS = (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
 _cache: dict[tuple, Call] = {}
 
 
@@ -124,6 +128,8 @@ def _check_part_lengths(k, v, quantization: Quantization) -> None:
 
 
 def _make(q, k, v, backend: Backend, stream, return_lse: bool, packing, arguments: dict) -> Call:
+    if stream is not None and not isinstance(stream, STREAMS):
+        raise wrong("stream", "an mlx.core.Stream or Device, or None", shown(stream), "Pass mx.cpu or mx.gpu.")
     if packing is None:
         return Call(signature_of(q, k, v, **arguments), backend, stream, return_lse)
     quantization = quantization_of(*packing)
@@ -180,6 +186,8 @@ def _static(value, name: str = "operand"):
         raise TypeError
     if kind in VALUES:
         return kind, value
+    if isinstance(value, np.generic):
+        return kind, value.item()
     if kind is tuple or kind is list:
         return kind, *(_static(one, name) for one in value)
     if kind is BlockMask:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..errors import wrong
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
+from ..scalars import shown, traced
 from ..transforms.trace import mapped_array
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
+WIDE = (mx.uint32, mx.int64, mx.uint64)
 DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
 
 
@@ -34,7 +37,7 @@ def operands(
         lengths = (problem.query_length, problem.key_length)
         for name, ids, length in zip(("q_segments", "k_segments"), segments, lengths):
             # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
-            arrays[name] = mx.broadcast_to(contiguous(ids.astype(mx.int32)), (problem.batch, length))
+            arrays[name] = mx.broadcast_to(contiguous(_int32(name, ids)), (problem.batch, length))
     if variants.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():
@@ -45,6 +48,19 @@ def operands(
         threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)
         arrays["dropout_key"] = mx.concatenate([key, threshold])
     return arrays
+
+
+def _int32(name: str, ids) -> mx.array:
+    """Segment ids as kernels read them. Wider integers are looked at: cut off, two ids could become one."""
+    ids = ids if isinstance(ids, mx.array) else mx.array(ids)
+    if ids.dtype in WIDE and ids.size:
+        remedy = "Cast the ids to mx.int32, or renumber them."
+        if traced(ids):
+            raise wrong(f"segments {name[0]}_ids", "int32 where values are not known yet", shown(ids), remedy)
+        least, most = ids.min().item(), ids.max().item()
+        if least < -(2**31) or most >= 2**31:
+            raise wrong(f"segments {name[0]}_ids", "ids that fit 32 signed bits", f"{least} to {most}", remedy)
+    return ids.astype(mx.int32)
 
 
 def array_inputs(kind: KernelKind) -> tuple[str, ...]:

@@ -115,14 +115,15 @@ def kernel_backend() -> str:
     return default()[0] if default()[0] != "reference" else "simulator"
 
 
-_chosen: ContextVar[Backend | None] = ContextVar("mlx_flash_backend", default=None)
+# The choices in force in this context, the latest last: (the use_backend it belongs to, its backend, is it a block's?).
+_choices: ContextVar[tuple[tuple[use_backend, Backend, bool], ...]] = ContextVar("mlx_flash_backend", default=())
 
 
 def current_backend() -> Backend:
     """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else the machine's default."""
-    chosen = _chosen.get()
-    if chosen is not None:
-        return chosen
+    choices = _choices.get()
+    if choices:
+        return choices[-1][1]
     name = os.environ.get("MLX_FLASH_BACKEND") or default()[0]
     return backend(name, os.environ.get("MLX_FLASH_FAMILY") or None)
 
@@ -140,21 +141,28 @@ class use_backend:
     Raises:
         ValueError: unknown name or family. UnsupportedProblem: the backend cannot run on this machine.
 
-    The choice holds for the current thread; other threads follow MLX_FLASH_BACKEND and MLX_FLASH_FAMILY.
+    The choice holds for the current thread or asyncio task; others follow MLX_FLASH_BACKEND and MLX_FLASH_FAMILY. One
+    object can be entered again, nested, and in several threads or tasks; leaving a block takes back that block only.
     """
 
     def __init__(self, name: str, family: str | None = None):
-        self._backend, self._before, self._begun = backend(name, family), [_chosen.get()], True
-        _chosen.set(self._backend)
+        self._backend = backend(name, family)
+        choices = _choices.get()
+        # This choice may become a block's, after which the one before holds again; no block ends those before that.
+        if [block for *_, block in choices[-2:]] == [False, False]:
+            choices = (*choices[:-2], choices[-1])
+        _choices.set((*choices, (self, self._backend, False)))
 
     def __enter__(self) -> Backend:
-        # The first block began when the object was made; every later one remembers what it found.
-        if not self._begun:
-            self._before.append(_chosen.get())
-            _chosen.set(self._backend)
-        self._begun = False
+        choices = _choices.get()
+        # Where the object was just made, its own choice becomes the block's, and ends with it.
+        made_here = choices[-1:] == ((self, self._backend, False),)
+        _choices.set((*(choices[:-1] if made_here else choices), (self, self._backend, True)))
         return self._backend
 
     def __exit__(self, *_) -> None:
-        # Not by a ContextVar's token: a block may be left in another context than it was entered in.
-        _chosen.set(self._before.pop())
+        choices = list(_choices.get())
+        own = [number for number, (owner, _, block) in enumerate(choices) if owner is self and block]
+        if own:  # not in a context that never saw the block begin
+            del choices[own[-1]]
+            _choices.set(tuple(choices))

@@ -1,8 +1,9 @@
 """Decoding: few queries, whose heads share one tile, and keys in parts that are worked on at once (split-KV).
 
-The rule of the parts, which nothing but the call's shape and the GPU decides, so that results repeat bit for bit:
-as many as give each core the threadgroups its family wants, but none of fewer than LEAST keys, and at most MOST; one,
-if the family's threadgroups serve so few keys alone. Keys that causality and the window hide from every query are in
+The rule of the parts: as many as give each core the threadgroups its family wants if the batch has one entry, but none
+of fewer than LEAST keys, and at most MOST; one, if the family's threadgroups serve so few keys alone. The batch has no
+say, although a large one fills the GPU with fewer parts: parts decide how sums round, and a sequence must get the same
+bits whatever it is batched with (joining parts of LEAST keys adds about a hundredth to the bytes of a step). Keys that causality and the window hide from every query are in
 no part. Not yet timed on a Mac; the families of NVIDIA were tuned on an H200.
 """
 
@@ -51,7 +52,7 @@ def serves_alone(problem: Problem, family: Family) -> bool:
 def part_length(problem: Problem, config: TileConfig, family: Family) -> int:
     """Keys of one part, a multiple of the block the kernel walks by."""
     blocks = -(-gqa_rows(problem) // config.parallel)
-    wanted = -(-family.cores * family.threadgroups // (problem.batch * problem.key_heads * blocks))
+    wanted = -(-family.cores * family.threadgroups // (problem.key_heads * blocks))
     seen = keys_seen(problem)
     parts = 1 if serves_alone(problem, family) else max(1, min(wanted, seen // LEAST, MOST))
     return max(1, -(-seen // (parts * config.traversal))) * config.traversal

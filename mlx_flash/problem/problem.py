@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..errors import wrong
+from ..scalars import real, shown
 from .variants import Variants, check_lengths, variants_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
@@ -171,10 +172,7 @@ def _check_heads(q, k, v):
 def _checked_scale(scale, head_dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(head_dim)
-    try:
-        number = float(scale)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise wrong("scale", "a finite number or None for 1/sqrt(head dimension)", repr(scale), "Pass a float.")
+    number = real(scale)
+    if number is None or not math.isfinite(number):
+        raise wrong("scale", "a finite number or None for 1/sqrt(head dimension)", shown(scale), "Pass a float.")
     return number

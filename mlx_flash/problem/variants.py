@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import wrong
 from ..masks import BlockMask
+from ..scalars import listed, real, shown, truth, whole
 from .kinds import BACKWARD_KINDS, DECODE, KernelKind
 from .quantization import UNQUANTIZED, Quantization
 
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
 FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
-INTEGERS = (mx.int8, mx.int16, mx.int32, mx.uint8, mx.uint16)
 UNBOUNDED = 2**30  # a side of a window without a bound: more than any length, and no sum with one leaves 32 bits
 
 
@@ -113,15 +114,15 @@ def variants_of(
     """The variants of a call from its arguments, checked as far as lengths do not matter. Raises ValueError."""
     if isinstance(mask, str) and mask != "causal":
         raise wrong("mask", 'None, "causal", an array or a BlockMask', repr(mask), "Check the spelling.")
-    if not isinstance(causal, bool):
-        raise wrong("causal", "True or False", repr(causal), "Pass a bool.")
+    if truth(causal) is None:
+        raise wrong("causal", "True or False", shown(causal), "Pass a bool.")
     for name, array in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if array is not None:
             _check_per_head(name, array, heads, dtype)
     if segments is not None:
         _check_segments(segments)
     return Variants(
-        causal=causal or isinstance(mask, str),
+        causal=truth(causal) or isinstance(mask, str),
         window=_window(window),
         mask=None if mask is None or isinstance(mask, (str, BlockMask)) else _mask_type(mask, dtype),
         alibi=alibi_slopes is not None,
@@ -186,43 +187,44 @@ def _check_per_head(name, array, heads, dtype):
 def _window(window) -> tuple[int, int] | None:
     if window is None:
         return None
-    if not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise wrong("window", "(left, right), each a number of keys or None", repr(window), "Pass a pair.")
-    for side in window:
-        if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 0):
-            raise wrong("window", "sides of at least 0, or None for no bound", repr(window), "Pass whole numbers.")
-    left, right = (UNBOUNDED if side is None else min(side, UNBOUNDED) for side in window)
+    pair = listed(window) if isinstance(window, (tuple, list, np.ndarray, mx.array)) else None
+    if pair is None or len(pair) != 2:
+        raise wrong("window", "(left, right), each a number of keys or None", shown(window), "Pass a pair.")
+    sides = [-1 if side is None else whole(side) for side in pair]  # -1 is no bound elsewhere, as None is here
+    if any(side is None or side < -1 for side in sides):
+        raise wrong("window", "sides of at least 0, or None or -1 for no bound", shown(window), "Pass whole numbers.")
+    if sides == [-1, -1]:
+        return None
+    left, right = (UNBOUNDED if side == -1 else min(side, UNBOUNDED) for side in sides)
     return left, right
 
 
 def _softcap(softcap) -> float | None:
-    if softcap is None:
-        return None
-    try:
-        number = float(softcap)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise wrong("softcap", "a finite number above 0, or None", repr(softcap), "Pass a float such as 50.0.")
-    return number
+    """0 switches it off, as in other libraries."""
+    number = 0.0 if softcap is None else real(softcap)
+    if number is None or not (math.isfinite(number) and number >= 0):
+        expected = "a finite number above 0, or None or 0 for no cap"
+        raise wrong("softcap", expected, shown(softcap), "Pass a float such as 50.0.")
+    return number or None
 
 
 def _check_segments(segments):
     if not isinstance(segments, (tuple, list)) or len(segments) != 2:
         raise wrong("segments", "(q_ids, k_ids)", type(segments).__name__, "Pass a pair of integer arrays.")
     for name, ids in zip(("q_ids", "k_ids"), segments):
-        if not isinstance(ids, mx.array) or ids.dtype not in INTEGERS:
-            got = ids.dtype if isinstance(ids, mx.array) else type(ids).__name__
-            raise wrong(f"segments {name}", "an integer array of at most 32 signed bits", got, "Cast it to mx.int32.")
+        integers = isinstance(ids, mx.array) and mx.issubdtype(ids.dtype, mx.integer)
+        if not integers and not (isinstance(ids, np.ndarray) and np.issubdtype(ids.dtype, np.integer)):
+            got = ids.dtype if isinstance(ids, (mx.array, np.ndarray)) else type(ids).__name__
+            raise wrong(f"segments {name}", "an integer array", got, "Cast it to mx.int32.")
 
 
 def _dropout(dropout, key) -> float:
-    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout < 1:
-        raise wrong("dropout", "a probability of at least 0 and below 1", repr(dropout), "Pass 0.0 to switch it off.")
-    if dropout > 0 and key is None:
+    """With a probability of 0 a key is allowed, and not used: one line serves training and evaluation."""
+    probability = real(dropout)
+    if probability is None or not 0 <= probability < 1:
+        raise wrong("dropout", "a probability of at least 0 and below 1", shown(dropout), "Pass 0.0 to switch it off.")
+    if probability > 0 and key is None:
         raise wrong("key", "an mx.random key when dropout > 0", "None", "Pass key=mx.random.key(seed).")
     if key is not None and (not isinstance(key, mx.array) or key.dtype != mx.uint32 or key.shape != (2,)):
-        raise wrong("key", "an mx.random key (uint32 of shape (2,))", repr(key), "Pass mx.random.key(seed).")
-    if key is not None and dropout == 0:
-        raise wrong("key", "None when dropout is 0", "a key", "Pass dropout > 0 or leave the key out.")
-    return float(dropout)
+        raise wrong("key", "an mx.random key (uint32 of shape (2,))", shown(key), "Pass mx.random.key(seed).")
+    return probability

@@ -1,0 +1,71 @@
+"""Numbers of a call given as arrays: a learned scale has a gradient, and no other number a silent gradient of zero."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..errors import UnsupportedProblem, wrong
+from ..scalars import real, shown
+from ..transforms import trace
+
+
+def numbers_of(q, arguments: dict, stream) -> tuple[mx.array, dict]:
+    """q and the arguments of a call, with numbers in the place of arrays."""
+    if not isinstance(q, mx.array):  # which the checks of the call refuse
+        return q, arguments
+    arguments = dict(arguments)
+    for name in ("softcap", "dropout"):
+        if isinstance(arguments.get(name), mx.array):
+            arguments[name], q = known(name, arguments[name], q)
+    if isinstance(arguments["scale"], mx.array):
+        q, arguments["scale"] = with_scale(q, arguments["scale"], stream), 1.0
+    return q, arguments
+
+
+def with_scale(q: mx.array, scale: mx.array, stream) -> mx.array:
+    """q times the scale, whose gradient is then MLX's own: with S = (scale * q) k^T, it is the sum of dQ * q.
+
+    The product is rounded to q's dtype once. Raises ValueError for more than one number.
+    """
+    if scale.size != 1 or not mx.issubdtype(scale.dtype, mx.number):
+        remedy = "Multiply q by the scales of its heads, and pass scale=1."
+        raise wrong("scale", "a number, or an array of a single one", shown(scale), remedy)
+    wide = mx.multiply(q.astype(mx.float32, stream=stream), scale.reshape(()), stream=stream)
+    return wide.astype(q.dtype, stream=stream)
+
+
+def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
+    """(the number in an array, q); the returned q makes a gradient that is asked of the array raise.
+
+    Raises ValueError for another shape, and inside mx.compile and mx.vmap, where the number is not known yet.
+    """
+    number = real(array.reshape(())) if array.size == 1 else None
+    if number is None:
+        remedy = f"Pass a float, such as {name}.item() taken outside of mx.compile and mx.vmap."
+        raise wrong(name, "a number whose value is known", shown(array), remedy)
+    # An exported graph holds no custom functions, and no gradients.
+    return number, q if trace.bare else _tied(q, _without_gradient(name)(array))
+
+
+def _without_gradient(name: str):
+    def refuse(*_):
+        raise UnsupportedProblem(
+            f"[mlx_flash.attention] {name}: gradients with respect to it are not available. "
+            f"Pass a float, or mx.stop_gradient({name})."
+        )
+
+    unchanged = mx.custom_function(lambda array: array)
+    unchanged.vjp(refuse)
+    unchanged.jvp(refuse)
+    return unchanged
+
+
+@mx.custom_function
+def _tied(q: mx.array, number: mx.array) -> mx.array:
+    """q, as a function of both: MLX asks for the gradient of `number` only if somebody differentiates it."""
+    return q
+
+
+@_tied.vjp
+def _tied_vjp(primals, cotangent, _):
+    return cotangent, mx.zeros_like(primals[1])
