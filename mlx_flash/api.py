@@ -41,11 +41,12 @@ def attention(
             strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape;
             -inf there masks, and so does what is below -2.3e38, such as the least finite float32.
         causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
-            position i + Lk - Lq among the keys and sees those up to it.
+            position i + Lk - Lq among the keys and sees those up to it. Segments align to their own lower right: the
+            last query of a segment has the position of its last key.
         window: (left, right): a query sees that many keys before and after its own position; None or -1: no bound.
         softcap: scores become softcap * tanh(scores / softcap), before masks are added; None or 0: no cap. It has no
             gradient: asking for one raises UnsupportedProblem.
-        alibi_slopes: [Hq]: adds -slope * |i + Lk - Lq - j|; no gradient flows to it.
+        alibi_slopes: [Hq]: adds -slope * |position of i - j|; no gradient flows to it.
         sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
         segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
             Ids of more than 32 bits are read to see that they fit.

@@ -189,7 +189,8 @@ def _static(value, name: str = "operand"):
     if isinstance(value, np.generic):
         return kind, value.item()
     if kind is tuple or kind is list:
-        return kind, *(_static(one, name) for one in value)
+        same = name == "segments" and len(value) == 2 and value[0] is value[1]
+        return kind, same, *(_static(one, name) for one in value)
     if kind is BlockMask:
         return kind, value.block
     if value is None:

@@ -38,6 +38,8 @@ def operands(
         for name, ids, length in zip(("q_segments", "k_segments"), segments, lengths):
             # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
             arrays[name] = mx.broadcast_to(contiguous(_int32(name, ids)), (problem.batch, length))
+    if variants.shifts:
+        arrays["q_shifts"], arrays["k_shifts"] = _shifts(arrays["q_segments"], arrays["k_segments"])
     if variants.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():
@@ -61,6 +63,24 @@ def _int32(name: str, ids) -> mx.array:
         if least < -(2**31) or most >= 2**31:
             raise wrong(f"segments {name[0]}_ids", "ids that fit 32 signed bits", f"{least} to {most}", remedy)
     return ids.astype(mx.int32)
+
+
+def _shifts(q_ids: mx.array, k_ids: mx.array) -> tuple[mx.array, mx.array]:
+    """What is added to a query's row, int32 [B, Lq], for its position among the keys, and the same for the queries that
+    a key meets, [B, Lk]: the last query of a segment has the position of the segment's last key."""
+    queries, ids = q_ids.shape[1], mx.concatenate([q_ids, k_ids], axis=1)
+    order = mx.argsort(ids, axis=1)
+    ordered = mx.take_along_axis(ids, order, axis=1)
+    begins = mx.concatenate([mx.zeros_like(ids[:, :1]), (ordered[:, 1:] != ordered[:, :-1]).astype(mx.int32)], axis=1)
+    # Segments numbered from 0 on, in the rows' own order
+    numbers = mx.take_along_axis(mx.cumsum(begins, axis=1), mx.argsort(order, axis=1), axis=1)
+    batch = mx.arange(ids.shape[0])[:, None]
+    last_query, last_key = (
+        mx.zeros_like(ids).at[batch, part].maximum(mx.arange(part.shape[1], dtype=mx.int32)[None])
+        for part in (numbers[:, :queries], numbers[:, queries:])
+    )
+    shifts = mx.take_along_axis(last_key - last_query, numbers, axis=1)
+    return contiguous(shifts[:, :queries]), contiguous(shifts[:, queries:])
 
 
 def array_inputs(kind: KernelKind) -> tuple[str, ...]:

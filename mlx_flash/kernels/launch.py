@@ -21,8 +21,11 @@ CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "dropout_key"})
 # Kernels hold device pointers to these: below 8 elements MLX would pass them in the constant address space, so that
 # shorter ones are padded.
 NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
-    {"attention_mask", "slopes", "q_segments", "k_segments", "block_map", "block_lists", "block_counts"}
-)
+    {
+        "attention_mask", "slopes", "q_segments", "k_segments", "q_shifts", "k_shifts", "block_map", "block_lists",
+        "block_counts",
+    }
+)  # fmt: skip
 
 
 @dataclass  # made for every length of a growing cache: a frozen one takes three times as long

@@ -3,8 +3,9 @@
 The rule of the parts: as many as give each core the threadgroups its family wants if the batch has one entry, but none
 of fewer than LEAST keys, and at most MOST; one, if the family's threadgroups serve so few keys alone. The batch has no
 say, although a large one fills the GPU with fewer parts: parts decide how sums round, and a sequence must get the same
-bits whatever it is batched with (joining parts of LEAST keys adds about a hundredth to the bytes of a step). Keys that causality and the window hide from every query are in
-no part. Not yet timed on a Mac; the families of NVIDIA were tuned on an H200.
+bits whatever it is batched with (joining parts of LEAST keys adds about a hundredth to the bytes of a step). Keys that
+causality and the window hide from every query are in no part. Not yet timed on a Mac; the families of NVIDIA were tuned
+on an H200.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def keys_seen(problem: Problem) -> int:
     """Keys from the first that any query sees on, by its window: the last query's own key is the last. keys_of in
     mask.metal says the same."""
     keys, window = problem.key_length, problem.variants.window
-    return keys - max(0, keys - problem.query_length - window[0]) if window else keys
+    if window is None or problem.variants.shifts:  # shifts are known to the kernel only
+        return keys
+    return keys - max(0, keys - problem.query_length - window[0])
 
 
 def serves_alone(problem: Problem, family: Family) -> bool:

@@ -36,8 +36,9 @@ def _variant(default, hole: str, *inputs: str, name: str | None = None, without:
 class Variants:
     """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
     mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
-    mask. `dropout`: a probability. `quantization`: the format of keys and values. Values that a kernel reads as
-    arguments (the window's sides, the cap, the probability) do not change its text: see `text`.
+    mask. `shifts`: arrays say where queries are among the keys. `dropout`: a probability. `quantization`: the format of
+    keys and values. Values that a kernel reads as arguments (the window's sides, the cap, the probability) do not change
+    its text: see `text`.
     """
 
     causal: bool = _variant(False, "CAUSAL")
@@ -47,6 +48,7 @@ class Variants:
     sinks: bool = _variant(False, "HAS_SINKS", "sinks", name="sinks", without=BACKWARD_KINDS)
     softcap: float | None = _variant(None, "HAS_SOFTCAP", "softcap", name="softcap")
     segments: bool = _variant(False, "HAS_SEGMENTS", "q_segments", "k_segments", name="segments")
+    shifts: bool = _variant(False, "HAS_SHIFTS", "q_shifts", "k_shifts", name="shifts")
     block: int | None = _variant(
         None, "HAS_BLOCKS", "block_map", "block_bitmaps", "block_lists", "block_counts", name="blocks{}"
     )
@@ -121,14 +123,18 @@ def variants_of(
             _check_per_head(name, array, heads, dtype)
     if segments is not None:
         _check_segments(segments)
+    causal, window = truth(causal) or isinstance(mask, str), _window(window)
+    # Where queries and keys have the same ids, every segment begins and ends at the same rows of both.
+    positions = causal or window is not None or alibi_slopes is not None
     return Variants(
-        causal=truth(causal) or isinstance(mask, str),
-        window=_window(window),
+        causal=causal,
+        window=window,
         mask=None if mask is None or isinstance(mask, (str, BlockMask)) else _mask_type(mask, dtype),
         alibi=alibi_slopes is not None,
         sinks=sinks is not None,
         softcap=_softcap(softcap),
         segments=segments is not None,
+        shifts=segments is not None and positions and segments[0] is not segments[1],
         block=mask.block if isinstance(mask, BlockMask) else None,
         dropout=_dropout(dropout, key),
     )

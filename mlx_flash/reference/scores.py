@@ -31,7 +31,7 @@ class Scores:
 
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
-        self.offset = problem.key_length - problem.query_length
+        self.offset, self.shifts = problem.key_length - problem.query_length, extras.get("q_shifts")
         self.left, self.right = problem.variants.window or (None, None)
         if problem.variants.causal:
             self.right = 0
@@ -46,6 +46,8 @@ class Scores:
 
     def nothing_seen(self, rows: slice, keys: slice) -> bool:
         """Whether causality or the window hide the whole block. Arrays are unknown until they are evaluated."""
+        if self.shifts is not None:
+            return False
         late = self.right is not None and keys.start > rows.stop - 1 + self.offset + self.right
         early = self.left is not None and keys.stop - 1 < rows.start + self.offset - self.left
         return late or early
@@ -67,7 +69,9 @@ class Scores:
         return mx.where(visible, s, -math.inf), slope, False
 
     def _distance(self, rows: slice, keys: slice) -> mx.array:
-        return mx.arange(keys.start, keys.stop) - (mx.arange(rows.start, rows.stop)[:, None] + self.offset)
+        """Of each key from each query's own position: [r, c], or [B, 1, 1, r, c] where shifts are arrays."""
+        shift = self.offset if self.shifts is None else self.shifts[:, None, None, rows, None]
+        return mx.arange(keys.start, keys.stop) - (mx.arange(rows.start, rows.stop)[:, None] + shift)
 
     def _grouped(self, tile: mx.array) -> mx.array:
         """Reshapes [B, Hq, rows, columns] to [B, Hk, group, rows, columns]."""
@@ -86,9 +90,10 @@ class Scores:
     def _visible(self, rows: slice, keys: slice) -> mx.array | None:
         """Which pairs are visible; None if all are, whatever the arrays contain."""
         variants, distance, tests = self.problem.variants, self._distance(rows, keys), []
-        if self.right is not None and keys.stop - 1 > rows.start + self.offset + self.right:
+        unknown, first, last = self.shifts is not None, rows.start + self.offset, rows.stop - 1 + self.offset
+        if self.right is not None and (unknown or keys.stop - 1 > first + self.right):
             tests.append(distance <= self.right)
-        if self.left is not None and keys.start < rows.stop - 1 + self.offset - self.left:
+        if self.left is not None and (unknown or keys.start < last - self.left):
             tests.append(distance >= -self.left)
         if variants.segments:
             q_ids, k_ids = self.extras["q_segments"][:, rows], self.extras["k_segments"][:, keys]

@@ -1,6 +1,7 @@
 """Packed sequences: what each gives is what it gives alone, bit for bit where its blocks lie the same."""
 
 import re
+from dataclasses import replace
 
 import bounds
 import feature_cases
@@ -118,6 +119,96 @@ def test_ids_from_lengths_are_what_attention_takes(reference):
     with pytest.raises(AssertionError, match="exceeds"):
         unpacked = attention(q, q, q, causal=True)[:, :, 5:9]
         bounds.check("O", out[:, :, 5:9], bounds.float64(unpacked), "not packed", "float32")
+
+
+UNEVEN = {"queries": [5, 70, 1, 0, 40], "keys": [64, 70, 33, 12, 9]}  # sequences of a batch with caches of their own
+POSITIONS = {
+    "causal": {"causal": True},
+    "window": {"window": (20, 3)},
+    "causal window": {"causal": True, "window": (20, 0)},
+    "alibi": {"alibi_slopes": mx.array([0.3, 0.02])},
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_unequal_lengths_align_to_their_own_ends(backend, name):
+    """The last query of each sequence has the position of its last key, as in a call of its own; gradients too. The
+    convention of flash-attn's varlen functions."""
+    options = POSITIONS[name]
+    case = Case(sum(UNEVEN["queries"]), sum(UNEVEN["keys"]), 16, key_heads=2)
+    arrays, variant = case.arrays(), Variant(case, ())
+    ids = tuple(segments(lengths)[0] for lengths in UNEVEN.values())
+    together = feature_cases.backward(variant, arrays, options | {"segments": ids})
+    ends = [np.cumsum([0, *lengths]) for lengths in UNEVEN.values()]
+    for number, queries in enumerate(UNEVEN["queries"]):
+        if not queries:
+            continue
+        rows, columns = (slice(end[number], end[number + 1]) for end in ends)
+        one = {array: arrays[array][:, :, columns if array in "kv" else rows] for array in arrays}
+        alone = feature_cases.backward(variant, one, options)
+        for tensor, array in alone.items():
+            got = together[tensor][:, :, columns if tensor in ("dK", "dV") else rows]
+            terms = max(float(mx.abs(together[tensor]).max()), 1.0)
+            bounds.check(tensor, got, bounds.float64(array), f"{name} {number}", "float32", terms=terms)
+
+
+@pytest.mark.parametrize("features", [("causal",), ("window", "alibi"), ("causal", "additive", "sinks", "softcap")])
+def test_unequal_segments_in_any_order(backend, features):
+    """Ids need not be sorted: a segment ends at its last row, wherever its rows lie. Batch entries differ."""
+    variant = Variant(Case(65, 90, 40, group=2, key_heads=2, batch=2), features)
+    arguments, facts = feature_cases.build(variant)
+    draw = np.random.default_rng(11)
+    q_ids, k_ids = (draw.integers(-2, 3, (2, length)).astype(np.int32) for length in (65, 90))
+    arguments["segments"] = (mx.array(q_ids), mx.array(k_ids))
+    feature_cases.check_arguments(variant, arguments, replace(facts, q_ids=q_ids, k_ids=k_ids))
+
+
+def test_few_queries_of_many_sequences(backend):
+    """Decoding: one new token of each sequence in a row, over caches of unequal lengths."""
+    caches = [300, 17, 260]
+    case = Case(3, sum(caches), 16, group=2)
+    arrays = case.arrays()
+    ids = segments([1, 1, 1])[0], segments(caches)[0]
+    out = attention(*(arrays[name] for name in "qkv"), causal=True, window=(40, 0), segments=ids)
+    ends = np.cumsum([0, *caches])
+    for number, end in enumerate(ends[1:]):
+        keys = slice(int(ends[number]), int(end))
+        alone = attention(
+            arrays["q"][:, :, number : number + 1], arrays["k"][:, :, keys], arrays["v"][:, :, keys], causal=True,
+            window=(40, 0),
+        )  # fmt: skip
+        bounds.check("O", out[:, :, number : number + 1], bounds.float64(alone), f"{number}", "float32")
+
+
+def test_equal_ids_in_two_arrays_are_one(backend):
+    """The same ids, given twice, are what segments(...) returns: the positions of the rows themselves."""
+    case = Case(96, 96, 16)
+    ids, _ = segments([30, 50], 96)
+    same, copied = (ids, ids), (ids, mx.array(np.array(ids)))
+    for options in POSITIONS.values():
+        options = {name: value[:1] if name == "alibi_slopes" else value for name, value in options.items()}
+        want, got = (
+            feature_cases.backward(Variant(case, ()), case.arrays(), options | {"segments": pair})
+            for pair in (same, copied)
+        )
+        for name, array in want.items():
+            assert bits(got[name]) == bits(array), (name, options)
+
+
+def test_unequal_segments_in_transformations(reference):
+    """mx.compile, mx.checkpoint, and mx.vmap over the ids, from any axis."""
+    q, k = (mx.random.normal((2, 1, 2, length, 16), key=mx.random.key(length)) for length in (20, 31))
+    ids = [mx.array(np.sort(np.random.default_rng(3).integers(0, 3, (2, length)), -1), mx.int32) for length in (20, 31)]
+
+    def call(q, k, q_ids, k_ids):
+        return attention(q, k, k, causal=True, segments=(q_ids, k_ids))
+
+    want = [call(q[n], k[n], ids[0][n], ids[1][n]) for n in range(2)]
+    for transformed in (mx.compile(call), mx.checkpoint(call)):
+        assert bits(transformed(q[0], k[0], ids[0][0], ids[1][0])) == bits(want[0])
+    assert bits(mx.vmap(call)(q, k, *ids)) == bits(mx.stack(want))
+    last = mx.vmap(call, in_axes=(0, 0, 1, 1))(q, k, ids[0].T, ids[1].T)
+    assert bits(last) == bits(mx.stack(want))
 
 
 WRONG = {

@@ -37,9 +37,20 @@ def _at(array: np.ndarray, *index: int):
     return array[tuple(0 if extent == 1 else i for i, extent in zip(index, array.shape))]
 
 
+def position(facts: Facts, b: int, i: int, query_length: int, key_length: int) -> int:
+    """A query's own position among the keys: i + Lk - Lq, so that the last query has that of the last key. Within
+    segments each one's last query has the position of its last key; where there is no such key, nothing is seen."""
+    if facts.q_ids is None:
+        return i + key_length - query_length
+    own = facts.q_ids[b, i]
+    last_query = max(row for row in range(query_length) if facts.q_ids[b, row] == own)
+    last_key = max((row for row in range(key_length) if facts.k_ids[b, row] == own), default=0)
+    return i + last_key - last_query
+
+
 def visible(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key_length: int) -> bool:
-    """May query i see key j? A query's own position among the keys is i + Lk - Lq."""
-    distance = j - (i + key_length - query_length)
+    """May query i see key j?"""
+    distance = j - position(facts, b, i, query_length, key_length)
     if facts.causal and distance > 0:
         return False
     if facts.window is not None:
@@ -56,7 +67,7 @@ def visible(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key
 def bias(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key_length: int) -> float:
     added = 0.0 if facts.mask is None else float(_at(facts.mask, b, h, i, j))
     if facts.slopes is not None:
-        added -= facts.slopes[h] * abs(i + key_length - query_length - j)
+        added -= facts.slopes[h] * abs(position(facts, b, i, query_length, key_length) - j)
     return added
 
 
@@ -88,10 +99,23 @@ def forward_by_loops(q, k, v, scale: float, facts: Facts) -> tuple[np.ndarray, n
     return out, lse
 
 
+def positions(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
+    """[B, Lq], or [1, Lq] without segments, of `position`, with arrays."""
+    rows = np.arange(query_length)[None]
+    if facts.q_ids is None:
+        return rows + key_length - query_length
+    if not key_length:
+        return np.zeros_like(facts.q_ids)
+    same_query = facts.q_ids[:, :, None] == facts.q_ids[:, None]
+    same_key = facts.q_ids[:, :, None] == facts.k_ids[:, None]
+    last_query, last_key = ((same * np.arange(same.shape[2])).max(2) for same in (same_query, same_key))
+    return rows + last_key - last_query
+
+
 def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
     """bool [B, Hq, Lq, Lk] of `visible`, with arrays."""
     _, _, query_length, key_length = shape
-    distance = np.arange(key_length) - (np.arange(query_length)[:, None] + key_length - query_length)
+    distance = np.arange(key_length) - positions(facts, query_length, key_length)[:, None, :, None]
     table = np.ones(shape, bool)
     if facts.causal:
         table &= distance <= 0
@@ -107,8 +131,8 @@ def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def alibi(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
-    """[Hq, Lq, Lk]"""
-    own = np.arange(query_length)[:, None] + key_length - query_length
+    """[B or 1, Hq, Lq, Lk]"""
+    own = positions(facts, query_length, key_length)[:, None, :, None]
     return -facts.slopes[:, None, None] * np.abs(own - np.arange(key_length))
 
 

@@ -36,7 +36,7 @@ FEATURES = ("causal", "window", "mask", "softcap", "alibi", "sinks", "segments",
 @dataclass
 class Drawn:
     """A random problem: q, k, v and the cotangents as numpy float32, the options of `attention`, and their meaning as
-    arrays [B, Hq, Lq, Lk]: `seen` (bool) and `bias` (float64)."""
+    arrays [B, Hq, Lq, Lk]: `seen` (bool) and `bias` (float64). `positions`: of queries among the keys, [B or 1, 1, Lq, 1]."""
 
     q: np.ndarray
     k: np.ndarray
@@ -45,6 +45,7 @@ class Drawn:
     d_lse: np.ndarray
     seen: np.ndarray
     bias: np.ndarray
+    positions: np.ndarray
     options: dict = field(default_factory=dict)
 
     def __str__(self):
@@ -68,21 +69,20 @@ def draw(number: int, kernels: bool) -> Drawn:
     drawn = Drawn(
         normal(batch, heads, rows, width), normal(batch, key_heads, columns, width),
         normal(batch, key_heads, columns, value), normal(batch, heads, rows, value), np.zeros(shape[:3], np.float32),
-        np.ones(shape, bool), np.zeros(shape),
+        np.ones(shape, bool), np.zeros(shape), (np.arange(rows) + columns - rows).reshape(1, 1, -1, 1),
     )  # fmt: skip
     if kernels:
         chosen = KERNEL_SETS[number % len(KERNEL_SETS)]
     else:
         chosen = [name for name in FEATURES if random.random() < 0.4]
         chosen = [str(random.choice(["bool", "additive", "blocks"])) if name == "mask" else name for name in chosen]
-    for name in chosen:
+    for name in sorted(chosen, key=lambda name: name != "segments"):  # which decide where queries are
         _ADD[name](drawn, random)
     return drawn
 
 
 def _distance(drawn: Drawn) -> np.ndarray:
-    rows, columns = drawn.seen.shape[2:]
-    return np.arange(columns) - (np.arange(rows)[:, None] + columns - rows)
+    return np.arange(drawn.seen.shape[3]) - drawn.positions
 
 
 def _causal(drawn: Drawn, random):
@@ -141,7 +141,11 @@ def _segments(drawn: Drawn, random):
     batch, _, rows, columns = drawn.seen.shape
     q_ids, k_ids = (np.sort(random.integers(0, 4, (batch, n)), -1).astype(np.int32) for n in (rows, columns))
     drawn.options["segments"] = (mx.array(q_ids), mx.array(k_ids))
-    drawn.seen &= (q_ids[:, :, None] == k_ids[:, None])[:, None]
+    same = q_ids[:, :, None] == k_ids[:, None]
+    drawn.seen &= same[:, None]
+    # The last query of a segment has the position of its last key.
+    last_query = ((q_ids[:, :, None] == q_ids[:, None]) * np.arange(rows)).max(2)
+    drawn.positions = (np.arange(rows) + (same * np.arange(columns)).max(2) - last_query)[:, None, :, None]
 
 
 def _dropout(drawn: Drawn, random):
