@@ -37,8 +37,8 @@ class Variants:
     """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
     mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
     mask. `shifts`: arrays say where queries are among the keys. `dropout`: a probability. `quantization`: the format of
-    keys and values. Values that a kernel reads as arguments (the window's sides, the cap, the probability) do not change
-    its text: see `text`.
+    keys and values. Values that a kernel reads as arguments (the window's sides, the cap, the probability) do not
+    change its text: see `text`.
     """
 
     causal: bool = _variant(False, "CAUSAL")
