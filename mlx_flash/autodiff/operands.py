@@ -39,7 +39,7 @@ def operands(
             # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
             arrays[name] = mx.broadcast_to(contiguous(_int32(name, ids)), (problem.batch, length))
     if variants.shifts:
-        arrays["q_shifts"], arrays["k_shifts"] = _shifts(arrays["q_segments"], arrays["k_segments"])
+        arrays["shifts"] = segment_shifts(arrays["q_segments"], arrays["k_segments"])
     if variants.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():
@@ -65,9 +65,9 @@ def _int32(name: str, ids) -> mx.array:
     return ids.astype(mx.int32)
 
 
-def _shifts(q_ids: mx.array, k_ids: mx.array) -> tuple[mx.array, mx.array]:
-    """What is added to a query's row, int32 [B, Lq], for its position among the keys, and the same for the queries that
-    a key meets, [B, Lk]: the last query of a segment has the position of the segment's last key."""
+def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:
+    """What is added to a query's row for its position among the keys, and then the same for the queries that each key
+    meets, int32 [B, Lq + Lk]: the last query of a segment has the position of the segment's last key."""
     queries, ids = q_ids.shape[1], mx.concatenate([q_ids, k_ids], axis=1)
     order = mx.argsort(ids, axis=1)
     ordered = mx.take_along_axis(ids, order, axis=1)
@@ -79,8 +79,7 @@ def _shifts(q_ids: mx.array, k_ids: mx.array) -> tuple[mx.array, mx.array]:
         mx.zeros_like(ids).at[batch, part].maximum(mx.arange(part.shape[1], dtype=mx.int32)[None])
         for part in (numbers[:, :queries], numbers[:, queries:])
     )
-    shifts = mx.take_along_axis(last_key - last_query, numbers, axis=1)
-    return contiguous(shifts[:, :queries]), contiguous(shifts[:, queries:])
+    return mx.take_along_axis(last_key - last_query, numbers, axis=1)
 
 
 def array_inputs(kind: KernelKind) -> tuple[str, ...]:
@@ -113,6 +112,8 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
         for name in ("block_lists", "block_counts"):
             by_column = inputs.pop(f"{name}_t")
             inputs[name] = by_column if kind.over_keys else inputs[name]
+    if variants.shifts:
+        inputs["shifts"] = inputs["shifts"].flatten(stream=stream)
     if variants.window:
         inputs["window"] = variants.window
     if variants.softcap:

@@ -63,7 +63,7 @@ def _folded(name: str, array: mx.array, moves: bool, size: int, problem: Problem
         array = mx.broadcast_to(array, (*array.shape[:-4], problem.batch, *array.shape[-3:]))
     array = (array if moves else mx.broadcast_to(array, (size, *array.shape))).flatten(0, 1)
     # Of these, kernels read only the batch axis by its stride; the mapped axis may have been the last one.
-    return contiguous(array) if name in ("q_segments", "k_segments", "q_shifts", "k_shifts") else array
+    return contiguous(array) if name in ("q_segments", "k_segments", "shifts") else array
 
 
 def _unfolded(name: str, array: mx.array, size: int, problem: Problem) -> mx.array:

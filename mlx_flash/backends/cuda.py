@@ -67,7 +67,7 @@ def family_here() -> Family:
 
 
 # Operands that may be copied. Masks and lists are often broadcast, so that a copy would be far larger.
-_COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments", "q_shifts", "k_shifts"})
+_COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments", "shifts"})
 _FEW_BYTES, _MOST_BYTES = 2**25, 2**29
 _MANY_QUERIES = 2048
 

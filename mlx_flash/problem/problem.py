@@ -172,7 +172,7 @@ def _check_heads(q, k, v):
 def _checked_scale(scale, head_dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(head_dim)
-    number = real(scale)
+    number = float(scale) if isinstance(scale, bool) else real(scale)
     if number is None or not math.isfinite(number):
         raise wrong("scale", "a finite number or None for 1/sqrt(head dimension)", shown(scale), "Pass a float.")
     return number

@@ -48,7 +48,7 @@ class Variants:
     sinks: bool = _variant(False, "HAS_SINKS", "sinks", name="sinks", without=BACKWARD_KINDS)
     softcap: float | None = _variant(None, "HAS_SOFTCAP", "softcap", name="softcap")
     segments: bool = _variant(False, "HAS_SEGMENTS", "q_segments", "k_segments", name="segments")
-    shifts: bool = _variant(False, "HAS_SHIFTS", "q_shifts", "k_shifts", name="shifts")
+    shifts: bool = _variant(False, "HAS_SHIFTS", "shifts", name="shifts")
     block: int | None = _variant(
         None, "HAS_BLOCKS", "block_map", "block_bitmaps", "block_lists", "block_counts", name="blocks{}"
     )

@@ -31,7 +31,9 @@ class Scores:
 
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
-        self.offset, self.shifts = problem.key_length - problem.query_length, extras.get("q_shifts")
+        self.offset, self.shifts = problem.key_length - problem.query_length, None
+        if problem.variants.shifts:
+            self.shifts = extras["shifts"].reshape(problem.batch, -1)[:, : problem.query_length]
         self.left, self.right = problem.variants.window or (None, None)
         if problem.variants.causal:
             self.right = 0

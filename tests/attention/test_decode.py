@@ -194,7 +194,7 @@ def test_number_of_splits():
     """As many as fill the cores, none too short, not too many, and no key left out."""
     assert parts() == (10, 448)  # 10 cores x 8 over 8 key heads
     assert parts(cores=40)[0] == 4096 // decoding.LEAST == 16
-    assert parts(batch=16) == (1, 4096)
+    assert parts(batch=16) == parts(batch=1000) == parts()  # a row's bits must not depend on its batch
     assert parts(key_length=100)[0] == 1 and parts(key_length=511)[0] == 1 and parts(key_length=512)[0] == 2
     assert parts(cores=80, key_heads=1, key_length=10**6)[0] <= decoding.MOST
     assert parts(query_length=8)[0] < parts()[0]  # two blocks of rows each

@@ -31,9 +31,9 @@ def ran(monkeypatch):
 
     calls.clear_cache()
     monkeypatch.setattr(calls, "REPLAYED_AFTER", 0)
-    token = backends._chosen.set(Backend("reference", None, run, replays=True))
+    token = backends._choices.set(((None, Backend("reference", None, run, replays=True), True),))
     yield found
-    backends._chosen.reset(token)
+    backends._choices.reset(token)
     calls.clear_cache()
 
 
@@ -135,13 +135,13 @@ def test_threads_and_streams_that_did_not_trace(ran):
     failures = []
 
     def elsewhere():
-        token = backends._chosen.set(replaying)
+        token = backends._choices.set(((None, replaying, True),))
         try:
             check(arrays)
         except Exception as error:
             failures.append(error)
         finally:
-            backends._chosen.reset(token)
+            backends._choices.reset(token)
 
     replaying = backends.current_backend()
     thread = threading.Thread(target=elsewhere)
@@ -166,7 +166,7 @@ def test_a_trace_that_failed(monkeypatch):
 
     calls.clear_cache()
     monkeypatch.setattr(calls, "REPLAYED_AFTER", 0)
-    token = backends._chosen.set(Backend("reference", None, run, replays=True))
+    token = backends._choices.set(((None, Backend("reference", None, run, replays=True), True),))
     try:
         for _ in range(3):
             with pytest.raises(UnsupportedProblem, match="not today"):
@@ -175,7 +175,7 @@ def test_a_trace_that_failed(monkeypatch):
         check(drawn(3))
         check(drawn(4))
     finally:
-        backends._chosen.reset(token)
+        backends._choices.reset(token)
         calls.clear_cache()
 
 

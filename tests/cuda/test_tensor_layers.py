@@ -205,11 +205,11 @@ def test_kernels_that_ran(layer, width):
             ran.append((kind.name, plan.config.tiles))
             return backend.run(kind, plan, *rest)
 
-        token = backends._chosen.set(replace(backend, run=spy))
+        token = backends._choices.set(((None, replace(backend, run=spy), True),))
         try:
             feature_cases.backward(Variant(case, ()), case.arrays(), {"causal": True})
         finally:
-            backends._chosen.reset(token)
+            backends._choices.reset(token)
     last = ["backward_key", "backward_value"] if width == "wide" else ["backward_key_value"]
     assert [tiles for step, tiles in ran if step != "delta"] == [layer] * (2 + len(last))
     assert [step for step, _ in ran] == ["forward", "delta", "backward_query", *last]

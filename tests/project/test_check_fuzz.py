@@ -20,12 +20,14 @@ from mlx_flash.cli.accuracy import fuzz
 def facts(drawn: fuzz.Drawn) -> Facts:
     """The same problem in the oracle's words; what is visible and the dropout's pattern are fuzz's own."""
     options, mask = drawn.options, drawn.options.get("mask")
+    q_ids, k_ids = map(np.array, options["segments"]) if "segments" in options else (None, None)
     additive = isinstance(mask, mx.array) and mask.dtype != mx.bool_
     return Facts(
         keep=drawn.seen, mask=bounds.float64(mask) if additive else None, softcap=options.get("softcap"),
         slopes=bounds.float64(options["alibi_slopes"]) if "alibi_slopes" in options else None,
         sinks=bounds.float64(options["sinks"]) if "sinks" in options else None,
         survives=fuzz._kept(drawn) > 0 if "dropout" in options else None, dropout=options.get("dropout", 0.0),
+        q_ids=q_ids, k_ids=k_ids,
     )  # fmt: skip
 
 
