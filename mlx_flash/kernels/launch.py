@@ -17,13 +17,12 @@ from .split_kv import gqa_rows
 # Strided operands, passed as bytes: kernels read views of any layout in place.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
 # Small operands that kernels index without strides: copied unless they are row-contiguous.
-CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "dropout_key"})
+CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "shifts", "dropout_key"})
 # Kernels hold device pointers to these: below 8 elements MLX would pass them in the constant address space, so that
 # shorter ones are padded.
 NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
     {
-        "attention_mask", "slopes", "q_segments", "k_segments", "q_shifts", "k_shifts", "block_map", "block_lists",
-        "block_counts",
+        "attention_mask", "slopes", "q_segments", "k_segments", "shifts", "block_map", "block_lists", "block_counts",
     }
 )  # fmt: skip
 

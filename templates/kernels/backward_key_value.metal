@@ -59,6 +59,7 @@ for (int i = 0; i < R / 8; i++) {
 }
 
 if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.k_segments, block, min(block + BP, Lk), lane);
+if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.k_shifts, block, min(block + BP, Lk), lane);
 
 const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
 for (int h = h_k * group; h < (h_k + 1) * group; h++) {

@@ -36,6 +36,10 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
   visibility.q_segments = q_segments + b * q_segments_strides[0];
   visibility.k_segments = k_segments + b * k_segments_strides[0];
 #endif
+#if HAS_SHIFTS
+  visibility.q_shifts = shifts + long(b) * (Lq + Lk);
+  visibility.k_shifts = visibility.q_shifts + Lq;
+#endif
   for (int h = h0; h < (heads == 1 ? Hq : h0 + 1); h++) {
     for (int first = row; first < (rows == 1 ? Lq : row + 1); first += R) {
       const long row0 = (long(b) * Hq + h) * Lq;
@@ -53,6 +57,7 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
       OPEN_HEAD(b, h, first)
       OPEN_DROPOUT(b, h)
       if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, first, min(first + R, Lq), lane);
+      if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, first, min(first + R, Lq), lane);
 
       const mask::Range seen = visibility.keys_of(first, first + R - 1);
       const int begin = columns == 1 ? 0 : column, end = min(seen.end, columns == 1 ? Lk : column + BT);

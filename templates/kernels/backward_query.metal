@@ -58,6 +58,7 @@ for (int i = 0; i < R / 8; i++) {
 OPEN_HEAD(b, h, block)
 OPEN_DROPOUT(b, h)
 if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
+if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, block, min(block + BP, Lq), lane);
 
 const mask::Range seen = visibility.keys_of(block, block + BP - 1);
 for (int n = 0; n < visibility.ranges(); n++) {

@@ -53,6 +53,7 @@ for (int i = 0; i < R / 8 && part == 0; i++) {
 #endif
 OPEN_HEAD(b, h, block)
 if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, 0, Lq, lane);
+if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, 0, Lq, lane);
 
 const mask::Range seen = visibility.keys_of(0, Lq - 1);
 const int begin = seen.begin + part * decode_params[1], end = min(seen.end, begin + decode_params[1]);

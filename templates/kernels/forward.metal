@@ -67,6 +67,7 @@ state.clear();
 OPEN_HEAD(b, h, block)
 OPEN_DROPOUT(b, h)
 if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
+if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, block, min(block + BP, Lq), lane);
 
 tile::PingPong<BP, DV> ping_pong;
 ping_pong.open(lane);

@@ -10,13 +10,16 @@
 // A row is a query, except in decoding (GQA_PACKED): there the rows of an operand are all queries that share a key
 // head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of know.
 //
-// A query's own position among the keys is i + keys - queries: causality and windows align to the lower right.
+// A query's own position among the keys is i + keys - queries: causality and windows align to the lower right. With
+// HAS_SHIFTS it is i + q_shifts[i], and k_shifts[j] for the queries that key j meets: segments of unequal lengths align
+// to their own lower right. Both are in one operand, shifts [B, Lq + Lk].
 // Features that are off leave no code and no kernel argument; those that are on name their arguments below the marker.
 #define GQA_PACKED $GQA_PACKED
 #define HAS_WINDOW $HAS_WINDOW
 #define HAS_MASK $HAS_MASK
 #define HAS_ALIBI $HAS_ALIBI
 #define HAS_SEGMENTS $HAS_SEGMENTS
+#define HAS_SHIFTS $HAS_SHIFTS
 #define HAS_BLOCKS $HAS_BLOCKS
 constant constexpr bool CAUSAL = $CAUSAL, ADDITIVE = $ADDITIVE;  // ADDITIVE: the array mask is added, not tested
 constant constexpr int BLOCK = $BLOCK;                           // rows and columns of a block of the block mask
@@ -28,7 +31,7 @@ struct Range {
   int begin, end;
 };
 
-// The least and largest segment in a run of rows.
+// The least and largest segment, or shift, in a run of rows.
 METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane lane) {
   Range found = {INT_MAX, INT_MIN};
   for (int i = begin + int(lane.thread_index % 32); i < end; i += 32) {
@@ -49,6 +52,8 @@ struct Visibility {
   long mask_head, mask_row, mask_column;
   const device int* q_segments;
   const device int* k_segments;
+  const device int* q_shifts;
+  const device int* k_shifts;
   const device int* block_map;       // 0: empty, 1: full, n + 2: partial with bitmap n
   const device uint8_t* bitmaps;
   const device int* block_list;      // traversed blocks of this threadgroup's rows
@@ -56,11 +61,17 @@ struct Visibility {
   int block_columns, num_blocks, block_is_full;
   long map_head;
   Range row_segments, tile_segments;  // segments of this threadgroup's rows, and of the traversed block
+  Range row_shifts;                   // shifts of this threadgroup's rows
 
   METAL_FUNC int query_of(int row) const thread { return GQA_PACKED ? row % queries : row; }
   METAL_FUNC int head_of(int row) const thread { return GQA_PACKED ? row / queries : 0; }
 
-  METAL_FUNC int distance(int i, int j) const thread { return j - i - (keys - queries); }
+  METAL_FUNC int shift_of_query(int i) const thread { return HAS_SHIFTS ? q_shifts[i] : keys - queries; }
+  METAL_FUNC int shift_of_key(int j) const thread { return HAS_SHIFTS ? k_shifts[j] : keys - queries; }
+  METAL_FUNC int least_shift() const thread { return HAS_SHIFTS ? row_shifts.begin : keys - queries; }
+  METAL_FUNC int largest_shift() const thread { return HAS_SHIFTS ? row_shifts.end : keys - queries; }
+
+  METAL_FUNC int distance(int i, int j) const thread { return j - i - shift_of_query(i); }
 
   METAL_FUNC MaskElement mask_at(int row, int j) const thread {
     return mask[head_of(row) * mask_head + query_of(row) * mask_row + j * mask_column];
@@ -89,15 +100,23 @@ struct Visibility {
   }
 
   METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
-    const int last = min(last_query, queries - 1) + keys - queries, first = first_query + keys - queries;
+    return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
+  }
+
+  METAL_FUNC Range queries_of(int first_key, int last_key) const thread {
+    return queries_at(first_key - largest_shift(), min(last_key, keys - 1) - least_shift());
+  }
+
+  // The keys that queries with positions from `first` to `last` see by causality and windows
+  METAL_FUNC Range keys_at(int first, int last) const thread {
     Range seen = {0, keys};
     if (CAUSAL) seen.end = min(seen.end, last + 1);
     if (HAS_WINDOW) seen = Range{max(0, first - left), min(seen.end, last + right + 1)};
     return seen;
   }
 
-  METAL_FUNC Range queries_of(int first_key, int last_key) const thread {
-    const int first = first_key - (keys - queries), last = min(last_key, keys - 1) - (keys - queries);
+  // The queries that see keys by causality and windows, where queries `first` and `last` have the keys' positions
+  METAL_FUNC Range queries_at(int first, int last) const thread {
     Range seen = {0, queries};
     if (CAUSAL) seen.begin = max(0, first);
     if (HAS_WINDOW) seen = Range{max(seen.begin, first - right), min(queries, last + left + 1)};
@@ -107,7 +126,9 @@ struct Visibility {
   // The keys that a row sees by causality and windows, or (TRANSPOSED) the queries that see a key
   template <bool TRANSPOSED> METAL_FUNC Range seen_by(int row) const thread {
     if (row >= (TRANSPOSED ? keys : rows)) return {0, 0};
-    return TRANSPOSED ? queries_of(row, row) : keys_of(query_of(row), query_of(row));
+    if (TRANSPOSED) return queries_at(row - shift_of_key(row), row - shift_of_key(row));
+    const int query = query_of(row), position = query + shift_of_query(query);
+    return keys_at(position, position);
   }
 
   METAL_FUNC int ranges() const thread { return HAS_BLOCKS ? num_blocks : 1; }
@@ -149,9 +170,9 @@ struct Visibility {
       last_query = queries - 1;
     }
     if (last_query >= queries || last_key >= keys) return false;
-    if (CAUSAL && distance(first_query, last_key) > 0) return false;
-    if (HAS_WINDOW && distance(last_query, first_key) < -left) return false;
-    if (HAS_WINDOW && distance(first_query, last_key) > right) return false;
+    const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
+    if (CAUSAL && farthest > 0) return false;
+    if (HAS_WINDOW && (nearest < -left || farthest > right)) return false;
     if (HAS_SEGMENTS && (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end))
       return false;
     if (HAS_BLOCKS && block_is_full != 1) return false;
@@ -214,6 +235,10 @@ visibility.right = window[1];
 #if HAS_SEGMENTS
 visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_segments_strides[0];
 visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_strides[0];
+#endif
+#if HAS_SHIFTS
+visibility.q_shifts = shifts + long(threadgroup_position_in_grid.z) * (visibility.queries + visibility.keys);
+visibility.k_shifts = visibility.q_shifts + visibility.queries;
 #endif
 
 // What varies with the head (the group's first head in decoding); `row` is the first of this threadgroup's rows.
