@@ -112,7 +112,9 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
         for name in ("block_lists", "block_counts"):
             by_column = inputs.pop(f"{name}_t")
             inputs[name] = by_column if kind.over_keys else inputs[name]
-    if variants.shifts:
+    if variants.shifts and variants.segments:
+        inputs["q_segments"] = mx.concatenate([inputs["q_segments"], inputs.pop("shifts")], axis=1, stream=stream)
+    elif variants.shifts:
         inputs["shifts"] = inputs["shifts"].flatten(stream=stream)
     if variants.window:
         inputs["window"] = variants.window

@@ -82,6 +82,8 @@ class Variants:
         for _, variant in self._active(kind):
             # Decoding walks no lists of blocks: it looks every block of its keys up in the map.
             found += variant["inputs"][:2] if kind is DECODE else variant["inputs"]
+        if self.segments and "shifts" in found:
+            found.remove("shifts")  # which follow the queries' segments, in one operand
         return tuple(found)
 
     def holes(self, kind: KernelKind) -> dict[str, object]:

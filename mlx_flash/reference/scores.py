@@ -32,7 +32,9 @@ class Scores:
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
         self.offset, self.shifts = problem.key_length - problem.query_length, None
-        if problem.variants.shifts:
+        if problem.variants.shifts and problem.variants.segments:
+            self.shifts = extras["q_segments"][:, problem.query_length : 2 * problem.query_length]
+        elif problem.variants.shifts:
             self.shifts = extras["shifts"].reshape(problem.batch, -1)[:, : problem.query_length]
         self.left, self.right = problem.variants.window or (None, None)
         if problem.variants.causal:

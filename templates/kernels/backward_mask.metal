@@ -36,7 +36,10 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
   visibility.q_segments = q_segments + b * q_segments_strides[0];
   visibility.k_segments = k_segments + b * k_segments_strides[0];
 #endif
-#if HAS_SHIFTS
+#if HAS_SHIFTS && HAS_SEGMENTS
+  visibility.q_shifts = visibility.q_segments + Lq;
+  visibility.k_shifts = visibility.q_shifts + Lq;
+#elif HAS_SHIFTS
   visibility.q_shifts = shifts + long(b) * (Lq + Lk);
   visibility.k_shifts = visibility.q_shifts + Lq;
 #endif

@@ -12,7 +12,8 @@
 //
 // A query's own position among the keys is i + keys - queries: causality and windows align to the lower right. With
 // HAS_SHIFTS it is i + q_shifts[i], and k_shifts[j] for the queries that key j meets: segments of unequal lengths align
-// to their own lower right. Both are in one operand, shifts [B, Lq + Lk].
+// to their own lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow q_segments' rows,
+// because Metal gives a kernel no more than 31 buffers.
 // Features that are off leave no code and no kernel argument; those that are on name their arguments below the marker.
 #define GQA_PACKED $GQA_PACKED
 #define HAS_WINDOW $HAS_WINDOW
@@ -236,7 +237,10 @@ visibility.right = window[1];
 visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_segments_strides[0];
 visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_strides[0];
 #endif
-#if HAS_SHIFTS
+#if HAS_SHIFTS && HAS_SEGMENTS
+visibility.q_shifts = visibility.q_segments + visibility.queries;
+visibility.k_shifts = visibility.q_shifts + visibility.queries;
+#elif HAS_SHIFTS
 visibility.q_shifts = shifts + long(threadgroup_position_in_grid.z) * (visibility.queries + visibility.keys);
 visibility.k_shifts = visibility.q_shifts + visibility.queries;
 #endif
