@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..errors import UnsupportedProblem, wrong
+from ..mlx_private import in_export_trace
 from ..scalars import real, shown
-from ..transforms import trace
+from ..transforms.trace import trace
 
 
 def numbers_of(q, arguments: dict, stream) -> tuple[mx.array, dict]:
@@ -43,8 +44,8 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
     if number is None:
         remedy = f"Pass a float, such as {name}.item() taken outside of mx.compile and mx.vmap."
         raise wrong(name, "a number whose value is known", shown(array), remedy)
-    # An exported graph holds no custom functions, and no gradients.
-    return number, q if trace.bare else _tied(q, _without_gradient(name)(array))
+    exported = trace.export is not None or in_export_trace()  # a graph without custom functions, and without gradients
+    return number, q if exported else _tied(q, _without_gradient(name)(array))
 
 
 def _without_gradient(name: str):

@@ -36,7 +36,8 @@ FEATURES = ("causal", "window", "mask", "softcap", "alibi", "sinks", "segments",
 @dataclass
 class Drawn:
     """A random problem: q, k, v and the cotangents as numpy float32, the options of `attention`, and their meaning as
-    arrays [B, Hq, Lq, Lk]: `seen` (bool) and `bias` (float64). `positions`: of queries among the keys, [B or 1, 1, Lq, 1]."""
+    arrays [B, Hq, Lq, Lk]: `seen` (bool) and `bias` (float64). `positions`: of queries among the keys,
+    [B or 1, 1, Lq, 1]."""
 
     q: np.ndarray
     k: np.ndarray
