@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 from arrays import bits
 
-from mlx_flash import attention, quantized_attention
+from mlx_flash import attention, quantized_attention, vmap
 
 BATCH, KEYS = 16, 1600  # several parts of the keys on every family, and fewer of them if the batch had a say
 CASES = {
@@ -38,7 +38,7 @@ def test_a_row_keeps_its_bits(backend, name):
 
 def test_a_mapped_row_keeps_its_bits(backend):
     q, k, v = arrays(1)
-    mapped = mx.vmap(lambda q, k, v: attention(q[None], k[None], v[None])[0])(q, k, v)
+    mapped = vmap(lambda q, k, v: attention(q[None], k[None], v[None])[0])(q, k, v)
     assert bits(mapped[3]) == bits(attention(q[3:4], k[3:4], v[3:4])[0])
 
 

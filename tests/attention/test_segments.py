@@ -14,7 +14,7 @@ from feature_cases import Variant
 from machines import KERNELS
 from oracle_variants import Facts
 
-from mlx_flash import attention, use_backend
+from mlx_flash import attention, use_backend, vmap
 from mlx_flash.sequences import segments
 
 # Every start is a multiple of each block of the rows for D = 40 in float32 (80 is the longest), and the ends are odd.
@@ -213,8 +213,8 @@ def test_unequal_segments_in_transformations(reference):
     want = [call(q[n], k[n], ids[0][n], ids[1][n]) for n in range(2)]
     for transformed in (mx.compile(call), mx.checkpoint(call)):
         assert bits(transformed(q[0], k[0], ids[0][0], ids[1][0])) == bits(want[0])
-    assert bits(mx.vmap(call)(q, k, *ids)) == bits(mx.stack(want))
-    last = mx.vmap(call, in_axes=(0, 0, 1, 1))(q, k, ids[0].T, ids[1].T)
+    assert bits(vmap(call)(q, k, *ids)) == bits(mx.stack(want))
+    last = vmap(call, in_axes=(0, 0, 1, 1))(q, k, ids[0].T, ids[1].T)
     assert bits(last) == bits(mx.stack(want))
 
 
