@@ -1,7 +1,9 @@
-"""One fixture runs a test on every backend of this machine; nothing here ever skips.
+"""Backends as fixtures, and what tests need as markers.
 
-A machine without the simulator's compiler fails these tests with the simulator's own message: a suite that skips its
-kernels would be green for no reason.
+The fixtures run a test on every backend of this machine. Where a machine lacks what a test needs (needs.py) the test is
+skipped; the header names the needs that are not met, and the summary counts the tests. The simulator is never taken as
+missing: without its compiler these tests fail with its own message, for a suite that skips its kernels would be green
+for no reason.
 """
 
 import os
@@ -14,6 +16,7 @@ if "--pretend-mac" in sys.argv or pretend_mac.VARIABLE in os.environ:
     pretend_mac.pretend(os.environ.get(pretend_mac.VARIABLE) or pretend_mac.ARCHITECTURE)
 
 import mlx.core as mx
+import needs
 import pytest
 from cases import SEED
 from machines import BACKENDS, KERNELS, label
@@ -30,20 +33,49 @@ def pytest_addoption(parser):
     parser.addoption("--pretend-mac", action="store_true", help="run as on a Mac, its GPU played by the simulator")
 
 
-@pytest.fixture(autouse=True)
-def _ordered(request):
-    with schedule(request.config.getoption("--schedule"), SEED):
-        yield
+def pytest_configure(config):
+    for line in (*(f"{name}: {meaning}" for name, meaning in needs.NEEDS.items()), needs.ANY_KERNELS):
+        config.addinivalue_line("markers", line)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marks that this adds
+def pytest_collection_modifyitems(items):
+    missing = needs.missing()
+    for item in items:
+        wanted = needs.of(item)
+        for need in sorted(wanted & set(missing)):
+            item.add_marker(pytest.mark.skip(reason=needs.unmet(need, missing[need])))
+        if not wanted and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
 
 
 def pytest_report_header(config):
     backends = ", ".join(map(label, BACKENDS))
-    pretended = (
-        f", pretending to be a Mac with {os.environ[pretend_mac.VARIABLE]}"
-        if pretend_mac.VARIABLE in os.environ
-        else ""
-    )
-    return f"mlx {mx.__version__}, seed {SEED} (MLX_FLASH_SEED), backends: {backends}{pretended}"
+    unmet = ", ".join(f"{need} ({why})" for need, why in needs.missing().items())
+    lines = [f"mlx {mx.__version__}, seed {SEED} (MLX_FLASH_SEED), backends: {backends}"]
+    if pretend_mac.VARIABLE in os.environ:
+        lines.append(f"pretending to be a Mac with {os.environ[pretend_mac.VARIABLE]}")
+    return [*lines, f"skipped here, tests that need: {unmet}"] if unmet else lines
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])]
+    counted = needs.skipped(reasons)
+    others = len(reasons) - sum(counted.values())
+    parts = [f"{count} need {need}" for need, count in counted.items()] + ([f"{others} others"] if others else [])
+    terminalreporter.write_line(f"{len(reasons)} tests skipped{': ' if parts else ''}{', '.join(parts)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    with needs.enforced(item):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _ordered(request):
+    with schedule(request.config.getoption("--schedule"), SEED):
+        yield
 
 
 @pytest.fixture(params=BACKENDS, ids=label)
@@ -67,11 +99,26 @@ def reference():
 
 
 @pytest.fixture(scope="session")
-def wheel():
+def metal_headers():
     """The include directory of MLX's kernel headers."""
     from metal_conformance.headers import Unavailable, include_directory
 
     try:
         return include_directory()
     except Unavailable as error:
-        pytest.skip(str(error))
+        pytest.skip(needs.unmet("network", str(error)))
+
+
+@pytest.fixture(scope="session")
+def assembled():
+    """A function of (a file of PTX, a GPU) that returns the words of NVIDIA's assembler about it."""
+    import ptxas
+
+    def assemble(path, gpu: str) -> str:
+        try:
+            ptxas.ptxas()
+        except ptxas.Unavailable as error:
+            pytest.skip(needs.unmet("network", str(error)))
+        return ptxas.assembled(path, gpu)
+
+    return assemble

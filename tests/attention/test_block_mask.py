@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from feature_cases import tiles
 from launches import by_step
-from machines import SIMULATED
+from machines import each_simulated_family
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.problem.kinds import BACKWARD_MASK, STEPS
@@ -110,7 +110,7 @@ def test_predicates():
 STEPS_WITH_BLOCKS = [step for step in STEPS if step.matmuls and step is not BACKWARD_MASK]
 
 
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_exactly_the_blocks_that_are_not_empty_are_visited(family):
     """Random blocks, the two heads apart: work is to the dense work as the visited blocks are to all."""
     states = DRAW.random((2, 8, 8)) < 0.4
@@ -125,7 +125,7 @@ def test_exactly_the_blocks_that_are_not_empty_are_visited(family):
 
 
 @pytest.mark.parametrize("partial", [False, True])
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_full_blocks_are_not_tested_per_element(family, partial):
     """No byte of the bitmaps is read for them, and some are for partial ones."""
     q = mx.zeros((1, 1, 128, 16))

@@ -10,7 +10,7 @@ import pytest
 from arrays import bits
 from cases import Case
 from decoding_checks import LENGTH_CASES, VARIANTS, check, check_blind_rows, check_hidden_parts, shaped
-from machines import SIMULATED, across_backends
+from machines import across_backends, each_simulated_family
 from problems import make_problem
 
 from mlx_flash import BlockMask, attention, explain, use_backend
@@ -62,7 +62,7 @@ def test_every_row_of_the_table(backend, case):
     check(case)
 
 
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_groups_queries_and_keys(family):
     """Few kernels, many shapes: fewer keys than queries, partly filled fragments, several blocks of packed rows."""
     with use_backend("simulator", family):
@@ -85,6 +85,7 @@ def names(found) -> list[str]:
     return [launch["kernel"].split("_float")[0].removeprefix("flash_") for launch in found]
 
 
+@pytest.mark.simulator
 def test_kernel_choice():
     """And explain says the same."""
     key, diagonal = mx.random.key(0), BlockMask.causal(8, 600, block=32)
@@ -107,7 +108,7 @@ def test_kernel_choice():
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("group, queries", [(1, 1), (4, 1), (8, 1), (4, 2), (12, 2), (12, 8)])
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     """And not once a query head: counted bytes, for each key head. Past the rows of a block they are read again; where
     operands are not staged, each simdgroup of a block reads them, which the first level of cache answers."""
@@ -123,7 +124,7 @@ def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     assert names([ordinary]) == ["forward"] and ordinary["buffers"]["K"]["loaded"] >= group * arrays[1].nbytes
 
 
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_only_keys_in_reach_are_read(family):
     """A window's keys and no other; blocks that are empty for every head of a group are not read."""
     arrays = shaped(4, 2, 600)
@@ -143,7 +144,7 @@ ORDERS = [("reversed", 0), ("random", 1)]
 
 
 @pytest.mark.parametrize("name", ["array-mask", "block-mask", "bool"])
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_every_schedule_gives_the_same_bits(family, name):
     """Nothing is reported, every bit is the same, and several threadgroups and simdgroups take part."""
     arguments, _ = feature_cases.build(VARIANTS[name])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from arrays import bits
 from cases import Case, backward
-from machines import SIMULATED
+from machines import each_simulated_family
 
 from mlx_flash import use_backend
 from mlx_flash.simulator import schedule
@@ -24,7 +24,7 @@ def test_repeats_bit_for_bit(backend, case):
 
 
 @pytest.mark.parametrize("order", [("reversed", 0), ("random", 1), ("random", 2)], ids=str)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_every_order_of_threads_gives_the_same_bits(family, order):
     """Lanes, simdgroups and threadgroups in other orders: a missing barrier would show, as would two writers."""
     arrays = CASE.arrays()
@@ -35,7 +35,7 @@ def test_every_order_of_threads_gives_the_same_bits(family, order):
     assert got == want
 
 
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_a_hundred_orders(family):
     """Several threadgroups in every axis, several simdgroups in each."""
     case = Case(33, 45, 16, "float32", True, group=2, key_heads=2)

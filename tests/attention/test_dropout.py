@@ -131,6 +131,7 @@ def test_lse_is_that_of_all_weights(backend):
     assert bits(dropped) == bits(attention(q, k, v, return_lse=True)[1])
 
 
+@pytest.mark.kernels
 def test_families_agree():
     """To the criterion; their blocks differ, their pattern does not."""
     arrays = Case(65, 70, 40, group=2, key_heads=2, batch=2).arrays()

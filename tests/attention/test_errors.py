@@ -115,6 +115,7 @@ except mlx_flash.UnsupportedProblem as error:
 """
 
 
+@pytest.mark.process
 def test_simulator_without_a_compiler(tmp_path):
     """In a process of its own: no ziglang, no clang on the path, nothing built before."""
     root = Path(mlx_flash.__file__).parent.parent

@@ -3,6 +3,7 @@
 import bounds
 import feature_cases
 import mlx.core as mx
+import pytest
 from cases import SEED, Case, backward, expected
 from feature_cases import Variant
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -48,6 +49,7 @@ def fuzz(examples: int):
     return decorate
 
 
+@pytest.mark.kernels
 @fuzz(60)
 @given(cases(), st.sampled_from(KERNELS), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
 def test_any_problem_on_kernels(case, choice, views):
@@ -87,6 +89,7 @@ def test_any_features_on_the_reference(variant):
         feature_cases.check(variant, stored_output=True)
 
 
+@pytest.mark.kernels
 @fuzz(40)
 @given(variants(FEW), st.sampled_from(KERNELS))
 def test_features_on_kernels(variant, choice):

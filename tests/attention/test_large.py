@@ -13,7 +13,7 @@ import pytest
 from arrays import bits
 from cases import Case
 from feature_cases import Variant
-from machines import BACKENDS, KERNELS, SIMULATED, label
+from machines import BACKENDS, KERNELS, each_simulated_family, label
 
 from mlx_flash import attention, use_backend
 from mlx_flash.metal.cpu.kernel import MetalKernel
@@ -32,7 +32,6 @@ THREADS = {
     "dO": "fla-769-1080", "attention_mask": "mlx-2903-and-pytorch-197636", "q_segments": "tabpfn-1184",
     "k_segments": "tabpfn-1184-keys",
 }  # fmt: skip
-FAMILIES = [family for _, family in SIMULATED]
 
 
 def far_apart(name: str, array: np.ndarray) -> np.ndarray:
@@ -74,7 +73,7 @@ def spread(monkeypatch):
     return apply
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_simulated_family
 @pytest.mark.parametrize("name", [*ROWS, *IDS], ids=THREADS.get)
 def test_operands_of_terabytes(spread, family, name):
     """Rows, heads and batch entries each more than 2^32 elements apart: the same bits."""

@@ -7,7 +7,7 @@ import pytest
 from arrays import address, bits
 from cases import Case, backward
 from kernel_checks import problem
-from machines import SIMULATED
+from machines import each_simulated_family
 from mlx.utils import tree_map
 from problems import launch_of
 from variants import VARIANTS
@@ -101,7 +101,7 @@ def test_the_addresses_can_differ():
     assert bounds.float64(launched["Q"].view(mx.float32)).shape == arrays["q"].shape
 
 
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 @pytest.mark.parametrize("length", [37, 600])
 def test_a_cache_is_read_in_place(family, length):
     """A token's step over the front of a larger buffer, and over one that lies [B, L, H, D]: neither is copied, in

@@ -82,6 +82,7 @@ def test_names_of_mutants_are_unique():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("mutant", IN_TURNS)
 def test_a_mutant_is_killed(mutant, mutated):
     """By an assertion or a report of the simulator: not by a text that does not compile, nor by a missing test."""
@@ -93,6 +94,7 @@ def test_a_mutant_is_killed(mutant, mutated):
     assert all(isinstance(found, (AssertionError, SimulatorError)) for found in watched.exceptions), watched.exceptions
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize(
     "file, how", sorted({(mutant.killed_by.partition("::")[0], mutant.mode) for mutant in MUTANTS})
 )

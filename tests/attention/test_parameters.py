@@ -60,6 +60,7 @@ def named(choice) -> str:
     return "-".join(map(str, choice))
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("step, dtype, family, index, head_dim, causal", ROWS, ids=map(named, ROWS))
 def test_row(step, dtype, family, index, head_dim, causal):
     row = TABLE[step, precision_of(dtype), family][index]
@@ -71,6 +72,7 @@ def test_row(step, dtype, family, index, head_dim, causal):
         check_step(step, Case(query_length, key_length, head_dim, dtype, causal, group=2), backend)
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("precision, family, index", MASK_ROWS)
 def test_row_of_the_mask_gradient(precision, family, index):
     """At its largest head dimension, at the edges of its blocks, for a mask of its own and for broadcast ones."""

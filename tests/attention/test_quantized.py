@@ -11,7 +11,7 @@ import pytest
 from arrays import address, bits
 from cases import Case, expected
 from feature_cases import Variant
-from machines import SIMULATED, across_backends
+from machines import across_backends, each_simulated_family
 from problems import with_variants
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend, vmap
@@ -147,7 +147,7 @@ def garbage(dtype):
 
 @pytest.mark.parametrize("queries", [PREFILL, TOKEN])
 @pytest.mark.parametrize("form", [AFFINE, NVFP4], ids=named)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_a_cache_is_read_in_place(family, form, queries):
     """Neither in arrays nor in memory is it copied, and what lies behind its front reaches nothing."""
     case = Case(queries, 1800, 64, "float16", key_heads=2)
@@ -181,7 +181,7 @@ def planned(q, case: Case, form: dict, family: str):
 
 
 @pytest.mark.parametrize("form", [AFFINE, NVFP4], ids=named)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_packed_bytes_are_read_once(family, form):
     """By a token's step, for all query heads that share them, on families that stage nothing else too."""
     case = Case(1, 331, 64, "float16", group=4, key_heads=2)
@@ -198,7 +198,7 @@ def test_packed_bytes_are_read_once(family, form):
 
 
 @pytest.mark.parametrize("queries", [PREFILL, TOKEN])
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_every_schedule_gives_the_same_bits(family, queries):
     q, k, v, _ = operands(Case(queries, 600, 16, group=2, key_heads=2, batch=2), NVFP4)
 

@@ -9,7 +9,7 @@ import views
 from arrays import bits
 from cases import Case, backward, expected
 from feature_cases import Variant
-from machines import SIMULATED, across_backends
+from machines import across_backends, each_simulated_family
 from problems import make_problem
 
 from mlx_flash import attention, use_backend
@@ -38,7 +38,7 @@ STRICT = {
 
 
 @pytest.mark.parametrize("name", STRICT)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_nothing_is_reported(family, name):
     case, features = STRICT[name]
     with use_backend("simulator", family), mode("check"), schedule("random", len(name)):

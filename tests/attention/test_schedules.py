@@ -5,7 +5,7 @@ A missing barrier, a second writer or a read of what another threadgroup writes 
 
 import pytest
 from arrays import bits
-from machines import SIMULATED
+from machines import each_simulated_family
 from variants import VARIANTS, computed
 
 from mlx_flash import use_backend
@@ -22,7 +22,7 @@ def in_order(name: str, family: str, *order) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_every_schedule_gives_the_same_bits(family, name):
     want = in_order(name, family, "forward")
     for order in OTHERS:
@@ -30,7 +30,7 @@ def test_every_schedule_gives_the_same_bits(family, name):
         assert [tensor for tensor in want if got[tensor] != want[tensor]] == [], order
 
 
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_the_variants_run_every_kernel(family):
     """And more than one threadgroup and simdgroup of those that have several, or orders could not differ."""
     with profile() as counted:

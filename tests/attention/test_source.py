@@ -114,6 +114,7 @@ print(table_rows.digest())
 """
 
 
+@pytest.mark.process
 def test_same_bytes_in_every_process():
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}

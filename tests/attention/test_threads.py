@@ -38,6 +38,7 @@ def in_threads(function, arguments: list) -> list:
         return list(pool.map(work, arguments))
 
 
+@pytest.mark.kernels
 @pytest.mark.reported("mlx-4043")
 def test_cold_kernels_from_many_threads():
     """Texts, plans and built kernels are made by all threads at once: each gets the bits that one thread alone gets."""

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from cases import Case, backward
 from launches import by_step
-from machines import SIMULATED
+from machines import each_simulated_family
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels.apple import lookup
@@ -36,7 +36,7 @@ def dense(step, query_length: int, key_length: int, head_dim: int) -> int:
 
 
 @pytest.mark.parametrize("step", MATMULS, ids=str)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_causal_skips_what_cannot_be_seen(family, step):
     length, head_dim = 1024, 64
     causal, whole = (counted(family, length, length, head_dim, flag)[step.name] for flag in (True, False))
@@ -45,7 +45,7 @@ def test_causal_skips_what_cannot_be_seen(family, step):
 
 
 @pytest.mark.parametrize("step", MATMULS, ids=str)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_the_edge_of_the_traversal_costs_no_whole_block(family, step):
     """65 queries and 129 keys: the traversed length is rounded up to fragments, the parallel one to blocks."""
     found = counted(family, 65, 129, 64, False)[step.name]
@@ -56,10 +56,12 @@ def test_the_edge_of_the_traversal_costs_no_whole_block(family, step):
         assert found <= dense(step, 65 + 31, 129, 64)
 
 
+@pytest.mark.simulator
 def test_delta_multiplies_no_matrices():
     assert counted("apple9", 65, 129, 64, False)["delta"] == 0
 
 
+@pytest.mark.simulator
 def test_work_beyond_the_diagonal_is_never_done():
     """Twice as many queries as keys: the first half sees nothing, and its tiles are never visited."""
     square, tall = (counted("apple9", length, 128, 64, True) for length in (128, 256))
@@ -76,7 +78,7 @@ def masked(family: str, **options) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("step", MATMULS, ids=str)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 @pytest.mark.parametrize("left, right", [(LENGTH, 0), (40, 0), (3, 77)])
 def test_windows_visit_only_keys_in_reach(family, step, left, right):
     """Each block of the parallel dimension meets the traversed rows in reach, rounded up to a fragment, no more."""
@@ -91,7 +93,7 @@ def test_windows_visit_only_keys_in_reach(family, step, left, right):
 
 
 @pytest.mark.parametrize("step", MATMULS, ids=str)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_empty_blocks_are_never_visited(family, step):
     """A diagonal of blocks of 32: every row of blocks lists one block of 16."""
     diagonal = BlockMask.from_predicate(lambda i, j: i // 32 == j // 32, LENGTH, LENGTH, block=32)
@@ -99,7 +101,7 @@ def test_empty_blocks_are_never_visited(family, step):
 
 
 @pytest.mark.parametrize("step", MATMULS, ids=str)
-@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+@each_simulated_family
 def test_blocks_of_other_segments_are_not_visited(family, step):
     """Eight segments of 64: a block of queries sees one or two of them, and the blocks of keys at their ends."""
     row = lookup(step, "float32", FAMILIES[family], WIDTH)

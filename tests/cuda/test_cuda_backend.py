@@ -6,7 +6,6 @@ import re
 
 import mlx.core as mx
 import numpy as np
-import ptxas
 import pytest
 
 from mlx_flash import UnsupportedProblem, attention, explain, use_backend
@@ -165,6 +164,7 @@ def test_hopper_kernels_elsewhere(gpu):
         use_backend("cuda", "sm90")
 
 
+@pytest.mark.ptx
 def test_no_compiler(gpu, monkeypatch, tmp_path):
     """Named: refused, with the pip line. By itself: the reference, with the reason. Compiled before: it runs."""
 
@@ -228,8 +228,9 @@ MORE_KERNELS = [
 KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KERNELS]
 
 
+@pytest.mark.ptx
 @pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
-def test_kernels_assemble(step, family, dtype, features):
+def test_kernels_assemble(step, family, dtype, features, assembled):
     """One of every step, with all that goes together; `python bench/cuda_trust.py --precompile` compiles the rest."""
     made = compiled(step, FAMILIES[family], dtype, features)
     text = made.code.decode()
@@ -239,12 +240,8 @@ def test_kernels_assemble(step, family, dtype, features):
     assert made.shared_memory <= FAMILIES[family].threadgroup_bytes
     if ".target sm_90a" in text:
         check_registers_balance(text)
-    try:
-        ptxas.ptxas()
-    except ptxas.Unavailable as error:
-        pytest.skip(str(error))
     path = next(path for path in ptx.cache_directory().glob("*.ptx") if path.read_bytes() == made.code)
-    said = ptxas.assembled(path, "sm_90a" if ".target sm_90a" in text else "sm_80")
+    said = assembled(path, "sm_90a" if ".target sm_90a" in text else "sm_80")
     assert "error" not in said and "Potential Performance Loss" not in said
 
 

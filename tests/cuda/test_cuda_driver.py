@@ -12,6 +12,8 @@ from mlx_flash.metal.cpu.launch import load
 from mlx_flash.metal.cpu.target import here
 from mlx_flash.metal.ptx import driver, fatbin, ptx
 
+pytestmark = pytest.mark.ptx
+
 # RESULT is what loading PTX returns, PACKED what loading a fatbin does.
 DRIVER = """
 typedef unsigned long size_t;

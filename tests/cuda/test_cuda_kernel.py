@@ -6,12 +6,13 @@ No GPU is needed: what mx.fast.precompiled_cuda_kernel would run is written down
 import re
 
 import mlx.core as mx
-import ptxas
 import pytest
 
 from mlx_flash.metal.ptx import metal_kernel, ptx, strides
 from mlx_flash.metal.ptx.kernel import Grid
 from mlx_flash.simulator import CompileError
+
+pytestmark = pytest.mark.ptx
 
 SOURCE = "uint i = thread_position_in_grid.x; y[i] = x[i];"
 CALL = dict(grid=(64, 1, 1), threadgroup=(64, 1, 1), output_shapes=[(64,)], output_dtypes=[mx.float32])
@@ -37,15 +38,11 @@ def kernel(source, inputs=("x",), **options):
     return metal_kernel(name="probe", input_names=list(inputs), output_names=["y"], source=source, **options)
 
 
-def check_assembles(launch, *gpus):
-    """The stored text, under ptxas where there is one."""
-    try:
-        ptxas.ptxas()
-    except ptxas.Unavailable as error:
-        pytest.skip(str(error))
+def check_assembles(assembled, launch, *gpus):
+    """The stored text, under NVIDIA's assembler."""
     for path in ptx.cache_directory().glob("*.ptx"):
         if path.read_bytes() == launch["compiled_source"]:
-            return [ptxas.assembled(path, gpu) for gpu in gpus]
+            return [assembled(path, gpu) for gpu in gpus]
     raise AssertionError("the launched code is not in the cache")
 
 
@@ -93,7 +90,7 @@ def test_strides_that_are_not_read_are_not_queried(launches):
     assert len(launches) == 1
 
 
-def test_threadgroup_memory(launches):
+def test_threadgroup_memory(launches, assembled):
     """Up to 48 KiB is declared; more is asked for at the launch, each variable at its own multiple of its alignment."""
     body = """uint i = thread_index_in_threadgroup;
     threadgroup half a[SIZE]; alignas(64) threadgroup float b[8]; a[i] = half(x[i]); b[i % 8] = x[i];
@@ -106,7 +103,7 @@ def test_threadgroup_memory(launches):
         assert (".extern .shared" in text) == bool(asked)
         assert (".shared .align 1024 .b8 msl_threadgroup_0_66_16[66];" in text) != bool(asked)
         assert "bar.sync" in text
-        check_assembles(launch, "sm_80")
+        check_assembles(assembled, launch, "sm_80")
 
 
 def test_a_grid_of_any_size():
@@ -121,12 +118,12 @@ def test_a_grid_of_any_size():
     assert square.ragged and square.launched() == {"grid": (4 * 64, 3, 1), "threadgroup": (64, 1, 1)}
 
 
-def test_ragged_and_folded_kernels_assemble(launches):
+def test_ragged_and_folded_kernels_assemble(launches, assembled):
     body = "uint3 p = thread_position_in_grid; if (simd_sum(x[0]) > 0) y[(p.z * 17 + p.y) * 30 + p.x] = p.y;"
     for grid, threadgroup in (((30, 17, 2), (8, 8, 2)), ((8, 70001, 1), (8, 1, 1))):
         kernel(body)(inputs=[mx.zeros(64)], **CALL | {"grid": grid, "threadgroup": threadgroup})
         assert launches[-1]["scalars"] == list(grid)
-        check_assembles(launches[-1], "sm_80", "sm_90")
+        check_assembles(assembled, launches[-1], "sm_80", "sm_90")
     assert "nctaid" not in launches[-1]["compiled_source"].decode()
 
 
@@ -147,17 +144,17 @@ y[i] = sum + atomic_load_explicit(&best, memory_order_relaxed);
 
 
 @pytest.mark.parametrize("converged", (False, True))
-def test_the_library_assembles(launches, converged):
+def test_the_library_assembles(launches, converged, assembled):
     """Without `converged` simdgroup functions ask which lanes are active; with it they wait for all."""
     kernel(LIBRARY, converged=converged)(inputs=[mx.zeros(64)], **CALL)
     text = launches[-1]["compiled_source"].decode()
     assert "ld.const" not in text and ".const" not in text
     masks = set(re.findall(r"shfl\.sync\.idx\.b32\s+[^;]*, ([^;,]+);", text))
     assert (masks == {"-1"}) == converged
-    check_assembles(launches[-1], "sm_80", "sm_90", "sm_100")
+    check_assembles(assembled, launches[-1], "sm_80", "sm_90", "sm_100")
 
 
-def test_a_constant_table(launches):
+def test_a_constant_table(launches, assembled):
     """The constant address space is the GPU's global memory, variables of the text among it."""
     header = "constant float table[4] = {1.5, 2, 3, 4}; constant constexpr int N = 3;"
     kernel("uint i = thread_position_in_grid.x; y[i] = table[(i + N) % 4] * x[1];", header=header)(
@@ -165,7 +162,7 @@ def test_a_constant_table(launches):
     )
     text = launches[-1]["compiled_source"].decode()
     assert ".const" not in text and re.search(r"\.global .*\[16\] = ", text)
-    check_assembles(launches[-1], "sm_80")
+    check_assembles(assembled, launches[-1], "sm_80")
 
 
 def test_launches_that_differ_in_a_type_only(launches):

@@ -14,6 +14,8 @@ from mlx_flash.metal.cpu import compiler, kernel
 from mlx_flash.metal.ptx.target import INCLUDE
 from mlx_flash.simulator import metal_kernel
 
+pytestmark = pytest.mark.simulator
+
 HERE = Path(__file__).parents[1] / "support" / "nvptx_on_cpu"
 
 

@@ -12,6 +12,8 @@ from mlx_flash.metal.cpu.launch import load
 from mlx_flash.metal.cpu.target import here
 from mlx_flash.metal.ptx import ptx
 
+pytestmark = pytest.mark.ptx
+
 NAMES = (
     "expf", "exp2f", "logf", "log2f", "log10f", "log1pf", "tanhf", "sinhf", "coshf", "asinhf", "acoshf", "atanhf",
     "asinf", "acosf", "atanf", "sinf", "cosf", "tanf",

@@ -28,6 +28,8 @@ from mlx_flash.kernels.tile_layers import tensor_elements
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.simulator import mode, profile, schedule
 
+pytestmark = pytest.mark.simulator
+
 NARROW = [layer for layer in LAYERS if layer[1] == "narrow"]
 DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
 

@@ -24,6 +24,8 @@ from mlx_flash.kernels.plan import key_value_kinds
 from mlx_flash.problem.kinds import BACKWARD_QUERY, FORWARD
 from mlx_flash.simulator import mode, schedule
 
+pytestmark = pytest.mark.simulator
+
 ALMOST_ALL = ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
 
 

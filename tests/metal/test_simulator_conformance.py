@@ -15,16 +15,16 @@ from metal_conformance.sweep import compile_file, compile_header, headers, kerne
 
 from mlx_flash.simulator import CompileError, MetalLibrary, SimulatorError, mode
 
-pytestmark = pytest.mark.usefixtures("wheel")
+pytestmark = pytest.mark.usefixtures("metal_headers")
 
 
-def test_every_header_compiles(wheel):
+def test_every_header_compiles(metal_headers):
     found = sweep(headers(), compile_header)
     assert len(found) >= 80
     assert not {name: why for name, why in found.items() if why}
 
 
-def test_every_kernel_file_of_a_checkout_compiles(wheel):
+def test_every_kernel_file_of_a_checkout_compiles(metal_headers):
     if not kernel_files():
         pytest.skip("no checkout of MLX: $MLX_SOURCE is not set")
     assert not {name: why for name, why in sweep(kernel_files(), compile_file).items() if why}
@@ -58,7 +58,7 @@ def test_a_wrong_result_is_a_mismatch():
             agree(wrong, right, 1e-3)
 
 
-def test_a_wrong_parameter_is_a_mismatch(wheel, monkeypatch):
+def test_a_wrong_parameter_is_a_mismatch(metal_headers, monkeypatch):
     """One row too few in a structure that only the kernel reads: a GEMM that passes for other reasons misses it."""
     correct = matmul.structure
     monkeypatch.setattr(
@@ -68,13 +68,13 @@ def test_a_wrong_parameter_is_a_mismatch(wheel, monkeypatch):
         matmul.run_gemm(mx.float32, "nn")
 
 
-def test_an_error_names_the_file(wheel):
+def test_an_error_names_the_file(metal_headers):
     text = '#include "mlx/backend/metal/kernels/utils.h"\n'
     text += "kernel void f(device float* x [[buffer(0)]]) { x[0] = ceildiv(3); }\n"
     with pytest.raises(CompileError, match="line 2"):
-        MetalLibrary(text, [wheel]).check()
+        MetalLibrary(text, [metal_headers]).check()
     with pytest.raises(CompileError, match="'mlx/missing.h' file not found"):
-        MetalLibrary('#include "mlx/missing.h"\n', [wheel])
+        MetalLibrary('#include "mlx/missing.h"\n', [metal_headers])
 
 
 def test_layer_norm_writes_before_its_array():

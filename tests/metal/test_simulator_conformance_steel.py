@@ -8,7 +8,7 @@ from metal_conformance.suite import outcome
 
 from mlx_flash.simulator import SimulatorError, mode
 
-pytestmark = pytest.mark.usefixtures("wheel")
+pytestmark = pytest.mark.usefixtures("metal_headers")
 
 
 @pytest.mark.parametrize("case", only(lambda case: case.family == "steel attention"), ids=str)

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import mlx.core as mx
+import needs
 import pytest
 from machines import CUDA, METAL, SIMULATED, label
 
@@ -37,7 +38,7 @@ def folder() -> Path:
                 with urllib.request.urlopen(ADDRESS.format(version=version, name=name), timeout=10) as answer:
                     text = answer.read()
             except OSError as error:
-                pytest.skip(f"MLX's {name} cannot be fetched: {error}")
+                pytest.skip(needs.unmet("network", f"MLX's {name} cannot be fetched: {error}"))
             kept.mkdir(parents=True, exist_ok=True)
             (kept / name).write_bytes(text)
     return kept

@@ -39,6 +39,7 @@ def test_source_prints_metal(capsys, step):
     assert text.rstrip().endswith("}") and text.count("{") == text.count("}")
 
 
+@pytest.mark.process
 def test_source_into_a_closed_pipe():
     command = [sys.executable, "-m", "mlx_flash", "source", "--head-dim", "64"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -120,6 +121,7 @@ def test_unfused_is_attention():
     assert np.abs(float64(got) - want).max() <= 100 * np.finfo(np.float32).eps
 
 
+@pytest.mark.process
 def test_the_module_runs():
     done = subprocess.run(
         [sys.executable, "-m", "mlx_flash", "--help"], capture_output=True, text=True, env={**os.environ}, check=True

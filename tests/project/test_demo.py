@@ -16,6 +16,7 @@ from mlx_flash.cli.main import main
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.kernels
 def test_the_main_job(tmp_path):
     """As a user runs it: 40 steps on the kernels of this machine, cold cache and all."""
     environment = {**os.environ, "MLX_FLASH_CACHE": str(tmp_path / "cache"), "MLX_FLASH_BACKEND": "", "COLUMNS": "100"}

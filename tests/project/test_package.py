@@ -72,6 +72,7 @@ def test_the_wheel_names_itself_and_its_needs(wheel):
     assert sorted(needs) == ["mlx>=0.32.0", "numpy"]
 
 
+@pytest.mark.simulator
 def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
     """Unpacked alone, without site-packages but for what the package needs."""
     target = tmp_path / "site"

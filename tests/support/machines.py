@@ -10,6 +10,10 @@ METAL = [("metal", None)] if mx.metal.is_available() else []
 CUDA = [("cuda", None), ("cuda", "apple7"), ("cuda", "apple9")] if mx.cuda.is_available() else []
 # One family per set of table rows.
 SIMULATED = [("simulator", "apple7"), ("simulator", "apple9")]
+# Parametrizes `family` of a test that runs the simulator itself.
+each_simulated_family = pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=pytest.mark.simulator, id=family) for family in ("apple7", "apple9")]
+)
 KERNELS = [*SIMULATED, *METAL, *CUDA]
 BACKENDS = [*KERNELS, ("reference", None)]
 

@@ -1,0 +1,86 @@
+"""What a test needs beyond Python and MLX's CPU operations: found by rule, checked, and skipped where it is missing.
+
+A need is a marker of the test (`@pytest.mark.simulator`), or follows from a parameter that is a backend, as those of
+the fixtures `backend` and `kernels`, or from a fixture that fetches a file. A test without needs is `quick`.
+"""
+
+import subprocess
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import mlx.core as mx
+from machines import BACKENDS, CUDA, KERNELS, METAL
+
+from mlx_flash.metal.cpu import compiler, dispatch
+
+# name: what it means
+NEEDS = {
+    "simulator": "runs kernels on the simulator, or compiles them for it",
+    "metal": "runs kernels on an Apple GPU",
+    "cuda": "runs kernels on an NVIDIA GPU",
+    "ptx": "compiles kernels for NVIDIA GPUs, which takes clang and no GPU",
+    "process": "starts processes of its own, which takes seconds",
+    "network": "fetches a file once that is then kept in the user's cache",
+}
+ANY_KERNELS = "kernels: runs kernels on a backend of the test's choice among those of this machine"
+# Fixtures that need something for every test that asks for them; those of the network skip where a file is missing.
+OF_FIXTURES = {
+    "metal_headers": "network", "assembled": "network", "upstream": "network", "wheel": "process", "typed": "kernels",
+}  # fmt: skip
+_UNMET = "needs "  # how the reason of such a skip begins
+
+
+def missing() -> dict[str, str]:
+    """Needs that this machine cannot meet, with the reason. Whether the network is there shows when it is asked."""
+    found = {}
+    if not mx.metal.is_available():
+        found["metal"] = "no Apple GPU"
+    if not mx.cuda.is_available():
+        found["cuda"] = "no NVIDIA GPU"
+    return found
+
+
+def of(item) -> set[str]:
+    """The needs of one collected test."""
+    found = {mark.name for mark in item.iter_markers()} | {OF_FIXTURES.get(name) for name in item.fixturenames}
+    if "kernels" in found:
+        found.add(KERNELS[0][0])
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    found |= {value[0] for value in parameters if isinstance(value, tuple) and value in BACKENDS}
+    return found & set(NEEDS)
+
+
+def unmet(need: str, why: str) -> str:
+    """The reason with which a test is skipped."""
+    return f"{_UNMET}{need}: {why}"
+
+
+def skipped(reasons) -> Counter:
+    """How many of these reasons are unmet needs, by need."""
+    return Counter(why.partition(_UNMET)[2].partition(":")[0] for why in reasons if _UNMET in why)
+
+
+@contextmanager
+def enforced(item):
+    """Inside the block a test that does what it does not say it needs fails, so that quick tests stay quick."""
+    needs = of(item)
+    if METAL or CUDA:  # calls that choose no backend run kernels here
+        yield
+        return
+
+    def refused(deed: str, *allowing: str):
+        def refuse(*_, **__):
+            raise AssertionError(f"{item.nodeid} {deed}: it needs the marker {' or '.join(allowing)}")
+
+        return refuse
+
+    with ExitStack() as stack:
+        for owner, name, deed, *allowing in (
+            (dispatch, "execute", "runs a kernel", "simulator"),
+            (compiler, "compile_text", "compiles a kernel", "simulator", "ptx"),
+            (subprocess, "Popen", "starts a process", "process", "simulator", "ptx", "network"),
+        ):
+            if not needs & set(allowing):
+                stack.enter_context(patch.object(owner, name, refused(deed, *allowing)))
+        yield
