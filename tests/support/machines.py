@@ -12,7 +12,7 @@ CUDA = [("cuda", None), ("cuda", "apple7"), ("cuda", "apple9")] if mx.cuda.is_av
 SIMULATED = [("simulator", "apple7"), ("simulator", "apple9")]
 # Parametrizes `family` of a test that runs the simulator itself.
 each_simulated_family = pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=pytest.mark.simulator, id=family) for family in ("apple7", "apple9")]
+    "family", [pytest.param(family, marks=pytest.mark.simulator, id=family) for _, family in SIMULATED]
 )
 KERNELS = [*SIMULATED, *METAL, *CUDA]
 BACKENDS = [*KERNELS, ("reference", None)]
