@@ -25,6 +25,7 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 def test_the_import_changes_nothing():
     """Nor do calls, gradients and explanations; MLX's own submodules included."""
     run(
@@ -42,6 +43,7 @@ def test_the_import_changes_nothing():
     )
 
 
+@pytest.mark.process
 def test_once_however_often_the_package_is_loaded():
     run(
         "import sys, mlx.core as mx\n"

@@ -20,6 +20,8 @@ from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_
 from mlx_flash.problem.variants import Variants
 from mlx_flash.simulator import ToolchainError
 
+pytestmark = pytest.mark.ptx
+
 backends = importlib.import_module("mlx_flash.backends")
 H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capability_minor": 0}
 
@@ -164,7 +166,6 @@ def test_hopper_kernels_elsewhere(gpu):
         use_backend("cuda", "sm90")
 
 
-@pytest.mark.ptx
 def test_no_compiler(gpu, monkeypatch, tmp_path):
     """Named: refused, with the pip line. By itself: the reference, with the reason. Compiled before: it runs."""
 
@@ -228,7 +229,6 @@ MORE_KERNELS = [
 KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KERNELS]
 
 
-@pytest.mark.ptx
 @pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
 def test_kernels_assemble(step, family, dtype, features, assembled):
     """One of every step, with all that goes together; `python bench/cuda_trust.py --precompile` compiles the rest."""

@@ -24,6 +24,7 @@ def matrix(job: str) -> dict:
     return JOBS[job]["strategy"]["matrix"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_is_complete(job):
     """What runs it, how long at most, and steps that are an action with a version or a valid script."""
@@ -63,6 +64,7 @@ def test_the_wheel_is_tried_without_extras_on_both_systems():
     assert "dist/*.whl" in tried and ".[" not in tried and "-e" not in tried.split()
 
 
+@pytest.mark.process
 def test_the_first_snippet_is_found(tmp_path):
     """The command that cuts it out of README.md, as the workflow has it."""
     command = next(line for script in scripts("install") for line in script.splitlines() if line.startswith("awk"))

@@ -89,6 +89,7 @@ def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
     assert "[[kernel]] void" in done.stdout
 
 
+@pytest.mark.process
 def test_the_sdist_holds_every_file_of_the_project(tmp_path):
     """It builds the wheel and runs the tests by itself, so it needs all that they read."""
     if find_spec("hatchling") is None:

@@ -31,6 +31,7 @@ if len(sys.argv) > 1:
 """
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize(("architecture", "family"), (("applegpu_g13g", "apple7"), ("applegpu_g16s", "apple9")))
 def test_a_process_in_disguise_and_its_child_run_kernels_as_on_a_mac(tmp_path, architecture, family):
     script = tmp_path / "script.py"
@@ -42,6 +43,7 @@ def test_a_process_in_disguise_and_its_child_run_kernels_as_on_a_mac(tmp_path, a
     assert done.stdout.split("\n")[:6] == [*told, *told], done.stderr
 
 
+@pytest.mark.simulator
 def test_the_simulator_gets_the_text_that_mlx_generates(monkeypatch):
     import mlx.core as mx
     from pretend_mac import kernel

@@ -66,6 +66,7 @@ def test_every_folder_says_what_lives_there_and_how_to_add_one():
         assert re.search(r"\bTo (add|serve|explain|change)\b", path.read_text(encoding="utf-8")), place(path)
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("path", [path for path in (README, *FOLDERS) if snippets(path)], ids=place)
 def test_the_snippets_run(path):
     typed(path)
@@ -188,6 +189,7 @@ def test_every_command_is_explained():
         parser().parse_args(line.split())
 
 
+@pytest.mark.simulator
 def test_a_kernel_with_a_race_is_told():
     printed, names = typed(PROJECT / "mlx_flash" / "metal" / "README.md")
     assert printed.startswith("race in threadgroup memory") and "line 8" in printed

@@ -26,7 +26,7 @@ NEEDS = {
 ANY_KERNELS = "kernels: runs kernels on a backend of the test's choice among those of this machine"
 # Fixtures that need something for every test that asks for them; those of the network skip where a file is missing.
 OF_FIXTURES = {
-    "metal_headers": "network", "assembled": "network", "upstream": "network", "wheel": "process", "typed": "kernels",
+    "metal_headers": "network", "assembled": "network", "upstream": "network", "wheel": "process",
 }  # fmt: skip
 _UNMET = "needs "  # how the reason of such a skip begins
 
