@@ -25,8 +25,6 @@ class _Probe:
         self.ran, self.placeholder = False, None
         self.compiled = mx.compile(self._identity)
         self.compiled(mx.zeros((1,)))
-        self.constant = mx.zeros((1,))
-        mx.eval(self.constant)
 
     def _identity(self, array: mx.array) -> mx.array:
         self.ran = True
@@ -35,14 +33,7 @@ class _Probe:
         return array
 
 
-_probe: _Probe | None = None
-
-
-def _probed() -> _Probe:
-    global _probe
-    if _probe is None:
-        _probe = _Probe()
-    return _probe
+_probe: _Probe | None = None  # of the main thread
 
 
 def in_trace() -> bool:
@@ -52,23 +43,37 @@ def in_trace() -> bool:
     An array computed outside every trace is a constant to all transformations, so it needs no rules of its own. The
     answer costs a microsecond, a custom function six. Only the main thread may use mx.compile (`may_compile`).
     """
+    global _probe
     if get_ident() != _MAIN_THREAD:
         return True
-    probe = _probe or _probed()  # asked by every call of attention
-    probe.ran = False
-    probe.compiled(probe.placeholder)
-    return probe.ran
+    if _probe is None:
+        _probe = _Probe()
+    _probe.ran = False
+    _probe.compiled(_probe.placeholder)
+    return _probe.ran
+
+
+@cache
+def _unknown() -> mx.array:
+    """An array of shape [1] that never gets a value: what stood for the entry of a map while it was traced."""
+    found = []
+    mx.vmap(lambda entry: found.append(entry) or mx.array(0.0))(mx.zeros((1, 1)))
+    return found[0]
+
+
+@cache
+def _one() -> mx.array:
+    return mx.array([1.0])  # from the host's memory, so that every thread can use it
 
 
 def in_shapeless_trace() -> bool:
     """Whether mx.compile(shapeless=True), or an export with shapeless=True, traces in this thread.
 
     MLX returns an array that needs no broadcasting as it is; in a shapeless trace alone it records the broadcast, with
-    the other array as an input. The other array here is a placeholder, which cannot be evaluated.
+    the other array as an input. The other array here is one that cannot be evaluated.
     """
-    probe = _probed()
     try:
-        mx.eval(mx.broadcast_arrays(probe.constant, probe.placeholder)[0])
+        mx.eval(mx.broadcast_arrays(_one(), _unknown())[0])
     except (ValueError, RuntimeError):  # the first inside another transformation, the second outside
         return True
     return False
@@ -83,7 +88,7 @@ def in_export_trace() -> bool:
         return False
     try:
         _nothing()(
-            inputs=[_probed().constant], output_shapes=[(1,)], output_dtypes=[mx.float32], grid=(1, 1, 1),
+            inputs=[_one()], output_shapes=[(1,)], output_dtypes=[mx.float32], grid=(1, 1, 1),
             threadgroup=(1, 1, 1),
         )  # fmt: skip
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Derivatives that attention does not have come from the built-in, by whatever name and through whatever they are asked.
+"""Derivatives that attention does not have come from the built-in, by whatever name they are asked for.
 
 Also where patch() cannot see that a derivative is traced: through a function that was taken from MLX before."""
 
