@@ -7,6 +7,7 @@ one of them fails in one named test. pyproject.toml sets no upper bound on MLX f
 from __future__ import annotations
 
 from functools import cache
+from operator import methodcaller
 from threading import get_ident, main_thread
 
 import mlx.core as mx
@@ -113,3 +114,49 @@ def says_no_metal(error: RuntimeError) -> bool:
 def may_compile() -> bool:
     """Whether this thread may call compiled functions: a process that did so in others may abort when it ends."""
     return get_ident() == _MAIN_THREAD
+
+
+def says_traced(error: ValueError) -> bool:
+    """Whether arrays could not be evaluated because mx.compile or mx.vmap traces them."""
+    return "function transformations" in str(error)
+
+
+def after(done: list[mx.array], arrays: list[mx.array]) -> list[mx.array]:
+    """The arrays, to be read only once `done` exists. MLX frees what it no longer needs before it goes on, so that an
+    order bounds the memory: without one it holds many blocks of scores at once."""
+    return mx.depends(arrays, done)
+
+
+# An array seen as bytes, for a kernel that reads it through its strides. MLX copies it only where the last axis is not
+# contiguous, and an array of bytes has at least as many elements.
+as_bytes = methodcaller("view", mx.uint8)
+
+# MLX passes inputs of fewer elements to a kernel in the constant address space, as references where they have no axes.
+CONSTANT_BELOW = 8
+
+# Arrays of at most so many bytes, and what MLX makes of Python numbers, lie in memory that a CUDA GPU shares with the
+# host.
+SHARED_BYTES = 8
+
+
+def contiguous(array: mx.array) -> mx.array:
+    """The array, copied if it is not row-contiguous, by operations that an export can write: mx.contiguous is none."""
+    return as_bytes(array).view(array.dtype)
+
+
+def kernel_attribute(attribute: str) -> str:
+    """An attribute of the kernel, as the last text of its header: MLX writes ``[[kernel]] void`` right after it."""
+    return f"[[{attribute}]]"
+
+
+def printed_source(printed: str) -> str | None:
+    """The Metal text in what a kernel with verbose=True prints, where MLX fences it; None if there is none."""
+    _, opened, rest = printed.partition("```\n")
+    text, closed, _ = rest.rpartition("```\n")
+    return text if opened and closed else None
+
+
+def chip_letter(architecture: str) -> str:
+    """The last letter of a Metal GPU's architecture, which tells the size of the chip: "p" of a phone, "g" a plain or
+    Pro, "s" a Max, "d" an Ultra chip."""
+    return architecture[-1:]

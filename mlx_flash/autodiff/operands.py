@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..errors import wrong
+from ..mlx_private import contiguous as contiguous_by_views
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
 from ..scalars import shown, traced
@@ -16,10 +17,10 @@ DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
 
 
 def contiguous(array: mx.array) -> mx.array:
-    """The array, copied if it is not contiguous, by operations that mx.export_function can write: not mx.contiguous."""
+    """The array, copied if it is not contiguous, by operations that can be mapped and exported."""
     if mapped_array() is not None:  # MLX maps views along their last axis wrongly
         return mx.concatenate([array[..., :0], array], axis=-1)
-    return array.view(mx.uint8).view(array.dtype)
+    return contiguous_by_views(array)
 
 
 def operands(

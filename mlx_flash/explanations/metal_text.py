@@ -19,12 +19,12 @@ from ..backends.metal import kernel_object, run_with
 from ..errors import UnsupportedProblem
 from ..kernels.launch import output_shape
 from ..kernels.plan import Plan
+from ..mlx_private import printed_source
 from ..problem.kinds import COMBINE, DECODE
 from ..problem.problem import Problem
 from ..problem.variants import Variants
 
 TAG = "[mlx_flash.source]"
-FENCE = "```\n"
 
 
 def generated_text(plan: Plan, problem: Problem) -> str:
@@ -37,9 +37,8 @@ def generated_text(plan: Plan, problem: Problem) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         printed = captured(lambda: mx.export_function(os.path.join(folder, "kernel.mlxfn"), call, *arrays))
-    _, opened, rest = printed.partition(FENCE)
-    text, closed, _ = rest.rpartition(FENCE)
-    if not opened or not closed:
+    text = printed_source(printed)
+    if text is None:
         raise RuntimeError(f"{TAG} MLX {mx.__version__} printed no Metal text: use MLX 0.32.0 or later")
     return text
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
+from ..mlx_private import chip_letter
+
 
 @dataclass(frozen=True)
 class Family:
@@ -47,8 +49,7 @@ FAMILIES = {
     )
 }
 
-# Cores of the GPU of a phone, a plain or Pro, a Max and an Ultra chip, over the plain one's: MLX tells the chip by the
-# last letter of its architecture, and no count. Too few or too many cost time, never a result.
+# Cores of a chip's GPU over those of a plain chip: MLX tells no count. Too few or too many cost time, never a result.
 SIZES = {"p": 0.5, "g": 1, "s": 4, "d": 8}
 
 THREADGROUP_THREADS = 1024
@@ -65,4 +66,4 @@ def family_of(architecture: str) -> Family:
 def machine_of(architecture: str) -> Family:
     """The family of an architecture string, with the cores of a chip of that size."""
     family = family_of(architecture)
-    return replace(family, cores=int(family.cores * SIZES.get(architecture[-1:], 1)))
+    return replace(family, cores=int(family.cores * SIZES.get(chip_letter(architecture), 1)))

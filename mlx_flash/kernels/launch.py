@@ -8,6 +8,7 @@ from math import prod
 
 import mlx.core as mx
 
+from ..mlx_private import CONSTANT_BELOW, as_bytes, contiguous
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, KernelKind
 from ..problem.problem import Problem
 from .config import TileConfig
@@ -18,8 +19,7 @@ from .split_kv import gqa_rows
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
 # Small operands that kernels index without strides: copied unless they are row-contiguous.
 CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "shifts", "dropout_key"})
-# Kernels hold device pointers to these: below 8 elements MLX would pass them in the constant address space, so that
-# shorter ones are padded.
+# Kernels hold device pointers to these, so short ones are padded beyond what MLX passes in the constant address space.
 NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
     {
         "attention_mask", "slopes", "q_segments", "k_segments", "shifts", "block_map", "block_lists", "block_counts",
@@ -48,15 +48,15 @@ class Launch:
     def arguments(self, inputs: dict[str, mx.array | float]) -> list[mx.array]:
         """The arrays the kernel reads, in its order.
 
-        Viewing an operand as bytes makes MLX copy it only where its last axis is not contiguous, and never lets it
-        fall below the 8 elements under which MLX passes an input in another address space.
+        Strided operands are seen as bytes: that copies few of them, and leaves few so short that MLX would pass them
+        in another address space.
         """
         found = []
         for name in self.kernel.inputs:
             value = inputs[name]
             # Numbers are constants of the plan; an operand with room to spare is only seen as bytes.
-            if type(value) is mx.array and name in STRIDED and value.size >= 8:
-                found.append(value.view(mx.uint8))
+            if type(value) is mx.array and name in STRIDED and value.size >= CONSTANT_BELOW:
+                found.append(as_bytes(value))
             else:
                 found.append(_argument(name, value))
         return found
@@ -116,10 +116,10 @@ def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
     if isinstance(value, (float, tuple)):
         return constant(value)
     if name in STRIDED:
-        value = value.view(mx.uint8)
-        return value if value.size >= 8 else mx.pad(value, [(0, 0)] * 3 + [(0, 8)])
+        value = as_bytes(value)
+        return value if value.size >= CONSTANT_BELOW else mx.pad(value, [(0, 0)] * 3 + [(0, 8)])
     if name in CONTIGUOUS:
-        value = value.view(mx.uint8).view(value.dtype)  # copied unless contiguous, and mx.export_function can write it
-    if name in NEEDS_DEVICE_ADDRESS_SPACE and value.size < 8:
+        value = contiguous(value)
+    if name in NEEDS_DEVICE_ADDRESS_SPACE and value.size < CONSTANT_BELOW:
         return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
     return value

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from ..mlx_private import kernel_attribute
 from ..problem.kinds import ACCUMULATORS, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
 from .tile_layers import LAYERS, threadgroup_elements
@@ -63,7 +64,7 @@ def build(
         "ELEMENT": METAL_TYPES[dtype],
         "VALUE_DIM": value_dim,
         "BLOCK_PARALLEL": row.parallel,
-        "ATTRIBUTES": f"[[max_total_threads_per_threadgroup({max_threads})]]" if max_threads else "",
+        "ATTRIBUTES": kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else "",
     }
     if step.tiled:
         holes |= {

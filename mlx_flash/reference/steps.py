@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
+from ..mlx_private import after
 from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
 from ..problem.problem import Problem
 from .scores import Scores, exp2, product
@@ -24,7 +25,7 @@ def _blocks(length: int) -> Iterator[slice]:
 
 def _after(done: tuple[mx.array, ...], *arrays: mx.array) -> list[mx.array]:
     """The arrays, readable only after `done` is computed: otherwise MLX holds many blocks of scores at once."""
-    return mx.depends(list(arrays), list(done))
+    return after(list(done), list(arrays))
 
 
 def _grouped(problem: Problem, array: mx.array) -> mx.array:

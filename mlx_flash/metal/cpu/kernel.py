@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ...mlx_private import says_traced
 from ..frontend.errors import CompileError, TracedError, quoted
 from ..frontend.language import prefix
 from ..frontend.signature import kernel_name, kernel_text, shape_facts
@@ -182,7 +183,7 @@ def _evaluate(arrays, name: str):
     try:
         mx.eval(*arrays)
     except ValueError as error:
-        if "function transformations" not in str(error):
+        if not says_traced(error):
             raise
         raise TracedError(
             f"{_TAG} The simulator runs kernel '{name}' at once and so cannot be traced: "

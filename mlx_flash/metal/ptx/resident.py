@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-_COPIES = 2  # 2 copies of at least 8 bytes are more than 8 bytes
+from ...mlx_private import SHARED_BYTES
+
+_COPIES = 1 + SHARED_BYTES // 8  # of at least 8 bytes each: together they are more
 
 
 def resident(array: mx.array) -> mx.array:
