@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ def build(
     holes = {
         "MMA_ROWS": LAYERS[row.tiles].mma_rows,
         "ELEMENT": METAL_TYPES[dtype],
+        **_read_widths(step, row, family, dtype, max(head_dim, value_dim)),
         "VALUE_DIM": value_dim,
         "BLOCK_PARALLEL": row.parallel,
         "ATTRIBUTES": kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else "",
@@ -99,6 +101,20 @@ def build(
             dtype if name in ACCUMULATORS and name not in paged else "float32" for name in step.outputs
         ),
     )
+
+
+def _read_widths(step: KernelKind, row: TileConfig, family: Family, dtype: str, head_dim: int) -> dict[str, int]:
+    """Fragments that one read of 16 bytes serves: along columns, along rows of a transposed block, along columns that
+    are summed over. Groups of fragments do not cross head blocks."""
+    if not step.tiled:
+        return {"WIDE": 1, "WIDE_ROWS": 1, "DEEP": 1}
+    pairs = 2 if dtype == "float32" else 4
+    deep = 2 * pairs if row.head >= head_dim else gcd(2 * pairs, row.head // 8)
+    return {
+        "WIDE": pairs,
+        "WIDE_ROWS": pairs if family.uses_threadgroup_memory else 1,
+        "DEEP": 1 if family.uses_threadgroup_memory else deep,
+    }
 
 
 def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:

@@ -32,7 +32,7 @@ const int Lq = visibility.queries, Lk = visibility.keys;
 const int block = int(threadgroup_position_in_grid.x) * BP, first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Hk + h_k) * Lk;
 
-threadgroup Element scratch[SCRATCH];
+alignas(16) threadgroup Element scratch[SCRATCH];
 tile::Memory<Element> memory = {scratch};
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Rows<Element, BP, R, D, CACHE_K> k;
@@ -70,65 +70,69 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
   OPEN_DROPOUT(b, h)
   for (int n = 0; n < visibility.ranges(); n++) {
     const mask::Range range = visibility.range(n, seeing);
-    for (int r = range.begin; r < range.end; r += BT) {
-      if (visibility.skip(visibility.q_segments, r, min(r + BT, range.end), lane)) continue;
-      if (tile::produce(q, d_o, r, range.end)) continue;
-      q.acquire(r, range.end);
-      d_o.acquire(r, range.end);
+    for (int r = range.begin; r < range.end;) {
+      q.start(r);
+      d_o.start(r);
+#pragma clang loop unroll(full)
+      for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+        for (; r < range.end; r += BT) {
+          if (visibility.edge_of_queries<BT>(range, block, block + BP - 1, r, lane) != (edge == 1)) break;
+          if (visibility.skip()) continue;
+          if (tile::produce(q, d_o, r, range.end)) continue;
+          q.acquire(r, range.end, edge);
+          d_o.acquire(r, range.end, edge);
 
-      tile::ColumnVector<BT> L_column, delta_column;
-      for (int c = 0; c < BT / 8; c++) {
-        for (int e = 0; e < 2; e++) {
-          const int row = min(r + c * 8 + lane.column + e, Lq - 1);
-          L_column.at[c][e] = softmax::row_reference(L[statistics0 + row]);
-#if WANTS_DK
-          delta_column.at[c][e] = delta[statistics0 + row];
-#endif
-        }
-      }
+          tile::ColumnVector<BT> L_column, delta_column;
+          softmax::read_columns(L_column, L + (statistics0 + r), edge ? Lq - r : BT, lane);
+          for (int c = 0; c < BT / 8; c++) {
+            for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
+          }
 
-      // P^T = 2^(S^T - L)
-      tile::Tile<float, R, BT> p;
-      tile::multiply_abt(p, k, q);
+          // P^T = 2^(S^T - L)
+          tile::Tile<float, R, BT> p;
+          tile::multiply_abt(p, k, q);
 #if HAS_SOFTCAP
-      tile::Tile<float, R, BT> slope;
-      softmax::cap(p, slope, scale, softcap);
+          tile::Tile<float, R, BT> slope;
+          softmax::cap(p, slope, scale, softcap);
 #else
-      if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
+          if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
 #endif
-      const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane);
-      softmax::probabilities(p, L_column, factor, whole);
+          const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane, edge);
+          softmax::probabilities(p, L_column, factor, whole);
 
 #if WANTS_DV
-      // dV = dV + P^T dO
+          // dV = dV + P^T dO
 #if HAS_DROPOUT
-      tile::Tile<float, R, BT> kept = p;
-      dropout::apply<true>(kept, drop, r, first, lane);
-      tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);
+          tile::Tile<float, R, BT> kept = p;
+          dropout::apply<true>(kept, drop, r, first, lane);
+          tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);
 #else
-      tile::multiply_ab<Element>(d_v, one, p, d_o, whole);
+          tile::multiply_ab<Element>(d_v, one, p, d_o, whole);
 #endif
 #endif
 
 #if WANTS_DK
-      // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
-      tile::Tile<float, R, BT> ds;
-      tile::multiply_abt(ds, v, d_o);
-      d_o.release();
+          // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
+          tile::Tile<float, R, BT> ds;
+          tile::multiply_abt(ds, v, d_o);
+          d_o.release();
 #if HAS_DROPOUT
-      dropout::apply<true>(ds, drop, r, first, lane);
+          dropout::apply<true>(ds, drop, r, first, lane);
 #endif
-      softmax::gradient(ds, p, delta_column);
+          softmax::read_columns(delta_column, delta + (statistics0 + r), edge ? Lq - r : BT, lane);
+          softmax::gradient(ds, p, delta_column, whole && !edge);
 #if HAS_SOFTCAP
-      softmax::multiply(ds, slope);
+          softmax::multiply(ds, slope);
 #endif
 
-      // dK = dK + dS^T Q
-      tile::multiply_ab<float>(d_k, one, ds, q, whole);
+          // dK = dK + dS^T Q
+          tile::multiply_ab<float>(d_k, one, ds, q, whole);
 #else
-      d_o.release();
+          d_o.release();
 #endif
-      q.release();
+          q.release();
+        }
+      }
     }
   }
 }

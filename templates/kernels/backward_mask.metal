@@ -26,7 +26,7 @@ const int column_blocks = (columns + BT - 1) / BT, place = threadgroup_position_
 const int row = place / column_blocks * R, column = place % column_blocks * BT;
 const int h0 = threadgroup_position_in_grid.y, b0 = threadgroup_position_in_grid.z;
 
-threadgroup Element scratch[SCRATCH];
+alignas(16) threadgroup Element scratch[SCRATCH];
 tile::Memory<Element> memory = {scratch};
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Tile<float, R, BT> total;
@@ -67,7 +67,8 @@ for (int b = b0; b < (batches == 1 ? int(Q_shape[0]) : b0 + 1); b++) {
       for (int c = begin; c < end; c += BT) {
         if (c + BT <= seen.begin) continue;
         if (HAS_BLOCKS && !visibility.enter(first, c)) continue;
-        if (visibility.skip(visibility.k_segments, c, min(c + BT, Lk), lane)) continue;
+        visibility.look_at(visibility.k_segments, c, min(c + BT, Lk), lane);
+        if (visibility.skip()) continue;
         tile::Traversed<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
         tile::Traversed<Element, BT, DV, BH, THREADS, USES_THREADGROUP> v;
         k.open(memory, lane);

@@ -30,7 +30,7 @@ const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
 const int first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Q_shape[1] + h) * Lq;
 
-threadgroup Element scratch[SCRATCH];
+alignas(16) threadgroup Element scratch[SCRATCH];
 tile::Memory<Element> memory = {scratch};
 const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
@@ -63,40 +63,48 @@ if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, block, m
 const mask::Range seen = visibility.keys_of(block, block + BP - 1);
 for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
-  for (int c = range.begin; c < range.end; c += BT) {
-    if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    if (tile::produce(k, v, c, range.end)) continue;
-    k.acquire(c, range.end);
-    v.acquire(c, range.end);
+  for (int c = range.begin; c < range.end;) {
+    k.start(c);
+    v.start(c);
+#pragma clang loop unroll(full)
+    for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+      for (; c < range.end; c += BT) {
+        if (visibility.edge_of_keys<BT>(range, block, block + BP - 1, c, lane) != (edge == 1)) break;
+        if (visibility.skip()) continue;
+        if (tile::produce(k, v, c, range.end)) continue;
+        k.acquire(c, range.end, edge);
+        v.acquire(c, range.end, edge);
 
-    // P = 2^(S - L)
-    tile::Tile<float, R, BT> p, ds;
-    tile::begin_abt(p, q, k);
-    tile::begin_abt(ds, d_o, v);
-    tile::finish_abt<1>(p, q, k);
+        // P = 2^(S - L)
+        tile::Tile<float, R, BT> p, ds;
+        tile::begin_abt(p, q, k);
+        tile::begin_abt(ds, d_o, v);
+        tile::finish_abt<1>(p, q, k);
 #if HAS_SOFTCAP
-    tile::Tile<float, R, BT> slope;
-    softmax::cap(p, slope, scale, softcap);
+        tile::Tile<float, R, BT> slope;
+        softmax::cap(p, slope, scale, softcap);
 #else
-    if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
+        if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
 #endif
-    const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane);
-    softmax::probabilities(p, L_row, factor, whole);
+        const bool whole = mask::apply<false>(p, visibility, first, c, k.valid, lane, edge);
+        softmax::probabilities(p, L_row, factor, whole);
 
-    // dP = dO V^T;  dS = P * (dP - delta)
-    tile::finish_abt<0>(ds, d_o, v);
-    v.release();
+        // dP = dO V^T;  dS = P * (dP - delta)
+        tile::finish_abt<0>(ds, d_o, v);
+        v.release();
 #if HAS_DROPOUT
-    dropout::apply<false>(ds, drop, first, c, lane);
+        dropout::apply<false>(ds, drop, first, c, lane);
 #endif
-    softmax::gradient(ds, p, delta_row);
+        softmax::gradient(ds, p, delta_row, whole && !edge);
 #if HAS_SOFTCAP
-    softmax::multiply(ds, slope);
+        softmax::multiply(ds, slope);
 #endif
 
-    // dQ = dQ + dS K
-    tile::multiply_ab<float>(d_q, one, ds, k, whole);
-    k.release();
+        // dQ = dQ + dS K
+        tile::multiply_ab<float>(d_q, one, ds, k, whole);
+        k.release();
+      }
+    }
   }
 }
 if (lane.produces()) return;

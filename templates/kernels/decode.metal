@@ -31,7 +31,7 @@ const int h_k = position / blocks, h = h_k * (rows / Lq);  // h: the first query
 const int block = position % blocks * BP, first = block + int(lane.simdgroup) * R;
 const long row0 = ((long(part) * Q_shape[0] + b) * heads + h_k) * rows;
 
-threadgroup Element scratch[SCRATCH];
+alignas(16) threadgroup Element scratch[SCRATCH];
 tile::Memory<Element> memory = {scratch};
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
 OPERAND<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
@@ -57,35 +57,45 @@ if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, 0, Lq, l
 
 const mask::Range seen = visibility.keys_of(0, Lq - 1);
 const int begin = seen.begin + part * decode_params[1], end = min(seen.end, begin + decode_params[1]);
-for (int c = begin, next; c < end; c = next) {
-  next = min(c + BT, end);
-  if (HAS_BLOCKS) {
-    next = min(next, (c / BLOCK + 1) * BLOCK);
-    if (!visibility.enter_gqa_block(block, block + BP - 1, c)) continue;
-  }
-  if (visibility.skip(visibility.k_segments, c, next, lane)) continue;
-  if (tile::produce(k, v, c, next)) continue;
-  k.acquire(c, next);
+for (int c = begin, next; c < end;) {
+  k.start(c);
+  v.start(c);
+#pragma clang loop unroll(full)
+  for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+    for (; c < end; c = next) {
+      next = min(c + BT, end);
+      bool seen_by_some = true;
+      if (HAS_BLOCKS) {
+        next = min(next, (c / BLOCK + 1) * BLOCK);
+        seen_by_some = visibility.enter_gqa_block(block, block + BP - 1, c);
+      }
+      const bool is_edge = visibility.edge_of_keys<BT>({c, next}, 0, Lq - 1, c, lane);
+      if (is_edge != (edge == 1)) break;
+      if (!seen_by_some || visibility.skip()) continue;
+      if (tile::produce(k, v, c, next)) continue;
+      k.acquire(c, next, edge);
 
-  // S = scale log2(e) Q K^T, masked
-  tile::Tile<float, R, BT> s;
-  tile::multiply_abt(s, q, k);
-  k.release();
+      // S = scale log2(e) Q K^T, masked
+      tile::Tile<float, R, BT> s;
+      tile::multiply_abt(s, q, k);
+      k.release();
 #if HAS_SOFTCAP
-  tile::Tile<float, R, BT> slope;
-  softmax::cap(s, slope, scale, softcap);
+      tile::Tile<float, R, BT> slope;
+      softmax::cap(s, slope, scale, softcap);
 #else
-  if (softmax::SCALED_FIRST) softmax::multiply(s, scale * M_LOG2E_F);
+      if (softmax::SCALED_FIRST) softmax::multiply(s, scale * M_LOG2E_F);
 #endif
-  const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane);
+      const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane, edge);
 
-  // P = 2^(S - m);  O = correction O + P V
-  const tile::RowVector<R> correction = softmax::step(s, state, factor);
-  tile::Tile<Element, R, BT> p;
-  tile::narrow(p, s);
-  v.acquire(c, next);
-  tile::multiply_ab<Element>(o, correction, p, v, whole);
-  v.release();
+      // P = 2^(S - m);  O = correction O + P V
+      const tile::RowVector<R> correction = softmax::step(s, state, factor);
+      tile::Tile<Element, R, BT> p;
+      tile::narrow(p, s);
+      v.acquire(c, next, edge);
+      tile::multiply_ab<Element>(o, correction, p, v, whole);
+      v.release();
+    }
+  }
 }
 if (lane.produces()) return;
 

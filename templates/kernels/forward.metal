@@ -45,7 +45,7 @@ const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
 const int first = block + int(lane.simdgroup) * R;
 const long row0 = (long(b) * Q_shape[1] + h) * Lq;
 
-threadgroup Element scratch[SCRATCH];
+alignas(16) threadgroup Element scratch[SCRATCH];
 tile::Memory<Element> memory = {scratch};
 tile::Rows<Element, BP, R, D, CACHE_Q> q;
 OPERAND<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
@@ -74,36 +74,45 @@ ping_pong.open(lane);
 const mask::Range seen = visibility.keys_of(block, block + BP - 1);
 for (int n = 0; n < visibility.ranges(); n++) {
   const mask::Range range = visibility.range(n, seen);
-  for (int c = range.begin; c < range.end; c += BT) {
-    if (visibility.skip(visibility.k_segments, c, min(c + BT, range.end), lane)) continue;
-    if (tile::produce(k, v, c, range.end)) continue;
-    k.acquire(c, range.end);
+  for (int c = range.begin; c < range.end;) {
+    k.start(c);
+    v.start(c);
+    // Unrolled: `edge` is a constant of either copy of the loop, and the one of whole blocks holds no code for edges.
+#pragma clang loop unroll(full)
+    for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+      for (; c < range.end; c += BT) {
+        if (visibility.edge_of_keys<BT>(range, block, block + BP - 1, c, lane) != (edge == 1)) break;
+        if (visibility.skip()) continue;
+        if (tile::produce(k, v, c, range.end)) continue;
+        k.acquire(c, range.end, edge);
 
-    // S = scale log2(e) Q K^T, masked
-    tile::Tile<float, R, BT> s;
-    tile::begin_abt(s, q, k);
-    ping_pong.arrive();
-    tile::finish_abt<0>(s, q, k);
-    k.release();
+        // S = scale log2(e) Q K^T, masked
+        tile::Tile<float, R, BT> s;
+        tile::begin_abt(s, q, k);
+        ping_pong.arrive();
+        tile::finish_abt<0>(s, q, k);
+        k.release();
 #if HAS_SOFTCAP
-    tile::Tile<float, R, BT> slope;
-    softmax::cap(s, slope, scale, softcap);
+        tile::Tile<float, R, BT> slope;
+        softmax::cap(s, slope, scale, softcap);
 #else
-    if (softmax::SCALED_FIRST) softmax::multiply(s, scale * M_LOG2E_F);
+        if (softmax::SCALED_FIRST) softmax::multiply(s, scale * M_LOG2E_F);
 #endif
-    const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane);
+        const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane, edge);
 
-    // P = 2^(S - m);  O = correction O + P V
-    const tile::RowVector<R> correction = softmax::step(s, state, factor);
+        // P = 2^(S - m);  O = correction O + P V
+        const tile::RowVector<R> correction = softmax::step(s, state, factor);
 #if HAS_DROPOUT
-    dropout::apply<false>(s, drop, first, c, lane);
+        dropout::apply<false>(s, drop, first, c, lane);
 #endif
-    tile::Tile<Element, R, BT> p;
-    tile::narrow(p, s);
-    v.acquire(c, range.end);
-    ping_pong.wait();
-    tile::multiply_ab<Element>(o, correction, p, v, whole);
-    v.release();
+        tile::Tile<Element, R, BT> p;
+        tile::narrow(p, s);
+        v.acquire(c, range.end, edge);
+        ping_pong.wait();
+        tile::multiply_ab<Element>(o, correction, p, v, whole);
+        v.release();
+      }
+    }
   }
 }
 if (lane.produces()) return;

@@ -32,7 +32,7 @@ METAL_FUNC void apply(
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       for (int e = 0; e < 2; e++) {
-        const int row = i * 8 + lane.row, column = c * 8 + lane.column + e;
+        const int row = i * 8 + lane.row, column = tile::fixed_place(c) + tile::lane_place(C, c, lane.column) + e;
         const uint word = philox(
             first_query + (TRANSPOSED ? column : row), first_key + (TRANSPOSED ? row : column), dropout.key);
         p.at[i][c][e] = word < dropout.threshold ? 0 : p.at[i][c][e] * dropout.scale;

@@ -4,8 +4,8 @@
 //   admits(i, j)    may query i see key j, by everything except its position?
 //   bias(i, j)      what is added to their score, in base 2
 //   range(n)        the n-th run of traversed rows to visit, which causality, windows and block lists leave
-//   skip(...)       does no pair of this block belong to one segment? Then the block is not visited
-//   whole(...)      is every pair of a rectangle visible? Then nothing is tested per element
+//   look_at, skip   does no pair of a block belong to one segment? Then the block is not visited
+//   covers(...)     is every pair of a rectangle visible, array masks aside? Then positions are not tested per element
 //
 // A row is a query, except in decoding (GQA_PACKED): there the rows of an operand are all queries that share a key
 // head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of know.
@@ -141,6 +141,21 @@ struct Visibility {
     return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
   }
 
+  // Is this block of BT keys an edge: partly past the end, or seen by these queries only in part, array masks aside?
+  // Blocks that are not have a loop of their own, whose code knows no edges. Queries past the last see what they like.
+  template <int BT>
+  METAL_FUNC bool edge_of_keys(Range range, int first_query, int last_query, int key, tile::Lane lane) thread {
+    look_at(k_segments, key, min(key + BT, range.end), lane);
+    return !tile::SPLIT || key + BT > range.end || !covers(first_query, min(last_query, rows - 1), key, key + BT - 1);
+  }
+
+  // The same for a block of queries that these keys are walked by
+  template <int BT>
+  METAL_FUNC bool edge_of_queries(Range range, int first_key, int last_key, int query, tile::Lane lane) thread {
+    look_at(q_segments, query, min(query + BT, range.end), lane);
+    return !tile::SPLIT || query + BT > range.end || !covers(query, query + BT - 1, first_key, min(last_key, keys - 1));
+  }
+
   // For kernels that walk no list: enters the block of this query and key; false if it is empty
   METAL_FUNC bool enter(int i, int j) thread {
     block_is_full = block_map[i / BLOCK * block_columns + j / BLOCK];
@@ -159,13 +174,18 @@ struct Visibility {
     return found;
   }
 
-  METAL_FUNC bool skip(const device int* segments, int begin, int end, tile::Lane lane) thread {
+  // Learns the segments of the traversed block: of rows [begin, end)
+  METAL_FUNC void look_at(const device int* segments, int begin, int end, tile::Lane lane) thread {
+    if (HAS_SEGMENTS) tile_segments = span(segments, begin, end, lane);
+  }
+
+  METAL_FUNC bool skip() const thread {
     if (!HAS_SEGMENTS) return false;
-    tile_segments = span(segments, begin, end, lane);
     return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;
   }
 
-  METAL_FUNC bool whole(int first_query, int last_query, int first_key, int last_key) const thread {
+  // Is every pair of the rectangle visible, array masks aside?
+  METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
     if (GQA_PACKED) {  // any query may be among the rows; rows past the end repeat the last one and are never stored
       first_query = 0;
       last_query = queries - 1;
@@ -176,35 +196,41 @@ struct Visibility {
     if (HAS_WINDOW && (nearest < -left || farthest > right)) return false;
     if (HAS_SEGMENTS && (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end))
       return false;
-    if (HAS_BLOCKS && block_is_full != 1) return false;
-    return !(HAS_MASK && !ADDITIVE);
+    return !HAS_BLOCKS || block_is_full == 1;
   }
 };
 
 // S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all are seen.
 // TRANSPOSED: the rows of the tile are keys and its columns queries. `valid`: columns this visit of the block covers.
+// `edge`: whether positions may hide any.
 template <bool TRANSPOSED, int R, int C>
 METAL_FUNC bool apply(
     thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane) {
+    tile::Lane lane, bool edge = true) {
   // All simdgroups of a warpgroup must take the same path: the question is asked for all their rows.
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
-  const bool whole = valid == C && visibility.whole(query0, query0 + queries - 1, key0, key0 + keys - 1);
+  const bool covered =
+      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+  const bool whole = covered && !(HAS_MASK && !ADDITIVE);
   if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
   for (int i = 0; i < R / 8; i++) {
-    const int row = first_row + i * 8 + lane.row;
+    // Rows past the end are never stored. Where positions hide none, they repeat the last row, whose mask exists.
+    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
+    const int row = edge ? own_row : min(own_row, last_row);
     const Range seen = visibility.seen_by<TRANSPOSED>(row);
-    const int begin = seen.begin - first_column - lane.column, end = min(seen.end - first_column, valid) - lane.column;
+    const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
+      // Compared are constants with what is the same for all fragments: sums of the two would take a register each.
+      const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        const int column = first_column + c * 8 + e + lane.column;
+        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = (!BEGINS || c * 8 + e >= begin) && c * 8 + e < end;
+        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
         if (visible && visibility.admits(query, key)) {
           // A bias of -inf hides the key, and with it a score that is no number.
           const float bias = visibility.bias(query, key);

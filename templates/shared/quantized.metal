@@ -54,13 +54,15 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
   static_assert(
       USES_THREADGROUP && GROUP % 8 == 0, "quantized operands go through threadgroup memory, eight elements at a time");
   using Element = T;
-  static constant constexpr const int HEAD_BLOCK = BH;
+  static constant constexpr const int HEAD_BLOCK = BH, RUN = 8, COPIERS = THREADS;
+  static constant constexpr const bool COPIED = true;
   const device uint* words;
   const device Scale* scales;
   const device Scale* biases;
   long word_stride, scale_stride, bias_stride;  // elements between rows
   threadgroup T* scratch;
   int first, valid;  // first row of the current block, and how many of its rows exist and are wanted, at most BT
+  bool edge;
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
@@ -83,14 +85,18 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     bias_stride = stride;
   }
 
-  METAL_FUNC void acquire(int row, int end) thread {
+  METAL_FUNC void start(int) thread {}
+
+  METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
+    edge = edge_;
     first = row;
-    valid = min(BT, end - row);
+    valid = edge ? min(BT, end - row) : BT;
   }
 
   METAL_FUNC void release() thread {}
 
-  METAL_FUNC Run<T, 8> run(int row, int column) const thread {
+  METAL_FUNC Run<T, 8> run(int row0, int column0, int row_, int column_) const thread {
+    const int row = first + row0 + row_, column = column0 + column_;
     const Run<uint, BITS / 4> codes =
         *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));
     const float scale = scale_of(scales[row * scale_stride + column / GROUP]);
@@ -108,27 +114,16 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     return values;
   }
 
-  // Columns [column, column + H) of the block to threadgroup memory, zeros where there is no row
-  template <int H> METAL_FUNC void load_to_threadgroup(int column) const thread {
-    constexpr int RUNS = H / 8;
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (int place = lane.thread_index; place < BT * RUNS; place += THREADS) {
-      const int row = place / RUNS, c = place % RUNS * 8;
-      Run<T, 8> values = {};
-      if (row < valid) values = run(first + row, column + c);
-      *(threadgroup Run<T, 8>*)(scratch + row * BH + c) = values;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+  METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
+  METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
+
+  template <int H>
+  METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d) const thread {
+    return staged_group<true, BT, H>(scratch, BH, t, d, lane);
   }
 
-  template <bool EDGE> METAL_FUNC Pair<T> fragment(int t, int, int d) const thread {
-    const threadgroup T* source = scratch + (t * 8 + lane.row) * BH + d * 8 + lane.column;
-    return Pair<T>(source[0], source[1]);
-  }
-
-  template <bool EDGE> METAL_FUNC Pair<T> transposed(int t, int, int d) const thread {
-    const threadgroup T* source = scratch + (t * 8 + lane.column) * BH + d * 8 + lane.row;
-    return Pair<T>(source[0], source[BH]);
+  template <int H> METAL_FUNC Run<Pair<T>, WIDE> transposed_group(int t, int d) const thread {
+    return staged_group<false, H, BT>(scratch, BT, d, t, lane);
   }
 };
 

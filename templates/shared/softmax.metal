@@ -87,8 +87,20 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   return correction;
 }
 
-// P = 2^(factor S - L); L is a RowVector, or a ColumnVector where the tile is transposed. Masked elements are 0 even in
-// rows whose L is NaN; a tile that is visible as a whole has none.
+// One number per column of a tile from memory that has `columns`; past them the last one repeats. A pointer of any
+// address space: MLX hands small arrays to a kernel as constants.
+template <int C, typename P>
+METAL_FUNC void read_columns(thread tile::ColumnVector<C>& vector, P source, int columns, tile::Lane lane) {
+#pragma clang loop unroll(full)
+  for (int c = 0; c < C / 8; c++) {
+    const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column);
+    const int last = columns - 1 - own;
+    for (int e = 0; e < 2; e++) vector.at[c][e] = (source + own)[columns >= C ? fixed + e : min(fixed + e, last)];
+  }
+}
+
+// P = 2^(factor S - L); L is a RowVector, or a ColumnVector where the tile is transposed. A row whose L is NaN makes
+// only what it sees NaN: unless the tile is seen as a whole, masked elements are 0 whatever L.
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, float factor, bool whole) {
   for (int i = 0; i < R / 8; i++) {
@@ -100,15 +112,17 @@ METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V&
   }
 }
 
-// dS = P * (dP - delta), in place of dP; 0 where P is 0, even if dP is NaN because a masked key holds NaN
+// dS = P * (dP - delta), in place of dP; 0 where P is, whatever lies behind a masked key,
+// unless none is masked
 template <int R, int C, typename V>
 METAL_FUNC void gradient(
-    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta) {
+    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
+    bool whole = false) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
-      dp.at[i][c] = select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
+      dp.at[i][c] = whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
     }
   }
 }

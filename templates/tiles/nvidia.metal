@@ -16,6 +16,11 @@ constant constexpr int MMA_ROWS = $MMA_ROWS;              // rows of one matrix 
 constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that own rows and multiply
 constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups after them, which only copy blocks
 
+// The columns of a fragment are neighbours in memory, and one loop serves whole blocks and edges.
+METAL_FUNC int fixed_place(int f) { return f * 8; }
+METAL_FUNC int lane_place(int, int, int k) { return k; }
+constant constexpr bool SPLIT = false;
+
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
   uint thread_index, simdgroup;
@@ -183,8 +188,10 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     pipe.producer_commit();
   }
 
+  METAL_FUNC void start(int) thread {}
+
   // The block that begins at `row`: waits until its stage has been filled
-  METAL_FUNC void acquire(int row, int end) thread {
+  METAL_FUNC void acquire(int row, int end, bool = true) thread {
     block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
     valid = min(BT, end - row);
   }
