@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..mlx_private import kernel_attribute
 from ..problem.kinds import ACCUMULATORS, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
+from .devices import FAMILIES
 from .tile_layers import LAYERS, threadgroup_elements
 
 if TYPE_CHECKING:
@@ -109,12 +110,11 @@ def _read_widths(step: KernelKind, row: TileConfig, family: Family, dtype: str, 
     if not step.tiled:
         return {"WIDE": 1, "WIDE_ROWS": 1, "DEEP": 1}
     pairs = 2 if dtype == "float32" else 4
+    # The order of sums is the family's own, also where quantized operands go through threadgroup memory: equal bits.
+    if FAMILIES[family.name].uses_threadgroup_memory:
+        return {"WIDE": pairs, "WIDE_ROWS": pairs, "DEEP": 1}
     deep = 2 * pairs if row.head >= head_dim else gcd(2 * pairs, row.head // 8)
-    return {
-        "WIDE": pairs,
-        "WIDE_ROWS": pairs if family.uses_threadgroup_memory else 1,
-        "DEEP": 1 if family.uses_threadgroup_memory else deep,
-    }
+    return {"WIDE": pairs, "WIDE_ROWS": 1, "DEEP": deep}
 
 
 def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:

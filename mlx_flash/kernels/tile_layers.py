@@ -23,7 +23,7 @@ class Layer:
 
 
 LAYERS = {
-    "simdgroup": Layer(("simdgroup", "synchronous"), fragment_rows=8),
+    "simdgroup": Layer(("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), fragment_rows=8),
     "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1),
     "wgmma": Layer(("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a"),
 }

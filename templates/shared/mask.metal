@@ -194,8 +194,10 @@ struct Visibility {
     const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
     if (CAUSAL && farthest > 0) return false;
     if (HAS_WINDOW && (nearest < -left || farthest > right)) return false;
-    if (HAS_SEGMENTS && (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end))
-      return false;
+    if (HAS_SEGMENTS) {  // one segment, and the same
+      if (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end) return false;
+      if (row_segments.begin != tile_segments.begin) return false;
+    }
     return !HAS_BLOCKS || block_is_full == 1;
   }
 };

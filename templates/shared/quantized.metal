@@ -118,12 +118,12 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
   METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
 
   template <int H>
-  METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d) const thread {
-    return staged_group<true, BT, H>(scratch, BH, t, d, lane);
+  METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
+    return staged_group<BT, H>(scratch, BH, t, d, lane);
   }
 
-  template <int H> METAL_FUNC Run<Pair<T>, WIDE> transposed_group(int t, int d) const thread {
-    return staged_group<false, H, BT>(scratch, BT, d, t, lane);
+  template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
+    return staged_transposed<BT, H>(scratch, t, d, lane);
   }
 };
 
