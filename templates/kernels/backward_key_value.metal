@@ -82,12 +82,6 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
           q.acquire(r, range.end, edge);
           d_o.acquire(r, range.end, edge);
 
-          tile::ColumnVector<BT> L_column, delta_column;
-          softmax::read_columns(L_column, L + (statistics0 + r), edge ? Lq - r : BT, lane);
-          for (int c = 0; c < BT / 8; c++) {
-            for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
-          }
-
           // P^T = 2^(S^T - L)
           tile::Tile<float, R, BT> p;
           tile::multiply_abt(p, k, q);
@@ -98,6 +92,11 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
           if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
 #endif
           const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane, edge);
+          tile::ColumnVector<BT> L_column;
+          softmax::read_columns(L_column, L + (statistics0 + r), edge ? Lq - r : BT, lane);
+          for (int c = 0; c < BT / 8; c++) {
+            for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
+          }
           softmax::probabilities(p, L_column, factor, whole);
 
 #if WANTS_DV
@@ -119,6 +118,7 @@ for (int h = h_k * group; h < (h_k + 1) * group; h++) {
 #if HAS_DROPOUT
           dropout::apply<true>(ds, drop, r, first, lane);
 #endif
+          tile::ColumnVector<BT> delta_column;
           softmax::read_columns(delta_column, delta + (statistics0 + r), edge ? Lq - r : BT, lane);
           softmax::gradient(ds, p, delta_column, whole && !edge);
 #if HAS_SOFTCAP
