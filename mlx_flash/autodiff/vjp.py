@@ -21,6 +21,7 @@ from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELT
 from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
+from .choice import Choice, choose
 from .operands import array_inputs, kernel_inputs, problem_of_arrays
 from .vmap import mapped, output_dtype, stand_in
 
@@ -106,7 +107,8 @@ class Attention:
         self.with_lse = with_lse
         quantized = signature.variants.quantization is not None
         self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, _NO_JVP)
-        self._plans: dict[object, Plan] = {}
+        self._choices: dict[object, Choice] = {}
+        self.refused = ""  # why something else serves in place of a kernel of this signature, if it does
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
@@ -135,15 +137,18 @@ class Attention:
         """The kernel itself, without gradients."""
         named = self._named(kind, arrays)
         problem = problem_of_arrays(self.signature, named)
-        if kind is FORWARD and self.backend.decodes and decodes(problem):
-            kind = DECODE
-        inputs = kernel_inputs(kind, problem, named, self.stream)
         # Decoding's plan follows the number of its queries; every other kind has one plan.
-        key = (kind, problem.query_length) if kind is DECODE else kind
-        plan = self._plans.get(key)
-        if plan is None and self.backend.family:
-            plan = self._plans[key] = plan_of(kind, problem, self.backend.family)
-        return run(kind, problem, self.backend, self.stream, inputs, plan)
+        few = kind is FORWARD and self.backend.decodes and decodes(problem)
+        key = (kind, problem.query_length) if few else kind
+        choice = self._choices.get(key)
+        if choice is None:
+            choice = self._choices[key] = choose(kind, problem, self.backend)
+            self.refused = self.refused or choice.refused
+        if self.refused and trace.built_in and kind is FORWARD:
+            raise UnsupportedProblem(f"a kernel failed its test on this machine: {self.refused}")
+        kind, backend, plan, _ = choice
+        inputs = kernel_inputs(kind, problem, named, self.stream)
+        return run(kind, problem, backend, self.stream, inputs, plan)
 
     def _differentiable(self, kind: KernelKind) -> Callable:
         vjp = self._vjp if kind is FORWARD else _NO_SECOND

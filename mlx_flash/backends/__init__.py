@@ -27,6 +27,8 @@ class Backend:
     rows of the kernel tables; it is None on a backend without kernels, whose plans are None too. `decodes`: the backend
     has the decoding kernel. `dequantizes`: its kernels read quantized keys and values. `replays`: launches cost the
     host so much time that calls replay a compiled graph.
+    `guard(plan)`: the verdict on a kernel, found before its first use; None where kernels are used untried.
+    `falls_back`: the reference takes the place of kernels that failed; otherwise such calls raise an error.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Backend:
     decodes: bool = False
     dequantizes: bool = False
     replays: bool = False
+    guard: Callable | None = None
+    falls_back: bool = False
 
 
 # The capabilities of each backend, also known before it is created (`explain` may describe another machine).
@@ -48,11 +52,13 @@ NAMES = tuple(CAPABILITIES)
 
 
 @lru_cache
-def backend(name: str, family: str | None = None) -> Backend:
-    """The backend with this name.
+def backend(name: str, family: str | None = None, falls_back: bool = False) -> Backend:
+    """The backend with this name; `falls_back`: see Backend, for a default that nobody asked for by name.
 
     Raises ValueError for an unknown name or family, UnsupportedProblem if the backend cannot run on this machine.
     """
+    if falls_back and name != "metal":
+        return backend(name, family)
     if name not in NAMES:
         raise ValueError(f"[mlx_flash] backend: expected one of {', '.join(NAMES)}, got {name!r}. Check the spelling.")
     if family is not None and family not in FAMILIES:
@@ -75,6 +81,7 @@ def backend(name: str, family: str | None = None) -> Backend:
         if reason := ready():
             raise UnsupportedProblem(f'[mlx_flash] backend "simulator": {reason}')
         return Backend(name, FAMILIES[family or "apple9"], run, **CAPABILITIES[name])
+    from .guard import verdict
     from .metal import family_here, record, run
 
     if family and FAMILIES[family].tensor:
@@ -82,7 +89,8 @@ def backend(name: str, family: str | None = None) -> Backend:
             f'[mlx_flash] backend "metal": the kernels of {family} are NVIDIA\'s. Name a family of Apple, or none.'
         )
     if mx.metal.is_available():
-        return Backend(name, FAMILIES[family] if family else family_here(), run, **CAPABILITIES[name])
+        found = FAMILIES[family] if family else family_here()
+        return Backend(name, found, run, **CAPABILITIES[name], guard=verdict, falls_back=falls_back)
     if family is None:
         raise UnsupportedProblem(
             '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference", or name the '
@@ -124,8 +132,8 @@ def current_backend() -> Backend:
     choices = _choices.get()
     if choices:
         return choices[-1][1]
-    name = os.environ.get("MLX_FLASH_BACKEND") or default()[0]
-    return backend(name, os.environ.get("MLX_FLASH_FAMILY") or None)
+    named = os.environ.get("MLX_FLASH_BACKEND")
+    return backend(named or default()[0], os.environ.get("MLX_FLASH_FAMILY") or None, not named)
 
 
 class use_backend:

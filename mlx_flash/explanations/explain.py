@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from ..backends import CAPABILITIES, NAMES, current_backend, default, kernel_backend
+from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
 from ..kernels.apple import candidates, live_bytes, register_demand
 from ..kernels.config import precision_of
@@ -70,7 +70,8 @@ def explain(
     runs = not problem.empty and chosen is not None
     parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
     chain = steps_of(problem, name, parts, chosen) if runs else ()
-    steps = tuple(_explain_step(plan_of(step, inner, chosen), inner) for step in chain)
+    tested = name == "metal" and mx.metal.is_available()
+    steps = tuple(_explain_step(plan_of(step, inner, chosen), inner, tested) for step in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
@@ -183,7 +184,7 @@ def _current() -> tuple[str, Family | None, str]:
     return current.name, current.family, why
 
 
-def _explain_step(step_plan: Plan, problem: Problem) -> StepExplanation:
+def _explain_step(step_plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
     step, row, launch = step_plan.kind, step_plan.config, step_plan.launch(problem)
     precision, head_dim = precision_of(problem.dtype), step_plan.head_dim
     tensor = row.tiles != "simdgroup"
@@ -211,6 +212,7 @@ def _explain_step(step_plan: Plan, problem: Problem) -> StepExplanation:
         max_threads=step_plan.max_threads,
         output_bytes=launch.output_bytes,
         extra_bytes=_extra_bytes(step_plan, problem),
+        verdict=guard.describe(step_plan) if tested else "",
     )
 
 

@@ -19,7 +19,8 @@ class StepExplanation:
     or "wgmma" for tensor cores. `cached` operands stay in registers; `reread` operands are read again in every
     traversal block (with tensor cores from threadgroup memory); `paged` accumulators are read and written in their
     float32 output buffer once per traversal block; `traversed` operands are streamed, through threadgroup memory if
-    `staged`. `extra_bytes`: memory beyond the results in their own dtype.
+    `staged`. `extra_bytes`: memory beyond the results in their own dtype. `verdict`: what the test of the
+    kernel on this machine found, "" on a backend whose kernels are not tested.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StepExplanation:
     max_threads: int | None
     output_bytes: int
     extra_bytes: int
+    verdict: str = ""
 
     def facts(self) -> list[tuple[str, str]]:
         """(label, value) of every fact, in the order in which they are printed."""
@@ -65,6 +67,7 @@ class StepExplanation:
             ("attribute", attribute),
             ("threadgroup bytes", str(self.threadgroup_bytes)),
             ("extra memory", readable(self.extra_bytes)),
+            *([("test", self.verdict)] if self.verdict else []),
         ]
 
 

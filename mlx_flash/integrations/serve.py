@@ -39,7 +39,7 @@ def serve_attention(min_queries: int, q=None, k=None, v=None, *more, scale=None,
         arrays = (array.astype(dtype) for array in arrays)
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
-    with changed(beyond=True):
+    with changed(beyond=True, built_in=True):
         out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= QUERIES else "prefill", out
 
@@ -62,10 +62,11 @@ def serve_quantized(
         raise NotServed(f"quantized cache: {reason}")
     if isinstance(mask, mx.array) and mask.ndim == 3:  # mlx-lm takes its first axis for the heads of a group
         raise NotServed("quantized cache: a mask of 3 axes")
-    out = quantized_attention(
-        queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),
-        **{"group_size": 64, "bits": 8} | packing,
-    )  # fmt: skip
+    with changed(built_in=True):
+        out = quantized_attention(
+            queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),
+            **{"group_size": 64, "bits": 8} | packing,
+        )  # fmt: skip
     return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", out
 
 

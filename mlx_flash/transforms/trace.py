@@ -27,7 +27,7 @@ class Trace(threading.local):
 
     `batched`: an array that mx.vmap maps, or None outside of it. `export`: the export that is traced, or None.
     `gradients`: nested reverse-mode derivatives. `forward_mode`: nested mx.jvp. `beyond`: whether the built-in function
-    answers for derivatives that attention does not have.
+    answers for derivatives that attention does not have; `built_in`: whether it takes calls whose kernels failed.
     """
 
     batched: mx.array | None = None
@@ -35,6 +35,7 @@ class Trace(threading.local):
     gradients = 0
     forward_mode = 0
     beyond = False
+    built_in = False
 
 
 trace = Trace()

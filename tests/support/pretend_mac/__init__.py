@@ -60,6 +60,8 @@ def _compile(real):
 
     def compile(function, inputs=None, outputs=None, shapeless=False):
         compiled = real(function, inputs=inputs, outputs=outputs, shapeless=shapeless)
+        if getattr(function, "__module__", "") == "mlx_flash.mlx_private":  # asks whether MLX traces
+            return compiled
 
         @wraps(function)
         def call(*arguments, **named):
@@ -69,4 +71,5 @@ def _compile(real):
 
         return call
 
+    compile.real = real
     return compile

@@ -1,7 +1,11 @@
 """`mx.fast.metal_kernel` of the pretended Mac: MLX's own checks and text, run by the simulator."""
 
 import os
+import signal
 import tempfile
+import time
+
+FAULT = "PRETEND_FAULT"  # what goes wrong, a colon and a part of the kernels' names: "hang:backward_query"
 
 
 def pretended(real):
@@ -20,6 +24,7 @@ class Kernel:
     def __init__(self, real, arguments, options):
         self.call = real(*arguments, **options)
         self.arguments, self.options, self.simulated = arguments, options, None
+        self.name = options.get("name") or arguments[0]
 
     def __call__(self, **call):
         try:
@@ -27,10 +32,27 @@ class Kernel:
         except RuntimeError as error:
             if "No Metal back-end" not in str(error):
                 raise
+        fault, _, names = os.environ.get(FAULT, "").partition(":")
+        fault = fault if fault and names in self.name else ""
+        if fault in _FAULTS:
+            _FAULTS[fault]()
         if self.simulated is None:
             self.simulated = _simulated(self.call, self.arguments, self.options)
         # Streams of this machine are streams of its processor, and stand for those of the GPU.
-        return self.simulated(**{**call, "stream": None})
+        outputs = self.simulated(**{**call, "stream": None})
+        return [1.02 * array for array in outputs] if fault == "wrong" else outputs
+
+
+def _refuse():
+    raise RuntimeError("[metal::Device] Unable to build metal library from source\nerror: no such attribute")
+
+
+_FAULTS = {
+    "refuse": _refuse,
+    "hang": lambda: time.sleep(3600),
+    "exit": lambda: os._exit(3),
+    "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+}
 
 
 def _simulated(call, arguments, options):

@@ -1,0 +1,191 @@
+"""Whether a kernel may be used on this machine: before the first use it is tried on a tiny problem in a child process.
+
+No kernel of this package has been seen by every compiler and GPU that it meets. The verdict is kept on disk by chip,
+system, MLX and the kernel's text, so that a machine tries each kernel once. Faults that need a large problem to show
+are not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import threading
+import warnings
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..errors import wrong
+from ..kernels.plan import Plan
+from ..metal.cpu.compiler import cache_directory
+from .prober import PROBER, VARIABLE, Answer
+
+LOGGER = logging.getLogger("mlx_flash")
+DISTRIBUTION = "mlx-flash-attention"
+_lock = threading.Lock()
+_warned: list[str] = []
+
+
+class Verdict(NamedTuple):
+    """`reason`: why the kernel is not used, or "". `error`: the largest, relative to the result's largest magnitude;
+    `seconds`: until the first result, most of it compilation. `tried`: False where the probe was skipped."""
+
+    reason: str = ""
+    error: float = 0.0
+    seconds: float = 0.0
+    tried: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+def verdict(plan: Plan) -> Verdict:
+    """The verdict on the plan's kernel, found by a probe if nothing else knows it. Warns of the first that fails.
+
+    Safe in a trace and in any thread: nothing is evaluated in this process.
+    """
+    found = plan.resources.get("verdict")
+    if found is None:
+        with _lock:
+            found = known(plan)
+            if found is None:
+                found = Verdict(tried=False) if skipped() else _tried(plan)
+            plan.resources["verdict"] = found
+        if not found.ok:
+            _warn(plan, found)
+    return found
+
+
+def known(plan: Plan) -> Verdict | None:
+    """The verdict on the plan's kernel if it was found before, here or by another process; it is not tried."""
+    return plan.resources.get("verdict") or (None if skipped() else _read(_file(plan), _identity(plan)))
+
+
+def tried_again(plan: Plan) -> Verdict:
+    """The verdict of a new probe, whatever was known; for `python -m mlx_flash check`."""
+    with _lock:
+        found = plan.resources["verdict"] = _tried(plan)
+    return found
+
+
+def describe(plan: Plan) -> str:
+    """What is known of the plan's kernel on this machine, in words; it is not tried."""
+    found = known(plan)
+    if found is None:
+        return "not tried, as MLX_FLASH_PROBE=0 says" if skipped() else "not tried yet: its first use will"
+    if not found.tried:
+        return "not tried, as MLX_FLASH_PROBE=0 said"
+    if found.ok:
+        return f"passed its test: off by {found.error:.1e} of the largest magnitude, {found.seconds:.1f} s"
+    return f"failed its test, so that another kernel or the reference takes its place: {found.reason}"
+
+
+def skipped() -> bool:
+    """Whether MLX_FLASH_PROBE=0 says that kernels are used without a probe. Raises ValueError for other values."""
+    value = os.environ.get(VARIABLE, "1")
+    if value not in ("", "0", "1"):
+        raise wrong(VARIABLE, "0 or 1", repr(value), "Set 0 to use kernels that were not tried, or unset it.")
+    return value == "0"
+
+
+def folder() -> Path:
+    """Where verdicts are kept, one file each."""
+    return cache_directory().parent / "verdicts"
+
+
+@cache
+def machine() -> dict[str, str]:
+    """What a verdict holds for: chip, system and MLX."""
+    device = mx.device_info()
+    chip = f"{device.get('device_name', 'unknown')} ({device.get('architecture', 'unknown')})"
+    system = f"{platform.system()} {platform.mac_ver()[0] or platform.release()}"
+    return {"chip": chip, "system": system, "mlx": mx.__version__}
+
+
+def tracker() -> str:
+    """Where failures are reported, as the installed package says; words in its place if it says nothing."""
+    try:
+        urls = metadata.metadata(DISTRIBUTION).get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        urls = _urls_of_the_checkout()
+    named = dict(url.split(", ", 1) for url in urls)
+    found = next((url for name, url in named.items() if name.lower() in ("issues", "bug tracker", "tracker")), None)
+    return found or "the project's issue tracker"
+
+
+def _urls_of_the_checkout() -> list[str]:
+    """`[project.urls]` of the pyproject.toml beside the package, in the words of installed metadata."""
+    path = Path(__file__).parents[2] / "pyproject.toml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if "[project.urls]" not in lines:
+        return []
+    found = []
+    for line in lines[lines.index("[project.urls]") + 1 :]:
+        name, equals, url = line.partition("=")
+        if not equals:
+            break
+        found.append(f"{name.strip().strip(chr(34))}, {url.strip().strip(chr(34))}")
+    return found
+
+
+def _tried(plan: Plan) -> Verdict:
+    answer: Answer = PROBER.ask(plan)
+    found = Verdict(answer.reason, answer.error, answer.seconds)
+    LOGGER.info("tried %s: %s", plan.kernel.name, found.reason or f"right, {found.seconds:.1f} s")
+    if answer.lasting:
+        _write(_file(plan), {**_identity(plan), **found._asdict()})
+    return found
+
+
+def _identity(plan: Plan) -> dict[str, str]:
+    kernel = plan.kernel
+    text = "\0".join((kernel.name, kernel.header, kernel.body))
+    return {**machine(), "kernel": kernel.name, "text": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _file(plan: Plan) -> Path:
+    identity = _identity(plan)
+    return folder() / f"{hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:40]}.json"
+
+
+def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
+    """A kept verdict; None where there is none, or one that is damaged or of something else."""
+    try:
+        kept = json.loads(path.read_bytes())
+        found = Verdict(str(kept["reason"]), float(kept["error"]), float(kept["seconds"]))
+        return found if all(kept[name] == value for name, value in identity.items()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, contents: dict) -> None:
+    """Whole or not at all: another process may write the same file, or read it now."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+            json.dump(contents, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        LOGGER.info("the verdict on a kernel is not kept, and will be found again: %s", error)
+
+
+def _warn(plan: Plan, found: Verdict) -> None:
+    if _warned:
+        LOGGER.info("kernel %s is not used: %s", plan.kernel.name, found.reason)
+        return
+    _warned.append(plan.kernel.name)
+    warnings.warn(
+        f"mlx_flash does not use a kernel that failed its test on this machine; slower operations of MLX take its "
+        f"place, and that of others that fail. Please report it to {tracker()}, with what `python -m mlx_flash check "
+        f"--report` prints. Kernel {plan.kernel.name} on {machine()['chip']}, {machine()['system']}, MLX "
+        f"{machine()['mlx']}: {found.reason}",
+        RuntimeWarning, stacklevel=2,
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""A child process that runs one kernel after another on tiny problems, so that one that hangs or crashes ends only it.
+
+A thread could not stop a kernel that does not end. The child starts with the first kernel that is asked about, and ends
+with this process or when it has been idle: `python -m mlx_flash.probe`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import pickle
+import queue
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from ..kernels.plan import Plan
+
+SECONDS = 60.0  # that a kernel may take to compile and run on a tiny problem
+START_SECONDS = 120.0  # that a child may take to import MLX: the first time on a machine that takes long
+VARIABLE = "MLX_FLASH_PROBE"  # 0: kernels are used without a probe
+
+
+class Answer(NamedTuple):
+    """What a child found: "" or the reason why the kernel must not be used, the largest error relative to the largest
+    magnitude, the seconds until the first result, and whether the same would be found again."""
+
+    reason: str
+    error: float = 0.0
+    seconds: float = 0.0
+    lasting: bool = True
+
+
+class Prober:
+    """One child and what is said to it. Not for two threads at once."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._owner = 0
+
+    def ask(self, plan: Plan) -> Answer:
+        """Has the plan's kernel run by the child; it never raises, and takes SECONDS at most."""
+        try:
+            if not self._alive():
+                self._start()
+            request = pickle.dumps(
+                (plan.kind.name, plan.signature, plan.family, plan.rows, plan.kernel), pickle.HIGHEST_PROTOCOL
+            )
+            self._process.stdin.write(struct.pack("<Q", len(request)) + request)
+            self._process.stdin.flush()
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            self.close()
+            return Answer(f"no process could be started to try it in: {error}", lasting=False)
+        return self._answer()
+
+    def _answer(self) -> Answer:
+        try:
+            line = self._lines.get(timeout=SECONDS)
+        except queue.Empty:
+            self._end()
+            return Answer(f"it did not end within {SECONDS:.0f} s")
+        if line:
+            return Answer(**json.loads(line))
+        code = self._process.wait()
+        said = self._said()
+        self._end()
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return Answer(f"the process that ran it ended ({how}){said and ': '}{said}")
+
+    def _alive(self) -> bool:
+        if self._process is not None and (self._owner != os.getpid() or self._process.poll() is not None):
+            self._end()
+        return self._process is not None
+
+    def _start(self) -> None:
+        if getattr(sys, "frozen", False) or not sys.executable:
+            raise OSError("this Python has no interpreter of its own")
+        package = str(Path(__file__).parents[2])
+        paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        self._errors, self._owner = tempfile.TemporaryFile(), os.getpid()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlx_flash.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._errors, env=environment,
+        )  # fmt: skip
+        self._lines: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+        try:
+            greeting = self._lines.get(timeout=START_SECONDS)
+        except queue.Empty:
+            greeting = b""
+        if not greeting:
+            said = self._said()
+            self._end()
+            raise OSError(f"python -m mlx_flash.probe does not start: {said}")
+
+    def _said(self) -> str:
+        """The last line of the child's standard error."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1][:500] if lines else ""
+
+    def _end(self) -> None:
+        """Ends the child, if it is this process's own."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, self._errors):
+            try:
+                stream.close()
+            except OSError:  # what was not yet written to it
+                pass
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._end()
+
+
+def _read(stream, lines: queue.Queue) -> None:
+    """Passes a child's lines on, and an empty one at its end."""
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(b"")
+
+
+PROBER = Prober()
+atexit.register(PROBER.close)

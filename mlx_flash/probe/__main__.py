@@ -1,0 +1,52 @@
+"""python -m mlx_flash.probe: reads kernels from standard input, and answers each with a line of JSON.
+
+A request is its length in bytes (64 bits, little-endian) and a pickled tuple from the parent process: the name of the
+kind, signature, family, rows and kernel of a plan.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import select
+import struct
+import sys
+
+IDLE_SECONDS = 30  # without a request the process ends, and gives its memory back
+
+
+def _requests(stream: io.RawIOBase):
+    while True:
+        ready, _, _ = select.select([stream], [], [], IDLE_SECONDS)
+        size = _whole(stream, 8) if ready else b""
+        if not size:
+            return
+        yield pickle.loads(_whole(stream, struct.unpack("<Q", size)[0]))
+
+
+def _whole(stream: io.RawIOBase, size: int) -> bytes:
+    """So many bytes; none where the stream ends."""
+    data = b""
+    while len(data) < size:
+        part = stream.read(size - len(data))
+        if not part:
+            return b""
+        data += part
+    return data
+
+
+def main() -> None:
+    # Whatever a library prints goes to standard error, which the parent shows when this process ends early.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    from .trial import trial
+
+    print(json.dumps({"ready": True}), file=answers)
+    for request in _requests(os.fdopen(0, "rb", buffering=0)):
+        print(json.dumps(trial(*request)), file=answers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""One kernel on a tiny problem: does it compile, end, and agree with the reference?"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+
+from ..autodiff.operands import array_inputs, operands
+from ..autodiff.vjp import attend
+from ..backends import CAPABILITIES, Backend, backend
+from ..backends.metal import run
+from ..kernels.devices import Family
+from ..kernels.plan import plan_of
+from ..kernels.source import Kernel
+from ..kernels.split_kv import LEAST, QUERIES
+from ..masks import BlockMask
+from ..problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
+from ..problem.problem import Problem, Signature
+
+# Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+KINDS = {kind.name: kind for kind in (*STEPS, *DECODING)}
+LENGTHS = (83, 147)  # of queries and keys: several blocks of every table row, and the edge of one
+CHARACTERS = 600  # kept of a compiler's message
+
+
+def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Kernel) -> dict:
+    """The fields of an Answer (backends/prober.py) about one kernel: kind, signature, family and rows of its plan."""
+    kind = KINDS[name]
+    problem = tiny(kind, signature, rows)
+    arrays, names = tensors(problem)
+    metal = Backend("metal", family, run, **CAPABILITIES["metal"])
+    # The very text that was asked about, should this installation have another.
+    vars(plan_of(kind, problem, family))["kernel"] = kernel
+    start = time.perf_counter()
+    try:
+        got = outputs(kind, problem, arrays, names, metal)
+        mx.eval(got)
+    except Exception as error:  # MLX raises what it likes: compilers' errors are RuntimeErrors, wrong launches not
+        message = " ".join(str(error).split())[:CHARACTERS]
+        return {"reason": f"{type(error).__name__}: {message}", "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    want = outputs(kind, problem, arrays, names, backend("reference"))
+    error = max(map(relative_error, got, want))
+    wrong = error > TOLERANCE[signature.dtype]
+    reason = f"its numbers are wrong, by {error:.2g} of the largest magnitude" if wrong else ""
+    return {"reason": reason, "error": min(error, 1e300), "seconds": seconds}
+
+
+def tiny(kind: KernelKind, signature: Signature, rows: int) -> Problem:
+    """A problem of the kernel: one batch entry and key head, several blocks along both sequences."""
+    variants, group = signature.variants, signature.group
+    if kind in DECODING:
+        # As many queries as fill the rows; keys in two parts.
+        queries, keys = max(1, min(QUERIES, rows // group)), 2 * LEAST + 67
+        window = (2 * LEAST, 2)
+    else:
+        block = variants.block or 0
+        queries, keys = (max(length, 2 * block + 19) for length in LENGTHS)
+        group, window = min(group, 2), (40, 2)
+    if kind is COMBINE:
+        variants = replace(variants, window=None)
+    if variants.window:
+        variants = replace(variants, window=window)
+    inner = replace(
+        signature, query_heads=group, key_heads=1, scale=1 / math.sqrt(signature.head_dim), variants=variants
+    )
+    return Problem(inner, 1, queries, keys, (1, group, queries, keys) if variants.mask else None)
+
+
+def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
+    """(every array a kernel of the problem may read, by name; names of those besides Q, K, V and the gradients')."""
+    variants, dtype, group = problem.variants, getattr(mx, problem.dtype), problem.query_heads
+    queries, keys = problem.query_length, problem.key_length
+
+    def normal(seed: int, *shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+        return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+    arrays = {
+        "Q": normal(1, 1, group, queries, problem.head_dim, dtype=dtype),
+        "K": normal(2, 1, 1, keys, problem.head_dim, dtype=dtype),
+        "V": normal(3, 1, 1, keys, problem.value_dim, dtype=dtype),
+        "dO": normal(4, 1, group, queries, problem.value_dim, dtype=dtype),
+    }
+    mask = None
+    if variants.mask == "bool":
+        mask = normal(5, *problem.mask_shape) > -1
+    elif variants.mask:
+        mask = normal(5, *problem.mask_shape, dtype=getattr(mx, variants.mask))
+    elif variants.block:
+        mask = BlockMask.from_predicate(
+            lambda i, j: (j <= i + keys - queries) & (j % 64 < 50), queries, keys, block=variants.block
+        )
+    extras = operands(
+        problem, mask=mask, alibi_slopes=-abs(normal(6, group)) / 8, sinks=normal(7, group), key=mx.random.key(8),
+        segments=(mx.arange(queries) // 50, mx.arange(keys) // 50),
+    )  # fmt: skip
+    quantization, parts = variants.quantization, {}
+    for name in ("K", "V") if quantization else ():
+        packed = mx.quantize(
+            arrays[name], group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
+        )
+        arrays[name] = packed[0]
+        parts.update(zip((one for one in quantization.inputs if one.startswith(name)), packed[1:]))
+    return {**arrays, **parts, **extras}, (*parts, *extras)
+
+
+def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, ...], where: Backend):
+    """What a kind of kernel makes of the arrays on a backend; what it reads of other kernels is the reference's."""
+    attention = attend(problem.signature, names, where)
+    extras = [arrays[name] for name in names]
+    if kind in (FORWARD, DECODE, COMBINE):
+        return attention(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
+    right = attend(problem.signature, names, backend("reference"))
+    arrays = dict(arrays)
+    arrays["O"], arrays["L"] = right(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
+    if kind is not DELTA:
+        arrays["delta"] = right(DELTA, arrays["dO"], arrays["O"])[0]
+    own = [arrays[name] for name in array_inputs(kind)]
+    return attention(kind, *own, *(extras if kind is not DELTA else ()))
+
+
+def relative_error(got: mx.array, want: mx.array) -> float:
+    """The largest difference by the largest magnitude wanted; infinite where one of two numbers is not finite."""
+    got, want = (np.array(array.astype(mx.float32), np.float64) for array in (got, want))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(got == want, 0.0, np.abs(got - want))
+    if not np.isfinite(difference).all():
+        return math.inf
+    magnitude = np.abs(want[np.isfinite(want)]).max(initial=0.0)
+    return float(difference.max(initial=0.0) / magnitude) if magnitude else float(difference.max(initial=0.0))

@@ -1,0 +1,284 @@
+"""A kernel that this machine's compiler or GPU gets wrong is noticed before its first use, and something else serves.
+
+The machine is the pretended Mac (tests/support/pretend_mac), whose kernels can be told to fail.
+"""
+
+import json
+import logging
+import multiprocessing
+import time
+import warnings
+from dataclasses import replace
+
+import bounds
+import mlx.core as mx
+import numpy as np
+import oracle
+import pretend_mac
+import pytest
+from pretend_mac.kernel import FAULT
+
+import mlx_flash
+import mlx_flash.lm
+from mlx_flash import attention, backends, explain
+from mlx_flash.autodiff.call import clear_cache
+from mlx_flash.backends import guard, prober
+from mlx_flash.backends.metal import family_here
+from mlx_flash.errors import InvalidArgument, UnsupportedProblem
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.kinds import FORWARD
+from mlx_flash.problem.problem import Signature
+
+# What goes wrong, and what the reason says about it.
+FAULTS = {
+    "refuse": "RuntimeError: .*Unable to build metal library from source error: no such attribute",
+    "wrong": "its numbers are wrong, by 0.02 of the largest magnitude",
+    "hang": "it did not end within 20 s",
+    "exit": r"the process that ran it ended \(exit status 3\)",
+    "crash": r"the process that ran it ended \(signal 11\)",
+}
+COMPILE = getattr(mx.compile, "real", mx.compile)
+SIGNATURE = Signature(1, 1, 16, 16, "float32", 0.25)
+
+
+@pytest.fixture
+def mac(monkeypatch, tmp_path):
+    """A Mac that has tried no kernel yet."""
+    core = mx
+    for owner, name in ((core.fast, "metal_kernel"), (core.metal, "is_available"), (core, "device_info")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr(core, "compile", core.compile)
+    monkeypatch.setenv(pretend_mac.VARIABLE, pretend_mac.ARCHITECTURE)
+    monkeypatch.setenv("PYTHONPATH", str(pretend_mac.STARTUP))
+    for name in ("MLX_FLASH_BACKEND", "MLX_FLASH_FAMILY", "MLX_FLASH_PROBE"):
+        monkeypatch.delenv(name, raising=False)
+    pretend_mac.disguise(core)
+    monkeypatch.setattr(guard, "folder", lambda: tmp_path / "verdicts")
+    monkeypatch.setattr(guard, "_warned", [])
+    _forget()
+    yield tmp_path / "verdicts"
+    prober.PROBER.close()
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget():
+    """What this process knows of kernels and of the machine; as in a new process."""
+    clear_cache()
+    for kept in (backends.backend, family_here, guard.machine):
+        kept.cache_clear()
+    prober.PROBER.close()
+
+
+def operands(queries=9, dtype=mx.float32):
+    return tuple(
+        mx.random.normal((1, 1, n, 16), key=mx.random.key(seed)).astype(dtype)
+        for seed, n in enumerate((queries, 20, 20))
+    )
+
+
+def check_output(out, q, k, v):
+    want = oracle.forward(*(np.array(array, np.float64) for array in (q, k, v)), 0.25, False)[0]
+    bounds.check("O", out, want, "guarded", "float32")
+
+
+def kept(folder):
+    return {json.loads(path.read_text())["kernel"].split("_")[1]: path for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_forward_kernel_that_fails(mac, monkeypatch, fault):
+    """One warning, the right result, a verdict on disk, a line of explain; and the same from the file alone."""
+    monkeypatch.setenv(FAULT, f"{fault}:forward")
+    monkeypatch.setattr(prober, "SECONDS", 20.0 if fault == "hang" else prober.SECONDS)
+    arrays = operands()
+    with pytest.warns(RuntimeWarning, match=f"(?s)report it to .*check --report.*flash_forward.*{FAULTS[fault]}"):
+        check_output(attention(*arrays), *arrays)
+    with warnings.catch_warnings(action="error"):
+        check_output(attention(*arrays), *arrays)  # known
+        check_output(attention(*operands(7)), *operands(7))  # decoding has a kernel of its own, which is right
+    told = str(explain(*arrays))
+    assert "failed its test" in told and "the reference takes its place: " in told
+    assert set(kept(mac)) == {"forward", "decode", "combine"}
+    # Another process finds the verdict, and does not try: here the kernel would be right.
+    monkeypatch.delenv(FAULT)
+    _forget()
+    with pytest.warns(RuntimeWarning, match="does not use a kernel"):
+        guard._warned.clear()
+        check_output(attention(*arrays), *arrays)
+
+
+@pytest.mark.parametrize("where", ("grad", "compile", "vmap", "checkpoint"))
+def test_a_backward_kernel_that_fails_inside_a_transformation(mac, monkeypatch, where):
+    monkeypatch.setenv(FAULT, "wrong:backward_query")
+    q, k, v = operands()
+
+    def loss(q, k, v):
+        return (attention(q, k, v) ** 2).sum()
+
+    with mlx_flash.use_backend("reference"):
+        want = mx.grad(loss, (0, 1, 2))(q, k, v)
+    gradient = mx.grad(mx.checkpoint(loss) if where == "checkpoint" else loss, (0, 1, 2))
+    if where == "compile":
+        gradient = mx.compile(gradient)
+    with pytest.warns(RuntimeWarning, match="flash_backward_query.*numbers are wrong"):
+        if where == "vmap":
+            got = mlx_flash.vmap(gradient)(q[None], k[None], v[None])
+            got = [array[0] for array in got]
+        else:
+            got = gradient(q, k, v)
+    for name, one, other in zip(("dQ", "dK", "dV"), got, want):
+        bounds.check(name, one, bounds.float64(other), "guarded", "float32")
+
+
+def test_a_first_use_inside_a_real_trace_evaluates_nothing(mac, monkeypatch):
+    """By MLX's own mx.compile, not the pretended Mac's. The kernel fails: what is left can be traced on any machine."""
+    monkeypatch.setenv(FAULT, "refuse:flash")
+    arrays, traced = operands(), []
+    compiled = COMPILE(lambda q, k, v: traced.append(q) or attention(q, k, v))
+    with pytest.warns(RuntimeWarning, match="does not use a kernel"):
+        check_output(compiled(*arrays), *arrays)
+    check_output(compiled(*arrays), *arrays)
+    assert len(traced) == 1
+
+
+def test_decoding_gives_way_to_the_forward_kernel(mac, monkeypatch):
+    monkeypatch.setenv(FAULT, "refuse:combine")
+    arrays = operands(3)
+    with pytest.warns(RuntimeWarning, match="flash_decode"):  # whose parts nothing joins
+        check_output(attention(*arrays), *arrays)
+    assert set(kept(mac)) == {"decode", "forward"}
+    assert "failed" in (told := explain(*arrays)).steps[0].verdict and told.steps[0].name == "decode"
+
+
+def test_a_right_kernel_is_used_and_costs_one_look(mac, monkeypatch):
+    arrays, asked = operands(), []
+    check_output(attention(*arrays), *arrays)
+    with monkeypatch.context() as counted:
+        counted.setattr(prober.PROBER, "ask", lambda plan: asked.append(plan))
+        counted.setattr(guard, "known", lambda plan: asked.append(plan))
+        check_output(attention(*arrays), *arrays)
+        check_output(attention(*operands(30)), *operands(30))
+    assert not asked
+    assert explain(*arrays).steps[0].verdict.startswith("passed its test")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    (b"", b"{", b"[]", b'{"reason": ""}', b"\xff\xfe", "another", None),
+    ids=("empty", "cut", "list", "part", "bytes", "another-version", "deleted"),
+)
+def test_a_damaged_verdict_is_found_again(mac, contents):
+    arrays = operands()
+    attention(*arrays)
+    path = kept(mac)["forward"]
+    whole = path.read_bytes()
+    if contents is None:
+        path.unlink()
+    elif contents == "another":
+        path.write_text(json.dumps({**json.loads(whole), "mlx": "0.1.0", "reason": "old"}))
+    else:
+        path.write_bytes(contents)
+    _forget()
+    check_output(attention(*arrays), *arrays)
+    again = json.loads(path.read_text())
+    assert again["mlx"] == mx.__version__ and again["reason"] == ""
+
+
+def test_a_folder_that_cannot_be_written(mac, monkeypatch, caplog):
+    mac.write_text("a file in the place of the folder")
+    arrays = operands()
+    with caplog.at_level(logging.INFO, "mlx_flash"):
+        check_output(attention(*arrays), *arrays)
+    assert "is not kept" in caplog.text
+
+
+def test_verdicts_hold_for_one_system_chip_and_mlx(mac, monkeypatch):
+    one = plan(FORWARD, SIGNATURE, family_here())
+    places = {guard._file(one)}
+    for name, value in (("chip", "Apple M9"), ("system", "Darwin 27.0"), ("mlx", "0.99.0")):
+        machine = {**guard.machine(), name: value}
+        with monkeypatch.context() as other:
+            other.setattr(guard, "machine", lambda machine=machine: machine)
+            places.add(guard._file(one))
+    other_text = replace(one.kernel, body=one.kernel.body + "\n")
+    changed = plan.__wrapped__(FORWARD, SIGNATURE, family_here())
+    vars(changed)["kernel"] = other_text
+    assert len(places | {guard._file(changed)}) == 5
+
+
+def _write_often(path, number):
+    for _ in range(200):
+        guard._write(path, {"reason": str(number) * 2000, "error": 0, "seconds": 0, "kernel": "x"})
+
+
+def test_two_processes_write_one_verdict_at_once(tmp_path):
+    """A reader meets one of the two, whole, at any time."""
+    path = tmp_path / "verdict.json"
+    _write_often(path, 0)
+    writers = [multiprocessing.get_context("spawn").Process(target=_write_often, args=(path, n)) for n in (1, 2)]
+    for one in writers:
+        one.start()
+    seen, end = set(), time.time() + 60
+    while any(one.is_alive() for one in writers) and time.time() < end:
+        seen.add(guard._read(path, {"kernel": "x"}).reason[:1])
+    for one in writers:
+        one.join()
+    assert seen <= {"0", "1", "2"} and guard._read(path, {"kernel": "x"}).reason[:1] in ("1", "2")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("architecture", ("applegpu_g19s", "applegpu_g99x", "unheard-of", ""))
+def test_an_unknown_chip_is_tried_like_any_other(mac, monkeypatch, architecture):
+    monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
+    _forget()
+    arrays = operands()
+    check_output(attention(*arrays), *arrays)
+    assert json.loads(kept(mac)["forward"].read_text())["chip"] == f"unknown ({architecture})"
+
+
+def test_a_backend_chosen_by_name_never_falls_back(mac, monkeypatch):
+    monkeypatch.setenv(FAULT, "refuse:forward")
+    with mlx_flash.use_backend("metal"), pytest.warns(RuntimeWarning), pytest.raises(
+        UnsupportedProblem, match='backend "metal": kernel flash_forward.* failed its test on this machine'
+    ):  # fmt: skip
+        attention(*operands())
+
+
+def test_the_probe_can_be_skipped(mac, monkeypatch):
+    monkeypatch.setenv("MLX_FLASH_PROBE", "0")
+    monkeypatch.setattr(prober.PROBER, "ask", lambda plan: pytest.fail("tried"))
+    arrays = operands()
+    check_output(attention(*arrays), *arrays)
+    assert not mac.exists() and "not tried" in explain(*arrays).steps[0].verdict
+    monkeypatch.setenv("MLX_FLASH_PROBE", "yes")
+    _forget()
+    with pytest.raises(InvalidArgument, match="MLX_FLASH_PROBE: expected 0 or 1, got 'yes'"):
+        attention(*arrays)
+
+
+def test_without_a_process_to_try_kernels_in_nothing_is_kept(mac, monkeypatch, tmp_path):
+    """A program frozen into one file would start itself."""
+    monkeypatch.setattr(prober.sys, "frozen", True, raising=False)
+    arrays = operands()
+    with pytest.warns(RuntimeWarning, match="no process could be started to try it in: this Python has no interpreter"):
+        check_output(attention(*arrays), *arrays)
+    assert not mac.exists()
+
+
+def test_a_generation_survives_a_kernel_that_fails(mac, monkeypatch):
+    """Under patch() the built-in takes over, and the report says why; the tokens are those without the patch."""
+    from mlx_lm.generate import generate_step
+
+    monkeypatch.setenv(FAULT, "crash:decode")
+    model, _ = mlx_flash.lm.tiny_model()
+    prompt = mx.arange(12)
+
+    want = [token for (token, _), _ in zip(generate_step(prompt, model), range(5))]
+    with mlx_flash.patch() as report, pytest.warns(RuntimeWarning, match="does not use a kernel"):
+        got = [token for (token, _), _ in zip(generate_step(prompt, model), range(5))]
+    assert got == want
+    reasons = [reason for reason in report.built_in if "a kernel failed its test on this machine" in reason]
+    assert reasons, str(report)
+    assert report.built_in[reasons[0]] >= 4
+    assert report.served["prefill"]
