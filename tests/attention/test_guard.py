@@ -22,12 +22,24 @@ import mlx_flash
 import mlx_flash.lm
 from mlx_flash import attention, backends, explain
 from mlx_flash.autodiff.call import clear_cache
-from mlx_flash.backends import guard, prober
+from mlx_flash.backends import guard, prober, simulator
 from mlx_flash.backends.metal import family_here
 from mlx_flash.errors import InvalidArgument, UnsupportedProblem
+from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan
-from mlx_flash.problem.kinds import FORWARD
-from mlx_flash.problem.problem import Signature
+from mlx_flash.probe import trial
+from mlx_flash.problem.kinds import (
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    COMBINE,
+    DECODE,
+    DELTA,
+    FORWARD,
+)
+from mlx_flash.problem.problem import Signature, signature_of
+from mlx_flash.problem.quantization import Quantization
+from mlx_flash.problem.variants import Variants
 
 # What goes wrong, and what the reason says about it.
 FAULTS = {
@@ -282,3 +294,45 @@ def test_a_generation_survives_a_kernel_that_fails(mac, monkeypatch):
     assert reasons, str(report)
     assert report.built_in[reasons[0]] >= 4
     assert report.served["prefill"]
+
+
+VARIANTS = {
+    "plain": {},
+    "window-softcap": {"causal": True, "window": (3, 0), "softcap": 20.0},
+    "mask": {"mask": mx.zeros((1, 1, 1, 1)) > -1, "sinks": mx.zeros((4,), mx.float16)},
+    "bias": {"mask": mx.zeros((1, 1, 1, 1), mx.float16), "alibi_slopes": mx.zeros((4,))},
+    "segments": {"causal": True, "segments": (mx.zeros((1,), mx.int32), mx.zeros((1,), mx.int32))},
+    "blocks": {"mask": mlx_flash.BlockMask.causal(64, 64, block=32)},
+    "dropout": {"dropout": 0.25, "key": mx.random.key(0)},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, name):
+    """Every kind of kernel of a signature, on the simulator; and with 2 % more in each of its results."""
+    q, k = mx.zeros((1, 4, 1, 24), mx.float16), mx.zeros((1, 2, 1, 24), mx.float16)
+    signature, family = signature_of(q, k, k, **VARIANTS[name]), FAMILIES["apple7"]
+    kinds = [DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE] + [BACKWARD_MASK] * signature.variants.additive
+    kinds += [FORWARD] if signature.variants.dropout else [FORWARD, DECODE, COMBINE]
+    for kind in kinds:
+        rows = {DECODE: 8, COMBINE: 8}.get(kind, 0)
+        kernel = plan(kind, signature, family, rows).kernel
+        for factor in (1, 1.02):
+
+            def run(kind, *arguments, factor=factor):
+                return [factor * output for output in simulator.run(kind, *arguments)]
+
+            monkeypatch.setattr(trial, "run", run)
+            found = trial.trial(kind.name, signature, family, rows, kernel)
+            assert ("numbers are wrong" in found["reason"]) == (factor != 1), (kind, found)
+
+
+def test_a_probe_of_a_quantized_cache(monkeypatch):
+    monkeypatch.setattr(trial, "run", simulator.run)
+    for mode, bits, group_size in (("affine", 4, 32), ("mxfp8", 8, 32)):
+        variants = Variants(causal=True, quantization=Quantization(mode, bits, group_size))
+        signature = Signature(4, 2, 32, 32, "float16", 0.25, variants)
+        for kind, rows in ((FORWARD, 0), (DECODE, 8)):
+            kernel = plan(kind, signature, FAMILIES["apple7"], rows).kernel
+            found = trial.trial(kind.name, signature, FAMILIES["apple7"], rows, kernel)
+            assert found["reason"] == "", (mode, kind)
