@@ -20,6 +20,7 @@ from ..api import attention
 from ..backends import current_backend
 from ..errors import CommandError, need
 from .accuracy.check import exact, float64
+from .token_bench import token_cases
 
 CALLS = 8  # queued without waiting, so that the host prepares launches while the GPU computes, as in a model
 
@@ -217,7 +218,8 @@ def plot(results: list[dict], path: Path) -> None:
     need("matplotlib", "bench --plot").use("Agg")
     import matplotlib.pyplot as plt
 
-    served = [r for r in results if "ms" in r["providers"].get("mlx_flash", {}) and not r["case"].get("queries")]
+    served = [r for r in results if "ms" in r["providers"].get("mlx_flash", {}) and "backward" in r["case"]]
+    served = [r for r in served if not r["case"]["queries"]]
     # Bars compare only at one length: the length of most cases, and the longest of those.
     lengths = [r["case"]["length"] for r in served]
     length = max(lengths, key=lambda n: (lengths.count(n), n), default=0)
@@ -247,7 +249,7 @@ def plot(results: list[dict], path: Path) -> None:
 def bench(only: str, seconds: float, out: str | None, picture: str | None) -> int:
     """Measures the cases whose name matches and prints each when it is done; returns the exit status."""
     try:
-        chosen = [case for case in cases() if re.search(only, case.name)]
+        chosen = [case for case in (*cases(), *token_cases()) if re.search(only, case.name)]
     except re.error as error:
         raise CommandError(f"--only: expected a regular expression, got {only!r} ({error})") from None
     backend = current_backend()
@@ -257,9 +259,11 @@ def bench(only: str, seconds: float, out: str | None, picture: str | None) -> in
         raise CommandError(f"--only: no case matches {only!r}; their names look like {cases()[0].name!r}")
     results = []
     for case in chosen:
-        results.append({"name": case.name, "case": asdict(case), "providers": measured(case, seconds)})
+        providers = measured(case, seconds) if isinstance(case, Case) else case.measured(seconds)
+        results.append({"name": case.name, "case": asdict(case), "providers": providers})
         print(shown(results[-1]), flush=True)
-    accuracy = {str(d): errors(Case(d, 1000)) for d in sorted({case.head_dim for case in chosen})}
+    widths = sorted({case.head_dim for case in chosen if isinstance(case, Case)})
+    accuracy = {str(d): errors(Case(d, 1000)) for d in widths}
     for d, found in accuracy.items():
         for name, tensors in found.items():
             figures = "  ".join(f"{tensor} {error:.1e}" for tensor, error in tensors.items())

@@ -1,0 +1,109 @@
+"""Cases of the bench command that look like generation: a token's attention calls over a cache, and mlx-lm's own loop."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..api import attention
+from ..errors import CommandError
+
+TOKENS = 16  # of a round, queued without waiting, as mlx-lm queues one ahead
+MOST_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class TokenStep:
+    """The attention calls of one token through all layers of a model, over one cache. `growing`: the cache has one key
+    more with every token, as in generation; otherwise every token sees the same keys."""
+
+    keys: int
+    growing: bool = True
+    layers: int = 32
+    heads: int = 32
+    key_heads: int = 8
+    head_dim: int = 128
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        return f"token of {self.layers} layers, {self.keys} keys{' growing' if self.growing else ''}"
+
+    def measured(self, seconds: float) -> dict:
+        """Median milliseconds of a token by each provider; rounds of both take turns over the same lengths."""
+        dtype, room = getattr(mx, self.dtype), self.keys + TOKENS * (MOST_ROUNDS + 1)
+        q = mx.random.normal((1, self.heads, 1, self.head_dim)).astype(dtype)
+        k, v = mx.random.normal((2, 1, self.key_heads, room, self.head_dim)).astype(dtype)
+        mx.eval(q, k, v)
+        scale = self.head_dim**-0.5
+        providers = {
+            "mlx_flash": lambda *qkv: attention(*qkv, scale=scale),
+            "mx.fast": lambda *qkv: mx.fast.scaled_dot_product_attention(*qkv, scale=scale),
+        }
+        times: dict[str, list] = {name: [] for name in providers}
+        end, keys = time.perf_counter() + seconds, self.keys
+        while len(times["mx.fast"]) < 4 or (time.perf_counter() < end and len(times["mx.fast"]) < MOST_ROUNDS):
+            for name, call in providers.items():
+                times[name].append(self._round(call, q, k, v, keys))
+            keys += TOKENS if self.growing else 0
+        return {name: {"ms": round(statistics.median(found[1:]), 4)} for name, found in times.items()}
+
+    def _round(self, call, q: mx.array, k: mx.array, v: mx.array, keys: int) -> float:
+        """Milliseconds of a token, over a round of tokens."""
+        mx.synchronize()
+        start = time.perf_counter()
+        for token in range(TOKENS):
+            length = keys + token if self.growing else keys
+            front = k[:, :, :length], v[:, :, :length]
+            x = q
+            for _ in range(self.layers):
+                x = call(x, *front)  # each layer waits for the one before it
+            mx.async_eval(x)
+        mx.synchronize()
+        return (time.perf_counter() - start) / TOKENS * 1e3
+
+
+@dataclass(frozen=True)
+class Generation:
+    """mlx-lm's generation with a tiny random model: nearly all of its time is the host's."""
+
+    tokens: int = 256
+
+    name = "mlx-lm generation, tiny model"
+
+    def measured(self, seconds: float) -> dict:
+        """Tokens a second, and milliseconds of a token: mlx-lm as it is, under patch(), under patch(policy="always")."""
+        from mlx_lm import stream_generate
+
+        from ..integrations import patch
+        from ..lm import tiny_model
+
+        try:
+            model, tokenizer = tiny_model()
+        except CommandError as error:
+            return {"mlx_flash": {"failure": str(error)}}
+
+        def tokens_a_second() -> float:
+            start, count = time.perf_counter(), 0
+            for _ in stream_generate(model, tokenizer, "Attention", max_tokens=self.tokens):
+                count += 1
+            return count / (time.perf_counter() - start)
+
+        found: dict[str, list] = {"mx.fast": [], "patch()": [], 'patch(policy="always")': []}
+        end = time.perf_counter() + 3 * seconds
+        while len(found["mx.fast"]) < 3 or (time.perf_counter() < end and len(found["mx.fast"]) < 20):
+            found["mx.fast"].append(tokens_a_second())
+            with patch():
+                found["patch()"].append(tokens_a_second())
+            with patch(policy="always"):
+                found['patch(policy="always")'].append(tokens_a_second())
+        medians = {name: statistics.median(speeds[1:]) for name, speeds in found.items()}
+        return {name: {"ms": round(1e3 / speed, 4), "tokens_per_s": round(speed, 1)} for name, speed in medians.items()}
+
+
+def token_cases() -> list[TokenStep | Generation]:
+    steps = [TokenStep(keys, growing) for keys in (512, 4096, 32768) for growing in (True, False)]
+    return [*steps, Generation()]
