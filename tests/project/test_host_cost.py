@@ -196,3 +196,20 @@ def test_training_at_any_length_builds_nothing(stub):
     for length in range(101, 130):
         step(length)
     assert [one.cache_info().misses for one in (attend, plan, source.build)] + [len(calls._cache)] == before
+
+
+@pytest.mark.parametrize("queries", (1, 40))
+def test_a_call_reaches_its_kernel_in_eight_steps(stub, monkeypatch, queries):
+    """Frames from attention to MLX's kernel object, for the decoding kernel and for the forward kernel."""
+    launch, depths = stub.kernel, []
+
+    def kernel(**keywords):
+        frame, depth = sys._getframe(1), 2
+        while frame.f_code.co_name != "attention":
+            frame, depth = frame.f_back, depth + 1
+        depths.append(depth)
+        return launch(**keywords)
+
+    monkeypatch.setattr(stub, "kernel", kernel)
+    attention(Q[:, :, :queries], K, K)
+    assert depths and max(depths) <= 8
