@@ -78,7 +78,7 @@ def attention(
     if mx.array in (type(scale), type(softcap), type(dropout)):
         q, arguments = numbers_of(q, arguments, stream)
     call = prepared(q, k, v, current_backend(), stream, return_lse, arguments)
-    return call(q, k, v, arguments)
+    return call.run(q, k, v, arguments)
 
 
 def quantized_attention(
@@ -133,4 +133,4 @@ def quantized_attention(
     if not backend.dequantizes:
         backend = backend_of("reference")
     call = prepared(q, k, v, backend, stream, return_lse, arguments, (mode, bits, group_size))
-    return call(q, k, v, arguments)
+    return call.run(q, k, v, arguments)

@@ -56,10 +56,10 @@ class Call:
             scale=abs(signature.scale) if self.sign else 1.0,
             variants=replace(signature.variants, quantization=quantization),
         )
-        self._forward = self._replayed = None
+        self._attention = self._replayed = None
         self._seen: dict[Problem, int] = {}
 
-    def __call__(self, q: mx.array, k, v, arguments: dict):
+    def run(self, q: mx.array, k, v, arguments: dict):
         """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
         do not fit together."""
         k_shape, v_shape = (k.shape, v.shape) if self.quantization is None else (k[0].shape, v[0].shape)
@@ -69,32 +69,33 @@ class Call:
         if problem.empty:
             return self._nothing(problem, q.dtype, arguments["sinks"])
         extras = operands(problem, **arguments)
-        if self._forward is None:
-            self._make_forward(tuple(extras))
-        replays = self._replayed is not None and may_compile()
-        forward = self._replayed_at(problem) if replays else self._forward
-        out, L = forward(*self._inputs(q, k, v), *extras.values())
+        if self._attention is None:
+            self._attend_with(tuple(extras))
+        arrays = (*self._inputs(q, k, v), *extras.values())
+        if self._replayed is not None and may_compile() and self._comes_again(problem):
+            out, L = self._replayed(*arrays)
+        else:
+            out, L = self._attention.run(FORWARD, *arrays)
         value = self.pads[1]
         out = out[..., :-value] if value else out
         return (out, L * math.log(2)) if self.return_lse else out
 
-    def _make_forward(self, names: tuple[str, ...]) -> None:
+    def _attend_with(self, names: tuple[str, ...]) -> None:
         parts = self.quantization.inputs if self.quantization else ()
-        attention = attend(self.inner, (*parts, *names), self.backend, self.stream, self.return_lse)
-        self._forward = forward = partial(attention, FORWARD)
+        self._attention = attend(self.inner, (*parts, *names), self.backend, self.stream, self.return_lse)
         # MLX traces another stream anew, and looks into the function when another transformation traces.
-        self._replayed = mx.compile(forward) if self.backend.replays else None
+        self._replayed = mx.compile(partial(self._attention.run, FORWARD)) if self.backend.replays else None
 
-    def _replayed_at(self, problem: Problem):
-        """The function whose graph is kept, for lengths that come again and again: training does, a growing cache has
-        a length for as many calls as a model has layers, and every graph kept makes the next one longer to find."""
+    def _comes_again(self, problem: Problem) -> bool:
+        """Do these lengths come again and again, as in training? A growing cache has each length for as many calls as
+        a model has layers, and every graph that is kept makes the next one longer to find."""
         seen = self._seen.get(problem, 0)
         if seen >= REPLAYED_AFTER:
-            return self._replayed
+            return True
         if len(self._seen) >= LENGTHS_WATCHED:
             self._seen.clear()
         self._seen[problem] = seen + 1
-        return self._forward
+        return False
 
     def _inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
         """Q, K and V as the kernels see them, and the other parts of quantized K and V."""

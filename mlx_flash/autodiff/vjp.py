@@ -28,7 +28,9 @@ from .vmap import mapped, output_dtype, stand_in
 Arrays = tuple[mx.array, ...]
 
 
-def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict, plan: Plan | None = None) -> Arrays:
+def run_kernel(
+    kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict, plan: Plan | None = None
+) -> Arrays:
     """The outputs of one kind of kernel, and of combine where decoding's keys are in several parts: those shaped like
     q, k and v in the problem's dtype, the others float32. `plan`: where the caller knows it."""
     if plan is None and backend.family:
@@ -41,7 +43,7 @@ def run(kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: di
         combine = plan.resources.get(COMBINE)
         if combine is None:
             combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
-        return run(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)), combine)
+        return run_kernel(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)), combine)
     # Kernels write float32 where they page an accumulator.
     dtypes = [output_dtype(name, problem) for name in kind.outputs]
     return tuple([one if one.dtype == to else one.astype(to, stream=stream) for one, to in zip(outputs, dtypes)])
@@ -97,7 +99,7 @@ _array_inputs = cache(array_inputs)
 class Attention:
     """The kernels of one signature on one backend as functions of arrays, with gradients. Lengths are the arrays' own.
 
-    Called with a kind of kernel and what it reads, in order: Q, K, V, dO, L, delta (those the kind has), then the
+    `run` takes a kind of kernel and what it reads, in order: Q, K, V, dO, L, delta (those the kind has), then the
     operands, named by `names`. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials;
     gradients flow through it where `with_lse` is set, because a caller sees it. Quantized operands have no gradients.
     """
@@ -113,7 +115,7 @@ class Attention:
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
 
-    def __call__(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
+    def run(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         if trace.batched is None and trace.export is None and not in_trace():
             return self._kernel(kind, *arrays)  # a constant to every transformation
         refuse_shapeless()
@@ -148,7 +150,7 @@ class Attention:
             raise UnsupportedProblem(f"a kernel failed its test on this machine: {self.refused}")
         kind, backend, plan, _ = choice
         inputs = kernel_inputs(kind, problem, named, self.stream)
-        return run(kind, problem, backend, self.stream, inputs, plan)
+        return run_kernel(kind, problem, backend, self.stream, inputs, plan)
 
     def _differentiable(self, kind: KernelKind) -> Callable:
         vjp = self._vjp if kind is FORWARD else _NO_SECOND
@@ -175,7 +177,7 @@ class Attention:
         def rule(arrays, axes):
             names = _array_inputs(kind) + (self.names if kind is not DELTA else ())
             size = arrays[-1].shape[axes[-1]]
-            outputs = mapped(partial(self, kind), kind, self.signature, size, names, arrays[:-1], axes[:-1])
+            outputs = mapped(partial(self.run, kind), kind, self.signature, size, names, arrays[:-1], axes[:-1])
             return outputs, [0] * len(outputs)
 
         def backward(primals, cotangents, outputs):
@@ -190,24 +192,24 @@ class Attention:
         """dQ, (dK, dV) and the mask's gradient come from kernels of their own: MLX evaluates only those that are asked
         for."""
         q, k, v, *extras = primals
-        delta = self(DELTA, cotangents[0], outputs[0])[0]
+        delta = self.run(DELTA, cotangents[0], outputs[0])[0]
         if self.with_lse:
             delta = _with_lse(delta, outputs[1], cotangents[1])
         arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
-            gradients["attention_mask"] = self(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
+            gradients["attention_mask"] = self.run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         if "sinks" in self.names:
             gradients["sinks"] = _sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
-        return (*self(BACKWARD_QUERY, *arrays), *self._key_value(arrays), *gradients.values())
+        return (*self.run(BACKWARD_QUERY, *arrays), *self._key_value(arrays), *gradients.values())
 
     def _key_value(self, arrays: Arrays) -> Arrays:
         """dK and dV, by one kernel or by one each."""
         named, extras = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays)), arrays[6:]
         kinds = key_value_kinds(self.signature, self.backend.family)
         own = [[named[name] for name in kind.inputs if name in named] for kind in kinds]
-        return tuple(gradient for kind, inputs in zip(kinds, own) for gradient in self(kind, *inputs, *extras))
+        return tuple(gradient for kind, inputs in zip(kinds, own) for gradient in self.run(kind, *inputs, *extras))
 
 
 attend = lru_cache(maxsize=1024)(Attention)

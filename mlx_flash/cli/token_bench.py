@@ -1,4 +1,4 @@
-"""Cases of the bench command that look like generation: a token's attention calls over a cache, and mlx-lm's own loop."""
+"""Bench cases that look like generation: a token's attention calls over a cache, and mlx-lm's own loop."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Generation:
     name = "mlx-lm generation, tiny model"
 
     def measured(self, seconds: float) -> dict:
-        """Tokens a second, and milliseconds of a token: mlx-lm as it is, under patch(), under patch(policy="always")."""
+        """Tokens a second and milliseconds of a token: mlx-lm as it is, and under patch() with both policies."""
         from mlx_lm import stream_generate
 
         from ..integrations import patch

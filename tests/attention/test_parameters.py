@@ -14,7 +14,7 @@ from kernel_checks import check_step, problem
 from oracle_variants import Attention, Facts
 from problems import with_variants
 
-from mlx_flash.autodiff.vjp import run
+from mlx_flash.autodiff.vjp import run_kernel
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.kernels.apple import (
     FULL,
@@ -95,7 +95,7 @@ def test_row_of_the_mask_gradient(precision, family, index):
         inputs["extents"] = mask.shape
         asked = with_variants(problem(case), mask=dtype, mask_shape=mask.shape)
         assert lookup(BACKWARD_MASK, dtype, backend.family, BEYOND) is row
-        (got,) = run(BACKWARD_MASK, asked, backend, None, inputs)
+        (got,) = run_kernel(BACKWARD_MASK, asked, backend, None, inputs)
         assert got.dtype == mx.float32 and got.shape == mask.shape
         terms = judge.term_magnitudes()[name]
         bounds.check(name, got, want[name], f"{case} mask {mask.shape}", "float32", terms=terms)

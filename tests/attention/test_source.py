@@ -13,7 +13,7 @@ from problems import make_problem
 from table_rows import EVERY, STEPS, builds_of, digest
 
 import mlx_flash
-from mlx_flash.autodiff.vjp import run
+from mlx_flash.autodiff.vjp import run_kernel
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import TABLE
@@ -164,7 +164,7 @@ def test_the_graph_of_our_kernels_exports(tmp_path):
     backend = Backend("metal", FAMILIES["apple9"], metal_run)
 
     def call(q, k, v):
-        return run(step, problem, backend, mx.gpu, {"Q": q, "K": k, "V": v, "scale": 0.125})
+        return run_kernel(step, problem, backend, mx.gpu, {"Q": q, "K": k, "V": v, "scale": 0.125})
 
     arrays = [mx.zeros((1, heads, length, 64), mx.float16) for heads, length in ((2, 33), (1, 65), (1, 65))]
     mx.export_function(str(tmp_path / "attention.mlxfn"), call, *arrays)

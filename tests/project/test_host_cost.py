@@ -167,7 +167,7 @@ def caches() -> int:
 
 
 def attend_plans():
-    return [kept.plan for call in calls._cache.values() for kept in call._forward.func._choices.values() if kept.plan]
+    return [kept.plan for call in calls._cache.values() for kept in call._attention._choices.values() if kept.plan]
 
 
 def test_a_growing_cache_builds_nothing(stub, monkeypatch):

@@ -9,7 +9,7 @@ import oracle
 from cases import Case, expected
 from problems import make_problem
 
-from mlx_flash.autodiff.vjp import run
+from mlx_flash.autodiff.vjp import run_kernel
 from mlx_flash.problem.problem import Problem
 
 
@@ -38,7 +38,7 @@ def check_step(step, case: Case, backend):
     """One kernel of the backend within bounds of the oracle."""
     arrays = case.arrays()
     inputs, statistics = residuals(case, arrays)
-    outputs = run(step, problem(case), backend, None, {name: inputs[name] for name in step.inputs})
+    outputs = run_kernel(step, problem(case), backend, None, {name: inputs[name] for name in step.inputs})
     judge = expected(case, arrays)
     for name, got in zip(step.outputs, outputs):
         if name not in statistics:

@@ -10,7 +10,7 @@ import mlx.core as mx
 from rich.console import Console
 
 from ...api import attention
-from ...autodiff.vjp import run
+from ...autodiff.vjp import run_kernel
 from ...backends import Backend, current_backend, use_backend
 from ...errors import CommandError
 from ...explanations.explain import explain, steps_of
@@ -130,7 +130,7 @@ def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
         if "scale" in step.inputs:
             inputs["scale"] = problem.scale
         try:
-            mx.eval(run(step, problem, backend, None, inputs))
+            mx.eval(run_kernel(step, problem, backend, None, inputs))
         except RuntimeError as error:
             raise CommandError(f"the {step.name} kernel failed on {backend.name}: {error}") from error
         tick()
