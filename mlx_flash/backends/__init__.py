@@ -127,6 +127,11 @@ def kernel_backend() -> str:
 _choices: ContextVar[tuple[tuple[use_backend, Backend, bool], ...]] = ContextVar("mlx_flash_backend", default=())
 
 
+def named() -> bool:
+    """Whether a backend was chosen by name, by use_backend or by MLX_FLASH_BACKEND."""
+    return bool(_choices.get() or os.environ.get("MLX_FLASH_BACKEND"))
+
+
 def current_backend() -> Backend:
     """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else the machine's default."""
     choices = _choices.get()

@@ -15,6 +15,7 @@ from ..errors import InvalidArgument, UnsupportedProblem, wrong
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
 from . import compiled
+from .policy import ALWAYS, POLICIES
 from .serve import NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
@@ -56,9 +57,13 @@ class patch:
 
     Args:
         min_queries: calls with fewer queries go to the built-in: 9 leaves decoding to it.
+        policy: "fastest" leaves those calls to the built-in where it is fused, linear in memory and as fast, by the
+            rules of integrations/policy.py; "always" serves every call that can be. None means "fastest" on a GPU, and
+            "always" without one and where a backend was chosen by name.
 
     Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
-    "decode", and the same with "quantized"); built_in, a Counter of the reasons of the others; reached, the modules
+    "decode", and the same with "quantized"); rules, a Counter of (kind, the policy's rule that decided) of the same
+    calls; built_in, a Counter of the reasons of the others, the policy's rules among them; reached, the modules
     that held a replaced function by name and were served; out_of_reach, the places that hold one and cannot be changed
     (attributes of classes, defaults of functions, partials). They are logged on leaving (logger "mlx_flash", level
     INFO); ``print(report)`` shows them.
@@ -71,12 +76,16 @@ class patch:
     One difference from the built-in: a query that sees no key gives zeros.
     """
 
-    def __init__(self, min_queries: int = 1):
+    def __init__(self, min_queries: int = 1, policy: str | None = None):
         if not isinstance(min_queries, int) or isinstance(min_queries, bool) or min_queries < 1:
             raise wrong(
                 "min_queries", "a whole number of at least 1", repr(min_queries), "Pass 1 to serve every call.", "patch"
             )
-        self.min_queries, self.served, self.built_in = min_queries, Counter(), Counter()
+        if policy is not None and policy not in POLICIES:
+            remedy = "Check the spelling, or leave it out: fastest on a GPU."
+            raise wrong("policy", f"one of {', '.join(POLICIES)}, or None", repr(policy), remedy, "patch")
+        self.min_queries, self.policy = min_queries, policy
+        self.served, self.built_in, self.rules = Counter(), Counter(), Counter()
         self.reached: list[str] = []
         self.out_of_reach: list[str] = []
         self._thread = threading.get_ident()
@@ -118,9 +127,11 @@ class patch:
     def __str__(self) -> str:
         with LOCK:
             kinds, reasons = self.served.most_common(), self.built_in.most_common()
+            by_rule = self.rules.most_common()
         ours, others = sum(count for _, count in kinds), sum(count for _, count in reasons)
         what = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
         lines = [f"mlx_flash served {ours} of {ours + others} attention calls{what}"]
+        lines += [f'{count} {kind} by rule "{rule}"' for (kind, rule), count in by_rule if rule != ALWAYS.name]
         lines += [f"{count} to the built-in: {reason}" for reason, count in reasons]
         if self.reached:
             lines.append(f"also in the place of the built-in in {', '.join(self.reached)}")
@@ -132,7 +143,7 @@ class patch:
         self.reached += sorted({module.__name__ for module, _ in replacement.reached} - set(self.reached))
         self.out_of_reach += [place for place in replacement.out_of_reach if place not in self.out_of_reach]
 
-    def _count(self, counter: Counter, what: str) -> None:
+    def _count(self, counter: Counter, what: str | tuple[str, str]) -> None:
         with LOCK:
             known = what in counter or len(counter) < MOST_REASONS
             counter[what if known else "other reasons"] += 1
@@ -206,12 +217,13 @@ def _served_by(serve: Callable, built_in: Callable) -> Callable:
             return built_in(*args, **kwargs)
         _find_quantized()
         try:
-            what, out = serve(current.min_queries, *args, **kwargs)
+            what, rule, out = serve(current, *args, **kwargs)
         except (NotServed, InvalidArgument, UnsupportedProblem) as reason:
             current._count(current.built_in, str(reason).partition("\n")[0])
             with _left_to_the_built_in():
                 return built_in(*args, **kwargs)
         current._count(current.served, what)
+        current._count(current.rules, (what, rule.name))
         return out
 
     return call

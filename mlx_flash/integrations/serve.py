@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import mlx.core as mx
 
 from ..api import attention, quantized_attention
 from ..kernels.split_kv import QUERIES
-from ..transforms.trace import changed, unavailable
+from ..transforms.trace import changed, trace, unavailable
+from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+class Terms(Protocol):
+    """What a patch was told: see `patch`."""
+
+    min_queries: int
+    policy: str | None
 
 
 class NotServed(Exception):
     """The call belongs to the built-in function; the text says why."""
 
 
-def serve_attention(min_queries: int, q=None, k=None, v=None, *more, scale=None, mask=None, sinks=None, **options):
-    """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", result). Raises NotServed."""
+def serve_attention(
+    terms: Terms, q=None, k=None, v=None, *more, scale=None, mask=None, sinks=None, **options
+):  # fmt: skip
+    """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", the rule, result). Raises NotServed."""
     arrays = (q, k, v)
     if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
         raise NotServed("q, k and v are not arrays of 4 axes")
@@ -25,8 +37,8 @@ def serve_attention(min_queries: int, q=None, k=None, v=None, *more, scale=None,
         raise NotServed(f"arguments unknown here: {', '.join(options) or 'beyond q, k and v by position'}")
     if stream is not None and not isinstance(stream, (mx.Stream, mx.Device, mx.DeviceType)):
         raise NotServed(f"a stream of type {type(stream).__name__}")
-    if q.shape[2] < min_queries:
-        raise NotServed(f"fewer than {min_queries} queries")
+    if q.shape[2] < terms.min_queries:
+        raise NotServed(f"fewer than {terms.min_queries} queries")
     if reason := unavailable():
         raise NotServed(reason)
     if forced:
@@ -39,16 +51,34 @@ def serve_attention(min_queries: int, q=None, k=None, v=None, *more, scale=None,
         arrays = (array.astype(dtype) for array in arrays)
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
+    rule = decide(terms.policy, _asked(q, k, v, dtype, mask, sinks))
+    if not rule.ours:
+        raise NotServed(f'rule "{rule.name}": {rule.why}')
     with changed(beyond=True, built_in=True):
         out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
-    return "decode" if q.shape[2] <= QUERIES else "prefill", out
+    return "decode" if q.shape[2] <= QUERIES else "prefill", rule, out
+
+
+def _asked(q, k, v, dtype, mask, sinks) -> Asked:
+    return Asked(
+        dtype=dtype,
+        head_dim=q.shape[3],
+        value_dim=v.shape[3],
+        queries=q.shape[2],
+        keys=k.shape[2],
+        group=q.shape[1] // max(k.shape[1], 1),
+        mask=mask if mask is None or isinstance(mask, str) else "array",
+        sinks=sinks is not None,
+        training=trace.gradients > 0,
+        mapped=trace.batched is not None,
+    )
 
 
 def serve_quantized(
-    min_queries: int, queries=None, q_keys=None, q_values=None, scale=None, mask=None, *more, **options
+    terms: Terms, queries=None, q_keys=None, q_values=None, scale=None, mask=None, *more, **options
 ):  # fmt: skip
     """The ``quantized_scaled_dot_product_attention`` of mlx-lm and mlx-vlm, whose caches hold what mx.quantize returns:
-    ("quantized prefill" or "quantized decode", result). Raises NotServed."""
+    ("quantized prefill" or "quantized decode", the rule, result). Raises NotServed."""
     packing = dict(zip(("group_size", "bits"), more)) | options
     if not {"group_size", "bits"} >= set(packing) or len(more) > 2:
         raise NotServed("quantized cache: arguments unknown here")
@@ -56,18 +86,19 @@ def serve_quantized(
         raise NotServed("quantized cache: queries are not an array of 4 axes")
     if not all(isinstance(parts, (tuple, list)) for parts in (q_keys, q_values)):
         raise NotServed("quantized cache: keys and values are not tuples of arrays")
-    if queries.shape[2] < min_queries:
-        raise NotServed(f"fewer than {min_queries} queries")
+    if queries.shape[2] < terms.min_queries:
+        raise NotServed(f"fewer than {terms.min_queries} queries")
     if reason := unavailable(gradients=0):
         raise NotServed(f"quantized cache: {reason}")
     if isinstance(mask, mx.array) and mask.ndim == 3:  # mlx-lm takes its first axis for the heads of a group
         raise NotServed("quantized cache: a mask of 3 axes")
+    rule = QUANTIZED_CACHE if ruled_by(terms.policy) else ALWAYS
     with changed(built_in=True):
         out = quantized_attention(
             queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),
             **{"group_size": 64, "bits": 8} | packing,
         )  # fmt: skip
-    return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", out
+    return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", rule, out
 
 
 def _added(mask, dtype: mx.Dtype):

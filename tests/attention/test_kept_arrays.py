@@ -82,11 +82,13 @@ assert len(found) == len(order) and all(one == found[0] for one in found)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("order", ("wm", "mw", "wwm"), ids=("worker first", "main first", "two workers first"))
 def test_whichever_thread_is_first(order):
     check("reference", order)
 
 
+@pytest.mark.process
 def test_kernels_that_a_worker_used_first(kernels):
     if kernels.name == "simulator":
         check("simulator", "wm")

@@ -26,6 +26,7 @@ def run(code: str) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.process
 def test_the_import_changes_nothing():
     """Nor do calls, gradients and explanations; MLX's own submodules included."""
     run(
@@ -43,6 +44,7 @@ def test_the_import_changes_nothing():
     )
 
 
+@pytest.mark.process
 @pytest.mark.process
 def test_once_however_often_the_package_is_loaded():
     run(

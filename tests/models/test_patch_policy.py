@@ -1,0 +1,201 @@
+"""Which calls patch() leaves to the built-in: rules for each family of GPUs, checked against what was measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from tiny_models import close
+
+import mlx_flash
+from mlx_flash import backends, use_backend
+from mlx_flash.integrations import policy
+from mlx_flash.integrations.policy import RULES, Asked, rule_of
+from mlx_flash.kernels.devices import FAMILIES
+
+MEASURED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "cuda_speed.json").read_text("utf-8"))
+PREFILL = Asked(mx.bfloat16, 128, 128, 4096, 4096, mask="causal")
+TRAINING = replace(PREFILL, training=True)
+DECODING = replace(PREFILL, queries=1, mask=None, group=4)
+# What every family of Apple before the M5 does, by what differs from the three calls above.
+APPLE = {
+    "prefill": (PREFILL, "fused forward"),
+    "float32": (replace(PREFILL, dtype=mx.float32), "fused forward"),
+    "D = 96 and 64": (replace(PREFILL, head_dim=96, value_dim=64), "fused forward"),
+    "D = 112": (replace(PREFILL, head_dim=112, value_dim=112), "elsewhere"),
+    "D = 192 and 128": (replace(PREFILL, head_dim=192), "elsewhere"),
+    "D = 256": (replace(PREFILL, head_dim=256, value_dim=256), "fused forward at D = 256"),
+    "D = 256, short": (replace(PREFILL, head_dim=256, value_dim=256, queries=512, keys=512), "elsewhere"),
+    "D = 256, dense": (replace(PREFILL, head_dim=256, value_dim=256, mask=None), "elsewhere"),
+    "rows that see nothing": (replace(PREFILL, keys=1024), "elsewhere"),
+    "array mask": (replace(PREFILL, mask="array"), "array mask"),
+    "training": (TRAINING, "blocked backward"),
+    "training with a mask": (replace(TRAINING, mask="array"), "array mask under a gradient"),
+    "training with sinks": (replace(TRAINING, sinks=True), "sinks under a gradient"),
+    "training, few queries": (replace(TRAINING, queries=8), "few queries under a gradient"),
+    "training, D = 40": (replace(TRAINING, head_dim=40, value_dim=40), "elsewhere"),
+    "decoding": (DECODING, "decoding"),
+    "decoding with a mask": (replace(DECODING, mask="array"), "decoding"),
+    "decoding, D = 80": (replace(DECODING, head_dim=80, value_dim=80), "elsewhere"),
+    "decoding, too many rows": (replace(DECODING, queries=8, group=8), "elsewhere"),
+    "mapped, grouped": (replace(DECODING, mapped=True), "mapped"),
+}
+NVIDIA = {
+    "prefill": (PREFILL, "fused forward"),
+    "float32": (replace(PREFILL, dtype=mx.float32), "elsewhere"),
+    "D = 192": (replace(PREFILL, head_dim=192, value_dim=192), "elsewhere"),
+    "array mask": (replace(PREFILL, mask="array"), "array mask"),
+    "ragged training": (replace(TRAINING, queries=4097, keys=4097), "ragged training"),
+    "long training": (TRAINING, "long causal training"),
+    "short training": (replace(TRAINING, queries=1024, keys=1024), "fused gradient"),
+    "dense training": (replace(TRAINING, mask=None), "fused gradient"),
+    "training in float32": (replace(TRAINING, dtype=mx.float32, mask=None), "elsewhere"),
+    "decoding": (DECODING, "decoding"),
+    "decoding, 5 queries, D = 256": (replace(DECODING, queries=5, head_dim=256, value_dim=256), "elsewhere"),
+}
+
+
+@pytest.fixture(autouse=True)
+def newest_mlx(monkeypatch):
+    """The rules are about the gradient that MLX has since 0.32.4."""
+    monkeypatch.setattr(policy, "VERSION", (0, 32, 4))
+
+
+@pytest.mark.parametrize("name", APPLE)
+def test_apple(name):
+    asked, rule = APPLE[name]
+    for family in ("apple7", "apple8", "apple9"):
+        assert rule_of(family, asked).name == rule
+
+
+@pytest.mark.parametrize("name", NVIDIA)
+def test_nvidia(name):
+    asked, rule = NVIDIA[name]
+    for family in ("sm80", "sm90"):
+        assert rule_of(family, asked).name == rule
+
+
+def test_the_m5():
+    assert rule_of("apple10", replace(PREFILL, head_dim=256, value_dim=256)).name == "fused forward of the M5"
+    assert rule_of("apple10", TRAINING).name == "blocked backward"
+
+
+def test_before_mlx_had_a_gradient(monkeypatch):
+    monkeypatch.setattr(policy, "VERSION", (0, 32, 3))
+    assert rule_of("apple9", TRAINING).name == "gradient before MLX 0.32.4"
+    assert not rule_of("apple9", PREFILL).ours
+
+
+def test_every_family_has_rules_that_decide_everything():
+    assert set(RULES) == set(FAMILIES)
+    odd = Asked(mx.float32, 13, 7, 1, 0, 3, "array", True, True, True)
+    for rules in RULES.values():
+        assert rules[-1].ours and rules[-1].fits(odd)
+        names = [rule.name for rule in rules]
+        assert len(set(names)) == len(names) and all(rule.why for rule in rules)
+
+
+def asked_of(case: dict) -> Asked:
+    """A measured case as patch() would see it: windows and segments come as array masks."""
+    masked = case["window"] or case["segment"]
+    mask = "array" if masked else "causal" if case["causal"] else None
+    head_dim, keys = case["head_dim"], case["length"]
+    return Asked(
+        getattr(mx, case["dtype"]), head_dim, head_dim, case["queries"] or keys, keys,
+        case["heads"] // case["key_heads"], mask, training=case["backward"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("result", MEASURED["results"], ids=lambda result: result["name"])
+def test_no_measured_case_is_slower_with_the_patch(result):
+    """By more than 3 %; and what attention does 10 % faster or more, it gets."""
+    ours, built_in = (result["providers"][name]["ms"] for name in ("mlx_flash", "mx.fast"))
+    if rule_of("sm90", asked_of(result["case"])).ours:
+        assert ours <= 1.03 * built_in
+    else:
+        assert ours >= 0.9 * built_in
+
+
+def arrays(queries=12, width=64):
+    return [mx.random.normal((1, 2, n, width), key=mx.random.key(n)) for n in (queries, 20, 21)]
+
+
+def call(queries=12, width=64, **options):
+    q, k, v = arrays(queries, width)
+    return mx.fast.scaled_dot_product_attention(q, k, v[:, :, :20], **{"scale": 0.25} | options)
+
+
+@pytest.mark.simulator
+def test_a_patch_follows_the_rules_and_says_so(reference):
+    """On the simulator, which has a family's rules; without a policy a backend that was named serves everything."""
+    mask = mx.ones((12, 20), mx.bool_)
+    wants = [call(), call(mask=mask), call(3), call(width=40)]
+    with use_backend("simulator", "apple9"):
+        with mlx_flash.patch(policy="fastest") as report:
+            for got, want in zip((call(), call(mask=mask), call(3), call(width=40)), wants):
+                close(got, want)
+        with mlx_flash.patch() as default, mlx_flash.patch(policy="always") as always:
+            mx.eval(call())
+    assert dict(report.rules) == {("prefill", "array mask"): 1, ("prefill", "elsewhere"): 1}
+    lines = str(report).splitlines()
+    assert '  1 prefill by rule "array mask"' in lines and '  1 prefill by rule "elsewhere"' in lines
+    assert '  1 to the built-in: rule "fused forward": the built-in is one fused kernel' in lines
+    assert sum(report.built_in.values()) == 2 and any('rule "decoding"' in line for line in lines)
+    assert default.ours == 0 and dict(always.rules) == {("prefill", "always"): 1}
+    with use_backend("simulator", "apple9"), mlx_flash.patch() as named:
+        mx.eval(call())
+    assert dict(named.rules) == {("prefill", "always"): 1}
+
+
+@pytest.mark.simulator
+def test_gradients_have_rules_of_their_own():
+    mask = mx.random.normal((12, 20), key=mx.random.key(7))
+
+    def gradient(**options):
+        q, k, v = arrays()
+
+        def loss(q):
+            return mx.square(mx.fast.scaled_dot_product_attention(q, k, v[:, :, :20], scale=0.25, **options)).sum()
+
+        return mx.grad(loss)(q)
+
+    wants = [gradient(), gradient(mask=mask)]
+    with use_backend("simulator", "apple9"), mlx_flash.patch(policy="fastest") as report:
+        for got, want in zip((gradient(), gradient(mask=mask)), wants):
+            close(got, want)
+    assert dict(report.rules) == {("prefill", "array mask under a gradient"): 1}
+    assert "blocked backward" in str(report)
+
+
+@pytest.mark.parametrize("gpu", (False, True))
+def test_the_default_is_fastest_on_a_gpu_only(monkeypatch, gpu):
+    """A backend that is the machine's own, stood in for by the simulator's."""
+    monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
+    if gpu:
+        made = backends.backend("simulator", "apple9")
+        monkeypatch.setattr("mlx_flash.integrations.policy.current_backend", lambda: made)
+    elif backends.default()[0] != "reference":
+        pytest.skip("this machine has a GPU")
+    with mlx_flash.patch() as report:
+        mx.eval(call())
+    assert report.ours == (0 if gpu else 1)
+
+
+@pytest.mark.parametrize("wrong", ("fast", "Fastest", "", 1, ["always"]))
+def test_a_policy_misspelt(wrong):
+    with pytest.raises(ValueError, match=r"\[mlx_flash.patch\] policy: expected one of fastest, always, or None, got"):
+        mlx_flash.patch(policy=wrong)
+    assert not hasattr(mx.grad, "__wrapped__"), "nothing was replaced"
+
+
+@pytest.mark.simulator
+def test_quantized_caches_are_served_by_a_rule_too(reference):
+    from mlx_lm.models import base
+
+    k = mx.quantize(mx.random.normal((1, 2, 20, 64), key=mx.random.key(1)), group_size=64, bits=8)
+    q = mx.random.normal((1, 4, 12, 64), key=mx.random.key(2))
+    want = base.quantized_scaled_dot_product_attention(q + 0, k, k, 0.125, "causal")
+    with use_backend("simulator", "apple9"), mlx_flash.patch(policy="fastest") as report:
+        close(base.quantized_scaled_dot_product_attention(q + 0, k, k, 0.125, "causal"), want)
+    assert dict(report.rules) == {("quantized prefill", "quantized cache"): 1}
