@@ -19,7 +19,7 @@ import mlx.core as mx
 from ..api import attention
 from ..backends import current_backend
 from ..errors import CommandError, need
-from .accuracy.check import exact, float64
+from .accuracy.oracle import exact_tensors, float64
 from .token_bench import token_cases
 
 CALLS = 8  # queued without waiting, so that the host prepares launches while the GPU computes, as in a model
@@ -182,7 +182,7 @@ def errors(case: Case, length: int = 1000) -> dict:
 
     small = Case(**{**asdict(case), "length": length, "heads": 2, "key_heads": 1, "backward": True})
     drawn = arrays(small)
-    want = exact(*map(float64, drawn), small.causal)
+    want = exact_tensors(*map(float64, drawn), small.causal)
     found = {}
     for name, provider in (("mlx_flash", ours), ("mx.fast", built_in)):
         got = provider(small, *drawn)

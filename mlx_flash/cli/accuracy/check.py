@@ -1,12 +1,9 @@
 """`python -m mlx_flash check`: attention and its gradients against a float64 computation, over a sweep of problems.
 
-float32 must stay within a fixed fraction of the largest magnitude. The 16-bit types must stay within a multiple of the
-error of plain mx operations in the same type on the same inputs, or of correct rounding where that is larger.
-"""
+oracle.py has the criterion."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,81 +14,12 @@ from ...api import attention
 from ...backends import current_backend, use_backend
 from ...errors import need
 from ..console import kernel_backend, progress
+from .oracle import FRACTION_BITS, TENSORS, Error, acceptable, exact_tensors, float64, unfused
 
-TENSORS = ("O", "dQ", "dK", "dV")
-FLOAT32 = {"O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5}  # largest error over the largest magnitude
-LARGEST, RMS = 2.0, {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2}  # multiples of the unfused error
-LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude
-FRACTION_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
 DTYPES = tuple(FRACTION_BITS)
 HEAD_DIMS, QUICK_HEAD_DIMS = (8, 33, 64, 80, 128, 256), (33, 64)
 # (batch, query heads, key heads, queries, keys, causal): grouped and ungrouped heads, odd lengths on either side.
 PROBLEMS = ((1, 4, 2, 65, 97, True), (2, 2, 2, 67, 33, False))
-
-
-@dataclass(frozen=True)
-class Error:
-    """Errors of one tensor, relative to its largest magnitude."""
-
-    largest: float
-    rms: float
-
-    @classmethod
-    def of(cls, got: mx.array, exact: np.ndarray) -> Error:
-        difference = np.abs(float64(got) - exact) / np.abs(exact).max()
-        if not np.isfinite(difference).all():
-            return cls(math.inf, math.inf)
-        return cls(float(difference.max()), float(np.sqrt(np.mean(difference**2))))
-
-    def worse(self, other: Error) -> Error:
-        return Error(max(self.largest, other.largest), max(self.rms, other.rms))
-
-
-def acceptable(tensor: str, dtype: str, ours: Error, unfused: Error) -> bool:
-    """Whether the errors of a tensor meet the criterion of its dtype."""
-    if dtype == "float32":
-        return ours.largest <= FLOAT32[tensor]
-    ulp = 2.0 ** -FRACTION_BITS[dtype]
-    largest, rms = max(LARGEST * unfused.largest, LARGEST_FLOOR * ulp), max(RMS[tensor] * unfused.rms, RMS_FLOOR * ulp)
-    return ours.largest <= largest and ours.rms <= rms
-
-
-def float64(array: mx.array) -> np.ndarray:
-    return np.array(array.astype(mx.float32)).astype(np.float64)
-
-
-def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray, d_o: np.ndarray, causal: bool) -> tuple[np.ndarray, ...]:
-    """O, dQ, dK, dV in numpy float64, with the whole matrix of scores; key heads repeated for their group."""
-    heads, key_heads = q.shape[1], k.shape[1]
-    scale = 1 / math.sqrt(q.shape[3])
-    k_all, v_all = (np.repeat(array, heads // key_heads, axis=1) for array in (k, v))
-    s = scale * q @ k_all.swapaxes(-1, -2)
-    if causal:
-        rows, columns = np.arange(s.shape[-2])[:, None], np.arange(s.shape[-1])
-        s = np.where(columns <= rows + s.shape[-1] - s.shape[-2], s, -np.inf)
-    m = s.max(-1, keepdims=True)
-    p = np.exp(s - np.where(np.isfinite(m), m, 0))
-    total = p.sum(-1, keepdims=True)
-    p = np.divide(p, total, out=np.zeros_like(p), where=total > 0)
-    o = p @ v_all
-    d_s = p * (d_o @ v_all.swapaxes(-1, -2) - (d_o * o).sum(-1, keepdims=True))
-
-    def grouped(array):
-        return array.reshape(array.shape[0], key_heads, -1, *array.shape[2:]).sum(2)
-
-    d_k, d_v = grouped(scale * d_s.swapaxes(-1, -2) @ q), grouped(p.swapaxes(-1, -2) @ d_o)
-    return o, scale * d_s @ k_all, d_k, d_v
-
-
-def unfused(q: mx.array, k: mx.array, v: mx.array, causal: bool) -> mx.array:
-    """Attention in plain mx operations, every intermediate in the inputs' dtype."""
-    group = q.shape[1] // k.shape[1]
-    k, v = (mx.repeat(array, group, axis=1) for array in (k, v))
-    s = (q * (1 / math.sqrt(q.shape[3]))) @ k.swapaxes(-1, -2)
-    if causal:
-        rows, columns = mx.arange(s.shape[-2])[:, None], mx.arange(s.shape[-1])
-        s = mx.where(columns <= rows + s.shape[-1] - s.shape[-2], s, mx.array(-math.inf, s.dtype))
-    return mx.softmax(s, axis=-1, precise=True) @ v
 
 
 def results(function: Callable, q: mx.array, k: mx.array, v: mx.array, d_o: mx.array) -> list[mx.array]:
@@ -108,7 +36,7 @@ def compare(problem: tuple, head_dim: int, dtype: str, seed: int) -> dict[str, t
     query, key = (batch, heads, length, head_dim), (batch, key_heads, key_length, head_dim)
     normal = [mx.array(draws.standard_normal(shape, np.float32)) for shape in (query, key, key, query)]
     arrays = [array.astype(getattr(mx, dtype)) for array in normal]
-    wanted = exact(*map(float64, arrays), causal)
+    wanted = exact_tensors(*map(float64, arrays), causal)
     ours = results(lambda q, k, v: attention(q, k, v, causal=causal), *arrays)
     theirs = results(lambda q, k, v: unfused(q, k, v, causal), *arrays)
     return {

@@ -6,7 +6,6 @@ A problem is drawn from one number, so that this number reproduces a failure. Ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,10 +18,9 @@ from ...errors import need
 from ...masks import BlockMask
 from ...reference.scores import philox
 from ..console import kernel_backend, progress
+from . import oracle
+from .oracle import Exact, Terms
 
-# The largest error allowed: a fraction of the largest magnitude, or a few float32 roundings of terms that cancel.
-FLOAT32 = {"O": 2e-6, "LSE": 1e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "dM": 1e-5, "dsinks": 1e-5}
-ROUNDINGS, LARGE_SCORE = 4 * 2.0**-23, 16.0  # relative to a term; above this score its own rounding matters
 # Kernels are compiled for one head dimension and few sets of features, so that the time goes into running them.
 HEAD_DIMS = (5, 16, 33, 40, 64)
 KERNEL_HEAD_DIM = 40
@@ -176,59 +174,28 @@ def _kept(drawn: Drawn) -> np.ndarray | float:
     return (np.array(words) >= round(probability * 2**32)) / (1 - probability)
 
 
-def exact(drawn: Drawn) -> dict[str, tuple[np.ndarray, float]]:
-    """Every result in float64, computed with the whole matrix of scores, and with it the error that no float32
-    computation avoids: a few roundings of the largest sum of |terms| behind an element."""
-    options, key_heads, group = drawn.options, drawn.k.shape[1], drawn.q.shape[1] // drawn.k.shape[1]
-    q, d_o, d_lse = (array.astype(np.float64) for array in (drawn.q, drawn.d_o, drawn.d_lse))
-    k, v = (np.repeat(array.astype(np.float64), group, axis=1) for array in (drawn.k, drawn.v))
-    scale, cap = 1 / math.sqrt(q.shape[3]), options.get("softcap")
-    s = scale * q @ k.swapaxes(-1, -2)
-    u = np.zeros(()) if cap is None else np.tanh(s / cap)
-    s = (s if cap is None else cap * u) + drawn.bias
-    s = np.where(drawn.seen, s, -np.inf)
-    sink = np.array(options["sinks"], np.float64)[:, None, None] if "sinks" in options else np.full((1, 1, 1), -np.inf)
-    top = np.maximum(s.max(-1, keepdims=True), sink)
-    top = np.where(np.isneginf(top), 0, top)
-    p, p_sink = np.exp(s - top), np.exp(sink - top)
-    total = p.sum(-1, keepdims=True) + p_sink
-    with np.errstate(divide="ignore"):
-        lse = (np.log(total) + top)[..., 0]
-    p, p_sink = (array / np.where(total == 0, 1, total) for array in (p, p_sink))
-    kept = _kept(drawn)
+def exact(drawn: Drawn) -> Exact:
+    """Every result in float64."""
+    options = drawn.options
+    terms = Terms(
+        drawn.seen, drawn.bias, _kept(drawn), options.get("softcap"),
+        np.array(options["sinks"], np.float64) if "sinks" in options else None,
+        options["mask"].shape if has_additive_mask(drawn) else None,
+    )  # fmt: skip
+    q, k, v, d_o, d_lse = (getattr(drawn, name).astype(np.float64) for name in ("q", "k", "v", "d_o", "d_lse"))
+    return oracle.exact(q, k, v, d_o, terms, d_lse)
 
-    def results(q, k, v, d_o, d_lse, sign):
-        """The results with `sign` -1; the sums of |terms| with `sign` 1 and magnitudes as arguments."""
-        d_p = kept * (d_o @ v.swapaxes(-1, -2))
-        row, slope = (p * d_p).sum(-1, keepdims=True), 1 + sign * u * u
-        d_s = p * (d_p + sign * row + d_lse[..., None])
-        grouped = (q.shape[0], key_heads, group, k.shape[2], -1)
-        found = {
-            "O": (p * kept) @ v, "dQ": scale * (d_s * slope) @ k,
-            "dK": (scale * (d_s * slope).swapaxes(-1, -2) @ q).reshape(grouped).sum(2),
-            "dV": ((p * kept).swapaxes(-1, -2) @ d_o).reshape(grouped).sum(2),
-        }  # fmt: skip
-        mask = options.get("mask")
-        if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-            found["dM"] = d_s.sum(tuple(axis for axis, n in enumerate(mask.shape) if n == 1), keepdims=True)
-        if "sinks" in options:
-            found["dsinks"] = (p_sink[..., 0] * (d_lse + sign * row[..., 0])).sum((0, 2))
-        return found
 
-    largest = float(np.abs(s[drawn.seen]).max(initial=1.0))
-    rounding = ROUNDINGS * (largest / (2 * math.log(2)) if largest > LARGE_SCORE else 1)
-    want, terms = results(q, k, v, d_o, d_lse, -1), results(*map(np.abs, (q, k, v, d_o, d_lse)), 1)
-    found = {name: (array, rounding * float(np.abs(terms[name]).max())) for name, array in want.items()}
-    products = float((scale * np.abs(q) @ np.abs(k).swapaxes(-1, -2)).max())  # the largest sum of |terms| of a score
-    return found | ({"LSE": (lse, ROUNDINGS * max(products, largest))} if "return_lse" in options else {})
+def has_additive_mask(drawn: Drawn) -> bool:
+    mask = drawn.options.get("mask")
+    return isinstance(mask, mx.array) and mask.dtype != mx.bool_
 
 
 def results(drawn: Drawn) -> dict[str, np.ndarray]:
     """Every result of `attention`, on the current backend."""
     leaves = {name: mx.array(getattr(drawn, name)) for name in "qkv"}
-    mask = drawn.options.get("mask")
-    if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-        leaves["mask"] = mask
+    if has_additive_mask(drawn):
+        leaves["mask"] = drawn.options["mask"]
     if "sinks" in drawn.options:
         leaves["sinks"] = drawn.options["sinks"]
 
@@ -247,13 +214,14 @@ def results(drawn: Drawn) -> dict[str, np.ndarray]:
 def failure_of(number: int, kernels: bool) -> str | None:
     """Why the problem of a number fails on the current backend; None if it passes."""
     drawn = draw(number, kernels)
-    got = results(drawn)
-    for name, (want, floor) in exact(drawn).items():
+    got, wanted = results(drawn), exact(drawn)
+    for name in got:
+        want, floor = wanted.values[name], wanted.floors[name]
         finite = np.isfinite(want)
         if got[name].shape != want.shape or not np.array_equal(np.isneginf(got[name]), np.isneginf(want)):
             return f"{name}: shape or empty rows differ ({drawn})"
         error = np.abs(got[name][finite] - want[finite]).max(initial=0.0)
-        limit = max(FLOAT32[name] * np.abs(want[finite]).max(initial=0.0), floor)
+        limit = max(oracle.FLOAT32[name] * np.abs(want[finite]).max(initial=0.0), floor)
         if not error <= limit:  # false for NaN
             return f"{name}: error {error:.1e}, allowed {limit:.1e} ({drawn})"
     return None

@@ -19,7 +19,7 @@ from cuda_judging import GROSS, TENSORS, Job, drawn, gross, judged, problem, rep
 from feature_cases import Variant  # noqa: E402
 
 from mlx_flash import attention
-from mlx_flash.cli.accuracy.check import Error, acceptable, exact, float64, unfused
+from mlx_flash.cli.accuracy.oracle import Error, acceptable, exact_tensors, float64, unfused
 from mlx_flash.kernels.apple import candidates
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.problem.kinds import DECODE, DELTA, STEPS
@@ -206,7 +206,7 @@ def decode(family: str, dtype: str, head_dim: int) -> Job:
         figures = {}
         for inputs, got in made:
             mx.eval(inputs, got)
-            want = exact(*map(float64, [*inputs, mx.zeros(got.shape)]), True)[0]
+            want = exact_tensors(*map(float64, [*inputs, mx.zeros(got.shape)]), True)[0]
             ours, other = Error.of(got, want), Error.of(unfused(*inputs, True), want)
             assert acceptable("O", dtype, ours, other), f"{ours} against {other}"
             repeated(lambda: [attention(*inputs, causal=True)], [got])  # noqa: B023

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_flash import attention
-from mlx_flash.cli.accuracy.check import Error, acceptable, exact, float64, unfused
+from mlx_flash.cli.accuracy.oracle import Error, acceptable, exact_tensors, float64, unfused
 
 REPEATS = 30
 TENSORS = ("O", "dQ", "dK", "dV")
@@ -55,7 +55,7 @@ def part(arrays: list[mx.array], like: tuple[int, ...], inputs: list[mx.array], 
 def judged(dtype: str, inputs, got, causal: bool, batch: int, key_head: int) -> dict[str, float]:
     """One head's largest errors against float64; raises where they exceed those of unfused mx in the same type."""
     inputs, got = part(inputs, INPUTS, inputs, batch, key_head), part(got, RESULTS, inputs, batch, key_head)
-    want = exact(*map(float64, inputs), causal)
+    want = exact_tensors(*map(float64, inputs), causal)
     outputs, gradients = mx.vjp(lambda q, k, v: unfused(q, k, v, causal), inputs[:3], inputs[3:])
     figures = {}
     for name, mine, other, right in zip(TENSORS, got, [*outputs, *gradients], want):
