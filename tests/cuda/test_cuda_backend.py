@@ -1,5 +1,5 @@
 """Backend "cuda": chosen by itself where there is an NVIDIA GPU, refused with the reason where it cannot run, and its
-kernels, for every step and family, assemble. What needs a GPU is in bench/cuda_trust.py."""
+kernels, for every step and family, assemble. What needs a GPU is in tests/cuda/gpu/cuda_trust.py."""
 
 import importlib
 import re
@@ -231,7 +231,7 @@ KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KER
 
 @pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
 def test_kernels_assemble(step, family, dtype, features, assembled):
-    """One of every step, with all that goes together; `python bench/cuda_trust.py --precompile` compiles the rest."""
+    """One of every step, with all that goes together; `tests/cuda/gpu/cuda_trust.py --precompile` compiles the rest."""
     made = compiled(step, FAMILIES[family], dtype, features)
     text = made.code.decode()
     assert f".entry {made.name}(" in text and "__clang_ocl" not in text and ".const" not in text

@@ -1,4 +1,4 @@
-"""The unmodified Metal kernels on an NVIDIA GPU, against float64: python bench/cuda_trust.py [--out FILE.json]
+"""The unmodified Metal kernels on an NVIDIA GPU, against float64: python tests/cuda/gpu/cuda_trust.py [--out FILE.json]
 
 Every table row of both Apple families (--families names others), the accuracy suite's masks and variants, lengths up to
 65536, more heads than a CUDA grid has rows, strided inputs; everything with its gradients, rows 30 times to the bit.
@@ -6,7 +6,7 @@ Jobs run in processes of their own, several at a time and each under a time limi
 
 A machine without a GPU can compile the kernels beforehand, into $MLX_FLASH_CACHE:
 
-    python bench/cuda_trust.py --precompile [--assemble PTXAS]     ptxas: pip install nvidia-cuda-nvcc-cu12
+    python tests/cuda/gpu/cuda_trust.py --precompile [--assemble PTXAS]     ptxas: pip install nvidia-cuda-nvcc-cu12
 """
 
 from __future__ import annotations
