@@ -221,7 +221,7 @@ def test_what_was_assembled_is_launched(launches, monkeypatch, tmp_path):
 
 def test_lane_map_of_the_emulated_product():
     """The lanes that matrix.h asks for, by its own expressions, hold the elements of A and B that its sums want."""
-    header = (ptx.INCLUDE / "nvptx" / "matrix.h").read_text()
+    header = (ptx.INCLUDE / "target" / "matrix.h").read_text()
     place_of = re.search(r"return (\(\(\(lane.*);", header)[1]
     left_of, upper_of, lower_of = re.findall(r"msl_pair_of<[AB]>\(.., .., (.*)\);", header)
     place = [divmod(eval(place_of, {"lane": lane}), 8) for lane in range(32)]

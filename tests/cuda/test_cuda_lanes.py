@@ -22,7 +22,7 @@ HERE = Path(__file__).parents[1] / "support" / "nvptx_on_cpu"
 @pytest.fixture(params=("converged", "diverged"))
 def nvptx(request, monkeypatch, tmp_path_factory):
     """The simulator with the headers of the GPU; its kernels are kept apart."""
-    flags = ("-D__NVPTX__", "-DMSL_EX2=__builtin_exp2f", "-I", str(HERE), "-I", str(INCLUDE))
+    flags = ("-DMSL_EX2=__builtin_exp2f", "-I", str(HERE), "-I", str(INCLUDE))
     flags += ("-DMSL_CONVERGED",) if request.param == "converged" else ()
     monkeypatch.setattr(compiler, "_KERNEL_FLAGS", (*compiler._KERNEL_FLAGS, *flags))
     monkeypatch.setattr(kernel, "_built", {})

@@ -29,7 +29,7 @@ static inline uint bits_of(float x) { uint u; __builtin_memcpy(&u, &x, 4); retur
 static inline float float_of(uint u) { float x; __builtin_memcpy(&x, &u, 4); return x; }
 #define MSL_BITS(x) bits_of(x)
 #define MSL_FLOAT(x) float_of(x)
-#include <nvptx/math.h>
+#include <target/math.h>
 #define LOOP(CALL) { for (int i = 0; i < n; i++) y[i] = CALL; }
 #define EACH(NAME) void each_##NAME(const float* x, float* y, int n) LOOP(NAME(x[i]))
 #define PAIR(NAME) void each_##NAME(const float* x, const float* z, float* y, int n) LOOP(NAME(x[i], z[i]))

@@ -154,6 +154,19 @@ def test_no_code_is_commented_out(path):
     assert [line for line in comments(path.read_text(encoding="utf-8")) if is_code(line)] == []
 
 
+def test_headers_of_the_two_targets_are_apart():
+    """The order of -I says which version of a header a target gets; no header asks which target it is for, and the
+    CPU's folder names nothing of the other's."""
+    shared = [path for path in (PACKAGE / "metal" / "cpu" / "include").rglob("*") if path.is_file()]
+    for path in shared:
+        text = path.read_text(encoding="utf-8")
+        assert "NVPTX" not in text and "nvptx" not in text, path
+    targets = [{path.name for path in (PACKAGE / "metal" / one / "include" / "target").iterdir()} for one in METAL[:2]]
+    assert targets[0] == targets[1]
+    wanted = {name for path in shared for name in re.findall(r"#include <target/(\S+)>", path.read_text("utf-8"))}
+    assert wanted == targets[0]
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=named)
 def test_no_metal_is_commented_out(path):
     for line in path.read_text(encoding="ascii").splitlines():

@@ -307,7 +307,7 @@ _OF_COMPONENTS = re.compile(
 )
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
 _ERROR = re.compile(": (fatal )?error: ")
-_OWN_FILE = re.compile(r"\S*/(?:shim|nvptx)/\S+?:\d+:\d+: ")
+_OWN_FILE = re.compile(r"\S*/(?:shim|target)/\S+?:\d+:\d+: ")
 
 
 def _in_metal_terms(message: str, text: str, path: str) -> str:

@@ -42,7 +42,8 @@ _NAMED_HEADERS = {"nv": ("nv", "nv.h", "wgmma.h")}
 def _sources_hash(included: tuple[str, ...]) -> str:
     """The hash of everything that turns a text into PTX, except the text itself."""
     unseen = {file for name, files in _NAMED_HEADERS.items() if name not in included for file in files}
-    headers = [path for path in (*INCLUDE.rglob("*"), *compiler.INCLUDE.rglob("*")) if path.name not in unseen]
+    shared = (path for path in compiler.INCLUDE.rglob("*") if path.parent.name != "target")  # the CPU's own versions
+    headers = [path for path in (*INCLUDE.rglob("*"), *shared) if path.name not in unseen]
     modules = Path(compiler.__file__).parent.glob("*.py")
     digest = hashlib.sha256()
     for path in sorted([*headers, *modules, Path(target.__file__)]):
@@ -67,7 +68,7 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
             raw, built = Path(scratch) / "raw.ptx", Path(scratch) / "kernel.ptx"
             compiler.compile_text(
                 [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name, variant),
-                INCLUDE / "nvptx" / "mlx.h", Path(scratch),
+                INCLUDE / "mlx.h", Path(scratch),
             )  # fmt: skip
             built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant), encoding="ascii")
             if gpu and not _compressed(stored, built.read_bytes(), name):

@@ -12,8 +12,4 @@
 #include "array.h"
 #include "internals.h"
 #include "uniform.h"
-#ifdef __NVPTX__
-#include <nvptx/entry.h>
-#else
-#include "entry.h"
-#endif
+#include <target/entry.h>

@@ -2,17 +2,7 @@
 #pragma once
 #include "simdgroup.h"
 
-// Before an operation and behind one that reads.
-#ifdef __NVPTX__
-MSL_INLINE void msl_atomic(__generic void*, uint, uint) {}
-MSL_INLINE void msl_atomic_seen(const __generic void*) {}
-#else
-extern "C" {
-void msl_atomic(__generic void* p, uint size, uint stores);
-void msl_atomic_seen(const __generic void* p);
-void msl_fence(uint flags, uint order, uint scope);
-}
-#endif
+#include <target/atomic.h>
 
 namespace metal {
 
@@ -107,12 +97,6 @@ MSL_ATOMICS(device, true) MSL_ATOMICS(threadgroup, false)
   }
 MSL_ATOMIC_EXTREME(min, b < a ? b : a) MSL_ATOMIC_EXTREME(max, a < b ? b : a)
 
-#ifdef __NVPTX__
-MSL_INLINE void msl_fence(uint, uint, uint scope) {
-  if (scope == thread_scope_device) __asm__ volatile("fence.sc.gpu;" ::: "memory");
-  else __asm__ volatile("fence.sc.cta;" ::: "memory");
-}
-#endif
 // A relaxed one orders nothing.
 MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags, memory_order, thread_scope = thread_scope_device) {}
 MSL_INLINE_CHECKED void atomic_thread_fence(mem_flags flags, msl_fence_order order, thread_scope scope = thread_scope_device) {

@@ -4,19 +4,7 @@
 #include "vector.h"
 #include "numeric.h"
 
-#ifdef __NVPTX__
-#include <nvptx/math.h>
-#else
-extern "C" {
-float sinf(float); float cosf(float); float tanf(float); float asinf(float); float acosf(float); float atanf(float);
-float sinhf(float); float coshf(float); float tanhf(float); float asinhf(float); float acoshf(float); float atanhf(float);
-float atan2f(float, float); float powf(float, float); float fmodf(float, float);
-float expf(float); float exp2f(float); float logf(float); float log2f(float); float log10f(float); float log1pf(float);
-float ldexpf(float, int); float nextafterf(float, float); int ilogbf(float);
-float frexpf(float, __generic int*); float modff(float, __generic float*);
-float msl_exp2(float); float msl_log2(float); float msl_exp(float); float msl_log(float);
-}
-#endif
+#include <target/math.h>
 #ifdef MSL_COUNT_CALLS
 #define MSL_EXP2(x) msl_exp2(x)
 #define MSL_LOG2(x) msl_log2(x)

@@ -2,14 +2,7 @@
 #pragma once
 #include "simdgroup.h"
 
-#ifdef __NVPTX__
-#include <nvptx/matrix.h>
-#else
-extern "C" {
-__attribute__((nomerge)) void msl_matmul(__generic const float* operands, __generic float* result);
-uint msl_matrix_place(void);
-}
-#endif
+#include <target/matrix.h>
 
 namespace metal {
 
@@ -41,12 +34,7 @@ template <typename D, typename A, typename B, typename C>
 MSL_INLINE void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8>& d, thread simdgroup_matrix<A, 8, 8>& a,
                                               thread simdgroup_matrix<B, 8, 8>& b, thread simdgroup_matrix<C, 8, 8>& c) {
   float result[2];
-#ifdef __NVPTX__
   msl_matmul(a.elements, b.elements, c.elements, result);
-#else
-  float operands[6] = {(float)a.elements.x, (float)a.elements.y, (float)b.elements.x, (float)b.elements.y, (float)c.elements.x, (float)c.elements.y};
-  msl_matmul(operands, result);
-#endif
   d.elements.x = (D)result[0];
   d.elements.y = (D)result[1];
 }

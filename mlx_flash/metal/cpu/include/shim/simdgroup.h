@@ -2,18 +2,7 @@
 #pragma once
 #include "math.h"
 
-#ifdef __NVPTX__
-#include <nvptx/lanes.h>
-#else
-extern "C" {
-// nomerge: who waits at which of two places is what the runtime tells lanes apart by.
-__attribute__((nomerge)) void msl_threadgroup_barrier(uint flags);
-__attribute__((nomerge)) void msl_simdgroup_barrier(uint flags);
-__attribute__((nomerge)) void msl_shuffle(__generic void* data, uint size, uint source);
-uint msl_lane(void);
-ulong msl_active(void);
-}
-#endif
+#include <target/lanes.h>
 
 namespace metal {
 
@@ -88,11 +77,7 @@ struct msl_xor { template <typename T> MSL_INLINE static T apply(T a, T b) { ret
 
 }  // namespace metal
 
-#ifdef __NVPTX__
-#include <nvptx/reductions.h>
-#else
-#include "reductions.h"
-#endif
+#include <target/reductions.h>
 
 namespace metal {
 

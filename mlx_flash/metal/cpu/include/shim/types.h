@@ -6,18 +6,9 @@
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1
-// In the conditions of all loops: loops.py. The steps left stand where the stack's region starts: runtime/worker.h.
+// In the conditions of all loops, with msl_step: frontend/loops.py.
 #define msl_ends(limit, by) (__builtin_constant_p(limit) && __builtin_constant_p(by) && (limit) <= 1024 && (by) > 0)
-#ifdef __NVPTX__
-#define msl_step() true
-#else
-extern "C" void msl_out_of_steps(void);
-inline __attribute__((always_inline, nodebug, no_sanitize("thread"))) void msl_count_step() {
-  __private unsigned long& left = *(__private unsigned long*)((unsigned long)__builtin_frame_address(0) >> 28 << 28);
-  if (__builtin_expect(!--left, 0)) msl_out_of_steps();
-}
-#define msl_step() (__builtin_is_constant_evaluated() || (msl_count_step(), true))
-#endif
+#include <target/steps.h>
 #ifndef __METAL_VERSION__
 #define __METAL_VERSION__ 310
 #endif
@@ -111,9 +102,6 @@ template <typename T> struct remove_space<__local T> { typedef T type; };
 template <typename T> struct remove_space<__private T> { typedef T type; };
 template <typename T> struct remove_space<__constant T> { typedef T type; };
 template <typename T> struct remove_space<__generic T> { typedef T type; };
-#ifndef __NVPTX__
-template <typename T> struct remove_space<__attribute__((opencl_global_host)) T> { typedef T type; };  // vector.h
-#endif
 template <typename T> using plain_t = __remove_cv(typename remove_space<__remove_cv(__remove_reference_t(T))>::type);
 
 template <typename T> struct remove_addrspace { typedef typename remove_space<T>::type type; };

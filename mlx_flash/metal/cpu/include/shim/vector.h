@@ -40,25 +40,7 @@ struct msl_list {};
   MSL_INLINE constexpr T msl_get_##LETTER() const __constant { return MEMBER; }                \
   MSL_INLINE constexpr void msl_put_##LETTER(T value) { MEMBER = value; }                      \
   __declspec(property(get = msl_get_##LETTER, put = msl_put_##LETTER)) T LETTER;
-// For GPUs the components are plain members: a text is judged on the CPU, and this is what their compiler makes most of.
-#ifdef __NVPTX__
-#define msl_x x
-#define msl_y y
-#define msl_z z
-#define msl_w w
-#define MSL_COMPONENTS2 MSL_COMPONENT(r, x) MSL_COMPONENT(g, y)
-#define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(b, z)
-#define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(a, w)
-#define msl_element __private
-#define msl_held
-#else
-#define MSL_COMPONENTS2 MSL_COMPONENT(x, msl_x) MSL_COMPONENT(r, msl_x) MSL_COMPONENT(y, msl_y) MSL_COMPONENT(g, msl_y)
-#define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(z, msl_z) MSL_COMPONENT(b, msl_z)
-#define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(w, msl_w) MSL_COMPONENT(a, msl_w)
-// v[i] has no address either: what it returns lies in a space, or is volatile, to which no reference of a kernel binds.
-#define msl_element __attribute__((opencl_global_host))
-#define msl_held volatile
-#endif
+#include <target/components.h>
 
 // Templates where clang would see no difference for a value that lies in no space yet: (a + b)[0] is of the thread.
 #define MSL_INDEXING(N)                                                                                           \

@@ -1,5 +1,4 @@
 // How the lanes of a simdgroup combine their values on the CPU: the last lane to arrive combines those of all that are active.
-// Included by simdgroup.h.
 #pragma once
 
 extern "C" {

@@ -1,6 +1,6 @@
 // How a launch reaches the kernel's parameters: each argument converts itself to the parameter's declared type.
 #pragma once
-#include "math.h"
+#include <shim/math.h>
 
 extern "C" {
 __generic void* msl_variable(uint index, uint size, uint align);

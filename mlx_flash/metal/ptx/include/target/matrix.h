@@ -1,5 +1,5 @@
 // 8x8 products on an NVIDIA GPU with the lanes of Apple's: shuffles and fused multiply-adds, float32 throughout. Exact in what it
-// computes and in its order; slow. Included by matrix.h of the shim.
+// computes and in its order; slow.
 #pragma once
 
 // Row and column of a lane's first element, as row * 8 + column: row bits 2, 1, 0 are lane bits 4, 2, 1; column bits 2, 1 are 3, 0.

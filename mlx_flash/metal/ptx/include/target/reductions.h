@@ -1,4 +1,4 @@
-// How the lanes of a simdgroup combine their values on an NVIDIA GPU: neighbours first where all are there. Included by simdgroup.h.
+// How the lanes of a simdgroup combine their values on an NVIDIA GPU: neighbours first where all are there.
 #pragma once
 
 namespace metal {

@@ -1,5 +1,5 @@
 // The float functions that no instruction of an NVIDIA GPU computes, within a few units in the last place and over the whole range.
-// Only plain arithmetic, so that it can be tested on any machine. Included by math.h of the shim, and by tests as C.
+// Only plain arithmetic, so that it can be tested on any machine. Tests include it as C.
 //
 // Polynomials: Cephes (Moshier, single precision). Reduction of large angles: Payne and Hanek.
 #pragma once

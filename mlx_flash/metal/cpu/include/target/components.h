@@ -1,0 +1,13 @@
+// The components of a vector are properties, and v[i] lies in a space to which no reference of a kernel binds.
+#pragma once
+
+namespace metal {
+template <typename T> struct remove_space<__attribute__((opencl_global_host)) T> { typedef T type; };
+}  // namespace metal
+
+#define MSL_COMPONENTS2 MSL_COMPONENT(x, msl_x) MSL_COMPONENT(r, msl_x) MSL_COMPONENT(y, msl_y) MSL_COMPONENT(g, msl_y)
+#define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(z, msl_z) MSL_COMPONENT(b, msl_z)
+#define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(w, msl_w) MSL_COMPONENT(a, msl_w)
+// v[i] has no address either: what it returns lies in a space, or is volatile, to which no reference of a kernel binds.
+#define msl_element __attribute__((opencl_global_host))
+#define msl_held volatile

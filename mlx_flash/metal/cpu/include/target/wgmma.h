@@ -1,0 +1,53 @@
+// Products of warpgroups: each simdgroup computes its own 16 rows at once.
+#pragma once
+#include "nv.h"
+
+namespace nv {
+
+template <typename T> struct Matrix {
+  threadgroup T* start;
+  int panel, column;
+  static MSL_INLINE Matrix of(threadgroup T* start, int panel) { return {start, panel, 0}; }
+  MSL_INLINE Matrix at(int elements, int column) const { return {start + elements, panel, column}; }
+  MSL_INLINE T operator()(int row, int k) const {
+    const int c = (column + k) % 64;
+    return start[(column + k) / 64 * panel + row * 64 + ((c / 8) ^ (row & 7)) * 8 + c % 8];
+  }
+};
+
+template <typename T, int N>
+MSL_INLINE void multiply_shared(
+    thread vec<float, 2> (&c)[2][N / 8], Matrix<T> a, Matrix<T> b, int first, bool add) {
+  const int row = first + msl_lane() / 4, place = msl_lane() % 4 * 2;
+  for (int i = 0; i < 2; ++i) for (int n = 0; n < N; n += 8) for (int e = 0; e < 2; ++e) {
+    float sum = add ? c[i][n / 8][e] : 0;
+    for (int k = 0; k < 16; ++k) sum += (float)a(row + i * 8, k) * (float)b(n + place + e, k);
+    c[i][n / 8][e] = sum;
+  }
+}
+
+template <typename T, int N>
+MSL_INLINE void multiply_registers(thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, Matrix<T> b) {
+  for (int d = 0; d < N; d += 8) {
+    vec<uint, 2> columns;
+    const int row = msl_lane() % 4 * 2, column = d + msl_lane() / 4;
+    for (int k = 0; k < 2; ++k)
+      columns.set(k, as_type<uint>(vec<T, 2>(b(8 * k + row, column), b(8 * k + row + 1, column))));
+    multiply<T>(c[0][d / 8], c[1][d / 8], a, columns);
+  }
+}
+
+MSL_INLINE void pin_register(thread vec<uint, 4>&) {}
+template <int N> MSL_INLINE void pin_register(thread vec<float, 2> (&)[2][N]) {}
+MSL_INLINE void fence_async_proxy() {}
+MSL_INLINE void wgmma_fence() {}
+MSL_INLINE void wgmma_commit() {}
+template <int LATER> MSL_INLINE void wgmma_wait() {}
+
+template <int GROUPS> struct PingPong {
+  MSL_INLINE void open(uint) thread {}
+  MSL_INLINE void wait() thread {}
+  MSL_INLINE void arrive() thread {}
+};
+
+}  // namespace nv

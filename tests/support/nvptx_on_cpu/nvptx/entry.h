@@ -1,3 +1,0 @@
-// A launch of the simulator.
-#pragma once
-#include "shim/entry.h"
