@@ -11,7 +11,7 @@ SOURCES = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("
 
 
 def test_every_property_has_a_row():
-    assert [int(row[0]) for row in ROWS] == list(range(1, 31))
+    assert [int(row[0]) for row in ROWS] == list(range(1, len(ROWS) + 1)) and len(ROWS) >= 30
     assert all(len(row) == 5 and all(cell.strip() for cell in row) for row in ROWS)
 
 
