@@ -1,7 +1,14 @@
-"""Template + table row -> the Metal text of one kernel. Pure: same arguments, same bytes; cached."""
+"""Templates + table row -> the Metal text of one kernel. Pure: same arguments, same bytes; cached.
+
+MLX hashes the whole text at every launch, so that a kernel gets only what it uses: the files of its kind, without the
+branches of `#if` that its constants exclude, without comments, blank lines and indentation. These stay with
+MLX_FLASH_KEEP_COMMENTS=1 in the environment, for reading generated text.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -10,8 +17,9 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..mlx_private import kernel_attribute
-from ..problem.kinds import ACCUMULATORS, DECODE, FORWARD, KernelKind
+from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
+from . import arguments
 from .devices import FAMILIES
 from .tile_layers import LAYERS, threadgroup_elements
 
@@ -19,7 +27,8 @@ if TYPE_CHECKING:
     from .apple import TileConfig
     from .devices import Family
 
-BODY = "// ---- body\n"
+REOPENED = "}\nnamespace flash {\n"  # between two files
+KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,23 @@ def template(name: str) -> str:
     raise FileNotFoundError(f"[mlx_flash] template {name}.metal is missing from the installation: reinstall it")
 
 
-def _literal(value: bool | int | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def files_of(kind: KernelKind, layer: str, variants: Variants) -> list[str]:
+    """Templates that a kernel is made of, in order; the struct of its arguments comes behind the shared constants."""
+    if not kind.tiled:
+        return ["views", kind.name]
+    forward = kind in (FORWARD, DECODE)
+    files = ["views", "constants", "tile", *LAYERS[layer].files]
+    files += ["sums"] if kind is BACKWARD_MASK else []
+    files += ["quantized"] if variants.quantization else []
+    files += ["mask", "softmax", "online_softmax" if forward else "softmax_gradient"]
+    files += ["dropout"] if variants.dropout and kind is not DECODE else []
+    files += ["query_block"] if kind in (FORWARD, BACKWARD_QUERY) else []
+    return [*files, kind.template or kind.name]
 
 
 @lru_cache(maxsize=1024)
 def build(
-    step: KernelKind,
+    kind: KernelKind,
     row: TileConfig,
     family: Family,
     dtype: str,
@@ -60,55 +79,60 @@ def build(
     variants: Variants,
     max_threads: int | None,
 ) -> Kernel:
-    """The kernel of one step. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
-    holes = {
-        "MMA_ROWS": LAYERS[row.tiles].mma_rows,
-        "ELEMENT": METAL_TYPES[dtype],
-        **_read_widths(step, row, family, dtype, max(head_dim, value_dim)),
-        "VALUE_DIM": value_dim,
-        "BLOCK_PARALLEL": row.parallel,
-        "ATTRIBUTES": kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else "",
-    }
-    if step.tiled:
-        holes |= {
-            "HEAD_DIM": head_dim,
-            "BLOCK_TRAVERSAL": row.traversal,
-            "BLOCK_HEAD": row.head_block(max(head_dim, value_dim)),
-            "SIMDGROUP_ROWS": row.simdgroup_rows,
-            "USES_THREADGROUP": family.uses_threadgroup_memory,
-            "SCRATCH": threadgroup_elements(step, row, family, head_dim, value_dim),
-            **variants.holes(step),
-            **{f"CACHE_{name.upper()}": name in row.cached for name in step.cacheable},
-        }
-    if row.tiles != "simdgroup":
-        holes |= {"STAGES": row.stages, "PRODUCER_WARPS": LAYERS[row.tiles].producer_warps}
-        holes["CONSUMER_WARPS"] = row.parallel // row.simdgroup_rows
-    if step.over_keys:
-        holes |= {"WANTS_DK": int("dK" in step.outputs), "WANTS_DV": int("dV" in step.outputs)}
-    files = ["tile", *LAYERS[row.tiles].files]
-    files += ["quantized"] if step in (FORWARD, DECODE) else []
-    files += ["mask", "softmax", "dropout"] if step.tiled else []
-    files.append(step.template or step.name)
-    literals = {hole: _literal(value) for hole, value in holes.items()}
-    parts = [_filled(name, literals) for name in files]
-    paged = row.paged(step)
+    """The kernel of one kind. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
+    constants = {name: _literal(value) for name, value in _constants(kind, row, family, dtype, variants).items()}
+    constants |= {"ELEMENT": METAL_TYPES[dtype], "VALUE_DIM": str(value_dim), "BLOCK_PARALLEL": str(row.parallel)}
+    if kind.tiled:
+        constants["HEAD_DIM"] = str(head_dim)
+        constants["BLOCK_HEAD"] = str(row.head_block(max(head_dim, value_dim)))
+        widths = _read_widths(row, family, dtype, max(head_dim, value_dim))
+        constants |= {name: str(width) for name, width in widths.items()}
+        constants["SCRATCH"] = str(threadgroup_elements(kind, row, family, head_dim, value_dim))
+    inputs = kind.inputs + variants.inputs(kind)
+    parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants)}
+    shared = "constants" if kind.tiled else "views"
+    parts[shared] += arguments.struct(kind, inputs)
+    attribute = kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else ""
+    paged = row.paged(kind)
     return Kernel(
-        name=_name(step, row, family, dtype, head_dim, value_dim, variants, max_threads),
-        header="\n".join(header for header, _ in parts),
-        body="".join(body for _, body in parts),
-        inputs=step.inputs + variants.inputs(step),
-        outputs=step.outputs,
+        name=_name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads),
+        header="".join(parts.values()).replace(REOPENED, "") + attribute,
+        body=arguments.body(kind, inputs),
+        inputs=inputs,
+        outputs=kind.outputs,
         output_dtypes=tuple(
-            dtype if name in ACCUMULATORS and name not in paged else "float32" for name in step.outputs
+            dtype if name in ACCUMULATORS and name not in paged else "float32" for name in kind.outputs
         ),
     )
 
 
-def _read_widths(step: KernelKind, row: TileConfig, family: Family, dtype: str, head_dim: int) -> dict[str, int]:
+def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
+    """What templates may ask in `#if`, or name as $CONSTANT, except for the dimensions."""
+    if not kind.tiled:
+        return dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS"), 0)
+    layer = LAYERS[row.tiles]
+    return {
+        **variants.holes(kind),
+        **{f"CACHE_{name.upper()}": name in row.cached for name in kind.cacheable},
+        "OVER_KEYS": int(kind.over_keys),
+        "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),
+        "PAGES": int(bool(row.paged(kind))),
+        "BLOCKED_SUM": int(dtype == "float32"),
+        "WANTS_DK": int("dK" in kind.outputs),
+        "WANTS_DV": int("dV" in kind.outputs),
+        "BLOCK_TRAVERSAL": row.traversal,
+        "SIMDGROUP_ROWS": row.simdgroup_rows,
+        "USES_THREADGROUP": family.uses_threadgroup_memory,
+        "MMA_ROWS": layer.mma_rows,
+        "STAGES": row.stages,
+        "PRODUCER_WARPS": layer.producer_warps,
+        "CONSUMER_WARPS": row.parallel // row.simdgroup_rows,
+    }
+
+
+def _read_widths(row: TileConfig, family: Family, dtype: str, head_dim: int) -> dict[str, int]:
     """Fragments that one read of 16 bytes serves: along columns, along rows of a transposed block, along columns that
     are summed over. Groups of fragments do not cross head blocks."""
-    if not step.tiled:
-        return {"WIDE": 1, "WIDE_ROWS": 1, "DEEP": 1}
     pairs = 2 if dtype == "float32" else 4
     # The order of sums is the family's own, also where quantized operands go through threadgroup memory: equal bits.
     if FAMILIES[family.name].uses_threadgroup_memory:
@@ -117,20 +141,71 @@ def _read_widths(step: KernelKind, row: TileConfig, family: Family, dtype: str, 
     return {"WIDE": pairs, "WIDE_ROWS": 1, "DEEP": deep}
 
 
-def _filled(name: str, literals: dict[str, str]) -> tuple[str, str]:
-    """A template's header and body; those without a marker are all header."""
-    header, _, body = Template(template(name)).substitute(literals).partition(BODY)
-    return header.rstrip() + "\n", body
+def _literal(value: bool | int | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _name(step, row, family, dtype, head_dim, value_dim, variants, max_threads):
-    facts = ["flash", step.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
-    if step.tiled:
-        loads = "staged" if family.uses_threadgroup_memory else "direct"
+def _filled(name: str, constants: dict[str, str]) -> str:
+    """A template as a kernel gets it."""
+    text = template(name)
+    used = frozenset((word, constants[word]) for word in _named(text) if word in constants)
+    return _resolved(text, used, bool(os.environ.get(KEEP_COMMENTS)))
+
+
+@lru_cache
+def _named(text: str) -> frozenset[str]:
+    """Words of a template that may be constants."""
+    return frozenset(re.findall(r"\b[A-Z][A-Z_]+\b", text))
+
+
+@lru_cache(maxsize=1024)  # most kernels share most of their files
+def _resolved(text: str, constants: frozenset[tuple[str, str]], keep_comments: bool) -> str:
+    values = dict(constants)
+    text = Template("".join(_chosen(text, values))).substitute(values)
+    return text if keep_comments else re.sub(r"\n\s+", "\n", re.sub(r"[ \t]*//[^\n]*", "", text)).lstrip()
+
+
+def _chosen(text: str, constants: dict[str, str]):
+    """Lines of the branches of `#if` that the constants choose; other directives stay as they are."""
+    nested: list[list[bool]] = []  # of every open #if: is this branch chosen, was any so far?
+    for line in text.splitlines(keepends=True):
+        directive = re.match(r"#(if|elif|else|endif)\b([^/\n]*)", line)
+        if directive is None:
+            if all(chosen for chosen, _ in nested):
+                yield line
+            continue
+        word, condition = directive.groups()
+        if word == "endif":
+            nested.pop()
+        elif word == "if":
+            # A condition inside of what is left out is not asked: its constants may be unknown.
+            left_out = not all(chosen for chosen, _ in nested)
+            holds = not left_out and _holds(condition, constants)
+            nested.append([holds, holds or left_out])
+        else:
+            chosen = not nested[-1][1] and (word == "else" or _holds(condition, constants))
+            nested[-1] = [chosen, nested[-1][1] or chosen]
+
+
+def _holds(condition: str, constants: dict[str, str]) -> bool:
+    """The value of a condition of `#if`: names of constants, 0, 1, !, && and ||, and parentheses."""
+    words = {"&&": "and", "||": "or", "!": "not", "0": "False", "1": "True"}
+
+    def python(found):
+        token = found.group()
+        return f" {words[token]} " if token in words else str(constants[token] in ("1", "true"))
+
+    return bool(eval(re.sub(r"\w+|&&|\|\||!", python, condition.strip()), {"__builtins__": {}}))
+
+
+def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
+    facts = ["flash", kind.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
+    if kind.tiled:
+        loads = "threadgroup" if family.uses_threadgroup_memory else "direct"
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
             f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else loads,
-            *variants.names(step),
+            *variants.names(kind),
         ]  # fmt: skip
     return "_".join(facts)

@@ -13,133 +13,134 @@
 // Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over keys (Turner 2024). The group's heads are
 // walked inside one threadgroup, so every element has one writer and results repeat bit for bit.
 // Glossary in forward.metal. Written by: dK and dV, each element by one lane.
-using Element = $ELEMENT;
-constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
-constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
+//
+// Where registers hold one accumulator only, dK and dV have a kernel each (WANTS_DK, WANTS_DV).
+namespace flash {
+
 constant constexpr bool CACHE_K = $CACHE_K, CACHE_V = $CACHE_V, CACHE_DK = $CACHE_DK, CACHE_DV = $CACHE_DV;
-constant constexpr bool USES_THREADGROUP = $USES_THREADGROUP;
-// Where registers do not hold both results, each has a kernel of its own.
-#define WANTS_DK $WANTS_DK
-#define WANTS_DV $WANTS_DV
-$ATTRIBUTES
-// ---- body
-const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
-const int h_k = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
-const int Hq = Q_shape[1], Hk = K_shape[1], group = Hq / Hk;
-const int Lq = visibility.queries, Lk = visibility.keys;
 
-const int block = int(threadgroup_position_in_grid.x) * BP, first = block + int(lane.simdgroup) * R;
-const long row0 = (long(b) * Hk + h_k) * Lk;
-
-alignas(16) threadgroup Element scratch[SCRATCH];
-tile::Memory<Element> memory = {scratch};
-const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
-tile::Rows<Element, BP, R, D, CACHE_K> k;
-tile::Traversed<Element, BT, D, BH, THREADS, USES_THREADGROUP> q;
-tile::Traversed<Element, BT, DV, BH, THREADS, USES_THREADGROUP> d_o;
-k.open(tile::head<Element>(K, K_strides, b, h_k), tile::row_stride<Element>(K_strides), first, Lk, memory, lane);
+template <typename OutK = float, typename OutV = float>
+METAL_FUNC void backward_key_value(
+    thread const Arguments& args,
 #if WANTS_DK
-tile::Rows<Element, BP, R, DV, CACHE_V> v;
-tile::Accumulator<R, D, BH, CACHE_DK> d_k;
-v.open(tile::head<Element>(V, V_strides, b, h_k), tile::row_stride<Element>(V_strides), first, Lk, memory, lane);
-d_k.open(dK + row0 * D, first, Lk, lane);
+    device OutK* dK,
 #endif
 #if WANTS_DV
-tile::Accumulator<R, DV, BH, CACHE_DV> d_v;
-d_v.open(dV + row0 * DV, first, Lk, lane);
+    device OutV* dV,
 #endif
-q.open(memory, lane);
-d_o.open(memory, lane);
+    threadgroup Element* scratch, uint3 position, uint thread_index) {
+  const tile::Lane lane = tile::Lane::of(thread_index);
+  const int h_k = position.y, b = position.z, group = args.Hq / args.Hk, Lq = args.Lq, Lk = args.Lk;
+  const int block = int(position.x) * BP, first = block + int(lane.simdgroup) * R;
+  const long row0 = (long(b) * args.Hk + h_k) * Lk;
 
-tile::RowVector<R> one, scale_row;
-for (int i = 0; i < R / 8; i++) {
-  one.at[i] = 1;
-  scale_row.at[i] = scale;
-}
+  tile::Memory<Element> memory = {scratch};
+  const float factor = softmax::factor_of(args.scale);
+  tile::Rows<Element, BP, R, D, CACHE_K> k;
+  tile::Traversed<Element, BT, D, BH, THREADS> q;
+  tile::Traversed<Element, BT, DV, BH, THREADS> d_o;
+  k.open(args.K, b, h_k, first, Lk, memory, lane);
+#if WANTS_DK
+  tile::Rows<Element, BP, R, DV, CACHE_V> v;
+  tile::Accumulator<R, D, BH, CACHE_DK> d_k;
+  v.open(args.V, b, h_k, first, Lk, memory, lane);
+  d_k.open(dK + row0 * D, first, Lk, lane);
+#endif
+#if WANTS_DV
+  tile::Accumulator<R, DV, BH, CACHE_DV> d_v;
+  d_v.open(dV + row0 * DV, first, Lk, lane);
+#endif
+  q.open(memory, lane);
+  d_o.open(memory, lane);
 
-if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.k_segments, block, min(block + BP, Lk), lane);
-if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.k_shifts, block, min(block + BP, Lk), lane);
+  tile::RowVector<R> one, scale_row;
+  for (int i = 0; i < R / 8; i++) {
+    one.at[i] = 1;
+    scale_row.at[i] = args.scale;
+  }
 
-const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
-for (int h = h_k * group; h < (h_k + 1) * group; h++) {
-  const long statistics0 = (long(b) * Hq + h) * Lq;
-  q.view(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides));
-  d_o.view(tile::head<Element>(dO, dO_strides, b, h), tile::row_stride<Element>(dO_strides));
-  OPEN_HEAD(b, h, block)
-  OPEN_DROPOUT(b, h)
-  for (int n = 0; n < visibility.ranges(); n++) {
-    const mask::Range range = visibility.range(n, seeing);
-    for (int r = range.begin; r < range.end;) {
-      q.start(r);
-      d_o.start(r);
+  mask::Visibility visibility;
+  visibility.open(args, b);
+  visibility.open_rows(block, min(block + BP, Lk), lane);
+  const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
+  for (int h = h_k * group; h < (h_k + 1) * group; h++) {
+    const long statistics0 = (long(b) * args.Hq + h) * Lq;
+    q.view(args.Q, b, h);
+    d_o.view(args.dO, b, h);
+    visibility.open_head(args, b, h, block);
+#if HAS_DROPOUT
+    dropout::Dropout drop;
+    drop.open(args, b, h);
+#endif
+    for (int n = 0; n < visibility.ranges(); n++) {
+      const mask::Range range = visibility.range(n, seeing);
+      for (int r = range.begin; r < range.end;) {
+        q.start(r);
+        d_o.start(r);
 #pragma clang loop unroll(full)
-      for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
-        for (; r < range.end; r += BT) {
-          if (visibility.edge_of_queries<BT>(range, block, block + BP - 1, r, lane) != (edge == 1)) break;
-          if (visibility.skip()) continue;
-          if (tile::produce(q, d_o, r, range.end)) continue;
-          q.acquire(r, range.end, edge);
-          d_o.acquire(r, range.end, edge);
+        for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+          for (; r < range.end; r += BT) {
+            if (visibility.edge_of(range, block, block + BP - 1, r, lane) != (edge == 1)) break;
+            if (visibility.skip()) continue;
+            if (tile::produce(q, d_o, r, range.end)) continue;
+            q.acquire(r, range.end, edge);
+            d_o.acquire(r, range.end, edge);
 
-          // P^T = 2^(S^T - L)
-          tile::Tile<float, R, BT> p;
-          tile::multiply_abt(p, k, q);
-#if HAS_SOFTCAP
-          tile::Tile<float, R, BT> slope;
-          softmax::cap(p, slope, scale, softcap);
-#else
-          if (softmax::SCALED_FIRST) softmax::multiply(p, scale * M_LOG2E_F);
-#endif
-          const bool whole = mask::apply<true>(p, visibility, r, first, q.valid, lane, edge);
-          tile::ColumnVector<BT> L_column;
-          softmax::read_columns(L_column, L + (statistics0 + r), edge ? Lq - r : BT, lane);
-          for (int c = 0; c < BT / 8; c++) {
-            for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
-          }
-          softmax::probabilities(p, L_column, factor, whole);
+            // P^T = 2^(S^T - L)
+            tile::Tile<float, R, BT> p;
+            tile::multiply_abt(p, k, q);
+            softmax::Slope<R, BT> slope;
+            softmax::scale_or_cap(p, slope, args);
+            const bool whole = mask::apply(p, visibility, r, first, q.valid, lane, edge);
+            tile::ColumnVector<BT> L_column;
+            softmax::read_columns(L_column, args.L + (statistics0 + r), edge ? Lq - r : BT, lane);
+            for (int c = 0; c < BT / 8; c++) {
+              for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
+            }
+            softmax::probabilities(p, L_column, factor, whole);
 
 #if WANTS_DV
-          // dV = dV + P^T dO
+            // dV = dV + P^T dO
 #if HAS_DROPOUT
-          tile::Tile<float, R, BT> kept = p;
-          dropout::apply<true>(kept, drop, r, first, lane);
-          tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);
+            tile::Tile<float, R, BT> kept = p;
+            dropout::apply(kept, drop, r, first, lane);
+            tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);
 #else
-          tile::multiply_ab<Element>(d_v, one, p, d_o, whole);
+            tile::multiply_ab<Element>(d_v, one, p, d_o, whole);
 #endif
 #endif
 
 #if WANTS_DK
-          // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
-          tile::Tile<float, R, BT> ds;
-          tile::multiply_abt(ds, v, d_o);
-          d_o.release();
+            // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
+            tile::Tile<float, R, BT> ds;
+            tile::multiply_abt(ds, v, d_o);
+            d_o.release();
 #if HAS_DROPOUT
-          dropout::apply<true>(ds, drop, r, first, lane);
+            dropout::apply(ds, drop, r, first, lane);
 #endif
-          tile::ColumnVector<BT> delta_column;
-          softmax::read_columns(delta_column, delta + (statistics0 + r), edge ? Lq - r : BT, lane);
-          softmax::gradient(ds, p, delta_column, whole && !edge);
-#if HAS_SOFTCAP
-          softmax::multiply(ds, slope);
-#endif
+            tile::ColumnVector<BT> delta_column;
+            softmax::read_columns(delta_column, args.delta + (statistics0 + r), edge ? Lq - r : BT, lane);
+            softmax::gradient(ds, p, delta_column, whole && !edge);
+            softmax::apply_slope(ds, slope);
 
-          // dK = dK + dS^T Q
-          tile::multiply_ab<float>(d_k, one, ds, q, whole);
+            // dK = dK + dS^T Q
+            tile::multiply_ab<float>(d_k, one, ds, q, whole);
 #else
-          d_o.release();
+            d_o.release();
 #endif
-          q.release();
+            q.release();
+          }
         }
       }
     }
   }
-}
-if (lane.produces()) return;
+  if (lane.produces()) return;
 #if WANTS_DK
-d_k.store(dK + row0 * D, first, scale_row);
+  d_k.store(dK + row0 * D, first, scale_row);
 #endif
 #if WANTS_DV
-d_v.store(dV + row0 * DV, first, one);
+  d_v.store(dV + row0 * DV, first, one);
 #endif
+}
+
+}  // namespace flash

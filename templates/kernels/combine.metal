@@ -8,22 +8,24 @@
 //
 // O_parts [parts, B, Hq, Lq, DV] and L_parts [2, parts, B, Hq, Lq], m and l, are what decode.metal wrote.
 // Written by: O and L, each element by one lane.
-using Element = $ELEMENT;            // of O
+namespace flash {
+
+using Element = $ELEMENT;  // of O
 constant constexpr int DV = $VALUE_DIM, ROWS = $BLOCK_PARALLEL;
 constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // runs of 32 columns; parts read at a time
-$ATTRIBUTES
-// ---- body
-const int lane = thread_index_in_threadgroup % 32, simdgroup = thread_index_in_threadgroup / 32;
-const int parts = O_parts_shape[0], rows = O_parts_shape[1] * O_parts_shape[2] * O_parts_shape[3];
-const int row = int(threadgroup_position_in_grid.x) * ROWS + simdgroup;
-if (row < rows) {
+
+METAL_FUNC void combine(
+    thread const Arguments& args, device Element* O, device float* L, uint3 position, uint thread_index) {
+  const int lane = thread_index % 32, simdgroup = thread_index / 32, parts = args.parts, rows = args.rows;
+  const int row = int(position.x) * ROWS + simdgroup;
+  if (row >= rows) return;
   // Lanes share the parts, then the columns; several loads are in flight at a time, to hide their latency.
   float m = -INFINITY, l = 0;
-  for (int part = lane; part < parts; part += 32) m = max(m, L_parts[long(part) * rows + row]);
+  for (int part = lane; part < parts; part += 32) m = max(m, args.L_parts[long(part) * rows + row]);
   m = simd_max(m);
   const float reference = m == -INFINITY ? 0 : m;
   for (int part = lane; part < parts; part += 32) {
-    l += exp2(L_parts[long(part) * rows + row] - reference) * L_parts[long(parts + part) * rows + row];
+    l += exp2(args.L_parts[long(part) * rows + row] - reference) * args.L_parts[long(parts + part) * rows + row];
   }
   l = simd_sum(l);
   float sums[RUNS] = {};
@@ -32,11 +34,11 @@ if (row < rows) {
     for (int i = 0; i < TOGETHER; i++) {
       const bool exists = first + i < parts;  // else the last part is read in its place
       const long place = long(exists ? first + i : parts - 1) * rows + row;
-      const float weight = exp2(L_parts[place] - reference);
+      const float weight = exp2(args.L_parts[place] - reference);
 #pragma clang loop unroll(full)
       for (int run = 0; run < RUNS; run++) {
         const int d = min(run * 32 + lane, DV - 1);
-        const float term = weight * O_parts[place * DV + d];
+        const float term = weight * args.O_parts[place * DV + d];
         sums[run] += exists ? term : 0;
       }
     }
@@ -49,3 +51,5 @@ if (row < rows) {
   }
   if (lane == 0) L[row] = l == 0 ? -INFINITY : m + log2(l);
 }
+
+}  // namespace flash

@@ -20,6 +20,7 @@
 //   scale       scalar           float32, multiplies Q K^T
 //   S P dP dS   BP x BT tiles    scores (base 2), probabilities and their gradients; float32 in registers
 //   m l         per row          running maximum and sum; float32
+//   args        the kernel's arguments, in a struct that source.py generates
 //   BP BT BH    block sizes: parallel dimension, traversed dimension, head dimension
 //   R           rows of the parallel dimension that one simdgroup owns
 //   acquire     waits for the pipeline stage that holds an operand's next block; release hands it back to the producer
@@ -27,102 +28,96 @@
 //   ping_pong   ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other
 // Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
 // Written by: O and L, each element by one lane.
-using Element = $ELEMENT;            // of Q, K, V
-constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
-constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
-constant constexpr int THREADS = 32 * BP / R, SCRATCH = $SCRATCH;
-constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O, USES_THREADGROUP = $USES_THREADGROUP;
-$ATTRIBUTES
-// ---- body
-const tile::Lane lane = tile::Lane::of(thread_index_in_threadgroup);
-const int h = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
-const int h_k = h / (int(Q_shape[1]) / int(K_shape[1]));
-const int Lq = visibility.queries;
+namespace flash {
 
-// Causal blocks grow with their position: the longest go first.
-const int blocks = (Lq + BP - 1) / BP, position = threadgroup_position_in_grid.x;
-const int block = (CAUSAL ? blocks - 1 - position : position) * BP;
-const int first = block + int(lane.simdgroup) * R;
-const long row0 = (long(b) * Q_shape[1] + h) * Lq;
+constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O;
 
-alignas(16) threadgroup Element scratch[SCRATCH];
-tile::Memory<Element> memory = {scratch};
-tile::Rows<Element, BP, R, D, CACHE_Q> q;
-OPERAND<Element, BT, D, BH, THREADS, USES_THREADGROUP> k;
-OPERAND<Element, BT, DV, BH, THREADS, USES_THREADGROUP> v;
-tile::Accumulator<R, DV, BH, CACHE_O> o;
-softmax::State<R> state;
-const float factor = softmax::SCALED_FIRST ? 1 : scale * M_LOG2E_F;
-q.open(tile::head<Element>(Q, Q_strides, b, h), tile::row_stride<Element>(Q_strides), first, Lq, memory, lane);
-k.open(memory, lane);
-VIEW_K(k, b, h_k)
-v.open(memory, lane);
-VIEW_V(v, b, h_k)
-o.open(O + row0 * DV, first, Lq, lane);
+template <typename Out>
+METAL_FUNC void forward(
+    thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
+    uint thread_index) {
+  const tile::Lane lane = tile::Lane::of(thread_index);
+  const QueryBlock at = QueryBlock::of(args, position, lane);
+
+  tile::Memory<Element> memory = {scratch};
+  tile::Rows<Element, BP, R, D, CACHE_Q> q;
+  tile::Traversed<Element, BT, D, BH, THREADS> k;
+  tile::Traversed<Element, BT, DV, BH, THREADS> v;
+  tile::Accumulator<R, DV, BH, CACHE_O> o;
+  softmax::State<R> state;
+  const float factor = softmax::factor_of(args.scale);
+  q.open(args.Q, at.b, at.h, at.first, args.Lq, memory, lane);
+  k.open(memory, lane);
+  k.view(args.K, at.b, at.h_k);
+  v.open(memory, lane);
+  v.view(args.V, at.b, at.h_k);
+  o.open(O + at.row0 * DV, at.first, args.Lq, lane);
+  state.clear();
 #if HAS_SINKS
-state.clear(sinks[h]);
-#else
-state.clear();
+  for (int i = 0; i < R / 8; i++) state.clear(i, args.sinks[at.h]);
 #endif
-OPEN_HEAD(b, h, block)
-OPEN_DROPOUT(b, h)
-if (HAS_SEGMENTS) visibility.row_segments = mask::span(visibility.q_segments, block, min(block + BP, Lq), lane);
-if (HAS_SHIFTS) visibility.row_shifts = mask::span(visibility.q_shifts, block, min(block + BP, Lq), lane);
-
-tile::PingPong<BP, DV> ping_pong;
-ping_pong.open(lane);
-const mask::Range seen = visibility.keys_of(block, block + BP - 1);
-for (int n = 0; n < visibility.ranges(); n++) {
-  const mask::Range range = visibility.range(n, seen);
-  for (int c = range.begin; c < range.end;) {
-    k.start(c);
-    v.start(c);
-    // Unrolled: `edge` is a constant of either copy of the loop, and the one of whole blocks holds no code for edges.
-#pragma clang loop unroll(full)
-    for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
-      for (; c < range.end; c += BT) {
-        if (visibility.edge_of_keys<BT>(range, block, block + BP - 1, c, lane) != (edge == 1)) break;
-        if (visibility.skip()) continue;
-        if (tile::produce(k, v, c, range.end)) continue;
-        k.acquire(c, range.end, edge);
-
-        // S = scale log2(e) Q K^T, masked
-        tile::Tile<float, R, BT> s;
-        tile::begin_abt(s, q, k);
-        ping_pong.arrive();
-        tile::finish_abt<0>(s, q, k);
-        k.release();
-#if HAS_SOFTCAP
-        tile::Tile<float, R, BT> slope;
-        softmax::cap(s, slope, scale, softcap);
-#else
-        if (softmax::SCALED_FIRST) softmax::multiply(s, scale * M_LOG2E_F);
-#endif
-        const bool whole = mask::apply<false>(s, visibility, first, c, k.valid, lane, edge);
-
-        // P = 2^(S - m);  O = correction O + P V
-        const tile::RowVector<R> correction = softmax::step(s, state, factor);
+  mask::Visibility visibility;
+  visibility.open(args, at.b);
+  visibility.open_head(args, at.b, at.h, at.block);
+  visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
 #if HAS_DROPOUT
-        dropout::apply<false>(s, drop, first, c, lane);
+  dropout::Dropout drop;
+  drop.open(args, at.b, at.h);
 #endif
-        tile::Tile<Element, R, BT> p;
-        tile::narrow(p, s);
-        v.acquire(c, range.end, edge);
-        ping_pong.wait();
-        tile::multiply_ab<Element>(o, correction, p, v, whole);
-        v.release();
+
+  tile::PingPong<BP, DV> ping_pong;
+  ping_pong.open(lane);
+  const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
+  for (int n = 0; n < visibility.ranges(); n++) {
+    const mask::Range range = visibility.range(n, seen);
+    for (int c = range.begin; c < range.end;) {
+      k.start(c);
+      v.start(c);
+      // Unrolled: `edge` is a constant of either copy of the loop, and the one of whole blocks holds no code for edges.
+#pragma clang loop unroll(full)
+      for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+        for (; c < range.end; c += BT) {
+          if (visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) != (edge == 1)) break;
+          if (visibility.skip()) continue;
+          if (tile::produce(k, v, c, range.end)) continue;
+          k.acquire(c, range.end, edge);
+
+          // S = scale log2(e) Q K^T, masked
+          tile::Tile<float, R, BT> s;
+          tile::begin_abt(s, q, k);
+          ping_pong.arrive();
+          tile::finish_abt<0>(s, q, k);
+          k.release();
+          softmax::Slope<R, BT> slope;
+          softmax::scale_or_cap(s, slope, args);
+          const bool whole = mask::apply(s, visibility, at.first, c, k.valid, lane, edge);
+
+          // P = 2^(S - m);  O = correction O + P V
+          const tile::RowVector<R> correction = softmax::step(s, state, factor);
+#if HAS_DROPOUT
+          dropout::apply(s, drop, at.first, c, lane);
+#endif
+          tile::Tile<Element, R, BT> p;
+          tile::narrow(p, s);
+          v.acquire(c, range.end, edge);
+          ping_pong.wait();
+          tile::multiply_ab<Element>(o, correction, p, v, whole);
+          v.release();
+        }
       }
     }
   }
-}
-if (lane.produces()) return;
-ping_pong.arrive();
+  if (lane.produces()) return;
+  ping_pong.arrive();
 
-// O = O / l;  L = m + log2(l)
-tile::RowVector<R> normaliser;
-for (int i = 0; i < R / 8; i++) {
-  const int row = first + i * 8 + lane.row;
-  normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
-  if (row < Lq && lane.column == 0) L[row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+  // O = O / l;  L = m + log2(l)
+  tile::RowVector<R> normaliser;
+  for (int i = 0; i < R / 8; i++) {
+    const int row = at.first + i * 8 + lane.row;
+    normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
+    if (row < args.Lq && lane.column == 0) L[at.row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+  }
+  o.store(O + at.row0 * DV, at.first, normaliser);
 }
-o.store(O + row0 * DV, first, normaliser);
+
+}  // namespace flash

@@ -2,8 +2,7 @@
 // that every kernel draws the same pattern whatever its blocks. Survivors are scaled to keep the expectation.
 //
 // Generator: Philox-2x32-10 (Salmon et al. 2011), a counter-based generator.
-#define HAS_DROPOUT $HAS_DROPOUT
-
+namespace flash {
 namespace dropout {
 
 METAL_FUNC uint philox(uint x, uint y, uint key) {
@@ -20,11 +19,15 @@ struct Dropout {
   uint key, threshold;  // an element survives if its word is at least the threshold
   float scale;
 
-  METAL_FUNC void open(uint key0, uint key1, uint head) thread { key = philox(head, key1, key0); }
+  METAL_FUNC void open(thread const Arguments& args, int b, int h) thread {
+    key = philox(b * args.Hq + h, args.dropout_key[1], args.dropout_key[0]);
+    threshold = args.dropout_key[2];
+    scale = args.survivor_scale;
+  }
 };
 
-// P = P * survives / (1 - probability); TRANSPOSED: the rows of the tile are keys and its columns queries
-template <bool TRANSPOSED, int R, int C>
+// P = P * survives / (1 - probability)
+template <int R, int C>
 METAL_FUNC void apply(
     thread tile::Tile<float, R, C>& p, thread const Dropout& dropout, int first_query, int first_key,
     tile::Lane lane) {
@@ -42,12 +45,4 @@ METAL_FUNC void apply(
 }
 
 }  // namespace dropout
-// ---- body
-#if HAS_DROPOUT
-dropout::Dropout drop;
-drop.threshold = dropout_key[2];
-drop.scale = survivor_scale;
-#define OPEN_DROPOUT(b, h) drop.open(dropout_key[0], dropout_key[1], (b) * Q_shape[1] + (h));
-#else
-#define OPEN_DROPOUT(b, h)
-#endif
+}  // namespace flash

@@ -14,24 +14,15 @@
 // HAS_SHIFTS it is i + q_shifts[i], and k_shifts[j] for the queries that key j meets: segments of unequal lengths align
 // to their own lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow q_segments' rows,
 // because Metal gives a kernel no more than 31 buffers.
-// Features that are off leave no code and no kernel argument; those that are on name their arguments below the marker.
-#define GQA_PACKED $GQA_PACKED
-#define HAS_WINDOW $HAS_WINDOW
-#define HAS_MASK $HAS_MASK
-#define HAS_ALIBI $HAS_ALIBI
-#define HAS_SEGMENTS $HAS_SEGMENTS
-#define HAS_SHIFTS $HAS_SHIFTS
-#define HAS_BLOCKS $HAS_BLOCKS
-constant constexpr bool CAUSAL = $CAUSAL, ADDITIVE = $ADDITIVE;  // ADDITIVE: the array mask is added, not tested
-constant constexpr int BLOCK = $BLOCK;                           // rows and columns of a block of the block mask
-using MaskElement = $MASK_ELEMENT;
-
+// Variants that are off leave no code and no kernel argument.
+namespace flash {
 namespace mask {
 
 struct Range {
   int begin, end;
 };
 
+#if HAS_SEGMENTS || HAS_SHIFTS
 // The least and largest segment, or shift, in a run of rows.
 METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane lane) {
   Range found = {INT_MAX, INT_MIN};
@@ -43,169 +34,307 @@ METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane
   found.end = simd_max(found.end);
   return found;
 }
+#endif
 
 struct Visibility {
   int rows, queries, keys;  // rows = queries except in decoding
-  int left, right;          // the window: keys this far before and after the query's own position
-  float slope;              // of ALiBi, times log2(e)
-  const device float* slopes;  // of the heads from the first one on
+#if HAS_WINDOW
+  int left, right;  // keys this far before and after the query's own position
+#endif
+#if HAS_MASK
   const device MaskElement* mask;
   long mask_head, mask_row, mask_column;
+#endif
+#if HAS_ALIBI
+#if GQA_PACKED
+  const device float* slopes;  // of the heads from the first one on
+#else
+  float slope;  // times log2(e)
+#endif
+#endif
+#if HAS_SEGMENTS
   const device int* q_segments;
   const device int* k_segments;
+  Range row_segments, tile_segments;  // segments of this threadgroup's rows, and of the traversed block
+#endif
+#if HAS_SHIFTS
   const device int* q_shifts;
   const device int* k_shifts;
-  const device int* block_map;       // 0: empty, 1: full, n + 2: partial with bitmap n
+  Range row_shifts;  // shifts of this threadgroup's rows
+#endif
+#if HAS_BLOCKS
+  const device int* block_map;  // 0: empty, 1: full, n + 2: partial with bitmap n
   const device uint8_t* bitmaps;
-  const device int* block_list;      // traversed blocks of this threadgroup's rows
-  // num_blocks: length of the list; block_is_full: 1 if every pair of the visited block is visible
-  int block_columns, num_blocks, block_is_full;
+  const device int* block_list;  // traversed blocks of this threadgroup's rows
+  int block_columns, num_blocks;
   long map_head;
-  Range row_segments, tile_segments;  // segments of this threadgroup's rows, and of the traversed block
-  Range row_shifts;                   // shifts of this threadgroup's rows
+  bool block_is_full;  // is every pair of the visited block visible?
+#endif
 
-  METAL_FUNC int query_of(int row) const thread { return GQA_PACKED ? row % queries : row; }
-  METAL_FUNC int head_of(int row) const thread { return GQA_PACKED ? row / queries : 0; }
+  // What does not vary with the head
+  METAL_FUNC void open(thread const Arguments& args, int b) thread {
+    queries = args.Lq;
+#if GQA_PACKED
+    rows = args.rows;
+#else
+    rows = queries;
+#endif
+    keys = args.Lk;
+#if HAS_WINDOW
+    left = args.window[0];
+    right = args.window[1];
+#endif
+#if HAS_SEGMENTS
+    q_segments = args.q_segments.at + b * args.q_segments.strides[0];
+    k_segments = args.k_segments.at + b * args.k_segments.strides[0];
+#endif
+#if HAS_SHIFTS && HAS_SEGMENTS
+    q_shifts = q_segments + queries;
+    k_shifts = q_shifts + queries;
+#elif HAS_SHIFTS
+    q_shifts = args.shifts + long(b) * (queries + keys);
+    k_shifts = q_shifts + queries;
+#endif
+  }
 
-  METAL_FUNC int shift_of_query(int i) const thread { return HAS_SHIFTS ? q_shifts[i] : keys - queries; }
-  METAL_FUNC int shift_of_key(int j) const thread { return HAS_SHIFTS ? k_shifts[j] : keys - queries; }
-  METAL_FUNC int least_shift() const thread { return HAS_SHIFTS ? row_shifts.begin : keys - queries; }
-  METAL_FUNC int largest_shift() const thread { return HAS_SHIFTS ? row_shifts.end : keys - queries; }
+  // What varies with the head (the group's first head in decoding); `row` is the first of this threadgroup's rows.
+  METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
+#if HAS_MASK
+    const constant int64_t* mask_strides = args.attention_mask.strides;
+    mask = args.attention_mask.at + b * mask_strides[0] + h * mask_strides[1];
+    mask_head = mask_strides[1];
+    mask_row = mask_strides[2];
+    mask_column = mask_strides[3];
+#endif
+#if HAS_ALIBI
+#if GQA_PACKED
+    slopes = args.slopes + h;
+#else
+    slope = args.slopes[h] * M_LOG2E_F;
+#endif
+#endif
+#if HAS_BLOCKS
+    const constant int64_t* map_strides = args.block_map.strides;
+    bitmaps = args.block_bitmaps;
+    block_map = args.block_map.at + b * map_strides[0] + h * map_strides[1];
+    map_head = map_strides[1];
+    block_columns = map_strides[2];
+#if !GQA_PACKED
+    const constant int64_t* list_strides = args.block_lists.strides;
+    const constant int64_t* count_strides = args.block_counts.strides;
+    block_list = args.block_lists.at + b * list_strides[0] + h * list_strides[1] + row / BLOCK * list_strides[2];
+    num_blocks = args.block_counts.at[b * count_strides[0] + h * count_strides[1] + row / BLOCK];
+#endif
+#endif
+  }
+
+  // Remembers the segments and shifts of rows [begin, end) of this threadgroup
+  METAL_FUNC void open_rows(int begin, int end, tile::Lane lane) thread {
+#if HAS_SEGMENTS
+    row_segments = span(TRANSPOSED ? k_segments : q_segments, begin, end, lane);
+#endif
+#if HAS_SHIFTS
+    row_shifts = span(TRANSPOSED ? k_shifts : q_shifts, begin, end, lane);
+#endif
+  }
+
+#if GQA_PACKED
+  METAL_FUNC int query_of(int row) const thread { return row % queries; }
+  METAL_FUNC int head_of(int row) const thread { return row / queries; }
+#else
+  METAL_FUNC int query_of(int row) const thread { return row; }
+#if HAS_MASK || HAS_BLOCKS
+  METAL_FUNC int head_of(int) const thread { return 0; }
+#endif
+#endif
+
+#if HAS_SHIFTS
+  METAL_FUNC int shift_of_query(int i) const thread { return q_shifts[i]; }
+  METAL_FUNC int shift_of_key(int j) const thread { return k_shifts[j]; }
+  METAL_FUNC int least_shift() const thread { return row_shifts.begin; }
+  METAL_FUNC int largest_shift() const thread { return row_shifts.end; }
+#else
+  METAL_FUNC int shift_of_query(int) const thread { return keys - queries; }
+#if OVER_KEYS
+  METAL_FUNC int shift_of_key(int) const thread { return keys - queries; }
+#endif
+  METAL_FUNC int least_shift() const thread { return keys - queries; }
+  METAL_FUNC int largest_shift() const thread { return keys - queries; }
+#endif
+#if HAS_ALIBI
 
   METAL_FUNC int distance(int i, int j) const thread { return j - i - shift_of_query(i); }
+#endif
 
+#if HAS_MASK
   METAL_FUNC MaskElement mask_at(int row, int j) const thread {
     return mask[head_of(row) * mask_head + query_of(row) * mask_row + j * mask_column];
   }
+#endif
 
   METAL_FUNC bool admits(int row, int j) const thread {
+#if HAS_SEGMENTS
+    if (q_segments[query_of(row)] != k_segments[j]) return false;
+#endif
+#if HAS_MASK && !ADDITIVE
+    if (mask_at(row, j) == MaskElement(0)) return false;
+#endif
+#if HAS_BLOCKS
     const int i = query_of(row);
-    if (HAS_SEGMENTS && q_segments[i] != k_segments[j]) return false;
-    if (HAS_MASK && !ADDITIVE && mask_at(row, j) == MaskElement(0)) return false;
-    if (HAS_BLOCKS) {
-      const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
-      if (block < 2) return block == 1;
-      return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
-    }
+    const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
+    if (block < 2) return block == 1;
+    return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
+#else
     return true;
+#endif
   }
 
+#if ADDITIVE || HAS_ALIBI
   METAL_FUNC float bias(int row, int j) const thread {
     float sum = 0;
-    if (HAS_MASK && ADDITIVE) sum += float(mask_at(row, j)) * M_LOG2E_F;
-    if (HAS_ALIBI) {
-      const float head_slope = GQA_PACKED ? slopes[head_of(row)] * M_LOG2E_F : slope;
-      sum -= head_slope * float(abs(distance(query_of(row), j)));
-    }
+#if ADDITIVE
+    sum += float(mask_at(row, j)) * M_LOG2E_F;
+#endif
+#if HAS_ALIBI
+#if GQA_PACKED
+    const float slope = slopes[head_of(row)] * M_LOG2E_F;
+#endif
+    sum -= slope * float(abs(distance(query_of(row), j)));
+#endif
     return sum;
+  }
+#endif
+
+#if !OVER_KEYS
+  // The keys that queries with positions from `first` to `last` see by causality and windows
+  METAL_FUNC Range keys_at(int first, int last) const thread {
+    Range seen = {0, keys};
+    if (CAUSAL) seen.end = min(seen.end, last + 1);
+#if HAS_WINDOW
+    seen = Range{max(0, first - left), min(seen.end, last + right + 1)};
+#endif
+    return seen;
   }
 
   METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
     return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
   }
 
-  METAL_FUNC Range queries_of(int first_key, int last_key) const thread {
-    return queries_at(first_key - largest_shift(), min(last_key, keys - 1) - least_shift());
+  // The keys that a row sees by causality and windows
+  METAL_FUNC Range seen_by(int row) const thread {
+    if (row >= rows) return {0, 0};
+    const int query = query_of(row), position = query + shift_of_query(query);
+    return keys_at(position, position);
   }
-
-  // The keys that queries with positions from `first` to `last` see by causality and windows
-  METAL_FUNC Range keys_at(int first, int last) const thread {
-    Range seen = {0, keys};
-    if (CAUSAL) seen.end = min(seen.end, last + 1);
-    if (HAS_WINDOW) seen = Range{max(0, first - left), min(seen.end, last + right + 1)};
-    return seen;
-  }
-
+#else
   // The queries that see keys by causality and windows, where queries `first` and `last` have the keys' positions
   METAL_FUNC Range queries_at(int first, int last) const thread {
     Range seen = {0, queries};
     if (CAUSAL) seen.begin = max(0, first);
-    if (HAS_WINDOW) seen = Range{max(seen.begin, first - right), min(queries, last + left + 1)};
+#if HAS_WINDOW
+    seen = Range{max(seen.begin, first - right), min(queries, last + left + 1)};
+#endif
     return seen;
   }
 
-  // The keys that a row sees by causality and windows, or (TRANSPOSED) the queries that see a key
-  template <bool TRANSPOSED> METAL_FUNC Range seen_by(int row) const thread {
-    if (row >= (TRANSPOSED ? keys : rows)) return {0, 0};
-    if (TRANSPOSED) return queries_at(row - shift_of_key(row), row - shift_of_key(row));
-    const int query = query_of(row), position = query + shift_of_query(query);
-    return keys_at(position, position);
+  METAL_FUNC Range queries_of(int first_key, int last_key) const thread {
+    return queries_at(first_key - largest_shift(), min(last_key, keys - 1) - least_shift());
   }
 
-  METAL_FUNC int ranges() const thread { return HAS_BLOCKS ? num_blocks : 1; }
+  // The queries that see a key by causality and windows
+  METAL_FUNC Range seen_by(int key) const thread {
+    if (key >= keys) return {0, 0};
+    return queries_at(key - shift_of_key(key), key - shift_of_key(key));
+  }
+#endif
+
+#if !GQA_PACKED
+  METAL_FUNC int ranges() const thread {
+#if HAS_BLOCKS
+    return num_blocks;
+#else
+    return 1;
+#endif
+  }
 
   METAL_FUNC Range range(int n, Range within) thread {
-    if (!HAS_BLOCKS) return within;
+#if HAS_BLOCKS
     const int entry = block_list[n], block = entry >> 1;
-    block_is_full = entry & 1;
+    block_is_full = (entry & 1) != 0;
     return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
+#else
+    return within;
+#endif
   }
-
-  // Is this block of BT keys an edge: partly past the end, or seen by these queries only in part, array masks aside?
-  // Blocks that are not have a loop of their own, whose code knows no edges. Queries past the last see what they like.
-  template <int BT>
-  METAL_FUNC bool edge_of_keys(Range range, int first_query, int last_query, int key, tile::Lane lane) thread {
-    look_at(k_segments, key, min(key + BT, range.end), lane);
-    return !tile::SPLIT || key + BT > range.end || !covers(first_query, min(last_query, rows - 1), key, key + BT - 1);
-  }
-
-  // The same for a block of queries that these keys are walked by
-  template <int BT>
-  METAL_FUNC bool edge_of_queries(Range range, int first_key, int last_key, int query, tile::Lane lane) thread {
-    look_at(q_segments, query, min(query + BT, range.end), lane);
-    return !tile::SPLIT || query + BT > range.end || !covers(query, query + BT - 1, first_key, min(last_key, keys - 1));
-  }
-
-  // For kernels that walk no list: enters the block of this query and key; false if it is empty
-  METAL_FUNC bool enter(int i, int j) thread {
-    block_is_full = block_map[i / BLOCK * block_columns + j / BLOCK];
-    return block_is_full != 0;
-  }
-
+#elif HAS_BLOCKS
   // In decoding, where every head may have blocks of its own: false if the block of key j is empty for all heads
   METAL_FUNC bool enter_gqa_block(int first_row, int last_row, int j) thread {
     bool found = false;
-    block_is_full = 1;
+    block_is_full = true;
     for (int h = head_of(first_row); h <= head_of(min(last_row, rows - 1)); h++) {
       const int block = block_map[h * map_head + j / BLOCK];
       found = found || block != 0;
-      if (block != 1) block_is_full = 0;
+      if (block != 1) block_is_full = false;
     }
     return found;
   }
+#endif
 
   // Learns the segments of the traversed block: of rows [begin, end)
-  METAL_FUNC void look_at(const device int* segments, int begin, int end, tile::Lane lane) thread {
-    if (HAS_SEGMENTS) tile_segments = span(segments, begin, end, lane);
+  METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
+#if HAS_SEGMENTS
+    tile_segments = span(TRANSPOSED ? q_segments : k_segments, begin, end, lane);
+#endif
   }
 
+  // Does no pair of this threadgroup's rows and the traversed block belong to one segment?
   METAL_FUNC bool skip() const thread {
-    if (!HAS_SEGMENTS) return false;
+#if HAS_SEGMENTS
     return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;
+#else
+    return false;
+#endif
+  }
+
+  // Is this block of BT traversed rows an edge: partly past the end, or visible to rows [first, last] only in part, array
+  // masks aside? The other blocks have a loop of their own, whose code knows no edges. Rows past the end do not count.
+  METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
+    look_at(place, min(place + BT, range.end), lane);
+    if (!tile::SPLIT || place + BT > range.end) return true;
+#if OVER_KEYS
+    return !covers(place, place + BT - 1, first, min(last, keys - 1));
+#else
+    return !covers(first, min(last, rows - 1), place, place + BT - 1);
+#endif
   }
 
   // Is every pair of the rectangle visible, array masks aside?
   METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
-    if (GQA_PACKED) {  // any query may be among the rows; rows past the end repeat the last one and are never stored
-      first_query = 0;
-      last_query = queries - 1;
-    }
+#if GQA_PACKED
+    first_query = 0;  // any query may be among the rows; rows past the end repeat the last one and are never stored
+    last_query = queries - 1;
+#endif
     if (last_query >= queries || last_key >= keys) return false;
     const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
     if (CAUSAL && farthest > 0) return false;
-    if (HAS_WINDOW && (nearest < -left || farthest > right)) return false;
-    if (HAS_SEGMENTS) {  // one segment, and the same
-      if (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end) return false;
-      if (row_segments.begin != tile_segments.begin) return false;
-    }
-    return !HAS_BLOCKS || block_is_full == 1;
+#if HAS_WINDOW
+    if (nearest < -left || farthest > right) return false;
+#endif
+#if HAS_SEGMENTS
+    if (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end) return false;
+    if (row_segments.begin != tile_segments.begin) return false;  // one segment each, but not the same
+#endif
+#if HAS_BLOCKS
+    return block_is_full;
+#else
+    return true;
+#endif
   }
 };
 
 // S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all are seen.
-// TRANSPOSED: the rows of the tile are keys and its columns queries. `valid`: columns this visit of the block covers.
-// `edge`: whether positions may hide any.
-template <bool TRANSPOSED, int R, int C>
+// `valid`: columns that this visit of the block covers. `edge`: whether positions may hide any.
+template <int R, int C>
 METAL_FUNC bool apply(
     thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
     tile::Lane lane, bool edge = true) {
@@ -215,15 +344,21 @@ METAL_FUNC bool apply(
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
       !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-  const bool whole = covered && !(HAS_MASK && !ADDITIVE);
-  if (whole && !(HAS_MASK && ADDITIVE) && !HAS_ALIBI) return true;
+#if HAS_MASK && !ADDITIVE
+  const bool whole = false;  // only the mask's values tell
+#else
+  const bool whole = covered;
+#endif
+#if !ADDITIVE && !HAS_ALIBI
+  if (whole) return true;
+#endif
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
   for (int i = 0; i < R / 8; i++) {
     // Rows past the end are never stored. Where positions hide none, they repeat the last row, whose mask exists.
     const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
     const int row = edge ? own_row : min(own_row, last_row);
-    const Range seen = visibility.seen_by<TRANSPOSED>(row);
+    const Range seen = visibility.seen_by(row);
     const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
@@ -233,81 +368,21 @@ METAL_FUNC bool apply(
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
         const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
-        if (visible && visibility.admits(query, key)) {
-          // A bias of -inf hides the key, and with it a score that is no number.
-          const float bias = visibility.bias(query, key);
-          s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
-        } else {
+        if (!visible || !visibility.admits(query, key)) {
           s.at[i][c][e] = -INFINITY;
+          continue;
         }
+#if ADDITIVE || HAS_ALIBI
+        // A bias of -inf hides the key, and with it a score that is NaN.
+        const float bias = visibility.bias(query, key);
+        s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
+#endif
       }
     }
   }
   // An additive mask may hide a key too: only its values tell.
-  return whole && !(HAS_MASK && ADDITIVE);
+  return whole && !ADDITIVE;
 }
 
 }  // namespace mask
-// ---- body
-mask::Visibility visibility;
-visibility.rows = Q_shape[2];
-visibility.keys = K_shape[2];
-#if GQA_PACKED
-visibility.queries = decode_params[0];
-#else
-visibility.queries = Q_shape[2];
-#endif
-#if HAS_WINDOW
-visibility.left = window[0];
-visibility.right = window[1];
-#endif
-#if HAS_SEGMENTS
-visibility.q_segments = q_segments + int(threadgroup_position_in_grid.z) * q_segments_strides[0];
-visibility.k_segments = k_segments + int(threadgroup_position_in_grid.z) * k_segments_strides[0];
-#endif
-#if HAS_SHIFTS && HAS_SEGMENTS
-visibility.q_shifts = visibility.q_segments + visibility.queries;
-visibility.k_shifts = visibility.q_shifts + visibility.queries;
-#elif HAS_SHIFTS
-visibility.q_shifts = shifts + long(threadgroup_position_in_grid.z) * (visibility.queries + visibility.keys);
-visibility.k_shifts = visibility.q_shifts + visibility.queries;
-#endif
-
-// What varies with the head (the group's first head in decoding); `row` is the first of this threadgroup's rows.
-#if HAS_MASK
-#define OPEN_MASK(b, h) \
-  visibility.mask = attention_mask + (b) * attention_mask_strides[0] + (h) * attention_mask_strides[1]; \
-  visibility.mask_head = attention_mask_strides[1]; \
-  visibility.mask_row = attention_mask_strides[2]; \
-  visibility.mask_column = attention_mask_strides[3];
-#else
-#define OPEN_MASK(b, h)
-#endif
-#if HAS_ALIBI
-#define OPEN_ALIBI(h) \
-  visibility.slopes = slopes + (h); \
-  visibility.slope = slopes[h] * M_LOG2E_F;
-#else
-#define OPEN_ALIBI(h)
-#endif
-#if HAS_BLOCKS
-#define OPEN_MAP(b, h) \
-  visibility.bitmaps = block_bitmaps; \
-  visibility.block_map = block_map + (b) * block_map_strides[0] + (h) * block_map_strides[1]; \
-  visibility.map_head = block_map_strides[1]; \
-  visibility.block_columns = block_map_strides[2];
-#endif
-#if HAS_BLOCKS && GQA_PACKED
-#define OPEN_BLOCKS(b, h, row) OPEN_MAP(b, h)
-#elif HAS_BLOCKS
-#define OPEN_BLOCKS(b, h, row) \
-  OPEN_MAP(b, h) \
-  visibility.block_list = \
-      block_lists + (b) * block_lists_strides[0] + (h) * block_lists_strides[1] + \
-      (row) / BLOCK * block_lists_strides[2]; \
-  visibility.num_blocks = \
-      block_counts[(b) * block_counts_strides[0] + (h) * block_counts_strides[1] + (row) / BLOCK];
-#else
-#define OPEN_BLOCKS(b, h, row)
-#endif
-#define OPEN_HEAD(b, h, row) OPEN_MASK(b, h) OPEN_ALIBI(h) OPEN_BLOCKS(b, h, row)
+}  // namespace flash

@@ -5,9 +5,8 @@
 //   nvfp4           element = scale * code             scale a float of 4 + 3 bits, code one of 2 + 1
 //
 // Codes lie in words of 32 bits from the lowest bits up; GROUP neighbours share a scale. OCP Microscaling formats.
-#define QUANTIZED $QUANTIZED
-#define AFFINE $AFFINE
-#if QUANTIZED
+namespace flash {
+
 constant constexpr int BITS = $BITS, GROUP = $GROUP;
 constant constexpr bool FLOAT_SCALES = $FLOAT_SCALES;  // scales are floats, not exponents
 #if AFFINE
@@ -49,17 +48,18 @@ METAL_FUNC float value_of(uint code, float scale, float bias) {
 #endif
 }
 
-// Takes the place of Traversed, and always goes through threadgroup memory.
-template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP> struct Quantized {
-  static_assert(
-      USES_THREADGROUP && GROUP % 8 == 0, "quantized operands go through threadgroup memory, eight elements at a time");
+// Takes the place of the tile layer's Traversed, and always goes through threadgroup memory.
+template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
+  static_assert(GROUP % 8 == 0, "eight elements are dequantized at a time");
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 8, COPIERS = THREADS;
-  static constant constexpr const bool COPIED = true;
   const device uint* words;
   const device Scale* scales;
+  long word_stride, scale_stride;  // elements between rows
+#if AFFINE
   const device Scale* biases;
-  long word_stride, scale_stride, bias_stride;  // elements between rows
+  long bias_stride;
+#endif
   threadgroup T* scratch;
   int first, valid;  // first row of the current block, and how many of its rows exist and are wanted, at most BT
   bool edge;
@@ -70,19 +70,15 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     lane = lane_;
   }
 
-  METAL_FUNC void view(const device uint* words_, long stride) thread {
-    words = words_;
-    word_stride = stride;
-  }
-
-  METAL_FUNC void view_scales(const device Scale* scales_, long stride) thread {
-    scales = scales_;
-    scale_stride = stride;
-  }
-
-  METAL_FUNC void view_biases(const device Scale* biases_, long stride) thread {
-    biases = biases_;
-    bias_stride = stride;
+  METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
+    words = view.codes.head<uint>(b, h);
+    word_stride = view.codes.row_stride<uint>();
+    scales = view.scales.head<Scale>(b, h);
+    scale_stride = view.scales.row_stride<Scale>();
+#if AFFINE
+    biases = view.biases.head<Scale>(b, h);
+    bias_stride = view.biases.row_stride<Scale>();
+#endif
   }
 
   METAL_FUNC void start(int) thread {}
@@ -128,29 +124,4 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
 };
 
 }  // namespace tile
-#endif
-// ---- body
-#if !QUANTIZED
-#define OPERAND tile::Traversed
-#define VIEW_K(k, b, h) k.view(tile::head<Element>(K, K_strides, b, h), tile::row_stride<Element>(K_strides));
-#define VIEW_V(v, b, h) v.view(tile::head<Element>(V, V_strides, b, h), tile::row_stride<Element>(V_strides));
-#else
-#define OPERAND tile::Quantized
-#define VIEW_K(k, b, h) \
-  k.view(tile::head<uint>(K, K_strides, b, h), tile::row_stride<uint>(K_strides)); \
-  k.view_scales(tile::head<Scale>(K_scales, K_scales_strides, b, h), tile::row_stride<Scale>(K_scales_strides)); \
-  VIEW_K_BIASES(k, b, h)
-#define VIEW_V(v, b, h) \
-  v.view(tile::head<uint>(V, V_strides, b, h), tile::row_stride<uint>(V_strides)); \
-  v.view_scales(tile::head<Scale>(V_scales, V_scales_strides, b, h), tile::row_stride<Scale>(V_scales_strides)); \
-  VIEW_V_BIASES(v, b, h)
-#endif
-#if AFFINE
-#define VIEW_K_BIASES(k, b, h) \
-  k.view_biases(tile::head<Scale>(K_biases, K_biases_strides, b, h), tile::row_stride<Scale>(K_biases_strides));
-#define VIEW_V_BIASES(v, b, h) \
-  v.view_biases(tile::head<Scale>(V_biases, V_biases_strides, b, h), tile::row_stride<Scale>(V_biases_strides));
-#else
-#define VIEW_K_BIASES(k, b, h)
-#define VIEW_V_BIASES(v, b, h)
-#endif
+}  // namespace flash

@@ -1,17 +1,12 @@
-// Tiles and operands: the part that all kinds of matrix hardware share.
+// Tiles: the part that all kinds of matrix hardware share.
 //
 // A simdgroup owns R rows (a multiple of 8) of the parallel dimension. A tile is cut into 8x8 fragments; of each
 // fragment a lane holds two adjacent elements of one row: at[i][c] are its elements in the i-th group of 8 rows and the
 // c-th group of 8 columns. Only the tile layer of the hardware knows their row and columns (tile::Lane).
-#include <metal_stdlib>
-using namespace metal;
-
+namespace flash {
 namespace tile {
 
 template <typename T> using Pair = vec<T, 2>;
-
-// A run of N elements that is aligned to one element only: views may start anywhere.
-template <typename T, int N> struct Run { T at[N]; };
 
 template <typename T, int R, int C> struct Tile {
   Pair<T> at[R / 8][C / 8];
@@ -22,18 +17,20 @@ template <int R> struct RowVector {
   float at[R / 8];
 };
 
+template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
+  return Pair<float>(vector.at[i]);
+}
+
+#if OVER_KEYS
 // One number per column of a tile, for the two columns of each fragment that this lane holds.
 template <int C> struct ColumnVector {
   Pair<float> at[C / 8];
 };
 
-template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
-  return Pair<float>(vector.at[i]);
-}
-
 template <int C> METAL_FUNC Pair<float> broadcast(thread const ColumnVector<C>& vector, int, int c) {
   return vector.at[c];
 }
+#endif
 
 template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
   for (int i = 0; i < R / 8; i++) {
@@ -42,27 +39,10 @@ template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& 
   }
 }
 
-template <int R, int C>
-METAL_FUNC void add(thread Tile<float, R, C>& sum, thread const Tile<float, R, C>& tile) {
-  for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) sum.at[i][c] += tile.at[i][c];
-  }
-}
-
 template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
   const Run<T, 2> run = *(const device Run<T, 2>*)source;
   return Pair<T>(run.at[0], run.at[1]);
 }
 
-// Arrays arrive as bytes: element (0, 0) of one head, and the elements from one row to the next.
-template <typename T>
-METAL_FUNC const device T* head(const device uint8_t* bytes, const constant int64_t* strides, int b, int h) {
-  return (const device T*)(bytes + b * strides[0] + h * strides[1]);
-}
-
-template <typename T> METAL_FUNC long row_stride(const constant int64_t* strides) {
-  return strides[2] / long(sizeof(T));
-}
-
 }  // namespace tile
+}  // namespace flash

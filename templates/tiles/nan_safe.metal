@@ -1,5 +1,6 @@
 // NaN-safe P V for the tile layers of NVIDIA's tensor cores: masked keys may hold NaN or infinity, and 0 * NaN = NaN.
 // Cold path, optimised for code size.
+namespace flash {
 namespace tile {
 
 // 1 where an element of the packed pair meets the condition, else 0
@@ -28,8 +29,8 @@ template <typename T> METAL_FUNC uint finite(uint pair) {
 
 // Is every element of the block finite? Asked where a row sees the block only in part, since masked keys may hold NaN.
 // The simdgroups of a warpgroup share the search.
-template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
-METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
+template <typename T, int BT, int D, int BH, int THREADS>
+METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
   constexpr int VOTERS = (MMA_ROWS + 15) / 16;
   using Vote = nv::GroupVote<VOTERS>;
   // Added to the bits of a magnitude, the least step of the exponent reaches the sign where that was infinity or NaN.
@@ -56,11 +57,11 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, USES_TH
 
 // C += P B where B holds NaN or infinity that some row of P may not see: these enter the product as 0. Where P is not
 // 0, an infinity is then added, and for NaN both infinities, whose sum is NaN.
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void nan_safe_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& block) {
-  Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP> b = block;
+    thread const Traversed<T, BT, D, BH, THREADS>& block) {
+  Traversed<T, BT, D, BH, THREADS> b = block;
   nv::pin_register(b.lane.thread_index);  // no address of this path is computed before it
 #pragma clang loop unroll(full)
   for (int i = 0; i < R / 16; i++) {
@@ -94,3 +95,4 @@ METAL_FUNC void nan_safe_ab(
 }
 
 }  // namespace tile
+}  // namespace flash

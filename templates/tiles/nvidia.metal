@@ -9,6 +9,7 @@
 // The nv:: functions are single PTX instructions; the PTX ISA manual gives their fragment layouts.
 #include <nv>
 
+namespace flash {
 namespace tile {
 
 constant constexpr int PANEL = 64, STAGES = $STAGES;
@@ -127,11 +128,12 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   Lane lane;
 
   METAL_FUNC void open(
-      const device T* head, long stride, int row, int rows, thread Memory<T>& memory, Lane lane_) thread {
+      thread const View& view, int b, int h, int row, int rows, thread Memory<T>& memory, Lane lane_) thread {
     lane = lane_;
     first = int(lane.simdgroup) * R;
+    const long stride = view.row_stride<T>();
     const int valid = max(rows - row, 0);
-    const device T* source = head + (valid > 0 ? row : 0) * stride;
+    const device T* source = view.head<T>(b, h) + (valid > 0 ? row : 0) * stride;
     if constexpr (CACHED) {
 #pragma clang loop unroll(full)
       for (int i = 0; i < R / 16; i++) {
@@ -159,7 +161,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 };
 
 // An operand that all simdgroups walk along in blocks of BT rows, in threadgroup memory.
-template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP> struct Traversed {
+template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
   const device T* head;
@@ -176,9 +178,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
 
-  METAL_FUNC void view(const device T* head_, long stride_) thread {
-    head = head_;
-    stride = stride_;
+  METAL_FUNC void view(thread const View& view, int b, int h) thread {
+    head = view.head<T>(b, h);
+    stride = view.row_stride<T>();
   }
 
   METAL_FUNC void copy(int row, int end) thread {
@@ -283,10 +285,10 @@ METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
 }
 
 // S = A B^T by mma.sync
-template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void synchronous_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
   clear(s);
 #pragma clang loop unroll(full)
   for (int d = 0; d < STEPS<D>; d++) {
@@ -306,10 +308,10 @@ METAL_FUNC void synchronous_abt(
 }
 
 // C += P B by mma.sync
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void synchronous_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
     uint4 rows[R / 16];
@@ -330,3 +332,4 @@ METAL_FUNC void synchronous_ab(
 }
 
 }  // namespace tile
+}  // namespace flash

@@ -10,12 +10,13 @@
 //   begin_abt, finish_abt<N> the same, asynchronously: issued early, waited for when needed, with N products issued
 //                            since; on this hardware finish_abt does the whole product
 //   multiply_ab              C = factor * C + P B
-//   row_max, row_sum, column_sum, store_sums   reductions
+//   row_max, row_sum         reductions over the columns of a tile
 //
 // Hardware facts: a lane's place in a fragment follows Morton order (MLX steel and metal-flash-attention agree).
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
 
+namespace flash {
 namespace tile {
 
 constant constexpr int MMA_ROWS = $MMA_ROWS;  // rows of one matrix instruction: 1, a simdgroup works alone
@@ -81,45 +82,6 @@ METAL_FUNC float row_sum(float x) {
   return x + simd_shuffle_xor(x, ushort(8));
 }
 
-// A column of a fragment lives in the lanes l, l^2, l^4, l^16.
-METAL_FUNC float column_sum(float x) {
-  x += simd_shuffle_xor(x, ushort(2));
-  x += simd_shuffle_xor(x, ushort(4));
-  return x + simd_shuffle_xor(x, ushort(16));
-}
-
-// Writes a tile to row-major memory that has `rows` x `columns` left, its rows and its columns summed if asked
-template <int R, int C>
-METAL_FUNC void store_sums(
-    device float* out, int stride, int rows, int columns, bool sum_rows, bool sum_columns,
-    thread const Tile<float, R, C>& tile, Lane lane) {
-  Tile<float, R, C> sums = tile;
-  if (sum_columns) {
-    for (int i = 0; i < R / 8; i++) {
-      float sum = 0;
-      for (int c = 0; c < C / 8; c++) sum += sums.at[i][c][0] + sums.at[i][c][1];
-      sums.at[i][0][0] = row_sum(sum);
-    }
-  }
-  if (sum_rows) {
-    for (int c = 0; c < (sum_columns ? 1 : C / 8); c++) {
-      for (int e = 0; e < 2; e++) {
-        float sum = 0;
-        for (int i = 0; i < R / 8; i++) sum += sums.at[i][c][e];
-        sums.at[0][c][e] = column_sum(sum);
-      }
-    }
-  }
-  for (int i = 0; i < R / 8; i++) {
-    for (int c = 0; c < C / 8; c++) {
-      for (int e = 0; e < 2; e++) {
-        const int row = i * 8 + lane.row, column = fixed_place(c) + lane_place(C, c, lane.column) + e;
-        if (row < rows && column < columns) out[long(row) * stride + column] = sums.at[i][c][e];
-      }
-    }
-  }
-}
-
 // One fragment of columns of a tile, where registers have no index
 template <typename T, int R, int C>
 METAL_FUNC void pick(thread Pair<T> (&found)[R / 8], thread const Tile<T, R, C>& tile, int c) {
@@ -151,3 +113,4 @@ METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
 }
 
 }  // namespace tile
+}  // namespace flash

@@ -1,4 +1,5 @@
 // Operands and results of the 8x8 simdgroup matrices: how they come into registers, and where results live.
+namespace flash {
 namespace tile {
 
 // The threadgroup memory of the operands: one block, which the traversed operands use in turn.
@@ -15,11 +16,12 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   int offset[R / 8], column;
   Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
 
-  // head: element (0, 0) of this head; stride: elements between rows; first: this simdgroup's first row
+  // first: this simdgroup's first row
   METAL_FUNC void open(
-      const device T* head, long stride, int first, int rows, thread Memory<T>&, Lane lane) thread {
+      thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
+    const long stride = view.row_stride<T>();
     const int base = min(first, rows - 1);
-    block = head + base * stride;
+    block = view.head<T>(b, h) + base * stride;
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
       offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * int(stride);
@@ -58,6 +60,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
+#if USES_THREADGROUP
 // Fragments f, f + 1, .. of a group, side by side from `source` on: `count` of them, as many as `place` puts there
 template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const threadgroup T* source, int count) {
   Run<Pair<T>, MOST> group = {};
@@ -70,6 +73,7 @@ template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const
   return group;
 }
 
+#else
 // `count` pairs, MOST at most, that lie side by side in the device's memory: by one read if it is aligned as it asks
 template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device T* source, int count) {
   Run<Pair<T>, MOST> found = {};
@@ -84,6 +88,9 @@ template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device
   return found;
 }
 
+#endif
+
+#if USES_THREADGROUP
 // Fragments (t, d), (t, d + 1), .. of a block of BT rows and H columns in threadgroup memory
 template <int BT, int H, typename T>
 METAL_FUNC Run<Pair<T>, WIDE> staged_group(const threadgroup T* scratch, int pitch, int t, int d, Lane lane) {
@@ -101,7 +108,6 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> staged_transposed(const threadgroup T* scratc
 // Columns [column, column + H) of a block of BT rows to threadgroup memory, zeros where there is no row; TRANSPOSED:
 // as H rows of BT. A thread's column does not change from pass to pass.
 template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thread const B& b, int column) {
-  if constexpr (!B::COPIED) return;
   using T = typename B::Element;
   constexpr int N = B::RUN, RUNS = H / N;
   constexpr int SLOTS = RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
@@ -125,13 +131,15 @@ template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thre
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
+#endif
+
+#if !QUANTIZED
 // An operand that all simdgroups walk along in blocks of BT rows. USES_THREADGROUP: each BT x BH block is copied to
 // threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
 // Rows at or past `valid` read as zero. Where it is known to be BT, the code has no trace of that.
-template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP> struct Traversed {
+template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
-  static constant constexpr const bool COPIED = USES_THREADGROUP;
   const device T* head;
   const device T* block;
   threadgroup T* scratch;
@@ -145,9 +153,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     lane = lane_;
   }
 
-  METAL_FUNC void view(const device T* head_, long stride_) thread {
-    head = head_;
-    stride = int(stride_);
+  METAL_FUNC void view(thread const View& view, int b, int h) thread {
+    head = view.head<T>(b, h);
+    stride = int(view.row_stride<T>());
   }
 
   // To the block that begins at `row`; `end`: the last row that is wanted, plus one. Not `edge`: it is whole, and
@@ -163,12 +171,27 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
   // Nothing to hand back where products are synchronous
   METAL_FUNC void release() thread {}
 
+#if USES_THREADGROUP
   // Elements of a row, at (row, column) from (row0, column0), which is the same for all lanes
   METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
     const device T* corner = block + (row0 * stride + column0);
     return *(const device Run<T, RUN>*)(corner + (row * stride + column));
   }
 
+  METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
+  METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
+
+  // Fragments (t, d), (t, d + 1), .. of columns [column, column + H), as they lie in memory
+  template <int H>
+  METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
+    return staged_group<BT, H>(scratch, BH, t, d, lane);
+  }
+
+  // Fragments (d, t), (d, t + 1), .. of the block with rows and columns exchanged
+  template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
+    return staged_transposed<BT, H>(scratch, t, d, lane);
+  }
+#else
   // Where `row` of the block begins
   METAL_FUNC const device T* source(int row) const thread { return block + row * stride; }
 
@@ -180,17 +203,8 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
   // which is read as zeros if it does not exist
   template <int H>
   METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
-    if constexpr (USES_THREADGROUP) {
-      return staged_group<BT, H>(scratch, BH, t, d, lane);
-    } else {
-      if (!exists) return {};
-      return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
-    }
-  }
-
-  // Fragments (d, t), (d, t + 1), .. of the staged block with rows and columns exchanged
-  template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
-    return staged_transposed<BT, H>(scratch, t, d, lane);
+    if (!exists) return {};
+    return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
   }
 
   // N fragments (d, t), (d + 1, t), .. of a block that is read directly; first, second: the sources of this lane's
@@ -206,7 +220,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool USES_THREADGROUP>
     for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
     return found;
   }
+#endif
 };
+#endif
 
 // Apple GPUs have no producer warps: every simdgroup loads and multiplies.
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
@@ -215,8 +231,12 @@ template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, 
 // register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block
 // of the traversal. Every element is read and written by one lane only, so no barrier is needed.
 template <int R, int D, int BH, bool CACHED> struct Accumulator {
+#if CACHES
   Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
+#endif
+#if PAGES
   device float* page;
+#endif
   int offset[R / 8], column;
   int rows;  // rows of this simdgroup that exist
 
@@ -224,7 +244,9 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     rows = total - first - lane.row;
     for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D;
     column = lane.column;
+#if PAGES
     if constexpr (!CACHED) page = (device float*)head + long(first) * D;
+#endif
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
@@ -238,18 +260,33 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
 
   METAL_FUNC Pair<float> get(int i, int d) const thread {
+#if CACHES
     if constexpr (CACHED) return cached[i][d];
+#endif
+#if PAGES
     if (i * 8 >= rows) return Pair<float>(0);
     return *(const device Pair<float>*)(page + (offset[i] + at(d)));
+#endif
   }
 
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-    if constexpr (CACHED) {
-      cached[i][d] = value;
-    } else if (i * 8 < rows) {
-      *(device Pair<float>*)(page + (offset[i] + at(d))) = value;
-    }
+#if CACHES
+    if constexpr (CACHED) cached[i][d] = value;
+#endif
+#if PAGES
+    if (!CACHED && i * 8 < rows) *(device Pair<float>*)(page + (offset[i] + at(d))) = value;
+#endif
   }
+
+  // result = factor * result + sum, where `sum` starts from begin(). In float32 the summation is blocked, so that the
+  // error grows with the number of traversed blocks and not with the number of keys.
+#if BLOCKED_SUM
+  METAL_FUNC Pair<float> begin(int, int, float) const thread { return Pair<float>(0); }
+  METAL_FUNC void end(int i, int d, float factor, Pair<float> sum) thread { set(i, d, get(i, d) * factor + sum); }
+#else
+  METAL_FUNC Pair<float> begin(int i, int d, float factor) const thread { return get(i, d) * factor; }
+  METAL_FUNC void end(int i, int d, float, Pair<float> sum) thread { set(i, d, sum); }
+#endif
 
   // Out[first + row, :] = factor * result
   template <typename Out>
@@ -268,3 +305,4 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 };
 
 }  // namespace tile
+}  // namespace flash

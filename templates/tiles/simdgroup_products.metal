@@ -1,9 +1,12 @@
 // Products of tiles on 8x8 simdgroup matrices, and how NaN and infinities stay with the rows that see them.
+namespace flash {
 namespace tile {
 
-// Staged transposed, a run of a row serves WIDE_ROWS fragments of S.
+// S += A[:, column : column + H] B[:, column : column + H]^T, one head block
+#if USES_THREADGROUP
+// In threadgroup memory, transposed: a run of a row serves WIDE_ROWS fragments of S.
 template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
-METAL_FUNC void staged_abt(
+METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
   stage<BT, H, true>(b, column);
 #pragma clang loop unroll(full)
@@ -22,7 +25,7 @@ METAL_FUNC void staged_abt(
     }
   }
 }
-
+#else
 // One fragment of columns of S, from the memory at `first` and `second` on: a lane's run serves DEEP fragments of the sum.
 template <int H, int R, typename T, typename B>
 METAL_FUNC void direct_fragment(
@@ -47,7 +50,7 @@ METAL_FUNC void direct_fragment(
 }
 
 template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
-METAL_FUNC void direct_abt(
+METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
   Pair<T> rows[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) a.template fragments<H>(i, column, rows[i]);
@@ -67,17 +70,7 @@ METAL_FUNC void direct_abt(
   direct_fragment<H, R>(sum, rows, b, b.source(first), b.source(first + 1), column, b.valid - first);
   put(s, sum, last);
 }
-
-// S += A[:, column : column + H] B[:, column : column + H]^T, one head block
-template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
-METAL_FUNC void head_block_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
-  if constexpr (B::COPIED) {
-    staged_abt<H>(s, a, b, column);
-  } else {
-    direct_abt<H>(s, a, b, column);
-  }
-}
+#endif
 
 // S = A B^T. Where A sits in registers, which have no index, the loop over head blocks unrolls. Where it does not,
 // unrolling would only hoist the re-reads back into registers.
@@ -152,15 +145,21 @@ METAL_FUNC bool add_product(
   Pair<P> rows[R / 8];
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
-    if (b.valid < BT && (B::COPIED ? fixed_place(t) >= b.valid : t * 8 + 8 > b.valid)) continue;
+#if USES_THREADGROUP
+    if (b.valid < BT && fixed_place(t) >= b.valid) continue;
+#else
+    if (b.valid < BT && t * 8 + 8 > b.valid) continue;
+#endif
     for (int i = 0; i < R / 8; i++) rows[i] = p.at[i][t];
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
   }
-  if (!B::COPIED && b.valid % 8 != 0) {  // the fragment that the end lies in, as in direct_abt
+#if !USES_THREADGROUP
+  if (b.valid % 8 != 0) {  // the fragment that the end lies in, as in head_block_abt
     const int last = b.valid / 8, row = last * 8 + b.lane.row;
     pick(rows, p, last);
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, b.source(row), last, column, row < b.valid);
   }
+#endif
   return FINITE && simd_any(found != 0);
 }
 
@@ -193,19 +192,18 @@ METAL_FUNC void add_not_finite(
   }
 }
 
-// C[:, column : column + H] = factor * C[:, ..] + P B[:, ..]. float32 operands sum each block apart, so that rounding
-// grows with the number of blocks in the traversal, not with its rows.
+// C[:, column : column + H] = factor * C[:, ..] + P B[:, ..], one head block
 template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     int column, bool whole) {
-  constexpr bool BLOCKED_SUM = sizeof(typename B::Element) == 4;
+#if USES_THREADGROUP
   stage<BT, H, false>(b, column);
+#endif
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++)
-      block[i][d] = BLOCKED_SUM ? Pair<float>(0) : c.get(i, column / 8 + d) * factor.at[i];
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.begin(i, column / 8 + d, factor.at[i]);
   }
   // Keeps page accesses out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
@@ -214,12 +212,10 @@ METAL_FUNC void head_block_ab(
   } else if (add_product<H, true, Narrow>(block, p, b, column)) {
     add_not_finite<H>(block, p, b, column);
   }
-  if (BLOCKED_SUM && !CACHED) simdgroup_barrier(mem_flags::mem_none);
+  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) {
-      c.set(i, column / 8 + d, BLOCKED_SUM ? c.get(i, column / 8 + d) * factor.at[i] + block[i][d] : block[i][d]);
-    }
+    for (int d = 0; d < H / 8; d++) c.end(i, column / 8 + d, factor.at[i], block[i][d]);
   }
 }
 
@@ -241,3 +237,4 @@ METAL_FUNC void multiply_ab(
 }
 
 }  // namespace tile
+}  // namespace flash

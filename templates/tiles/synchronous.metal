@@ -1,4 +1,5 @@
 // The asynchronous interface for layers with synchronous products: finish_abt does the whole product.
+namespace flash {
 namespace tile {
 
 template <typename S, typename A, typename B> METAL_FUNC void begin_abt(thread S&, thread const A&, thread const B&) {}
@@ -16,3 +17,4 @@ template <int BP, int D> struct PingPong {
 };
 
 }  // namespace tile
+}  // namespace flash

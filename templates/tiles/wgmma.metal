@@ -1,12 +1,13 @@
 // The tile layer's products by wgmma (Hopper): the four simdgroups of a warpgroup multiply 64 rows with one
 // instruction, which reads threadgroup memory.
+namespace flash {
 namespace tile {
 
 // Issues S = A B^T
-template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool USES_THREADGROUP>
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void begin_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
   static_assert(R == 16 && !CACHED, "wgmma reads 64 rows from threadgroup memory, 16 for each simdgroup");
   const int warpgroup_row = a.first / MMA_ROWS * MMA_ROWS;
   const nv::Matrix<T> rows = nv::Matrix<T>::of(a.block + warpgroup_row * PANEL, PANEL);
@@ -37,12 +38,10 @@ METAL_FUNC void multiply_abt(thread S& s, thread const A& a, thread const B& b) 
 }
 
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
-template <
-    typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED,
-    bool USES_THREADGROUP>
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, USES_THREADGROUP>& b, bool whole) {
+    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
   c.multiply(factor);
   if (!simd_all(whole || all_finite(b))) {
     nan_safe_ab(c, p, b);
@@ -78,3 +77,4 @@ template <int BP, int D> struct PingPong {
 };
 
 }  // namespace tile
+}  // namespace flash

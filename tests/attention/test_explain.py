@@ -36,7 +36,7 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
         assert named == {name for name in step.cacheable if name in (*step.inputs, *step.outputs)}
         assert ("max_total_threads" in real.kernel.header) == (said.max_threads is not None)
         assert said.tiles == (real.config.tiles if step.tiled else "none")
-        assert ("USES_THREADGROUP = true" in real.kernel.header or said.tiles in ("mma", "wgmma")) == said.staged
+        assert ("threadgroup_barrier(" in real.kernel.header or said.tiles in ("mma", "wgmma")) == said.staged
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
 
 

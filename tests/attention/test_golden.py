@@ -1,24 +1,27 @@
 """The generated Metal text is kept: a change of any kernel shows in the diff of a commit, or it fails here.
 
-`golden/STEP.json` holds a digest of the text of every table row's kernels, `golden/signatures.metal` the arguments as
-MLX writes them. After a meant change: MLX_FLASH_UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py
+`golden/digests.json` holds one digest for each kind of kernel, precision and GPU family, `golden/NAME.metal` four whole
+texts to read in a review, and `golden/signatures.metal` the arguments as MLX writes them. After a meant change:
+MLX_FLASH_UPDATE_GOLDEN=1 python -m pytest tests/attention/test_golden.py
 """
 
 import hashlib
 import json
 import os
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from problems import make_problem
-from table_rows import builds_of
+from table_rows import builds_of, tensor_builds_of
 
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import source
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan_of
+from mlx_flash.kernels.plan import plan, plan_of
 from mlx_flash.metal.frontend.signature import shape_facts
-from mlx_flash.problem.kinds import BACKWARD_MASK, DECODE, DECODING, FORWARD
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, DECODING, FORWARD
 from mlx_flash.problem.kinds import STEPS as TRAINING
 from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
@@ -33,18 +36,32 @@ QUANTIZED = (Quantization("affine", 4, 64), Quantization("nvfp4", 4, 16))
 BUFFERS = 31  # that a Metal function can take
 
 
-def digests(step) -> dict[str, str]:
-    """Of every row's kernels, plain and causal, and with every feature that goes together."""
-    found = {}
-    for arguments in builds_of(step):
-        *start, features, threads = arguments
-        # Dequantizing kernels are staged on every family.
-        dequantizes = step in (FORWARD, DECODE) and start[2].uses_threadgroup_memory
-        packed = [Variants(quantization=one) for one in QUANTIZED] if dequantizes else []
-        for chosen in (features, *EVERYTHING, *packed):
+def texts(step) -> dict[str, list[str]]:
+    """The texts of every row's kernels, plain, causal, and with all variants that go together; by the row's table."""
+    found = defaultdict(list)
+    for arguments in (*builds_of(step), *tensor_builds_of(step)):
+        *start, variants, threads = arguments
+        family, dtype = start[2:4]
+        dequantizes = step in (FORWARD, DECODE) and family.uses_threadgroup_memory and not family.tensor
+        quantized = [Variants(quantization=one) for one in QUANTIZED] if dequantizes else []
+        for chosen in (variants, *EVERYTHING, *quantized):
             kernel = source.build(*start, chosen, threads)
-            found[kernel.name] = hashlib.sha256((kernel.header + kernel.body).encode()).hexdigest()[:16]
+            found[f"{step} {dtype} {start[1].tiles} {family.table}"] += [kernel.name, kernel.header, kernel.body]
     return found
+
+
+def digest(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+def indented(text: str) -> str:
+    """Kernels come without indentation."""
+    depth, lines = 0, []
+    for line in text.splitlines():
+        here = depth - line.startswith(("}", ")"))
+        lines.append("" if not line else line if line.startswith("#") else "  " * here + line)
+        depth += sum(map(line.count, "{(")) - sum(map(line.count, "})"))
+    return "\n".join(lines) + "\n"
 
 
 def signature(step) -> str:
@@ -61,10 +78,29 @@ def kept(path: Path, text: str) -> str:
     return path.read_text(encoding="ascii")
 
 
-@pytest.mark.parametrize("step", STEPS, ids=repr)
-def test_every_kernel_is_the_one_kept(step):
-    found = json.dumps(dict(sorted(digests(step).items())), indent=0) + "\n"
-    assert found == kept(GOLDEN / f"{step}.json", found)
+def test_every_kernel_is_the_one_kept():
+    found = {name: digest(kept) for step in STEPS for name, kept in sorted(texts(step).items())}
+    text = json.dumps(found, indent=0) + "\n"
+    assert text == kept(GOLDEN / "digests.json", text)
+
+
+# What a reviewer reads: the plain kernel of the papers, each half of the backward pass, and the fullest decoding.
+WHOLE = {
+    "forward": (FORWARD, "apple9", "float16", Variants(causal=True)),
+    "backward_query": (BACKWARD_QUERY, "sm90", "bfloat16", Variants(block=128)),
+    "backward_key_value": (BACKWARD_KEY_VALUE, "apple7", "float32", Variants(mask="float32", dropout=0.5)),
+    "decode": (DECODE, "apple7", "float16", EVERYTHING[0]),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_four_texts_are_kept_whole(name):
+    kind, family, dtype, variants = WHOLE[name]
+    problem = make_problem(1, 4, 2, 8, 256, 64, 64, dtype)
+    signature = replace(problem.signature, variants=variants)
+    kernel = plan(kind, signature, FAMILIES[family], 8 * (kind is DECODE)).kernel
+    text = f"// {kernel.name}\n\n{indented(kernel.header)}\n// The body\n{indented(kernel.body)}"
+    assert text == kept(GOLDEN / f"{name}.metal", text)
 
 
 def test_the_arguments_are_those_kept():

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from string import Template
 
 import mlx.core as mx
 import pytest
@@ -19,7 +18,8 @@ from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
-from mlx_flash.problem.kinds import DELTA
+from mlx_flash.problem.kinds import DELTA, FORWARD
+from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
 
 ROOT = Path(mlx_flash.__file__).parent.parent
@@ -43,46 +43,90 @@ def test_templates_are_plain_metal(template):
     assert not re.search(r"\$\{|\$\$", text), "only plain $NAME holes"
 
 
+def constants_of(text: str) -> set[str]:
+    """Constants that a template names, as $CONSTANT or in a condition of `#if`."""
+    conditions = re.findall(r"^#(?:el)?if\b([^/\n]*)", text, flags=re.MULTILINE)
+    return {*re.findall(r"\$(\w+)", text), *re.findall(r"[A-Z]\w*", " ".join(conditions))}
+
+
+def test_constants_are_what_templates_name(monkeypatch):
+    """Both ways: a constant without a value raises when a text is built, and one that no template names is dead."""
+    given, original = set(), source._filled
+
+    def recording(name, constants):
+        given.update(constants)
+        return original(name, constants)
+
+    monkeypatch.setattr(source, "_filled", recording)
+    for arguments in {arguments[0]: arguments for arguments in EVERY}.values():
+        source.build.__wrapped__(*arguments)
+        *start, _, threads = arguments
+        source.build.__wrapped__(*start, Variants(quantization=Quantization("affine", 4, 64)), threads)
+    assert given == set().union(*(constants_of(path.read_text()) for path in TEMPLATES))
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_holes_are_for_constants_and_types(template):
+    for line in template.read_text().splitlines():
+        code = line.split("//")[0].strip()
+        if "$" in code:
+            assert re.match(r"(constant constexpr (int|uint|bool) |using \w+ = \$\w+;)", code), line
+
+
 @pytest.mark.parametrize("step", STEPS, ids=str)
-def test_holes_are_what_source_fills(step, monkeypatch):
-    """Both ways: a hole without a value raises in substitute; a value without a hole is dead."""
-    given, holes = {}, set()
-
-    class Recording(Template):
-        def substitute(self, mapping):
-            given.update(mapping)
-            holes.update(re.findall(r"\$([A-Za-z_]+)", self.template))
-            return super().substitute(mapping)
-
-    monkeypatch.setattr(source, "Template", Recording)
-    source.build.cache_clear()
-    source.build(*builds_of(step)[0])
-    source.build.cache_clear()
-    assert holes == {hole.upper() for hole in holes}
-    # Features are offered to every step; a step that lacks one of them leaves its hole out.
-    assert holes <= set(given) and set(given) - holes <= set(Variants().holes(step))
+def test_a_body_names_its_arguments_and_nothing_else(step):
+    """MLX adds an argument for every word that it finds in a body."""
+    body = source.build(*builds_of(step)[0]).body
+    found = {word for word in ATTRIBUTES if word in body}
+    assert found == {"threadgroup_position_in_grid", "thread_index_in_threadgroup"} and "//" not in body
+    assert all(name in body for name in (*step.inputs, *step.outputs))
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
-def test_holes_are_for_constants_and_types(step):
-    constants, body = source.template(step.name).split(source.BODY)
-    assert "$" not in body
-    for line in constants.splitlines():
-        if "$" in line:
-            code = line.split("//")[0].strip()
-            allowed = r"(constant constexpr (int|bool) |#define [A-Z_]+ |using \w+ = \$\w+;|\$ATTRIBUTES$)"
-            assert re.match(allowed, code), line
+def size(kernel) -> int:
+    return len(kernel.header) + len(kernel.body)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
-def test_no_accidental_arguments(step):
-    """MLX adds an argument for every word it finds in the body: comments must bring none."""
-    body = source.template(step.name).split(source.BODY)[1]
-    code = "\n".join(line.split("//")[0] for line in body.splitlines())
-    words = [*ATTRIBUTES, *(f"{name}_{fact}" for name in step.inputs for fact in ("shape", "strides", "ndim"))]
-    for word in words:
-        assert (word in body) == (word in code), f"{word} stands in a comment of {step}"
-    assert "thread_index_in_threadgroup" in code, "MLX closes the signature too early without any attribute"
+def test_texts_are_short():
+    """MLX hashes the whole text at every launch."""
+    assert max(size(source.build(*arguments)) for arguments in builds_of(FORWARD)) <= 28 * 1024
+    assert max(size(source.build(*arguments)) for arguments in builds_of(DELTA)) <= 2 * 1024
+
+
+def test_texts_hold_only_what_is_used():
+    """No comments, blank lines and branches of variants that are off."""
+    for arguments in EVERY:
+        text = source.build(*arguments).header
+        assert not re.search(r"//|\n\s*\n|#if|#define|\$", text)
+        assert not re.search(r"[Dd]ropout|slopes|block_map|Quantized|softcap|sinks|segments|window", text)
+    assert "store_sums" not in text
+
+
+def test_a_switch_keeps_comments(monkeypatch):
+    """For reading generated text; what the compiler sees stays the same."""
+    arguments = builds_of(FORWARD)[0]
+    short = source.build(*arguments)
+    monkeypatch.setenv(source.KEEP_COMMENTS, "1")
+    long = source.build.__wrapped__(*arguments)
+    assert "// S = scale log2(e) Q K^T, masked" in long.header and "\n\n" in long.header
+    words = re.findall(r"\S+", re.sub(r"//[^\n]*", "", long.header))
+    # Files that are joined close and open the namespace between them.
+    assert " ".join(words).replace("} namespace flash { ", "") == " ".join(re.findall(r"\S+", short.header))
+    assert long.body == short.body
+
+
+@pytest.mark.parametrize(
+    "condition, holds",
+    [("A", True), ("B", False), ("!B && (B || A)", True), ("!(A && C)", False), ("0 || B", False), ("!0 && 1", True)],
+)
+def test_conditions_are_those_of_the_preprocessor(condition, holds):
+    constants = {"A": "1", "B": "0", "C": "true", "D": "false"}
+    text = f"#if D\n#if UNKNOWN\nx\n#endif\n#elif {condition}\nyes\n#else\nno\n#endif\n"
+    assert list(source._chosen(text, constants)) == ["yes\n" if holds else "no\n"]
+
+
+def test_an_unknown_constant_is_an_error():
+    with pytest.raises(KeyError, match="UNKNOWN"):
+        list(source._chosen("#if UNKNOWN\n#endif\n", {}))
 
 
 @pytest.mark.reported("mlx-3832", "mlx-3833", "mlx-2242")
@@ -173,5 +217,10 @@ def test_the_graph_of_our_kernels_exports(tmp_path):
 
 def test_delta_has_no_head_dimension_of_its_own():
     """It reads O and dO only: one text serves every D, and both masks."""
-    kernels = {source.build(*arguments) for arguments in builds_of(DELTA)}
-    assert len({kernel.body for kernel in kernels}) == 1
+    for step, row, family, dtype, _, value_dim, _, threads in builds_of(DELTA):
+        builds = (
+            source.build(step, row, family, dtype, head_dim, value_dim, Variants(causal=causal), threads)
+            for head_dim in (8, 64, 512)
+            for causal in (False, True)
+        )
+        assert len({(kernel.name, kernel.header, kernel.body) for kernel in builds}) == 1

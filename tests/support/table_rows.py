@@ -6,6 +6,7 @@ import itertools
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import FULL, TABLE, max_threads
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING
 from mlx_flash.problem.kinds import STEPS as ALL_STEPS
 from mlx_flash.problem.variants import Variants
@@ -25,6 +26,17 @@ def builds_of(step) -> list[tuple]:
                     threads = max_threads(step, row, precision, family, row.max_head)
                     found.append((step, row, family, dtype, head_dim, value_dim, Variants(causal=causal), threads))
     return found
+
+
+def tensor_builds_of(step) -> list[tuple]:
+    """The same for the rows of NVIDIA's tensor cores."""
+    return [
+        (step, row, FAMILIES[name], dtype, head_dim, value_dim, Variants(causal=True), None)
+        for (row_step, _, name), rows in TENSOR_TABLE.items()
+        for row, dtype in itertools.product(rows, ("float16", "bfloat16"))
+        for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head))
+        if row_step is step
+    ]
 
 
 EVERY = [arguments for step in STEPS for arguments in builds_of(step)]

@@ -1,0 +1,75 @@
+"""The arguments of a kernel as one Metal struct, and the body that fills it and calls the kernel's function.
+
+MLX gives a kernel its arguments by name, and the shape and the strides of an array only where their names occur in the
+text of the body. So the body names all of them, once, and the templates take a struct.
+"""
+
+from __future__ import annotations
+
+from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
+
+# Members by their types. Arrays are in device memory, because launch.py pads those that MLX would pass as constants;
+# the others here have fewer than eight elements whatever the problem.
+VIEWS = {"Q", "K", "V", "O", "dO"}
+TYPES = {
+    **dict.fromkeys(("L", "delta", "O_parts", "L_parts", "slopes", "sinks"), "const device float*"),
+    **dict.fromkeys(("window", "decode_params", "extents"), "const constant int*"),
+    **dict.fromkeys(("scale", "softcap", "survivor_scale"), "float"),
+    **dict.fromkeys(("q_segments", "k_segments", "block_map", "block_lists", "block_counts"), "Strided<int>"),
+    "attention_mask": "Strided<MaskElement>",
+    "shifts": "const device int*",
+    "block_bitmaps": "const device uint8_t*",
+    "dropout_key": "const constant uint*",
+}
+LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_shape[2]"}
+
+
+def lengths(kind: KernelKind) -> dict[str, str]:
+    """Axes that the kernel reads, and the expressions that give them."""
+    if kind is DELTA:
+        return {"Hq": "dO_shape[1]", "Lq": "dO_shape[2]"}
+    if kind is COMBINE:
+        return {"parts": "O_parts_shape[0]", "rows": "O_parts_shape[1] * O_parts_shape[2] * O_parts_shape[3]"}
+    if kind is DECODE:  # the rows of a head are all queries of the group
+        return LENGTHS | {"B": "Q_shape[0]", "rows": "Q_shape[2]", "Lq": "decode_params[0]"}
+    return LENGTHS | ({"B": "Q_shape[0]"} if kind is BACKWARD_MASK else {})
+
+
+def members(inputs: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Member -> (its type, the expression that fills it). Scales and biases of a quantized operand belong to it."""
+    found = {}
+    for name in inputs:
+        parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
+        views = [f"{{{one}, {one}_strides}}" for one in (name, *parts)]
+        if name in VIEWS and parts:
+            found[name] = "QuantizedView", f"{{{', '.join(views)}}}"
+        elif name in VIEWS or TYPES.get(name, "").startswith("Strided"):
+            found[name] = TYPES.get(name, "View"), views[0]
+        elif name in TYPES:
+            found[name] = TYPES[name], name
+    return found
+
+
+def struct(kind: KernelKind, inputs: tuple[str, ...]) -> str:
+    """The definition of `flash::Arguments`."""
+    lines = [f"  {kept} {name};" for name, (kept, _) in members(inputs).items()]
+    return "\n".join(
+        ["namespace flash {", "struct Arguments {", *lines, f"  int {', '.join(lengths(kind))};", "};", "}", ""]
+    )
+
+
+def body(kind: KernelKind, inputs: tuple[str, ...]) -> str:
+    """What MLX puts between the braces of the kernel."""
+    filled = {name: value for name, (_, value) in members(inputs).items()} | lengths(kind)
+    scratch = ["alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];"] if kind.tiled else []
+    passed = ["args", *kind.outputs, *(["scratch"] if kind.tiled else [])]
+    return "\n".join(
+        [
+            *scratch,
+            "flash::Arguments args;",
+            *(f"args.{name} = {value};" for name, value in filled.items()),
+            f"flash::{kind.template or kind.name}(",
+            f"    {', '.join(passed)}, threadgroup_position_in_grid, thread_index_in_threadgroup);",
+            "",
+        ]
+    )

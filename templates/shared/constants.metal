@@ -1,0 +1,21 @@
+// What every tiled kernel is specialised by; the glossary in forward.metal explains the names.
+namespace flash {
+
+using Element = $ELEMENT;  // of Q, K, V and dO
+constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
+constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
+constant constexpr int THREADS = 32 * BP / R;
+constant constexpr int SCRATCH = $SCRATCH;            // elements of threadgroup memory
+constant constexpr bool CAUSAL = $CAUSAL, HAS_WINDOW = $HAS_WINDOW;
+constant constexpr bool ADDITIVE = $ADDITIVE;         // the array mask is added
+constant constexpr bool TRANSPOSED = $OVER_KEYS;      // rows of a tile are keys, and its columns queries
+// The scores have something added to them, or are capped: they are scaled before.
+constant constexpr bool SCALED_FIRST = $HAS_SOFTCAP || $HAS_ALIBI || $ADDITIVE;
+#if HAS_MASK
+using MaskElement = $MASK_ELEMENT;
+#endif
+#if HAS_BLOCKS
+constant constexpr int BLOCK = $BLOCK;  // rows and columns of a block of the block mask
+#endif
+
+}  // namespace flash

@@ -1,0 +1,41 @@
+// Arrays as kernels receive them: operands are bytes with strides, so that views of any layout are read in place.
+#include <metal_stdlib>
+using namespace metal;
+
+namespace flash {
+
+// A run of N elements that is aligned to one element only: views may start anywhere.
+template <typename T, int N> struct Run { T at[N]; };
+
+// [B, heads, length, D], the last axis contiguous; strides are in bytes.
+struct View {
+  const device uint8_t* bytes;
+  const constant int64_t* strides;
+
+  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
+    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+  }
+
+  // Elements from one row to the next
+  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+};
+
+#if QUANTIZED
+// Keys or values in one of the formats of quantized.metal
+struct QuantizedView {
+  View codes, scales;
+#if AFFINE
+  View biases;
+#endif
+};
+#endif
+
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS
+// [B, heads, ...] of a known type; strides are in elements.
+template <typename T> struct Strided {
+  const device T* at;
+  const constant int64_t* strides;
+};
+#endif
+
+}  // namespace flash
