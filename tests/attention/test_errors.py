@@ -1,6 +1,5 @@
 """Every wrong argument is refused by a message that names it, what was expected, what came, and what to do."""
 
-import importlib
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from refusals import GOOD, call, zeros
 
 import mlx_flash
-from mlx_flash import UnsupportedProblem, use_backend
+from mlx_flash import UnsupportedProblem, backends, use_backend
 from mlx_flash.kernels.devices import FAMILIES, family_of
 
 # name: (arguments that replace good ones, the argument blamed, what was expected, what came, what to do)
@@ -95,7 +94,6 @@ def test_unknown_names_in_the_environment(monkeypatch):
 
 
 def test_metal_without_a_metal_gpu(monkeypatch):
-    backends = importlib.import_module("mlx_flash.backends")
     monkeypatch.setattr(backends.mx.metal, "is_available", lambda: False)
     backends.backend.cache_clear()
     with pytest.raises(UnsupportedProblem, match='backend "metal": this machine has no Metal GPU. Use "simulator"'):
@@ -132,7 +130,7 @@ def test_backend_choice_is_scoped():
 
 
 def backend_now():
-    return importlib.import_module("mlx_flash.backends").current_backend()
+    return backends.current_backend()
 
 
 def test_families_of_architectures():

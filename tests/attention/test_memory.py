@@ -1,7 +1,5 @@
 """Memory is linear in the length: no launch allocates anything of size Lq x Lk, and the reference holds none either."""
 
-import importlib
-
 import bounds
 import mlx.core as mx
 import numpy as np
@@ -14,6 +12,7 @@ from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.problem.kinds import BACKWARD_MASK
 from mlx_flash.problem.kinds import STEPS as ALL_STEPS
 from mlx_flash.problem.problem import Problem
+from mlx_flash.reference import steps
 
 STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]  # its output is the mask's size, by definition
 
@@ -65,7 +64,7 @@ def peak(length: int) -> int:
 
 def test_reference_peak_is_linear(reference, monkeypatch):
     """Forward and backward, in small blocks so that the constant is small: MLX must not hold many blocks at once."""
-    monkeypatch.setattr(importlib.import_module("mlx_flash.reference.steps"), "BLOCK", 128)
+    monkeypatch.setattr(steps, "BLOCK", 128)
     lengths = [1024, 2048, 4096]
     peaks = [peak(length) for length in lengths]
     assert slope(lengths, peaks) <= bounds.PEAK_SLOPE, f"peaks {peaks}"

@@ -1,6 +1,5 @@
 """Every byte that masks and variants ask for at 65536 queries and keys, added up: launches' outputs and operands."""
 
-import importlib
 import math
 
 import bounds
@@ -16,6 +15,7 @@ from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, STEPS
 from mlx_flash.problem.problem import problem_of
+from mlx_flash.reference import steps as reference_steps
 
 N, B, HQ, HK = 65536, 2, 4, 2
 
@@ -135,7 +135,7 @@ PEAKS = {
 @pytest.mark.parametrize("name", PEAKS)
 def test_reference_peak_is_linear(reference, monkeypatch, name):
     """Forward and backward in small blocks: no mask is written out at Lq x Lk."""
-    monkeypatch.setattr(importlib.import_module("mlx_flash.reference.steps"), "BLOCK", 64)
+    monkeypatch.setattr(reference_steps, "BLOCK", 64)
     lengths = [512, 2048]
     peaks = [peak(length, PEAKS[name](length)) for length in lengths]
     assert slope(lengths, peaks) <= bounds.PEAK_SLOPE, f"peaks {peaks}"

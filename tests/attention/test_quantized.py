@@ -1,6 +1,5 @@
 """quantized_attention: packed keys and values are read in place and give what attention gives on their values."""
 
-import importlib
 import itertools
 
 import bounds
@@ -21,6 +20,7 @@ from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE, FORWARD
 from mlx_flash.problem.problem import problem_of
 from mlx_flash.problem.quantization import FORMATS, quantization_of
+from mlx_flash.reference import steps
 from mlx_flash.simulator import mode, profile, schedule
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -311,7 +311,7 @@ def peak(length: int) -> int:
 
 def test_the_reference_dequantizes_blocks(reference, monkeypatch):
     """Never the whole cache."""
-    monkeypatch.setattr(importlib.import_module("mlx_flash.reference.steps"), "BLOCK", 128)
+    monkeypatch.setattr(steps, "BLOCK", 128)
     length = 16384
     assert peak(length) < length * 32 * 4  # the keys alone, dequantized
 

@@ -1,16 +1,14 @@
 """mlx_flash.vmap: for any axes of any argument, the same as one call per entry, before and after mx.grad."""
 
-import importlib
-
 import bounds
 import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import bits
 from machines import across_backends
+from watched import watched
 
 from mlx_flash import BlockMask, UnsupportedProblem, attention, transforms, vmap
-from mlx_flash.backends import Backend, current_backend
 
 N = 3
 # What a map that MLX does by itself ends in; the simulator has no values to run on, and says so before that.
@@ -143,20 +141,14 @@ def test_any_axis_of_any_argument(backend, case):
 
 
 @pytest.mark.parametrize("name", AXES)
-def test_one_launch_for_all_entries(monkeypatch, name):
+def test_one_launch_for_all_entries(name):
     """But for what entries of one launch share: slopes, sinks and keys of their own, and dropout's pattern."""
     extras, axes = AXES[name]
-    names, launched = ("q", "k", "v", *extras), []
-    plain = current_backend()
-
-    def run(kind, plan, problem, inputs, stream):
-        launched.append(problem.batch)
-        return plain.run(kind, plan, problem, inputs, stream)
-
-    counting = Backend("counting", plain.family, run)
-    monkeypatch.setattr(importlib.import_module("mlx_flash.api"), "current_backend", lambda: counting)
-    vmap(call(names), axes)(*draw(names, axes))
-    assert launched == ([2] * N if name in ("slopes", "sinks", "dropout", "dropout-shared-key") else [2 * N])
+    names = ("q", "k", "v", *extras)
+    with watched() as ran:
+        vmap(call(names), axes)(*draw(names, axes))
+    apart = name in ("slopes", "sinks", "dropout", "dropout-shared-key")
+    assert [one.problem.batch for one in ran] == ([2] * N if apart else [2 * N])
 
 
 def test_output_axes(backend):

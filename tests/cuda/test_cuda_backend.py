@@ -1,14 +1,14 @@
 """Backend "cuda": chosen by itself where there is an NVIDIA GPU, refused with the reason where it cannot run, and its
 kernels, for every step and family, assemble. What needs a GPU is in tests/cuda/gpu/cuda_trust.py."""
 
-import importlib
 import re
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from watched import chosen
 
-from mlx_flash import UnsupportedProblem, attention, explain, use_backend
+from mlx_flash import UnsupportedProblem, attention, backends, explain, use_backend
 from mlx_flash.backends import Backend, cuda
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import candidates, max_threads
@@ -22,7 +22,6 @@ from mlx_flash.simulator import ToolchainError
 
 pytestmark = pytest.mark.ptx
 
-backends = importlib.import_module("mlx_flash.backends")
 H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capability_minor": 0}
 
 
@@ -193,13 +192,10 @@ def test_metal_refuses_kernels_for_tensor_cores(cleared_caches):
 
 def test_a_call_inside_compile(launches):
     """Nothing is computed while MLX traces, and the gradients' kernels are launched too."""
-    token = backends._choices.set(((None, Backend("cuda", FAMILIES["apple9"], cuda.run), True),))
-    try:
+    with chosen(Backend("cuda", FAMILIES["apple9"], cuda.run)):
         q = mx.ones((1, 2, 20, 16))
         step = mx.compile(lambda q: mx.grad(lambda q: attention(q, q, q, causal=True).sum())(q))
         assert step(q).shape == q.shape
-    finally:
-        backends._choices.reset(token)
     assert [launch["name"].split("_")[3] for launch in launches] == ["forward", "delta", "backward", "backward"]
     assert all(launch["stream"] == mx.gpu and launch["ensure_row_contiguous"] for launch in launches)
 

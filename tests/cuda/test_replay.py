@@ -3,7 +3,6 @@
 On the reference backend, told to replay as "cuda" does; the operations of a trace are counted where it begins.
 """
 
-import importlib
 import threading
 
 import bounds
@@ -11,29 +10,22 @@ import mlx.core as mx
 import pytest
 from arrays import bits
 from cases import Case, expected
+from watched import chosen, kinds, watched
 
 from mlx_flash import BlockMask, UnsupportedProblem, attention, export_function, vmap
 from mlx_flash.autodiff import call as calls
-from mlx_flash.backends import Backend, backend
+from mlx_flash.backends import backend, current_backend
 
 CASE = Case(9, 13, 16, causal=True, group=2, key_heads=2, batch=2)
-backends = importlib.import_module("mlx_flash.backends")
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """The steps that were built, by name, on a backend that replays."""
-    found, plain = [], backend("reference")
-
-    def run(kind, *rest):
-        found.append(kind.name)
-        return plain.run(kind, *rest)
-
     calls.clear_cache()
     monkeypatch.setattr(calls, "REPLAYED_AFTER", 0)
-    token = backends._choices.set(((None, Backend("reference", None, run, replays=True), True),))
-    yield found
-    backends._choices.reset(token)
+    with watched(backend("reference"), replays=True) as found:
+        yield found
     calls.clear_cache()
 
 
@@ -58,10 +50,10 @@ def close(got, want):
 def test_one_graph_for_each_signature(ran):
     for seed in range(4):
         check(drawn(seed))
-    assert ran == ["forward"]
+    assert kinds(ran) == ["forward"]
     attention(*drawn(), causal=True, scale=CASE.scale, return_lse=True)
     attention(*(array[:, :, :5] for array in drawn()), causal=True, scale=CASE.scale)
-    assert ran == ["forward"] * 3
+    assert kinds(ran) == ["forward"] * 3
 
 
 def test_only_lengths_that_come_again_are_replayed(ran, monkeypatch):
@@ -70,7 +62,7 @@ def test_only_lengths_that_come_again_are_replayed(ran, monkeypatch):
     q, k, v = drawn()
     for keys in range(1, 14):
         attention(q, k[:, :, :keys], v[:, :, :keys])
-    assert ran == ["forward"] * 13
+    assert kinds(ran) == ["forward"] * 13
     for _ in range(9):
         attention(q, k, v)
     assert len(ran) == 13 + 2 + 1, "twice more as it is, once traced, then replayed"
@@ -109,7 +101,7 @@ def test_transformations_after_a_replay(ran):
         call(q)
     built = len(ran)
     gradient = mx.grad(lambda q: mx.square(call(q)).sum())(q)
-    assert ran[built:] == ["forward", "delta", "backward_query", "backward_key_value"]
+    assert kinds(ran[built:]) == ["forward", "delta", "backward_query", "backward_key_value"]
     compiled = mx.compile(lambda q: mx.grad(lambda q: mx.square(call(q)).sum())(q))(q)
     close(compiled, gradient)
     mapped = vmap(call)(mx.stack([q, 2 * q]))
@@ -135,24 +127,22 @@ def test_threads_and_streams_that_did_not_trace(ran):
     failures = []
 
     def elsewhere():
-        token = backends._choices.set(((None, replaying, True),))
-        try:
-            check(arrays)
-        except Exception as error:
-            failures.append(error)
-        finally:
-            backends._choices.reset(token)
+        with chosen(replaying):
+            try:
+                check(arrays)
+            except Exception as error:
+                failures.append(error)
 
-    replaying = backends.current_backend()
+    replaying = current_backend()
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert failures == [] and ran == ["forward"] * 2
+    assert failures == [] and kinds(ran) == ["forward"] * 2
     with mx.stream(mx.new_stream(mx.default_device())):
         check(arrays)
-    assert ran == ["forward"] * 3
+    assert kinds(ran) == ["forward"] * 3
     check(arrays)
-    assert ran == ["forward"] * 3
+    assert kinds(ran) == ["forward"] * 3
 
 
 def test_a_trace_that_failed(monkeypatch):
@@ -166,17 +156,14 @@ def test_a_trace_that_failed(monkeypatch):
 
     calls.clear_cache()
     monkeypatch.setattr(calls, "REPLAYED_AFTER", 0)
-    token = backends._choices.set(((None, Backend("reference", None, run, replays=True), True),))
-    try:
+    with watched(plain, run, replays=True):
         for _ in range(3):
             with pytest.raises(UnsupportedProblem, match="not today"):
                 attention(*drawn())
         works.append(True)
         check(drawn(3))
         check(drawn(4))
-    finally:
-        backends._choices.reset(token)
-        calls.clear_cache()
+    calls.clear_cache()
 
 
 def test_exports(ran, tmp_path):

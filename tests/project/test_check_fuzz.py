@@ -1,6 +1,5 @@
 """`check --fuzz`: its float64 side is the oracle's, it fails where attention is wrong, and says how to repeat that."""
 
-import importlib
 import re
 import sys
 
@@ -12,7 +11,7 @@ from machines import KERNELS
 from oracle_variants import Attention, Facts
 from refusals import refused
 
-from mlx_flash import use_backend
+from mlx_flash import attention, use_backend
 from mlx_flash.cli import main as cli
 from mlx_flash.cli.accuracy import fuzz
 
@@ -67,7 +66,6 @@ def test_all_pass(capsys):
 
 def test_a_failure_is_printed_with_its_command(capsys, monkeypatch):
     """attention that forgets its window: every failing problem has one, and its command shows it again."""
-    attention = importlib.import_module("mlx_flash.api").attention
     monkeypatch.setattr(fuzz, "attention", lambda *x, window=None, **options: attention(*x, **options))
     assert cli.main(["check", "--backend", "reference", "--fuzz", "20"]) == 1
     said = " ".join(capsys.readouterr().out.split())
