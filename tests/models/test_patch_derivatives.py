@@ -9,7 +9,7 @@ from tiny_models import close
 import mlx_flash
 
 Q, K, V = (mx.random.normal((1, 2, n, 16), key=mx.random.key(n)) for n in (6, 7, 8))
-K, V = K[:, :, :7], mx.concatenate([K, K], 3)[..., 3:23]
+K, V = K[:, :, :7], mx.concatenate([K, K], 3)[..., 3:27]
 BIAS = mx.random.normal((2, 6, 7), key=mx.random.key(9))
 MASKS = {"none": None, "causal": "causal", "bool": BIAS > 0, "added": BIAS}
 OWN = {name: getattr(mx, name) for name in ("grad", "value_and_grad", "vjp", "jvp", "checkpoint")}
