@@ -15,9 +15,11 @@ def whole(value) -> int | None:
     """
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, (mx.array, np.ndarray)) and value.shape != ()):
         return None
+    if isinstance(value, mx.array):  # which has no __index__ before MLX 0.32.4
+        return value.item() if mx.issubdtype(value.dtype, mx.integer) and not traced(value) else None
     try:
         return operator.index(value)
-    except (TypeError, ValueError):  # ValueError: an array that mx.compile or mx.vmap traces has no value yet
+    except TypeError:
         return None
 
 

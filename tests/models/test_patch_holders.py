@@ -40,7 +40,8 @@ def test_a_module_imported_before(reference, client):
         with mlx_flash.patch() as report:
             call(early)
         assert report.ours == 1 and "client" in report.reached
-        assert "also in the place of the built-in in client" in str(report)
+        (line,) = (line for line in str(report).splitlines() if "also in the place of the built-in in" in line)
+        assert "client" in line
         assert early.attend is KEPT[0] and early.again is KEPT[0]
         call(early)
         assert report.ours == 1
