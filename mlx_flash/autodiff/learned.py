@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from ..errors import UnsupportedProblem, wrong
 from ..mlx_private import in_export_trace
+from ..problem.variants import NUMBERS
 from ..scalars import real, shown
 from ..transforms.trace import trace
 
@@ -15,7 +16,7 @@ def numbers_of(q, arguments: dict, stream) -> tuple[mx.array, dict]:
     if not isinstance(q, mx.array):  # which the checks of the call refuse
         return q, arguments
     arguments = dict(arguments)
-    for name in ("softcap", "dropout"):
+    for name in NUMBERS:
         if isinstance(arguments.get(name), mx.array):
             arguments[name], q = known(name, arguments[name], q)
     if isinstance(arguments["scale"], mx.array):

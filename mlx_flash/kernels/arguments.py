@@ -7,19 +7,16 @@ text of the body. So the body names all of them, once, and the templates take a 
 from __future__ import annotations
 
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
+from ..problem.variants import ARGUMENT_TYPES
 
 # Members by their types. Arrays are in device memory, because launch.py pads those that MLX would pass as constants;
 # the others here have fewer than eight elements whatever the problem.
 VIEWS = {"Q", "K", "V", "O", "dO"}
 TYPES = {
-    **dict.fromkeys(("L", "delta", "O_parts", "L_parts", "slopes", "sinks"), "const device float*"),
-    **dict.fromkeys(("window", "decode_params", "extents"), "const constant int*"),
-    **dict.fromkeys(("scale", "softcap", "survivor_scale"), "float"),
-    **dict.fromkeys(("q_segments", "k_segments", "block_map", "block_lists", "block_counts"), "Strided<int>"),
-    "attention_mask": "Strided<MaskElement>",
-    "shifts": "const device int*",
-    "block_bitmaps": "const device uint8_t*",
-    "dropout_key": "const constant uint*",
+    **dict.fromkeys(("L", "delta", "O_parts", "L_parts"), "const device float*"),
+    **dict.fromkeys(("decode_params", "extents"), "const constant int*"),
+    "scale": "float",
+    **ARGUMENT_TYPES,
 }
 LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_shape[2]"}
 

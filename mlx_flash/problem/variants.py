@@ -24,12 +24,13 @@ FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 UNBOUNDED = 2**30  # a side of a window without a bound: more than any length, and no sum with one leaves 32 bits
 
 
-def _variant(default, hole: str, *inputs: str, name: str | None = None, without: tuple[KernelKind, ...] = ()):
-    """A field of Variants. `hole`: its constant in the templates; `inputs`: its kernel arguments; `name`: its part of a
-    kernel's name, formatted with the value; `without`: kinds of kernels that it does not change."""
-    return field(
-        default=default, metadata={"hole": hole, "inputs": inputs, "name": name or hole.lower(), "without": without}
-    )
+def _variant(default, hole: str, *arguments: str, name: str | None = None, without: tuple[KernelKind, ...] = ()):
+    """A field of Variants. `hole`: its constant in the templates; `arguments`: the kernel arguments that it brings, as
+    Metal declares them; `name`: its part of a kernel's name, formatted with the value; `without`: kinds of kernels that
+    it does not change."""
+    types = {declared.rsplit(" ", 1)[1]: declared.rsplit(" ", 1)[0] for declared in arguments}
+    facts = {"hole": hole, "inputs": tuple(types), "types": types, "name": name or hole.lower(), "without": without}
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,23 @@ class Variants:
     """
 
     causal: bool = _variant(False, "CAUSAL")
-    window: tuple[int, int] | None = _variant(None, "HAS_WINDOW", "window", name="window")
-    mask: str | None = _variant(None, "HAS_MASK", "attention_mask", name="mask_{}")
-    alibi: bool = _variant(False, "HAS_ALIBI", "slopes", name="alibi")
-    sinks: bool = _variant(False, "HAS_SINKS", "sinks", name="sinks", without=BACKWARD_KINDS)
-    softcap: float | None = _variant(None, "HAS_SOFTCAP", "softcap", name="softcap")
-    segments: bool = _variant(False, "HAS_SEGMENTS", "q_segments", "k_segments", name="segments")
-    shifts: bool = _variant(False, "HAS_SHIFTS", "shifts", name="shifts")
-    block: int | None = _variant(
-        None, "HAS_BLOCKS", "block_map", "block_bitmaps", "block_lists", "block_counts", name="blocks{}"
+    window: tuple[int, int] | None = _variant(None, "HAS_WINDOW", "const constant int* window", name="window")
+    mask: str | None = _variant(None, "HAS_MASK", "Strided<MaskElement> attention_mask", name="mask_{}")
+    alibi: bool = _variant(False, "HAS_ALIBI", "const device float* slopes", name="alibi")
+    sinks: bool = _variant(False, "HAS_SINKS", "const device float* sinks", name="sinks", without=BACKWARD_KINDS)
+    softcap: float | None = _variant(None, "HAS_SOFTCAP", "float softcap", name="softcap")
+    segments: bool = _variant(
+        False, "HAS_SEGMENTS", "Strided<int> q_segments", "Strided<int> k_segments", name="segments"
     )
-    dropout: float = _variant(0.0, "HAS_DROPOUT", "dropout_key", "survivor_scale", name="dropout", without=(DECODE,))
+    shifts: bool = _variant(False, "HAS_SHIFTS", "const device int* shifts", name="shifts")
+    block: int | None = _variant(
+        None, "HAS_BLOCKS", "Strided<int> block_map", "const device uint8_t* block_bitmaps",
+        "Strided<int> block_lists", "Strided<int> block_counts", name="blocks{}",
+    )  # fmt: skip
+    dropout: float = _variant(
+        0.0, "HAS_DROPOUT", "const constant uint* dropout_key", "float survivor_scale", name="dropout",
+        without=(DECODE,),
+    )  # fmt: skip
     quantization: Quantization | None = None
 
     @property
@@ -106,6 +113,10 @@ class Variants:
         found += ["causal" if self.causal else "dense"]
         return found + [one["name"].format(value) for value, one in self._active(kind) if one["hole"] != "CAUSAL"]
 
+
+# The Metal type of every kernel argument that a variant brings, and the variants that are numbers of a call.
+ARGUMENT_TYPES = {name: kept for one in fields(Variants) for name, kept in one.metadata.get("types", {}).items()}
+NUMBERS = tuple(one.name for one in fields(Variants) if one.type.startswith("float"))
 
 # Arguments of `attention` that are arrays: dtype and static axes decide which kernels run, values do not.
 ARRAYS = ("mask", "alibi_slopes", "sinks", "segments", "key")
