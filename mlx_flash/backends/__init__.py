@@ -10,13 +10,13 @@ import os
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import mlx.core as mx
 
 from ..errors import UnsupportedProblem
-from ..kernels.devices import FAMILIES, Family
+from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family
 
 
 @dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
@@ -123,6 +123,18 @@ def kernel_backend() -> str:
     return default()[0] if default()[0] != "reference" else "simulator"
 
 
+@lru_cache
+def with_table(chosen: Backend, table: str | None) -> Backend:
+    """The backend with the kernel rows of a table: "own", "original", or None for what it has."""
+    if table not in (None, "own", "original"):
+        raise ValueError(f'[mlx_flash] table: expected "own", "original" or None, got {table!r}. Check the spelling.')
+    if table is None or chosen.family is None:
+        return chosen
+    rows = chosen.family.table.removeprefix(TABLE_PREFIX)
+    rows = TABLE_PREFIX + rows if table == "original" else rows
+    return replace(chosen, family=replace(chosen.family, table=rows))
+
+
 # The choices in force in this context, the latest last: (the use_backend it belongs to, its backend, is it a block's?).
 _choices: ContextVar[tuple[tuple[use_backend, Backend, bool], ...]] = ContextVar("mlx_flash_backend", default=())
 
@@ -150,16 +162,18 @@ class use_backend:
             "sm80" NVIDIA Ampere and later, "sm90" Hopper); None means this machine's on metal and cuda, "apple9" on
             the simulator. Any family runs on cuda and on the simulator. With a family of Apple, "metal" can be chosen
             where there is no Metal GPU, for mx.export_function: what it writes runs on a Mac.
+        table: "own" or "original", the parameter rows of the kernels: our own (None means them), or those of
+            metal-flash-attention for comparison. NVIDIA's tensor cores have one table.
 
     Raises:
-        ValueError: unknown name or family. UnsupportedProblem: the backend cannot run on this machine.
+        ValueError: unknown name, family or table. UnsupportedProblem: the backend cannot run on this machine.
 
     The choice holds for the current thread or asyncio task; others follow MLX_FLASH_BACKEND and MLX_FLASH_FAMILY. One
     object can be entered again, nested, and in several threads or tasks; leaving a block takes back that block only.
     """
 
-    def __init__(self, name: str, family: str | None = None):
-        self._backend = backend(name, family)
+    def __init__(self, name: str, family: str | None = None, table: str | None = None):
+        self._backend = with_table(backend(name, family), table)
         choices = _choices.get()
         # This choice may become a block's, after which the one before holds again; no block ends those before that.
         if [block for *_, block in choices[-2:]] == [False, False]:

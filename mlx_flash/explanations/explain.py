@@ -10,11 +10,12 @@ import mlx.core as mx
 
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
-from ..kernels.apple import candidates, live_bytes, register_demand
+from ..kernels.apple import candidates
 from ..kernels.config import precision_of
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, key_value_kinds, plan_of
+from ..kernels.registers import live_bytes, register_demand
 from ..kernels.split_kv import decodes, describe
 from ..kernels.tile_layers import threadgroup_elements
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from ..mlx_private import chip_letter
 
 
+TABLE_PREFIX = "original "  # of a table's name: the rows of metal-flash-attention
+
+
 @dataclass(frozen=True)
 class Family:
     """One generation of GPUs.
@@ -44,8 +47,8 @@ FAMILIES = {
         Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
         Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
         Family("apple10", "M5, A19", "apple9", False, ()),
-        Family("sm80", "NVIDIA Ampere, Ada and later", "apple9", False, (), "sm80", 101376, 108, 2, 2**19),
-        Family("sm90", "NVIDIA Hopper", "apple9", False, (), "sm90", 232448, 132, 2, 2**19),
+        Family("sm80", "NVIDIA Ampere, Ada and later", "original apple9", False, (), "sm80", 101376, 108, 2, 2**19),
+        Family("sm90", "NVIDIA Hopper", "original apple9", False, (), "sm90", 232448, 132, 2, 2**19),
     )
 }
 

@@ -8,11 +8,12 @@ from math import gcd
 
 from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_VALUE, DECODE, KernelKind
 from ..problem.problem import Problem, Signature
-from .apple import lookup, max_threads, splits_dk_dv
+from .apple import lookup, splits_dk_dv
 from .config import TileConfig, precision_of
 from .devices import Family
 from .launch import Launch, launch
 from .nvidia import mma_rows
+from .registers import max_threads
 from .source import Kernel, build
 from .split_kv import gqa_rows, split_keys
 from .tile_layers import LAYERS

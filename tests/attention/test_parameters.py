@@ -22,13 +22,12 @@ from mlx_flash.kernels.apple import (
     TABLE,
     TileConfig,
     lookup,
-    max_threads,
     precision_of,
     prove,
     prove_table,
-    register_demand,
 )
-from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.devices import FAMILIES, TABLE_PREFIX
+from mlx_flash.kernels.registers import EDGE_SPILL, max_threads, register_demand
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODING, DELTA, FORWARD, STEPS
 
 BEYOND = 392  # a head dimension past the last row of every table
@@ -108,8 +107,8 @@ def test_every_row_is_exercised():
     for step in (*STEPS, *DECODING):
         for precision in (FULL, MIXED):
             for family in FAMILIES.values():
-                assert (step, precision, family.table) in TABLE
-    assert {family.table for family in FAMILIES.values()} == {"apple7", "apple9"}
+                assert (step, precision, family.table.removeprefix(TABLE_PREFIX)) in TABLE
+    assert {family.table.removeprefix(TABLE_PREFIX) for family in FAMILIES.values()} == {"apple7", "apple9"}
 
 
 def test_lookup_takes_the_first_row_that_covers_the_head_dimension():
@@ -137,7 +136,7 @@ ILLEGAL = [
     (BACKWARD_QUERY, "apple7", {"cached": ("O",)}, "may be cached"),
     (BACKWARD_KEY_VALUE, "apple7", {"cached": ("Q",)}, "may be cached"),
     (FORWARD, "apple7", {"cached": ("O", "O")}, "named twice"),
-    (FORWARD, "apple7", {"max_head": 512}, "it would spill"),
+    (FORWARD, "apple7", {"max_head": 512}, "would spill"),
     (FORWARD, "apple9", {"max_head": 1024}, "live bytes"),
 ]
 
@@ -166,6 +165,7 @@ def test_occupancy_is_asked_for_where_registers_are_static():
                     assert threads is None
                     continue
                 allowed = dict((threads, registers) for registers, threads in family.register_tiers)[threads]
+                allowed += EDGE_SPILL if threads == family.register_tiers[-1][1] else 0
                 assert threads >= row.threads and register_demand(step, row, precision, row.max_head) <= allowed
 
 

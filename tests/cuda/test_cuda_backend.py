@@ -11,7 +11,8 @@ from watched import chosen
 from mlx_flash import UnsupportedProblem, attention, backends, explain, use_backend
 from mlx_flash.backends import Backend, cuda
 from mlx_flash.kernels import source
-from mlx_flash.kernels.apple import candidates, max_threads
+from mlx_flash.kernels.apple import candidates
+from mlx_flash.kernels.registers import max_threads
 from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.metal.ptx import ptx

@@ -1,0 +1,142 @@
+"""What a table row costs on an Apple GPU: from counted instructions and bytes to the time of one block.
+
+One simdgroup visits one block of the traversal: `Work` counts what it issues and moves, `cycles` turns that into time on
+a chip, `utilisation` into the share of the multipliers' peak that metal-flash-attention's GINSTRS express:
+(products * D + 5) instructions for each element of the attention matrix, 32 lanes a cycle.
+
+    time = soft maximum of (issue slots, bytes of threadgroup memory and L1 over their rate), plus paging
+
+Nothing is fitted for a head dimension. Constants: product cycles, slots of instructions and bytes a cycle from
+philipturner/metal-benchmarks; clocks and cores of the plain chips from the same and from Apple. The SIMD path only: M5's
+neural accelerators are not modelled. Latency is not modelled either, nor the capacity of caches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..problem.kinds import ACCUMULATORS, FORWARD, KernelKind
+from .config import FULL, TileConfig
+
+LANES = 32
+ELEMENT_SLOTS = 8  # of an element of S on 8 rows of 4 lanes each: FMA, maximum, sum, conversion, and exp2 four times
+SHARPNESS = 12  # of the soft maximum: how well issue and memory hide behind each other
+FILL = 1.5  # bytes that filling threadgroup memory costs over those that are read back: it is written, too
+SEGMENT = 64  # bytes of device memory that are fetched together; rows that do not start on one touch two
+SPILL_BUDGET = 104  # 16-bit registers of a thread at the 1024 threads that metal-flash-attention forces
+SPILL_BYTES = 128  # that 32 lanes move to save or restore one 32-bit register
+
+
+@dataclass(frozen=True)
+class Chip:
+    """`clock` in GHz, `cores` of the GPU; `half`, `single`: cycles of an 8x8x8 product with 16-bit factors and with a
+    float32 one; `bytes_per_cycle`: of a core's threadgroup memory, or of its L1 where operands are read directly."""
+
+    name: str
+    clock: float
+    cores: int
+    half: int = 17
+    single: int = 18
+    bytes_per_cycle: int = 64
+
+    @property
+    def peak(self) -> float:
+        """Instructions of 32 lanes a second, in units of 10^9 lanes: GINSTRS."""
+        return self.clock * self.cores * 4 * LANES
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("M1", 1.278, 8), Chip("M1 Max", 1.296, 32), Chip("M2", 1.398, 10), Chip("M3", 1.38, 10, single=17),
+        Chip("M4", 1.47, 10, single=17), Chip("M5", 1.58, 10, single=17),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one simdgroup's visit of one block: 8x8x8 products, those of them with a float32 factor, issue slots of other
+    instructions, bytes it moves to and from threadgroup memory or L1, and bytes of accumulators that are paged."""
+
+    products: int
+    singles: int
+    slots: float
+    memory_bytes: float
+    page_bytes: float
+
+
+def cycles(work: Work, chip: Chip) -> float:
+    """Of one of a core's four schedulers; they share its memory. Paging hides behind nothing: barriers keep it apart."""
+    issue = work.slots + work.products * chip.half + work.singles * (chip.single - chip.half)
+    memory = 4 * work.memory_bytes / chip.bytes_per_cycle
+    soft = (issue**SHARPNESS + memory**SHARPNESS) ** (1 / SHARPNESS)
+    return soft + 4 * work.page_bytes / chip.bytes_per_cycle
+
+
+def utilisation(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: Chip) -> float:
+    """The share of the peak, as published for metal-flash-attention: 1 would be multipliers that never wait."""
+    elements = row.simdgroup_rows * row.traversal
+    return (kind.matmuls * head_dim + 5) * elements / LANES / cycles(work, chip)
+
+
+def ginstrs(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: Chip) -> float:
+    return utilisation(kind, row, head_dim, work, chip) * chip.peak
+
+
+def original_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, registers: int) -> Work:
+    """Of metal-flash-attention's own kernels on M1 and M2: one read a product, asynchronous copies, 1024 threads
+    whatever `registers` the row demands."""
+    size, columns = _size(precision), _padded(head_dim)
+    fragments, products = columns // 8, _products(kind, row, columns)
+    paged, again = len(row.paged(kind)), _read_again(kind, row)
+    spilled = 2 * max(0, registers - SPILL_BUDGET)
+    rescaled = 2 * fragments if kind is FORWARD else 0
+    slots = products + (again + 2 * paged) * fragments + rescaled + ELEMENT_SLOTS * row.traversal / 4 + spilled
+    blocks = -(-columns // row.head_block(columns)) * row.head_block(columns)  # the last one is copied whole
+    straddling = 2 if head_dim * size % SEGMENT else 1
+    fill = FILL * straddling * kind.matmuls * row.traversal * blocks * size * row.simdgroup_rows / row.parallel
+    memory = products * 64 * size + again * fragments * 64 * size + fill + spilled * SPILL_BYTES
+    return Work(products, _singles(kind, precision, products), slots, memory, paged * 2 * 256 * fragments)
+
+
+def _padded(head_dim: int) -> int:
+    return -(-head_dim // 8) * 8
+
+
+def _size(precision: str) -> int:
+    return 4 if precision == FULL else 2
+
+
+def _products(kind: KernelKind, row: TileConfig, columns: int) -> int:
+    return kind.matmuls * row.simdgroup_rows // 8 * (row.traversal // 8) * (columns // 8)
+
+
+def _singles(kind: KernelKind, precision: str, products: int) -> int:
+    """dS stays float32 on its way into the products of the backward kernels, one of three or four."""
+    if precision == FULL:
+        return products
+    return 0 if kind is FORWARD else products // kind.matmuls
+
+
+def _read_again(kind: KernelKind, row: TileConfig) -> int:
+    """Inputs whose rows belong to the simdgroup and that registers do not keep."""
+    return sum(name not in row.cached for name in kind.cacheable if name not in ACCUMULATORS)
+
+
+def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> Work:
+    """Of our kernels where operands go through threadgroup memory: reads of 16 bytes, copies by all threads."""
+    size, columns = _size(precision), _padded(head_dim)
+    fragments, products, groups = columns // 8, _products(kind, row, columns), row.simdgroup_rows // 8
+    paged, again = len(row.paged(kind)), _read_again(kind, row)
+    run = 16 // size  # elements of a copy; an operand of S lands transposed, element by element
+    copies = row.traversal * columns // run / row.threads
+    abt = kind.matmuls - (1 if kind is FORWARD else len([name for name in kind.cacheable if name in ACCUMULATORS]))
+    staging = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4)
+    reads = products / groups / (run // 2)
+    rescaled = 2 * groups * fragments if kind is FORWARD else 0
+    elements = (ELEMENT_SLOTS + 2 * (kind.matmuls - 2)) * row.simdgroup_rows * row.traversal / LANES
+    slots = reads + staging + groups * (again + 4 * paged) * fragments + rescaled + elements
+    filled = FILL * kind.matmuls * row.traversal * columns * size * row.simdgroup_rows / row.parallel
+    memory = products / groups * 64 * size + groups * again * fragments * 64 * size + filled
+    return Work(products, _singles(kind, precision, products), slots, memory, groups * paged * 2 * 256 * fragments)

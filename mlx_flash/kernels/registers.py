@@ -1,0 +1,68 @@
+"""Registers that a row of the parameter table demands, and the occupancy that follows from them on M1 and M2."""
+
+from ..problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
+from .config import FULL, MIXED, TileConfig
+from .devices import Family
+
+# Registers beyond tiles (addresses, row statistics, fragments in flight, code for edges), in 16-bit registers: what all
+# kernels of a kind need, what each operand adds that is read again in every block, and each accumulator that is paged.
+# Fitted on compiles of the generated text for the M1 instruction set (bench/results/apple_rows.csv), within 16 of them.
+OVERHEAD = {
+    (FORWARD, MIXED): (106, 16, 27), (FORWARD, FULL): (111, 38, 31),
+    (DECODE, MIXED): (138, 0, 39), (DECODE, FULL): (138, 0, 39),
+    (BACKWARD_QUERY, MIXED): (86, 21, 22), (BACKWARD_QUERY, FULL): (73, 34, 17),
+    (BACKWARD_KEY_VALUE, MIXED): (143, 21, 12), (BACKWARD_KEY_VALUE, FULL): (126, 35, 11),
+    (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
+}  # fmt: skip
+# Past the last tier, code for edges spills first: the loop of whole blocks needs about so many registers less.
+EDGE_SPILL = 32
+
+
+def tile_registers(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
+    """16-bit registers a thread holds in tiles at the fullest moment of the traversal.
+
+    An R x C tile costs R/8 * C/2 of them in float32, half that in 16 bits. Cached operands live throughout; over them
+    come the block of scores, its gradient in the backward kernels (both float32), and the columns of a paged
+    accumulator in flight.
+    """
+    groups = row.simdgroup_rows // 8
+    quarter = 2 if precision == FULL else 1  # element size in half registers, over two
+    cached = sum(head_dim // 2 if name in ACCUMULATORS else quarter * head_dim // 4 for name in row.cached)
+    flight = row.head_block(head_dim) // 2 if row.paged(step) else 0
+    scores = row.traversal // 2
+    if step is BACKWARD_MASK:
+        return groups * 3 * scores  # P, dS and their sum
+    if step in (FORWARD, DECODE):
+        return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
+    return groups * (cached + max(2 * scores, scores + flight))
+
+
+def register_demand(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
+    """Estimated 16-bit registers per thread, where operands go through threadgroup memory: the count of an offline
+    compiler for the M1 instruction set, not of Apple's."""
+    if not step.tiled:
+        return 24
+    base, again, page = OVERHEAD[step, precision]
+    inputs = [name for name in step.cacheable if name not in ACCUMULATORS]
+    again *= sum(name not in row.cached for name in inputs)
+    return tile_registers(step, row, precision, head_dim) + base + again + page * len(row.paged(step))
+
+
+def live_bytes(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
+    """Estimated bytes a thread keeps alive in tiles, row statistics and one fragment (M3 and later)."""
+    statistics = 16 if step in (FORWARD, DECODE) else 12
+    fragment = 8 if precision == FULL else 4
+    return 2 * tile_registers(step, row, precision, head_dim) + statistics + fragment
+
+
+def max_threads(step: KernelKind, row: TileConfig, precision: str, family: Family, head_dim: int) -> int | None:
+    """Value of max_total_threads_per_threadgroup: the most threads whose registers hold the row without spilling, or
+    the least that a core holds if none does.
+
+    The compiler otherwise picks an occupancy of its own on M1 and M2. None where registers are dynamic.
+    """
+    if not family.register_tiers:
+        return None
+    demand = register_demand(step, row, precision, min(head_dim, row.max_head))
+    tiers = family.register_tiers
+    return next((threads for registers, threads in tiers if demand <= registers), tiers[-1][1])
