@@ -15,7 +15,10 @@ from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 KINDS = {kind.name: kind for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)}
-MOST = {MIXED: {FORWARD: 0.05, BACKWARD_QUERY: 0.05, BACKWARD_KEY_VALUE: 0.07}, FULL: dict.fromkeys(KINDS.values(), 0.12)}
+MOST = {
+    MIXED: {FORWARD: 0.05, BACKWARD_QUERY: 0.05, BACKWARD_KEY_VALUE: 0.07},
+    FULL: dict.fromkeys(KINDS.values(), 0.12),
+}
 # Registers beyond tiles of hand-written loops with lean addresses, cached and paged, as its compiler sees them.
 LEAN = {FORWARD: {MIXED: (39, 42), FULL: (40, 48)}, BACKWARD_QUERY: {MIXED: (39, 39), FULL: (40, 40)}}
 LEAN[BACKWARD_KEY_VALUE] = {MIXED: (46, 46), FULL: (47, 47)}

@@ -1,4 +1,4 @@
-[[kernel]] void custom_kernel_flash_forward_float16_v64_p16_m0_d64_t128_h32_r8_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_float16_t_float(
+[[kernel]] void custom_kernel_flash_forward_float16_v64_p16_m0_d64_t128_h64_r8_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_float16_t_float(
   const device uint8_t* Q [[buffer(0)]],
   const constant int* Q_shape [[buffer(1)]],
   const constant int64_t* Q_strides [[buffer(2)]],
@@ -22,7 +22,7 @@
   device float* delta [[buffer(6)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
-[[kernel]] void custom_kernel_flash_backward_query_float16_v64_p16_m0_d64_t64_h8_r8_cQdOdQ_direct_causal_uint8_t_uint8_t_uint8_t_uint8_t_float_float_floats_float16_t(
+[[kernel]] void custom_kernel_flash_backward_query_float16_v64_p16_m0_d64_t32_h64_r8_cQdQ_direct_causal_uint8_t_uint8_t_uint8_t_uint8_t_float_float_floats_float16_t(
   const device uint8_t* Q [[buffer(0)]],
   const constant int* Q_shape [[buffer(1)]],
   const constant int64_t* Q_strides [[buffer(2)]],
@@ -39,7 +39,7 @@
   device float16_t* dQ [[buffer(13)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
-[[kernel]] void custom_kernel_flash_backward_key_value_float16_v64_p16_m0_d64_t32_h16_r8_cVdVdK_direct_causal_uint8_t_uint8_t_uint8_t_uint8_t_float_float_floats_float16_t_float16_t(
+[[kernel]] void custom_kernel_flash_backward_key_value_float16_v64_p16_m0_d64_t32_h64_r8_c_direct_causal_uint8_t_uint8_t_uint8_t_uint8_t_float_float_floats_float_float(
   const device uint8_t* Q [[buffer(0)]],
   const constant int* Q_shape [[buffer(1)]],
   const constant int64_t* Q_strides [[buffer(2)]],
@@ -53,8 +53,8 @@
   const device float* L [[buffer(10)]],
   const device float* delta [[buffer(11)]],
   const constant float& scale [[buffer(12)]],
-  device float16_t* dK [[buffer(13)]],
-  device float16_t* dV [[buffer(14)]],
+  device float* dK [[buffer(13)]],
+  device float* dV [[buffer(14)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
 [[kernel]] void custom_kernel_flash_decode_float16_v64_p16_m0_d64_t64_h32_r16_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_int32_tc_float16_t_float(
