@@ -24,6 +24,7 @@ from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
+# In float32 threadgroup memory is what limits M1 and M2: there a simdgroup owns 16 rows, and each read serves two.
 #    max  par-  tra-  head  cached in
 #    head allel versal      registers
 TABLE = {
@@ -34,13 +35,12 @@ TABLE = {
     ),
     (FORWARD, MIXED, "apple9"): rows(
         ( 64, 16, 128, 64, "Q O"),
-        ( 96, 16,  64, 64, "O"),
         (384, 16,  64, 64, ""),
     ),
     (FORWARD, FULL, "apple7"): rows(
         ( 24, 32,  64, 24, "Q O"),
         ( 56, 32,  32, 56, "O"),
-        (384, 32,  80, 32, ""),
+        (384, 64,  32, 32, "", 16),
     ),
     (FORWARD, FULL, "apple9"): rows(
         ( 64, 16,  32, 32, "O"),
@@ -58,7 +58,7 @@ TABLE = {
     (BACKWARD_QUERY, FULL, "apple7"): rows(
         ( 16, 32,  64, 16, "Q dQ"),
         ( 32, 32,  64, 32, "dQ"),
-        (384, 32,  64, 32, ""),
+        (384, 64,  32, 32, "", 16),
     ),
     (BACKWARD_QUERY, FULL, "apple9"): rows(
         (384, 16,  32, 16, ""),
@@ -73,7 +73,7 @@ TABLE = {
     ),
     (BACKWARD_KEY_VALUE, FULL, "apple7"): rows(
         ( 16, 32,  32, 16, "V dV dK"),
-        (384, 32,  64, 16, ""),
+        (384, 64,  32, 16, "", 16),
     ),
     (BACKWARD_KEY_VALUE, FULL, "apple9"): rows(
         (384, 16,  32, 16, ""),

@@ -1,14 +1,14 @@
 """What a table row costs on an Apple GPU: from counted instructions and bytes to the time of one block.
 
-One simdgroup visits one block of the traversal: `Work` counts what it issues and moves, `cycles` turns that into time on
-a chip, `utilisation` into the share of the multipliers' peak that metal-flash-attention's GINSTRS express:
+One simdgroup visits one block of the traversal: `Work` counts what it issues and moves, `cycles` turns that into time
+on a chip, `utilisation` into the share of the multipliers' peak that metal-flash-attention's GINSTRS express:
 (products * D + 5) instructions for each element of the attention matrix, 32 lanes a cycle.
 
     time = soft maximum of (issue slots, bytes of threadgroup memory and L1 over their rate), plus paging
 
 Nothing is fitted for a head dimension. Constants: product cycles, slots of instructions and bytes a cycle from
-philipturner/metal-benchmarks; clocks and cores of the plain chips from the same and from Apple. The SIMD path only: M5's
-neural accelerators are not modelled. Latency is not modelled either, nor the capacity of caches.
+philipturner/metal-benchmarks; clocks and cores of the plain chips from the same and from Apple. The SIMD path only:
+M5's neural accelerators are not modelled. Latency is not modelled either, nor the capacity of caches.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Work:
 
 
 def cycles(work: Work, chip: Chip) -> float:
-    """Of one of a core's four schedulers; they share its memory. Paging hides behind nothing: barriers keep it apart."""
+    """Of one of a core's four schedulers, which share its memory. Barriers keep paging apart, and it hides nowhere."""
     issue = work.slots + work.products * chip.half + work.singles * (chip.single - chip.half)
     memory = 4 * work.memory_bytes / chip.bytes_per_cycle
     soft = (issue**SHARPNESS + memory**SHARPNESS) ** (1 / SHARPNESS)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from ..mlx_private import chip_letter
 
-
 TABLE_PREFIX = "original "  # of a table's name: the rows of metal-flash-attention
 
 

@@ -9,11 +9,13 @@ from .devices import Family
 # Fitted on compiles of the generated text for the M1 instruction set (bench/results/apple_rows.csv), within 16 of them.
 OVERHEAD = {
     (FORWARD, MIXED): (106, 16, 27), (FORWARD, FULL): (111, 38, 31),
-    (DECODE, MIXED): (138, 0, 39), (DECODE, FULL): (138, 0, 39),
+    (DECODE, MIXED): (138, 0, 39), (DECODE, FULL): (150, 0, 35),
     (BACKWARD_QUERY, MIXED): (86, 21, 22), (BACKWARD_QUERY, FULL): (73, 34, 17),
     (BACKWARD_KEY_VALUE, MIXED): (143, 21, 12), (BACKWARD_KEY_VALUE, FULL): (126, 35, 11),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
+WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
+RAGGED = {FORWARD: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # more, where the last head block is narrower
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about so many registers less.
 EDGE_SPILL = 32
 
@@ -45,7 +47,9 @@ def register_demand(step: KernelKind, row: TileConfig, precision: str, head_dim:
     base, again, page = OVERHEAD[step, precision]
     inputs = [name for name in step.cacheable if name not in ACCUMULATORS]
     again *= sum(name not in row.cached for name in inputs)
-    return tile_registers(step, row, precision, head_dim) + base + again + page * len(row.paged(step))
+    wider = WIDER.get(step, 0) if row.simdgroup_rows > 8 else 0
+    ragged = RAGGED.get(step, 0) if head_dim % row.head_block(head_dim) else 0
+    return tile_registers(step, row, precision, head_dim) + base + again + page * len(row.paged(step)) + wider + ragged
 
 
 def live_bytes(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:

@@ -12,9 +12,9 @@ from mlx_flash import UnsupportedProblem, attention, backends, explain, use_back
 from mlx_flash.backends import Backend, cuda
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import candidates
-from mlx_flash.kernels.registers import max_threads
 from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.registers import max_threads
 from mlx_flash.metal.ptx import ptx
 from mlx_flash.metal.ptx.kernel import Grid
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD

@@ -5,9 +5,9 @@ import itertools
 
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import FULL, TABLE
-from mlx_flash.kernels.registers import max_threads
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
+from mlx_flash.kernels.registers import max_threads
 from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING
 from mlx_flash.problem.kinds import STEPS as ALL_STEPS
 from mlx_flash.problem.variants import Variants

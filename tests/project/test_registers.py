@@ -1,0 +1,64 @@
+"""Register demand as the table estimates it against what an offline compiler for the M1 instruction set counted."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import TileConfig, precision_of
+from mlx_flash.kernels.registers import register_demand
+from mlx_flash.problem.kinds import DECODING, STEPS
+
+COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
+KINDS = {kind.name: kind for kind in (*STEPS, *DECODING)}
+NEAR = 16  # 16-bit registers
+
+
+def counted() -> list[tuple]:
+    """(kind, precision, row at the head dimension it was compiled for, registers, whether its loop spills), of M1."""
+    found = []
+    with open(COUNTED, newline="") as file:
+        for line in csv.DictReader(file):
+            if line["family"] != "apple7":
+                continue
+            blocks = (int(line[name]) for name in ("head_dim", "parallel", "traversal", "head"))
+            row = TileConfig(*blocks, tuple(line["cached"].split()), int(line["simdgroup_rows"]))
+            spills = float(line["spilled_in_loop"] or 0)
+            found.append((KINDS[line["kind"]], precision_of(line["dtype"]), row, int(line["registers"]), spills))
+    return found
+
+
+def of_the_table(kind, precision: str, row: TileConfig) -> bool:
+    """Is it a row of the table, compiled for a head dimension that the row serves?"""
+    least = 0
+    for own in TABLE[kind, precision, "apple7"]:
+        same = (own.traversal, own.head, own.cached, own.simdgroup_rows) == (
+            row.traversal, row.head, row.cached, row.simdgroup_rows,
+        )  # fmt: skip
+        last = own is TABLE[kind, precision, "apple7"][-1]
+        if same and least < row.max_head and (row.max_head <= own.max_head or last):
+            return True
+        least = own.max_head
+    return False
+
+
+CHOSEN = [line for line in counted() if of_the_table(*line[:3])]
+
+
+@pytest.mark.parametrize("kind, precision, row, registers, spilled", CHOSEN, ids=str)
+def test_estimate_is_near_the_count_and_hot_loops_do_not_spill(kind, precision, row, registers, spilled):
+    assert abs(register_demand(kind, row, precision, row.max_head) - registers) <= NEAR
+    ragged = row.max_head % row.head_block(row.max_head) != 0
+    assert spilled < (0.3 if ragged else 0.05), "instructions a product"
+
+
+def test_every_row_was_counted():
+    rows = {
+        (kind, precision, row.traversal, row.head, row.cached)
+        for (kind, precision, family), rows in TABLE.items()
+        for row in rows
+        if family == "apple7" and kind.tiled and kind.name != "backward_mask"
+    }
+    missing = rows - {(kind, precision, row.traversal, row.head, row.cached) for kind, precision, row, *_ in CHOSEN}
+    assert not missing
