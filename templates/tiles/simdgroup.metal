@@ -21,8 +21,8 @@ namespace tile {
 
 constant constexpr int MMA_ROWS = $MMA_ROWS;  // rows of one matrix instruction: 1, a simdgroup works alone
 constant constexpr bool SPLIT = true;         // whole blocks have a copy of the loop that has no code for edges
-// Fragments that one read of 16 bytes serves, 1 where each is read by itself: along the columns of a block's rows, along
-// the rows of a block that lies transposed in threadgroup memory, and along the columns that S = A B^T sums over.
+// Fragments that one read of 16 bytes serves, 1 where each is read by itself: along the columns of a block's rows,
+// along the rows of a block that lies transposed in threadgroup memory, and along the columns that S = A B^T sums over.
 constant constexpr int WIDE = $WIDE, WIDE_ROWS = $WIDE_ROWS, DEEP = $DEEP;
 
 // A product does not ask which columns of memory its fragments hold, as long as both factors agree. So neighbouring

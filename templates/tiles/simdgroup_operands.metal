@@ -199,8 +199,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   // registers.
   METAL_FUNC const device T* next(const device T* source) const thread { return source + 8 * stride; }
 
-  // Fragments (t, d), (t, d + 1), .. of columns [column, column + H), as they lie in memory. at: source of this lane's row,
-  // which is read as zeros if it does not exist
+  // Fragments (t, d), (t, d + 1), .. of columns [column, column + H), as they lie in memory. at: source of this lane's
+  // row, which is read as zeros if it does not exist
   template <int H>
   METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
     if (!exists) return {};

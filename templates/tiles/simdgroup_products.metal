@@ -25,8 +25,8 @@ METAL_FUNC void head_block_abt(
     }
   }
 }
-#else
-// One fragment of columns of S, from the memory at `first` and `second` on: a lane's run serves DEEP fragments of the sum.
+
+// One fragment of columns of S, from the memory at `first` and `second` on: a run of memory serves DEEP fragments.
 template <int H, int R, typename T, typename B>
 METAL_FUNC void direct_fragment(
     thread Pair<float> (&s)[R / 8], thread Pair<T> const (&rows)[R / 8][H / 8], thread const B& b,
@@ -163,8 +163,8 @@ METAL_FUNC bool add_product(
   return FINITE && simd_any(found != 0);
 }
 
-// What `add_product` left out: an infinity or NaN of B reaches the rows whose P is not 0 there. Rare, and so written for
-// few registers, not for speed: row by row of B, with the weight of each row of P from the lane that holds it.
+// What `add_product` left out: an infinity or NaN of B reaches the rows whose P is not 0 there. Rare, and so written
+// for few registers, not for speed: row by row of B, with the weight of each row of P from the lane that holds it.
 template <int H, typename P, int R, int BT, typename B>
 METAL_FUNC void add_not_finite(
     thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {

@@ -1,0 +1,100 @@
+"""What the hot loops issue, counted on the simulator, within budgets: a kernel that grows slower on a GPU fails here.
+
+Counted for each 8x8x8 product, on whole blocks: 256 queries and keys of 64 columns. Instructions that the simulator
+cannot count are counted in the code that its compiler makes of the text.
+"""
+
+import re
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from cases import Case, backward
+from machines import SIMULATED
+
+from mlx_flash import use_backend
+from mlx_flash.explanations.explain import arrays_of
+from mlx_flash.explanations.metal_text import generated_text
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import plan_of
+from mlx_flash.metal.cpu import compiler
+from mlx_flash.metal.frontend.translate import translate
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
+from mlx_flash.problem.problem import problem_of
+from mlx_flash.simulator import mode, profile
+
+pytestmark = pytest.mark.simulator
+KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
+LENGTH, HEAD_DIM = 256, 64
+FRAGMENT = 128  # bytes of an 8x8 fragment of float16
+
+# Bytes of the device that one product costs. Staged operands: each element once a threadgroup, 32 bytes a product;
+# direct ones: a fragment, 128. The rest is what registers do not keep.
+LOADED = {
+    "apple7": {FORWARD: 36, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 78},
+    "apple9": {FORWARD: 132, BACKWARD_QUERY: 144, BACKWARD_KEY_VALUE: 200},
+}
+# In the whole kernel: (multiplications of 64 bits, divisions)
+SLOW = {
+    "apple7": {FORWARD: (16, 5), BACKWARD_QUERY: (21, 6), BACKWARD_KEY_VALUE: (24, 9)},
+    "apple9": {FORWARD: (19, 8), BACKWARD_QUERY: (22, 10), BACKWARD_KEY_VALUE: (30, 11)},
+}
+
+
+@cache
+def counted(family: str) -> dict:
+    """The launch of each kind, on zeros."""
+    case = Case(LENGTH, LENGTH, HEAD_DIM, "float16")
+    arrays = {name: mx.zeros(shape, mx.float16) for name, shape in case.shapes.items()}
+    with use_backend("simulator", family), mode("check"), profile() as profiled:
+        mx.eval(list(backward(case, arrays).values()))
+    return {kind: next(one for one in profiled.launches if f"flash_{kind}_" in one["kernel"]) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_bytes_of_a_product(family, kind):
+    launch = counted(family)[kind]
+    products, staged = launch["matmuls"], FAMILIES[family].uses_threadgroup_memory
+    assert launch["loaded"]["threadgroup"] == (products * FRAGMENT if staged else 0)
+    assert launch["stored"]["threadgroup"] <= products * FRAGMENT / 4
+    assert launch["loaded"]["device"] <= LOADED[family][kind] * products, launch["loaded"]["device"] / products
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_exponentials_shuffles_and_barriers(family, kind):
+    launch = counted(family)[kind]
+    elements = LENGTH * LENGTH * launch["matmuls"] / (kind.matmuls * (LENGTH // 8) ** 2 * HEAD_DIM // 8)
+    assert launch["exp2"] <= 1.05 * elements
+    assert launch["shuffles"] <= (0.02 if kind is FORWARD else 0) * launch["matmuls"]
+    barriers = 0.016 * launch["matmuls"] if FAMILIES[family].uses_threadgroup_memory else 0
+    assert launch["group_barriers"] <= barriers, launch["group_barriers"] / launch["matmuls"]
+
+
+def code_of(kind, family: str) -> str:
+    """LLVM's code of a kernel's text after its passes, one thread's."""
+    problem = problem_of(*arrays_of(HEAD_DIM, length=LENGTH, key_length=LENGTH))
+    plan = plan_of(kind, problem, FAMILIES[family])
+    translation = translate(generated_text(plan, problem))
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code.txt"
+        flags = [*compiler._KERNEL_FLAGS, *compiler.here().flags]
+        output = ["-S", "-emit-llvm", "-o", str(code)]
+        compiler.compile_text(
+            flags, output, translation.text, translation.entry(), compiler._SHIM / "mlx.h", code.parent
+        )
+        return code.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_slow_integer_operations(family, kind):
+    """Addresses inside a block take 32 bits; what a thread copies does not change from pass to pass."""
+    code = code_of(kind, family)
+    multiplications = len(re.findall(r"= mul (?:nsw |nuw )*i64", code))
+    divisions = len(re.findall(r"= (?:srem|sdiv|urem|udiv) ", code))
+    most_multiplications, most_divisions = SLOW[family][kind]
+    assert multiplications <= most_multiplications and divisions <= most_divisions, (multiplications, divisions)
