@@ -29,8 +29,8 @@ METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V&
   }
 }
 
-// dS = P * (dP - delta), in place of dP; unless the tile is visible as a whole, 0 where P is 0, even if dP is NaN because
-// a masked key holds NaN
+// dS = P * (dP - delta), in place of dP; unless the tile is visible as a whole, 0 where P is 0, even if dP is NaN
+// because a masked key holds NaN
 template <int R, int C, typename V>
 METAL_FUNC void gradient(
     thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,

@@ -25,7 +25,7 @@ METAL_FUNC void head_block_abt(
     }
   }
 }
-
+#else
 // One fragment of columns of S, from the memory at `first` and `second` on: a run of memory serves DEEP fragments.
 template <int H, int R, typename T, typename B>
 METAL_FUNC void direct_fragment(
