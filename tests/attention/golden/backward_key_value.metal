@@ -1,4 +1,4 @@
-// flash_backward_key_value_float32_v64_p32_m832_d64_t80_h16_r8_c_threadgroup_dense_mask_float32_dropout
+// flash_backward_key_value_float32_v64_p64_m384_d64_t32_h16_r16_c_threadgroup_dense_mask_float32_dropout
 
 #include <metal_stdlib>
 using namespace metal;
@@ -18,9 +18,9 @@ namespace flash {
   };
   using Element = float;
   constant constexpr int D = 64, DV = 64;
-  constant constexpr int BP = 32, BT = 80, BH = 16, R = 8;
+  constant constexpr int BP = 64, BT = 32, BH = 16, R = 16;
   constant constexpr int THREADS = 32 * BP / R;
-  constant constexpr int SCRATCH = 1280;
+  constant constexpr int SCRATCH = 512;
   constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
   constant constexpr bool ADDITIVE = true;
   constant constexpr bool TRANSPOSED = 1;
@@ -753,7 +753,7 @@ namespace flash {
     d_v.store(dV + row0 * DV, first, one);
   }
 }
-[[max_total_threads_per_threadgroup(832)]]
+[[max_total_threads_per_threadgroup(384)]]
 
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];

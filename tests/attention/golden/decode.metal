@@ -1,4 +1,4 @@
-// flash_decode_float16_v64_p8_m832_d64_t64_h64_r8_cQO_threadgroup_causal_window_mask_float16_alibi_sinks_softcap_segments
+// flash_decode_float16_v64_p8_m512_d64_t64_h64_r8_cO_threadgroup_causal_window_mask_float16_alibi_sinks_softcap_segments
 
 #include <metal_stdlib>
 using namespace metal;
@@ -660,7 +660,7 @@ namespace flash {
     }
     METAL_FUNC float log_sum(float m, float l) { return l == 0 ? -INFINITY : m + log2(l); }
   }
-  constant constexpr bool CACHE_Q = true, CACHE_O = true;
+  constant constexpr bool CACHE_Q = false, CACHE_O = true;
   template <typename Out>
   METAL_FUNC void decode(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
@@ -733,7 +733,7 @@ namespace flash {
     o.store(O + row0 * DV, first, normaliser);
   }
 }
-[[max_total_threads_per_threadgroup(832)]]
+[[max_total_threads_per_threadgroup(512)]]
 
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];

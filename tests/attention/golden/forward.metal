@@ -1,4 +1,4 @@
-// flash_forward_float16_v64_p16_m0_d64_t128_h32_r8_cQO_direct_causal
+// flash_forward_float16_v64_p16_m0_d64_t128_h64_r8_cQO_direct_causal
 
 #include <metal_stdlib>
 using namespace metal;
@@ -14,7 +14,7 @@ namespace flash {
   };
   using Element = half;
   constant constexpr int D = 64, DV = 64;
-  constant constexpr int BP = 16, BT = 128, BH = 32, R = 8;
+  constant constexpr int BP = 16, BT = 128, BH = 64, R = 8;
   constant constexpr int THREADS = 32 * BP / R;
   constant constexpr int SCRATCH = 1;
   constant constexpr bool CAUSAL = true, HAS_WINDOW = 0;
@@ -57,7 +57,7 @@ namespace flash {
   namespace tile {
     constant constexpr int MMA_ROWS = 1;
     constant constexpr bool SPLIT = true;
-    constant constexpr int WIDE = 4, WIDE_ROWS = 1, DEEP = 4;
+    constant constexpr int WIDE = 4, WIDE_ROWS = 1, DEEP = 8;
     template <int GROUP> METAL_FUNC int fixed_part(int f) { return f / GROUP * GROUP * 8 + f % GROUP * 2; }
     template <int GROUP> METAL_FUNC int lane_part(int columns, int f, int k) {
       const int fragments = min(GROUP, columns / 8 - f / GROUP * GROUP);
