@@ -297,7 +297,8 @@ struct Visibility {
   }
 
   // Is this block of BT traversed rows an edge: partly past the end, or visible to rows [first, last] only in part,
-  // array masks aside? The other blocks have a loop of their own, whose code knows no edges. Rows past the end do not count.
+  // array masks aside? The other blocks have a loop of their own, whose code knows no edges. Rows past the end do not
+  // count.
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
     look_at(place, min(place + BT, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;

@@ -68,10 +68,11 @@ def test_bytes_of_a_product(family, kind):
 def test_exponentials_shuffles_and_barriers(family, kind):
     launch = counted(family)[kind]
     elements = LENGTH * LENGTH * launch["matmuls"] / (kind.matmuls * (LENGTH // 8) ** 2 * HEAD_DIM // 8)
-    assert launch["exp2"] <= 1.05 * elements
-    assert launch["shuffles"] <= (0.02 if kind is FORWARD else 0) * launch["matmuls"]
-    barriers = 0.016 * launch["matmuls"] if FAMILIES[family].uses_threadgroup_memory else 0
-    assert launch["group_barriers"] <= barriers, launch["group_barriers"] / launch["matmuls"]
+    assert launch["exp2"] <= elements + elements // 32  # the rescaling of a row besides
+    products = launch["matmuls"]
+    assert launch["shuffles"] <= (products // 64 if kind is FORWARD else 0), launch["shuffles"] / products
+    staged = FAMILIES[family].uses_threadgroup_memory
+    assert launch["group_barriers"] <= (products // 64 if staged else 0), launch["group_barriers"] / products
 
 
 def code_of(kind, family: str) -> str:
