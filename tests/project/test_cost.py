@@ -13,6 +13,7 @@ from mlx_flash.kernels.original import ORIGINAL
 from mlx_flash.kernels.registers import tile_registers
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
 
+IDEAL = 16 / 17 * 1.06  # products that never wait; MFA counts 5 instructions of softmax an element on top
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 KINDS = {kind.name: kind for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)}
 MOST = {
@@ -63,4 +64,4 @@ def test_own_rows_never_wait_less_than_products_take(key):
         work = own_work(kind, row, precision, row.max_head)
         for chip in CHIPS.values():
             assert cycles(work, chip) > work.products * 16
-            assert 0.5 < utilisation(kind, row, row.max_head, work, chip) < 16 / 17 + 0.05
+            assert 0.5 < utilisation(kind, row, row.max_head, work, chip) < IDEAL

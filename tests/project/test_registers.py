@@ -13,6 +13,7 @@ from mlx_flash.problem.kinds import DECODING, STEPS
 COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
 KINDS = {kind.name: kind for kind in (*STEPS, *DECODING)}
 NEAR = 16  # 16-bit registers
+MOST_SPILLED, FEW = 0.3, 0.03  # instructions a product, where the last head block is narrower and elsewhere
 
 
 def counted() -> list[tuple]:
@@ -50,7 +51,7 @@ CHOSEN = [line for line in counted() if of_the_table(*line[:3])]
 def test_estimate_is_near_the_count_and_hot_loops_do_not_spill(kind, precision, row, registers, spilled):
     assert abs(register_demand(kind, row, precision, row.max_head) - registers) <= NEAR
     ragged = row.max_head % row.head_block(row.max_head) != 0
-    assert spilled < (0.3 if ragged else 0.05), "instructions a product"
+    assert spilled <= (MOST_SPILLED if ragged else FEW), "instructions a product"
 
 
 def test_every_row_was_counted():
