@@ -114,14 +114,14 @@ def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, 
     attention = attend(problem.signature, names, where)
     extras = [arrays[name] for name in names]
     if kind in (FORWARD, DECODE, COMBINE):
-        return attention(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
+        return attention.run(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
     right = attend(problem.signature, names, backend("reference"))
     arrays = dict(arrays)
-    arrays["O"], arrays["L"] = right(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
+    arrays["O"], arrays["L"] = right.run(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
     if kind is not DELTA:
-        arrays["delta"] = right(DELTA, arrays["dO"], arrays["O"])[0]
+        arrays["delta"] = right.run(DELTA, arrays["dO"], arrays["O"])[0]
     own = [arrays[name] for name in array_inputs(kind)]
-    return attention(kind, *own, *(extras if kind is not DELTA else ()))
+    return attention.run(kind, *own, *(extras if kind is not DELTA else ()))
 
 
 def relative_error(got: mx.array, want: mx.array) -> float:

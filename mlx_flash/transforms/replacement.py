@@ -118,7 +118,7 @@ def replaced(replacements: Iterable[Replacement], holders: bool = False) -> Iter
 def _put_in_holders(wanted: dict[int, Replacement]) -> None:
     """`wanted`: replacements by the identity of the function that they stand for."""
     for module_name, module in list(sys.modules.items()):
-        names = getattr(module, "__dict__", None)
+        names = _own_names(module)
         if type(names) is not dict or module_name.partition(".")[0] == _PACKAGE:
             continue
         for name, value in list(names.items()):
@@ -136,6 +136,18 @@ def _inside(value: object, module_name: str) -> Iterable[object]:
         return value.__defaults__ or ()
     if type(value) is partial:
         return (value.func,)
-    if isinstance(value, type) and getattr(value, "__module__", None) == module_name:
-        return [getattr(inner, "__func__", inner) for inner in vars(value).values()]
+    if issubclass(type(value), type):
+        names = _own_names(value)
+        if names is not None and names.get("__module__") == module_name:
+            return [one.__func__ if type(one) in (staticmethod, classmethod) else one for one in list(names.values())]
     return ()
+
+
+def _own_names(value: object):
+    """The names that a module or class holds itself, looked up without running code of its own: modules that load
+    lazily, and objects that warn of their deprecation, act when any attribute is asked for."""
+    lookup = type.__getattribute__ if issubclass(type(value), type) else object.__getattribute__
+    try:
+        return lookup(value, "__dict__")
+    except AttributeError:
+        return None

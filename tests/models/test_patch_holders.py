@@ -145,3 +145,29 @@ def test_a_wrapper_made_by_functools_is_not_taken_for_ours(reference):
         assert seen == [1] and mx.fast.scaled_dot_product_attention is wrapper
     finally:
         mx.fast.scaled_dot_product_attention = KEPT[0]
+
+
+def test_looking_for_holders_runs_nobody_s_code(monkeypatch):
+    """Deprecated objects, lazy modules and classes with a metaclass act on any attribute that is asked for."""
+
+    class Refuses:
+        def __getattribute__(self, name):
+            raise AssertionError(f"{name} was asked for")
+
+    class Meta(type):
+        def __getattribute__(cls, name):
+            raise AssertionError(f"{name} was asked for")
+
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name):
+            raise AssertionError(f"{name} was asked for")
+
+    client = types.ModuleType("client_of_deprecated_things")
+    client.old, client.made = Refuses(), Meta("Made", (), {})
+    monkeypatch.setitem(sys.modules, "client_of_deprecated_things", client)
+    monkeypatch.setitem(sys.modules, "lazy_client", Lazy("lazy_client"))
+    monkeypatch.setitem(sys.modules, "no_module", Refuses())
+    q = mx.random.normal((1, 2, 9, 16))
+    with mlx_flash.use_backend("reference"), mlx_flash.patch() as report:
+        mx.fast.scaled_dot_product_attention(q, q, q, scale=0.25)
+    assert report.ours == 1
