@@ -122,3 +122,23 @@ def assembled():
         return ptxas.assembled(path, gpu)
 
     return assemble
+
+
+@pytest.fixture
+def mac(monkeypatch, tmp_path):
+    """A pretended Mac that has tried no kernel yet: the folder that its verdicts go to."""
+    from mlx_flash.backends import guard
+
+    for owner, name in ((mx.fast, "metal_kernel"), (mx.metal, "is_available"), (mx, "device_info"), (mx, "compile")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setenv(pretend_mac.VARIABLE, pretend_mac.ARCHITECTURE)
+    monkeypatch.setenv("PYTHONPATH", str(pretend_mac.STARTUP))
+    for name in ("MLX_FLASH_BACKEND", "MLX_FLASH_FAMILY", "MLX_FLASH_PROBE"):
+        monkeypatch.delenv(name, raising=False)
+    pretend_mac.disguise(mx)
+    monkeypatch.setattr(guard, "folder", lambda: tmp_path / "verdicts")
+    monkeypatch.setattr(guard, "_warned", [])
+    pretend_mac.forget()
+    yield tmp_path / "verdicts"
+    monkeypatch.undo()
+    pretend_mac.forget()

@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
     check.add_argument("--quick", action="store_true", help="fewer head dimensions")
+    check.add_argument(
+        "--report", action="store_true", help="instead: all that this machine shows, to paste into a report"
+    )
     check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
     check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
     bench = commands.add_parser("bench", help="time it on this GPU beside MLX's own attention and torch's")
@@ -154,6 +157,12 @@ def run_lm(arguments) -> int:
 
 
 def run_check(arguments) -> int:
+    if arguments.report:
+        if arguments.backend or arguments.family or arguments.fuzz or arguments.quick:
+            raise CommandError("--report describes this machine as it is: leave out the other options")
+        from .report import report
+
+        return report()
     if arguments.fuzz:
         from .accuracy.fuzz import run
 

@@ -20,8 +20,7 @@ from pretend_mac.kernel import FAULT
 
 import mlx_flash
 import mlx_flash.lm
-from mlx_flash import attention, backends, explain
-from mlx_flash.autodiff.call import clear_cache
+from mlx_flash import attention, explain
 from mlx_flash.backends import guard, prober, simulator
 from mlx_flash.backends.metal import family_here
 from mlx_flash.errors import InvalidArgument, UnsupportedProblem
@@ -51,35 +50,6 @@ FAULTS = {
 }
 COMPILE = getattr(mx.compile, "real", mx.compile)
 SIGNATURE = Signature(1, 1, 16, 16, "float32", 0.25)
-
-
-@pytest.fixture
-def mac(monkeypatch, tmp_path):
-    """A Mac that has tried no kernel yet."""
-    core = mx
-    for owner, name in ((core.fast, "metal_kernel"), (core.metal, "is_available"), (core, "device_info")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    monkeypatch.setattr(core, "compile", core.compile)
-    monkeypatch.setenv(pretend_mac.VARIABLE, pretend_mac.ARCHITECTURE)
-    monkeypatch.setenv("PYTHONPATH", str(pretend_mac.STARTUP))
-    for name in ("MLX_FLASH_BACKEND", "MLX_FLASH_FAMILY", "MLX_FLASH_PROBE"):
-        monkeypatch.delenv(name, raising=False)
-    pretend_mac.disguise(core)
-    monkeypatch.setattr(guard, "folder", lambda: tmp_path / "verdicts")
-    monkeypatch.setattr(guard, "_warned", [])
-    _forget()
-    yield tmp_path / "verdicts"
-    prober.PROBER.close()
-    monkeypatch.undo()
-    _forget()
-
-
-def _forget():
-    """What this process knows of kernels and of the machine; as in a new process."""
-    clear_cache()
-    for kept in (backends.backend, family_here, guard.machine):
-        kept.cache_clear()
-    prober.PROBER.close()
 
 
 def operands(queries=9, dtype=mx.float32):
@@ -114,7 +84,7 @@ def test_a_forward_kernel_that_fails(mac, monkeypatch, fault):
     assert set(kept(mac)) == {"forward", "decode", "combine"}
     # Another process finds the verdict, and does not try: here the kernel would be right.
     monkeypatch.delenv(FAULT)
-    _forget()
+    pretend_mac.forget()
     with pytest.warns(RuntimeWarning, match="does not use a kernel"):
         guard._warned.clear()
         check_output(attention(*arrays), *arrays)
@@ -191,7 +161,7 @@ def test_a_damaged_verdict_is_found_again(mac, contents):
         path.write_text(json.dumps({**json.loads(whole), "mlx": "0.1.0", "reason": "old"}))
     else:
         path.write_bytes(contents)
-    _forget()
+    pretend_mac.forget()
     check_output(attention(*arrays), *arrays)
     again = json.loads(path.read_text())
     assert again["mlx"] == mx.__version__ and again["reason"] == ""
@@ -243,7 +213,7 @@ def test_two_processes_write_one_verdict_at_once(tmp_path):
 @pytest.mark.parametrize("architecture", ("applegpu_g19s", "applegpu_g99x", "unheard-of", ""))
 def test_an_unknown_chip_is_tried_like_any_other(mac, monkeypatch, architecture):
     monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
-    _forget()
+    pretend_mac.forget()
     arrays = operands()
     check_output(attention(*arrays), *arrays)
     assert json.loads(kept(mac)["forward"].read_text())["chip"] == f"unknown ({architecture})"
@@ -264,7 +234,7 @@ def test_the_probe_can_be_skipped(mac, monkeypatch):
     check_output(attention(*arrays), *arrays)
     assert not mac.exists() and "not tried" in explain(*arrays).steps[0].verdict
     monkeypatch.setenv("MLX_FLASH_PROBE", "yes")
-    _forget()
+    pretend_mac.forget()
     with pytest.raises(InvalidArgument, match="MLX_FLASH_PROBE: expected 0 or 1, got 'yes'"):
         attention(*arrays)
 

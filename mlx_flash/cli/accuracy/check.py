@@ -11,9 +11,12 @@ import mlx.core as mx
 import numpy as np
 
 from ...api import attention
-from ...backends import current_backend, use_backend
+from ...backends import current_backend, guard, use_backend
 from ...errors import need
+from ...kernels.devices import Family
 from ..console import kernel_backend, progress
+from .kernels import FEW_HEAD_DIMS, Tried, common_plans, try_all
+from .kernels import HEAD_DIMS as COMMON_HEAD_DIMS
 from .oracle import FRACTION_BITS, TENSORS, Error, acceptable, exact_tensors, float64, unfused
 
 DTYPES = tuple(FRACTION_BITS)
@@ -78,6 +81,12 @@ def check(backend: str | None = None, family: str | None = None, *, quick: bool 
     head_dims = QUICK_HEAD_DIMS if quick else HEAD_DIMS
     with use_backend(backend or kernel_backend(), family), progress("check", console) as bars:
         where = current_backend()
+        refused = _tried(where.family, quick, bars) if where.guard and not guard.skipped() else []
+        for one in refused:
+            console.print(f"[red]{one.plan.kernel.name} failed its test[/]: {one.verdict.reason}", highlight=False)
+        if refused:
+            console.print(f"Please report it to {guard.tracker()}", highlight=False)
+            return 1
         count = len(DTYPES) * len(head_dims) * len(PROBLEMS)
         bar = bars.add_task(f"check on {where.name}", total=count, note="")
         lines = sweep(head_dims, lambda note: bars.update(bar, advance=1, note=note))
@@ -89,6 +98,14 @@ def check(backend: str | None = None, family: str | None = None, *, quick: bool 
     for line in failed:
         console.print(f"{line.dtype}, head dimension {line.head_dim}: {', '.join(line.failed)} too inaccurate")
     return 1 if failed else 0
+
+
+def _tried(family: Family, quick: bool, bars) -> list[Tried]:
+    """The kernels of common calls that fail on tiny problems, so that none is met for the first time by a model."""
+    plans = list(common_plans(family, FEW_HEAD_DIMS if quick else COMMON_HEAD_DIMS, (False, True)))
+    bar = bars.add_task("kernels", total=len(plans), note="")
+    tried = try_all(plans, False, lambda name: bars.update(bar, advance=1, note=name))
+    return [one for one in tried if not one.verdict.ok]
 
 
 def error_table(lines: list[Line], title: str):

@@ -73,3 +73,15 @@ def _compile(real):
 
     compile.real = real
     return compile
+
+
+def forget() -> None:
+    """What this process knows of kernels and of the machine, as if it began now."""
+    from mlx_flash import backends
+    from mlx_flash.autodiff.call import clear_cache
+    from mlx_flash.backends import guard, metal, prober
+
+    clear_cache()
+    for kept in (backends.backend, metal.family_here, guard.machine):
+        kept.cache_clear()
+    prober.PROBER.close()

@@ -1,0 +1,90 @@
+"""What a report measures: agreement with the simulator, speed beside the built-in's, and whether an append copies."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import numpy as np
+
+from ...api import attention
+from ...backends import use_backend
+from ..accuracy.check import FRACTION_BITS, TENSORS, results
+from ..benchmark import Case, arrays, built_in, ours, timed
+
+LENGTH, HEADS, SECONDS = 2048, 8, 0.3  # of the timed problems, and for each of them
+DECODE_KEYS = 32768
+APPENDS, CACHE = 8, (8, 128)  # steps one ahead of the GPU; heads and head dimension of the cache
+
+
+def speed_cases() -> list[Case]:
+    """Head dimensions of 64 and 128, float32 and float16, without and with gradients."""
+    return [
+        Case(head_dim, LENGTH, backward, causal=False, heads=HEADS, key_heads=HEADS, dtype=dtype)
+        for backward in (False, True)
+        for head_dim in (64, 128)
+        for dtype in ("float32", "float16")
+    ]
+
+
+def instructions(case: Case) -> int:
+    """Metal FlashAttention's count of a call: (2 D + 5) N^2 forward, (3 D + 5) N^2 and (4 D + 5) N^2 backward."""
+    factors = (2, 3, 4) if case.backward else (2,)
+    return case.heads * case.length**2 * sum(factor * case.head_dim + 5 for factor in factors)
+
+
+def speed(case: Case) -> tuple[float, float]:
+    """Milliseconds of a call: ours, the built-in's."""
+    drawn = arrays(case)
+    return timed(case, ours, drawn, SECONDS)["ms"], timed(case, built_in, drawn, SECONDS)["ms"]
+
+
+def decode_case() -> Case:
+    """One token of a model with grouped heads."""
+    return Case(128, DECODE_KEYS, causal=False, heads=32, key_heads=8, queries=1, dtype="float16")
+
+
+def ulps(dtype: str, head_dim: int, family: str) -> dict[str, float]:
+    """The largest difference between this GPU and the simulator for O, dQ, dK and dV, in units in the last place of
+    the tensor's largest magnitude."""
+    keys = mx.random.split(mx.random.key(0), 4)
+    drawn = [mx.random.normal((1, 2, 65, head_dim), key=key).astype(getattr(mx, dtype)) for key in keys]
+
+    def here(backend, *family):
+        with use_backend(backend, *family):
+            found = results(lambda q, k, v: attention(q, k, v, causal=True), *drawn)
+        return [np.array(array.astype(mx.float32), np.float64) for array in found]
+
+    pairs = zip(TENSORS, here("metal"), here("simulator", family))
+    return {name: _ulps(gpu, simulated, FRACTION_BITS[dtype]) for name, gpu, simulated in pairs}
+
+
+def _ulps(got: np.ndarray, want: np.ndarray, bits: int) -> float:
+    difference, largest = np.abs(got - want).max(), np.abs(want).max()
+    if not math.isfinite(difference):
+        return math.inf
+    return float(difference / 2.0 ** (math.frexp(largest)[1] - 1 - bits))
+
+
+def append_copies(keys: int = DECODE_KEYS) -> float:
+    """Peak memory beyond the cache, by its size, of steps that append a token and read the cache, one step ahead of the
+    GPU as generation decodes: about 1 or more where an append copies the cache, about 0 where it does not."""
+    heads, dimension = CACHE
+    cache = mx.zeros((1, heads, keys + 256, dimension), mx.float16)
+    token = mx.ones((1, heads, 1, dimension), mx.float16)
+    mx.eval(cache, token)
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before, running = mx.get_active_memory(), None
+    for step in range(APPENDS):
+        at = keys + step + 3  # not at a multiple of 256, where caches grow
+        cache[:, :, at : at + 1] = token
+        seen = cache[:, :, : at + 1]
+        out = mx.fast.scaled_dot_product_attention(token, seen, seen, scale=dimension**-0.5)
+        mx.async_eval(out, cache)
+        if running is not None:
+            mx.eval(running)
+        running = out
+    mx.eval(running)
+    return (mx.get_peak_memory() - before) / cache.nbytes
