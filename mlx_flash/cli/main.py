@@ -160,7 +160,7 @@ def run_check(arguments) -> int:
     if arguments.report:
         if arguments.backend or arguments.family or arguments.fuzz or arguments.quick:
             raise CommandError("--report describes this machine as it is: leave out the other options")
-        from .report import report
+        from .report.command import report
 
         return report()
     if arguments.fuzz:

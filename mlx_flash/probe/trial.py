@@ -40,9 +40,12 @@ def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Ke
     try:
         got = outputs(kind, problem, arrays, names, metal)
         mx.eval(got)
-    except Exception as error:  # MLX raises what it likes: compilers' errors are RuntimeErrors, wrong launches not
+    except Exception as error:
         message = " ".join(str(error).split())[:CHARACTERS]
-        return {"reason": f"{type(error).__name__}: {message}", "seconds": time.perf_counter() - start}
+        # Compilers' errors, and those of launches, come as these two; others are of this installation.
+        lasting = isinstance(error, (RuntimeError, ValueError))
+        seconds = time.perf_counter() - start
+        return {"reason": f"{type(error).__name__}: {message}", "seconds": seconds, "lasting": lasting}
     seconds = time.perf_counter() - start
     want = outputs(kind, problem, arrays, names, backend("reference"))
     error = max(map(relative_error, got, want))

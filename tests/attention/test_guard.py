@@ -194,6 +194,7 @@ def _write_often(path, number):
         guard._write(path, {"reason": str(number) * 2000, "error": 0, "seconds": 0, "kernel": "x"})
 
 
+@pytest.mark.process
 def test_two_processes_write_one_verdict_at_once(tmp_path):
     """A reader meets one of the two, whole, at any time."""
     path = tmp_path / "verdict.json"
@@ -277,6 +278,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.simulator
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, name):
     """Every kind of kernel of a signature, on the simulator; and with 2 % more in each of its results."""
@@ -297,6 +299,7 @@ def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, nam
             assert ("numbers are wrong" in found["reason"]) == (factor != 1), (kind, found)
 
 
+@pytest.mark.simulator
 def test_a_probe_of_a_quantized_cache(monkeypatch):
     monkeypatch.setattr(trial, "run", simulator.run)
     for mode, bits, group_size in (("affine", 4, 32), ("mxfp8", 8, 32)):

@@ -24,6 +24,7 @@ from mlx_flash.metal.frontend.language import prefix
 from mlx_flash.metal.frontend.translate import translate
 from mlx_flash.simulator import metal_kernel, mode
 
+pytestmark = pytest.mark.simulator
 MAC = Target("Darwin", "aarch64", ("-mcpu=apple-m1", "-fno-stack-protector"))
 EMULATOR = "qemu-aarch64"
 RACE = """

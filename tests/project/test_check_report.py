@@ -10,18 +10,21 @@ from pretend_mac.kernel import FAULT
 from mlx_flash.backends import guard, prober
 from mlx_flash.cli import main as cli
 from mlx_flash.cli.accuracy import check
-from mlx_flash.cli.report import machine, measures, report
+from mlx_flash.cli.report import command as report
+from mlx_flash.cli.report import machine, measures
+from mlx_flash.probe import trial
 
 PARTS = [part.name for part in report.PARTS]
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Problems that a simulator finishes soon."""
+    """Problems that a simulator finishes soon, and time for those that it does not."""
     for module, name, value in (
-        (report, "HEAD_DIMS", (16,)), (report, "FEW_HEAD_DIMS", (16,)), (measures, "LENGTH", 16), (measures, "HEADS", 1),
-        (measures, "SECONDS", 0.0), (measures, "DECODE_KEYS", 40), (check, "DTYPES", ("float32",)),
-        (machine, "PROFILER", ("false",)),
+        (report, "HEAD_DIMS", (16,)), (report, "FEW_HEAD_DIMS", (16,)), (measures, "LENGTH", 16),
+        (measures, "HEADS", 1), (measures, "SECONDS", 0.0), (measures, "DECODE_KEYS", 40),
+        (check, "DTYPES", ("float32",)), (machine, "PROFILER", ("false",)), (report, "SECONDS", 1e6),
+        (report, "KERNEL_SECONDS", 1e6),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 
@@ -39,6 +42,7 @@ def cells(lines: list[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][2:]
 
 
+@pytest.mark.simulator
 @pytest.mark.skipif(mx.metal.is_available() or mx.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_it_says_what_it_could_not_do(small, capsys):
     assert cli.main(["check", "--report"]) == 0
@@ -58,7 +62,8 @@ def test_on_a_mac_it_has_every_part(mac, small, capsys):
     assert "| system | macOS 15.5 |" in printed.out
     kernels = cells(found[PARTS[0]])
     assert len(kernels) == 18 and {row[0] for row in kernels} >= {"forward", "backward_query", "decode", "combine"}
-    assert all(row[5] == "right" and float(row[3]) > 0 and float(row[4]) < 0.05 for row in kernels)
+    assert all(row[5] == "right" and float(row[3]) > 0 for row in kernels)
+    assert all(float(row[4]) <= trial.TOLERANCE[row[1]] for row in kernels)
     assert [row[-1] for row in cells(found[PARTS[1]])] == ["pass"]
     assert [row[2:] for row in cells(found[PARTS[2]])] == [["0.00"] * 4]  # the simulator plays the GPU
     assert len(cells(found[PARTS[3]])) == 8 and all(
@@ -119,7 +124,7 @@ def test_check_tries_the_common_kernels_first(mac, monkeypatch, capsys):
     monkeypatch.setattr(check, "sweep", lambda *_: pytest.fail("measured"))
     monkeypatch.setenv(FAULT, "refuse:forward_bfloat16")
     assert cli.main(["check", "--quick"]) == 1
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "flash_forward_bfloat16" in said and "failed its test" in said and guard.tracker() in said
     asked, ask = [], prober.PROBER.ask
     monkeypatch.setattr(prober.PROBER, "ask", lambda plan: asked.append(plan.kernel.name) or ask(plan))

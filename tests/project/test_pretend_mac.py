@@ -8,6 +8,7 @@ from pathlib import Path
 import pretend_mac
 import pytest
 
+pytestmark = pytest.mark.simulator
 PROJECT = Path(__file__).parents[2]
 SCRIPT = """
 import platform, subprocess, sys

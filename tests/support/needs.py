@@ -27,6 +27,7 @@ ANY_KERNELS = "kernels: runs kernels on a backend of the test's choice among tho
 # Fixtures that need something for every test that asks for them; those of the network skip where a file is missing.
 OF_FIXTURES = {
     "metal_headers": "network", "assembled": "network", "upstream": "network", "wheel": "process",
+    "mac": "simulator",
 }  # fmt: skip
 _UNMET = "needs "  # how the reason of such a skip begins
 

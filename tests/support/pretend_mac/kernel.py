@@ -78,7 +78,8 @@ def generated(call, inputs, template, output_dtypes) -> str:
     """The text MLX would hand to Apple's compiler for inputs of these (dtype, number of axes, size)."""
     import mlx.core as mx
 
-    from mlx_flash.explanations.metal_text import FENCE, captured
+    from mlx_flash.explanations.metal_text import captured
+    from mlx_flash.mlx_private import printed_source
 
     arrays = [mx.zeros((*[1] * (ndim - 1), size) if ndim else (), dtype) for dtype, ndim, size in inputs]
 
@@ -91,6 +92,6 @@ def generated(call, inputs, template, output_dtypes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernel.mlxfn")
         printed = captured(lambda: mx.export_function(path, launch, *arrays))
-    text = printed.partition(FENCE)[2].rpartition(FENCE)[0]
+    text = printed_source(printed)
     assert text, f"MLX printed no text: {printed!r}"
     return text
