@@ -7,6 +7,7 @@ for no reason.
 """
 
 import os
+import platform
 import sys
 
 import pretend_mac
@@ -129,12 +130,14 @@ def mac(monkeypatch, tmp_path):
     """A pretended Mac that has tried no kernel yet: the folder that its verdicts go to."""
     from mlx_flash.backends import guard
 
-    for owner, name in ((mx.fast, "metal_kernel"), (mx.metal, "is_available"), (mx, "device_info"), (mx, "compile")):
+    disguised = ((mx.fast, "metal_kernel"), (mx.metal, "is_available"), (mx, "device_info"), (mx, "compile"))
+    for owner, name in (*disguised, (platform, "system"), (platform, "mac_ver")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setenv(pretend_mac.VARIABLE, pretend_mac.ARCHITECTURE)
     monkeypatch.setenv("PYTHONPATH", str(pretend_mac.STARTUP))
     for name in ("MLX_FLASH_BACKEND", "MLX_FLASH_FAMILY", "MLX_FLASH_PROBE"):
         monkeypatch.delenv(name, raising=False)
+    pretend_mac.report_darwin()
     pretend_mac.disguise(mx)
     monkeypatch.setattr(guard, "folder", lambda: tmp_path / "verdicts")
     monkeypatch.setattr(guard, "_warned", [])
