@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ...backends import backend, current_backend, guard, use_backend
 from ...errors import UnsupportedProblem, need
-from ..accuracy import check
+from ..accuracy import check, oracle
 from ..accuracy.kernels import FEW_HEAD_DIMS, common_plans, try_all
 from ..console import kernel_backend, progress
 from . import machine, measures
@@ -95,7 +95,7 @@ def errors(tick: Tick) -> tuple[list[str], bool]:
          for ours, other in line.errors.values()), "FAIL" if line.failed else "pass")
         for line in lines
     ]  # fmt: skip
-    table = _table(("dtype", "D", *check.TENSORS, ""), rows)
+    table = _table(("dtype", "D", *oracle.TENSORS, ""), rows)
     return [f"On {where}, in brackets the errors of unfused MLX.", "", *table], not any(line.failed for line in lines)
 
 
@@ -105,8 +105,8 @@ def agreement(tick: Tick) -> tuple[list[str], bool]:
         for head_dim in HEAD_DIMS:
             tick(f"{dtype}, D={head_dim}")
             found = measures.ulps(dtype, head_dim, family)
-            rows.append((dtype, str(head_dim), *(f"{found[name]:.2f}" for name in check.TENSORS)))
-    return _table(("dtype", "D", *check.TENSORS), rows), True
+            rows.append((dtype, str(head_dim), *(f"{found[name]:.2f}" for name in oracle.TENSORS)))
+    return _table(("dtype", "D", *oracle.TENSORS), rows), True
 
 
 def speed(tick: Tick) -> tuple[list[str], bool]:

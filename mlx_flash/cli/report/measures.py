@@ -9,7 +9,8 @@ import numpy as np
 
 from ...api import attention
 from ...backends import use_backend
-from ..accuracy.check import FRACTION_BITS, TENSORS, results
+from ..accuracy.check import results
+from ..accuracy.oracle import FRACTION_BITS, TENSORS
 from ..benchmark import Case, arrays, built_in, ours, timed
 
 LENGTH, HEADS, SECONDS = 2048, 8, 0.3  # of the timed problems, and for each of them
