@@ -71,7 +71,7 @@ class Call:
         extras = operands(problem, **arguments)
         if self._attention is None:
             self._attend_with(tuple(extras))
-        arrays = (*self._inputs(q, k, v), *extras.values())
+        arrays = (*self.inputs(q, k, v), *extras.values())
         if self._replayed is not None and may_compile() and self._comes_again(problem):
             out, L = self._replayed(*arrays)
         else:
@@ -97,7 +97,7 @@ class Call:
         self._seen[problem] = seen + 1
         return False
 
-    def _inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
+    def inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
         """Q, K and V as the kernels see them, and the other parts of quantized K and V."""
         q = q if self.sign == 1 else mx.multiply(q, self.sign, stream=self.stream)
         if self.quantization:

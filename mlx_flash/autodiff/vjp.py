@@ -62,8 +62,8 @@ def refuse_shapeless() -> None:
         )
 
 
-_NO_JVP = partial(_refuse, "forward-mode derivatives (mx.jvp) are not available: use mx.grad or mx.vjp.")
-_NO_VMAP = partial(
+NO_JVP = partial(_refuse, "forward-mode derivatives (mx.jvp) are not available: use mx.grad or mx.vjp.")
+NO_VMAP = partial(
     _refuse,
     "mx.vmap cannot map attention by itself: use mlx_flash.vmap, or mx.vmap inside `with "
     "mlx_flash.transforms.installed():`. Nothing maps through a custom function without a vmap rule: map inside of it.",
@@ -74,7 +74,7 @@ _FORWARD_ONLY = partial(
 )
 
 
-def _custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = _NO_JVP) -> Callable:
+def custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = NO_JVP) -> Callable:
     wrapped = mx.custom_function(function)
     wrapped.vjp(vjp)
     wrapped.jvp(jvp)
@@ -86,7 +86,7 @@ def _custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = _
 # before it asks the function itself, and a kernel would answer that it has no rule. In traces only.
 @cache
 def _guard(jvp: Callable) -> Callable:
-    return _custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), _NO_VMAP, jvp)
+    return custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), NO_VMAP, jvp)
 
 
 def _passed_on(primals, tangents):
@@ -108,7 +108,7 @@ class Attention:
         self.signature, self.names, self.backend, self.stream = signature, names, backend, stream
         self.with_lse = with_lse
         quantized = signature.variants.quantization is not None
-        self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, _NO_JVP)
+        self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, NO_JVP)
         self._choices: dict[object, Choice] = {}
         self.refused = ""  # why something else serves in place of a kernel of this signature, if it does
         self._guard = _guard(self._jvp)
@@ -154,7 +154,7 @@ class Attention:
 
     def _differentiable(self, kind: KernelKind) -> Callable:
         vjp = self._vjp if kind is FORWARD else _NO_SECOND
-        return _custom(partial(self._kernel, kind), vjp, _NO_VMAP, self._jvp)
+        return custom(partial(self._kernel, kind), vjp, NO_VMAP, self._jvp)
 
     def _differentiable_beyond(self, kind: KernelKind) -> Callable:
         """The same, with the built-in's rules for the derivatives that attention does not have."""
@@ -165,9 +165,9 @@ class Attention:
                 return self._backward(*given)
 
         # Behind stop_gradient, MLX asks the rule for mx.jvp, and not the operations inside.
-        return _custom(
+        return custom(
             lambda *arrays: self._kernel(kind, *map(mx.stop_gradient, arrays)),
-            backward if kind is FORWARD else vjp, _NO_VMAP, jvp,
+            backward if kind is FORWARD else vjp, NO_VMAP, jvp,
         )  # fmt: skip
 
     def _mappable(self, kind: KernelKind) -> Callable:
@@ -186,7 +186,7 @@ class Attention:
         def absent(*arrays):
             return tuple(stand_in(kind, problem_of_arrays(self.signature, self._named(kind, arrays[:-1]))))
 
-        return _custom(absent, backward if kind is FORWARD else _NO_SECOND, rule)
+        return custom(absent, backward if kind is FORWARD else _NO_SECOND, rule)
 
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """dQ, (dK, dV) and the mask's gradient come from kernels of their own: MLX evaluates only those that are asked
@@ -194,17 +194,17 @@ class Attention:
         q, k, v, *extras = primals
         delta = self.run(DELTA, cotangents[0], outputs[0])[0]
         if self.with_lse:
-            delta = _with_lse(delta, outputs[1], cotangents[1])
+            delta = with_lse_gradient(delta, outputs[1], cotangents[1])
         arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = self.run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         if "sinks" in self.names:
-            gradients["sinks"] = _sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
-        return (*self.run(BACKWARD_QUERY, *arrays), *self._key_value(arrays), *gradients.values())
+            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
+        return (*self.run(BACKWARD_QUERY, *arrays), *self.key_value(arrays), *gradients.values())
 
-    def _key_value(self, arrays: Arrays) -> Arrays:
+    def key_value(self, arrays: Arrays) -> Arrays:
         """dK and dV, by one kernel or by one each."""
         named, extras = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays)), arrays[6:]
         kinds = key_value_kinds(self.signature, self.backend.family)
@@ -215,12 +215,12 @@ class Attention:
 attend = lru_cache(maxsize=1024)(Attention)
 
 
-def _with_lse(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
+def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
     """dS = P * (dP - delta + dLSE): the gradient of L enters where delta does. Rows that see nothing have none."""
     return delta - mx.where(L == -math.inf, 0, d_L * math.log2(math.e))
 
 
-def _sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
+def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
     """A sink takes the part 2^(sink log2(e) - L) of each row and has the value 0, so that dP = 0 there."""
     part = mx.exp((sinks[:, None] * math.log2(math.e) - mx.where(L == -math.inf, math.inf, L)) * math.log(2))
     return -(part * delta).sum((0, 2))

@@ -14,9 +14,9 @@ PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parents[1]
 # From the commands down to the errors: a module may import only what stands in its own layer or in a later one.
 LAYERS = (
-    "__main__", "cli", "__init__", "lm", "explanations", "integrations", "api", "probe", "autodiff", "rotations",
-    "sequences", "backends", "reference", "kernels", "problem", "masks", "transforms", "mlx_private", "simulator",
-    "scalars", "errors",
+    "__main__", "cli", "__init__", "lm", "explanations", "integrations", "distributed", "api", "probe", "autodiff",
+    "rotations", "sequences", "backends", "reference", "kernels", "problem", "masks", "transforms", "mlx_private",
+    "simulator", "scalars", "errors",
 )  # fmt: skip
 # Metal without a Mac knows nothing of attention: it imports only itself and what MLX does in private, and inside it the
 # front end stands below both targets.

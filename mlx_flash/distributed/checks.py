@@ -1,0 +1,34 @@
+"""Do all ranks mean the same call? Asked before anything of it is sent."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..scalars import shown
+from .collectives import agree, group_of
+
+
+def described(q, k, v, options: dict) -> str:
+    """What must be the same on every rank: shapes, dtypes and options, whatever their types. Values of arrays may
+    differ."""
+    named = {"q": q, "k": k, "v": v} | {name: value for name, value in options.items() if value is not None}
+    return ", ".join(f"{name} {_looks(value)}" for name, value in named.items())
+
+
+def _looks(value) -> str:
+    if isinstance(value, mx.array):
+        return f"{str(value.dtype).rpartition('.')[2]}{list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_looks, value))})"
+    return shown(value)
+
+
+def check(q, k, v, *, group: mx.distributed.Group | None = None, **options) -> None:
+    """Raises ValueError, on every rank, unless all ranks would call `attention` with shapes and options that agree.
+
+    `attention` asks the same whenever Python calls it. A function under mx.compile is called by Python only when it is
+    traced: call `check` before it where shapes could change on one rank alone.
+    """
+    group = group_of(group, "check")
+    if group.size() > 1:
+        agree(described(q, k, v, options), group, "check")

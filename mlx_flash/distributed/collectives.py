@@ -1,0 +1,73 @@
+"""Collectives in one order on all ranks.
+
+MLX starts a collective when it is evaluated, and ranks that start them in different orders read each other's messages
+as something else. Each collective of a call therefore depends on the one before it, and the first on what it is told.
+None of them may be differentiated by MLX: its gradient of all_gather is the local slice. They are called inside custom
+functions only.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import wrong
+
+MARK = "attention of "  # a description begins with it; what a lost peer leaves in the buffer does not
+DESCRIPTION_BYTES = 1024  # of a rank's arguments, compared in one message of a fixed size
+
+
+class Collectives:
+    """The collectives of one call over `group`. `after`: arrays that must exist before the first one begins."""
+
+    def __init__(self, group: mx.distributed.Group, *after: mx.array):
+        self.group, self._before = group, list(after)
+
+    def gather(self, array: mx.array, *after: mx.array) -> mx.array:
+        """The arrays of all ranks, [ranks, ...], once those in `after` exist."""
+        return self._done(mx.distributed.all_gather(self._ordered(array, after)[None], group=self.group))
+
+    def sum(self, array: mx.array, *after: mx.array) -> mx.array:
+        """The sum over all ranks."""
+        return self._done(mx.distributed.all_sum(self._ordered(array, after), group=self.group))
+
+    def _ordered(self, array: mx.array, after) -> mx.array:
+        before = [*self._before, *after]
+        return mx.depends([array], before)[0] if before else array
+
+    def _done(self, array: mx.array) -> mx.array:
+        self._before = [array]
+        return array
+
+
+def group_of(group, function: str) -> mx.distributed.Group:
+    """The group, or the global one. Raises ValueError for something else."""
+    if group is None:
+        return mx.distributed.init()
+    if not isinstance(group, mx.distributed.Group):
+        got = type(group).__name__
+        raise wrong("group", "an mx.distributed.Group or None", got, "Pass mx.distributed.init().", _name(function))
+    return group
+
+
+def agree(description: str, group: mx.distributed.Group, function: str) -> None:
+    """Raises ValueError, on every rank, unless all ranks call with the same description of their arguments, and
+    RuntimeError where a peer is lost.
+
+    It sends one message of a fixed size at once, so that ranks that disagree about everything else still meet here.
+    """
+    text = (MARK + description).encode()[:DESCRIPTION_BYTES].ljust(DESCRIPTION_BYTES)
+    sent = mx.distributed.all_gather(mx.array(np.frombuffer(text, np.uint8))[None], group=group)
+    found = [bytes(row).decode(errors="replace").rstrip() for row in np.array(sent)]
+    if not all(one.startswith(MARK) for one in found):
+        raise RuntimeError(f"[mlx_flash.{_name(function)}] a peer was lost, or makes another collective at this place.")
+    found = [one.removeprefix(MARK) for one in found]
+    if len(set(found)) > 1:
+        first = found.index(next(one for one in found if one != found[0]))
+        got = f"rank 0: {found[0]}; rank {first}: {found[first]}"
+        remedy = "Cut the sequence with shard, and pass the same options."
+        raise wrong("arguments", "the same shapes and options on every rank", got, remedy, _name(function))
+
+
+def _name(function: str) -> str:
+    return f"distributed.{function}"

@@ -1,0 +1,146 @@
+"""Which rows of a sequence each rank holds, and how arrays are cut into shards and put together again.
+
+"zigzag" cuts the sequence into 2P pieces; rank r holds pieces r and 2P - 1 - r, so that causal attention is the same
+work for every rank. "contiguous" cuts it into P pieces, and rank P - 1 then has almost twice the mean work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..errors import wrong
+from ..scalars import shown, whole
+from .collectives import Collectives, group_of
+
+PIECES = {"zigzag": 2, "contiguous": 1}  # pieces of the sequence that one rank holds
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`name` over `ranks` processes."""
+
+    name: str
+    ranks: int
+
+    def piece_numbers(self, rank: int) -> tuple[int, ...]:
+        """The pieces that a rank holds, in the order in which its shard holds them."""
+        return (rank,) if self.name == "contiguous" else (rank, 2 * self.ranks - 1 - rank)
+
+    def pieces(self, rank: int, rows: int) -> list[tuple[int, int]]:
+        """(first row in the sequence, number of rows) of each piece of a rank's shard of `rows` rows."""
+        length = rows // PIECES[self.name]
+        return [(number * length, length) for number in self.piece_numbers(rank)]
+
+    def in_order(self, shards: mx.array, axis: int) -> mx.array:
+        """The sequence from the shards of all ranks, [ranks, ...]; `axis` counts the rows of one shard. Each row is
+        copied once."""
+        length = shards.shape[axis + 1] // PIECES[self.name]
+        cut = [slice(None)] * shards.ndim
+        found = {}
+        for rank in range(self.ranks):
+            for place, number in enumerate(self.piece_numbers(rank)):
+                cut[0], cut[axis + 1] = rank, slice(place * length, (place + 1) * length)
+                found[number] = shards[tuple(cut)]
+        return mx.concatenate([found[number] for number in range(len(found))], axis=axis)
+
+    def own_rows(self, sequence: mx.array, rank: int, axis: int) -> mx.array:
+        """A rank's shard of a sequence."""
+        rows, cut = sequence.shape[axis] // self.ranks, [slice(None)] * sequence.ndim
+        parts = []
+        for first, length in self.pieces(rank, rows):
+            cut[axis] = slice(first, first + length)
+            parts.append(sequence[tuple(cut)])
+        return mx.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0]
+
+
+def layout_of(name, ranks: int, function: str = "attention") -> Layout:
+    """The layout of that name. Raises ValueError for an unknown one."""
+    if name not in PIECES:
+        raise wrong("layout", '"zigzag" or "contiguous"', shown(name), "Check the spelling.", f"distributed.{function}")
+    return Layout(name, ranks)
+
+
+def shard(
+    sequence: mx.array, axis: int = 1, *, group: mx.distributed.Group | None = None, layout: str = "zigzag"
+) -> mx.array:
+    """This rank's rows of a sequence that every rank holds, such as tokens [B, N] or hidden states [B, N, C].
+
+    Differentiable: the gradient is zero in the rows of the other ranks, as a part of the sum over ranks.
+
+    Raises:
+        ValueError: the length is no multiple of 2P (zigzag) or P (contiguous). Pad it, and give the padding a segment
+            of its own: ``segments=segments([length], padded)``.
+    """
+    group, axis = group_of(group, "shard"), _axis(sequence, axis, "shard")
+    placed = layout_of(layout, group.size(), "shard")
+    multiple = PIECES[layout] * group.size()
+    if sequence.shape[axis] % multiple:
+        padded = -(-sequence.shape[axis] // multiple) * multiple
+        raise wrong(
+            "sequence", f"a length that is a multiple of {multiple}", sequence.shape[axis],
+            f"Pad it to {padded}, with an id of its own: segments=mlx_flash.sequences.segments([length], {padded}).",
+            "distributed.shard",
+        )  # fmt: skip
+    return sequence if group.size() == 1 else placed.own_rows(sequence, group.rank(), axis)
+
+
+def unshard(
+    rows: mx.array, axis: int = 1, *, group: mx.distributed.Group | None = None, layout: str = "zigzag"
+) -> mx.array:
+    """The whole sequence from the shards of all ranks; every rank must call it.
+
+    Differentiable, where what is differentiated is the sum of the ranks' losses: the gradients of all ranks are summed
+    and cut. (MLX's own gradient of all_gather leaves those of the other ranks out.)
+
+    Raises:
+        ValueError: an unknown layout, an axis that the array does not have, or rows that do not divide into pieces.
+    """
+    group, axis = group_of(group, "unshard"), _axis(rows, axis, "unshard")
+    placed = layout_of(layout, group.size(), "unshard")
+    if rows.shape[axis] % PIECES[layout]:
+        raise wrong("rows", "an even number of rows", rows.shape[axis], "Cut it with shard.", "distributed.unshard")
+    if group.size() == 1:
+        return rows
+
+    @mx.custom_function
+    def gathered(rows):
+        return placed.in_order(Collectives(group).gather(rows), axis)
+
+    @gathered.vjp
+    def gathered_vjp(_, cotangent, __):
+        return placed.own_rows(Collectives(group).sum(cotangent), group.rank(), axis)
+
+    return gathered(rows)
+
+
+def positions(
+    rows: int, *, group: mx.distributed.Group | None = None, layout: str = "zigzag"
+) -> Iterator[tuple[int, int]]:
+    """(first, length) of each piece of this rank's shard, in order: for rotary embeddings, one call a piece with
+    offset=first.
+
+    Args:
+        rows: of this rank's shard.
+
+    Raises:
+        ValueError: an unknown layout, or rows that do not divide into its pieces.
+    """
+    group = group_of(group, "positions")
+    placed, count = layout_of(layout, group.size(), "positions"), whole(rows)
+    if count is None or count < 0 or count % PIECES[layout]:
+        raise wrong(
+            "rows", f"a multiple of {PIECES[layout]}", shown(rows), "Pass the rows of a shard.", "distributed.positions"
+        )
+    return iter([(0, count)] if group.size() == 1 else placed.pieces(group.rank(), count))
+
+
+def _axis(array, axis, function: str) -> int:
+    if not isinstance(array, mx.array):
+        raise wrong("array", "an mlx.core.array", type(array).__name__, "Convert it.", f"distributed.{function}")
+    number = whole(axis)
+    if number is None or not -array.ndim <= number < array.ndim:
+        raise wrong("axis", f"an axis of shape {array.shape}", shown(axis), "Name the rows.", f"distributed.{function}")
+    return number % array.ndim

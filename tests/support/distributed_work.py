@@ -1,0 +1,183 @@
+"""What the ranks of the tests compute: each function runs in a process of its own, and returns numpy arrays."""
+
+import os
+import socket
+import struct
+from contextlib import suppress
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_flash import attention as plain
+from mlx_flash import distributed, use_backend
+
+
+def drawn(shape: dict, dtype: str = "float32") -> dict[str, mx.array]:
+    """q, k, v, d_o and d_lse of a whole sequence, the same on every rank."""
+    batch, heads, key_heads, rows, width = (shape[name] for name in ("batch", "heads", "key_heads", "rows", "width"))
+    keys, kind = mx.random.split(mx.random.key(7), 5), getattr(mx, dtype)
+    sizes = {"q": (heads, rows, width), "k": (key_heads, rows, width), "v": (key_heads, rows, width)}
+    sizes |= {"d_o": (heads, rows, width), "d_lse": (heads, rows)}
+    arrays = {name: mx.random.normal((batch, *size), key=key) for (name, size), key in zip(sizes.items(), keys)}
+    return {name: array if name == "d_lse" else array.astype(kind) for name, array in arrays.items()}
+
+
+def options_of(named: dict) -> dict:
+    """Options whose arrays are numpy's, as attention takes them."""
+    return {name: mx.array(value) if isinstance(value, np.ndarray) else value for name, value in named.items()}
+
+
+def results(call, arrays: dict, extra: dict | None = None) -> dict[str, np.ndarray]:
+    """O, LSE and the gradients of q, k, v and of what is in `extra`."""
+    extra = extra or {}
+    names = ["q", "k", "v", *extra]
+    leaves = [*(arrays[name] for name in "qkv"), *extra.values()]
+    outs, grads = mx.vjp(
+        lambda *x: list(call(*x[:3], **dict(zip(extra, x[3:])))), leaves, [arrays["d_o"], arrays["d_lse"]]
+    )
+    named = dict(zip(("O", "LSE"), outs)) | {f"d{name}": grad for name, grad in zip(names, grads)}
+    mx.eval(named)
+    return {name: np.array(array.astype(mx.float32)) for name, array in named.items()}
+
+
+def whole(shape: dict, options: dict, backend=("reference", None), dtype: str = "float32") -> dict[str, np.ndarray]:
+    """One process's results."""
+    with use_backend(*backend):
+        options = options_of(options)
+        if "segments" in options:
+            options["segments"] = (options["segments"],) * 2
+        extra = {name: options.pop(name) for name in ("sinks", "mask") if name in options}
+        if "mask" in extra and extra["mask"].dtype == mx.bool_:
+            options["mask"] = extra.pop("mask")
+        return results(
+            lambda q, k, v, **more: plain(q, k, v, return_lse=True, **options, **more), drawn(shape, dtype), extra
+        )
+
+
+def shared(
+    shape: dict, options: dict, sharing: dict, backend=("reference", None), dtype: str = "float32", wrap: str = ""
+) -> dict:
+    """This rank's results, put together again: the whole sequence's, on every rank. `wrap`: compile or checkpoint."""
+    layout = {"layout": sharing.get("layout", "zigzag")}
+    with use_backend(*backend):
+        options = options_of(options)
+        if "segments" in options:
+            ids = distributed.shard(options["segments"], options["segments"].ndim - 1, **layout)
+            options["segments"] = (ids, ids)
+        extra = {name: options.pop(name) for name in ("sinks", "mask") if name in options}
+        if "mask" in extra and extra["mask"].dtype == mx.bool_:
+            options["mask"] = extra.pop("mask")
+        arrays = {name: distributed.shard(array, 2, **layout) for name, array in drawn(shape, dtype).items()}
+
+        def call(q, k, v, **more):
+            return distributed.attention(q, k, v, return_lse=True, **options, **more, **sharing)
+
+        if wrap:
+            call = {"compile": mx.compile, "checkpoint": mx.checkpoint}[wrap](call)
+        found, joined = results(call, arrays, extra), {}
+        for name, array in found.items():
+            if name in ("dsinks", "dmask"):  # of what all ranks hold alike: the parts are summed
+                joined[name] = np.array(mx.distributed.all_sum(mx.array(array)))
+            else:
+                joined[name] = np.array(distributed.unshard(mx.array(array), 2, **layout))
+        return joined
+
+
+def bytes_received() -> int:
+    """By the TCP sockets of this process (Linux)."""
+    total = 0
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            one = socket.socket(fileno=os.dup(int(number)))
+            with one:
+                total += struct.unpack_from("Q", one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 128)[0]
+    return total
+
+
+def counted(shape: dict, sharing: dict, dtype: str) -> list[int]:
+    """Bytes received by one forward call, and by one forward and backward call. Without LSE."""
+    arrays = {name: distributed.shard(array, 2) for name, array in drawn(shape, dtype).items()}
+    q, k, v, d_o = (arrays[name] for name in ("q", "k", "v", "d_o"))
+    mx.eval(q, k, v, d_o)
+    found = []
+
+    def call(*x):
+        return distributed.attention(*x, causal=True, **sharing)
+
+    with use_backend("reference"):
+        for work in (lambda: call(q, k, v), lambda: mx.vjp(call, [q, k, v], [d_o])):
+            mx.eval(mx.distributed.all_sum(mx.ones(1)))
+            before = bytes_received()
+            mx.eval(work())
+            mx.eval(mx.distributed.all_sum(mx.ones(1)))
+            found.append(bytes_received() - before)
+    return found
+
+
+def decoded(caches: list[int], options: dict, dtype: str = "float32") -> tuple[list, list]:
+    """What decode gives with this rank's part of the cache, and attention with all of it."""
+    options, total = options_of(options), sum(caches)
+    q, k, v = (
+        drawn({"batch": 2, "heads": 4, "key_heads": 2, "rows": total, "width": 16}, dtype)[name] for name in "qkv"
+    )
+    rank = mx.distributed.init().rank()
+    own = slice(sum(caches[:rank]), sum(caches[: rank + 1]))
+    with use_backend("reference"):
+        got = distributed.decode(q[:, :, :3], k[:, :, own], v[:, :, own], **options)
+        want = plain(q[:, :, :3], k, v, return_lse=True, **options)
+    return tuple([np.array(array.astype(mx.float32)) for array in pair] for pair in (got, want))
+
+
+def refused(shape: dict, per_rank: list[dict]) -> str:
+    """What a call says whose shapes or options differ by rank. `per_rank`: changes of the options; "rows": of q."""
+    changes = dict(per_rank[mx.distributed.init().rank()])
+    rows = changes.pop("rows", shape["rows"])
+    q, k, v = (drawn(shape | {"rows": rows})[name] for name in "qkv")
+    try:
+        with use_backend("reference"):
+            mx.eval(distributed.attention(q, k, v, **changes))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def moved(rows: int, layout: str) -> dict:
+    """shard, unshard and their gradients, of a sequence 0, 1, 2 ..."""
+    sequence = mx.arange(rows, dtype=mx.float32)[None]
+    own = distributed.shard(sequence, layout=layout)
+    weights = mx.arange(1, rows + 1, dtype=mx.float32)[None]
+    # The sum of the ranks' losses: each weighs the whole sequence by its own number.
+    rank = mx.distributed.init().rank()
+    gradient = mx.grad(lambda x: (distributed.unshard(x, layout=layout) * weights).sum() * (rank + 1))(own)
+    return {
+        "whole": np.array(distributed.unshard(own, layout=layout)),
+        "gradient": np.array(distributed.unshard(gradient, layout=layout)),
+        "positions": list(distributed.positions(own.shape[1], layout=layout)),
+        "own": np.array(own),
+    }
+
+
+def waits_for_ever(shape: dict) -> None:
+    """Rank 1 ends without a word, after the ranks have met; the others go on."""
+    mx.eval(mx.distributed.all_sum(mx.ones(1)))
+    if mx.distributed.init().rank() == 1:
+        os._exit(0)
+    q, k, v = (drawn(shape)[name] for name in "qkv")
+    with use_backend("reference"):
+        mx.eval(distributed.attention(q, k, v, causal=True))
+
+
+def shared_without_positions(**arguments) -> dict:
+    """`shared`, by a product that forgets where this rank's rows are."""
+    from mlx_flash.distributed import parallel
+
+    parallel._Local._shifts = lambda self, queries, keys: mx.zeros((self.batch, queries[1] + keys[1]), mx.int32)
+    return shared(**arguments)
+
+
+def shared_by_mlx(**arguments) -> dict:
+    """`shared`, differentiated by MLX's own gradient of all_gather."""
+    from mlx_flash.distributed import parallel
+
+    parallel.custom = lambda function, *_: function
+    return shared(**arguments)
