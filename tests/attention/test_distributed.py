@@ -17,6 +17,8 @@ from mlx_flash.distributed.collectives import DESCRIPTION_BYTES
 from mlx_flash.distributed.cost import bytes_sent, chosen_method, key_heads_at_once
 from mlx_flash.problem.problem import problem_of
 
+pytestmark = pytest.mark.process
+
 SHAPE = {"batch": 1, "heads": 4, "key_heads": 2, "rows": 256, "width": 16}
 DRAW = np.random.default_rng(0)
 SINKS, SLOPES = DRAW.standard_normal(4).astype(np.float32), np.array([0.5, 0.1, 0.02, 0.3], np.float32)
