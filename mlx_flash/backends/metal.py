@@ -31,6 +31,10 @@ def run_with(compiled, launch: Launch, inputs: dict, stream) -> list[mx.array]:
     )
 
 
+# -inf and NaN have a meaning in the kernels. It is MLX's default today, and said here so that it stays.
+SAFE = {"math_mode": "safe"}
+
+
 def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
     """The kernel as an object of MLX. Views are read through their strides without a copy, unless
     `ensure_row_contiguous` asks for one."""
@@ -41,6 +45,7 @@ def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
         source=kernel.body,
         header=kernel.header,
         ensure_row_contiguous=ensure_row_contiguous,
+        compile_options=SAFE,
         **more,
     )
 
