@@ -19,8 +19,9 @@ from mlx.utils import tree_map
 from mlx_flash import BlockMask, attention, quantized_attention
 
 PREFILL, TOKENS = 37, 3  # queries: the forward and backward kernels, the decoding kernel
+KEYS = 133
 HEADS = 16  # more numbers of heads than MLX passes in the constant address space
-CASE = Case(PREFILL, 300, 16, group=4, key_heads=4, batch=2)
+CASE = Case(PREFILL, KEYS, 16, group=4, key_heads=4, batch=2)
 OPERANDS = ("bool", "additive", "blocks", "alibi", "sinks", "segments", "causal")
 
 
@@ -89,7 +90,7 @@ def test_views_of_numbers_of_heads(backend, view, name, queries):
 
 def of_each_entry(name: str, case: Case) -> dict:
     """An option whose batch entries differ in every block of 32."""
-    draw, shape = np.random.default_rng(7), (case.batch, case.group * case.key_heads, case.query_length, 300)
+    draw, shape = np.random.default_rng(7), (case.batch, case.group * case.key_heads, case.query_length, KEYS)
     keep = draw.random(shape) < np.array([0.2, 0.9])[:, None, None, None]
     keep[1, :, :, :64] = False
     return {
@@ -100,10 +101,10 @@ def of_each_entry(name: str, case: Case) -> dict:
         "blocks": lambda: {"mask": BlockMask.from_array(keep, block=32)},
         "blocks-shared-by-heads": lambda: {"mask": BlockMask.from_array(keep[:, :1], block=32)},
         "segments": lambda: {"segments": tuple(
-            mx.array(np.sort(draw.integers(0, 3, (2, length)), -1)) for length in (case.query_length, 300)
+            mx.array(np.sort(draw.integers(0, 3, (2, length)), -1)) for length in (case.query_length, KEYS)
         )},
         "queries-segments": lambda: {"segments": (
-            mx.array(np.sort(draw.integers(0, 3, (2, case.query_length)), -1)), mx.array(np.arange(300) // 100)
+            mx.array(np.sort(draw.integers(0, 3, (2, case.query_length)), -1)), mx.array(np.arange(KEYS) // 100)
         )},
     }[name]()  # fmt: skip
 
@@ -150,7 +151,7 @@ FORMS = {
 def test_every_part_of_a_quantized_cache_by_its_own_strides(backend, name, queries):
     """Codes, scales and biases of keys and of values, each from a cache of another length."""
     form = FORMS[name]
-    case = Case(queries, 300, 64, "float16", True, group=2, key_heads=2, batch=2)
+    case = Case(queries, KEYS, 64, "float16", True, group=2, key_heads=2, batch=2)
     arrays = case.arrays()
     parts = {key: mx.quantize(arrays[key], **form) for key in "kv"}
     want = quantized_attention(arrays["q"], parts["k"], parts["v"], causal=True, **form)
@@ -163,10 +164,10 @@ def test_every_part_of_a_quantized_cache_by_its_own_strides(backend, name, queri
 @pytest.mark.parametrize("backend, name", across_backends(FORMS), indirect=["backend"])
 def test_every_entry_of_a_quantized_batch(backend, name):
     form = FORMS[name]
-    case = Case(TOKENS, 300, 64, "float16", group=2, key_heads=2, batch=3)
+    case = Case(TOKENS, KEYS, 64, "float16", group=2, key_heads=2, batch=3)
     arrays = case.arrays()
     k, v = (mx.quantize(arrays[key], **form) for key in "kv")
-    keep = mx.array(np.random.default_rng(1).random((3, 1, 1, 300)) < 0.5)
+    keep = mx.array(np.random.default_rng(1).random((3, 1, 1, KEYS)) < 0.5)
     together = quantized_attention(arrays["q"], k, v, mask=keep, **form)
     for number in range(3):
         own = slice(number, number + 1)
