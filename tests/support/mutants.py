@@ -206,7 +206,7 @@ MASK = of(
      "return false;", OTHER.format("forward")),
     ("partial-block-taken-whole", "return block_is_full;", "return true;", gradients("blocks")),
     ("rows-past-the-end-of-a-mask", "edge ? own_row : min(own_row, last_row)", "own_row",
-     HIDDEN.format("apple9-('alone', 'bool-full')"), "check"),
+     HIDDEN.format("apple9-('with', 'bool-full')"), "check"),
     ("block-ends-early", "(block + 1) * BLOCK)}", "(block + 1) * BLOCK - 1)}", output("blocks")),
     ("list-count-off-by-one", "h * count_strides[1] + row / BLOCK];",
      "h * count_strides[1] + row / BLOCK] - 1;", output("blocks"), "check"),
