@@ -31,6 +31,7 @@ TABLE = {
     (FORWARD, MIXED, "apple7"): rows(
         ( 96, 32, 128, 32, "Q O"),
         (128, 32,  64, 32, "Q O"),
+        (160, 32,  64, 32, "O"),
         (384, 32, 128, 32, ""),
     ),
     (FORWARD, MIXED, "apple9"): rows(

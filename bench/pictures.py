@@ -1,0 +1,92 @@
+"""Pictures of bench/results, drawn from committed data alone: python bench/pictures.py
+
+apple_ginstrs.png: throughput over the head dimension on an M1 Max, as published for metal-flash-attention and as the
+cost model predicts it for our rows from counted instructions; nothing of it ran on a Mac.
+apple_instructions.png: instructions beside each 8x8x8 product on the M1 instruction set, before and after.
+"""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from mlx_flash.kernels.config import TileConfig, precision_of
+from mlx_flash.kernels.cost import CHIPS, LANES, ginstrs, own_work
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = {kind.name: kind for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)}
+TITLES = {"forward": "forward", "backward_query": "dQ", "backward_key_value": "dK, dV"}
+CHIP = CHIPS["M1 Max"]
+
+
+def read(name: str) -> list[dict]:
+    with open(RESULTS / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predicted(kind, dtype: str) -> dict[int, float]:
+    """GINSTRS of the best counted row at each head dimension that is a multiple of 16, by the cost model."""
+    found = {}
+    for line in read("apple_rows.csv"):
+        if (line["family"], line["kind"], line["dtype"]) != ("apple7", kind.name, dtype) or not line["issue_model"]:
+            continue
+        head_dim = int(line["head_dim"])
+        blocks = (int(line[name]) for name in ("head_dim", "parallel", "traversal", "head"))
+        row = TileConfig(*blocks, tuple(line["cached"].split()), int(line["simdgroup_rows"]))
+        work = own_work(kind, row, precision_of(dtype), head_dim)
+        useful = (kind.matmuls * head_dim + 5) * row.simdgroup_rows * row.traversal / LANES
+        issued = useful / float(line["issue_model"])  # cycles, from the counted instructions
+        slots = issued - work.products * CHIP.half - work.singles * (CHIP.single - CHIP.half)
+        speed = ginstrs(kind, row, head_dim, replace(work, slots=slots), CHIP)
+        found[head_dim] = max(found.get(head_dim, 0), speed)
+    return dict(sorted(found.items()))
+
+
+def published(kind, precision: str) -> dict[int, float]:
+    lines = [
+        line for line in read("mfa_published_ginstrs.csv") if line["chip"] == "M1 Max" and line["table"] == "tuned"
+    ]
+    return {int(line["head_dim"]): float(line[kind.name]) for line in lines if line["precision"] == precision}
+
+
+def draw_throughput() -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharey=True, layout="constrained")
+    for row, (dtype, precision) in zip(axes, (("float16", "mixed"), ("float32", "fp32"))):
+        for axis, kind in zip(row, KINDS.values()):
+            theirs, ours = published(kind, precision), predicted(kind, dtype)
+            axis.plot(theirs.keys(), theirs.values(), "o-", ms=3, label="metal-flash-attention, published")
+            axis.plot(ours.keys(), ours.values(), "s--", ms=4, label="this project, predicted from counts")
+            limit = CHIP.peak * 16 / (17 if dtype == "float16" else 18)
+            axis.axhline(limit, color="grey", lw=1, label="products that never wait")
+            axis.set(title=f"{TITLES[kind.name]}, {dtype}", xlabel="head dimension", ylim=(0, CHIP.peak))
+        row[0].set_ylabel("GINSTRS, M1 Max")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(RESULTS / "apple_ginstrs.png", dpi=110)
+
+
+def draw_instructions() -> None:
+    cases = [(kind, head_dim) for kind in KINDS for head_dim in (64, 128)]
+    before, after = {}, {}
+    for found, lines in ((before, read("apple_rows_before.csv")), (after, read("apple_rows.csv"))):
+        for line in lines:
+            if line["dtype"] == "float16" and line.get("family", "apple7") == "apple7" and line["others"]:
+                case = line["kind"], int(line["head_dim"])
+                found[case] = min(found.get(case, 99), float(line["others"]))
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    places = range(len(cases))
+    axis.bar([x - 0.2 for x in places], [before[case] for case in cases], 0.4, label="before")
+    axis.bar([x + 0.2 for x in places], [after[case] for case in cases], 0.4, label="after")
+    axis.set_xticks(list(places), [f"{TITLES[kind]}\nD = {head_dim}" for kind, head_dim in cases])
+    axis.set(ylabel="other instructions a product", title="M1 instruction set, float16, whole blocks (counted)")
+    axis.legend()
+    figure.savefig(RESULTS / "apple_instructions.png", dpi=110)
+
+
+if __name__ == "__main__":
+    draw_throughput()
+    draw_instructions()
