@@ -30,6 +30,7 @@ DIFFERENCES = 1e-7  # of the largest gradient: what central differences of float
 MERGED = 2.0  # float32 units in the last place, of O or of the LSE that weighs it: two parts against the whole
 ROTATED = 2.0  # units in the last place, root mean square: operands and output rounded once more in 16 bits
 ROTATED_ERROR = 0.6  # of a 4-bit cache with outliers: what a rotation may leave of it
+SHARED_LOSS = 1e-5  # of a step of training on shared sequences, against one process
 SENT = 0.01  # of the bytes that the formulas of context parallelism say
 PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
 OTHER_MACHINE = 2.0  # units in the last place of the largest magnitude: the exponentials of another C library

@@ -181,3 +181,29 @@ def shared_by_mlx(**arguments) -> dict:
 
     parallel.custom = lambda function, *_: function
     return shared(**arguments)
+
+
+def trained(steps: int, shared: bool, rope_from_zero: bool = False) -> list[float]:
+    """Losses of a tiny Llama, by mlx-lm's own model, on one process or shared by all ranks."""
+    from mlx import nn, optimizers
+    from tiny_models import tiny
+
+    from mlx_flash.lm import sharded as recipe
+
+    model, group = tiny("llama"), mx.distributed.init()
+    optimizer, losses = optimizers.Adam(1e-3), []
+    if rope_from_zero:
+        recipe._PieceRope.__call__ = lambda self, x, offset=0: self._rope(x, offset=offset)
+    step = nn.value_and_grad(model, recipe.sharded_loss)
+    with use_backend("reference"):
+        for number in range(steps):
+            tokens = mx.random.randint(0, 64, (2, 46), key=mx.random.key(number))
+            if shared:
+                with recipe.sharded(model, group=group):
+                    loss, gradients = recipe.summed(step(model, *recipe.shard_batch(tokens, group=group)), group)
+            else:
+                loss, gradients = step(model, tokens[:, :-1], tokens[:, 1:], mx.ones((2, 45)), 90)
+            optimizer.update(model, gradients)
+            mx.eval(model.parameters(), optimizer.state)
+            losses.append(loss.item())
+    return losses
