@@ -2,7 +2,7 @@
 
 from .api import attention, quantized_attention
 from .backends import use_backend
-from .errors import UnsupportedProblem
+from .common.errors import UnsupportedProblem
 from .explanations.explain import explain
 from .integrations import patch, unpatch
 from .masks import BlockMask

@@ -7,8 +7,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from .errors import wrong
-from .scalars import shown, whole
+from .common.errors import wrong
+from .common.scalars import shown, whole
 
 ODD_PARTS = (1, 12, 20, 28)  # m of the dimensions m * 2^k that mx.hadamard_transform knows
 SPREAD = 16.0  # at most between the scales of a head, whose channels then differ by up to its square

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from .errors import wrong
-from .scalars import listed, shown, whole
+from .common.errors import wrong
+from .common.scalars import listed, shown, whole
 
 
 def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | None = None) -> tuple[mx.array, mx.array]:

@@ -13,15 +13,15 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends import Backend
-from ..errors import wrong
+from ..common.errors import wrong
+from ..common.mlx_private import may_compile
+from ..common.scalars import shown
 from ..kernels.plan import plan
 from ..masks import BlockMask
-from ..mlx_private import may_compile
 from ..problem.kinds import FORWARD
 from ..problem.problem import Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
-from ..scalars import shown
 from .operands import operands
 from .vjp import attend, refuse_shapeless
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backends import Backend, backend
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
 from ..kernels.plan import Plan, plan_of
 from ..kernels.split_kv import decodes
 from ..problem.kinds import COMBINE, DECODE, FORWARD, KernelKind

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..errors import UnsupportedProblem, wrong
-from ..mlx_private import in_export_trace
+from ..common.errors import UnsupportedProblem, wrong
+from ..common.mlx_private import in_export_trace
+from ..common.scalars import real, shown
 from ..problem.variants import NUMBERS
-from ..scalars import real, shown
 from ..transforms.trace import trace
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..errors import wrong
-from ..mlx_private import contiguous as contiguous_by_views
+from ..common.errors import wrong
+from ..common.mlx_private import contiguous as contiguous_by_views
+from ..common.scalars import shown, traced
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
-from ..scalars import shown, traced
 from ..transforms.trace import mapped_array
 
 # Gradients flow to these; the others are constants, whose gradient is zero.

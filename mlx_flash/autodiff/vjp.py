@@ -13,10 +13,10 @@ from functools import cache, lru_cache, partial
 import mlx.core as mx
 
 from ..backends import Backend
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
+from ..common.mlx_private import in_export_trace, in_shapeless_trace, in_trace
 from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.split_kv import decodes
-from ..mlx_private import in_export_trace, in_shapeless_trace, in_trace
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace

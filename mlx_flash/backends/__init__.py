@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 
 import mlx.core as mx
 
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan

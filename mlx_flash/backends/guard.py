@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..errors import wrong
+from ..common.errors import wrong
 from ..kernels.plan import Plan
 from ..metal.cpu.compiler import cache_directory
 from .prober import PROBER, VARIABLE, Answer

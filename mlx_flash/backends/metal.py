@@ -6,11 +6,11 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
+from ..common.mlx_private import says_no_metal
 from ..kernels.devices import Family, machine_of
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
-from ..mlx_private import says_no_metal
 from ..problem.problem import Problem
 
 

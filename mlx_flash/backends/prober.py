@@ -1,7 +1,7 @@
 """A child process that runs one kernel after another on tiny problems, so that one that hangs or crashes ends only it.
 
 A thread could not stop a kernel that does not end. The child starts with the first kernel that is asked about, and ends
-with this process or when it has been idle: `python -m mlx_flash.probe`.
+with this process or when it has been idle: `python -m mlx_flash.cli.probe`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Prober:
         environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
         self._errors, self._owner = tempfile.TemporaryFile(), os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlx_flash.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "mlx_flash.cli.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._errors, env=environment,
         )  # fmt: skip
         self._lines: queue.Queue[bytes] = queue.Queue()
@@ -97,7 +97,7 @@ class Prober:
         if not greeting:
             said = self._said()
             self._end()
-            raise OSError(f"python -m mlx_flash.probe does not start: {said}")
+            raise OSError(f"python -m mlx_flash.cli.probe does not start: {said}")
 
     def _said(self) -> str:
         """The last line of the child's standard error."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
 from ..kernels.plan import Plan
 from ..metal import ToolchainError, metal_kernel
 from ..metal.cpu.compiler import toolchain

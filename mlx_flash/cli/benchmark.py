@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from ..api import attention
 from ..backends import current_backend
-from ..errors import CommandError, need
+from ..common.errors import CommandError, need
 from .accuracy.oracle import exact_tensors, float64
 from .token_bench import token_cases
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import need
+from ..common.errors import need
 
 
 def kernel_backend() -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import mlx.core as mx
 
 from ..backends import Backend, backend, current_backend, use_backend
-from ..errors import CommandError, UnsupportedProblem, need
+from ..common.errors import CommandError, UnsupportedProblem, need
 from ..integrations import patch
 from ..lm.generation import Divergence, Run, divergence, fastest, generate
 from ..lm.models import TINY_WORDS, described, load, mlx_lm, tiny_model

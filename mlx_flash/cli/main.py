@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from ..errors import CommandError, need
+from ..common.errors import CommandError, need
 from .console import kernel_backend
 
 DTYPES = ("float32", "float16", "bfloat16")

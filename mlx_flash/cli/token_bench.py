@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..api import attention
-from ..errors import CommandError
+from ..common.errors import CommandError
 
 TOKENS = 16  # of a round, queued without waiting, as mlx-lm queues one ahead
 MOST_ROUNDS = 40

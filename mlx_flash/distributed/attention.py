@@ -13,11 +13,11 @@ from ..autodiff.call import Call, prepared
 from ..autodiff.learned import numbers_of
 from ..autodiff.operands import operands
 from ..backends import current_backend
-from ..errors import UnsupportedProblem, wrong
+from ..common.errors import UnsupportedProblem, wrong
+from ..common.scalars import shown, whole
 from ..masks import BlockMask
 from ..problem.problem import Problem, sized
 from ..problem.variants import check_lengths
-from ..scalars import shown, whole
 from ..transforms.trace import trace
 from .checks import described
 from .collectives import agree, group_of

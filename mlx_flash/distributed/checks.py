@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..scalars import shown
+from ..common.scalars import shown
 from .collectives import agree, group_of
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from ..errors import wrong
+from ..common.errors import wrong
 
 MARK = "attention of "  # a description begins with it; what a lost peer leaves in the buffer does not
 DESCRIPTION_BYTES = 1024  # of a rank's arguments, compared in one message of a fixed size

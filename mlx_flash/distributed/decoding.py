@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .. import api
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
 from ..sequences import merge
 from .collectives import Collectives, group_of
 

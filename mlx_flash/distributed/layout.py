@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..errors import wrong
-from ..scalars import shown, whole
+from ..common.errors import wrong
+from ..common.scalars import shown, whole
 from .collectives import Collectives, group_of
 
 PIECES = {"zigzag": 2, "contiguous": 1}  # pieces of the sequence that one rank holds

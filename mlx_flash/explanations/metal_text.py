@@ -16,10 +16,10 @@ from functools import partial
 import mlx.core as mx
 
 from ..backends.metal import kernel_object, run_with
-from ..errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem
+from ..common.mlx_private import printed_source
 from ..kernels.launch import output_shape
 from ..kernels.plan import Plan
-from ..mlx_private import printed_source
 from ..problem.kinds import COMBINE, DECODE
 from ..problem.problem import Problem
 from ..problem.variants import Variants

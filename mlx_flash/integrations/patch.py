@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from ..errors import InvalidArgument, UnsupportedProblem, wrong
+from ..common.errors import InvalidArgument, UnsupportedProblem, wrong
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
 from . import compiled

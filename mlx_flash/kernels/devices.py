@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from ..mlx_private import chip_letter
+from ..common.mlx_private import chip_letter
 
 TABLE_PREFIX = "original "  # of a table's name: the rows of metal-flash-attention
 

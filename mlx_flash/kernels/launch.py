@@ -8,7 +8,7 @@ from math import prod
 
 import mlx.core as mx
 
-from ..mlx_private import CONSTANT_BELOW, as_bytes, contiguous
+from ..common.mlx_private import CONSTANT_BELOW, as_bytes, contiguous
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, KernelKind
 from ..problem.problem import Problem
 from .config import TileConfig

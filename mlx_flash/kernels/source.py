@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from ..mlx_private import kernel_attribute
+from ..common.mlx_private import kernel_attribute
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments

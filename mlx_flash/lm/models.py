@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..errors import CommandError, need
+from ..common.errors import CommandError, need
 
 TINY = {
     "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 256,

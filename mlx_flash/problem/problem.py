@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..errors import wrong
-from ..scalars import real, shown
+from ..common.errors import wrong
+from ..common.scalars import real, shown
 from .variants import Variants, check_lengths, variants_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..errors import wrong
+from ..common.errors import wrong
 
 FUNCTION = "quantized_attention"
 # mode: (bits of an element, elements that share a scale), the defaults first

@@ -13,9 +13,9 @@ from functools import cached_property
 import mlx.core as mx
 import numpy as np
 
-from ..errors import wrong
+from ..common.errors import wrong
+from ..common.scalars import listed, real, shown, truth, whole
 from ..masks import BlockMask
-from ..scalars import listed, real, shown, truth, whole
 from .kinds import BACKWARD_KINDS, DECODE, KernelKind
 from .quantization import UNQUANTIZED, Quantization
 

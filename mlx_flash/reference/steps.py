@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from ..mlx_private import after
+from ..common.mlx_private import after
 from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
 from ..problem.problem import Problem
 from .scores import Scores, exp2, product

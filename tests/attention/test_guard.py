@@ -23,10 +23,10 @@ import mlx_flash.lm
 from mlx_flash import attention, explain
 from mlx_flash.backends import guard, prober, simulator
 from mlx_flash.backends.metal import family_here
-from mlx_flash.errors import InvalidArgument, UnsupportedProblem
+from mlx_flash.cli.probe import trial
+from mlx_flash.common.errors import InvalidArgument, UnsupportedProblem
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan
-from mlx_flash.probe import trial
 from mlx_flash.problem.kinds import (
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,

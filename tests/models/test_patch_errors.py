@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_flash
-from mlx_flash.errors import InvalidArgument, UnsupportedProblem
+from mlx_flash.common.errors import InvalidArgument, UnsupportedProblem
 from mlx_flash.integrations import serve
 
 Q = mx.random.normal((1, 2, 12, 16), key=mx.random.key(0))

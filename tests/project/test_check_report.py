@@ -10,9 +10,9 @@ from pretend_mac.kernel import FAULT
 from mlx_flash.backends import guard, prober
 from mlx_flash.cli import main as cli
 from mlx_flash.cli.accuracy import check
+from mlx_flash.cli.probe import trial
 from mlx_flash.cli.report import command as report
 from mlx_flash.cli.report import machine, measures
-from mlx_flash.probe import trial
 
 PARTS = [part.name for part in report.PARTS]
 

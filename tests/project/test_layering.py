@@ -14,9 +14,8 @@ PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parents[1]
 # From the commands down to the errors: a module may import only what stands in its own layer or in a later one.
 LAYERS = (
-    "__main__", "cli", "__init__", "lm", "explanations", "integrations", "distributed", "api", "probe", "autodiff",
-    "rotations", "sequences", "backends", "reference", "kernels", "problem", "masks", "transforms", "mlx_private",
-    "simulator", "scalars", "errors",
+    "__main__", "cli", "__init__", "lm", "explanations", "integrations", "distributed", "api", "autodiff", "rotations",
+    "sequences", "backends", "reference", "kernels", "problem", "masks", "transforms", "simulator", "common",
 )  # fmt: skip
 # Metal without a Mac knows nothing of attention: it imports only itself and what MLX does in private, and inside it the
 # front end stands below both targets.
@@ -63,7 +62,7 @@ def upward_imports(path: Path, text: str | None = None) -> set[str]:
         allowed = METAL[METAL.index(own) :] if own in METAL else None
         inside = {name for name in wanted if name.startswith("metal.")}
         inside = {name for name in inside if allowed is None or name.split(".")[1] in allowed}
-        return {name for name in wanted - inside if name.split(".")[0] != "mlx_private"}
+        return {name for name in wanted - inside if not name.startswith("common.mlx_private")}
     below = {*LAYERS[LAYERS.index(layer) :], "metal"}
     return {name for name in wanted if name.split(".")[0] not in below}
 
@@ -80,7 +79,7 @@ def test_an_upward_import_is_seen():
     typed = "if TYPE_CHECKING:\n    from ..autodiff.call import Call"
     assert upward_imports(kernels / "plan.py", typed) == {"autodiff.call.Call"}
     assert upward_imports(kernels / "plan.py", "from ..problem.problem import Problem") == set()
-    assert upward_imports(metal / "cpu" / "kernel.py", "from ...errors import X") == {"errors.X"}
+    assert upward_imports(metal / "cpu" / "kernel.py", "from ...common.errors import X") == {"common.errors.X"}
     assert upward_imports(metal / "frontend" / "rules.py", "from ..cpu import kernel") == {"metal.cpu.kernel"}
     assert upward_imports(metal / "ptx" / "kernel.py", "from ..cpu import kernel") == set()
     assert {layer_of(path).partition(".")[0] for path in PRODUCT} == {*LAYERS, "metal"}

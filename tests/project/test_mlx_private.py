@@ -1,4 +1,4 @@
-"""Each fact of mlx_flash/mlx_private.py, with the MLX that is installed: a release that changes one fails one test.
+"""Each fact of mlx_flash/common/mlx_private.py, with the MLX installed: a release that changes one fails one test.
 
 It uses nothing else of the package and of the tests, so that it can be run against any release of MLX.
 """
@@ -11,7 +11,7 @@ import threading
 import mlx.core as mx
 import pytest
 
-from mlx_flash import mlx_private
+from mlx_flash.common import mlx_private
 
 X = mx.array([1.0, 2.0, 3.0])
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...api import attention
 from ...backends import current_backend, guard, use_backend
-from ...errors import need
+from ...common.errors import need
 from ...kernels.devices import Family
 from ..console import kernel_backend, progress
 from .kernels import FEW_HEAD_DIMS, Tried, common_plans, try_all

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...api import attention
 from ...backends import current_backend, use_backend
-from ...errors import need
+from ...common.errors import need
 from ...masks import BlockMask
 from ...reference.scores import philox
 from ..console import kernel_backend, progress

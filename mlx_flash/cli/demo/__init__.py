@@ -3,7 +3,7 @@
 Seed, data and steps are the same, so the two loss curves must agree. Everything it prints comes from the run.
 """
 
-from ...errors import need
+from ...common.errors import need
 
 
 def demo(arguments) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from ...api import attention
 from ...autodiff.vjp import run_kernel
 from ...backends import Backend, current_backend, use_backend
-from ...errors import CommandError
+from ...common.errors import CommandError
 from ...explanations.explain import explain, steps_of
 from ...kernels.launch import output_shape
 from ...problem.problem import Problem, Signature

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ...errors import CommandError
+from ...common.errors import CommandError
 
 RULES = re.compile(r"[^\w\s]{4,}")  # underlines and table borders
 LIMIT = 16 * 2**20  # bytes read of a file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ...errors import CommandError, need
+from ...common.errors import CommandError, need
 
 NAME = "mlx_flash_demo.png"
 TITLE = "mlx_flash demo"  # stored in the file, so that a later run recognises its own plot

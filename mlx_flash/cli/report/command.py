@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ...backends import backend, current_backend, guard, use_backend
-from ...errors import UnsupportedProblem, need
+from ...common.errors import UnsupportedProblem, need
 from ..accuracy import check, oracle
 from ..accuracy.kernels import FEW_HEAD_DIMS, common_plans, try_all
 from ..console import kernel_backend, progress

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ...mlx_private import says_traced
+from ...common.mlx_private import says_traced
 from ..frontend.errors import CompileError, TracedError, quoted
 from ..frontend.language import prefix
 from ..frontend.signature import kernel_name, kernel_text, shape_facts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ...mlx_private import SHARED_BYTES
+from ...common.mlx_private import SHARED_BYTES
 
 _COPIES = 1 + SHARED_BYTES // 8  # of at least 8 bytes each: together they are more
 

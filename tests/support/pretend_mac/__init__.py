@@ -60,7 +60,7 @@ def _compile(real):
 
     def compile(function, inputs=None, outputs=None, shapeless=False):
         compiled = real(function, inputs=inputs, outputs=outputs, shapeless=shapeless)
-        if getattr(function, "__module__", "") == "mlx_flash.mlx_private":  # asks whether MLX traces
+        if getattr(function, "__module__", "") == "mlx_flash.common.mlx_private":  # asks whether MLX traces
             return compiled
 
         @wraps(function)

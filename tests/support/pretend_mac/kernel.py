@@ -78,8 +78,8 @@ def generated(call, inputs, template, output_dtypes) -> str:
     """The text MLX would hand to Apple's compiler for inputs of these (dtype, number of axes, size)."""
     import mlx.core as mx
 
+    from mlx_flash.common.mlx_private import printed_source
     from mlx_flash.explanations.metal_text import captured
-    from mlx_flash.mlx_private import printed_source
 
     arrays = [mx.zeros((*[1] * (ndim - 1), size) if ndim else (), dtype) for dtype, ndim, size in inputs]
 

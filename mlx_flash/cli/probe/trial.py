@@ -9,17 +9,17 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
-from ..autodiff.operands import array_inputs, operands
-from ..autodiff.vjp import attend
-from ..backends import CAPABILITIES, Backend, backend
-from ..backends.metal import run
-from ..kernels.devices import Family
-from ..kernels.plan import plan_of
-from ..kernels.source import Kernel
-from ..kernels.split_kv import LEAST, QUERIES
-from ..masks import BlockMask
-from ..problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
-from ..problem.problem import Problem, Signature
+from ...autodiff.operands import array_inputs, operands
+from ...autodiff.vjp import attend
+from ...backends import CAPABILITIES, Backend, backend
+from ...backends.metal import run
+from ...kernels.devices import Family
+from ...kernels.plan import plan_of
+from ...kernels.source import Kernel
+from ...kernels.split_kv import LEAST, QUERIES
+from ...masks import BlockMask
+from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
+from ...problem.problem import Problem, Signature
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}

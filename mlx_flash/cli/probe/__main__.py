@@ -1,4 +1,4 @@
-"""python -m mlx_flash.probe: reads kernels from standard input, and answers each with a line of JSON.
+"""python -m mlx_flash.cli.probe: reads kernels from standard input, and answers each with a line of JSON.
 
 A request is its length in bytes (64 bits, little-endian) and a pickled tuple from the parent process: the name of the
 kind, signature, family, rows and kernel of a plan.
