@@ -20,7 +20,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from .. import distributed
-from ..errors import UnsupportedProblem, wrong
+from ..common.errors import UnsupportedProblem, wrong
 
 
 class _PieceRope(nn.Module):
