@@ -1,4 +1,4 @@
-"""tests/README.md says what is tested where; what it names is there."""
+"""tests/PROPERTIES.md and tests/README.md say what is tested where; what they name is there."""
 
 import ast
 import re
@@ -6,7 +6,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 README = (TESTS / "README.md").read_text(encoding="utf-8")
-ROWS = [line.split("|")[1:-1] for line in README.splitlines() if re.match(r"\| *\d+ *\|", line)]
+PROPERTIES = (TESTS / "PROPERTIES.md").read_text(encoding="utf-8")
+ROWS = [line.split("|")[1:-1] for line in PROPERTIES.splitlines() if re.match(r"\| *\d+ *\|", line)]
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
 
 
@@ -24,6 +25,12 @@ def test_the_named_tests_exist():
             assert file in SOURCES, f"row {number}: {file}"
             for function in filter(None, functions.split(", ")):
                 assert re.search(rf"^def {function}\(", SOURCES[file], re.M), f"row {number}: {file}::{function}"
+
+
+def test_the_tests_of_reports_exist():
+    for file, functions in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", README):
+        assert file in SOURCES, file
+        assert not functions or re.search(rf"^def {functions}\(", SOURCES[file], re.M), functions
 
 
 def threads(heading: str) -> list[str]:
