@@ -319,4 +319,6 @@ def test_the_reference_dequantizes_blocks(reference, monkeypatch):
 def test_lazy_inside_compile(reference):
     q, k, v, _ = operands(Case(3, 70, 64, group=2), AFFINE)
     compiled = mx.compile(lambda q, *parts: quantized_attention(q, parts[:3], parts[3:], causal=True))
-    assert bits(compiled(q, *k, *v)) == bits(quantized_attention(q, k, v, causal=True))
+    # Compiling fuses elementwise operations, which may round differently: close, not equal.
+    want = bounds.float64(quantized_attention(q, k, v, causal=True))
+    bounds.check("O", compiled(q, *k, *v), want, "compiled", "float32")

@@ -211,8 +211,9 @@ def test_unequal_segments_in_transformations(reference):
         return attention(q, k, k, causal=True, segments=(q_ids, k_ids))
 
     want = [call(q[n], k[n], ids[0][n], ids[1][n]) for n in range(2)]
-    for transformed in (mx.compile(call), mx.checkpoint(call)):
-        assert bits(transformed(q[0], k[0], ids[0][0], ids[1][0])) == bits(want[0])
+    first = (q[0], k[0], ids[0][0], ids[1][0])
+    bounds.check("O", mx.compile(call)(*first), bounds.float64(want[0]), "compiled", "float32")  # may round differently
+    assert bits(mx.checkpoint(call)(*first)) == bits(want[0])
     assert bits(vmap(call)(q, k, *ids)) == bits(mx.stack(want))
     last = vmap(call, in_axes=(0, 0, 1, 1))(q, k, ids[0].T, ids[1].T)
     assert bits(last) == bits(mx.stack(want))
