@@ -80,7 +80,8 @@ METAL_FUNC void backward_key_value(
 #pragma clang loop unroll(full)
         for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
           for (; r < range.end; r += BT) {
-            if (visibility.edge_of(range, block, block + BP - 1, r, lane) != (edge == 1)) break;
+            const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
+            if (at_edge != (edge == 1)) break;
             if (visibility.skip()) continue;
             if (tile::produce(q, d_o, r, range.end)) continue;
             q.acquire(r, range.end, edge);

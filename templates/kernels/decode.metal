@@ -70,7 +70,8 @@ METAL_FUNC void decode(
 #else
         const bool entered = true;
 #endif
-        if (visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) != (edge == 1)) break;
+        const bool at_edge = visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) || k.far() || v.far();
+        if (at_edge != (edge == 1)) break;
         if (!entered || visibility.skip()) continue;
         if (tile::produce(k, v, c, next)) continue;
         k.acquire(c, next, edge);

@@ -83,6 +83,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void start(int) thread {}
 
+  METAL_FUNC bool far() const thread { return false; }  // offsets have 64 bits
+
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
     first = row;

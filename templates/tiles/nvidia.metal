@@ -192,6 +192,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void start(int) thread {}
 
+  METAL_FUNC bool far() const thread { return false; }  // offsets have 64 bits
+
   // The block that begins at `row`: waits until its stage has been filled
   METAL_FUNC void acquire(int row, int end, bool = true) thread {
     block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;

@@ -13,7 +13,8 @@ template <typename T> struct Memory {
 // S = A B^T sums over its columns in any order; fragments hold them as summed_column says.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* block;
-  int offset[R / 8], column;
+  long offset[R / 8];
+  int column;
   Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
 
   // first: this simdgroup's first row
@@ -24,7 +25,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     block = view.head<T>(b, h) + base * stride;
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
-      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * int(stride);
+      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride;
       if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
@@ -143,7 +144,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   const device T* head;
   const device T* block;
   threadgroup T* scratch;
-  int stride;
+  long stride;
   int valid;  // rows of the current block that exist and are wanted, at most BT
   bool edge;  // not every row of the other factor sees the block whole
   Lane lane;
@@ -155,17 +156,24 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
-    stride = int(view.row_stride<T>());
+    stride = view.row_stride<T>();
   }
 
   // To the block that begins at `row`; `end`: the last row that is wanted, plus one. Not `edge`: it is whole, and
   // follows the last one, or is the one given to `start`.
-  METAL_FUNC void start(int row) thread { block = head + (row - BT) * long(stride); }
+  METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
 
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
-    block = edge ? head + row * long(stride) : block + BT * long(stride);
+    block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
+  }
+
+  // Offsets in a whole block have 32 bits. Rows that lie too far apart for that belong to no whole block.
+  METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
+
+  METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
+    return edge ? at + rows * stride : at + rows * int(stride);
   }
 
   // Nothing to hand back where products are synchronous
@@ -174,8 +182,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #if USES_THREADGROUP
   // Elements of a row, at (row, column) from (row0, column0), which is the same for all lanes
   METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-    const device T* corner = block + (row0 * stride + column0);
-    return *(const device Run<T, RUN>*)(corner + (row * stride + column));
+    if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
+    const device T* corner = block + (row0 * int(stride) + column0);
+    return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
   }
 
   METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
@@ -193,11 +202,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 #else
   // Where `row` of the block begins
-  METAL_FUNC const device T* source(int row) const thread { return block + row * stride; }
+  METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
 
   // The same 8 rows on. Taken step by step: addresses that did not change from block to block would each be kept in
   // registers.
-  METAL_FUNC const device T* next(const device T* source) const thread { return source + 8 * stride; }
+  METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
 
   // Fragments (t, d), (t, d + 1), .. of columns [column, column + H), as they lie in memory. at: source of this lane's
   // row, which is read as zeros if it does not exist

@@ -60,7 +60,7 @@ METAL_FUNC void head_block_abt(
   for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
     if (b.valid < BT && t * 8 + 8 > b.valid) continue;
     for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
-    direct_fragment<H, R>(sum, rows, b, at, at + b.stride, column, 2);
+    direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
     for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
   }
   if (b.valid % 8 == 0) return;
