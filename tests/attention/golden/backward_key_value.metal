@@ -145,7 +145,8 @@ namespace flash {
     };
     template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       const device T* block;
-      int offset[R / 8], column;
+      long offset[R / 8];
+      int column;
       Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
       METAL_FUNC void open(
         thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
@@ -154,7 +155,7 @@ namespace flash {
         block = view.head<T>(b, h) + base * stride;
         column = lane.column;
         for (int i = 0; i < R / 8; i++) {
-          offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * int(stride);
+          offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride;
           if constexpr (CACHED) read<D>(i, 0, cached[i]);
         }
       }
@@ -233,7 +234,7 @@ namespace flash {
       const device T* head;
       const device T* block;
       threadgroup T* scratch;
-      int stride;
+      long stride;
       int valid;
       bool edge;
       Lane lane;
@@ -243,18 +244,23 @@ namespace flash {
       }
       METAL_FUNC void view(thread const View& view, int b, int h) thread {
         head = view.head<T>(b, h);
-        stride = int(view.row_stride<T>());
+        stride = view.row_stride<T>();
       }
-      METAL_FUNC void start(int row) thread { block = head + (row - BT) * long(stride); }
+      METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
       METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
         edge = edge_;
-        block = edge ? head + row * long(stride) : block + BT * long(stride);
+        block = edge ? head + row * stride : block + BT * stride;
         valid = edge ? min(BT, end - row) : BT;
+      }
+      METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
+      METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
+        return edge ? at + rows * stride : at + rows * int(stride);
       }
       METAL_FUNC void release() thread {}
       METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-        const device T* corner = block + (row0 * stride + column0);
-        return *(const device Run<T, RUN>*)(corner + (row * stride + column));
+        if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
+        const device T* corner = block + (row0 * int(stride) + column0);
+        return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
       }
       METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
       METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
@@ -714,7 +720,8 @@ namespace flash {
 #pragma clang loop unroll(full)
           for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
             for (; r < range.end; r += BT) {
-              if (visibility.edge_of(range, block, block + BP - 1, r, lane) != (edge == 1)) break;
+              const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
+              if (at_edge != (edge == 1)) break;
               if (visibility.skip()) continue;
               if (tile::produce(q, d_o, r, range.end)) continue;
               q.acquire(r, range.end, edge);

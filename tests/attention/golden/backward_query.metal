@@ -214,6 +214,7 @@ namespace flash {
         pipe.producer_commit();
       }
       METAL_FUNC void start(int) thread {}
+      METAL_FUNC bool far() const thread { return false; }
       METAL_FUNC void acquire(int row, int end, bool = true) thread {
         block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
         valid = min(BT, end - row);
@@ -671,7 +672,8 @@ namespace flash {
 #pragma clang loop unroll(full)
         for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
           for (; c < range.end; c += BT) {
-            if (visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) != (edge == 1)) break;
+            const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
+            if (at_edge != (edge == 1)) break;
             if (visibility.skip()) continue;
             if (tile::produce(k, v, c, range.end)) continue;
             k.acquire(c, range.end, edge);

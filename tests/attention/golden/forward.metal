@@ -128,7 +128,8 @@ namespace flash {
     };
     template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       const device T* block;
-      int offset[R / 8], column;
+      long offset[R / 8];
+      int column;
       Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
       METAL_FUNC void open(
         thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
@@ -137,7 +138,7 @@ namespace flash {
         block = view.head<T>(b, h) + base * stride;
         column = lane.column;
         for (int i = 0; i < R / 8; i++) {
-          offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * int(stride);
+          offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride;
           if constexpr (CACHED) read<D>(i, 0, cached[i]);
         }
       }
@@ -185,7 +186,7 @@ namespace flash {
       const device T* head;
       const device T* block;
       threadgroup T* scratch;
-      int stride;
+      long stride;
       int valid;
       bool edge;
       Lane lane;
@@ -195,17 +196,21 @@ namespace flash {
       }
       METAL_FUNC void view(thread const View& view, int b, int h) thread {
         head = view.head<T>(b, h);
-        stride = int(view.row_stride<T>());
+        stride = view.row_stride<T>();
       }
-      METAL_FUNC void start(int row) thread { block = head + (row - BT) * long(stride); }
+      METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
       METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
         edge = edge_;
-        block = edge ? head + row * long(stride) : block + BT * long(stride);
+        block = edge ? head + row * stride : block + BT * stride;
         valid = edge ? min(BT, end - row) : BT;
       }
+      METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
+      METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
+        return edge ? at + rows * stride : at + rows * int(stride);
+      }
       METAL_FUNC void release() thread {}
-      METAL_FUNC const device T* source(int row) const thread { return block + row * stride; }
-      METAL_FUNC const device T* next(const device T* source) const thread { return source + 8 * stride; }
+      METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
+      METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
       template <int H>
       METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
         if (!exists) return {};
@@ -297,7 +302,7 @@ namespace flash {
       for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
         if (b.valid < BT && t * 8 + 8 > b.valid) continue;
         for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
-        direct_fragment<H, R>(sum, rows, b, at, at + b.stride, column, 2);
+        direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
         for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
       }
       if (b.valid % 8 == 0) return;
@@ -633,7 +638,8 @@ namespace flash {
 #pragma clang loop unroll(full)
         for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
           for (; c < range.end; c += BT) {
-            if (visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) != (edge == 1)) break;
+            const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
+            if (at_edge != (edge == 1)) break;
             if (visibility.skip()) continue;
             if (tile::produce(k, v, c, range.end)) continue;
             k.acquire(c, range.end, edge);
