@@ -110,7 +110,7 @@ def test_says_which_backend_and_why():
         ({"head_dim": 64, "family": "apple1"}, ["family", "apple9", "'apple1'"]),
         ({"head_dim": 64, "backend": "rocm"}, ["backend", "simulator", "'rocm'"]),
         ({"head_dim": 64, "causel": True}, ["causel", "window", "spelling"]),
-        ({"head_dim": 64, "window": (-1, 0)}, ["window", "-1"]),
+        ({"head_dim": 64, "window": (-2, 0)}, ["window", "-2"]),
         ({"head_dim": 64, "heads": 3, "key_heads": 2}, ["q", "multiple", "got 3"]),
         ({"q": mx.zeros((1, 1, 1, 8)), "head_dim": 8}, ["head_dim", "arrays or numbers", "both"]),
         ({"q": mx.zeros((1, 1, 1, 8))}, ["k", "mlx.core.array", "NoneType"]),
