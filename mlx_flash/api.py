@@ -26,7 +26,7 @@ def attention(
     segments: tuple[mx.array, mx.array] | None = None,
     dropout: float = 0.0,
     key: mx.array | None = None,
-    return_lse: bool = False,
+    return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
     """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients.
@@ -39,7 +39,7 @@ def attention(
             multiplied by it, and its gradient is MLX's.
         mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
             strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape;
-            -inf there masks, and so does what is below -2.3e38, such as the least finite float32.
+            -inf there masks; finite values are numbers like any others, the least finite float32 too.
         causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
             position i + Lk - Lq among the keys and sees those up to it. Segments align to their own lower right: the
             last query of a segment has the position of its last key.
@@ -52,14 +52,17 @@ def attention(
             Ids of more than 32 bits are read to see that they fit.
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
         key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
-        return_lse: also return the natural logarithm of each row's sum of exponentials, differentiable.
+        return_lse: also return the natural logarithm of each row's sum of exponentials (LSE), differentiable. "split":
+            in two parts, the row's largest score and the logarithm of the sum relative to it, whose sum is the LSE.
+            Where all scores of a row are shifted far away, as by a finite mask of -1e9, only the parts keep every
+            digit; `merge` takes both forms. Gradients belong to functions of the sum of the parts.
         stream: stream or device of the launches.
 
     Returns:
-        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq]. A query that sees no key gives zeros
-        (LSE -inf) and takes part in no gradient. Views are read in place if their last axis is contiguous (on CUDA, if
-        no copy is faster). NaN or infinity behind a masked key reaches nothing; what is seen acts as in IEEE, unless
-        its weight rounds to 0.
+        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" float32 [2, B, Hq, Lq]. A
+        query that sees no key gives zeros (LSE -inf; split -inf and 0) and takes part in no gradient. Views are read in
+        place if their last axis is contiguous (on CUDA, if no copy is faster). NaN or infinity behind a masked key
+        reaches nothing; what is seen acts as in IEEE, unless its weight rounds to 0.
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
@@ -97,7 +100,7 @@ def quantized_attention(
     alibi_slopes: mx.array | None = None,
     sinks: mx.array | None = None,
     segments: tuple[mx.array, mx.array] | None = None,
-    return_lse: bool = False,
+    return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
     """`attention` over keys and values as mx.quantize packs them, dequantized as they are read. Forward only.
@@ -114,7 +117,7 @@ def quantized_attention(
             it has beyond these, dropout, belongs to training.
 
     Returns:
-        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq].
+        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" float32 [2, B, Hq, Lq].
 
     Raises:
         ValueError: an argument is wrong, or bits, group size or mode have no kernel.

@@ -59,16 +59,40 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
 
     Args:
         outputs: arrays [B, H, L, Dv] of ``attention(..., return_lse=True)``, one per set of keys.
-        lses: their natural-log sums of exponentials, float32 [B, H, L].
+        lses: their natural-log sums of exponentials, float32 [B, H, L]; or, of ``return_lse="split"``, the two parts of
+            them, float32 [2, B, H, L], which stay exact where all scores of a row are shifted far away.
 
     Returns:
-        (output, lse) as one call over all keys would. Rows that saw no key in any part give zeros and -inf.
+        (output, lse) as one call over all keys would, with the lse in two parts if any of ``lses`` is. Rows that saw no
+        key in any part give zeros and -inf.
 
     Raises:
         ValueError: no parts, unequal numbers of outputs and lses, other types than mx.array, or shapes that do not
             match.
     """
     outputs, lses = list(outputs), list(lses)
+    _check_parts(outputs, lses)
+    rows = tuple(outputs[0].shape[:-1])
+    split = [tuple(lse.shape) != rows for lse in lses]
+    lses = [lse.astype(mx.float32) for lse in lses]
+    largest = mx.stack([lse[0] if apart else lse for lse, apart in zip(lses, split)])
+    logs = mx.stack([lse[1] if apart else mx.zeros_like(lse) for lse, apart in zip(lses, split)])
+    # Any reference cancels; the largest keeps the exponentials in range and must not be differentiated.
+    most = mx.stop_gradient(largest.max(0))
+    reference = mx.where(most == -math.inf, 0, most)
+    # The difference of large numbers comes first: it is exact, and their logarithms keep every digit.
+    parts = mx.where(largest == -math.inf, 0, mx.exp((largest - reference) + logs))
+    total = parts.sum(0)
+    empty = total == 0
+    safe = mx.where(empty, 1, total)
+    values = mx.stack(outputs).astype(mx.float32)
+    output = (values * (parts / safe)[..., None]).sum(0).astype(outputs[0].dtype)
+    if any(split):
+        return output, mx.stack([mx.where(empty, -math.inf, reference), mx.log(safe)])
+    return output, mx.where(empty, -math.inf, mx.log(safe) + reference)
+
+
+def _check_parts(outputs: list, lses: list) -> None:
     for part in (*outputs, *lses):
         if not isinstance(part, mx.array) or not mx.issubdtype(part.dtype, mx.floating):
             got = f"dtype {part.dtype}" if isinstance(part, mx.array) else type(part).__name__
@@ -79,20 +103,10 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
             "outputs, lses", "as many outputs as lses, at least one", f"{len(outputs)} and {len(lses)}",
             "Pass both results of each attention call.", "merge",
         )  # fmt: skip
+    rows = tuple(outputs[0].shape[:-1])
     for output, lse in zip(outputs, lses):
-        if output.shape != outputs[0].shape or tuple(lse.shape) != tuple(outputs[0].shape[:-1]):
+        if output.shape != outputs[0].shape or tuple(lse.shape) not in (rows, (2, *rows)):
             raise wrong(
-                "outputs, lses", f"shapes {outputs[0].shape} and {outputs[0].shape[:-1]}",
+                "outputs, lses", f"shapes {outputs[0].shape} and {rows} or {(2, *rows)}",
                 f"{output.shape} and {lse.shape}", "All parts share one set of queries.", "merge",
             )  # fmt: skip
-    stacked = mx.stack(lses).astype(mx.float32)
-    # Any reference cancels; the largest keeps the exponentials in range and must not be differentiated.
-    largest = mx.stop_gradient(stacked.max(0))
-    reference = mx.where(largest == -math.inf, 0, largest)
-    parts = mx.where(stacked == -math.inf, 0, mx.exp(stacked - reference))
-    total = parts.sum(0)
-    empty = total == 0
-    safe = mx.where(empty, 1, total)
-    values = mx.stack(outputs).astype(mx.float32)
-    output = (values * (parts / safe)[..., None]).sum(0).astype(outputs[0].dtype)
-    return output, mx.where(empty, -math.inf, mx.log(safe) + reference)

@@ -58,7 +58,7 @@ def _in_operations(kind: KernelKind, signature: Signature, arrays: Arrays) -> li
 
     q, k = named["Q"], named["K"]
     if kind is FORWARD:
-        return [forward(q, k, named["V"], *extras), mx.zeros(q.shape[:3])]
+        return [forward(q, k, named["V"], *extras), mx.zeros((*q.shape[:3], 2))]
     # The kernel of dV alone reads no values: dV does not depend on them.
     v = named.get("V", mx.zeros((*k.shape[:3], named["dO"].shape[3]), k.dtype))
     found = mx.vjp(lambda *inputs: [forward(*inputs)], [q, k, v, *extras], [named["dO"]])[1]

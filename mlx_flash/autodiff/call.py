@@ -26,6 +26,7 @@ from .operands import operands
 from .vjp import attend, refuse_shapeless
 
 CACHE_SIZE = 1024  # signatures that are kept
+SPLIT = "split"  # of return_lse: largest score and logarithm of the sum, apart
 SIZED = ("mask", "segments")  # arguments whose axes follow the lengths: checked with every call
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
@@ -41,7 +42,12 @@ class Call:
     """
 
     def __init__(
-        self, signature: Signature, backend: Backend, stream, return_lse: bool, quantization: Quantization | None = None
+        self,
+        signature: Signature,
+        backend: Backend,
+        stream,
+        return_lse: bool | str,
+        quantization: Quantization | None = None,
     ):
         self.signature, self.backend, self.stream = signature, backend, stream
         self.return_lse, self.quantization = return_lse, quantization
@@ -78,11 +84,13 @@ class Call:
             out, L = self._attention.run(FORWARD, *arrays)
         value = self.pads[1]
         out = out[..., :-value] if value else out
-        return (out, L * math.log(2)) if self.return_lse else out
+        if not self.return_lse:
+            return out
+        return out, self.lse(L)
 
     def _attend_with(self, names: tuple[str, ...]) -> None:
         parts = self.quantization.inputs if self.quantization else ()
-        self._attention = attend(self.inner, (*parts, *names), self.backend, self.stream, self.return_lse)
+        self._attention = attend(self.inner, (*parts, *names), self.backend, self.stream, bool(self.return_lse))
         # MLX traces another stream anew, and looks into the function when another transformation traces.
         self._replayed = mx.compile(partial(self._attention.run, FORWARD)) if self.backend.replays else None
 
@@ -111,6 +119,10 @@ class Call:
         """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
         return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, columns)], stream=self.stream)
 
+    def lse(self, L: mx.array) -> mx.array:
+        """The kernels' statistics [B, Hq, Lq, 2] as the caller asked for them."""
+        return mx.moveaxis(L, -1, 0) if self.return_lse == SPLIT else L.sum(-1)
+
     def _nothing(self, problem: Problem, dtype, sinks):
         """Zeros; without keys each row's only score, if any, is its head's sink."""
         refuse_shapeless()
@@ -118,7 +130,8 @@ class Call:
         if not self.return_lse:
             return out
         lse = -math.inf if sinks is None else sinks.astype(mx.float32)[:, None]
-        return out, mx.broadcast_to(mx.array(lse), problem.output_shape[:3])
+        lse = mx.broadcast_to(mx.array(lse), problem.output_shape[:3])
+        return out, mx.stack([lse, mx.zeros_like(lse)]) if self.return_lse == SPLIT else lse
 
 
 def _check_part_lengths(k, v, quantization: Quantization) -> None:
@@ -128,7 +141,7 @@ def _check_part_lengths(k, v, quantization: Quantization) -> None:
                 shape_of(name, (codes, *others), quantization, part.dtype)  # says which part, and what it should be
 
 
-def _make(q, k, v, backend: Backend, stream, return_lse: bool, packing, arguments: dict) -> Call:
+def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, packing, arguments: dict) -> Call:
     if stream is not None and not isinstance(stream, STREAMS):
         raise wrong("stream", "an mlx.core.Stream or Device, or None", shown(stream), "Pass mx.cpu or mx.gpu.")
     if packing is None:
@@ -141,17 +154,21 @@ def _make(q, k, v, backend: Backend, stream, return_lse: bool, packing, argument
 
 
 def prepared(
-    q, k, v, backend: Backend, stream, return_lse: bool, arguments: dict, packing: tuple | None = None
+    q, k, v, backend: Backend, stream, return_lse: bool | str, arguments: dict, packing: tuple | None = None
 ) -> Call:
     """The Call that serves these arguments, checked if none like them came before.
 
     `packing`: (mode, bits, group_size) of quantized k and v. Raises ValueError, as `signature_of` does.
     """
+    if return_lse != SPLIT:
+        if isinstance(return_lse, str):
+            raise wrong("return_lse", f'True, False or "{SPLIT}"', repr(return_lse), "Check the spelling.")
+        return_lse = bool(return_lse)
     try:
         given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
         form = packing and _static(packing, "packing")
-        key = (_static(q), _static(k), _static(v), backend, where, bool(return_lse), form, *given)
+        key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, *given)
         call = _cache.get(key)
     except TypeError:  # an argument whose type is unknown here is checked every time
         key = call = None

@@ -100,8 +100,10 @@ class Attention:
     """The kernels of one signature on one backend as functions of arrays, with gradients. Lengths are the arrays' own.
 
     `run` takes a kind of kernel and what it reads, in order: Q, K, V, dO, L, delta (those the kind has), then the
-    operands, named by `names`. L [B, Hq, Lq] is float32, the base-2 logarithm of each row's sum of exponentials;
-    gradients flow through it where `with_lse` is set, because a caller sees it. Quantized operands have no gradients.
+    operands, named by `names`. L [B, Hq, Lq, 2] is float32: each row's largest score, and the logarithm of its sum of
+    exponentials relative to that, apart because a large score leaves no room for the logarithm in their sum. Gradients
+    flow through the logarithm where `with_lse` is set, because a caller sees it; the largest score is a constant that
+    cancels. Quantized operands have no gradients.
     """
 
     def __init__(self, signature: Signature, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
@@ -217,10 +219,11 @@ attend = lru_cache(maxsize=1024)(Attention)
 
 def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
     """dS = P * (dP - delta + dLSE): the gradient of L enters where delta does. Rows that see nothing have none."""
-    return delta - mx.where(L == -math.inf, 0, d_L * math.log2(math.e))
+    return delta - mx.where(L[..., 0] == -math.inf, 0, d_L[..., 1])
 
 
 def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
-    """A sink takes the part 2^(sink log2(e) - L) of each row and has the value 0, so that dP = 0 there."""
-    part = mx.exp((sinks[:, None] * math.log2(math.e) - mx.where(L == -math.inf, math.inf, L)) * math.log(2))
+    """A sink takes the part exp(sink - L) of each row and has the value 0, so that dP = 0 there."""
+    largest, log_sum = L[..., 0], L[..., 1]
+    part = mx.exp(sinks[:, None] - mx.where(largest == -math.inf, math.inf, largest) - log_sum)
     return -(part * delta).sum((0, 2))

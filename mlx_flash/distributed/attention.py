@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -45,7 +44,7 @@ def attention(
     alibi_slopes: mx.array | None = None,
     sinks: mx.array | None = None,
     segments: tuple[mx.array, mx.array] | None = None,
-    return_lse: bool = False,
+    return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
     """Exact self-attention over a sequence of N rows, N / P of them on each of the group's P ranks; with gradients.
@@ -70,7 +69,8 @@ def attention(
         segments: (q_ids, k_ids) of this rank's rows, [B, N / P] or [N / P]; the sequence's own ids, cut by `shard`.
 
     Returns:
-        [B, Hq, N / P, Dv] in q's dtype; with return_lse also float32 [B, Hq, N / P].
+        [B, Hq, N / P, Dv] in q's dtype; with return_lse also float32 [B, Hq, N / P], with "split" float32
+        [2, B, Hq, N / P].
 
     Raises:
         ValueError: as `attention`; rows that do not divide into the layout's pieces; shapes or options that differ
@@ -103,7 +103,7 @@ def attention(
     out, L = call_parallel(*call.inputs(q, k, v), *extras.values())
     value = call.pads[1]
     out = out[..., :-value] if value else out
-    return (out, L * math.log(2)) if return_lse else out
+    return (out, call.lse(L)) if return_lse else out
 
 
 def _placement(q, layout, ranks: int, method, heads) -> Layout:
@@ -157,7 +157,9 @@ def _parallel(call: Call, names, group, placement: Layout, method: str, heads: i
     positions = variants.causal or variants.window is not None or variants.alibi
     signature = replace(call.inner, variants=replace(variants, shifts=positions))
     apart = variants.shifts  # segments of unequal queries and keys
-    return _made(signature, names, call.backend, call.stream, call.return_lse, group, placement, method, heads, apart)
+    return _made(
+        signature, names, call.backend, call.stream, bool(call.return_lse), group, placement, method, heads, apart
+    )
 
 
 _made = lru_cache(maxsize=64)(ContextParallel)

@@ -31,7 +31,7 @@ def decode(
 
     Returns:
         (output [B, Hq, L, Dv] in q's dtype, lse float32 [B, Hq, L]), the same bits on every rank. Each rank sends
-        4 B Hq L (Dv + 1) (P - 1) bytes, however long the cache is.
+        4 B Hq L (Dv + 2) (P - 1) bytes, however long the cache is.
 
     Raises:
         ValueError: as `attention`. UnsupportedProblem: a gradient is asked for.
@@ -39,16 +39,16 @@ def decode(
     group = group_of(group, "decode")
     # A sink is one score of a row: the first rank counts it for all.
     own_sinks = sinks if group.rank() == 0 else None
-    out, lse = api.attention(q, k, v, scale=scale, softcap=softcap, sinks=own_sinks, return_lse=True, stream=stream)
+    out, lse = api.attention(q, k, v, scale=scale, softcap=softcap, sinks=own_sinks, return_lse="split", stream=stream)
     if group.size() == 1:
-        return out, lse
+        return out, lse.sum(0)
 
     @mx.custom_function
     def joined(out, lse):
-        row = mx.concatenate([out.astype(mx.float32), lse[..., None]], axis=-1)
+        row = mx.concatenate([out.astype(mx.float32), mx.moveaxis(lse, 0, -1)], axis=-1)
         parts = Collectives(group).gather(row)
-        whole, total = merge(list(parts[..., :-1]), list(parts[..., -1]))
-        return whole.astype(out.dtype), total
+        whole, total = merge(list(parts[..., :-2]), [mx.moveaxis(part[..., -2:], -1, 0) for part in parts])
+        return whole.astype(out.dtype), total.sum(0)
 
     joined.vjp(_forward_only)
     joined.jvp(_forward_only)

@@ -73,7 +73,9 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
     key = (problem.batch, problem.key_heads, problem.key_length)
     if name == "O":
         return (*query, problem.value_dim)
-    if name in ("L", "delta"):
+    if name == "L":  # of each row its largest score, and the logarithm of its sum relative to that
+        return (*query, 2)
+    if name == "delta":
         return query
     if name == "dM":
         return problem.mask_shape
@@ -97,11 +99,14 @@ def launch(
         blocks, heads, batch = -(-batch * heads * length // config.parallel), 1, 1
     if kind is DECODE:
         blocks, heads = parts, problem.key_heads * -(-gqa_rows(problem) // config.parallel)
-    fronts = {"O": (parts,), "L": (2, parts)} if parts > 1 else {}  # m and l in place of L
+    shapes = [output_shape(name, problem) for name in kind.outputs]
+    if parts > 1:  # O, and in place of L m and l, of each part
+        query = output_shape("delta", problem)
+        shapes = [(parts, *query, problem.value_dim), (2, parts, *query)]
     return Launch(
         kernel=kernel,
-        output_shapes=tuple((*fronts.get(name, ()), *output_shape(name, problem)) for name in kind.outputs),
-        output_dtypes=tuple(mx.float32 if fronts else getattr(mx, dtype) for dtype in kernel.output_dtypes),
+        output_shapes=tuple(shapes),
+        output_dtypes=tuple(mx.float32 if parts > 1 else getattr(mx, dtype) for dtype in kernel.output_dtypes),
         grid=(blocks * config.threads, heads, batch),
         threadgroup=(config.threads, 1, 1),
         parts=parts,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .devices import Family
 
 REOPENED = "}\nnamespace flash {\n"  # between two files
+SCALED_FIRST = ("HAS_SOFTCAP", "HAS_ALIBI", "HAS_SINKS", "ADDITIVE", "GQA_PACKED")
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 
@@ -110,9 +111,11 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
     """What templates may ask in `#if`, or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
         return dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS"), 0)
-    layer = LAYERS[row.tiles]
+    layer, holes = LAYERS[row.tiles], variants.holes(kind)
     return {
-        **variants.holes(kind),
+        **holes,
+        # Scores with something added, capped, or beside a sink are scaled before; decoding's parts share one unit.
+        "SCALED_FIRST": int(any(holes[name] for name in SCALED_FIRST)),
         **{f"CACHE_{name.upper()}": name in row.cached for name in kind.cacheable},
         "OVER_KEYS": int(kind.over_keys),
         "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),

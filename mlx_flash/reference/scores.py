@@ -8,11 +8,8 @@ import mlx.core as mx
 
 from ..problem.problem import Problem
 
-LOG2E = math.log2(math.e)
-
-
-def exp2(x: mx.array) -> mx.array:
-    return mx.exp(x * math.log(2))
+SMALLEST = 2.0**-126  # normal float32 number
+LINEAR = 2.0**-12  # below it tanh(x) is x in float32
 
 
 def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
@@ -45,7 +42,7 @@ class Scores:
         if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
         sinks = self.extras["sinks"].reshape(1, self.problem.key_heads, -1, 1, 1)
-        m = mx.broadcast_to(sinks * LOG2E, shape)
+        m = mx.broadcast_to(sinks, shape)
         return m, mx.where(m == -math.inf, 0.0, 1.0)
 
     def nothing_seen(self, rows: slice, keys: slice) -> bool:
@@ -57,13 +54,15 @@ class Scores:
         return late or early
 
     def of(self, q: mx.array, k: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array | float, bool]:
-        """(S in base 2 with -inf where masked, derivative of the softcap, whether every pair is surely visible)."""
+        """(S with -inf where masked, derivative of the softcap, whether every pair is surely visible)."""
         variants, s, slope = self.problem.variants, (q @ k.swapaxes(-1, -2)), 1.0
+        s = s * self.problem.scale
         if variants.softcap:
-            u = mx.tanh(s * (self.problem.scale / variants.softcap))
-            s, slope = u * (variants.softcap * LOG2E), 1 - u * u
-        else:
-            s = s * (self.problem.scale * LOG2E)
+            cap = variants.softcap
+            x = s * (1 / max(cap, SMALLEST))
+            u = mx.tanh(x)
+            # Far below the cap scores are what they are, so that a large one caps nothing.
+            s, slope = mx.where(mx.abs(x) < LINEAR, s, u * cap), 1 - u * u
         bias = self._bias(rows, keys)
         # A bias of -inf hides the key, even where the score is NaN.
         s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
@@ -84,9 +83,9 @@ class Scores:
     def _bias(self, rows: slice, keys: slice) -> mx.array | None:
         variants, bias = self.problem.variants, None
         if variants.additive:
-            bias = self._grouped(self.extras["attention_mask"][..., rows, keys].astype(mx.float32) * LOG2E)
+            bias = self._grouped(self.extras["attention_mask"][..., rows, keys].astype(mx.float32))
         if variants.alibi:
-            slopes = self.extras["slopes"].reshape(1, self.problem.key_heads, -1, 1, 1) * LOG2E
+            slopes = self.extras["slopes"].reshape(1, self.problem.key_heads, -1, 1, 1)
             alibi = -slopes * mx.abs(self._distance(rows, keys))
             bias = alibi if bias is None else bias + alibi
         return bias

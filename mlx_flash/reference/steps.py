@@ -1,7 +1,8 @@
 """Every kind of kernel in plain mx operations: the fallback, and the kernels' documentation in Python.
 
 Queries and keys are processed in blocks, as in the kernels, so no array of size Lq x Lk ever exists. All arithmetic is
-float32; L is the base-2 logarithm of each row's sum of exponentials. Formulas: FlashAttention-2 (Dao 2023).
+float32. L [B, Hq, Lq, 2] holds each row's largest score and the logarithm of its sum of exponentials relative to that.
+Formulas: FlashAttention-2 (Dao 2023).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import mlx.core as mx
 from ..common.mlx_private import after
 from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
 from ..problem.problem import Problem
-from .scores import Scores, exp2, product
+from .scores import Scores, product
 
 BLOCK = 512  # rows in a block of queries and in a block of keys
 
@@ -49,7 +50,7 @@ def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx
 
 
 def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:
-    """(O in Q's dtype, L in float32). Rows that see no key have O = 0 and L = -inf."""
+    """(O in Q's dtype, L in float32). Rows that see no key have O = 0 and L = -inf, 0."""
     scores, outputs, statistics = Scores(problem, extras), [], []
     queries, operands = _grouped(problem, Q), {"K": K, "V": V, **extras}
     for rows in _blocks(problem.query_length):
@@ -63,14 +64,15 @@ def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx
             s, _, whole = scores.of(ordered, _rows_of(problem, "K", operands, keys, o), rows, keys)
             m_new = mx.maximum(m, s.max(-1, keepdims=True))
             reference = mx.where(m_new == -math.inf, 0, m_new)
-            p, correction = exp2(s - reference), exp2(m - reference)
+            p, correction = mx.exp(s - reference), mx.exp(m - reference)
             l = correction * l + p.sum(-1, keepdims=True)
             o = correction * o + product(scores.drop(p, rows, keys), _rows_of(problem, "V", operands, keys, o), whole)
             m = m_new
         outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
-        statistics.append(mx.where(l == 0, -math.inf, m + mx.log2(mx.where(l == 0, 1, l)))[..., 0])
-    o, L = mx.concatenate(outputs, -2), mx.concatenate(statistics, -1)
-    return o.reshape(problem.output_shape), L.reshape(problem.output_shape[:3])
+        apart = (mx.where(l == 0, -math.inf, m), mx.log(mx.where(l == 0, 1, l)))
+        statistics.append(mx.concatenate(apart, -1))
+    o, L = mx.concatenate(outputs, -2), mx.concatenate(statistics, -2)
+    return o.reshape(problem.output_shape), L.reshape(*problem.output_shape[:3], 2)
 
 
 def delta(problem: Problem, *, dO, O) -> tuple[mx.array]:
@@ -83,7 +85,8 @@ class _Backward:
 
     def __init__(self, problem: Problem, Q, K, V, dO, L, delta, extras):
         self.scores, self.K, self.V = Scores(problem, extras), K, V
-        self.Q, self.dO, self.L, self.delta = (_grouped(problem, x) for x in (Q, dO, L, delta))
+        self.Q, self.dO, self.delta = (_grouped(problem, x) for x in (Q, dO, delta))
+        self.largest, self.log_sum = (_grouped(problem, L[..., n]) for n in (0, 1))
 
     def block(self, rows: slice, keys: slice, *done: mx.array):
         """(P, dS = P * (dP - delta), dS times the derivative of the softcap, whether every pair is surely visible).
@@ -92,9 +95,9 @@ class _Backward:
         """
         q, d_o = _after(done, self.Q[..., rows, :], self.dO[..., rows, :])
         s, slope, whole = self.scores.of(q, _key_rows(self.K, keys), rows, keys)
-        L = self.L[..., rows]
+        largest, log_sum = (one[..., rows][..., None] for one in (self.largest, self.log_sum))
         # Masked elements are 0 even where L is NaN, so that a NaN stays in what the row sees.
-        p = mx.where(s == -math.inf, 0, exp2(s - mx.where(L == -math.inf, math.inf, L)[..., None]))
+        p = mx.where(s == -math.inf, 0, mx.exp(s - mx.where(largest == -math.inf, math.inf, largest) - log_sum))
         d_p = self.scores.drop(d_o @ _key_rows(self.V, keys).swapaxes(-1, -2), rows, keys)
         d_s = mx.where(p == 0, 0, p * (d_p - self.delta[..., rows][..., None]))
         return p, d_s, mx.where(d_s == 0, 0, d_s * slope), whole

@@ -93,12 +93,9 @@ METAL_FUNC void backward_key_value(
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
             const bool whole = mask::apply(p, visibility, r, first, q.valid, lane, edge);
-            tile::ColumnVector<BT> L_column;
-            softmax::read_columns(L_column, args.L + (statistics0 + r), edge ? Lq - r : BT, lane);
-            for (int c = 0; c < BT / 8; c++) {
-              for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
-            }
-            softmax::probabilities(p, L_column, factor, whole);
+            const softmax::Reference<tile::ColumnVector<BT>> reference =
+                softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
+            softmax::probabilities(p, reference, factor, whole);
 
 #if WANTS_DV
             // dV = dV + P^T dO

@@ -3,7 +3,7 @@
 //   for each block of R queries and BT keys of the mask's own shape, in parallel (one simdgroup):
 //     dM = 0
 //     for each batch entry, head, block of queries and block of keys that reads this part of the mask:
-//       P = 2^(scale log2(e) Q K^T + log2(e) M - L)
+//       P = exp(scale Q K^T + M - L)
 //       dP = dO V^T
 //       dM = dM + P * (dP - delta)
 //     dM summed over rows and columns where the mask has only one
@@ -37,10 +37,11 @@ METAL_FUNC void backward_mask(
         tile::Rows<Element, R, R, DV, false> d_o;
         q.open(args.Q, b, h, first, Lq, memory, lane);
         d_o.open(args.dO, b, h, first, Lq, memory, lane);
-        tile::RowVector<R> L_row, delta_row;
+        const softmax::Reference<tile::RowVector<R>> reference =
+            softmax::read_reference<R>(args.L + 2 * row0, first, Lq, lane);
+        tile::RowVector<R> delta_row;
         for (int i = 0; i < R / 8; i++) {
           const int query = min(first + i * 8 + lane.row, Lq - 1);
-          L_row.at[i] = softmax::row_reference(args.L[row0 + query]);
           delta_row.at[i] = args.delta[row0 + query];
         }
         visibility.open_head(args, b, h, first);
@@ -71,7 +72,7 @@ METAL_FUNC void backward_mask(
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(p, slope, args);
           const bool whole = mask::apply(p, visibility, first, c, k.valid, lane);
-          softmax::probabilities(p, L_row, factor, whole);
+          softmax::probabilities(p, reference, factor, whole);
           tile::multiply_abt(ds, d_o, v);
 #if HAS_DROPOUT
           dropout::apply(ds, drop, first, c, lane);

@@ -36,10 +36,11 @@ METAL_FUNC void backward_query(
   v.view(args.V, at.b, at.h_k);
   d_q.open(dQ + at.row0 * D, at.first, args.Lq, lane);
 
-  tile::RowVector<R> L_row, delta_row, one, scale_row;
+  const softmax::Reference<tile::RowVector<R>> reference =
+      softmax::read_reference<R>(args.L + 2 * at.row0, at.first, args.Lq, lane);
+  tile::RowVector<R> delta_row, one, scale_row;
   for (int i = 0; i < R / 8; i++) {
     const int row = min(at.first + i * 8 + lane.row, args.Lq - 1);
-    L_row.at[i] = softmax::row_reference(args.L[at.row0 + row]);
     delta_row.at[i] = args.delta[at.row0 + row];
     one.at[i] = 1;
     scale_row.at[i] = args.scale;
@@ -78,7 +79,7 @@ METAL_FUNC void backward_query(
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(p, slope, args);
           const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
-          softmax::probabilities(p, L_row, factor, whole);
+          softmax::probabilities(p, reference, factor, whole);
 
           // dP = dO V^T;  dS = P * (dP - delta)
           tile::finish_abt<0>(ds, d_o, v);

@@ -2,9 +2,9 @@
 //
 //   for each row (one simdgroup), in parallel:
 //     m = max of the parts' m
-//     l = sum over parts of 2^(m_part - m) l_part
-//     O = sum over parts of 2^(m_part - m) O_part / l
-//     L = m + log2(l)                                  a row that sees no key of any part: O = 0, L = -inf
+//     l = sum over parts of exp(m_part - m) l_part
+//     O = sum over parts of exp(m_part - m) O_part / l
+//     L = m, log l                                     a row that sees no key of any part: O = 0, L = -inf, 0
 //
 // O_parts [parts, B, Hq, Lq, DV] and L_parts [2, parts, B, Hq, Lq], m and l, are what decode.metal wrote.
 // Written by: O and L, each element by one lane.
@@ -25,7 +25,8 @@ METAL_FUNC void combine(
   m = simd_max(m);
   const float reference = m == -INFINITY ? 0 : m;
   for (int part = lane; part < parts; part += 32) {
-    l += exp2(args.L_parts[long(part) * rows + row] - reference) * args.L_parts[long(parts + part) * rows + row];
+    const float weight = exp2((args.L_parts[long(part) * rows + row] - reference) * M_LOG2E_F);
+    l += weight * args.L_parts[long(parts + part) * rows + row];
   }
   l = simd_sum(l);
   float sums[RUNS] = {};
@@ -34,7 +35,7 @@ METAL_FUNC void combine(
     for (int i = 0; i < TOGETHER; i++) {
       const bool exists = first + i < parts;  // else the last part is read in its place
       const long place = long(exists ? first + i : parts - 1) * rows + row;
-      const float weight = exp2(args.L_parts[place] - reference);
+      const float weight = exp2((args.L_parts[place] - reference) * M_LOG2E_F);
 #pragma clang loop unroll(full)
       for (int run = 0; run < RUNS; run++) {
         const int d = min(run * 32 + lane, DV - 1);
@@ -49,7 +50,10 @@ METAL_FUNC void combine(
     const int d = run * 32 + lane;
     if (d < DV) O[long(row) * DV + d] = Element(sums[run] * normaliser);
   }
-  if (lane == 0) L[row] = l == 0 ? -INFINITY : m + log2(l);
+  if (lane == 0) {
+    L[2 * long(row)] = l == 0 ? -INFINITY : m;
+    L[2 * long(row) + 1] = l == 0 ? 0 : log2(l) * M_LN2_F;
+  }
 }
 
 }  // namespace flash

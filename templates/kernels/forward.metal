@@ -1,4 +1,4 @@
-// FlashAttention forward: O = softmax(scale * Q K^T + mask) V and L, the base-2 log-sum-exp of each row of scores.
+// FlashAttention forward: O = softmax(scale * Q K^T + mask) V and L, the statistics of each row of scores.
 //
 //   for each block of BP query rows (one threadgroup; R rows a simdgroup), in parallel:
 //     m, l, O = -inf, 0, 0
@@ -7,7 +7,7 @@
 //       m' = max(m, rowmax S);  P = 2^(S - m');  l = l 2^(m - m') + rowsum P
 //       O = 2^(m - m') O + P V
 //       m = m'
-//     O = O / l;  L = m + log2(l)          a row that sees no key: O = 0, L = -inf
+//     O = O / l;  L = m, log l             a row that sees no key: O = 0, L = -inf, 0
 //
 // Algorithm 1 of FlashAttention-2 (Dao 2023), with the head dimension blocked and the accumulator optionally paged
 // as in metal-flash-attention (Turner 2024).
@@ -15,10 +15,10 @@
 // Glossary (all kernels). Head slices are [length, D]; arrays are [B, heads, length, D].
 //   Q dO dQ     [B, Hq, Lq, D]   queries, and the gradients of O and Q; O, dO have DV columns
 //   K V dK dV   [B, Hk, Lk, D]   keys, values and their gradients; V, dV have DV columns
-//   L           [B, Hq, Lq]      float32, base-2 logarithm of the row sum of 2^S
+//   L           [B, Hq, Lq, 2]   float32, m and log l of each row, in natural units (softmax.metal says why apart)
 //   delta       [B, Hq, Lq]      float32, rowsum(dO * O)
 //   scale       scalar           float32, multiplies Q K^T
-//   S P dP dS   BP x BT tiles    scores (base 2), probabilities and their gradients; float32 in registers
+//   S P dP dS   BP x BT tiles    scores, probabilities and their gradients; float32 in registers
 //   m l         per row          running maximum and sum; float32
 //   args        the kernel's arguments, in a struct that source.py generates
 //   BP BT BH    block sizes: parallel dimension, traversed dimension, head dimension
@@ -111,12 +111,14 @@ METAL_FUNC void forward(
   if (lane.produces()) return;
   ping_pong.arrive();
 
-  // O = O / l;  L = m + log2(l)
+  // O = O / l;  L = m, log l
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = at.first + i * 8 + lane.row;
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
-    if (row < args.Lq && lane.column == 0) L[at.row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+    if (row < args.Lq && lane.column == 0) {
+      softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
+    }
   }
   o.store(O + at.row0 * DV, at.first, normaliser);
 }

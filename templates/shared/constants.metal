@@ -9,8 +9,6 @@ constant constexpr int SCRATCH = $SCRATCH;            // elements of threadgroup
 constant constexpr bool CAUSAL = $CAUSAL, HAS_WINDOW = $HAS_WINDOW;
 constant constexpr bool ADDITIVE = $ADDITIVE;         // the array mask is added
 constant constexpr bool TRANSPOSED = $OVER_KEYS;      // rows of a tile are keys, and its columns queries
-// The scores have something added to them, or are capped: they are scaled before.
-constant constexpr bool SCALED_FIRST = $HAS_SOFTCAP || $HAS_ALIBI || $ADDITIVE;
 #if HAS_MASK
 using MaskElement = $MASK_ELEMENT;
 #endif

@@ -2,7 +2,7 @@
 //
 //   seen_by(...)    which run of a tile's columns may a row see, by their positions?
 //   admits(i, j)    may query i see key j, by everything except its position?
-//   bias(i, j)      what is added to their score, in base 2
+//   bias(i, j)      what is added to their score
 //   range(n)        the n-th run of traversed rows to visit, which causality, windows and block lists leave
 //   look_at, skip   does no pair of a block belong to one segment? Then the block is not visited
 //   covers(...)     is every pair of a rectangle visible, array masks aside? Then positions are not tested per element
@@ -49,7 +49,7 @@ struct Visibility {
 #if GQA_PACKED
   const device float* slopes;  // of the heads from the first one on
 #else
-  float slope;  // times log2(e)
+  float slope;
 #endif
 #endif
 #if HAS_SEGMENTS
@@ -110,7 +110,7 @@ struct Visibility {
 #if GQA_PACKED
     slopes = args.slopes + h;
 #else
-    slope = args.slopes[h] * M_LOG2E_F;
+    slope = args.slopes[h];
 #endif
 #endif
 #if HAS_BLOCKS
@@ -193,11 +193,11 @@ struct Visibility {
   METAL_FUNC float bias(int row, int j) const thread {
     float sum = 0;
 #if ADDITIVE
-    sum += float(mask_at(row, j)) * M_LOG2E_F;
+    sum += float(mask_at(row, j));
 #endif
 #if HAS_ALIBI
 #if GQA_PACKED
-    const float slope = slopes[head_of(row)] * M_LOG2E_F;
+    const float slope = slopes[head_of(row)];
 #endif
     sum -= slope * float(abs(distance(query_of(row), j)));
 #endif

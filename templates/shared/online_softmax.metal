@@ -16,13 +16,15 @@ template <int R> struct State {
 #if HAS_SINKS
   // A sink is a score that every row sees and that has no value: it only adds to the sum.
   METAL_FUNC void clear(int i, float sink) thread {
-    m[i] = sink * M_LOG2E_F;
+    m[i] = sink;
     l[i] = sink == -INFINITY ? 0 : 1;
   }
 #endif
 };
 
-// m' = max(m, factor rowmax S);  P = 2^(factor S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m')
+// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m'); units as in softmax.metal.
+// A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place of m, so that they come out as
+// 0 and never as -inf - (-inf).
 template <int R, int C>
 METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
   tile::RowVector<R> correction;
@@ -30,23 +32,40 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
     float m = -INFINITY;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
+#if SCALED_FIRST
+    m = max(state.m[i], tile::row_max(m));
+#else
     m = max(state.m[i], factor * tile::row_max(m));
+#endif
     const float reference = m == -INFINITY ? 0 : m;
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = exp2(s.at[i][c] * factor - reference);
+      s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
       l += s.at[i][c][0] + s.at[i][c][1];
     }
+#if SCALED_FIRST
+    correction.at[i] = exp2(exponent(state.m[i], reference, factor));
+#else
     correction.at[i] = exp2(state.m[i] - reference);
+#endif
     state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
     state.m[i] = m;
   }
   return correction;
 }
 
-// L = m + log2(l), the base-2 logarithm of the sum of the row's exponentials; -inf where no key was seen
-METAL_FUNC float log_sum(float m, float l) { return l == 0 ? -INFINITY : m + log2(l); }
+// Writes a row's m and log l in natural units
+METAL_FUNC void store_statistics(device float* to, float m, float l) {
+#if SCALED_FIRST
+  const float natural = m, log_l = log2(l);
+#else
+  // What rounding takes from m goes to the logarithm.
+  const float natural = m * M_LN2_F, log_l = fma(-natural, M_LOG2E_F, m) + log2(l);
+#endif
+  to[0] = l == 0 ? -INFINITY : natural;
+  to[1] = l == 0 ? 0 : log_l * M_LN2_F;
+}
 
 }  // namespace softmax
 }  // namespace flash

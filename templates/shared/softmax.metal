@@ -1,21 +1,27 @@
-// Softmax in base 2; masked scores are -inf. Scores are S = Q K^T times `factor`, scale log2(e), which is positive.
-// Where something is added to the scores or caps them, they are scaled first and the factor is 1.
+// Scores, exponentials and the statistics of rows; masked scores are -inf. Everything stays float32.
 //
-// Everything stays float32. A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place
-// of m, so that they come out as 0 and never as -inf - (-inf).
+// Plain scores are S = Q K^T, and the scale rides in the exponent: P = 2^(scale log2(e) S - m), m in base 2. Where
+// something is added to the scores or caps them (SCALED_FIRST), they are scaled before, and m is in natural units:
+// P = 2^(log2(e) (S - m)). There the difference comes first, so that no finite score overflows, and whatever all scores of
+// a row have in common cancels without rounding, however large it is.
+//
+// A row's statistics are m, its largest score, and log l, the logarithm of its sum of exp(S - m), apart and in natural
+// units: their sum would have no room for log l beside a large m. A row that sees no key: -inf and 0.
 namespace flash {
 namespace softmax {
 
 #if HAS_SOFTCAP
-// u = tanh(scale S / cap);  S = cap log2(e) u;  returns dS/d(scale S) = 1 - u^2 in `slope`
+// t = scale S;  u = tanh(t / cap);  S = cap u;  returns dS/dt = 1 - u^2 in `slope`. Far below the cap S = t, so that a
+// large cap caps nothing.
 template <int R, int C>
 METAL_FUNC void cap(
     thread tile::Tile<float, R, C>& s, thread tile::Tile<float, R, C>& slope, float scale, float cap) {
+  const float inverse = 1 / max(cap, FLT_MIN);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> u = precise::tanh(s.at[i][c] * (scale / cap));
-      s.at[i][c] = u * (cap * M_LOG2E_F);
+      const tile::Pair<float> t = s.at[i][c] * scale, u = precise::tanh(t * inverse);
+      s.at[i][c] = select(u * cap, t, abs(t * inverse) < 0.000244140625f);
       slope.at[i][c] = 1 - u * u;
     }
   }
@@ -27,22 +33,28 @@ template <int R, int C> using Slope = tile::Tile<float, R, C>;
 template <int R, int C> struct Slope {};
 #endif
 
-// The factor that is left for the exponentials
-METAL_FUNC float factor_of(float scale) { return SCALED_FIRST ? 1 : scale * M_LOG2E_F; }
-
 // Scales the scores, and caps them, where this has to come before anything is added
 template <int R, int C>
 METAL_FUNC void scale_or_cap(
     thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
 #if HAS_SOFTCAP
   cap(s, slope, args.scale, args.softcap);
-#elif HAS_ALIBI || ADDITIVE
+#elif SCALED_FIRST
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) s.at[i][c] *= args.scale * M_LOG2E_F;
+    for (int c = 0; c < C / 8; c++) s.at[i][c] *= args.scale;
   }
 #endif
 }
+
+// The exponent of a probability in base 2, and the factor it takes
+#if SCALED_FIRST
+METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
+#else
+METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
+#endif
 
 }  // namespace softmax
 }  // namespace flash

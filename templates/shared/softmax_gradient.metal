@@ -16,14 +16,69 @@ METAL_FUNC void read_columns(
 }
 #endif
 
-// P = 2^(factor S - L); L is a RowVector, or a ColumnVector where the tile is transposed. Masked elements are 0 even in
-// rows whose L is NaN; a tile that is visible as a whole has none.
+// What the exponents of rows subtract, V a RowVector, or a ColumnVector where the tile is transposed: of scores that are
+// scaled first m and then log2 l, of plain ones both at once. +inf for a row that sees no key makes its probabilities 0.
+template <typename V> struct Reference {
+  V m;
+#if SCALED_FIRST
+  V log_l;
+#endif
+
+  template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
+#if SCALED_FIRST
+    m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
+    log_l.at[n] = log_l_n * M_LOG2E_F;
+#else
+    const T both = fma(m_n, T(M_LOG2E_F), log_l_n * M_LOG2E_F);
+    m.at[n] = select(both, T(INFINITY), both == -INFINITY);
+#endif
+  }
+};
+
+// Of rows [first, first + R) of this simdgroup, or of the columns of a tile, from the statistics of `rows` rows; past them
+// the last one repeats.
+#if OVER_KEYS
+template <int C>
+METAL_FUNC Reference<tile::ColumnVector<C>> read_reference(const device float* statistics, int rows, tile::Lane lane) {
+  Reference<tile::ColumnVector<C>> found;
+#pragma clang loop unroll(full)
+  for (int c = 0; c < C / 8; c++) {
+    const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column), last = rows - 1 - own;
+    tile::Pair<float> m, log_l;
+    for (int e = 0; e < 2; e++) {
+      const int row = rows >= C ? fixed + e : min(fixed + e, last);
+      m[e] = (statistics + 2 * own)[2 * row];
+      log_l[e] = (statistics + 2 * own)[2 * row + 1];
+    }
+    found.set(c, m, log_l);
+  }
+  return found;
+}
+#else
+template <int R>
+METAL_FUNC Reference<tile::RowVector<R>> read_reference(
+    const device float* statistics, int first, int rows, tile::Lane lane) {
+  Reference<tile::RowVector<R>> found;
+  for (int i = 0; i < R / 8; i++) {
+    const int row = min(first + i * 8 + lane.row, rows - 1);
+    found.set(i, statistics[2 * row], statistics[2 * row + 1]);
+  }
+  return found;
+}
+#endif
+
+// P = 2^(S - L). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible as a whole has none.
 template <int R, int C, typename V>
-METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, float factor, bool whole) {
+METAL_FUNC void probabilities(
+    thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> p = exp2(s.at[i][c] * factor - tile::broadcast(L, i, c));
+      tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
+#if SCALED_FIRST
+      x -= tile::broadcast(reference.log_l, i, c);
+#endif
+      const tile::Pair<float> p = exp2(x);
       s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
     }
   }
@@ -43,9 +98,6 @@ METAL_FUNC void gradient(
     }
   }
 }
-
-// The backward kernels subtract L from scores: +inf for an empty row makes each of its probabilities 0.
-METAL_FUNC float row_reference(float L) { return L == -INFINITY ? INFINITY : L; }
 
 #if HAS_SOFTCAP
 // dS = dS * slope; 0 stays 0 even where the slope is NaN, as it may be at masked keys

@@ -77,7 +77,8 @@ def test_views_of_the_other_arguments(backend, feature):
 
 def launched_inputs(step, case: Case, arrays) -> dict[str, mx.array]:
     inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
-    inputs |= {name: mx.zeros(case.shapes["q"][:3]) for name in ("L", "delta")}
+    batch, *rows = case.shapes["q"][:3]
+    inputs |= {"L": mx.zeros((batch, *rows, 2)), "delta": mx.zeros((batch, *rows))}
     launch = launch_of(step, problem(case), backend_of("simulator", "apple9").family)
     return dict(zip(step.inputs, launch.arguments({name: inputs[name] for name in step.inputs})))
 

@@ -1,7 +1,5 @@
 """One kernel at a time against the oracle: its inputs from the oracle's statistics, its outputs within bounds."""
 
-import math
-
 import bounds
 import mlx.core as mx
 import numpy as np
@@ -14,15 +12,23 @@ from mlx_flash.problem.problem import Problem
 
 
 def residuals(case: Case, arrays) -> tuple[dict[str, mx.array], dict[str, np.ndarray]]:
-    """What the steps read, and the oracle's L (base 2) and delta. The backward steps are judged on exact statistics."""
+    """What the steps read, and the oracle's LSE and delta. The backward steps are judged on exact statistics."""
     q, k, v, d_o = (bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o"))
     out, lse = oracle.forward(q, k, v, case.scale, case.causal)
     inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
     inputs["O"] = mx.array(out.astype(np.float32)).astype(arrays["q"].dtype)
-    want = {"L": lse / math.log(2), "delta": (bounds.float64(inputs["O"]) * d_o).sum(-1)}
-    inputs["L"] = mx.array(want["L"].astype(np.float32))
+    want = {"L": lse, "delta": (bounds.float64(inputs["O"]) * d_o).sum(-1)}
+    inputs["L"] = row_statistics(lse)
     inputs["delta"] = mx.array((out * d_o).sum(-1).astype(np.float32))
     return inputs, want
+
+
+def row_statistics(lse: np.ndarray) -> mx.array:
+    """L [B, Hq, Lq, 2] as kernels read it, from float64 [B, Hq, Lq]: any split whose sum is the LSE gives the same."""
+    seen = np.isfinite(lse)
+    most = lse.astype(np.float32)
+    rest = np.where(seen, lse - np.where(seen, most, 0), 0).astype(np.float32)
+    return mx.array(np.stack([most, rest], -1))
 
 
 def problem(case: Case) -> Problem:
@@ -45,6 +51,7 @@ def check_step(step, case: Case, backend):
             judge.check(**{name: got})
             continue
         assert got.dtype == mx.float32
+        got = bounds.float64(got).sum(-1) if name == "L" else got
         finite = np.isfinite(statistics[name])
         assert np.array_equal(np.isneginf(bounds.float64(got)), ~finite), f"{name}: rows that see nothing in {case}"
         want = np.where(finite, statistics[name], 0)

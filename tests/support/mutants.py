@@ -49,6 +49,7 @@ SCHEDULES = "test_schedules.py::test_every_schedule_gives_the_same_bits[apple7-p
 QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
+SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 
 # fmt: off
@@ -124,7 +125,7 @@ DECODE = of(
 )
 COMBINE = of(
     "combine",
-    ("parts-not-weighed", "const float weight = exp2(args.L_parts[place] - reference);",
+    ("parts-not-weighed", "const float weight = exp2((args.L_parts[place] - reference) * M_LOG2E_F);",
      "const float weight = 1;", DECODING.format("apple7-softcap")),
     ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
      DECODING.format("apple7-softcap")),
@@ -146,26 +147,40 @@ QUANTIZED = of(
 )
 SOFTMAX = of(
     "softmax",
-    ("scale-forgotten", "? 1 : scale * M_LOG2E_F", "? 1 : M_LOG2E_F", SHARED),
+    ("scale-forgotten", "return scale * M_LOG2E_F;", "return M_LOG2E_F;", SHARED),
+    ("difference-after-the-factor", "return (s - m) * factor;", "return s * factor - m * factor;",
+     "test_shifted_rows.py::test_masks_of_any_finite_value[apple7]"),
+    ("large-cap-caps", "abs(t * inverse) < 0.000244140625f", "false",
+     "test_shifted_rows.py::test_a_large_softcap_caps_nothing[3e+38-apple9]"),
     ("cap-without-scale", "cap(s, slope, args.scale, args.softcap)",
      "cap(s, slope, 1, args.softcap)", output("softcap")),
     ("slope-of-another-function", "slope.at[i][c] = 1 - u * u;", "slope.at[i][c] = 1 - u;", gradients("softcap")),
 )
 ONLINE_SOFTMAX = of(
     "online_softmax",
-    ("lse-in-base-e", ": m + log2(l)", ": m + log(l)", SHARED),
+    ("lse-in-base-2", "log_l * M_LN2_F;", "log_l;", SHARED),
+    ("rounding-of-the-largest-lost", "fma(-natural, M_LOG2E_F, m) + log2(l)",
+     "fma(natural, M_LOG2E_F, m) + log2(l)", PLAIN),
     ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
     ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
     ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
-    ("sink-in-base-e", "m[i] = sink * M_LOG2E_F;", "m[i] = sink;", output("sinks")),
+    ("sink-in-base-2", "m[i] = sink;", "m[i] = sink * M_LOG2E_F;", output("sinks")),
 )
 SOFTMAX_GRADIENT = of(
     "softmax_gradient",
-    ("one-column-for-two", "[columns >= C ? fixed + e : min(fixed + e, last)]",
-     "[columns >= C ? fixed : min(fixed, last)]", PLAIN),
-    ("statistics-past-the-end", "columns >= C ? fixed + e : min(fixed + e, last)", "fixed + e", PLAIN, "check"),
-    ("p-in-base-e", "exp2(s.at[i][c] * factor", "exp(s.at[i][c] * factor", PLAIN),
+    ("one-column-for-two", "const int row = rows >= C ? fixed + e : min(fixed + e, last);",
+     "const int row = rows >= C ? fixed : min(fixed, last);", PLAIN),
+    ("statistics-past-the-end", "const int row = rows >= C ? fixed + e : min(fixed + e, last);",
+     "const int row = fixed + e;", PLAIN, "check"),
+    ("p-in-base-e", "const tile::Pair<float> p = exp2(x);", "const tile::Pair<float> p = exp(x);", PLAIN),
+    ("log-of-the-sum-in-base-e", "log_l.at[n] = log_l_n * M_LOG2E_F;", "log_l.at[n] = log_l_n;",
+     SHIFTED.format("forward-apple9")),
+    ("log-of-the-sum-forgotten", "x -= tile::broadcast(reference.log_l, i, c);", "", SHIFTED.format("decode-apple9")),
+    ("statistics-added-up",
+     "m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = log_l_n * M_LOG2E_F;",
+     "m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = T(0);",
+     SHIFTED.format("forward-apple7")),
     ("nan-behind-a-mask", "whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds",
      NAN.format("apple7-('v', 'blocks')")),
     ("delta-added", "(dp.at[i][c] - tile::broadcast(delta, i, c))", "(dp.at[i][c] + tile::broadcast(delta, i, c))",
@@ -217,7 +232,7 @@ MASK = of(
     ("mask-rows-by-the-column-stride", "mask_row = mask_strides[2]",
      "mask_row = mask_strides[3]", output("bool")),
     ("mask-of-the-first-head", " + h * mask_strides[1]", "", output("additive")),
-    ("added-in-base-e", "float(mask_at(row, j)) * M_LOG2E_F", "float(mask_at(row, j))", output("additive")),
+    ("added-in-base-2", "float(mask_at(row, j));", "float(mask_at(row, j)) * M_LOG2E_F;", output("additive")),
     ("alibi-signed", "float(abs(distance(query_of(row), j)))", "float(distance(query_of(row), j))", output("alibi")),
     ("gqa-rows-are-queries", "return row % queries;", "return row;", DECODING.format("apple7-causal"), "check"),
     ("gqa-rows-of-one-head", "return row / queries;", "return 0;", DECODING.format("apple7-bool-by-head")),

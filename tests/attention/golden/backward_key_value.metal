@@ -24,7 +24,6 @@ namespace flash {
   constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
   constant constexpr bool ADDITIVE = true;
   constant constexpr bool TRANSPOSED = 1;
-  constant constexpr bool SCALED_FIRST = 0 || 0 || true;
   using MaskElement = float;
   struct Arguments {
       View Q;
@@ -513,7 +512,7 @@ namespace flash {
       }
       METAL_FUNC float bias(int row, int j) const thread {
         float sum = 0;
-        sum += float(mask_at(row, j)) * M_LOG2E_F;
+        sum += float(mask_at(row, j));
         return sum;
       }
       METAL_FUNC Range queries_at(int first, int last) const thread {
@@ -589,15 +588,16 @@ namespace flash {
   }
   namespace softmax {
     template <int R, int C> struct Slope {};
-    METAL_FUNC float factor_of(float scale) { return SCALED_FIRST ? 1 : scale * M_LOG2E_F; }
     template <int R, int C>
     METAL_FUNC void scale_or_cap(
       thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
       for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) s.at[i][c] *= args.scale * M_LOG2E_F;
+        for (int c = 0; c < C / 8; c++) s.at[i][c] *= args.scale;
       }
     }
+    METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
+    template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
   }
   namespace softmax {
     template <int C>
@@ -610,12 +610,39 @@ namespace flash {
         for (int e = 0; e < 2; e++) vector.at[c][e] = (source + own)[columns >= C ? fixed + e : min(fixed + e, last)];
       }
     }
+    template <typename V> struct Reference {
+      V m;
+      V log_l;
+      template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
+        m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
+        log_l.at[n] = log_l_n * M_LOG2E_F;
+      }
+    };
+    template <int C>
+    METAL_FUNC Reference<tile::ColumnVector<C>> read_reference(const device float* statistics, int rows, tile::Lane lane) {
+      Reference<tile::ColumnVector<C>> found;
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) {
+        const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column), last = rows - 1 - own;
+        tile::Pair<float> m, log_l;
+        for (int e = 0; e < 2; e++) {
+          const int row = rows >= C ? fixed + e : min(fixed + e, last);
+          m[e] = (statistics + 2 * own)[2 * row];
+          log_l[e] = (statistics + 2 * own)[2 * row + 1];
+        }
+        found.set(c, m, log_l);
+      }
+      return found;
+    }
     template <int R, int C, typename V>
-    METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, float factor, bool whole) {
+    METAL_FUNC void probabilities(
+      thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
       for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
         for (int c = 0; c < C / 8; c++) {
-          const tile::Pair<float> p = exp2(s.at[i][c] * factor - tile::broadcast(L, i, c));
+          tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
+          x -= tile::broadcast(reference.log_l, i, c);
+          const tile::Pair<float> p = exp2(x);
           s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
         }
       }
@@ -632,7 +659,6 @@ namespace flash {
         }
       }
     }
-    METAL_FUNC float row_reference(float L) { return L == -INFINITY ? INFINITY : L; }
     template <int R, int C> METAL_FUNC void apply_slope(thread tile::Tile<float, R, C>&, thread const Slope<R, C>&) {}
   }
   namespace dropout {
@@ -731,12 +757,9 @@ namespace flash {
               softmax::Slope<R, BT> slope;
               softmax::scale_or_cap(p, slope, args);
               const bool whole = mask::apply(p, visibility, r, first, q.valid, lane, edge);
-              tile::ColumnVector<BT> L_column;
-              softmax::read_columns(L_column, args.L + (statistics0 + r), edge ? Lq - r : BT, lane);
-              for (int c = 0; c < BT / 8; c++) {
-                for (int e = 0; e < 2; e++) L_column.at[c][e] = softmax::row_reference(L_column.at[c][e]);
-              }
-              softmax::probabilities(p, L_column, factor, whole);
+              const softmax::Reference<tile::ColumnVector<BT>> reference =
+              softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
+              softmax::probabilities(p, reference, factor, whole);
               tile::Tile<float, R, BT> kept = p;
               dropout::apply(kept, drop, r, first, lane);
               tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);

@@ -24,7 +24,6 @@ namespace flash {
   constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
   constant constexpr bool ADDITIVE = false;
   constant constexpr bool TRANSPOSED = 0;
-  constant constexpr bool SCALED_FIRST = 0 || 0 || false;
   constant constexpr int BLOCK = 128;
   struct Arguments {
       View Q;
@@ -588,19 +587,39 @@ namespace flash {
   }
   namespace softmax {
     template <int R, int C> struct Slope {};
-    METAL_FUNC float factor_of(float scale) { return SCALED_FIRST ? 1 : scale * M_LOG2E_F; }
     template <int R, int C>
     METAL_FUNC void scale_or_cap(
       thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
     }
+    METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+    template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
   }
   namespace softmax {
+    template <typename V> struct Reference {
+      V m;
+      template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
+        const T both = fma(m_n, T(M_LOG2E_F), log_l_n * M_LOG2E_F);
+        m.at[n] = select(both, T(INFINITY), both == -INFINITY);
+      }
+    };
+    template <int R>
+    METAL_FUNC Reference<tile::RowVector<R>> read_reference(
+      const device float* statistics, int first, int rows, tile::Lane lane) {
+      Reference<tile::RowVector<R>> found;
+      for (int i = 0; i < R / 8; i++) {
+        const int row = min(first + i * 8 + lane.row, rows - 1);
+        found.set(i, statistics[2 * row], statistics[2 * row + 1]);
+      }
+      return found;
+    }
     template <int R, int C, typename V>
-    METAL_FUNC void probabilities(thread tile::Tile<float, R, C>& s, thread const V& L, float factor, bool whole) {
+    METAL_FUNC void probabilities(
+      thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
       for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
         for (int c = 0; c < C / 8; c++) {
-          const tile::Pair<float> p = exp2(s.at[i][c] * factor - tile::broadcast(L, i, c));
+          tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
+          const tile::Pair<float> p = exp2(x);
           s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
         }
       }
@@ -617,7 +636,6 @@ namespace flash {
         }
       }
     }
-    METAL_FUNC float row_reference(float L) { return L == -INFINITY ? INFINITY : L; }
     template <int R, int C> METAL_FUNC void apply_slope(thread tile::Tile<float, R, C>&, thread const Slope<R, C>&) {}
   }
   struct QueryBlock {
@@ -651,10 +669,11 @@ namespace flash {
     v.open(memory, lane);
     v.view(args.V, at.b, at.h_k);
     d_q.open(dQ + at.row0 * D, at.first, args.Lq, lane);
-    tile::RowVector<R> L_row, delta_row, one, scale_row;
+    const softmax::Reference<tile::RowVector<R>> reference =
+    softmax::read_reference<R>(args.L + 2 * at.row0, at.first, args.Lq, lane);
+    tile::RowVector<R> delta_row, one, scale_row;
     for (int i = 0; i < R / 8; i++) {
       const int row = min(at.first + i * 8 + lane.row, args.Lq - 1);
-      L_row.at[i] = softmax::row_reference(args.L[at.row0 + row]);
       delta_row.at[i] = args.delta[at.row0 + row];
       one.at[i] = 1;
       scale_row.at[i] = args.scale;
@@ -685,7 +704,7 @@ namespace flash {
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
             const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
-            softmax::probabilities(p, L_row, factor, whole);
+            softmax::probabilities(p, reference, factor, whole);
             tile::finish_abt<0>(ds, d_o, v);
             v.release();
             softmax::gradient(ds, p, delta_row, whole && !edge);

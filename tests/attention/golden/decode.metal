@@ -24,7 +24,6 @@ namespace flash {
   constant constexpr bool CAUSAL = true, HAS_WINDOW = 1;
   constant constexpr bool ADDITIVE = true;
   constant constexpr bool TRANSPOSED = 0;
-  constant constexpr bool SCALED_FIRST = 1 || 1 || true;
   using MaskElement = half;
   struct Arguments {
       View Q;
@@ -529,8 +528,8 @@ namespace flash {
       }
       METAL_FUNC float bias(int row, int j) const thread {
         float sum = 0;
-        sum += float(mask_at(row, j)) * M_LOG2E_F;
-        const float slope = slopes[head_of(row)] * M_LOG2E_F;
+        sum += float(mask_at(row, j));
+        const float slope = slopes[head_of(row)];
         sum -= slope * float(abs(distance(query_of(row), j)));
         return sum;
       }
@@ -611,22 +610,24 @@ namespace flash {
     template <int R, int C>
     METAL_FUNC void cap(
       thread tile::Tile<float, R, C>& s, thread tile::Tile<float, R, C>& slope, float scale, float cap) {
+      const float inverse = 1 / max(cap, FLT_MIN);
       for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
         for (int c = 0; c < C / 8; c++) {
-          const tile::Pair<float> u = precise::tanh(s.at[i][c] * (scale / cap));
-          s.at[i][c] = u * (cap * M_LOG2E_F);
+          const tile::Pair<float> t = s.at[i][c] * scale, u = precise::tanh(t * inverse);
+          s.at[i][c] = select(u * cap, t, abs(t * inverse) < 0.000244140625f);
           slope.at[i][c] = 1 - u * u;
         }
       }
     }
     template <int R, int C> using Slope = tile::Tile<float, R, C>;
-    METAL_FUNC float factor_of(float scale) { return SCALED_FIRST ? 1 : scale * M_LOG2E_F; }
     template <int R, int C>
     METAL_FUNC void scale_or_cap(
       thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
       cap(s, slope, args.scale, args.softcap);
     }
+    METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
+    template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
   }
   namespace softmax {
     template <int R> struct State {
@@ -639,7 +640,7 @@ namespace flash {
         }
       }
       METAL_FUNC void clear(int i, float sink) thread {
-        m[i] = sink * M_LOG2E_F;
+        m[i] = sink;
         l[i] = sink == -INFINITY ? 0 : 1;
       }
     };
@@ -650,21 +651,25 @@ namespace flash {
         float m = -INFINITY;
 #pragma clang loop unroll(full)
         for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
-        m = max(state.m[i], factor * tile::row_max(m));
+        m = max(state.m[i], tile::row_max(m));
         const float reference = m == -INFINITY ? 0 : m;
         float l = 0;
 #pragma clang loop unroll(full)
         for (int c = 0; c < C / 8; c++) {
-          s.at[i][c] = exp2(s.at[i][c] * factor - reference);
+          s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
           l += s.at[i][c][0] + s.at[i][c][1];
         }
-        correction.at[i] = exp2(state.m[i] - reference);
+        correction.at[i] = exp2(exponent(state.m[i], reference, factor));
         state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
         state.m[i] = m;
       }
       return correction;
     }
-    METAL_FUNC float log_sum(float m, float l) { return l == 0 ? -INFINITY : m + log2(l); }
+    METAL_FUNC void store_statistics(device float* to, float m, float l) {
+      const float natural = m, log_l = log2(l);
+      to[0] = l == 0 ? -INFINITY : natural;
+      to[1] = l == 0 ? 0 : log_l * M_LN2_F;
+    }
   }
   constant constexpr bool CACHE_Q = false, CACHE_O = true;
   template <typename Out>
@@ -734,8 +739,12 @@ namespace flash {
       const int row = first + i * 8 + lane.row;
       normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
       if (row >= rows || lane.column != 0) continue;
-      L[row0 + row] = parts > 1 ? state.m[i] : softmax::log_sum(state.m[i], state.l[i]);
-      if (parts > 1) L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i];
+      if (parts > 1) {
+        L[row0 + row] = state.m[i];
+        L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i];
+      } else {
+        softmax::store_statistics(L + 2 * (row0 + row), state.m[i], state.l[i]);
+      }
     }
     o.store(O + row0 * DV, first, normaliser);
   }

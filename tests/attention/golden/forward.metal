@@ -20,7 +20,6 @@ namespace flash {
   constant constexpr bool CAUSAL = true, HAS_WINDOW = 0;
   constant constexpr bool ADDITIVE = false;
   constant constexpr bool TRANSPOSED = 0;
-  constant constexpr bool SCALED_FIRST = 0 || 0 || false;
   struct Arguments {
       View Q;
       View K;
@@ -551,11 +550,12 @@ namespace flash {
   }
   namespace softmax {
     template <int R, int C> struct Slope {};
-    METAL_FUNC float factor_of(float scale) { return SCALED_FIRST ? 1 : scale * M_LOG2E_F; }
     template <int R, int C>
     METAL_FUNC void scale_or_cap(
       thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
     }
+    METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+    template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
   }
   namespace softmax {
     template <int R> struct State {
@@ -580,7 +580,7 @@ namespace flash {
         float l = 0;
 #pragma clang loop unroll(full)
         for (int c = 0; c < C / 8; c++) {
-          s.at[i][c] = exp2(s.at[i][c] * factor - reference);
+          s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
           l += s.at[i][c][0] + s.at[i][c][1];
         }
         correction.at[i] = exp2(state.m[i] - reference);
@@ -589,7 +589,11 @@ namespace flash {
       }
       return correction;
     }
-    METAL_FUNC float log_sum(float m, float l) { return l == 0 ? -INFINITY : m + log2(l); }
+    METAL_FUNC void store_statistics(device float* to, float m, float l) {
+      const float natural = m * M_LN2_F, log_l = fma(-natural, M_LOG2E_F, m) + log2(l);
+      to[0] = l == 0 ? -INFINITY : natural;
+      to[1] = l == 0 ? 0 : log_l * M_LN2_F;
+    }
   }
   struct QueryBlock {
     int b, h, h_k;
@@ -668,7 +672,9 @@ namespace flash {
     for (int i = 0; i < R / 8; i++) {
       const int row = at.first + i * 8 + lane.row;
       normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
-      if (row < args.Lq && lane.column == 0) L[at.row0 + row] = softmax::log_sum(state.m[i], state.l[i]);
+      if (row < args.Lq && lane.column == 0) {
+        softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
+      }
     }
     o.store(O + at.row0 * DV, at.first, normaliser);
   }
