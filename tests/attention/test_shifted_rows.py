@@ -72,8 +72,8 @@ def wanted(q, k, v, d_o, bias: mx.array, sinks=None, d_lse=0.0) -> dict[str, np.
 
 def close(got, want, name: str, dtype=mx.float32):
     """Float32 operands as exactly as without shifts; 16-bit ones as their rounding of P and of the results allows."""
-    most = 2e-5 if dtype == mx.float32 else 3e-2
-    error = np.abs(bounds.float64(got) - want).max() / max(np.abs(want).max(), 1e-30)
+    most = bounds.SHIFTED[dtype == mx.float32]
+    error = np.abs(bounds.float64(got) - want).max() / max(np.abs(want).max(), bounds.SMALLEST)
     assert error < most, f"{name}: {error:.1e}"
 
 
@@ -101,7 +101,7 @@ def test_output_and_gradients(name, queries):
     found = dict(zip(("dQ", "dK", "dV", "dM", "dsinks"), gradients)) | {"O": out, "log_sum": log_sum}
     for tensor, array in found.items():
         close(array, want[tensor], tensor, dtype)
-    assert np.allclose(bounds.float64(largest), want["largest"], rtol=1e-6 if dtype == mx.float32 else 1e-2, atol=1e-4)
+    bounds.near(largest, want["largest"], bounds.STATISTIC[dtype == mx.float32])
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
@@ -129,7 +129,7 @@ def test_sinks_and_slopes_of_any_size(name):
         for sink, share in ((3e38, 0), (2.5e38, 0), (-3e38, 1), (-1e20, 1)):
             out, lse = attention(q, k, v, sinks=mx.full((HEADS,), sink), return_lse=True)
             close(out, bounds.float64(plain) * share, f"sink {sink}")
-            assert mx.isfinite(lse).all() and (share or np.allclose(bounds.float64(lse), sink, rtol=1e-6))
+            assert mx.isfinite(lse).all() and (share or bounds.is_near(lse, sink, bounds.STATISTIC[True]))
         for slope in (3e38, 1e20):
             out = attention(q, k, v, alibi_slopes=mx.full((HEADS,), slope))
             close(out, bounds.float64(mx.repeat(v[:, :, -9:], HEADS // KEY_HEADS, axis=1)), f"slope {slope}")

@@ -31,6 +31,8 @@ DIFFERENCES = 1e-7  # of the largest gradient: what central differences of float
 MERGED = 2.0  # float32 units in the last place, of O or of the LSE that weighs it: two parts against the whole
 ROTATED = 2.0  # units in the last place, root mean square: operands and output rounded once more in 16 bits
 ROTATED_ERROR = 0.6  # of a 4-bit cache with outliers: what a rotation may leave of it
+SHIFTED = {True: 2e-5, False: 3e-2}  # of the largest magnitude, in float32 or 16 bits: rows shifted far away
+STATISTIC = {True: 1e-6, False: 1e-2}  # the same, of a row's largest score; 1e-4 where that is near 0
 SHARED_LOSS = 1e-5  # of a step of training on shared sequences, against one process
 SENT = 0.01  # of the bytes that the formulas of context parallelism say
 PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
@@ -153,3 +155,12 @@ def unfused_errors(arrays, d_o, scale, causal, want: dict[str, np.ndarray]) -> d
 def slope(lengths, sizes) -> float:
     """Slope of the log-log line: 1 is linear, 2 an Lq x Lk array."""
     return float(np.polyfit(np.log(lengths), np.log(sizes), 1)[0])
+
+
+def is_near(got, want, relative: float) -> bool:
+    """Whether every number is within `relative` of its own magnitude, or 1e-4 of zero."""
+    return bool(np.allclose(float64(got), want, rtol=relative, atol=1e-4))
+
+
+def near(got, want, relative: float) -> None:
+    assert is_near(got, want, relative), np.abs(float64(got) - want).max()
