@@ -14,7 +14,7 @@ def _row_bytes(problem: Problem) -> dict[str, int]:
     keys, queries = batch * problem.key_heads, batch * problem.query_heads
     return {
         "Q": size * queries * problem.head_dim, "K": size * keys * problem.head_dim,
-        "V": size * keys * problem.value_dim, "dO": size * queries * problem.value_dim, "L and delta": 8 * queries,
+        "V": size * keys * problem.value_dim, "dO": size * queries * problem.value_dim, "L and delta": 12 * queries,
     }  # fmt: skip
 
 
