@@ -78,7 +78,7 @@ def explain(
     rows = problem.batch * problem.query_heads * problem.query_length
     return Explanation(
         problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), steps,
-        residual_bytes=2 * rows * 4,
+        residual_bytes=3 * rows * 4,  # a row's statistic is two numbers
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .devices import Family
 
 REOPENED = "}\nnamespace flash {\n"  # between two files
-SCALED_FIRST = ("HAS_SOFTCAP", "HAS_ALIBI", "HAS_SINKS", "ADDITIVE", "GQA_PACKED")
+SCALED_FIRST = ("HAS_SOFTCAP", "HAS_ALIBI", "HAS_SINKS", "ADDITIVE")
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 
@@ -114,7 +114,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
     layer, holes = LAYERS[row.tiles], variants.holes(kind)
     return {
         **holes,
-        # Scores with something added, capped, or beside a sink are scaled before; decoding's parts share one unit.
+        # Scores with something added, capped, or beside a sink are scaled before.
         "SCALED_FIRST": int(any(holes[name] for name in SCALED_FIRST)),
         **{f"CACHE_{name.upper()}": name in row.cached for name in kind.cacheable},
         "OVER_KEYS": int(kind.over_keys),

@@ -100,11 +100,11 @@ METAL_FUNC void decode(
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = first + i * 8 + lane.row;
-    normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
+    normaliser.at[i] = parts > 1 ? exp2(softmax::remainder(state.m[i])) : state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row >= rows || lane.column != 0) continue;
-    if (parts > 1) {
-      L[row0 + row] = state.m[i];
-      L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i];
+    if (parts > 1) {  // in natural units, for combine.metal
+      L[row0 + row] = softmax::natural(state.m[i]);
+      L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i] * normaliser.at[i];
     } else {
       softmax::store_statistics(L + 2 * (row0 + row), state.m[i], state.l[i]);
     }

@@ -22,7 +22,7 @@ template <int R> struct State {
 #endif
 };
 
-// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m'); units as in softmax.metal.
+// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m'), in softmax.metal's units.
 // A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place of m, so that they come out as
 // 0 and never as -inf - (-inf).
 template <int R, int C>
@@ -55,16 +55,19 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   return correction;
 }
 
+// m in natural units, and what its rounding leaves to the logarithm of l in base 2
+#if SCALED_FIRST
+METAL_FUNC float natural(float m) { return m; }
+METAL_FUNC float remainder(float) { return 0; }
+#else
+METAL_FUNC float natural(float m) { return m * M_LN2_F; }
+METAL_FUNC float remainder(float m) { return m == -INFINITY ? 0 : fma(-natural(m), M_LOG2E_F, m); }
+#endif
+
 // Writes a row's m and log l in natural units
 METAL_FUNC void store_statistics(device float* to, float m, float l) {
-#if SCALED_FIRST
-  const float natural = m, log_l = log2(l);
-#else
-  // What rounding takes from m goes to the logarithm.
-  const float natural = m * M_LN2_F, log_l = fma(-natural, M_LOG2E_F, m) + log2(l);
-#endif
-  to[0] = l == 0 ? -INFINITY : natural;
-  to[1] = l == 0 ? 0 : log_l * M_LN2_F;
+  to[0] = l == 0 ? -INFINITY : natural(m);
+  to[1] = l == 0 ? 0 : (remainder(m) + log2(l)) * M_LN2_F;
 }
 
 }  // namespace softmax

@@ -2,8 +2,8 @@
 //
 // Plain scores are S = Q K^T, and the scale rides in the exponent: P = 2^(scale log2(e) S - m), m in base 2. Where
 // something is added to the scores or caps them (SCALED_FIRST), they are scaled before, and m is in natural units:
-// P = 2^(log2(e) (S - m)). There the difference comes first, so that no finite score overflows, and whatever all scores of
-// a row have in common cancels without rounding, however large it is.
+// P = 2^(log2(e) (S - m)). There the difference comes first, so that no finite score overflows, and whatever all
+// scores of a row have in common cancels without rounding, however large it is.
 //
 // A row's statistics are m, its largest score, and log l, the logarithm of its sum of exp(S - m), apart and in natural
 // units: their sum would have no room for log l beside a large m. A row that sees no key: -inf and 0.

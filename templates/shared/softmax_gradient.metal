@@ -16,8 +16,9 @@ METAL_FUNC void read_columns(
 }
 #endif
 
-// What the exponents of rows subtract, V a RowVector, or a ColumnVector where the tile is transposed: of scores that are
-// scaled first m and then log2 l, of plain ones both at once. +inf for a row that sees no key makes its probabilities 0.
+// What the exponents of rows subtract, V a RowVector, or a ColumnVector where the tile is transposed: of scores that
+// are scaled first m and then log2 l, of plain ones both at once. +inf for a row that sees no key makes its
+// probabilities 0.
 template <typename V> struct Reference {
   V m;
 #if SCALED_FIRST
@@ -35,8 +36,8 @@ template <typename V> struct Reference {
   }
 };
 
-// Of rows [first, first + R) of this simdgroup, or of the columns of a tile, from the statistics of `rows` rows; past them
-// the last one repeats.
+// Of rows [first, first + R) of this simdgroup, or of the columns of a tile, from the statistics of `rows` rows;
+// past them the last one repeats.
 #if OVER_KEYS
 template <int C>
 METAL_FUNC Reference<tile::ColumnVector<C>> read_reference(const device float* statistics, int rows, tile::Lane lane) {
@@ -67,7 +68,8 @@ METAL_FUNC Reference<tile::RowVector<R>> read_reference(
 }
 #endif
 
-// P = 2^(S - L). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible as a whole has none.
+// P = 2^(S - L). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible as a whole has
+// none.
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(
     thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {

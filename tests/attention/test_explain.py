@@ -74,7 +74,7 @@ def test_nothing_is_evaluated():
     length = 2**20  # q alone would take 32 GB
     told = explain(head_dim=128, heads=64, length=length, family="apple9")
     assert told.unfused_bytes == 2 * 2 * 64 * length**2
-    assert told.residual_bytes == 2 * 4 * 64 * length
+    assert told.residual_bytes == 3 * 4 * 64 * length
 
 
 def test_extra_memory_counts_statistics_and_paged_buffers():

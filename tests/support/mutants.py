@@ -112,7 +112,8 @@ DECODE = of(
     ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple9-sinks")),
     ("part-without-an-end", "end = min(seen.end, begin + args.decode_params[1]);", "end = seen.end;",
      DECODING.format("apple7-softcap")),
-    ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0", "state.l[i] == 0", DECODING.format("apple7-softcap")),
+    ("normalised-twice", "parts > 1 ? exp2(softmax::remainder(state.m[i])) : state.l[i] == 0",
+     "state.l[i] == 0", DECODING.format("apple7-softcap")),
     ("part-of-another-batch-entry", "(long(part) * args.B + b)", "(long(b) * parts + part)",
      DECODING.format("apple7-softcap")),
     ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
@@ -158,9 +159,7 @@ SOFTMAX = of(
 )
 ONLINE_SOFTMAX = of(
     "online_softmax",
-    ("lse-in-base-2", "log_l * M_LN2_F;", "log_l;", SHARED),
-    ("rounding-of-the-largest-lost", "fma(-natural, M_LOG2E_F, m) + log2(l)",
-     "fma(natural, M_LOG2E_F, m) + log2(l)", PLAIN),
+    ("lse-in-base-2", "(remainder(m) + log2(l)) * M_LN2_F;", "remainder(m) + log2(l);", SHARED),
     ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
     ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),

@@ -589,10 +589,11 @@ namespace flash {
       }
       return correction;
     }
+    METAL_FUNC float natural(float m) { return m * M_LN2_F; }
+    METAL_FUNC float remainder(float m) { return m == -INFINITY ? 0 : fma(-natural(m), M_LOG2E_F, m); }
     METAL_FUNC void store_statistics(device float* to, float m, float l) {
-      const float natural = m * M_LN2_F, log_l = fma(-natural, M_LOG2E_F, m) + log2(l);
-      to[0] = l == 0 ? -INFINITY : natural;
-      to[1] = l == 0 ? 0 : log_l * M_LN2_F;
+      to[0] = l == 0 ? -INFINITY : natural(m);
+      to[1] = l == 0 ? 0 : (remainder(m) + log2(l)) * M_LN2_F;
     }
   }
   struct QueryBlock {
