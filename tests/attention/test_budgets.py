@@ -33,8 +33,8 @@ FRAGMENT = 128  # bytes of an 8x8 fragment of float16
 # Bytes of the device that one product costs. Staged operands: each element once a threadgroup, 32 bytes a product;
 # direct ones: a fragment, 128. The rest is what registers do not keep.
 LOADED = {
-    "apple7": {FORWARD: 36, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 78},
-    "apple9": {FORWARD: 132, BACKWARD_QUERY: 144, BACKWARD_KEY_VALUE: 200},
+    "apple7": {FORWARD: 36, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 84},
+    "apple9": {FORWARD: 132, BACKWARD_QUERY: 144, BACKWARD_KEY_VALUE: 204},
 }
 # In the whole kernel: (multiplications of 64 bits, divisions). Most stand in the code for edges, whose rows may lie any
 # distance apart.

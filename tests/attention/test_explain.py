@@ -81,11 +81,11 @@ def test_extra_memory_counts_statistics_and_paged_buffers():
     heads, length, head_dim = 8, 1024, 512
     forward, delta, query, key_value = explain(head_dim=head_dim, heads=heads, length=length, family="apple9").steps
     rows = heads * length
-    assert forward.paged == ("O",) and forward.extra_bytes == rows * 4 + rows * head_dim * 4
+    assert forward.paged == ("O",) and forward.extra_bytes == 2 * rows * 4 + rows * head_dim * 4
     assert delta.extra_bytes == rows * 4
     assert query.extra_bytes == rows * head_dim * 4 and key_value.extra_bytes == 2 * rows * head_dim * 4
     full = explain(head_dim=head_dim, dtype="float32", heads=heads, length=length, family="apple9").steps
-    assert [step.extra_bytes for step in full] == [rows * 4, rows * 4, 0, 0]
+    assert [step.extra_bytes for step in full] == [2 * rows * 4, rows * 4, 0, 0]
 
 
 def test_says_which_backend_and_why():

@@ -68,7 +68,7 @@ def operand_bytes(problem, options: dict) -> int:
 
 
 def allowed(problem, options: dict, plans) -> int:
-    """Outputs, 12 bytes a query and head (m, log2 l and delta), block lists, and float32 pages where an accumulator is paged."""
+    """Outputs, 12 bytes a query and head (m, log2 l, delta), block lists, float32 pages of paged accumulators."""
     total = 12 * B * HQ * problem.query_length + SMALL
     if isinstance(options.get("mask"), BlockMask):
         total += sum(array.nbytes for array in options["mask"].arrays.values())
