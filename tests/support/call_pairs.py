@@ -20,6 +20,7 @@ def _normal(*shape, dtype=mx.float32) -> mx.array:
 Q, K, V = _normal(2, 4, ROWS, 64), _normal(2, 2, KEYS, 64), _normal(2, 2, KEYS, 64)
 ONE = Q[:, :, :1]
 _KEEP = _DRAW.random((2, 4, ROWS, KEYS)) < 0.6
+_CAUSAL = BlockMask.causal(ROWS, KEYS, block=32)
 _IDS = [(mx.array(np.arange(ROWS) // n % 2), mx.array(np.arange(KEYS) // n % 2)) for n in (7, 20)]
 
 
@@ -36,6 +37,7 @@ PAIRS = {
     "side-of-blocks": ({"mask": _blocks(_KEEP[0, 0, :, ::-1], 64)}, {"mask": _blocks(_KEEP[0, 0], 32)}),
     "heads-of-blocks": ({"mask": _blocks(_KEEP[0, 0], 32)}, {"mask": _blocks(_KEEP[0], 32)}),
     "batch-of-blocks": ({"mask": _blocks(_KEEP[0], 32)}, {"mask": _blocks(_KEEP, 32)}),
+    "elements-of-blocks": ({"mask": _blocks(_KEEP[0, 0], 32)}, {"mask": _CAUSAL}),
     "shape-of-mask": ({"mask": mx.array(_KEEP[:1, :1])}, {"mask": mx.array(_KEEP)}),
     "axis-of-mask": ({"mask": mx.array(_KEEP[:, :1])}, {"mask": mx.array(_KEEP[:1])}),
     "rows-of-mask": ({"mask": mx.array(_KEEP[0, 0, :1])}, {"mask": mx.array(_KEEP[0, 0])}),
@@ -55,6 +57,8 @@ PAIRS = {
     "key-of-dropout": ({"dropout": 0.2, "key": mx.random.key(1)}, {"dropout": 0.2, "key": mx.random.key(2)}),
     "sinks": ({"sinks": mx.array([0.5, 1, 2, 3])}, {"sinks": mx.array([3.0, 2, 1, 0.5])}),
     "slopes": ({"alibi_slopes": mx.array([0.1, 0.2, 0.3, 0.4])}, {"alibi_slopes": mx.array([0.4, 0.3, 0.2, 0.1])}),
+    "name-of-a-number": ({"scale": 2.0}, {"softcap": 2.0}),
+    "name-of-an-array": ({"sinks": mx.array([0.5, 1, 2, 3])}, {"alibi_slopes": mx.array([0.5, 1, 2, 3])}),
     "segments": ({"segments": _IDS[0]}, {"segments": _IDS[1]}),
     "batch-of-segments": ({"segments": _IDS[0]}, {"segments": _batched(_IDS[1])}),
     "statistics": ({"causal": True}, {"causal": True, "return_lse": True}),
@@ -91,8 +95,11 @@ def one_query(q: mx.array, options: dict) -> tuple[mx.array, dict]:
         options["mask"] = options["mask"][..., -1:, :]
     if isinstance(options.get("mask"), BlockMask):
         mask = options["mask"]
-        keep = _KEEP[: mask.shape[0], : mask.shape[1], -1:, :: -1 if mask.block == 64 else 1]
-        options["mask"] = BlockMask.from_array(keep, block=mask.block)
+        if mask is _CAUSAL:
+            options["mask"] = BlockMask.causal(1, KEYS, block=32)
+        else:
+            keep = _KEEP[: mask.shape[0], : mask.shape[1], -1:, :: -1 if mask.block == 64 else 1]
+            options["mask"] = BlockMask.from_array(keep, block=mask.block)
     if "segments" in options:
         options["segments"] = (options["segments"][0][..., -1:], options["segments"][1])
     return q[:, :, -1:], options
