@@ -151,6 +151,23 @@ def test_one_launch_for_all_entries(name):
     assert [one.problem.batch for one in ran] == ([2] * N if apart else [2 * N])
 
 
+@pytest.mark.parametrize("axes", [(0, 0), (1, 1), (None, 1), (1, None)], ids=str)
+def test_segments_of_one_batch_entry(kernels, axes):
+    """Ids that are mapped along their last axis, where no second batch entry makes MLX copy them."""
+    generator, ids = np.random.default_rng(0), []
+    shapes = ((1, 4, 9, 16), (1, 2, 13, 16), (1, 2, 13, 16))
+    q, k, v = (mx.array(generator.standard_normal(shape), mx.float32) for shape in shapes)
+    for length, axis in zip((9, 13), axes):
+        numbers = generator.integers(0, 2, {None: (length,), 0: (N, length), 1: (length, N)}[axis])
+        ids.append(mx.array(numbers, mx.int32))
+
+    def one(q_ids, k_ids):
+        return attention(q, k, v, segments=(q_ids, k_ids))
+
+    (want,) = one_by_one(lambda *arrays: (one(*arrays),), axes)(*ids)
+    assert bits(vmap(one, axes)(*ids)) == bits(want)
+
+
 def test_output_axes(backend):
     names, axes = ("q", "k", "v"), (0, 0, 0)
     arrays, function = draw(names, axes), call(names)

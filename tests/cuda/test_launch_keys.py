@@ -5,6 +5,7 @@ No GPU is needed and nothing is compiled: a kernel's code is its text here, and 
 """
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from arrays import bits
 from call_pairs import PAIRS, call, forget
@@ -108,3 +109,31 @@ def test_launches_of_one_kernel_that_differ_in_one_thing(launches, name, source)
         kernel = made()
         for number in order:
             assert launched(launches, lambda: kernel(**both[number])) == alone[number]  # noqa: B023
+
+
+LIMIT = 65535  # threadgroups of a CUDA launch along y and along z
+GROUPS = [
+    (1, LIMIT, 1), (1, 1, LIMIT), (1, LIMIT + 1, 1), (1, 1, LIMIT + 1), (2, 300, 300), (1, LIMIT, 2), (3, 2, 70000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+@pytest.mark.parametrize("ragged", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=str)
+def test_grids_at_their_limits(launches, groups, ragged):
+    """Every threadgroup is launched, no axis is longer than CUDA takes, and threads beyond a ragged edge return."""
+    sizes = (32, 2, 2)
+    grid = tuple(count * size - edge for count, size, edge in zip(groups, sizes, ragged))
+    ((facts, _),) = launched(
+        launches,
+        lambda: metal_kernel(name="probe", input_names=["x"], output_names=["y"], source="y[0] = x[0];")(
+            **LAUNCH | {"grid": grid, "threadgroup": sizes}
+        ),
+    )
+    threads, block = eval(facts["grid"]), eval(facts["threadgroup"])
+    blocks = [-(-count // size) for count, size in zip(threads, block)]
+    assert max(blocks[1:]) <= LIMIT and np.prod(blocks) >= np.prod(groups)
+    cut = [
+        edge for edge, count in zip(ragged, groups) if count > 1
+    ]  # a single threadgroup is made as small as the grid
+    assert ("ragged=True" in facts["compiled_source"]) == any(cut)
+    assert ("folded=True" in facts["compiled_source"]) == (blocks[1:] != list(groups[1:]))

@@ -20,12 +20,14 @@ def _normal(*shape, dtype=mx.float32) -> mx.array:
 Q, K, V = _normal(2, 4, ROWS, 64), _normal(2, 2, KEYS, 64), _normal(2, 2, KEYS, 64)
 ONE = Q[:, :, :1]
 _KEEP = _DRAW.random((2, 4, ROWS, KEYS)) < 0.6
-_CAUSAL = BlockMask.causal(ROWS, KEYS, block=32)
 _IDS = [(mx.array(np.arange(ROWS) // n % 2), mx.array(np.arange(KEYS) // n % 2)) for n in (7, 20)]
 
 
 def _blocks(keep: np.ndarray, side: int) -> BlockMask:
     return BlockMask.from_array(keep, block=side)
+
+
+_FIRST_KEYS = _blocks(_KEEP[0, 0] & (np.arange(KEYS) < 32), 32)  # lists of one block
 
 
 def _batched(ids) -> tuple[mx.array, mx.array]:
@@ -37,7 +39,7 @@ PAIRS = {
     "side-of-blocks": ({"mask": _blocks(_KEEP[0, 0, :, ::-1], 64)}, {"mask": _blocks(_KEEP[0, 0], 32)}),
     "heads-of-blocks": ({"mask": _blocks(_KEEP[0, 0], 32)}, {"mask": _blocks(_KEEP[0], 32)}),
     "batch-of-blocks": ({"mask": _blocks(_KEEP[0], 32)}, {"mask": _blocks(_KEEP, 32)}),
-    "elements-of-blocks": ({"mask": _blocks(_KEEP[0, 0], 32)}, {"mask": _CAUSAL}),
+    "elements-of-blocks": ({"mask": _blocks(_KEEP[0, 0], 32)}, {"mask": _FIRST_KEYS}),
     "shape-of-mask": ({"mask": mx.array(_KEEP[:1, :1])}, {"mask": mx.array(_KEEP)}),
     "axis-of-mask": ({"mask": mx.array(_KEEP[:, :1])}, {"mask": mx.array(_KEEP[:1])}),
     "rows-of-mask": ({"mask": mx.array(_KEEP[0, 0, :1])}, {"mask": mx.array(_KEEP[0, 0])}),
@@ -95,11 +97,9 @@ def one_query(q: mx.array, options: dict) -> tuple[mx.array, dict]:
         options["mask"] = options["mask"][..., -1:, :]
     if isinstance(options.get("mask"), BlockMask):
         mask = options["mask"]
-        if mask is _CAUSAL:
-            options["mask"] = BlockMask.causal(1, KEYS, block=32)
-        else:
-            keep = _KEEP[: mask.shape[0], : mask.shape[1], -1:, :: -1 if mask.block == 64 else 1]
-            options["mask"] = BlockMask.from_array(keep, block=mask.block)
+        keep = _KEEP[: mask.shape[0], : mask.shape[1], -1:, :: -1 if mask.block == 64 else 1]
+        keep = keep & (np.arange(KEYS) < 32) if mask is _FIRST_KEYS else keep
+        options["mask"] = BlockMask.from_array(keep, block=mask.block)
     if "segments" in options:
         options["segments"] = (options["segments"][0][..., -1:], options["segments"][1])
     return q[:, :, -1:], options

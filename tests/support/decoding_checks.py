@@ -36,6 +36,10 @@ LENGTH_CASES = [
     Case(queries, keys, 16, causal=True, group=group, key_heads=2, batch=2)
     for queries, keys, group in itertools.product((1, 2, 8), (1, 7, 65, 1301), (1, 4, 12))
 ]
+# Rows that are no multiple of what a threadgroup combines, in several parts of the keys.
+LENGTH_CASES += [
+    Case(queries, 1301, 16, causal=True, group=group) for queries, group in ((3, 3), (1, 5), (7, 3), (1, 1))
+]
 
 
 # 704 keys in two parts, the last block whole; features are those of feature_cases.py. Gradients read the same O and L.
