@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .devices import Family
 
 REOPENED = "}\nnamespace flash {\n"  # between two files
-SCALED_FIRST = ("HAS_SOFTCAP", "HAS_ALIBI", "HAS_SINKS", "ADDITIVE")
+# Decoding too, so that keys which a mask hides change no bit of it, however they are hidden.
+SCALED_FIRST = ("HAS_SOFTCAP", "HAS_ALIBI", "HAS_SINKS", "ADDITIVE", "GQA_PACKED")
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 
