@@ -44,7 +44,7 @@ def test_no_output_has_both_lengths(step):
 
 
 def test_output_bytes_by_hand():
-    """O, L (two numbers a row), delta, dQ, dK, dV; in float16 with every accumulator cached, and paged (in float32) beyond the table."""
+    """O, L (two numbers a row), delta, dQ, dK, dV; all accumulators cached, and paged in float32 beyond the table."""
     length, query, key = 128, 2 * 4 * 128, 2 * 2 * 128
     statistics = 3 * 4 * query
     assert allocated(length, "apple9", "float16", 32) == statistics + 2 * 32 * (2 * query + 2 * key)
