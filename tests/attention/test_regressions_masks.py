@@ -135,7 +135,8 @@ def test_fully_masked_rows_by_mask(backend, thread):
         for got, want in zip(found[:2], plain[:2]):
             assert not np.array(got)[:, :, blind[:, 0]].any()
             same = np.array(got)[:, :, ~blind[:, 0]], np.array(want)[:, :, ~blind[:, 0]]
-            assert np.array_equal(*same)
+            # Scores to which a mask is added are scaled in another order than plain ones.
+            bounds.near(mx.array(same[0]), same[1], bounds.STATISTIC[True])
 
 
 @pytest.mark.reported("mlx-lm-1906", "mlx-lm-439", "mlx-vlm-1946", "mlxcel-76")
