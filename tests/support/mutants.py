@@ -270,7 +270,6 @@ SIMDGROUP_OPERANDS = of(
     ("row-past-the-end", "(min(first + i * 8 + lane.row, rows - 1) - base)",
      "(first + i * 8 + lane.row - base)", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
-    ("edge-pair-read", "if (existing > 1) lower", "if (existing > 0) lower", DIRECT_OUTPUT, "check"),
     ("staged-past-the-end", "if (b.valid == BT || row < b.valid) values", "values", SHARED, "check"),
     ("every-row-stored", "if (i * 8 >= rows) continue;", "", SHARED, "check"),
     ("page-not-cleared", "for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));", "{}", PAGED),
