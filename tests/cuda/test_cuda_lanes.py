@@ -3,7 +3,7 @@ simulator does: the same headers, over instructions that the simulator performs.
 
 from pathlib import Path
 
-import metal_library as library
+import library_expressions as library
 import mlx.core as mx
 import numpy as np
 import pytest

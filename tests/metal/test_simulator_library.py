@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal_library import (
+from library_expressions import (
     ANY,
     ON_ANY,
     ON_POSITIVE,

@@ -19,6 +19,8 @@ import mlx_flash
 from mlx_flash import use_backend
 from mlx_flash.lm import tiny_model
 
+pytestmark = pytest.mark.training
+
 LAYERS = 2
 
 

@@ -14,6 +14,8 @@ from mlx_flash.cli import main as cli
 from mlx_flash.integrations import serve as serving
 from mlx_flash.lm import generation, models
 
+pytestmark = pytest.mark.training
+
 SHORT = ["lm", "--max-tokens", "6", "--prompt", "Some words to go on."]
 
 

@@ -16,6 +16,8 @@ import mlx_flash
 from mlx_flash import use_backend
 from mlx_flash.simulator import mode
 
+pytestmark = pytest.mark.training
+
 STEPS = 100
 TEXTS = [([(7 * i * i + length) % 64 for i in range(length)], 0) for length in range(20, 36)]
 SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}

@@ -49,6 +49,7 @@ def test_decoding_is_measured_too():
 def test_both_are_measured_and_agree(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bench, "cases", lambda: TINY)
+    monkeypatch.setattr(bench, "token_cases", lambda: [])  # whole models: minutes without a GPU
     monkeypatch.setattr(bench, "torch_times", lambda *_: {})
     monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="metal"))
     monkeypatch.setattr(mx, "device_info", lambda *_: {"device_name": "a GPU", "uuid": "nobody's business"})

@@ -31,11 +31,13 @@ def test_the_main_job(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.training
 def test_every_backend(backend, tmp_path, capsys):
     family = ["--family", backend.family.name] if backend.name == "simulator" else []
     trains(tmp_path, capsys, backend.name, "float16", family)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_every_dtype(dtype, tmp_path, capsys):
     trains(tmp_path, capsys, "reference", dtype)
@@ -50,6 +52,7 @@ def trains(tmp_path, capsys, backend: str, dtype: str, family=()):
     assert picture.read_bytes().startswith(PNG)
 
 
+@pytest.mark.training
 def test_repeats_exactly_and_replaces_its_own_plot(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 30 + "été [bold]\n", encoding="utf-8")
@@ -63,6 +66,7 @@ def test_repeats_exactly_and_replaces_its_own_plot(tmp_path, capsys):
     assert "replaced" in said[1] and "replaced" not in said[0]
 
 
+@pytest.mark.training
 def test_a_wrong_attention_fails(tmp_path, monkeypatch, capsys):
     right = command.attention
     monkeypatch.setattr(command, "attention", lambda q, k, v, causal: right(q, k, v, causal=causal) * 1.1)
@@ -108,8 +112,8 @@ def test_bad_text(make, words, tmp_path, capsys):
         (lambda folder: write(folder / "file", b"") / "plot.png", ["cannot be written"]),
         (lambda folder: write(folder / "notes.txt", b"mine"), ["cannot be written"]),
         (lambda folder: folder / ("long" * 100), ["cannot be written"]),
-        (lambda folder: write(folder / "notes.png", b"mine"), ["exists", "no plot of this demo"]),
-        (lambda folder: write(folder / "photo.png", PNG + b"mine"), ["exists", "no plot of this demo"]),
+        (lambda folder: write(folder / "notes.png", b"mine"), ["exists", "not a plot of this demo"]),
+        (lambda folder: write(folder / "photo.png", PNG + b"mine"), ["exists", "not a plot of this demo"]),
     ],
 )
 def test_bad_out(make, words, tmp_path, capsys):

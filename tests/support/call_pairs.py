@@ -1,7 +1,7 @@
 """Calls of attention that are alike but for one thing, so that a cache whose key misses it shows."""
 
 import functools
-import gc
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -113,8 +113,8 @@ def quantized_call(options: dict) -> list[mx.array]:
 def forget() -> None:
     """Empties every cache of the package but those of compiled kernels."""
     calls.clear_cache()
-    for found in gc.get_objects():
-        if isinstance(found, functools._lru_cache_wrapper):
-            module = getattr(found, "__module__", None) or ""
-            if module.startswith("mlx_flash.") and not module.startswith("mlx_flash.metal."):
-                found.cache_clear()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mlx_flash.") and not name.startswith("mlx_flash.metal."):
+            for value in list(vars(module).values()):
+                if isinstance(value, functools._lru_cache_wrapper):
+                    value.cache_clear()

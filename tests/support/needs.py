@@ -21,6 +21,7 @@ NEEDS = {
     "cuda": "runs kernels on an NVIDIA GPU",
     "ptx": "compiles kernels for NVIDIA GPUs, which takes clang and no GPU",
     "process": "starts processes of its own, which takes seconds",
+    "training": "trains a model or generates with one, which takes seconds",
     "network": "fetches a file once that is then kept in the user's cache",
 }
 ANY_KERNELS = "kernels: runs kernels on a backend of the test's choice among those of this machine"
