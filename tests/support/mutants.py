@@ -270,6 +270,7 @@ SIMDGROUP_OPERANDS = of(
     ("row-past-the-end", "(min(first + i * 8 + lane.row, rows - 1) - base)",
      "(first + i * 8 + lane.row - base)", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
+    ("edge-pair-read", "if (existing > 1) lower", "if (existing > 0) lower", ALIGNED, "check"),
     ("staged-past-the-end", "if (b.valid == BT || row < b.valid) values", "values", SHARED, "check"),
     ("every-row-stored", "if (i * 8 >= rows) continue;", "", SHARED, "check"),
     ("page-not-cleared", "for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));", "{}", PAGED),
@@ -310,9 +311,9 @@ TILE_TENSOR = of(
 TILE_NAN_SAFE = of(
     "nan_safe",
     ("infinity-a-number", "(pairs[e] & 0x7fff7fffu) + step", "(pairs[e] & 0x7fff7fffu)",
-     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-mma-narrow]")),
+     TENSOR.format("garbage_in_masked_keys[nan-mma-narrow]")),
     ("every-part-the-first", "+ part * (4 * PANEL / 8)", "",
-     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
+     TENSOR.format("garbage_in_masked_keys[nan-wgmma-narrow]")),
     ("nan-of-the-upper-rows", "sign * INFINITY), lower_seen > 0)", "sign * INFINITY), upper_seen > 0)",
      TENSOR.format("a_nan_reaches_the_rows_that_see_it[mma-narrow]")),
     ("nan-safe-first-columns-only", "c.set(2 * i, d, upper);", "c.set(2 * i, 0, upper);",
@@ -327,7 +328,7 @@ TILE_WGMMA = of(
     ("wgmma-adds-to-anything", "d > 0);", "true);",
      TENSOR.format("ends_within_a_block[wgmma-wide-(33, 31)]")),
     ("wgmma-multiplies-hidden-nan", "if (!simd_all(whole || all_finite(b))) {", "if (false) {",
-     TENSOR.format("what_lies_behind_hidden_keys_reaches_nothing[nan-wgmma-narrow]")),
+     TENSOR.format("garbage_in_masked_keys[nan-wgmma-narrow]")),
 )
 # fmt: on
 MUTANTS = [
