@@ -23,6 +23,7 @@ from ..problem.problem import Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
 from .operands import operands
+from .statistics import natural
 from .vjp import attend, refuse_shapeless
 
 CACHE_SIZE = 1024  # signatures that are kept
@@ -86,7 +87,7 @@ class Call:
         out = out[..., :-value] if value else out
         if not self.return_lse:
             return out
-        return out, self.lse(L)
+        return out, self.lse(L, arguments["sinks"])
 
     def _attend_with(self, names: tuple[str, ...]) -> None:
         parts = self.quantization.inputs if self.quantization else ()
@@ -119,9 +120,10 @@ class Call:
         """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
         return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, columns)], stream=self.stream)
 
-    def lse(self, L: mx.array) -> mx.array:
+    def lse(self, L: mx.array, sinks: mx.array | None) -> mx.array:
         """The kernels' statistics [B, Hq, Lq, 2] as the caller asked for them."""
-        return mx.moveaxis(L, -1, 0) if self.return_lse == SPLIT else L.sum(-1)
+        largest, log_sum = natural(L, self.inner.variants.scaled_first, sinks)
+        return mx.stack([largest, log_sum]) if self.return_lse == SPLIT else largest + log_sum
 
     def _nothing(self, problem: Problem, dtype, sinks):
         """Zeros; without keys each row's only score, if any, is its head's sink."""

@@ -6,7 +6,6 @@ dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
 
@@ -23,6 +22,7 @@ from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, choose
 from .operands import array_inputs, kernel_inputs, problem_of_arrays
+from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
 
 Arrays = tuple[mx.array, ...]
@@ -100,10 +100,8 @@ class Attention:
     """The kernels of one signature on one backend as functions of arrays, with gradients. Lengths are the arrays' own.
 
     `run` takes a kind of kernel and what it reads, in order: Q, K, V, dO, L, delta (those the kind has), then the
-    operands, named by `names`. L [B, Hq, Lq, 2] is float32: each row's largest score, and the logarithm of its sum of
-    exponentials relative to that, apart because a large score leaves no room for the logarithm in their sum. Gradients
-    flow through the logarithm where `with_lse` is set, because a caller sees it; the largest score is a constant that
-    cancels. Quantized operands have no gradients.
+    operands, named by `names`. L [B, Hq, Lq, 2] is float32, the row statistic of statistics.py. Gradients flow through
+    it where `with_lse` is set, because a caller sees it. Quantized operands have no gradients.
     """
 
     def __init__(self, signature: Signature, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
@@ -203,7 +201,9 @@ class Attention:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = self.run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         if "sinks" in self.names:
-            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], outputs[1], delta)
+            gradients["sinks"] = sinks_gradient(
+                extras[self.names.index("sinks")], outputs[1], delta, self.signature.variants.scaled_first
+            )
         return (*self.run(BACKWARD_QUERY, *arrays), *self.key_value(arrays), *gradients.values())
 
     def key_value(self, arrays: Arrays) -> Arrays:
@@ -215,15 +215,3 @@ class Attention:
 
 
 attend = lru_cache(maxsize=1024)(Attention)
-
-
-def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
-    """dS = P * (dP - delta + dLSE): the gradient of L enters where delta does. Rows that see nothing have none."""
-    return delta - mx.where(L[..., 0] == -math.inf, 0, d_L[..., 1])
-
-
-def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
-    """A sink takes the part exp(sink - L) of each row and has the value 0, so that dP = 0 there."""
-    largest, log_sum = L[..., 0], L[..., 1]
-    part = mx.exp(sinks[:, None] - mx.where(largest == -math.inf, math.inf, largest) - log_sum)
-    return -(part * delta).sum((0, 2))

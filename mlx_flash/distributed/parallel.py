@@ -14,7 +14,8 @@ from functools import partial
 import mlx.core as mx
 
 from ..autodiff.operands import contiguous, segment_shifts
-from ..autodiff.vjp import NO_JVP, NO_VMAP, Attention, attend, custom, sinks_gradient, with_lse_gradient
+from ..autodiff.statistics import sinks_gradient, with_lse_gradient
+from ..autodiff.vjp import NO_JVP, NO_VMAP, Attention, attend, custom
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, KernelKind
 from ..problem.problem import Signature
 from .collectives import Collectives
@@ -84,7 +85,9 @@ class ContextParallel:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = call.mask_gradient(masks, mask.shape).astype(mask.dtype)
         if "sinks" in self.names:
-            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], L, delta)
+            gradients["sinks"] = sinks_gradient(
+                extras[self.names.index("sinks")], L, delta, self.signature.variants.scaled_first
+            )
         return (*(_joined(heads, 1) for heads in zip(*done)), *gradients.values())
 
     def _exact(self, call: _Local, own: Heads, queries: list, keys: list) -> tuple[mx.array, mx.array]:

@@ -17,7 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..common.mlx_private import kernel_attribute
-from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
+from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments
 from .devices import FAMILIES
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from .devices import Family
 
 REOPENED = "}\nnamespace flash {\n"  # between two files
-# Decoding too, so that keys which a mask hides change no bit of it, however they are hidden.
-SCALED_FIRST = ("HAS_SOFTCAP", "HAS_ALIBI", "HAS_SINKS", "ADDITIVE", "GQA_PACKED")
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 
@@ -111,12 +109,12 @@ def build(
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
     """What templates may ask in `#if`, or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
-        return dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS"), 0)
+        absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS"), 0)
+        return {**absent, "SCALED_FIRST": int(variants.scaled_first)}
     layer, holes = LAYERS[row.tiles], variants.holes(kind)
     return {
         **holes,
-        # Scores with something added, capped, or beside a sink are scaled before.
-        "SCALED_FIRST": int(any(holes[name] for name in SCALED_FIRST)),
+        "SCALED_FIRST": int(variants.scaled_first),
         **{f"CACHE_{name.upper()}": name in row.cached for name in kind.cacheable},
         "OVER_KEYS": int(kind.over_keys),
         "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),
@@ -204,6 +202,7 @@ def _holds(condition: str, constants: dict[str, str]) -> bool:
 
 def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
     facts = ["flash", kind.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
+    facts += ["scaled"] if kind is COMBINE and variants.scaled_first else []
     if kind.tiled:
         loads = "threadgroup" if family.uses_threadgroup_memory else "direct"
         facts += [

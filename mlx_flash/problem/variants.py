@@ -67,6 +67,12 @@ class Variants:
         """Is the array mask added to the scores, so that it has a gradient?"""
         return self.mask not in (None, "bool")
 
+    @property
+    def scaled_first(self) -> bool:
+        """Are scores scaled before anything is added to them or caps them? Then exponents, and the maximum of the row
+        statistic, are in natural units; those of plain scores are in base 2, since the scale rides in the exponent."""
+        return self.additive or self.alibi or bool(self.softcap)
+
     @cached_property
     def text(self) -> Variants:
         """These variants without the values that kernels read as arguments: equal ones share their kernels."""

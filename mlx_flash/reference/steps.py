@@ -1,7 +1,8 @@
 """Every kind of kernel in plain mx operations: the fallback, and the kernels' documentation in Python.
 
 Queries and keys are processed in blocks, as in the kernels, so no array of size Lq x Lk ever exists. All arithmetic is
-float32. L [B, Hq, Lq, 2] holds each row's largest score and the logarithm of its sum of exponentials relative to that.
+float32. L [B, Hq, Lq, 2] holds each row's largest score, in base 2 unless scores are scaled first, as softmax.metal
+defines it, and the base-2 logarithm of its sum of exponentials relative to that.
 Formulas: FlashAttention-2 (Dao 2023).
 """
 
@@ -64,12 +65,12 @@ def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx
             s, _, whole = scores.of(ordered, _rows_of(problem, "K", operands, keys, o), rows, keys)
             m_new = mx.maximum(m, s.max(-1, keepdims=True))
             reference = mx.where(m_new == -math.inf, 0, m_new)
-            p, correction = mx.exp(s - reference), mx.exp(m - reference)
+            p, correction = scores.exponential(s - reference), scores.exponential(m - reference)
             l = correction * l + p.sum(-1, keepdims=True)
             o = correction * o + product(scores.drop(p, rows, keys), _rows_of(problem, "V", operands, keys, o), whole)
             m = m_new
         outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
-        apart = (mx.where(l == 0, -math.inf, m), mx.log(mx.where(l == 0, 1, l)))
+        apart = (mx.where(l == 0, -math.inf, m), mx.log2(mx.where(l == 0, 1, l)))
         statistics.append(mx.concatenate(apart, -1))
     o, L = mx.concatenate(outputs, -2), mx.concatenate(statistics, -2)
     return o.reshape(problem.output_shape), L.reshape(*problem.output_shape[:3], 2)
@@ -97,7 +98,8 @@ class _Backward:
         s, slope, whole = self.scores.of(q, _key_rows(self.K, keys), rows, keys)
         largest, log_sum = (one[..., rows][..., None] for one in (self.largest, self.log_sum))
         # Masked elements are 0 even where L is NaN, so that a NaN stays in what the row sees.
-        p = mx.where(s == -math.inf, 0, mx.exp(s - mx.where(largest == -math.inf, math.inf, largest) - log_sum))
+        distance = s - mx.where(largest == -math.inf, math.inf, largest)
+        p = mx.where(s == -math.inf, 0, self.scores.exponential(distance, log_sum))
         d_p = self.scores.drop(d_o @ _key_rows(self.V, keys).swapaxes(-1, -2), rows, keys)
         d_s = mx.where(p == 0, 0, p * (d_p - self.delta[..., rows][..., None]))
         return p, d_s, mx.where(d_s == 0, 0, d_s * slope), whole

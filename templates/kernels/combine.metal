@@ -2,9 +2,9 @@
 //
 //   for each row (one simdgroup), in parallel:
 //     m = max of the parts' m
-//     l = sum over parts of exp(m_part - m) l_part
-//     O = sum over parts of exp(m_part - m) O_part / l
-//     L = m, log l                                     a row that sees no key of any part: O = 0, L = -inf, 0
+//     l = sum over parts of 2^(m_part - m) l_part      in softmax.metal's units
+//     O = sum over parts of 2^(m_part - m) O_part / l
+//     L = m, log2 l                                    a row that sees no key of any part: O = 0, L = -inf, 0
 //
 // O_parts [parts, B, Hq, Lq, DV] and L_parts [2, parts, B, Hq, Lq], m and l, are what decode.metal wrote.
 // Written by: O and L, each element by one lane.
@@ -13,6 +13,13 @@ namespace flash {
 using Element = $ELEMENT;  // of O
 constant constexpr int DV = $VALUE_DIM, ROWS = $BLOCK_PARALLEL;
 constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // runs of 32 columns; parts read at a time
+
+// 2^(m_part - m)
+#if SCALED_FIRST
+METAL_FUNC float weight_of(float m_part, float m) { return exp2((m_part - m) * M_LOG2E_F); }
+#else
+METAL_FUNC float weight_of(float m_part, float m) { return exp2(m_part - m); }
+#endif
 
 METAL_FUNC void combine(
     thread const Arguments& args, device Element* O, device float* L, uint3 position, uint thread_index) {
@@ -25,7 +32,7 @@ METAL_FUNC void combine(
   m = simd_max(m);
   const float reference = m == -INFINITY ? 0 : m;
   for (int part = lane; part < parts; part += 32) {
-    const float weight = exp2((args.L_parts[long(part) * rows + row] - reference) * M_LOG2E_F);
+    const float weight = weight_of(args.L_parts[long(part) * rows + row], reference);
     l += weight * args.L_parts[long(parts + part) * rows + row];
   }
   l = simd_sum(l);
@@ -35,7 +42,7 @@ METAL_FUNC void combine(
     for (int i = 0; i < TOGETHER; i++) {
       const bool exists = first + i < parts;  // else the last part is read in its place
       const long place = long(exists ? first + i : parts - 1) * rows + row;
-      const float weight = exp2((args.L_parts[place] - reference) * M_LOG2E_F);
+      const float weight = weight_of(args.L_parts[place], reference);
 #pragma clang loop unroll(full)
       for (int run = 0; run < RUNS; run++) {
         const int d = min(run * 32 + lane, DV - 1);
@@ -52,7 +59,7 @@ METAL_FUNC void combine(
   }
   if (lane == 0) {
     L[2 * long(row)] = l == 0 ? -INFINITY : m;
-    L[2 * long(row) + 1] = l == 0 ? 0 : log2(l) * M_LN2_F;
+    L[2 * long(row) + 1] = l == 0 ? 0 : log2(l);
   }
 }
 

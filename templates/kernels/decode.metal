@@ -5,7 +5,7 @@
 //     m, l, O = -inf, 0, 0                 a sink is seen in the first part only
 //     for each block of BT keys of this part that any of the rows sees:
 //       S, P, m, l, O as in forward.metal
-//     one part:       O = O / l;  L = m, log l
+//     one part:       O = O / l;  L = m, log2 l
 //     several parts:  O, m and l unnormalised, for combine.metal to merge
 //
 // A row that sees no key: O = 0, m = -inf, l = 0. Split-KV as in Flash-Decoding (Dao et al. 2023).
@@ -13,7 +13,7 @@
 // Glossary in forward.metal, and
 //   Q        [B, Hk, G Lq, D]          row r is query r % Lq of the group's head r / Lq
 //   O        [parts, B, Hk, G Lq, DV]  float32 if there are several parts
-//   L        m and log l [B, Hk, G Lq, 2], or m and l [2, parts, B, Hk, G Lq]
+//   L        m and log2 l [B, Hk, G Lq, 2], or m and l [2, parts, B, Hk, G Lq]
 //   decode_params  Lq, the keys of a part, and the number of parts
 // Written by: O and L, each element by one lane.
 namespace flash {
@@ -96,15 +96,15 @@ METAL_FUNC void decode(
   }
   if (lane.produces()) return;
 
-  // One part: O = O / l;  L = m, log l
+  // One part: O = O / l;  L = m, log2 l
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = first + i * 8 + lane.row;
-    normaliser.at[i] = parts > 1 ? exp2(softmax::remainder(state.m[i])) : state.l[i] == 0 ? 0 : 1 / state.l[i];
+    normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row >= rows || lane.column != 0) continue;
-    if (parts > 1) {  // in natural units, for combine.metal
-      L[row0 + row] = softmax::natural(state.m[i]);
-      L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i] * normaliser.at[i];
+    if (parts > 1) {
+      L[row0 + row] = state.m[i];
+      L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i];
     } else {
       softmax::store_statistics(L + 2 * (row0 + row), state.m[i], state.l[i]);
     }

@@ -7,7 +7,7 @@
 //       m' = max(m, rowmax S);  P = 2^(S - m');  l = l 2^(m - m') + rowsum P
 //       O = 2^(m - m') O + P V
 //       m = m'
-//     O = O / l;  L = m, log l             a row that sees no key: O = 0, L = -inf, 0
+//     O = O / l;  L = m, log2 l            a row that sees no key: O = 0, L = -inf, 0
 //
 // Algorithm 1 of FlashAttention-2 (Dao 2023), with the head dimension blocked and the accumulator optionally paged
 // as in metal-flash-attention (Turner 2024).
@@ -15,7 +15,7 @@
 // Glossary (all kernels). Head slices are [length, D]; arrays are [B, heads, length, D].
 //   Q dO dQ     [B, Hq, Lq, D]   queries, and the gradients of O and Q; O, dO have DV columns
 //   K V dK dV   [B, Hk, Lk, D]   keys, values and their gradients; V, dV have DV columns
-//   L           [B, Hq, Lq, 2]   float32, m and log l of each row, in natural units (softmax.metal says why apart)
+//   L           [B, Hq, Lq, 2]   float32, m and log2 l of each row (softmax.metal has the units)
 //   delta       [B, Hq, Lq]      float32, rowsum(dO * O)
 //   scale       scalar           float32, multiplies Q K^T
 //   S P dP dS   BP x BT tiles    scores, probabilities and their gradients; float32 in registers
@@ -111,7 +111,7 @@ METAL_FUNC void forward(
   if (lane.produces()) return;
   ping_pong.arrive();
 
-  // O = O / l;  L = m, log l
+  // O = O / l;  L = m, log2 l
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = at.first + i * 8 + lane.row;

@@ -2,6 +2,19 @@
 namespace flash {
 namespace softmax {
 
+#if HAS_SINKS
+// A sink in the units of m. In base 2 the largest float32 numbers have no place: the least or the largest stands for
+// them, against which all scores weigh the same.
+METAL_FUNC float exponent_of(float sink) {
+#if SCALED_FIRST
+  return sink;
+#else
+  const float exponent = sink * M_LOG2E_F;
+  return isinf(exponent) && isfinite(sink) ? copysign(FLT_MAX, sink) : exponent;
+#endif
+}
+#endif
+
 template <int R> struct State {
   float m[R / 8];  // largest score so far
   float l[R / 8];  // sum of 2^(score - m) so far
@@ -16,7 +29,7 @@ template <int R> struct State {
 #if HAS_SINKS
   // A sink is a score that every row sees and that has no value: it only adds to the sum.
   METAL_FUNC void clear(int i, float sink) thread {
-    m[i] = sink;
+    m[i] = exponent_of(sink);
     l[i] = sink == -INFINITY ? 0 : 1;
   }
 #endif
@@ -55,19 +68,10 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   return correction;
 }
 
-// m in natural units, and what its rounding leaves to the logarithm of l in base 2
-#if SCALED_FIRST
-METAL_FUNC float natural(float m) { return m; }
-METAL_FUNC float remainder(float) { return 0; }
-#else
-METAL_FUNC float natural(float m) { return m * M_LN2_F; }
-METAL_FUNC float remainder(float m) { return m == -INFINITY ? 0 : fma(-natural(m), M_LOG2E_F, m); }
-#endif
-
-// Writes a row's m and log l in natural units
+// Writes a row's m and log2 l
 METAL_FUNC void store_statistics(device float* to, float m, float l) {
-  to[0] = l == 0 ? -INFINITY : natural(m);
-  to[1] = l == 0 ? 0 : (remainder(m) + log2(l)) * M_LN2_F;
+  to[0] = l == 0 ? -INFINITY : m;
+  to[1] = l == 0 ? 0 : log2(l);
 }
 
 }  // namespace softmax

@@ -5,8 +5,10 @@
 // P = 2^(log2(e) (S - m)). There the difference comes first, so that no finite score overflows, and whatever all
 // scores of a row have in common cancels without rounding, however large it is.
 //
-// A row's statistics are m, its largest score, and log l, the logarithm of its sum of exp(S - m), apart and in natural
-// units: their sum would have no room for log l beside a large m. A row that sees no key: -inf and 0.
+// A row's statistics are m, its largest score in these units, and log2 l, l its sum of exponentials relative to m.
+// They are apart, because their sum would have no room for log2 l beside a large m, and in the units of the exponents,
+// so that the backward kernels subtract the very m that the forward kernel did: a row of one key has P = 1 exactly.
+// A row that sees no key: -inf and 0.
 namespace flash {
 namespace softmax {
 

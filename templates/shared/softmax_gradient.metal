@@ -28,10 +28,9 @@ template <typename V> struct Reference {
   template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
 #if SCALED_FIRST
     m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
-    log_l.at[n] = log_l_n * M_LOG2E_F;
+    log_l.at[n] = log_l_n;
 #else
-    const T both = fma(m_n, T(M_LOG2E_F), log_l_n * M_LOG2E_F);
-    m.at[n] = select(both, T(INFINITY), both == -INFINITY);
+    m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);
 #endif
   }
 };

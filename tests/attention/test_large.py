@@ -4,10 +4,8 @@ Views that span terabytes cost only the pages they touch: the simulator is hande
 an operand spread over address space that nothing has been stored in.
 """
 
-import functools
 import mmap
 
-import bounds
 import feature_cases
 import mlx.core as mx
 import numpy as np
@@ -114,9 +112,8 @@ def test_grids_beyond_16_bits(choice, axis):
     # A prime number of different ones, so that entry 65536 is not entry 0; small, so that sums are exact.
     numbers = mx.broadcast_to((mx.arange(65537.0) % 251).reshape(*shape[:2], 1, 1), shape)
     with use_backend(*choice), mode("fast"):
-        call = functools.partial(attention, scale=2.0**-20)  # scores so small that P is 1 to the last digits
-        (out,), gradients = mx.vjp(call, [numbers, numbers, numbers], [numbers])
+        (out,), gradients = mx.vjp(lambda *x: attention(*x), [numbers, numbers, numbers], [numbers])
         mx.eval(out, gradients)
     assert bits(out) == bits(numbers), "one key each: its value"
-    bounds.near(gradients[2], np.array(numbers), bounds.STATISTIC[True])  # and its whole cotangent
+    assert bits(gradients[2]) == bits(numbers), "and its whole cotangent"
     assert not np.array(gradients[0]).any() and not np.array(gradients[1]).any()

@@ -239,3 +239,23 @@ def test_forms_of_the_lse():
     assert np.isneginf(np.array(empty[0])).all() and not np.array(empty[1]).any()
     with pytest.raises(ValueError, match="return_lse.*\"split\".*'apart'"):
         attention(q, k, v, return_lse="apart")
+
+
+@pytest.mark.parametrize("options", ["plain", "causal", "bool", "sinks", "additive", "softcap"])
+@pytest.mark.parametrize("queries", [1, 40], ids=["decode", "forward"])
+@pytest.mark.parametrize("name", backends("reference", "apple9"))
+def test_a_row_of_one_key_gives_it_everything(name, queries, options):
+    """Exactly, however large its score: P is 1, whatever the units of the exponents round."""
+    q = mx.random.normal((1, 2, queries, DIM), key=mx.random.key(0)) * 1e3
+    k, v = (mx.random.normal((1, 2, 1, DIM), key=mx.random.key(n)) * size for n, size in ((1, 1e2), (2, 1.0)))
+    arguments = {
+        "plain": {}, "causal": {"causal": True}, "bool": {"mask": mx.ones((queries, 1), mx.bool_)},
+        "sinks": {"sinks": mx.full((2,), -1e6)}, "additive": {"mask": mx.full((queries, 1), -7e3)},
+        "softcap": {"softcap": 1e6},
+    }[options]  # fmt: skip
+    d_o = (mx.arange(queries) == queries - 1)[:, None] * mx.ones(q.shape)  # the last query sees the key in any case
+    assert float(mx.abs(q @ k.swapaxes(-1, -2)).max()) > 1e5
+    with on(name):
+        (out,), gradients = mx.vjp(lambda *arrays: attention(*arrays, **arguments), [q, k, v], [d_o])
+    assert np.array_equal(np.array(out[:, :, -1:]), np.array(v))
+    assert np.array_equal(np.array(gradients[2]), np.array(d_o[:, :, -1:]))

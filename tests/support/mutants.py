@@ -112,7 +112,7 @@ DECODE = of(
     ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple9-sinks")),
     ("part-without-an-end", "end = min(seen.end, begin + args.decode_params[1]);", "end = seen.end;",
      DECODING.format("apple7-softcap")),
-    ("normalised-twice", "parts > 1 ? exp2(softmax::remainder(state.m[i])) : state.l[i] == 0",
+    ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0",
      "state.l[i] == 0", DECODING.format("apple7-softcap")),
     ("part-of-another-batch-entry", "(long(part) * args.B + b)", "(long(b) * parts + part)",
      DECODING.format("apple7-softcap")),
@@ -126,8 +126,10 @@ DECODE = of(
 )
 COMBINE = of(
     "combine",
-    ("parts-not-weighed", "const float weight = exp2((args.L_parts[place] - reference) * M_LOG2E_F);",
+    ("parts-not-weighed", "const float weight = weight_of(args.L_parts[place], reference);",
      "const float weight = 1;", DECODING.format("apple7-softcap")),
+    ("plain-parts-in-natural-units", "return exp2(m_part - m);", "return exp2((m_part - m) * M_LOG2E_F);",
+     DECODING.format("apple7-causal")),
     ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
      DECODING.format("apple7-softcap")),
     ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
@@ -159,12 +161,15 @@ SOFTMAX = of(
 )
 ONLINE_SOFTMAX = of(
     "online_softmax",
-    ("lse-in-base-2", "(remainder(m) + log2(l)) * M_LN2_F;", "remainder(m) + log2(l);", SHARED),
+    ("log-of-the-sum-in-natural-units", "to[1] = l == 0 ? 0 : log2(l);", "to[1] = l == 0 ? 0 : log(l);", PLAIN),
     ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
     ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
     ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
-    ("sink-in-base-2", "m[i] = sink;", "m[i] = sink * M_LOG2E_F;", output("sinks")),
+    ("sink-in-natural-units", "const float exponent = sink * M_LOG2E_F;", "const float exponent = sink;",
+     output("sinks")),
+    ("largest-sink-is-infinite", "isinf(exponent) && isfinite(sink) ? copysign(FLT_MAX, sink) : exponent",
+     "exponent", "test_shifted_rows.py::test_sinks_and_slopes_of_any_size[apple9]"),
 )
 SOFTMAX_GRADIENT = of(
     "softmax_gradient",
@@ -173,11 +178,12 @@ SOFTMAX_GRADIENT = of(
     ("statistics-past-the-end", "const int row = rows >= C ? fixed + e : min(fixed + e, last);",
      "const int row = fixed + e;", PLAIN, "check"),
     ("p-in-base-e", "const tile::Pair<float> p = exp2(x);", "const tile::Pair<float> p = exp(x);", PLAIN),
-    ("log-of-the-sum-in-base-e", "log_l.at[n] = log_l_n * M_LOG2E_F;", "log_l.at[n] = log_l_n;",
+    ("log-of-the-sum-in-base-e", "log_l.at[n] = log_l_n;", "log_l.at[n] = log_l_n * M_LOG2E_F;",
      SHIFTED.format("forward-apple9")),
+    ("log-of-plain-sums-forgotten", "m.at[n] = select(m_n + log_l_n,", "m.at[n] = select(m_n,", PLAIN),
     ("log-of-the-sum-forgotten", "x -= tile::broadcast(reference.log_l, i, c);", "", SHIFTED.format("decode-apple9")),
     ("statistics-added-up",
-     "m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = log_l_n * M_LOG2E_F;",
+     "m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = log_l_n;",
      "m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = T(0);",
      SHIFTED.format("forward-apple7")),
     ("nan-behind-a-mask", "whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0)", "ds",

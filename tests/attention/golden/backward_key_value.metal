@@ -615,7 +615,7 @@ namespace flash {
       V log_l;
       template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
         m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
-        log_l.at[n] = log_l_n * M_LOG2E_F;
+        log_l.at[n] = log_l_n;
       }
     };
     template <int C>

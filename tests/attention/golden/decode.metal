@@ -630,6 +630,9 @@ namespace flash {
     template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
   }
   namespace softmax {
+    METAL_FUNC float exponent_of(float sink) {
+      return sink;
+    }
     template <int R> struct State {
       float m[R / 8];
       float l[R / 8];
@@ -640,7 +643,7 @@ namespace flash {
         }
       }
       METAL_FUNC void clear(int i, float sink) thread {
-        m[i] = sink;
+        m[i] = exponent_of(sink);
         l[i] = sink == -INFINITY ? 0 : 1;
       }
     };
@@ -665,11 +668,9 @@ namespace flash {
       }
       return correction;
     }
-    METAL_FUNC float natural(float m) { return m; }
-    METAL_FUNC float remainder(float) { return 0; }
     METAL_FUNC void store_statistics(device float* to, float m, float l) {
-      to[0] = l == 0 ? -INFINITY : natural(m);
-      to[1] = l == 0 ? 0 : (remainder(m) + log2(l)) * M_LN2_F;
+      to[0] = l == 0 ? -INFINITY : m;
+      to[1] = l == 0 ? 0 : log2(l);
     }
   }
   constant constexpr bool CACHE_Q = false, CACHE_O = true;
@@ -738,11 +739,11 @@ namespace flash {
     tile::RowVector<R> normaliser;
     for (int i = 0; i < R / 8; i++) {
       const int row = first + i * 8 + lane.row;
-      normaliser.at[i] = parts > 1 ? exp2(softmax::remainder(state.m[i])) : state.l[i] == 0 ? 0 : 1 / state.l[i];
+      normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
       if (row >= rows || lane.column != 0) continue;
       if (parts > 1) {
-        L[row0 + row] = softmax::natural(state.m[i]);
-        L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i] * normaliser.at[i];
+        L[row0 + row] = state.m[i];
+        L[long(parts) * args.B * args.Hk * rows + row0 + row] = state.l[i];
       } else {
         softmax::store_statistics(L + 2 * (row0 + row), state.m[i], state.l[i]);
       }

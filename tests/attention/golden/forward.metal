@@ -589,11 +589,9 @@ namespace flash {
       }
       return correction;
     }
-    METAL_FUNC float natural(float m) { return m * M_LN2_F; }
-    METAL_FUNC float remainder(float m) { return m == -INFINITY ? 0 : fma(-natural(m), M_LOG2E_F, m); }
     METAL_FUNC void store_statistics(device float* to, float m, float l) {
-      to[0] = l == 0 ? -INFINITY : natural(m);
-      to[1] = l == 0 ? 0 : (remainder(m) + log2(l)) * M_LN2_F;
+      to[0] = l == 0 ? -INFINITY : m;
+      to[1] = l == 0 ? 0 : log2(l);
     }
   }
   struct QueryBlock {

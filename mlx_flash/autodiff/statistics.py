@@ -1,0 +1,41 @@
+"""The row statistic L [B, Hq, Lq, 2] outside of the kernels: as callers see it, and where gradients pass through it.
+
+L holds m, each row's largest score, and log2 l, l the row's sum of exponentials relative to m. Both are in the units of
+the kernels' exponents: m is in natural units where scores are scaled first, else in base 2 (softmax.metal says why). A
+row that sees no key has -inf and 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+
+from ..reference.scores import LARGEST, LN2, LOG2E, sink_exponents
+
+
+def natural(L: mx.array, scaled_first: bool, sinks: mx.array | None) -> tuple[mx.array, mx.array]:
+    """(largest score, logarithm of the sum relative to it) in natural units, each [B, Hq, Lq]."""
+    largest, log_sum = L[..., 0], L[..., 1] * LN2
+    if scaled_first:
+        return largest, log_sum
+    if sinks is None:
+        return largest * LN2, log_sum
+    own = sinks.astype(mx.float32)[:, None]
+    return mx.where(mx.abs(largest) == LARGEST, own, largest * LN2), log_sum
+
+
+def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
+    """dS = P * (dP - delta + dLSE): the gradient of the LSE enters where delta does. It comes through log2 l, which
+    `natural` multiplies by ln 2; m is a constant that cancels. Rows that see nothing have none."""
+    return delta - mx.where(L[..., 0] == -math.inf, 0, d_L[..., 1] * LOG2E)
+
+
+def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array, scaled_first: bool) -> mx.array:
+    """A sink takes the part exp(sink - m) / l of each row and has the value 0, so that dP = 0 there."""
+    largest, log_sum = mx.where(L[..., 0] == -math.inf, math.inf, L[..., 0]), L[..., 1] * LN2
+    if scaled_first:
+        distance = sinks[:, None] - largest
+    else:
+        distance = (sink_exponents(sinks)[:, None] - largest) * LN2
+    return -(mx.exp(distance - log_sum) * delta).sum((0, 2))
