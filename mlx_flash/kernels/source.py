@@ -1,8 +1,8 @@
 """Templates + table row -> the Metal text of one kernel. Pure: same arguments, same bytes; cached.
 
-MLX hashes the whole text at every launch, so that a kernel gets only what it uses: the files of its kind, without the
-branches of `#if` that its constants exclude, without comments, blank lines and indentation. These stay with
-MLX_FLASH_KEEP_COMMENTS=1 in the environment, for reading generated text.
+MLX copies the whole text at every call and hashes it at every launch, so that a kernel gets only what it uses: the
+files of its kind, without the branches of `#if` that its constants exclude, without comments and without blanks that
+separate nothing. These stay with MLX_FLASH_KEEP_COMMENTS=1 in the environment, for reading generated text.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from .apple import TileConfig
     from .devices import Family
 
-REOPENED = "}\nnamespace flash {\n"  # between two files
+REOPENED = "}\nnamespace flash{\n"  # between two files
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
+# Blanks that separate no tokens: beside brackets, commas and semicolons, and between a word and an operator.
+BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def build(
     inputs = kind.inputs + variants.inputs(kind)
     parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants)}
     shared = "constants" if kind.tiled else "views"
-    parts[shared] += arguments.struct(kind, inputs)
+    parts[shared] += compact(arguments.struct(kind, inputs))
     attribute = kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else ""
     paged = row.paged(kind)
     return Kernel(
@@ -151,7 +153,7 @@ def _filled(name: str, constants: dict[str, str]) -> str:
     """A template as a kernel gets it."""
     text = template(name)
     used = frozenset((word, constants[word]) for word in _named(text) if word in constants)
-    return _resolved(text, used, bool(os.environ.get(KEEP_COMMENTS)))
+    return compact(_resolved(text, used))
 
 
 @lru_cache
@@ -161,10 +163,21 @@ def _named(text: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=1024)  # most kernels share most of their files
-def _resolved(text: str, constants: frozenset[tuple[str, str]], keep_comments: bool) -> str:
+def _resolved(text: str, constants: frozenset[tuple[str, str]]) -> str:
     values = dict(constants)
-    text = Template("".join(_chosen(text, values))).substitute(values)
-    return text if keep_comments else re.sub(r"\n\s+", "\n", re.sub(r"[ \t]*//[^\n]*", "", text)).lstrip()
+    return Template("".join(_chosen(text, values))).substitute(values)
+
+
+def compact(text: str) -> str:
+    """The same tokens without comments and blanks, unless the environment says to keep these."""
+    return text if os.environ.get(KEEP_COMMENTS) else _compact(text)
+
+
+@lru_cache(maxsize=1024)
+def _compact(text: str) -> str:
+    """Directives, and lines with a message in quotes, keep their blanks."""
+    lines = (re.sub(r"[ \t]*//.*", "", line).strip() for line in text.splitlines())
+    return "".join((line if line[0] == "#" or '"' in line else BLANK.sub("", line)) + "\n" for line in lines if line)
 
 
 def _chosen(text: str, constants: dict[str, str]):

@@ -3,720 +3,740 @@
 #include <metal_stdlib>
 using namespace metal;
 namespace flash {
-  template <typename T, int N> struct Run { T at[N]; };
-  struct View {
-    const device uint8_t* bytes;
-    const constant int64_t* strides;
-    template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
-      return (const device T*)(bytes + b * strides[0] + h * strides[1]);
-    }
-    template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
-  };
-  template <typename T> struct Strided {
-    const device T* at;
-    const constant int64_t* strides;
-  };
-  using Element = bfloat;
-  constant constexpr int D = 64, DV = 64;
-  constant constexpr int BP = 128, BT = 96, BH = 64, R = 16;
-  constant constexpr int THREADS = 32 * BP / R;
-  constant constexpr int SCRATCH = 41984;
-  constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
-  constant constexpr bool ADDITIVE = false;
-  constant constexpr bool TRANSPOSED = 0;
-  constant constexpr int BLOCK = 128;
-  struct Arguments {
-      View Q;
-      View K;
-      View V;
-      View dO;
-      const device float* L;
-      const device float* delta;
-      float scale;
-      Strided<int> block_map;
-      const device uint8_t* block_bitmaps;
-      Strided<int> block_lists;
-      Strided<int> block_counts;
-      int Hq, Hk, Lq, Lk;
-  };
-  namespace tile {
-    template <typename T> using Pair = vec<T, 2>;
-    template <typename T, int R, int C> struct Tile {
-      Pair<T> at[R / 8][C / 8];
-    };
-    template <int R> struct RowVector {
-      float at[R / 8];
-    };
-    template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
-      return Pair<float>(vector.at[i]);
-    }
-    template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
-      for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
-      }
-    }
-    template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
-      const Run<T, 2> run = *(const device Run<T, 2>*)source;
-      return Pair<T>(run.at[0], run.at[1]);
-    }
+template <typename T, int N> struct Run { T at[N]; };
+struct View {
+  const device uint8_t* bytes;
+  const constant int64_t* strides;
+  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
+    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
   }
+  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+};
+template <typename T> struct Strided {
+  const device T* at;
+  const constant int64_t* strides;
+};
+}
+namespace flash {
+using Element = bfloat;
+constant constexpr int D = 64, DV = 64;
+constant constexpr int BP = 128, BT = 96, BH = 64, R = 16;
+constant constexpr int THREADS = 32 * BP / R;
+constant constexpr int SCRATCH = 41984;
+constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
+constant constexpr bool ADDITIVE = false;
+constant constexpr bool TRANSPOSED = 0;
+constant constexpr int BLOCK = 128;
+}
+namespace flash {
+struct Arguments {
+  View Q;
+  View K;
+  View V;
+  View dO;
+  const device float* L;
+  const device float* delta;
+  float scale;
+  Strided<int> block_map;
+  const device uint8_t* block_bitmaps;
+  Strided<int> block_lists;
+  Strided<int> block_counts;
+  int Hq, Hk, Lq, Lk;
+};
+}
+namespace flash {
+namespace tile {
+template <typename T> using Pair = vec<T, 2>;
+template <typename T, int R, int C> struct Tile {
+  Pair<T> at[R / 8][C / 8];
+};
+template <int R> struct RowVector {
+  float at[R / 8];
+};
+template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
+  return Pair<float>(vector.at[i]);
+}
+template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
+  }
+}
+template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
+  const Run<T, 2> run = *(const device Run<T, 2>*)source;
+  return Pair<T>(run.at[0], run.at[1]);
+}
+}
 }
 #include <nv>
 namespace flash {
-  namespace tile {
-    constant constexpr int PANEL = 64, STAGES = 2;
-    constant constexpr int MMA_ROWS = 64;
-    constant constexpr uint CONSUMER_WARPS = 8;
-    constant constexpr uint PRODUCER_WARPS = 4;
-    METAL_FUNC int fixed_place(int f) { return f * 8; }
-    METAL_FUNC int lane_place(int, int, int k) { return k; }
-    constant constexpr bool SPLIT = false;
-    struct Lane {
-      int row, column;
-      uint thread_index, simdgroup;
-      static METAL_FUNC Lane of(uint thread_index) {
-        Lane self;
-        self.row = thread_index % 32 / 4;
-        self.column = thread_index % 4 * 2;
-        self.thread_index = thread_index;
-        self.simdgroup = thread_index / 32;
-        return self;
-      }
-      METAL_FUNC bool produces() const thread { return simdgroup >= CONSUMER_WARPS; }
-    };
-    template <typename To, int R, int C>
-    METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<float, R, C>& from) {
-      for (int i = 0; i < R / 8; i++) {
+namespace tile {
+constant constexpr int PANEL = 64, STAGES = 2;
+constant constexpr int MMA_ROWS = 64;
+constant constexpr uint CONSUMER_WARPS = 8;
+constant constexpr uint PRODUCER_WARPS = 4;
+METAL_FUNC int fixed_place(int f) { return f * 8; }
+METAL_FUNC int lane_place(int, int, int k) { return k; }
+constant constexpr bool SPLIT = false;
+struct Lane {
+  int row, column;
+  uint thread_index, simdgroup;
+  static METAL_FUNC Lane of(uint thread_index) {
+    Lane self;
+    self.row = thread_index % 32 / 4;
+    self.column = thread_index % 4 * 2;
+    self.thread_index = thread_index;
+    self.simdgroup = thread_index / 32;
+    return self;
+  }
+  METAL_FUNC bool produces() const thread { return simdgroup >= CONSUMER_WARPS; }
+};
+template <typename To, int R, int C>
+METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<float, R, C>& from) {
+  for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) to.at[i][c] = as_type<Pair<To>>(nv::narrow_pair<To>(from.at[i][c]));
-      }
-    }
-    METAL_FUNC float row_max(float x) {
-      x = max(x, simd_shuffle_xor(x, ushort(1)));
-      return max(x, simd_shuffle_xor(x, ushort(2)));
-    }
-    METAL_FUNC float row_sum(float x) {
-      x += simd_shuffle_xor(x, ushort(1));
-      return x + simd_shuffle_xor(x, ushort(2));
-    }
-    template <int D> constant constexpr int STEPS = (D + 15) / 16;
-    template <int D> constant constexpr int PANELS = (D + PANEL - 1) / PANEL;
-    template <int ROWS> METAL_FUNC int place(int row, int column) {
-      return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
-    }
-    template <int ROWS, int D, int COUNT, int THREADS, typename T>
-    METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
-      constexpr int STEP = THREADS / 8;
-      static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
-      const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
-      const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
-      if (aligned && valid >= COUNT && D % 16 == 0) {
-        threadgroup T* even = to + place<ROWS>(first + row0, chunk);
-        threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
-        const device T* source = from + row0 * stride + chunk;
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = as_type<Pair<To>>(nv::narrow_pair<To>(from.at[i][c]));
+  }
+}
+METAL_FUNC float row_max(float x) {
+  x = max(x, simd_shuffle_xor(x, ushort(1)));
+  return max(x, simd_shuffle_xor(x, ushort(2)));
+}
+METAL_FUNC float row_sum(float x) {
+  x += simd_shuffle_xor(x, ushort(1));
+  return x + simd_shuffle_xor(x, ushort(2));
+}
+template <int D> constant constexpr int STEPS = (D + 15) / 16;
+template <int D> constant constexpr int PANELS = (D + PANEL - 1) / PANEL;
+template <int ROWS> METAL_FUNC int place(int row, int column) {
+  return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
+}
+template <int ROWS, int D, int COUNT, int THREADS, typename T>
+METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
+  constexpr int STEP = THREADS / 8;
+  static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
+  const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
+  const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
+  if (aligned && valid >= COUNT && D % 16 == 0) {
+    threadgroup T* even = to + place<ROWS>(first + row0, chunk);
+    threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
+    const device T* source = from + row0 * stride + chunk;
 #pragma clang loop unroll(full)
-        for (int step = 0; step < COUNT / STEP; step++) {
-          threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
+    for (int step = 0; step < COUNT / STEP; step++) {
+      threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
 #pragma clang loop unroll(full)
-          for (int panel = 0; panel < PANELS<D>; panel++) {
-            if (panel * PANEL + PANEL <= D || panel * PANEL + chunk < D) {
-              nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
-            }
-          }
-          source += STEP * stride;
+      for (int panel = 0; panel < PANELS<D>; panel++) {
+        if (panel * PANEL + PANEL <= D || panel * PANEL + chunk < D) {
+          nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
         }
-        return;
       }
+      source += STEP * stride;
+    }
+    return;
+  }
 #pragma clang loop unroll(disable)
-      for (int row = row0; row < COUNT; row += STEP) {
-        const device T* source = from + (row < valid ? row : 0) * stride;
+  for (int row = row0; row < COUNT; row += STEP) {
+    const device T* source = from + (row < valid ? row : 0) * stride;
 #pragma clang loop unroll(disable)
-        for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
-          threadgroup T* target = to + place<ROWS>(first + row, column);
-          const bool exists = row < valid && column < D;
-          if (aligned) {
-            nv::copy_async(target, source + (column < D ? column : 0), exists ? 16 : 0);
-          } else {
-            for (int e = 0; e < 8; e++) target[e] = exists ? source[column + e] : T(0);
-          }
-        }
-      }
-      nv::fence_cta();
-    }
-    template <typename T> struct Memory {
-      threadgroup T* next;
-      METAL_FUNC threadgroup T* allocate(int elements) thread {
-        threadgroup T* allocated = next;
-        next += elements;
-        return allocated;
-      }
-    };
-    template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
-      uint4 cached[R / 16][CACHED ? STEPS<D> : 1];
-      threadgroup T* block;
-      int first;
-      Lane lane;
-      METAL_FUNC void open(
-        thread const View& view, int b, int h, int row, int rows, thread Memory<T>& memory, Lane lane_) thread {
-        lane = lane_;
-        first = int(lane.simdgroup) * R;
-        const long stride = view.row_stride<T>();
-        const int valid = max(rows - row, 0);
-        const device T* source = view.head<T>(b, h) + (valid > 0 ? row : 0) * stride;
-        if constexpr (CACHED) {
-#pragma clang loop unroll(full)
-          for (int i = 0; i < R / 16; i++) {
-#pragma clang loop unroll(full)
-            for (int d = 0; d < STEPS<D>; d++) {
-              for (int e = 0; e < 4; e++) {
-                const int r = i * 16 + e % 2 * 8 + lane.row, column = d * 16 + e / 2 * 8 + lane.column;
-                const bool exists = r < valid && column < D;
-                cached[i][d][e] = exists ? as_type<uint>(read_pair(source + r * stride + column)) : 0;
-              }
-            }
-          }
-        } else {
-          block = memory.allocate(BP * PANEL * PANELS<D>);
-          if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
-        }
-      }
-      METAL_FUNC uint4 fragment(int i, int d) const thread {
-        if constexpr (CACHED) return cached[i][d];
-        const int l = lane.thread_index % 32;
-        return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * 16 + l / 16 * 8));
-      }
-    };
-    template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
-      using Element = T;
-      static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
-      const device T* head;
-      threadgroup T* stages;
-      threadgroup T* block;
-      nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
-      long stride;
-      int valid;
-      Lane lane;
-      METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-        stages = memory.allocate(STAGES * BLOCK_ELEMENTS);
-        lane = lane_;
-        pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
-      }
-      METAL_FUNC void view(thread const View& view, int b, int h) thread {
-        head = view.head<T>(b, h);
-        stride = view.row_stride<T>();
-      }
-      METAL_FUNC void copy(int row, int end) thread {
-        threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
-        tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
-          to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
-        pipe.producer_commit();
-      }
-      METAL_FUNC void start(int) thread {}
-      METAL_FUNC bool far() const thread { return false; }
-      METAL_FUNC void acquire(int row, int end, bool = true) thread {
-        block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
-        valid = min(BT, end - row);
-      }
-      METAL_FUNC void release() thread { pipe.consumer_release(); }
-      METAL_FUNC uint4 fragment(int t, int d) const thread {
-        const int l = lane.thread_index % 32;
-        return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * 16 + l / 8 % 2 * 8));
-      }
-      METAL_FUNC uint4 transposed(int t, int d) const thread {
-        const int l = lane.thread_index % 32;
-        return nv::load_matrices_transposed(block + place<BT>(t * 16 + l % 16, d * 16 + l / 16 * 8));
-      }
-    };
-    template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B& b, int row, int end) {
-      if (!a.lane.produces()) return false;
-      a.copy(row, end);
-      b.copy(row, end);
-      return true;
-    }
-    template <int R, int D, int BH, bool CACHED> struct Accumulator {
-      static_assert(CACHED, "accumulators stay in registers: choose a row that caches them");
-      Pair<float> at[R / 8][D / 8];
-      int rows, row, column;
-      template <typename Out> METAL_FUNC void open(device Out*, int first, int total, Lane lane) thread {
-        rows = total - first - lane.row;
-        row = lane.row;
-        column = lane.column;
-#pragma clang loop unroll(full)
-        for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-          for (int d = 0; d < D / 8; d++) at[i][d] = Pair<float>(0);
-        }
-      }
-      METAL_FUNC void multiply(RowVector<R> factor) thread {
-        bool unchanged = true;
-        for (int i = 0; i < R / 8; i++) unchanged = unchanged && factor.at[i] == 1;
-        if (simd_all(unchanged)) return;
-#pragma clang loop unroll(full)
-        for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-          for (int d = 0; d < D / 8; d++) at[i][d] *= factor.at[i];
-        }
-      }
-      METAL_FUNC Pair<float> get(int i, int d) const thread {
-        Pair<float> found = at[i][0];
-#pragma clang loop unroll(full)
-        for (int e = 1; e < D / 8; e++) found = e == d ? at[i][e] : found;
-        return found;
-      }
-      METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-#pragma clang loop unroll(full)
-        for (int e = 0; e < D / 8; e++) at[i][e] = e == d ? value : at[i][e];
-      }
-      template <typename Out>
-      METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
-#pragma clang loop unroll(full)
-        for (int i = 0; i < R / 8; i++) {
-          if (i * 8 >= rows) continue;
-          device Out* out = head + long(first + i * 8 + row) * D + column;
-#pragma clang loop unroll(full)
-          for (int d = 0; d < D / 8; d++) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
-        }
-      }
-    };
-    template <typename T, typename P, int R, int BT>
-    METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
-      return uint4(
-        nv::narrow_pair<T>(p.at[2 * i][2 * t]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t]),
-        nv::narrow_pair<T>(p.at[2 * i][2 * t + 1]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t + 1]));
-    }
-    template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-    METAL_FUNC void synchronous_abt(
-      thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-      thread const Traversed<T, BT, D, BH, THREADS>& b) {
-      clear(s);
-#pragma clang loop unroll(full)
-      for (int d = 0; d < STEPS<D>; d++) {
-        uint4 rows[R / 16];
-#pragma clang loop unroll(full)
-        for (int i = 0; i < R / 16; i++) rows[i] = a.fragment(i, d);
-#pragma clang loop unroll(full)
-        for (int t = 0; t < BT / 16; t++) {
-          const uint4 columns = b.fragment(t, d);
-#pragma clang loop unroll(full)
-          for (int i = 0; i < R / 16; i++) {
-            nv::multiply<T>(s.at[2 * i][2 * t], s.at[2 * i + 1][2 * t], rows[i], columns.xy);
-            nv::multiply<T>(s.at[2 * i][2 * t + 1], s.at[2 * i + 1][2 * t + 1], rows[i], columns.zw);
-          }
-        }
-      }
-    }
-    template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-    METAL_FUNC void synchronous_ab(
-      thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-      thread const Traversed<T, BT, D, BH, THREADS>& b) {
-#pragma clang loop unroll(full)
-      for (int t = 0; t < BT / 16; t++) {
-        uint4 rows[R / 16];
-#pragma clang loop unroll(full)
-        for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
-#pragma clang loop unroll(full)
-        for (int d = 0; d < STEPS<D>; d++) {
-          const uint4 columns = b.transposed(t, d);
-#pragma clang loop unroll(full)
-          for (int i = 0; i < R / 16; i++) {
-            nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
-            if (2 * d + 1 < D / 8) {
-              nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
-            }
-          }
-        }
+    for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
+      threadgroup T* target = to + place<ROWS>(first + row, column);
+      const bool exists = row < valid && column < D;
+      if (aligned) {
+        nv::copy_async(target, source + (column < D ? column : 0), exists ? 16 : 0);
+      } else {
+        for (int e = 0; e < 8; e++) target[e] = exists ? source[column + e] : T(0);
       }
     }
   }
-  namespace tile {
-    template <typename T> METAL_FUNC uint nonzero(uint pair) {
-      const uint one = as_type<uint>(Pair<T>(T(1)));
-      return ((pair & 0x7fffu) != 0 ? one & 0xffffu : 0) | ((pair & 0x7fff0000u) != 0 ? one & 0xffff0000u : 0);
-    }
-    template <typename T> METAL_FUNC uint not_finite(uint pair) {
-      const uint one = as_type<uint>(Pair<T>(T(1))), infinity = as_type<uint>(Pair<T>(T(INFINITY)));
-      const uint low = infinity & 0xffffu, high = infinity & 0xffff0000u;
-      return ((pair & low) == low ? one & 0xffffu : 0) | ((pair & high) == high ? one & 0xffff0000u : 0);
-    }
-    template <typename T> METAL_FUNC uint not_finite(uint pair, T but) {
-      const uint same = pair ^ as_type<uint>(Pair<T>(but));
-      return not_finite<T>(pair) & ~((same & 0xffffu ? 0 : 0xffffu) | (same & 0xffff0000u ? 0 : 0xffff0000u));
-    }
-    template <typename T> METAL_FUNC uint finite(uint pair) {
-      const uint bad = not_finite<T>(pair);
-      return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
-    }
-    template <typename T, int BT, int D, int BH, int THREADS>
-    METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
-      constexpr int VOTERS = (MMA_ROWS + 15) / 16;
-      using Vote = nv::GroupVote<VOTERS>;
-      const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
-      uint found = 0, thread_index = b.lane.thread_index;
-      nv::pin_register(thread_index);
-      const int begin = Vote::begin(thread_index), end = Vote::end(thread_index);
-      for (int part = begin; part < end; part++) {
-        const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
-#pragma clang loop unroll(full)
-        for (int panel = 0; panel < PANELS<D>; panel++) {
-#pragma clang loop unroll_count(4)
-          for (int row = 0; row < BT; row += 4 * VOTERS) {
-            const int r = row + part * 4 + thread_index % 32 / 8;
-            const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
-            if (column >= D) continue;
-            const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
-            for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
-          }
-        }
-      }
-      return Vote::all((found & 0x80008000u) == 0, thread_index);
-    }
-    template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-    METAL_FUNC void nan_safe_ab(
-      thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-      thread const Traversed<T, BT, D, BH, THREADS>& block) {
-      Traversed<T, BT, D, BH, THREADS> b = block;
-      nv::pin_register(b.lane.thread_index);
+  nv::fence_cta();
+}
+template <typename T> struct Memory {
+  threadgroup T* next;
+  METAL_FUNC threadgroup T* allocate(int elements) thread {
+    threadgroup T* allocated = next;
+    next += elements;
+    return allocated;
+  }
+};
+template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
+  uint4 cached[R / 16][CACHED ? STEPS<D> : 1];
+  threadgroup T* block;
+  int first;
+  Lane lane;
+  METAL_FUNC void open(
+      thread const View& view, int b, int h, int row, int rows, thread Memory<T>& memory, Lane lane_) thread {
+    lane = lane_;
+    first = int(lane.simdgroup) * R;
+    const long stride = view.row_stride<T>();
+    const int valid = max(rows - row, 0);
+    const device T* source = view.head<T>(b, h) + (valid > 0 ? row : 0) * stride;
+    if constexpr (CACHED) {
 #pragma clang loop unroll(full)
       for (int i = 0; i < R / 16; i++) {
-        uint4 rows[BT / 16];
 #pragma clang loop unroll(full)
-        for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
-#pragma clang loop unroll(disable)
-        for (int d = 0; d < D / 8; d++) {
-          Pair<float> upper = c.get(2 * i, d), lower = c.get(2 * i + 1, d);
-#pragma clang loop unroll(disable)
-          for (int sign = 1; sign >= -1; sign -= 2) {
-            Pair<float> upper_seen = Pair<float>(0), lower_seen = Pair<float>(0);
-            const T other = T(-sign * INFINITY);
-#pragma clang loop unroll(disable)
-            for (int t = 0; t < BT / 16; t++) {
-              const uint4 both = b.transposed(t, d / 2);
-              const uint2 columns = d % 2 ? both.zw : both.xy;
-              const uint4 seen = uint4(
-                nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
-              nv::multiply<T>(
-                upper_seen, lower_seen, seen, uint2(not_finite(columns.x, other), not_finite(columns.y, other)));
-              if (sign > 0) nv::multiply<T>(upper, lower, rows[t], uint2(finite<T>(columns.x), finite<T>(columns.y)));
-            }
-            upper += select(Pair<float>(0), Pair<float>(sign * INFINITY), upper_seen > 0);
-            lower += select(Pair<float>(0), Pair<float>(sign * INFINITY), lower_seen > 0);
-          }
-          c.set(2 * i, d, upper);
-          c.set(2 * i + 1, d, lower);
-        }
-      }
-    }
-  }
-  namespace tile {
-    template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-    METAL_FUNC void begin_abt(
-      thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-      thread const Traversed<T, BT, D, BH, THREADS>& b) {
-      static_assert(R == 16 && !CACHED, "wgmma reads 64 rows from threadgroup memory, 16 for each simdgroup");
-      const int warpgroup_row = a.first / MMA_ROWS * MMA_ROWS;
-      const nv::Matrix<T> rows = nv::Matrix<T>::of(a.block + warpgroup_row * PANEL, PANEL);
-      const nv::Matrix<T> columns = nv::Matrix<T>::of(b.block, PANEL);
-      nv::fence_async_proxy();
-      nv::wgmma_fence();
-#pragma clang loop unroll(full)
-      for (int d = 0; d < STEPS<D>; d++) {
-        const int panel = d * 16 / PANEL, column = d * 16 % PANEL;
-        nv::multiply_shared<T, BT>(
-          s.at, rows.at(panel * BP * PANEL, column), columns.at(panel * BT * PANEL, column), a.first - warpgroup_row,
-          d > 0);
-      }
-      nv::wgmma_commit();
-    }
-    template <int LATER, typename S, typename A, typename B>
-    METAL_FUNC void finish_abt(thread S& s, thread const A&, thread const B&) {
-      nv::wgmma_wait<LATER>();
-      nv::pin_register(s.at);
-    }
-    template <typename S, typename A, typename B>
-    METAL_FUNC void multiply_abt(thread S& s, thread const A& a, thread const B& b) {
-      begin_abt(s, a, b);
-      finish_abt<0>(s, a, b);
-    }
-    template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-    METAL_FUNC void multiply_ab(
-      thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-      thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
-      c.multiply(factor);
-      if (!simd_all(whole || all_finite(b))) {
-        nan_safe_ab(c, p, b);
-        return;
-      }
-      uint4 rows[BT / 16];
-#pragma clang loop unroll(full)
-      for (int t = 0; t < BT / 16; t++) {
-        rows[t] = narrowed<T>(p, 0, t);
-        nv::pin_register(rows[t]);
-      }
-      nv::pin_register(c.at);
-      const nv::Matrix<T> block = nv::Matrix<T>::of(b.block, BT * PANEL);
-      nv::wgmma_fence();
-#pragma clang loop unroll(full)
-      for (int t = 0; t < BT / 16; t++) {
-        nv::multiply_registers<T, D>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
-      }
-      nv::wgmma_commit();
-      nv::wgmma_wait<0>();
-      nv::pin_register(c.at);
-    }
-    template <int BP, int D> struct PingPong {
-      nv::PingPong<(D <= 128 ? BP / MMA_ROWS : 1)> ping_pong;
-      METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
-      METAL_FUNC void wait() thread { ping_pong.wait(); }
-      METAL_FUNC void arrive() thread { ping_pong.arrive(); }
-    };
-  }
-  namespace mask {
-    struct Range {
-      int begin, end;
-    };
-    struct Visibility {
-      int rows, queries, keys;
-      const device int* block_map;
-      const device uint8_t* bitmaps;
-      const device int* block_list;
-      int block_columns, num_blocks;
-      long map_head;
-      bool block_is_full;
-      METAL_FUNC void open(thread const Arguments& args, int b) thread {
-        queries = args.Lq;
-        rows = queries;
-        keys = args.Lk;
-      }
-      METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
-        const constant int64_t* map_strides = args.block_map.strides;
-        bitmaps = args.block_bitmaps;
-        block_map = args.block_map.at + b * map_strides[0] + h * map_strides[1];
-        map_head = map_strides[1];
-        block_columns = map_strides[2];
-        const constant int64_t* list_strides = args.block_lists.strides;
-        const constant int64_t* count_strides = args.block_counts.strides;
-        block_list = args.block_lists.at + b * list_strides[0] + h * list_strides[1] + row / BLOCK * list_strides[2];
-        num_blocks = args.block_counts.at[b * count_strides[0] + h * count_strides[1] + row / BLOCK];
-      }
-      METAL_FUNC void open_rows(int begin, int end, tile::Lane lane) thread {
-      }
-      METAL_FUNC int query_of(int row) const thread { return row; }
-      METAL_FUNC int head_of(int) const thread { return 0; }
-      METAL_FUNC int shift_of_query(int) const thread { return keys - queries; }
-      METAL_FUNC int least_shift() const thread { return keys - queries; }
-      METAL_FUNC int largest_shift() const thread { return keys - queries; }
-      METAL_FUNC bool admits(int row, int j) const thread {
-        const int i = query_of(row);
-        const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
-        if (block < 2) return block == 1;
-        return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
-      }
-      METAL_FUNC Range keys_at(int first, int last) const thread {
-        Range seen = {0, keys};
-        if (CAUSAL) seen.end = min(seen.end, last + 1);
-        return seen;
-      }
-      METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
-        return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
-      }
-      METAL_FUNC Range seen_by(int row) const thread {
-        if (row >= rows) return {0, 0};
-        const int query = query_of(row), position = query + shift_of_query(query);
-        return keys_at(position, position);
-      }
-      METAL_FUNC int ranges() const thread {
-        return num_blocks;
-      }
-      METAL_FUNC Range range(int n, Range within) thread {
-        const int entry = block_list[n], block = entry >> 1;
-        block_is_full = (entry & 1) != 0;
-        return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
-      }
-      METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
-      }
-      METAL_FUNC bool skip() const thread {
-        return false;
-      }
-      METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-        look_at(place, min(place + BT, range.end), lane);
-        if (!tile::SPLIT || place + BT > range.end) return true;
-        return !covers(first, min(last, rows - 1), place, place + BT - 1);
-      }
-      METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
-        if (last_query >= queries || last_key >= keys) return false;
-        const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
-        if (CAUSAL && farthest > 0) return false;
-        return block_is_full;
-      }
-    };
-    template <int R, int C>
-    METAL_FUNC bool apply(
-      thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-      tile::Lane lane, bool edge = true) {
-      const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
-      const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
-      const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
-      const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-      const bool whole = covered;
-      if (whole) return true;
-      const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
-      constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
-      for (int i = 0; i < R / 8; i++) {
-        const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-        const int row = edge ? own_row : min(own_row, last_row);
-        const Range seen = visibility.seen_by(row);
-        const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) {
-          const int own = tile::lane_place(C, c, lane.column);
-          for (int e = 0; e < 2; e++) {
-            const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
-            const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-            const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
-            if (!visible || !visibility.admits(query, key)) {
-              s.at[i][c][e] = -INFINITY;
-              continue;
-            }
+        for (int d = 0; d < STEPS<D>; d++) {
+          for (int e = 0; e < 4; e++) {
+            const int r = i * 16 + e % 2 * 8 + lane.row, column = d * 16 + e / 2 * 8 + lane.column;
+            const bool exists = r < valid && column < D;
+            cached[i][d][e] = exists ? as_type<uint>(read_pair(source + r * stride + column)) : 0;
           }
         }
       }
-      return whole && !ADDITIVE;
+    } else {
+      block = memory.allocate(BP * PANEL * PANELS<D>);
+      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
     }
   }
-  namespace softmax {
-    template <int R, int C> struct Slope {};
-    template <int R, int C>
-    METAL_FUNC void scale_or_cap(
-      thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
-    }
-    METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
-    template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
+  METAL_FUNC uint4 fragment(int i, int d) const thread {
+    if constexpr (CACHED) return cached[i][d];
+    const int l = lane.thread_index % 32;
+    return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * 16 + l / 16 * 8));
   }
-  namespace softmax {
-    template <typename V> struct Reference {
-      V m;
-      template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
-        m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);
-      }
-    };
-    template <int R>
-    METAL_FUNC Reference<tile::RowVector<R>> read_reference(
-      const device float* statistics, int first, int rows, tile::Lane lane) {
-      Reference<tile::RowVector<R>> found;
-      for (int i = 0; i < R / 8; i++) {
-        const int row = min(first + i * 8 + lane.row, rows - 1);
-        found.set(i, statistics[2 * row], statistics[2 * row + 1]);
-      }
-      return found;
-    }
-    template <int R, int C, typename V>
-    METAL_FUNC void probabilities(
-      thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
-      for (int i = 0; i < R / 8; i++) {
+};
+template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
+  using Element = T;
+  static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
+  const device T* head;
+  threadgroup T* stages;
+  threadgroup T* block;
+  nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
+  long stride;
+  int valid;
+  Lane lane;
+  METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
+    stages = memory.allocate(STAGES * BLOCK_ELEMENTS);
+    lane = lane_;
+    pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
+  }
+  METAL_FUNC void view(thread const View& view, int b, int h) thread {
+    head = view.head<T>(b, h);
+    stride = view.row_stride<T>();
+  }
+  METAL_FUNC void copy(int row, int end) thread {
+    threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
+    tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
+        to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
+    pipe.producer_commit();
+  }
+  METAL_FUNC void start(int) thread {}
+  METAL_FUNC bool far() const thread { return false; }
+  METAL_FUNC void acquire(int row, int end, bool = true) thread {
+    block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
+    valid = min(BT, end - row);
+  }
+  METAL_FUNC void release() thread { pipe.consumer_release(); }
+  METAL_FUNC uint4 fragment(int t, int d) const thread {
+    const int l = lane.thread_index % 32;
+    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * 16 + l / 8 % 2 * 8));
+  }
+  METAL_FUNC uint4 transposed(int t, int d) const thread {
+    const int l = lane.thread_index % 32;
+    return nv::load_matrices_transposed(block + place<BT>(t * 16 + l % 16, d * 16 + l / 16 * 8));
+  }
+};
+template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B& b, int row, int end) {
+  if (!a.lane.produces()) return false;
+  a.copy(row, end);
+  b.copy(row, end);
+  return true;
+}
+template <int R, int D, int BH, bool CACHED> struct Accumulator {
+  static_assert(CACHED, "accumulators stay in registers: choose a row that caches them");
+  Pair<float> at[R / 8][D / 8];
+  int rows, row, column;
+  template <typename Out> METAL_FUNC void open(device Out*, int first, int total, Lane lane) thread {
+    rows = total - first - lane.row;
+    row = lane.row;
+    column = lane.column;
 #pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) {
-          tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
-          const tile::Pair<float> p = exp2(x);
-          s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
-        }
-      }
-    }
-    template <int R, int C, typename V>
-    METAL_FUNC void gradient(
-      thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
-      bool whole = false) {
-      for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) {
-          const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
-          dp.at[i][c] = whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
-        }
-      }
-    }
-    template <int R, int C> METAL_FUNC void apply_slope(thread tile::Tile<float, R, C>&, thread const Slope<R, C>&) {}
-  }
-  struct QueryBlock {
-    int b, h, h_k;
-    int block, first;
-    long row0;
-    static METAL_FUNC QueryBlock of(thread const Arguments& args, uint3 position, tile::Lane lane) {
-      const int blocks = (args.Lq + BP - 1) / BP, x = position.x, h = position.y, b = position.z;
-      const int block = (CAUSAL ? blocks - 1 - x : x) * BP;
-      return {
-        b, h, h / (args.Hq / args.Hk), block, block + int(lane.simdgroup) * R, (long(b) * args.Hq + h) * args.Lq};
-    }
-  };
-  constant constexpr bool CACHE_Q = false, CACHE_DO = false, CACHE_DQ = true;
-  template <typename Out>
-  METAL_FUNC void backward_query(
-    thread const Arguments& args, device Out* dQ, threadgroup Element* scratch, uint3 position, uint thread_index) {
-    const tile::Lane lane = tile::Lane::of(thread_index);
-    const QueryBlock at = QueryBlock::of(args, position, lane);
-    tile::Memory<Element> memory = {scratch};
-    const float factor = softmax::factor_of(args.scale);
-    tile::Rows<Element, BP, R, D, CACHE_Q> q;
-    tile::Rows<Element, BP, R, DV, CACHE_DO> d_o;
-    tile::Traversed<Element, BT, D, BH, THREADS> k;
-    tile::Traversed<Element, BT, DV, BH, THREADS> v;
-    tile::Accumulator<R, D, BH, CACHE_DQ> d_q;
-    q.open(args.Q, at.b, at.h, at.first, args.Lq, memory, lane);
-    d_o.open(args.dO, at.b, at.h, at.first, args.Lq, memory, lane);
-    k.open(memory, lane);
-    k.view(args.K, at.b, at.h_k);
-    v.open(memory, lane);
-    v.view(args.V, at.b, at.h_k);
-    d_q.open(dQ + at.row0 * D, at.first, args.Lq, lane);
-    const softmax::Reference<tile::RowVector<R>> reference =
-    softmax::read_reference<R>(args.L + 2 * at.row0, at.first, args.Lq, lane);
-    tile::RowVector<R> delta_row, one, scale_row;
     for (int i = 0; i < R / 8; i++) {
-      const int row = min(at.first + i * 8 + lane.row, args.Lq - 1);
-      delta_row.at[i] = args.delta[at.row0 + row];
-      one.at[i] = 1;
-      scale_row.at[i] = args.scale;
-    }
-    mask::Visibility visibility;
-    visibility.open(args, at.b);
-    visibility.open_head(args, at.b, at.h, at.block);
-    visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
-    const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
-    for (int n = 0; n < visibility.ranges(); n++) {
-      const mask::Range range = visibility.range(n, seen);
-      for (int c = range.begin; c < range.end;) {
-        k.start(c);
-        v.start(c);
 #pragma clang loop unroll(full)
-        for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
-          for (; c < range.end; c += BT) {
-            const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
-            if (at_edge != (edge == 1)) break;
-            if (visibility.skip()) continue;
-            if (tile::produce(k, v, c, range.end)) continue;
-            k.acquire(c, range.end, edge);
-            v.acquire(c, range.end, edge);
-            tile::Tile<float, R, BT> p, ds;
-            tile::begin_abt(p, q, k);
-            tile::begin_abt(ds, d_o, v);
-            tile::finish_abt<1>(p, q, k);
-            softmax::Slope<R, BT> slope;
-            softmax::scale_or_cap(p, slope, args);
-            const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
-            softmax::probabilities(p, reference, factor, whole);
-            tile::finish_abt<0>(ds, d_o, v);
-            v.release();
-            softmax::gradient(ds, p, delta_row, whole && !edge);
-            softmax::apply_slope(ds, slope);
-            tile::multiply_ab<float>(d_q, one, ds, k, whole);
-            k.release();
-          }
+      for (int d = 0; d < D / 8; d++) at[i][d] = Pair<float>(0);
+    }
+  }
+  METAL_FUNC void multiply(RowVector<R> factor) thread {
+    bool unchanged = true;
+    for (int i = 0; i < R / 8; i++) unchanged = unchanged && factor.at[i] == 1;
+    if (simd_all(unchanged)) return;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) at[i][d] *= factor.at[i];
+    }
+  }
+  METAL_FUNC Pair<float> get(int i, int d) const thread {
+    Pair<float> found = at[i][0];
+#pragma clang loop unroll(full)
+    for (int e = 1; e < D / 8; e++) found = e == d ? at[i][e] : found;
+    return found;
+  }
+  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
+#pragma clang loop unroll(full)
+    for (int e = 0; e < D / 8; e++) at[i][e] = e == d ? value : at[i][e];
+  }
+  template <typename Out>
+  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < R / 8; i++) {
+      if (i * 8 >= rows) continue;
+      device Out* out = head + long(first + i * 8 + row) * D + column;
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
+    }
+  }
+};
+template <typename T, typename P, int R, int BT>
+METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
+  return uint4(
+      nv::narrow_pair<T>(p.at[2 * i][2 * t]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t]),
+      nv::narrow_pair<T>(p.at[2 * i][2 * t + 1]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t + 1]));
+}
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void synchronous_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+  clear(s);
+#pragma clang loop unroll(full)
+  for (int d = 0; d < STEPS<D>; d++) {
+    uint4 rows[R / 16];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < R / 16; i++) rows[i] = a.fragment(i, d);
+#pragma clang loop unroll(full)
+    for (int t = 0; t < BT / 16; t++) {
+      const uint4 columns = b.fragment(t, d);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < R / 16; i++) {
+        nv::multiply<T>(s.at[2 * i][2 * t], s.at[2 * i + 1][2 * t], rows[i], columns.xy);
+        nv::multiply<T>(s.at[2 * i][2 * t + 1], s.at[2 * i + 1][2 * t + 1], rows[i], columns.zw);
+      }
+    }
+  }
+}
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void synchronous_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 16; t++) {
+    uint4 rows[R / 16];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
+#pragma clang loop unroll(full)
+    for (int d = 0; d < STEPS<D>; d++) {
+      const uint4 columns = b.transposed(t, d);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < R / 16; i++) {
+        nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
+        if (2 * d + 1 < D / 8) {
+          nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
         }
       }
     }
-    if (lane.produces()) return;
-    d_q.store(dQ + at.row0 * D, at.first, scale_row);
   }
+}
+}
+}
+namespace flash {
+namespace tile {
+template <typename T> METAL_FUNC uint nonzero(uint pair) {
+  const uint one = as_type<uint>(Pair<T>(T(1)));
+  return ((pair & 0x7fffu) != 0 ? one & 0xffffu : 0) | ((pair & 0x7fff0000u) != 0 ? one & 0xffff0000u : 0);
+}
+template <typename T> METAL_FUNC uint not_finite(uint pair) {
+  const uint one = as_type<uint>(Pair<T>(T(1))), infinity = as_type<uint>(Pair<T>(T(INFINITY)));
+  const uint low = infinity & 0xffffu, high = infinity & 0xffff0000u;
+  return ((pair & low) == low ? one & 0xffffu : 0) | ((pair & high) == high ? one & 0xffff0000u : 0);
+}
+template <typename T> METAL_FUNC uint not_finite(uint pair, T but) {
+  const uint same = pair ^ as_type<uint>(Pair<T>(but));
+  return not_finite<T>(pair) & ~((same & 0xffffu ? 0 : 0xffffu) | (same & 0xffff0000u ? 0 : 0xffff0000u));
+}
+template <typename T> METAL_FUNC uint finite(uint pair) {
+  const uint bad = not_finite<T>(pair);
+  return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
+}
+template <typename T, int BT, int D, int BH, int THREADS>
+METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
+  constexpr int VOTERS = (MMA_ROWS + 15) / 16;
+  using Vote = nv::GroupVote<VOTERS>;
+  const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
+  uint found = 0, thread_index = b.lane.thread_index;
+  nv::pin_register(thread_index);
+  const int begin = Vote::begin(thread_index), end = Vote::end(thread_index);
+  for (int part = begin; part < end; part++) {
+    const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
+#pragma clang loop unroll(full)
+    for (int panel = 0; panel < PANELS<D>; panel++) {
+#pragma clang loop unroll_count(4)
+      for (int row = 0; row < BT; row += 4 * VOTERS) {
+        const int r = row + part * 4 + thread_index % 32 / 8;
+        const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
+        if (column >= D) continue;
+        const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
+        for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
+      }
+    }
+  }
+  return Vote::all((found & 0x80008000u) == 0, thread_index);
+}
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void nan_safe_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS>& block) {
+  Traversed<T, BT, D, BH, THREADS> b = block;
+  nv::pin_register(b.lane.thread_index);
+#pragma clang loop unroll(full)
+  for (int i = 0; i < R / 16; i++) {
+    uint4 rows[BT / 16];
+#pragma clang loop unroll(full)
+    for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
+#pragma clang loop unroll(disable)
+    for (int d = 0; d < D / 8; d++) {
+      Pair<float> upper = c.get(2 * i, d), lower = c.get(2 * i + 1, d);
+#pragma clang loop unroll(disable)
+      for (int sign = 1; sign >= -1; sign -= 2) {
+        Pair<float> upper_seen = Pair<float>(0), lower_seen = Pair<float>(0);
+        const T other = T(-sign * INFINITY);
+#pragma clang loop unroll(disable)
+        for (int t = 0; t < BT / 16; t++) {
+          const uint4 both = b.transposed(t, d / 2);
+          const uint2 columns = d % 2 ? both.zw : both.xy;
+          const uint4 seen = uint4(
+              nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
+          nv::multiply<T>(
+              upper_seen, lower_seen, seen, uint2(not_finite(columns.x, other), not_finite(columns.y, other)));
+          if (sign > 0) nv::multiply<T>(upper, lower, rows[t], uint2(finite<T>(columns.x), finite<T>(columns.y)));
+        }
+        upper += select(Pair<float>(0), Pair<float>(sign * INFINITY), upper_seen > 0);
+        lower += select(Pair<float>(0), Pair<float>(sign * INFINITY), lower_seen > 0);
+      }
+      c.set(2 * i, d, upper);
+      c.set(2 * i + 1, d, lower);
+    }
+  }
+}
+}
+}
+namespace flash {
+namespace tile {
+template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void begin_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+  static_assert(R == 16 && !CACHED, "wgmma reads 64 rows from threadgroup memory, 16 for each simdgroup");
+  const int warpgroup_row = a.first / MMA_ROWS * MMA_ROWS;
+  const nv::Matrix<T> rows = nv::Matrix<T>::of(a.block + warpgroup_row * PANEL, PANEL);
+  const nv::Matrix<T> columns = nv::Matrix<T>::of(b.block, PANEL);
+  nv::fence_async_proxy();
+  nv::wgmma_fence();
+#pragma clang loop unroll(full)
+  for (int d = 0; d < STEPS<D>; d++) {
+    const int panel = d * 16 / PANEL, column = d * 16 % PANEL;
+    nv::multiply_shared<T, BT>(
+        s.at, rows.at(panel * BP * PANEL, column), columns.at(panel * BT * PANEL, column), a.first - warpgroup_row,
+        d > 0);
+  }
+  nv::wgmma_commit();
+}
+template <int LATER, typename S, typename A, typename B>
+METAL_FUNC void finish_abt(thread S& s, thread const A&, thread const B&) {
+  nv::wgmma_wait<LATER>();
+  nv::pin_register(s.at);
+}
+template <typename S, typename A, typename B>
+METAL_FUNC void multiply_abt(thread S& s, thread const A& a, thread const B& b) {
+  begin_abt(s, a, b);
+  finish_abt<0>(s, a, b);
+}
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
+  c.multiply(factor);
+  if (!simd_all(whole || all_finite(b))) {
+    nan_safe_ab(c, p, b);
+    return;
+  }
+  uint4 rows[BT / 16];
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 16; t++) {
+    rows[t] = narrowed<T>(p, 0, t);
+    nv::pin_register(rows[t]);
+  }
+  nv::pin_register(c.at);
+  const nv::Matrix<T> block = nv::Matrix<T>::of(b.block, BT * PANEL);
+  nv::wgmma_fence();
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 16; t++) {
+    nv::multiply_registers<T, D>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
+  }
+  nv::wgmma_commit();
+  nv::wgmma_wait<0>();
+  nv::pin_register(c.at);
+}
+template <int BP, int D> struct PingPong {
+  nv::PingPong<(D <= 128 ? BP / MMA_ROWS : 1)> ping_pong;
+  METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
+  METAL_FUNC void wait() thread { ping_pong.wait(); }
+  METAL_FUNC void arrive() thread { ping_pong.arrive(); }
+};
+}
+}
+namespace flash {
+namespace mask {
+struct Range {
+  int begin, end;
+};
+struct Visibility {
+  int rows, queries, keys;
+  const device int* block_map;
+  const device uint8_t* bitmaps;
+  const device int* block_list;
+  int block_columns, num_blocks;
+  long map_head;
+  bool block_is_full;
+  METAL_FUNC void open(thread const Arguments& args, int b) thread {
+    queries = args.Lq;
+    rows = queries;
+    keys = args.Lk;
+  }
+  METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
+    const constant int64_t* map_strides = args.block_map.strides;
+    bitmaps = args.block_bitmaps;
+    block_map = args.block_map.at + b * map_strides[0] + h * map_strides[1];
+    map_head = map_strides[1];
+    block_columns = map_strides[2];
+    const constant int64_t* list_strides = args.block_lists.strides;
+    const constant int64_t* count_strides = args.block_counts.strides;
+    block_list = args.block_lists.at + b * list_strides[0] + h * list_strides[1] + row / BLOCK * list_strides[2];
+    num_blocks = args.block_counts.at[b * count_strides[0] + h * count_strides[1] + row / BLOCK];
+  }
+  METAL_FUNC void open_rows(int begin, int end, tile::Lane lane) thread {
+  }
+  METAL_FUNC int query_of(int row) const thread { return row; }
+  METAL_FUNC int head_of(int) const thread { return 0; }
+  METAL_FUNC int shift_of_query(int) const thread { return keys - queries; }
+  METAL_FUNC int least_shift() const thread { return keys - queries; }
+  METAL_FUNC int largest_shift() const thread { return keys - queries; }
+  METAL_FUNC bool admits(int row, int j) const thread {
+    const int i = query_of(row);
+    const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
+    if (block < 2) return block == 1;
+    return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
+  }
+  METAL_FUNC Range keys_at(int first, int last) const thread {
+    Range seen = {0, keys};
+    if (CAUSAL) seen.end = min(seen.end, last + 1);
+    return seen;
+  }
+  METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
+    return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
+  }
+  METAL_FUNC Range seen_by(int row) const thread {
+    if (row >= rows) return {0, 0};
+    const int query = query_of(row), position = query + shift_of_query(query);
+    return keys_at(position, position);
+  }
+  METAL_FUNC int ranges() const thread {
+    return num_blocks;
+  }
+  METAL_FUNC Range range(int n, Range within) thread {
+    const int entry = block_list[n], block = entry >> 1;
+    block_is_full = (entry & 1) != 0;
+    return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
+  }
+  METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
+  }
+  METAL_FUNC bool skip() const thread {
+    return false;
+  }
+  METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
+    look_at(place, min(place + BT, range.end), lane);
+    if (!tile::SPLIT || place + BT > range.end) return true;
+    return !covers(first, min(last, rows - 1), place, place + BT - 1);
+  }
+  METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
+    if (last_query >= queries || last_key >= keys) return false;
+    const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
+    if (CAUSAL && farthest > 0) return false;
+    return block_is_full;
+  }
+};
+template <int R, int C>
+METAL_FUNC bool apply(
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
+    tile::Lane lane, bool edge = true) {
+  const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
+  const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
+  const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
+  const bool covered =
+      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+  const bool whole = covered;
+  if (whole) return true;
+  const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
+  constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
+  for (int i = 0; i < R / 8; i++) {
+    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
+    const int row = edge ? own_row : min(own_row, last_row);
+    const Range seen = visibility.seen_by(row);
+    const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      const int own = tile::lane_place(C, c, lane.column);
+      for (int e = 0; e < 2; e++) {
+        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
+        const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
+        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        if (!visible || !visibility.admits(query, key)) {
+          s.at[i][c][e] = -INFINITY;
+          continue;
+        }
+      }
+    }
+  }
+  return whole && !ADDITIVE;
+}
+}
+}
+namespace flash {
+namespace softmax {
+template <int R, int C> struct Slope {};
+template <int R, int C>
+METAL_FUNC void scale_or_cap(
+    thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
+}
+METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
+}
+}
+namespace flash {
+namespace softmax {
+template <typename V> struct Reference {
+  V m;
+  template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
+    m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);
+  }
+};
+template <int R>
+METAL_FUNC Reference<tile::RowVector<R>> read_reference(
+    const device float* statistics, int first, int rows, tile::Lane lane) {
+  Reference<tile::RowVector<R>> found;
+  for (int i = 0; i < R / 8; i++) {
+    const int row = min(first + i * 8 + lane.row, rows - 1);
+    found.set(i, statistics[2 * row], statistics[2 * row + 1]);
+  }
+  return found;
+}
+template <int R, int C, typename V>
+METAL_FUNC void probabilities(
+    thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
+      const tile::Pair<float> p = exp2(x);
+      s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
+    }
+  }
+}
+template <int R, int C, typename V>
+METAL_FUNC void gradient(
+    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
+    bool whole = false) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
+      dp.at[i][c] = whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
+    }
+  }
+}
+template <int R, int C> METAL_FUNC void apply_slope(thread tile::Tile<float, R, C>&, thread const Slope<R, C>&) {}
+}
+}
+namespace flash {
+struct QueryBlock {
+  int b, h, h_k;
+  int block, first;
+  long row0;
+  static METAL_FUNC QueryBlock of(thread const Arguments& args, uint3 position, tile::Lane lane) {
+    const int blocks = (args.Lq + BP - 1) / BP, x = position.x, h = position.y, b = position.z;
+    const int block = (CAUSAL ? blocks - 1 - x : x) * BP;
+    return {
+        b, h, h / (args.Hq / args.Hk), block, block + int(lane.simdgroup) * R, (long(b) * args.Hq + h) * args.Lq};
+  }
+};
+}
+namespace flash {
+constant constexpr bool CACHE_Q = false, CACHE_DO = false, CACHE_DQ = true;
+template <typename Out>
+METAL_FUNC void backward_query(
+    thread const Arguments& args, device Out* dQ, threadgroup Element* scratch, uint3 position, uint thread_index) {
+  const tile::Lane lane = tile::Lane::of(thread_index);
+  const QueryBlock at = QueryBlock::of(args, position, lane);
+  tile::Memory<Element> memory = {scratch};
+  const float factor = softmax::factor_of(args.scale);
+  tile::Rows<Element, BP, R, D, CACHE_Q> q;
+  tile::Rows<Element, BP, R, DV, CACHE_DO> d_o;
+  tile::Traversed<Element, BT, D, BH, THREADS> k;
+  tile::Traversed<Element, BT, DV, BH, THREADS> v;
+  tile::Accumulator<R, D, BH, CACHE_DQ> d_q;
+  q.open(args.Q, at.b, at.h, at.first, args.Lq, memory, lane);
+  d_o.open(args.dO, at.b, at.h, at.first, args.Lq, memory, lane);
+  k.open(memory, lane);
+  k.view(args.K, at.b, at.h_k);
+  v.open(memory, lane);
+  v.view(args.V, at.b, at.h_k);
+  d_q.open(dQ + at.row0 * D, at.first, args.Lq, lane);
+  const softmax::Reference<tile::RowVector<R>> reference =
+      softmax::read_reference<R>(args.L + 2 * at.row0, at.first, args.Lq, lane);
+  tile::RowVector<R> delta_row, one, scale_row;
+  for (int i = 0; i < R / 8; i++) {
+    const int row = min(at.first + i * 8 + lane.row, args.Lq - 1);
+    delta_row.at[i] = args.delta[at.row0 + row];
+    one.at[i] = 1;
+    scale_row.at[i] = args.scale;
+  }
+  mask::Visibility visibility;
+  visibility.open(args, at.b);
+  visibility.open_head(args, at.b, at.h, at.block);
+  visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
+  const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
+  for (int n = 0; n < visibility.ranges(); n++) {
+    const mask::Range range = visibility.range(n, seen);
+    for (int c = range.begin; c < range.end;) {
+      k.start(c);
+      v.start(c);
+#pragma clang loop unroll(full)
+      for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+        for (; c < range.end; c += BT) {
+          const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
+          if (at_edge != (edge == 1)) break;
+          if (visibility.skip()) continue;
+          if (tile::produce(k, v, c, range.end)) continue;
+          k.acquire(c, range.end, edge);
+          v.acquire(c, range.end, edge);
+          tile::Tile<float, R, BT> p, ds;
+          tile::begin_abt(p, q, k);
+          tile::begin_abt(ds, d_o, v);
+          tile::finish_abt<1>(p, q, k);
+          softmax::Slope<R, BT> slope;
+          softmax::scale_or_cap(p, slope, args);
+          const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
+          softmax::probabilities(p, reference, factor, whole);
+          tile::finish_abt<0>(ds, d_o, v);
+          v.release();
+          softmax::gradient(ds, p, delta_row, whole && !edge);
+          softmax::apply_slope(ds, slope);
+          tile::multiply_ab<float>(d_q, one, ds, k, whole);
+          k.release();
+        }
+      }
+    }
+  }
+  if (lane.produces()) return;
+  d_q.store(dQ + at.row0 * D, at.first, scale_row);
+}
 }
 
 // The body
@@ -738,4 +758,4 @@ args.Hk = K_shape[1];
 args.Lq = Q_shape[2];
 args.Lk = K_shape[2];
 flash::backward_query(
-      args, dQ, scratch, threadgroup_position_in_grid, thread_index_in_threadgroup);
+    args, dQ, scratch, threadgroup_position_in_grid, thread_index_in_threadgroup);

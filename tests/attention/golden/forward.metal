@@ -3,680 +3,702 @@
 #include <metal_stdlib>
 using namespace metal;
 namespace flash {
-  template <typename T, int N> struct Run { T at[N]; };
-  struct View {
-    const device uint8_t* bytes;
-    const constant int64_t* strides;
-    template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
-      return (const device T*)(bytes + b * strides[0] + h * strides[1]);
-    }
-    template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
-  };
-  using Element = half;
-  constant constexpr int D = 64, DV = 64;
-  constant constexpr int BP = 16, BT = 128, BH = 64, R = 8;
-  constant constexpr int THREADS = 32 * BP / R;
-  constant constexpr int SCRATCH = 1;
-  constant constexpr bool CAUSAL = true, HAS_WINDOW = 0;
-  constant constexpr bool ADDITIVE = false;
-  constant constexpr bool TRANSPOSED = 0;
-  struct Arguments {
-      View Q;
-      View K;
-      View V;
-      float scale;
-      int Hq, Hk, Lq, Lk;
-  };
-  namespace tile {
-    template <typename T> using Pair = vec<T, 2>;
-    template <typename T, int R, int C> struct Tile {
-      Pair<T> at[R / 8][C / 8];
-    };
-    template <int R> struct RowVector {
-      float at[R / 8];
-    };
-    template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
-      return Pair<float>(vector.at[i]);
-    }
-    template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
-      for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
-      }
-    }
-    template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
-      const Run<T, 2> run = *(const device Run<T, 2>*)source;
-      return Pair<T>(run.at[0], run.at[1]);
-    }
+template <typename T, int N> struct Run { T at[N]; };
+struct View {
+  const device uint8_t* bytes;
+  const constant int64_t* strides;
+  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
+    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
   }
+  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+};
+}
+namespace flash {
+using Element = half;
+constant constexpr int D = 64, DV = 64;
+constant constexpr int BP = 16, BT = 128, BH = 64, R = 8;
+constant constexpr int THREADS = 32 * BP / R;
+constant constexpr int SCRATCH = 1;
+constant constexpr bool CAUSAL = true, HAS_WINDOW = 0;
+constant constexpr bool ADDITIVE = false;
+constant constexpr bool TRANSPOSED = 0;
+}
+namespace flash {
+struct Arguments {
+  View Q;
+  View K;
+  View V;
+  float scale;
+  int Hq, Hk, Lq, Lk;
+};
+}
+namespace flash {
+namespace tile {
+template <typename T> using Pair = vec<T, 2>;
+template <typename T, int R, int C> struct Tile {
+  Pair<T> at[R / 8][C / 8];
+};
+template <int R> struct RowVector {
+  float at[R / 8];
+};
+template <int R> METAL_FUNC Pair<float> broadcast(thread const RowVector<R>& vector, int i, int) {
+  return Pair<float>(vector.at[i]);
+}
+template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& tile) {
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
+  }
+}
+template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
+  const Run<T, 2> run = *(const device Run<T, 2>*)source;
+  return Pair<T>(run.at[0], run.at[1]);
+}
+}
 }
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
 namespace flash {
-  namespace tile {
-    constant constexpr int MMA_ROWS = 1;
-    constant constexpr bool SPLIT = true;
-    constant constexpr int WIDE = 4, WIDE_ROWS = 1, DEEP = 8;
-    template <int GROUP> METAL_FUNC int fixed_part(int f) { return f / GROUP * GROUP * 8 + f % GROUP * 2; }
-    template <int GROUP> METAL_FUNC int lane_part(int columns, int f, int k) {
-      const int fragments = min(GROUP, columns / 8 - f / GROUP * GROUP);
-      return (k & ~1) * fragments + (k & 1);
-    }
-    METAL_FUNC int fixed_place(int f) { return fixed_part<WIDE_ROWS>(f); }
-    METAL_FUNC int lane_place(int rows, int f, int k) { return lane_part<WIDE_ROWS>(rows, f, k); }
-    METAL_FUNC int fixed_column(int f) { return fixed_part<WIDE>(f); }
-    METAL_FUNC int lane_column(int columns, int f, int k) { return lane_part<WIDE>(columns, f, k); }
-    METAL_FUNC int summed_column(int columns, int f, int k) {
-      return f / DEEP * DEEP * 8 + f % DEEP + k * min(DEEP, columns / 8 - f / DEEP * DEEP);
-    }
-    struct Lane {
-      int row, column;
-      uint thread_index, simdgroup;
-      static METAL_FUNC Lane of(uint thread_index) {
-        const int lane = thread_index % 32;
-        const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
-        return {row, column, thread_index, thread_index / 32};
-      }
-      METAL_FUNC bool produces() const thread { return false; }
-      METAL_FUNC ushort holder(int k) const thread { return (thread_index % 32 & ~9u) | (k >> 1 & 1) | (k >> 2 & 1) << 3; }
-    };
-    template <typename To, typename From, int R, int C>
-    METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
-      for (int i = 0; i < R / 8; i++) {
+namespace tile {
+constant constexpr int MMA_ROWS = 1;
+constant constexpr bool SPLIT = true;
+constant constexpr int WIDE = 4, WIDE_ROWS = 1, DEEP = 8;
+template <int GROUP> METAL_FUNC int fixed_part(int f) { return f / GROUP * GROUP * 8 + f % GROUP * 2; }
+template <int GROUP> METAL_FUNC int lane_part(int columns, int f, int k) {
+  const int fragments = min(GROUP, columns / 8 - f / GROUP * GROUP);
+  return (k & ~1) * fragments + (k & 1);
+}
+METAL_FUNC int fixed_place(int f) { return fixed_part<WIDE_ROWS>(f); }
+METAL_FUNC int lane_place(int rows, int f, int k) { return lane_part<WIDE_ROWS>(rows, f, k); }
+METAL_FUNC int fixed_column(int f) { return fixed_part<WIDE>(f); }
+METAL_FUNC int lane_column(int columns, int f, int k) { return lane_part<WIDE>(columns, f, k); }
+METAL_FUNC int summed_column(int columns, int f, int k) {
+  return f / DEEP * DEEP * 8 + f % DEEP + k * min(DEEP, columns / 8 - f / DEEP * DEEP);
+}
+struct Lane {
+  int row, column;
+  uint thread_index, simdgroup;
+  static METAL_FUNC Lane of(uint thread_index) {
+    const int lane = thread_index % 32;
+    const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
+    return {row, column, thread_index, thread_index / 32};
+  }
+  METAL_FUNC bool produces() const thread { return false; }
+  METAL_FUNC ushort holder(int k) const thread { return (thread_index % 32 & ~9u) | (k >> 1 & 1) | (k >> 2 & 1) << 3; }
+};
+template <typename To, typename From, int R, int C>
+METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<From, R, C>& from) {
+  for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
-      }
-    }
-    METAL_FUNC float row_max(float x) {
-      x = max(x, simd_shuffle_xor(x, ushort(1)));
-      return max(x, simd_shuffle_xor(x, ushort(8)));
-    }
-    METAL_FUNC float row_sum(float x) {
-      x += simd_shuffle_xor(x, ushort(1));
-      return x + simd_shuffle_xor(x, ushort(8));
-    }
-    template <typename T, int R, int C>
-    METAL_FUNC void pick(thread Pair<T> (&found)[R / 8], thread const Tile<T, R, C>& tile, int c) {
-      for (int i = 0; i < R / 8; i++) {
+    for (int c = 0; c < C / 8; c++) to.at[i][c] = Pair<To>(from.at[i][c]);
+  }
+}
+METAL_FUNC float row_max(float x) {
+  x = max(x, simd_shuffle_xor(x, ushort(1)));
+  return max(x, simd_shuffle_xor(x, ushort(8)));
+}
+METAL_FUNC float row_sum(float x) {
+  x += simd_shuffle_xor(x, ushort(1));
+  return x + simd_shuffle_xor(x, ushort(8));
+}
+template <typename T, int R, int C>
+METAL_FUNC void pick(thread Pair<T> (&found)[R / 8], thread const Tile<T, R, C>& tile, int c) {
+  for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int n = 0; n < C / 8; n++) found[i] = n == 0 || n == c ? tile.at[i][n] : found[i];
-      }
-    }
-    template <typename T, int R, int C>
-    METAL_FUNC void put(thread Tile<T, R, C>& tile, thread Pair<T> const (&fragment)[R / 8], int c) {
-      for (int i = 0; i < R / 8; i++) {
+    for (int n = 0; n < C / 8; n++) found[i] = n == 0 || n == c ? tile.at[i][n] : found[i];
+  }
+}
+template <typename T, int R, int C>
+METAL_FUNC void put(thread Tile<T, R, C>& tile, thread Pair<T> const (&fragment)[R / 8], int c) {
+  for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-        for (int n = 0; n < C / 8; n++) tile.at[i][n] = n == c ? fragment[i] : tile.at[i][n];
-      }
-    }
-    template <typename A, typename B>
-    METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
-      simdgroup_matrix<A, 8, 8> a_matrix;
-      simdgroup_matrix<B, 8, 8> b_matrix;
-      simdgroup_matrix<float, 8, 8> c_matrix;
-      reinterpret_cast<thread Pair<A>&>(a_matrix.thread_elements()) = a;
-      reinterpret_cast<thread Pair<B>&>(b_matrix.thread_elements()) = b;
-      reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements()) = c;
-      simdgroup_multiply_accumulate(c_matrix, a_matrix, b_matrix, c_matrix);
-      c = reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements());
+    for (int n = 0; n < C / 8; n++) tile.at[i][n] = n == c ? fragment[i] : tile.at[i][n];
+  }
+}
+template <typename A, typename B>
+METAL_FUNC void multiply(thread Pair<float>& c, Pair<A> a, Pair<B> b) {
+  simdgroup_matrix<A, 8, 8> a_matrix;
+  simdgroup_matrix<B, 8, 8> b_matrix;
+  simdgroup_matrix<float, 8, 8> c_matrix;
+  reinterpret_cast<thread Pair<A>&>(a_matrix.thread_elements()) = a;
+  reinterpret_cast<thread Pair<B>&>(b_matrix.thread_elements()) = b;
+  reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements()) = c;
+  simdgroup_multiply_accumulate(c_matrix, a_matrix, b_matrix, c_matrix);
+  c = reinterpret_cast<thread Pair<float>&>(c_matrix.thread_elements());
+}
+}
+}
+namespace flash {
+namespace tile {
+template <typename T> struct Memory {
+  threadgroup T* scratch;
+};
+template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
+  const device T* block;
+  long offset[R / 8];
+  int column;
+  Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
+  METAL_FUNC void open(
+      thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
+    const long stride = view.row_stride<T>();
+    const int base = min(first, rows - 1);
+    block = view.head<T>(b, h) + base * stride;
+    column = lane.column;
+    for (int i = 0; i < R / 8; i++) {
+      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride;
+      if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
-  namespace tile {
-    template <typename T> struct Memory {
-      threadgroup T* scratch;
-    };
-    template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
-      const device T* block;
-      long offset[R / 8];
-      int column;
-      Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
-      METAL_FUNC void open(
-        thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
-        const long stride = view.row_stride<T>();
-        const int base = min(first, rows - 1);
-        block = view.head<T>(b, h) + base * stride;
-        column = lane.column;
-        for (int i = 0; i < R / 8; i++) {
-          offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride;
-          if constexpr (CACHED) read<D>(i, 0, cached[i]);
-        }
-      }
-      METAL_FUNC Pair<T> fragment(int i, int d) const thread {
-        if constexpr (CACHED) return cached[i][d];
-        const device T* row = block + offset[i];
-        if constexpr (DEEP == 1) return read_pair(row + (d * 8 + column));
-        return Pair<T>(row[summed_column(D, d, column)], row[summed_column(D, d, column + 1)]);
-      }
-      template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
-        if constexpr (CACHED) {
-#pragma clang loop unroll(full)
-          for (int d = 0; d < H / 8; d++) found[d] = cached[i][begin / 8 + d];
-        } else {
-          read<H>(i, begin, found);
-        }
-      }
-      template <int H, int M> METAL_FUNC void read(int i, int begin, thread Pair<T> (&found)[M]) const thread {
-        constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
-#pragma clang loop unroll(full)
-        for (int d = 0; d < FULL; d += DEEP) group<DEEP>(block + (offset[i] + begin), d, found);
-        if constexpr (REST > 0) group<REST>(block + (offset[i] + begin), FULL, found);
-      }
-      template <int N, int M> METAL_FUNC void group(const device T* row, int d, thread Pair<T> (&found)[M]) const thread {
-        const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(row + (d * 8 + column * N));
-#pragma clang loop unroll(full)
-        for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
-      }
-    };
-    template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device T* source, int count) {
-      Run<Pair<T>, MOST> found = {};
-      if (count == MOST) {
-        const Run<T, 2 * MOST> run = *(const device Run<T, 2 * MOST>*)source;
-#pragma clang loop unroll(full)
-        for (int j = 0; j < MOST; j++) found.at[j] = Pair<T>(run.at[2 * j], run.at[2 * j + 1]);
-      } else {
-#pragma clang loop unroll(full)
-        for (int j = 0; j < count; j++) found.at[j] = read_pair(source + j * 2);
-      }
-      return found;
-    }
-    template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
-      using Element = T;
-      static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
-      const device T* head;
-      const device T* block;
-      threadgroup T* scratch;
-      long stride;
-      int valid;
-      bool edge;
-      Lane lane;
-      METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-        scratch = memory.scratch;
-        lane = lane_;
-      }
-      METAL_FUNC void view(thread const View& view, int b, int h) thread {
-        head = view.head<T>(b, h);
-        stride = view.row_stride<T>();
-      }
-      METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
-      METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
-        edge = edge_;
-        block = edge ? head + row * stride : block + BT * stride;
-        valid = edge ? min(BT, end - row) : BT;
-      }
-      METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
-      METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
-        return edge ? at + rows * stride : at + rows * int(stride);
-      }
-      METAL_FUNC void release() thread {}
-      METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
-      METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
-      template <int H>
-      METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
-        if (!exists) return {};
-        return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
-      }
-      template <int N>
-      METAL_FUNC Run<Pair<T>, N> deep_group(
-        const device T* first, const device T* second, int column, int existing) const thread {
-        Run<T, N> upper = {}, lower = {};
-        if (existing > 0) upper = *(const device Run<T, N>*)(first + (column + lane.row * N));
-        if (existing > 1) lower = *(const device Run<T, N>*)(second + (column + lane.row * N));
-        Run<Pair<T>, N> found;
-#pragma clang loop unroll(full)
-        for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
-        return found;
-      }
-    };
-    template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
-    template <int R, int D, int BH, bool CACHED> struct Accumulator {
-      Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
-      int offset[R / 8], column;
-      int rows;
-      template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
-        rows = total - first - lane.row;
-        for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D;
-        column = lane.column;
-        for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-          for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
-        }
-      }
-      METAL_FUNC int at(int d) const thread {
-        const int first = d * 8 / BH * BH, f = d - first / 8;
-        return first + fixed_column(f) + lane_column(min(BH, D - first), f, column);
-      }
-      METAL_FUNC Pair<float> get(int i, int d) const thread {
-        if constexpr (CACHED) return cached[i][d];
-      }
-      METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-        if constexpr (CACHED) cached[i][d] = value;
-      }
-      METAL_FUNC Pair<float> begin(int i, int d, float factor) const thread { return get(i, d) * factor; }
-      METAL_FUNC void end(int i, int d, float, Pair<float> sum) thread { set(i, d, sum); }
-      template <typename Out>
-      METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
-        for (int i = 0; i < R / 8; i++) {
-          if (i * 8 >= rows) continue;
-          device Out* out = head + long(first) * D + offset[i];
-#pragma clang loop unroll(full)
-          for (int d = 0; d < D / 8; d++) {
-            const Pair<float> value = get(i, d) * factor.at[i];
-            Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-            *(device Run<Out, 2>*)(out + at(d)) = run;
-          }
-        }
-      }
-    };
+  METAL_FUNC Pair<T> fragment(int i, int d) const thread {
+    if constexpr (CACHED) return cached[i][d];
+    const device T* row = block + offset[i];
+    if constexpr (DEEP == 1) return read_pair(row + (d * 8 + column));
+    return Pair<T>(row[summed_column(D, d, column)], row[summed_column(D, d, column + 1)]);
   }
-  namespace tile {
-    template <int H, int R, typename T, typename B>
-    METAL_FUNC void direct_fragment(
-      thread Pair<float> (&s)[R / 8], thread Pair<T> const (&rows)[R / 8][H / 8], thread const B& b,
-      const device T* first, const device T* second, int column, int existing) {
-      constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
+  template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
+    if constexpr (CACHED) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < FULL; d += DEEP) {
-        const Run<Pair<T>, DEEP> group = b.template deep_group<DEEP>(first, second, column + d * 8, existing);
+      for (int d = 0; d < H / 8; d++) found[d] = cached[i][begin / 8 + d];
+    } else {
+      read<H>(i, begin, found);
+    }
+  }
+  template <int H, int M> METAL_FUNC void read(int i, int begin, thread Pair<T> (&found)[M]) const thread {
+    constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
 #pragma clang loop unroll(full)
-        for (int j = 0; j < DEEP; j++) {
-          for (int i = 0; i < R / 8; i++) multiply(s[i], rows[i][d + j], group.at[j]);
-        }
-      }
-      if constexpr (REST > 0) {
-        const Run<Pair<T>, REST> group = b.template deep_group<REST>(first, second, column + FULL * 8, existing);
+    for (int d = 0; d < FULL; d += DEEP) group<DEEP>(block + (offset[i] + begin), d, found);
+    if constexpr (REST > 0) group<REST>(block + (offset[i] + begin), FULL, found);
+  }
+  template <int N, int M> METAL_FUNC void group(const device T* row, int d, thread Pair<T> (&found)[M]) const thread {
+    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(row + (d * 8 + column * N));
 #pragma clang loop unroll(full)
-        for (int j = 0; j < REST; j++) {
-          for (int i = 0; i < R / 8; i++) multiply(s[i], rows[i][FULL + j], group.at[j]);
-        }
+    for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
+  }
+};
+template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device T* source, int count) {
+  Run<Pair<T>, MOST> found = {};
+  if (count == MOST) {
+    const Run<T, 2 * MOST> run = *(const device Run<T, 2 * MOST>*)source;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < MOST; j++) found.at[j] = Pair<T>(run.at[2 * j], run.at[2 * j + 1]);
+  } else {
+#pragma clang loop unroll(full)
+    for (int j = 0; j < count; j++) found.at[j] = read_pair(source + j * 2);
+  }
+  return found;
+}
+template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
+  using Element = T;
+  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
+  const device T* head;
+  const device T* block;
+  threadgroup T* scratch;
+  long stride;
+  int valid;
+  bool edge;
+  Lane lane;
+  METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
+    scratch = memory.scratch;
+    lane = lane_;
+  }
+  METAL_FUNC void view(thread const View& view, int b, int h) thread {
+    head = view.head<T>(b, h);
+    stride = view.row_stride<T>();
+  }
+  METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
+  METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
+    edge = edge_;
+    block = edge ? head + row * stride : block + BT * stride;
+    valid = edge ? min(BT, end - row) : BT;
+  }
+  METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
+  METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
+    return edge ? at + rows * stride : at + rows * int(stride);
+  }
+  METAL_FUNC void release() thread {}
+  METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
+  METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
+  template <int H>
+  METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
+    if (!exists) return {};
+    return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
+  }
+  template <int N>
+  METAL_FUNC Run<Pair<T>, N> deep_group(
+      const device T* first, const device T* second, int column, int existing) const thread {
+    Run<T, N> upper = {}, lower = {};
+    if (existing > 0) upper = *(const device Run<T, N>*)(first + (column + lane.row * N));
+    if (existing > 1) lower = *(const device Run<T, N>*)(second + (column + lane.row * N));
+    Run<Pair<T>, N> found;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
+    return found;
+  }
+};
+template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+template <int R, int D, int BH, bool CACHED> struct Accumulator {
+  Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
+  int offset[R / 8], column;
+  int rows;
+  template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
+    rows = total - first - lane.row;
+    for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D;
+    column = lane.column;
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
+    }
+  }
+  METAL_FUNC int at(int d) const thread {
+    const int first = d * 8 / BH * BH, f = d - first / 8;
+    return first + fixed_column(f) + lane_column(min(BH, D - first), f, column);
+  }
+  METAL_FUNC Pair<float> get(int i, int d) const thread {
+    if constexpr (CACHED) return cached[i][d];
+  }
+  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
+    if constexpr (CACHED) cached[i][d] = value;
+  }
+  METAL_FUNC Pair<float> begin(int i, int d, float factor) const thread { return get(i, d) * factor; }
+  METAL_FUNC void end(int i, int d, float, Pair<float> sum) thread { set(i, d, sum); }
+  template <typename Out>
+  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+    for (int i = 0; i < R / 8; i++) {
+      if (i * 8 >= rows) continue;
+      device Out* out = head + long(first) * D + offset[i];
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) {
+        const Pair<float> value = get(i, d) * factor.at[i];
+        Run<Out, 2> run = {Out(value[0]), Out(value[1])};
+        *(device Run<Out, 2>*)(out + at(d)) = run;
       }
     }
-    template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
-    METAL_FUNC void head_block_abt(
-      thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
-      Pair<T> rows[R / 8][H / 8];
-      for (int i = 0; i < R / 8; i++) a.template fragments<H>(i, column, rows[i]);
-      const device T* at = b.source(b.lane.column);
-      Pair<float> sum[R / 8];
+  }
+};
+}
+}
+namespace flash {
+namespace tile {
+template <int H, int R, typename T, typename B>
+METAL_FUNC void direct_fragment(
+    thread Pair<float> (&s)[R / 8], thread Pair<T> const (&rows)[R / 8][H / 8], thread const B& b,
+    const device T* first, const device T* second, int column, int existing) {
+  constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
 #pragma clang loop unroll(full)
-      for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
-        if (b.valid < BT && t * 8 + 8 > b.valid) continue;
-        for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
-        direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
-        for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
-      }
-      if (b.valid % 8 == 0) return;
-      const int last = b.valid / 8, first = last * 8 + b.lane.column;
-      pick(sum, s, last);
-      direct_fragment<H, R>(sum, rows, b, b.source(first), b.source(first + 1), column, b.valid - first);
-      put(s, sum, last);
+  for (int d = 0; d < FULL; d += DEEP) {
+    const Run<Pair<T>, DEEP> group = b.template deep_group<DEEP>(first, second, column + d * 8, existing);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < DEEP; j++) {
+      for (int i = 0; i < R / 8; i++) multiply(s[i], rows[i][d + j], group.at[j]);
     }
-    template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
-    METAL_FUNC void multiply_abt(
-      thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b) {
-      constexpr int BH = B::HEAD_BLOCK, FULL = D / BH * BH, REST = D - FULL;
-      clear(s);
-      if constexpr (CACHED) {
+  }
+  if constexpr (REST > 0) {
+    const Run<Pair<T>, REST> group = b.template deep_group<REST>(first, second, column + FULL * 8, existing);
 #pragma clang loop unroll(full)
-        for (int column = 0; column < FULL; column += BH) head_block_abt<BH>(s, a, b, column);
-      } else {
+    for (int j = 0; j < REST; j++) {
+      for (int i = 0; i < R / 8; i++) multiply(s[i], rows[i][FULL + j], group.at[j]);
+    }
+  }
+}
+template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
+METAL_FUNC void head_block_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
+  Pair<T> rows[R / 8][H / 8];
+  for (int i = 0; i < R / 8; i++) a.template fragments<H>(i, column, rows[i]);
+  const device T* at = b.source(b.lane.column);
+  Pair<float> sum[R / 8];
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
+    if (b.valid < BT && t * 8 + 8 > b.valid) continue;
+    for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
+    direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
+    for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
+  }
+  if (b.valid % 8 == 0) return;
+  const int last = b.valid / 8, first = last * 8 + b.lane.column;
+  pick(sum, s, last);
+  direct_fragment<H, R>(sum, rows, b, b.source(first), b.source(first + 1), column, b.valid - first);
+  put(s, sum, last);
+}
+template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
+METAL_FUNC void multiply_abt(
+    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b) {
+  constexpr int BH = B::HEAD_BLOCK, FULL = D / BH * BH, REST = D - FULL;
+  clear(s);
+  if constexpr (CACHED) {
+#pragma clang loop unroll(full)
+    for (int column = 0; column < FULL; column += BH) head_block_abt<BH>(s, a, b, column);
+  } else {
 #pragma clang loop unroll(disable)
-        for (int column = 0; column < FULL; column += BH) head_block_abt<BH>(s, a, b, column);
+    for (int column = 0; column < FULL; column += BH) head_block_abt<BH>(s, a, b, column);
+  }
+  if constexpr (REST > 0) head_block_abt<REST>(s, a, b, FULL);
+}
+template <typename T> METAL_FUNC auto not_finite(Pair<T> pair) {
+  if constexpr (sizeof(T) == 2) {
+    const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
+    return ((as_type<uint>(pair) & 0x7fff7fffu) + step) & 0x80008000u;
+  } else {
+    return ((as_type<uint2>(pair) & 0x7fffffffu) + 0x800000u) & 0x80000000u;
+  }
+}
+template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint bad) {
+  return as_type<Pair<T>>(as_type<uint>(pair) & ~((bad >> 15) * 0xffffu));
+}
+template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint2 bad) {
+  return select(pair, Pair<T>(0), bad != 0u);
+}
+METAL_FUNC uint any_of(uint bits) { return bits; }
+METAL_FUNC uint any_of(uint2 bits) { return bits.x | bits.y; }
+template <int H, bool FINITE, typename Narrow, int R, typename P, typename B, typename Source>
+METAL_FUNC uint add_fragment(
+    thread Pair<float> (&block)[R / 8][H / 8], thread Pair<P> const (&p)[R / 8], thread const B& b, Source at, int t,
+    int column, bool exists = true) {
+  using Element = typename B::Element;
+  uint found = 0;
+#pragma clang loop unroll(full)
+  for (int d = 0; d < H / 8; d += WIDE) {
+    const Run<Pair<Element>, WIDE> group = b.template group<H>(at, t, column, d, exists);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < min(WIDE, H / 8 - d); j++) {
+      Pair<Element> fragment = group.at[j];
+      if constexpr (FINITE) {
+        const auto bad = not_finite(fragment);
+        fragment = without(fragment, bad);
+        found |= any_of(bad);
       }
-      if constexpr (REST > 0) head_block_abt<REST>(s, a, b, FULL);
+      for (int i = 0; i < R / 8; i++) multiply(block[i][d + j], Pair<Narrow>(p[i]), fragment);
     }
-    template <typename T> METAL_FUNC auto not_finite(Pair<T> pair) {
-      if constexpr (sizeof(T) == 2) {
-        const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
-        return ((as_type<uint>(pair) & 0x7fff7fffu) + step) & 0x80008000u;
-      } else {
-        return ((as_type<uint2>(pair) & 0x7fffffffu) + 0x800000u) & 0x80000000u;
-      }
-    }
-    template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint bad) {
-      return as_type<Pair<T>>(as_type<uint>(pair) & ~((bad >> 15) * 0xffffu));
-    }
-    template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint2 bad) {
-      return select(pair, Pair<T>(0), bad != 0u);
-    }
-    METAL_FUNC uint any_of(uint bits) { return bits; }
-    METAL_FUNC uint any_of(uint2 bits) { return bits.x | bits.y; }
-    template <int H, bool FINITE, typename Narrow, int R, typename P, typename B, typename Source>
-    METAL_FUNC uint add_fragment(
-      thread Pair<float> (&block)[R / 8][H / 8], thread Pair<P> const (&p)[R / 8], thread const B& b, Source at, int t,
-      int column, bool exists = true) {
-      using Element = typename B::Element;
-      uint found = 0;
+  }
+  return found;
+}
+template <int H, bool FINITE, typename Narrow, typename P, int R, int BT, typename B>
+METAL_FUNC bool add_product(
+    thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
+  uint found = 0;
+  auto at = b.source(b.lane.row);
+  Pair<P> rows[R / 8];
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
+    if (b.valid < BT && t * 8 + 8 > b.valid) continue;
+    for (int i = 0; i < R / 8; i++) rows[i] = p.at[i][t];
+    found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
+  }
+  if (b.valid % 8 != 0) {
+    const int last = b.valid / 8, row = last * 8 + b.lane.row;
+    pick(rows, p, last);
+    found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, b.source(row), last, column, row < b.valid);
+  }
+  return FINITE && simd_any(found != 0);
+}
+template <int H, typename P, int R, int BT, typename B>
+METAL_FUNC void add_not_finite(
+    thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
+#pragma clang loop unroll(disable)
+  for (int t = 0; t < BT / 8; t++) {
+    Pair<P> weights[R / 8];
+    pick(weights, p, t);
+#pragma clang loop unroll(disable)
+    for (int k = 0; k < 8; k++) {
+      B row = b;
+      row.lane.row = k;
 #pragma clang loop unroll(full)
       for (int d = 0; d < H / 8; d += WIDE) {
-        const Run<Pair<Element>, WIDE> group = b.template group<H>(at, t, column, d, exists);
-#pragma clang loop unroll(full)
-        for (int j = 0; j < min(WIDE, H / 8 - d); j++) {
-          Pair<Element> fragment = group.at[j];
-          if constexpr (FINITE) {
-            const auto bad = not_finite(fragment);
-            fragment = without(fragment, bad);
-            found |= any_of(bad);
-          }
-          for (int i = 0; i < R / 8; i++) multiply(block[i][d + j], Pair<Narrow>(p[i]), fragment);
-        }
-      }
-      return found;
-    }
-    template <int H, bool FINITE, typename Narrow, typename P, int R, int BT, typename B>
-    METAL_FUNC bool add_product(
-      thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
-      uint found = 0;
-      auto at = b.source(b.lane.row);
-      Pair<P> rows[R / 8];
-#pragma clang loop unroll(full)
-      for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
-        if (b.valid < BT && t * 8 + 8 > b.valid) continue;
-        for (int i = 0; i < R / 8; i++) rows[i] = p.at[i][t];
-        found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
-      }
-      if (b.valid % 8 != 0) {
-        const int last = b.valid / 8, row = last * 8 + b.lane.row;
-        pick(rows, p, last);
-        found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, b.source(row), last, column, row < b.valid);
-      }
-      return FINITE && simd_any(found != 0);
-    }
-    template <int H, typename P, int R, int BT, typename B>
-    METAL_FUNC void add_not_finite(
-      thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
-#pragma clang loop unroll(disable)
-      for (int t = 0; t < BT / 8; t++) {
-        Pair<P> weights[R / 8];
-        pick(weights, p, t);
-#pragma clang loop unroll(disable)
-        for (int k = 0; k < 8; k++) {
-          B row = b;
-          row.lane.row = k;
-#pragma clang loop unroll(full)
-          for (int d = 0; d < H / 8; d += WIDE) {
-            const auto group = row.template group<H>(b.source(t * 8 + k), t, column, d, t * 8 + k < b.valid);
-            for (int i = 0; i < R / 8; i++) {
-              const float weight = simd_shuffle(float(weights[i][k % 2]), b.lane.holder(k));
-#pragma clang loop unroll(full)
-              for (int j = 0; j < min(WIDE, H / 8 - d); j++) {
-                const Pair<float> x = Pair<float>(group.at[j]);
-                block[i][d + j] += select(Pair<float>(0), x * weight, !isfinite(x) && weight != 0);
-              }
-            }
-          }
-        }
-      }
-    }
-    template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
-    METAL_FUNC void head_block_ab(
-      thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
-      int column, bool whole) {
-      Pair<float> block[R / 8][H / 8];
-      for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-        for (int d = 0; d < H / 8; d++) block[i][d] = c.begin(i, column / 8 + d, factor.at[i]);
-      }
-      if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
-      if (whole && !b.edge) {
-        add_product<H, false, Narrow>(block, p, b, column);
-      } else if (add_product<H, true, Narrow>(block, p, b, column)) {
-        add_not_finite<H>(block, p, b, column);
-      }
-      if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
-      for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-        for (int d = 0; d < H / 8; d++) c.end(i, column / 8 + d, factor.at[i], block[i][d]);
-      }
-    }
-    template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
-    METAL_FUNC void multiply_ab(
-      thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
-      bool whole) {
-      constexpr int FULL = D / BH * BH, REST = D - FULL;
-      if constexpr (CACHED) {
-#pragma clang loop unroll(full)
-        for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
-      } else {
-#pragma clang loop unroll(disable)
-        for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
-      }
-      if constexpr (REST > 0) head_block_ab<REST, Narrow>(c, factor, p, b, FULL, whole);
-    }
-  }
-  namespace tile {
-    template <typename S, typename A, typename B> METAL_FUNC void begin_abt(thread S&, thread const A&, thread const B&) {}
-    template <int LATER, typename S, typename A, typename B>
-    METAL_FUNC void finish_abt(thread S& s, thread const A& a, thread const B& b) {
-      multiply_abt(s, a, b);
-    }
-    template <int BP, int D> struct PingPong {
-      METAL_FUNC void open(Lane) thread {}
-      METAL_FUNC void wait() thread {}
-      METAL_FUNC void arrive() thread {}
-    };
-  }
-  namespace mask {
-    struct Range {
-      int begin, end;
-    };
-    struct Visibility {
-      int rows, queries, keys;
-      METAL_FUNC void open(thread const Arguments& args, int b) thread {
-        queries = args.Lq;
-        rows = queries;
-        keys = args.Lk;
-      }
-      METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
-      }
-      METAL_FUNC void open_rows(int begin, int end, tile::Lane lane) thread {
-      }
-      METAL_FUNC int query_of(int row) const thread { return row; }
-      METAL_FUNC int shift_of_query(int) const thread { return keys - queries; }
-      METAL_FUNC int least_shift() const thread { return keys - queries; }
-      METAL_FUNC int largest_shift() const thread { return keys - queries; }
-      METAL_FUNC bool admits(int row, int j) const thread {
-        return true;
-      }
-      METAL_FUNC Range keys_at(int first, int last) const thread {
-        Range seen = {0, keys};
-        if (CAUSAL) seen.end = min(seen.end, last + 1);
-        return seen;
-      }
-      METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
-        return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
-      }
-      METAL_FUNC Range seen_by(int row) const thread {
-        if (row >= rows) return {0, 0};
-        const int query = query_of(row), position = query + shift_of_query(query);
-        return keys_at(position, position);
-      }
-      METAL_FUNC int ranges() const thread {
-        return 1;
-      }
-      METAL_FUNC Range range(int n, Range within) thread {
-        return within;
-      }
-      METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
-      }
-      METAL_FUNC bool skip() const thread {
-        return false;
-      }
-      METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-        look_at(place, min(place + BT, range.end), lane);
-        if (!tile::SPLIT || place + BT > range.end) return true;
-        return !covers(first, min(last, rows - 1), place, place + BT - 1);
-      }
-      METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
-        if (last_query >= queries || last_key >= keys) return false;
-        const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
-        if (CAUSAL && farthest > 0) return false;
-        return true;
-      }
-    };
-    template <int R, int C>
-    METAL_FUNC bool apply(
-      thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-      tile::Lane lane, bool edge = true) {
-      const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
-      const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
-      const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
-      const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-      const bool whole = covered;
-      if (whole) return true;
-      const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
-      constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
-      for (int i = 0; i < R / 8; i++) {
-        const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-        const int row = edge ? own_row : min(own_row, last_row);
-        const Range seen = visibility.seen_by(row);
-        const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) {
-          const int own = tile::lane_place(C, c, lane.column);
-          for (int e = 0; e < 2; e++) {
-            const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
-            const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-            const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
-            if (!visible || !visibility.admits(query, key)) {
-              s.at[i][c][e] = -INFINITY;
-              continue;
-            }
-          }
-        }
-      }
-      return whole && !ADDITIVE;
-    }
-  }
-  namespace softmax {
-    template <int R, int C> struct Slope {};
-    template <int R, int C>
-    METAL_FUNC void scale_or_cap(
-      thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
-    }
-    METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
-    template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
-  }
-  namespace softmax {
-    template <int R> struct State {
-      float m[R / 8];
-      float l[R / 8];
-      METAL_FUNC void clear() thread {
+        const auto group = row.template group<H>(b.source(t * 8 + k), t, column, d, t * 8 + k < b.valid);
         for (int i = 0; i < R / 8; i++) {
-          m[i] = -INFINITY;
-          l[i] = 0;
+          const float weight = simd_shuffle(float(weights[i][k % 2]), b.lane.holder(k));
+#pragma clang loop unroll(full)
+          for (int j = 0; j < min(WIDE, H / 8 - d); j++) {
+            const Pair<float> x = Pair<float>(group.at[j]);
+            block[i][d + j] += select(Pair<float>(0), x * weight, !isfinite(x) && weight != 0);
+          }
         }
       }
-    };
-    template <int R, int C>
-    METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
-      tile::RowVector<R> correction;
-      for (int i = 0; i < R / 8; i++) {
-        float m = -INFINITY;
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
-        m = max(state.m[i], factor * tile::row_max(m));
-        const float reference = m == -INFINITY ? 0 : m;
-        float l = 0;
-#pragma clang loop unroll(full)
-        for (int c = 0; c < C / 8; c++) {
-          s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
-          l += s.at[i][c][0] + s.at[i][c][1];
-        }
-        correction.at[i] = exp2(state.m[i] - reference);
-        state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
-        state.m[i] = m;
-      }
-      return correction;
-    }
-    METAL_FUNC void store_statistics(device float* to, float m, float l) {
-      to[0] = l == 0 ? -INFINITY : m;
-      to[1] = l == 0 ? 0 : log2(l);
     }
   }
-  struct QueryBlock {
-    int b, h, h_k;
-    int block, first;
-    long row0;
-    static METAL_FUNC QueryBlock of(thread const Arguments& args, uint3 position, tile::Lane lane) {
-      const int blocks = (args.Lq + BP - 1) / BP, x = position.x, h = position.y, b = position.z;
-      const int block = (CAUSAL ? blocks - 1 - x : x) * BP;
-      return {
-        b, h, h / (args.Hq / args.Hk), block, block + int(lane.simdgroup) * R, (long(b) * args.Hq + h) * args.Lq};
+}
+template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
+METAL_FUNC void head_block_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
+    int column, bool whole) {
+  Pair<float> block[R / 8][H / 8];
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.begin(i, column / 8 + d, factor.at[i]);
+  }
+  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
+  if (whole && !b.edge) {
+    add_product<H, false, Narrow>(block, p, b, column);
+  } else if (add_product<H, true, Narrow>(block, p, b, column)) {
+    add_not_finite<H>(block, p, b, column);
+  }
+  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) c.end(i, column / 8 + d, factor.at[i], block[i][d]);
+  }
+}
+template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
+    bool whole) {
+  constexpr int FULL = D / BH * BH, REST = D - FULL;
+  if constexpr (CACHED) {
+#pragma clang loop unroll(full)
+    for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
+  } else {
+#pragma clang loop unroll(disable)
+    for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
+  }
+  if constexpr (REST > 0) head_block_ab<REST, Narrow>(c, factor, p, b, FULL, whole);
+}
+}
+}
+namespace flash {
+namespace tile {
+template <typename S, typename A, typename B> METAL_FUNC void begin_abt(thread S&, thread const A&, thread const B&) {}
+template <int LATER, typename S, typename A, typename B>
+METAL_FUNC void finish_abt(thread S& s, thread const A& a, thread const B& b) {
+  multiply_abt(s, a, b);
+}
+template <int BP, int D> struct PingPong {
+  METAL_FUNC void open(Lane) thread {}
+  METAL_FUNC void wait() thread {}
+  METAL_FUNC void arrive() thread {}
+};
+}
+}
+namespace flash {
+namespace mask {
+struct Range {
+  int begin, end;
+};
+struct Visibility {
+  int rows, queries, keys;
+  METAL_FUNC void open(thread const Arguments& args, int b) thread {
+    queries = args.Lq;
+    rows = queries;
+    keys = args.Lk;
+  }
+  METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
+  }
+  METAL_FUNC void open_rows(int begin, int end, tile::Lane lane) thread {
+  }
+  METAL_FUNC int query_of(int row) const thread { return row; }
+  METAL_FUNC int shift_of_query(int) const thread { return keys - queries; }
+  METAL_FUNC int least_shift() const thread { return keys - queries; }
+  METAL_FUNC int largest_shift() const thread { return keys - queries; }
+  METAL_FUNC bool admits(int row, int j) const thread {
+    return true;
+  }
+  METAL_FUNC Range keys_at(int first, int last) const thread {
+    Range seen = {0, keys};
+    if (CAUSAL) seen.end = min(seen.end, last + 1);
+    return seen;
+  }
+  METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
+    return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
+  }
+  METAL_FUNC Range seen_by(int row) const thread {
+    if (row >= rows) return {0, 0};
+    const int query = query_of(row), position = query + shift_of_query(query);
+    return keys_at(position, position);
+  }
+  METAL_FUNC int ranges() const thread {
+    return 1;
+  }
+  METAL_FUNC Range range(int n, Range within) thread {
+    return within;
+  }
+  METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
+  }
+  METAL_FUNC bool skip() const thread {
+    return false;
+  }
+  METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
+    look_at(place, min(place + BT, range.end), lane);
+    if (!tile::SPLIT || place + BT > range.end) return true;
+    return !covers(first, min(last, rows - 1), place, place + BT - 1);
+  }
+  METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
+    if (last_query >= queries || last_key >= keys) return false;
+    const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();
+    if (CAUSAL && farthest > 0) return false;
+    return true;
+  }
+};
+template <int R, int C>
+METAL_FUNC bool apply(
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
+    tile::Lane lane, bool edge = true) {
+  const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
+  const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
+  const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
+  const bool covered =
+      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+  const bool whole = covered;
+  if (whole) return true;
+  const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
+  constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
+  for (int i = 0; i < R / 8; i++) {
+    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
+    const int row = edge ? own_row : min(own_row, last_row);
+    const Range seen = visibility.seen_by(row);
+    const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      const int own = tile::lane_place(C, c, lane.column);
+      for (int e = 0; e < 2; e++) {
+        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
+        const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
+        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        if (!visible || !visibility.admits(query, key)) {
+          s.at[i][c][e] = -INFINITY;
+          continue;
+        }
+      }
     }
-  };
-  constant constexpr bool CACHE_Q = true, CACHE_O = true;
-  template <typename Out>
-  METAL_FUNC void forward(
+  }
+  return whole && !ADDITIVE;
+}
+}
+}
+namespace flash {
+namespace softmax {
+template <int R, int C> struct Slope {};
+template <int R, int C>
+METAL_FUNC void scale_or_cap(
+    thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
+}
+METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
+}
+}
+namespace flash {
+namespace softmax {
+template <int R> struct State {
+  float m[R / 8];
+  float l[R / 8];
+  METAL_FUNC void clear() thread {
+    for (int i = 0; i < R / 8; i++) {
+      m[i] = -INFINITY;
+      l[i] = 0;
+    }
+  }
+};
+template <int R, int C>
+METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
+  tile::RowVector<R> correction;
+  for (int i = 0; i < R / 8; i++) {
+    float m = -INFINITY;
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
+    m = max(state.m[i], factor * tile::row_max(m));
+    const float reference = m == -INFINITY ? 0 : m;
+    float l = 0;
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
+      l += s.at[i][c][0] + s.at[i][c][1];
+    }
+    correction.at[i] = exp2(state.m[i] - reference);
+    state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
+    state.m[i] = m;
+  }
+  return correction;
+}
+METAL_FUNC void store_statistics(device float* to, float m, float l) {
+  to[0] = l == 0 ? -INFINITY : m;
+  to[1] = l == 0 ? 0 : log2(l);
+}
+}
+}
+namespace flash {
+struct QueryBlock {
+  int b, h, h_k;
+  int block, first;
+  long row0;
+  static METAL_FUNC QueryBlock of(thread const Arguments& args, uint3 position, tile::Lane lane) {
+    const int blocks = (args.Lq + BP - 1) / BP, x = position.x, h = position.y, b = position.z;
+    const int block = (CAUSAL ? blocks - 1 - x : x) * BP;
+    return {
+        b, h, h / (args.Hq / args.Hk), block, block + int(lane.simdgroup) * R, (long(b) * args.Hq + h) * args.Lq};
+  }
+};
+}
+namespace flash {
+constant constexpr bool CACHE_Q = true, CACHE_O = true;
+template <typename Out>
+METAL_FUNC void forward(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
     uint thread_index) {
-    const tile::Lane lane = tile::Lane::of(thread_index);
-    const QueryBlock at = QueryBlock::of(args, position, lane);
-    tile::Memory<Element> memory = {scratch};
-    tile::Rows<Element, BP, R, D, CACHE_Q> q;
-    tile::Traversed<Element, BT, D, BH, THREADS> k;
-    tile::Traversed<Element, BT, DV, BH, THREADS> v;
-    tile::Accumulator<R, DV, BH, CACHE_O> o;
-    softmax::State<R> state;
-    const float factor = softmax::factor_of(args.scale);
-    q.open(args.Q, at.b, at.h, at.first, args.Lq, memory, lane);
-    k.open(memory, lane);
-    k.view(args.K, at.b, at.h_k);
-    v.open(memory, lane);
-    v.view(args.V, at.b, at.h_k);
-    o.open(O + at.row0 * DV, at.first, args.Lq, lane);
-    state.clear();
-    mask::Visibility visibility;
-    visibility.open(args, at.b);
-    visibility.open_head(args, at.b, at.h, at.block);
-    visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
-    tile::PingPong<BP, DV> ping_pong;
-    ping_pong.open(lane);
-    const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
-    for (int n = 0; n < visibility.ranges(); n++) {
-      const mask::Range range = visibility.range(n, seen);
-      for (int c = range.begin; c < range.end;) {
-        k.start(c);
-        v.start(c);
+  const tile::Lane lane = tile::Lane::of(thread_index);
+  const QueryBlock at = QueryBlock::of(args, position, lane);
+  tile::Memory<Element> memory = {scratch};
+  tile::Rows<Element, BP, R, D, CACHE_Q> q;
+  tile::Traversed<Element, BT, D, BH, THREADS> k;
+  tile::Traversed<Element, BT, DV, BH, THREADS> v;
+  tile::Accumulator<R, DV, BH, CACHE_O> o;
+  softmax::State<R> state;
+  const float factor = softmax::factor_of(args.scale);
+  q.open(args.Q, at.b, at.h, at.first, args.Lq, memory, lane);
+  k.open(memory, lane);
+  k.view(args.K, at.b, at.h_k);
+  v.open(memory, lane);
+  v.view(args.V, at.b, at.h_k);
+  o.open(O + at.row0 * DV, at.first, args.Lq, lane);
+  state.clear();
+  mask::Visibility visibility;
+  visibility.open(args, at.b);
+  visibility.open_head(args, at.b, at.h, at.block);
+  visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
+  tile::PingPong<BP, DV> ping_pong;
+  ping_pong.open(lane);
+  const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
+  for (int n = 0; n < visibility.ranges(); n++) {
+    const mask::Range range = visibility.range(n, seen);
+    for (int c = range.begin; c < range.end;) {
+      k.start(c);
+      v.start(c);
 #pragma clang loop unroll(full)
-        for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
-          for (; c < range.end; c += BT) {
-            const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
-            if (at_edge != (edge == 1)) break;
-            if (visibility.skip()) continue;
-            if (tile::produce(k, v, c, range.end)) continue;
-            k.acquire(c, range.end, edge);
-            tile::Tile<float, R, BT> s;
-            tile::begin_abt(s, q, k);
-            ping_pong.arrive();
-            tile::finish_abt<0>(s, q, k);
-            k.release();
-            softmax::Slope<R, BT> slope;
-            softmax::scale_or_cap(s, slope, args);
-            const bool whole = mask::apply(s, visibility, at.first, c, k.valid, lane, edge);
-            const tile::RowVector<R> correction = softmax::step(s, state, factor);
-            tile::Tile<Element, R, BT> p;
-            tile::narrow(p, s);
-            v.acquire(c, range.end, edge);
-            ping_pong.wait();
-            tile::multiply_ab<Element>(o, correction, p, v, whole);
-            v.release();
-          }
+      for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+        for (; c < range.end; c += BT) {
+          const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
+          if (at_edge != (edge == 1)) break;
+          if (visibility.skip()) continue;
+          if (tile::produce(k, v, c, range.end)) continue;
+          k.acquire(c, range.end, edge);
+          tile::Tile<float, R, BT> s;
+          tile::begin_abt(s, q, k);
+          ping_pong.arrive();
+          tile::finish_abt<0>(s, q, k);
+          k.release();
+          softmax::Slope<R, BT> slope;
+          softmax::scale_or_cap(s, slope, args);
+          const bool whole = mask::apply(s, visibility, at.first, c, k.valid, lane, edge);
+          const tile::RowVector<R> correction = softmax::step(s, state, factor);
+          tile::Tile<Element, R, BT> p;
+          tile::narrow(p, s);
+          v.acquire(c, range.end, edge);
+          ping_pong.wait();
+          tile::multiply_ab<Element>(o, correction, p, v, whole);
+          v.release();
         }
       }
     }
-    if (lane.produces()) return;
-    ping_pong.arrive();
-    tile::RowVector<R> normaliser;
-    for (int i = 0; i < R / 8; i++) {
-      const int row = at.first + i * 8 + lane.row;
-      normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
-      if (row < args.Lq && lane.column == 0) {
-        softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
-      }
-    }
-    o.store(O + at.row0 * DV, at.first, normaliser);
   }
+  if (lane.produces()) return;
+  ping_pong.arrive();
+  tile::RowVector<R> normaliser;
+  for (int i = 0; i < R / 8; i++) {
+    const int row = at.first + i * 8 + lane.row;
+    normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
+    if (row < args.Lq && lane.column == 0) {
+      softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
+    }
+  }
+  o.store(O + at.row0 * DV, at.first, normaliser);
+}
 }
 
 // The body
@@ -691,4 +713,4 @@ args.Hk = K_shape[1];
 args.Lq = Q_shape[2];
 args.Lk = K_shape[2];
 flash::forward(
-      args, O, L, scratch, threadgroup_position_in_grid, thread_index_in_threadgroup);
+    args, O, L, scratch, threadgroup_position_in_grid, thread_index_in_threadgroup);
