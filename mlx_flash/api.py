@@ -9,13 +9,16 @@ from .autodiff.learned import numbers_of
 from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
+from .problem.latent import columns_of, packed_columns_of
+from .problem.quantization import quantization_of
 
 
 def attention(
     q: mx.array,
     k: mx.array,
-    v: mx.array,
+    v: mx.array | None = None,
     *,
+    value_dim: int | None = None,
     scale: float | None = None,
     mask: str | mx.array | BlockMask | None = None,
     causal: bool = False,
@@ -24,6 +27,8 @@ def attention(
     alibi_slopes: mx.array | None = None,
     sinks: mx.array | None = None,
     segments: tuple[mx.array, mx.array] | None = None,
+    lengths: mx.array | tuple[mx.array | None, mx.array] | None = None,
+    pages: mx.array | None = None,
     dropout: float = 0.0,
     key: mx.array | None = None,
     return_lse: bool | str = False,
@@ -34,7 +39,9 @@ def attention(
     Args:
         q: [B, Hq, Lq, D], float32, float16 or bfloat16. Any D of at least 1; multiples of 8 avoid a padded copy.
         k: [B, Hk, Lk, D], q's dtype. Hq must be a multiple of Hk: query head h uses key head h // (Hq // Hk).
-        v: [B, Hk, Lk, Dv], q's dtype.
+        v: [B, Hk, Lk, Dv], q's dtype. Latent attention: None, or k itself; values are then the first columns of keys,
+            and forward kernels load keys once for both.
+        value_dim: where v is None, the number of those columns.
         scale: multiplies q k^T; finite. None means 1/sqrt(D). An mx.array of one number is a learned scale: q is
             multiplied by it, and its gradient is MLX's.
         mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
@@ -50,6 +57,15 @@ def attention(
         sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
         segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
             Ids of more than 32 bits are read to see that they fit.
+        lengths: integers [B], the keys of every batch entry; or (of queries or None, of keys). Positions count from
+            each entry's own end: its last query has the position of its last key. Queries behind their entry's end give
+            zeros (LSE -inf); what lies behind an end, NaN too, reaches nothing. Larger numbers than Lq and Lk count as
+            these. Not beside segments.
+        pages: int32 [B, n], or [1, n] for all entries: k is a pool [N, Hk, P, D] and v [N, Hk, P, Dv], and key j of
+            entry b is row j % P of page pages[b, j // P]; Lk is n * P. Needs lengths; P is a multiple of 8, and 64 fits
+            the kernels' blocks. A pool [N, P, Hk, D] is read in place through .swapaxes(1, 2). Entries of the table
+            behind the last key are not read. That the others name pages of the pool is the caller's duty: the simulator
+            stops at one that does not, a GPU reads what lies there. Forward only; not beside BlockMask or dropout.
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
         key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
         return_lse: also return the natural logarithm of each row's sum of exponentials (LSE), differentiable. "split":
@@ -76,8 +92,11 @@ def attention(
     """
     arguments = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
-        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "dropout": dropout, "key": key,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
+        "dropout": dropout, "key": key, "latent": v is None or v is k,
     }  # fmt: skip
+    if v is None or value_dim is not None:
+        v = columns_of(k, v, value_dim)
     if mx.array in (type(scale), type(softcap), type(dropout)):
         q, arguments = numbers_of(q, arguments, stream)
     call = prepared(q, k, v, current_backend(), stream, return_lse, arguments)
@@ -87,8 +106,9 @@ def attention(
 def quantized_attention(
     q: mx.array,
     k: tuple[mx.array, ...],
-    v: tuple[mx.array, ...],
+    v: tuple[mx.array, ...] | None = None,
     *,
+    value_dim: int | None = None,
     group_size: int | None = None,
     bits: int | None = None,
     mode: str = "affine",
@@ -100,6 +120,8 @@ def quantized_attention(
     alibi_slopes: mx.array | None = None,
     sinks: mx.array | None = None,
     segments: tuple[mx.array, mx.array] | None = None,
+    lengths: mx.array | tuple[mx.array | None, mx.array] | None = None,
+    pages: mx.array | None = None,
     return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
@@ -113,8 +135,9 @@ def quantized_attention(
         v: the same for [B, Hk, Lk, Dv].
         mode, bits, group_size: "affine" with 4 or 8 bits and groups of 32, 64 or 128 (default 4 and 64); "mxfp4" (4
             bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
-        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, return_lse, stream: as in `attention`. What
-            it has beyond these, dropout, belongs to training.
+        value_dim: where v is None, as in `attention`: a multiple of group_size.
+        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, lengths, pages, return_lse, stream: as in
+            `attention`; every part of k and v is paged alike. What it has beyond these, dropout, belongs to training.
 
     Returns:
         [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" float32 [2, B, Hq, Lq].
@@ -128,8 +151,11 @@ def quantized_attention(
     """
     arguments = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
-        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
+        "latent": v is None or v is k,
     }  # fmt: skip
+    if v is None or value_dim is not None:
+        v = packed_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
     if mx.array in (type(scale), type(softcap)):
         q, arguments = numbers_of(q, arguments, stream)
     backend = current_backend()

@@ -19,7 +19,7 @@ from ..common.scalars import shown
 from ..kernels.plan import plan
 from ..masks import BlockMask
 from ..problem.kinds import FORWARD
-from ..problem.problem import Problem, Signature, padded, signature_of, sized
+from ..problem.problem import SIZED, Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
 from .operands import operands
@@ -28,7 +28,6 @@ from .vjp import attend, refuse_shapeless
 
 CACHE_SIZE = 1024  # signatures that are kept
 SPLIT = "split"  # of return_lse: largest score and logarithm of the sum, apart
-SIZED = ("mask", "segments")  # arguments whose axes follow the lengths: checked with every call
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
 REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths; different lengths
@@ -70,10 +69,10 @@ class Call:
         """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
         do not fit together."""
         k_shape, v_shape = (k.shape, v.shape) if self.quantization is None else (k[0].shape, v[0].shape)
-        problem = sized(self.signature, q.shape, k_shape, v_shape, arguments["mask"], arguments["segments"])
+        problem = sized(self.signature, q.shape, k_shape, v_shape, *(arguments[name] for name in SIZED))
         if self.quantization:
             _check_part_lengths(k, v, self.quantization)
-        if problem.empty:
+        if problem.empty or not k_shape[0]:
             return self._nothing(problem, q.dtype, arguments["sinks"])
         extras = operands(problem, **arguments)
         if self._attention is None:
@@ -170,7 +169,8 @@ def prepared(
         given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
         form = packing and _static(packing, "packing")
-        key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, *given)
+        page = None if arguments.get("pages") is None else _page(k)
+        key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, page, *given)
         call = _cache.get(key)
     except TypeError:  # an argument whose type is unknown here is checked every time
         key = call = None
@@ -188,6 +188,14 @@ def clear_cache() -> None:
     _cache.clear()
     attend.cache_clear()
     plan.cache_clear()
+
+
+def _page(k) -> int:
+    """Rows of a page of keys, whose number is part of a kernel's text. Raises TypeError where k is no array."""
+    keys = k[0] if isinstance(k, (tuple, list)) and k else k
+    if type(keys) is not mx.array or keys.ndim != 4:
+        raise TypeError
+    return keys.shape[2]
 
 
 def _static(value, name: str = "operand"):

@@ -9,6 +9,7 @@ from ..common.mlx_private import contiguous as contiguous_by_views
 from ..common.scalars import shown, traced
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
+from ..problem.rows import pair
 from ..transforms.trace import mapped_array
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
@@ -24,7 +25,16 @@ def contiguous(array: mx.array) -> mx.array:
 
 
 def operands(
-    problem: Problem, *, mask=None, alibi_slopes=None, sinks=None, segments=None, key=None, **_
+    problem: Problem,
+    *,
+    mask=None,
+    alibi_slopes=None,
+    sinks=None,
+    segments=None,
+    lengths=None,
+    pages=None,
+    key=None,
+    **_,
 ) -> dict[str, mx.array]:
     """Named arrays of the variants that are on, from the checked arguments of `attention`."""
     variants, arrays = problem.variants, {}
@@ -41,6 +51,11 @@ def operands(
             arrays[name] = mx.broadcast_to(contiguous(_int32(name, ids)), (problem.batch, length))
     if variants.shifts:
         arrays["shifts"] = segment_shifts(arrays["q_segments"], arrays["k_segments"])
+    if variants.lengths:
+        arrays["lengths"] = row_lengths(problem, lengths)
+    if variants.page:
+        # A table that all entries share is not repeated: kernels step from entry to entry by the stride.
+        arrays["pages"] = mx.broadcast_to(contiguous(pages), (problem.batch, pages.shape[1]))
     if variants.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():
@@ -64,6 +79,15 @@ def _int32(name: str, ids) -> mx.array:
         if least < -(2**31) or most >= 2**31:
             raise wrong(f"segments {name[0]}_ids", "ids that fit 32 signed bits", f"{least} to {most}", remedy)
     return ids.astype(mx.int32)
+
+
+def row_lengths(problem: Problem, lengths) -> mx.array:
+    """Of every batch entry the queries and the keys that exist, int32 [B, 2]."""
+    queries, keys = pair(lengths)
+    queries = mx.full((problem.batch,), problem.query_length, mx.int32) if queries is None else queries
+    return mx.stack(
+        [(one if isinstance(one, mx.array) else mx.array(one)).astype(mx.int32) for one in (queries, keys)], 1
+    )
 
 
 def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:
@@ -92,7 +116,7 @@ def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Prob
     """The problem whose operands these are, by name: lengths are read off the arrays."""
     if "Q" in arrays:
         batch, _, queries, _ = arrays["Q"].shape
-        keys = arrays["K"].shape[2]
+        keys = arrays["K"].shape[2] * (arrays["pages"].shape[1] if "pages" in arrays else 1)
     else:
         batch, _, queries, _ = arrays["dO"].shape
         keys = 0  # delta sums rows of dO and O: no key takes part
@@ -117,6 +141,8 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
         inputs["q_segments"] = mx.concatenate([inputs["q_segments"], inputs.pop("shifts")], axis=1, stream=stream)
     elif variants.shifts:
         inputs["shifts"] = inputs["shifts"].flatten(stream=stream)
+    if variants.lengths:
+        inputs["lengths"] = inputs["lengths"].flatten(stream=stream)
     if variants.window:
         inputs["window"] = variants.window
     if variants.softcap:

@@ -73,6 +73,8 @@ _FORWARD_ONLY = partial(
     _refuse, "it is forward only: for derivatives, dequantize and call attention.", function="quantized_attention"
 )
 
+_NO_PAGES = partial(_refuse, "derivatives through pages are not available: gather keys and values, and pass no pages.")
+
 
 def custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = NO_JVP) -> Callable:
     wrapped = mx.custom_function(function)
@@ -107,8 +109,9 @@ class Attention:
     def __init__(self, signature: Signature, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
         self.signature, self.names, self.backend, self.stream = signature, names, backend, stream
         self.with_lse = with_lse
-        quantized = signature.variants.quantization is not None
-        self._vjp, self._jvp = (_FORWARD_ONLY, _FORWARD_ONLY) if quantized else (self._backward, NO_JVP)
+        self._vjp, self._jvp = self._backward, NO_JVP
+        if signature.variants.quantization or signature.variants.page:
+            self._vjp = self._jvp = _FORWARD_ONLY if signature.variants.quantization else _NO_PAGES
         self._choices: dict[object, Choice] = {}
         self.refused = ""  # why something else serves in place of a kernel of this signature, if it does
         self._guard = _guard(self._jvp)

@@ -41,29 +41,32 @@ def mapped(
         name: mx.zeros(array.shape[moves:], array.dtype) for name, (array, moves) in held.items()
     }  # never computed
     problem = problem_of_arrays(signature, entry)
+    # A pool of pages has no batch axis either.
+    shared = SHARED | {name for name in names if problem.variants.page and name[0] in "KV"}
     if size == 0:
         return [mx.zeros((0, *one.shape), one.dtype) for one in stand_in(kind, problem)]
     # Entries of one launch share these, and dropout's pattern counts batch entries: each maps to a call of its own.
-    if problem.variants.dropout or any(name in SHARED and moves for name, (_, moves) in held.items()):
+    if problem.variants.dropout or any(name in shared and moves for name, (_, moves) in held.items()):
         entries = [call(*(array[n] if moves else array for array, moves in held.values())) for n in range(size)]
         return [mx.stack(outputs) for outputs in zip(*entries)]
     spread = kind is BACKWARD_MASK  # each entry's mask has a gradient of its own
-    folded = {name: _folded(name, array, moves, size, problem, spread) for name, (array, moves) in held.items()}
+    folded = {
+        name: array if name in shared else _folded(name, array, moves, size, problem, spread)
+        for name, (array, moves) in held.items()
+    }
     outputs = call(*folded.values())
     return [_unfolded(name, array, size, problem) for name, array in zip(kind.outputs, outputs)]
 
 
 def _folded(name: str, array: mx.array, moves: bool, size: int, problem: Problem, spread: bool) -> mx.array:
-    """[size * B, ...]; what all entries share stays as it is."""
-    if name in SHARED:
-        return array
+    """[size * B, ...]"""
     if name == "attention_mask":
         if array.shape[0] == 1 and not moves and not spread:
             return array
         array = mx.broadcast_to(array, (*array.shape[:-4], problem.batch, *array.shape[-3:]))
     array = (array if moves else mx.broadcast_to(array, (size, *array.shape))).flatten(0, 1)
     # Of these, kernels read only the batch axis by its stride; the mapped axis may have been the last one.
-    return contiguous(array) if name in ("q_segments", "k_segments", "shifts") else array
+    return contiguous(array) if name in ("q_segments", "k_segments", "shifts", "pages") else array
 
 
 def _unfolded(name: str, array: mx.array, size: int, problem: Problem) -> mx.array:

@@ -21,8 +21,10 @@ TYPES = {
 LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_shape[2]"}
 
 
-def lengths(kind: KernelKind) -> dict[str, str]:
+def lengths(kind: KernelKind, inputs: tuple[str, ...]) -> dict[str, str]:
     """Axes that the kernel reads, and the expressions that give them."""
+    if "pages" in inputs:
+        return lengths(kind, ()) | {"Lk": "pages_shape[1] * K_shape[2]"}
     if kind is DELTA:
         return {"Hq": "dO_shape[1]", "Lq": "dO_shape[2]"}
     if kind is COMBINE:
@@ -33,13 +35,20 @@ def lengths(kind: KernelKind) -> dict[str, str]:
 
 
 def members(inputs: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-    """Member -> (its type, the expression that fills it). Scales and biases of a quantized operand belong to it."""
+    """Member -> (its type, the expression that fills it). Scales and biases of a quantized operand belong to it,
+    and so does the table of its pages."""
     found = {}
+    paged = ("K", "V") if "pages" in inputs else ()  # operands that the table of pages belongs to
     for name in inputs:
         parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
         views = [f"{{{one}, {one}_strides}}" for one in (name, *parts)]
+        views += ["{pages, pages_strides}"] if name in paged else []
         if name in VIEWS and parts:
             found[name] = "QuantizedView", f"{{{', '.join(views)}}}"
+        elif name in paged:
+            found[name] = "PagedView", f"{{{', '.join(views)}}}"
+        elif name == "pages":
+            continue
         elif name in VIEWS or TYPES.get(name, "").startswith("Strided"):
             found[name] = TYPES.get(name, "View"), views[0]
         elif name in TYPES:
@@ -51,13 +60,13 @@ def struct(kind: KernelKind, inputs: tuple[str, ...]) -> str:
     """The definition of `flash::Arguments`."""
     lines = [f"  {kept} {name};" for name, (kept, _) in members(inputs).items()]
     return "\n".join(
-        ["namespace flash {", "struct Arguments {", *lines, f"  int {', '.join(lengths(kind))};", "};", "}", ""]
+        ["namespace flash {", "struct Arguments {", *lines, f"  int {', '.join(lengths(kind, inputs))};", "};", "}", ""]
     )
 
 
 def body(kind: KernelKind, inputs: tuple[str, ...]) -> str:
     """What MLX puts between the braces of the kernel."""
-    filled = {name: value for name, (_, value) in members(inputs).items()} | lengths(kind)
+    filled = {name: value for name, (_, value) in members(inputs).items()} | lengths(kind, inputs)
     scratch = ["alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];"] if kind.tiled else []
     passed = ["args", *kind.outputs, *(["scratch"] if kind.tiled else [])]
     return "\n".join(

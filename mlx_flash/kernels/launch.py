@@ -18,13 +18,13 @@ from .split_kv import gqa_rows
 # Strided operands, passed as bytes: kernels read views of any layout in place.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
 # Operands that kernels index without strides: copied unless they are row-contiguous.
-CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "shifts", "dropout_key"})
+CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "shifts", "lengths", "dropout_key"})
 STATISTICS = frozenset({"L", "delta", "L_parts"})  # of rows, whose axes kernels know
 # Kernels hold device pointers to these, so short ones are padded beyond what MLX passes in the constant address space.
 NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
     {
-        "attention_mask", "slopes", "sinks", "q_segments", "k_segments", "shifts", "block_map", "block_lists",
-        "block_counts", *STATISTICS,
+        "attention_mask", "slopes", "sinks", "q_segments", "k_segments", "shifts", "lengths", "pages", "block_map",
+        "block_lists", "block_counts", *STATISTICS,
     }
 )  # fmt: skip
 
@@ -129,5 +129,7 @@ def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
         value = contiguous(value)
     if name in NEEDS_DEVICE_ADDRESS_SPACE and value.size < CONSTANT_BELOW:
         value = mx.reshape(value, (-1,)) if name in STATISTICS else value
+        if name == "pages":  # whose rows kernels count
+            return mx.pad(value, [(0, CONSTANT_BELOW), (0, 0)])
         return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
     return value

@@ -90,7 +90,7 @@ def build(
         widths = _read_widths(row, family, dtype, max(head_dim, value_dim))
         constants |= {name: str(width) for name, width in widths.items()}
         constants["SCRATCH"] = str(threadgroup_elements(kind, row, family, head_dim, value_dim))
-    inputs = kind.inputs + variants.inputs(kind)
+    inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
     parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants)}
     shared = "constants" if kind.tiled else "views"
     parts[shared] += compact(arguments.struct(kind, inputs))
@@ -111,7 +111,7 @@ def build(
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
     """What templates may ask in `#if`, or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
-        absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS"), 0)
+        absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES"), 0)
         return {**absent, "SCALED_FIRST": int(variants.scaled_first)}
     layer, holes = LAYERS[row.tiles], variants.holes(kind)
     return {

@@ -10,9 +10,11 @@ import mlx.core as mx
 
 from ..common.errors import wrong
 from ..common.scalars import real, shown
+from .rows import check_extents
 from .variants import Variants, check_lengths, variants_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+SIZED = ("mask", "segments", "lengths", "pages")  # arguments whose axes follow the lengths: checked with every call
 MAX_LENGTH = 2**30  # of queries and keys: kernels count rows in 32 bits, and add two of them
 
 
@@ -44,8 +46,9 @@ class Signature:
 
 class Problem(NamedTuple):
     """One call: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim], v
-    [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns. `mask_shape`: the array
-    mask's own four axes, each 1 or the full length.
+    [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns. Where keys are in pages,
+    key_length is that of a row of the table, and where entries have lengths of their own, lengths are the longest.
+    `mask_shape`: the array mask's own four axes, each 1 or the full length.
     """
 
     signature: Signature
@@ -92,11 +95,13 @@ class Problem(NamedTuple):
         return (self.batch, self.query_heads, self.query_length, self.value_dim)
 
 
-def signature_of(q, k, v, *, scale=None, **options) -> Signature:
-    """Checks all that does not depend on lengths. Raises ValueError naming the argument, what was expected, what came
-    and what to do."""
+def signature_of(q, k, v, *, scale=None, latent=False, **options) -> Signature:
+    """Checks all that does not depend on lengths. `latent`: v is made of k's first columns. Raises ValueError naming
+    the argument, what was expected, what came and what to do."""
     _check_arrays(q, k, v)
     _check_heads(q, k, v)
+    if options.get("pages") is not None:
+        options["page"] = k.shape[2]
     return Signature(
         query_heads=q.shape[1],
         key_heads=k.shape[1],
@@ -104,24 +109,29 @@ def signature_of(q, k, v, *, scale=None, **options) -> Signature:
         value_dim=v.shape[3],
         dtype=DTYPES[q.dtype],
         scale=_checked_scale(scale, q.shape[3]),
-        variants=variants_of(q.shape[1], q.dtype, **options),
+        variants=variants_of(q.shape[1], q.dtype, latent=latent, **options),
     )
 
 
-def sized(signature: Signature, q_shape, k_shape, v_shape, mask=None, segments=None) -> Problem:
+def sized(
+    signature: Signature, q_shape, k_shape, v_shape, mask=None, segments=None, lengths=None, pages=None
+) -> Problem:
     """The problem of arrays of these shapes, whose heads and dimensions are the signature's. Raises ValueError where
     batch or lengths do not fit together."""
-    if k_shape[0] != q_shape[0]:
+    if pages is None and k_shape[0] != q_shape[0]:
         raise wrong("k", f"batch {q_shape[0]} as in q", f"batch {k_shape[0]} (shape {k_shape})", "Match axis 0.")
     if v_shape[:3] != k_shape[:3]:
         raise wrong(
             "v", f"batch, heads and length {k_shape[:3]} as in k", f"{v_shape[:3]} (shape {v_shape})",
             "Give k and v the same first three axes.",
         )  # fmt: skip
-    for name, length in (("q", q_shape[2]), ("k", k_shape[2])):
+    if lengths is not None:
+        check_extents(q_shape[0], lengths, pages)
+    keys = k_shape[2] if pages is None else k_shape[2] * pages.shape[1]
+    for name, length in (("q", q_shape[2]), ("k", keys)):
         if length >= MAX_LENGTH:
             raise wrong(name, f"fewer than {MAX_LENGTH} rows", length, "Split the sequence and merge the parts.")
-    shape = (*q_shape[:3], k_shape[2])
+    shape = (*q_shape[:3], keys)
     variants = signature.variants
     mask_shape = None
     if variants.mask or variants.segments or variants.block:
@@ -129,10 +139,10 @@ def sized(signature: Signature, q_shape, k_shape, v_shape, mask=None, segments=N
     return Problem(signature, shape[0], shape[2], shape[3], mask_shape)
 
 
-def problem_of(q, k, v, *, mask=None, segments=None, **options) -> Problem:
+def problem_of(q, k, v, **options) -> Problem:
     """Checks the arguments of `attention` and returns their Problem. Raises ValueError as `signature_of` does."""
-    signature = signature_of(q, k, v, mask=mask, segments=segments, **options)
-    return sized(signature, q.shape, k.shape, v.shape, mask, segments)
+    signature = signature_of(q, k, v, **options)
+    return sized(signature, q.shape, k.shape, v.shape, *(options.get(name) for name in SIZED))
 
 
 def _check_arrays(q, k, v):

@@ -18,6 +18,7 @@ from ..common.scalars import listed, real, shown, truth, whole
 from ..masks import BlockMask
 from .kinds import BACKWARD_KINDS, DECODE, KernelKind
 from .quantization import UNQUANTIZED, Quantization
+from .rows import check_form, check_pages
 
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
 FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
@@ -37,9 +38,10 @@ def _variant(default, hole: str, *arguments: str, name: str | None = None, witho
 class Variants:
     """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
     mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
-    mask. `shifts`: arrays say where queries are among the keys. `dropout`: a probability. `quantization`: the format of
-    keys and values. Values that a kernel reads as arguments (the window's sides, the cap, the probability) do not
-    change its text: see `text`.
+    mask. `shifts`: arrays say where queries are among the keys. `lengths`: batch entries have lengths of their own.
+    `page`: rows of a page of keys and values. `latent`: values are the first columns of keys. `dropout`: a probability.
+    `quantization`: the format of keys and values. Values that a kernel reads as arguments (the window's sides, the cap,
+    the probability) do not change its text: see `text`.
     """
 
     causal: bool = _variant(False, "CAUSAL")
@@ -52,6 +54,9 @@ class Variants:
         False, "HAS_SEGMENTS", "Strided<int> q_segments", "Strided<int> k_segments", name="segments"
     )
     shifts: bool = _variant(False, "HAS_SHIFTS", "const device int* shifts", name="shifts")
+    lengths: bool = _variant(False, "HAS_LENGTHS", "const device int* lengths", name="lengths")
+    page: int | None = _variant(None, "HAS_PAGES", "Strided<int> pages", name="pages{}", without=BACKWARD_KINDS)
+    latent: bool = _variant(False, "LATENT", name="latent", without=BACKWARD_KINDS)
     block: int | None = _variant(
         None, "HAS_BLOCKS", "Strided<int> block_map", "const device uint8_t* block_bitmaps",
         "Strided<int> block_lists", "Strided<int> block_counts", name="blocks{}",
@@ -99,6 +104,12 @@ class Variants:
             found.remove("shifts")  # which follow the queries' segments, in one operand
         return tuple(found)
 
+    def absent(self, kind: KernelKind) -> tuple[str, ...]:
+        """Arguments of the kind that the kernel has no use for: its values are columns of keys."""
+        parts = self.quantization.inputs if self.quantization else ()
+        own = self.latent and kind not in BACKWARD_KINDS
+        return ("V", *(name for name in parts if name.startswith("V"))) if own else ()
+
     def holes(self, kind: KernelKind) -> dict[str, object]:
         """Constants of the shared templates."""
         on = {variant["hole"] for _, variant in self._active(kind)}
@@ -111,6 +122,7 @@ class Variants:
             "ADDITIVE": self.additive,
             "MASK_ELEMENT": METAL_TYPES[self.mask or "bool"],
             "BLOCK": self.block or 1,
+            "PAGE": self.page or 1,
         }
 
     def names(self, kind: KernelKind) -> list[str]:
@@ -125,14 +137,17 @@ ARGUMENT_TYPES = {name: kept for one in fields(Variants) for name, kept in one.m
 NUMBERS = tuple(one.name for one in fields(Variants) if one.type.startswith("float"))
 
 # Arguments of `attention` that are arrays: dtype and static axes decide which kernels run, values do not.
-ARRAYS = ("mask", "alibi_slopes", "sinks", "segments", "key")
+ARRAYS = ("mask", "alibi_slopes", "sinks", "segments", "lengths", "pages", "key")
 
 
 def variants_of(
     heads: int, dtype: mx.Dtype, *, mask=None, causal=False, window=None, softcap=None, alibi_slopes=None, sinks=None,
-    segments=None, dropout=0.0, key=None,
+    segments=None, lengths=None, pages=None, dropout=0.0, key=None, page=None, latent=False,
 ) -> Variants:  # fmt: skip
-    """The variants of a call from its arguments, checked as far as lengths do not matter. Raises ValueError."""
+    """The variants of a call from its arguments, checked as far as lengths do not matter. Raises ValueError.
+
+    `page`: rows of a page, where there are pages. `latent`: values are columns of keys.
+    """
     if isinstance(mask, str) and mask != "causal":
         raise wrong("mask", 'None, "causal", an array or a BlockMask', repr(mask), "Check the spelling.")
     if truth(causal) is None:
@@ -142,6 +157,10 @@ def variants_of(
             _check_per_head(name, array, heads, dtype)
     if segments is not None:
         _check_segments(segments)
+    if lengths is not None:
+        check_form(lengths, segments)
+    if pages is not None:
+        check_pages(pages, page, lengths, isinstance(mask, BlockMask), dropout)
     causal, window = truth(causal) or isinstance(mask, str), _window(window)
     # Where queries and keys have the same ids, every segment begins and ends at the same rows of both.
     positions = causal or window is not None or alibi_slopes is not None
@@ -154,6 +173,9 @@ def variants_of(
         softcap=_softcap(softcap),
         segments=segments is not None,
         shifts=segments is not None and positions and segments[0] is not segments[1],
+        lengths=lengths is not None,
+        page=None if pages is None else page,
+        latent=latent,
         block=mask.block if isinstance(mask, BlockMask) else None,
         dropout=_dropout(dropout, key),
     )

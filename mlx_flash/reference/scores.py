@@ -37,11 +37,18 @@ class Scores:
             self.shifts = extras["q_segments"][:, problem.query_length : 2 * problem.query_length]
         elif problem.variants.shifts:
             self.shifts = extras["shifts"].reshape(problem.batch, -1)[:, : problem.query_length]
+        self.lengths = None  # of queries and of keys, [B, 1, 1, 1, 1] each
+        if problem.variants.lengths:
+            ends = mx.clip(
+                extras["lengths"].reshape(-1, 2), 0, mx.array([problem.query_length, problem.key_length], mx.int32)
+            )
+            self.shifts = mx.broadcast_to(ends[:, 1:] - ends[:, :1], (problem.batch, problem.query_length))
+            self.lengths = [ends[:, n].reshape(-1, 1, 1, 1, 1) for n in (0, 1)]
         self.left, self.right = problem.variants.window or (None, None)
         if problem.variants.causal:
             self.right = 0
 
-    def start(self, shape) -> tuple[mx.array, mx.array]:
+    def start(self, shape, rows: slice) -> tuple[mx.array, mx.array]:
         """m and l of rows before the first key: those of the sink, or -inf and 0."""
         if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
@@ -49,6 +56,8 @@ class Scores:
         if not self.problem.variants.scaled_first:
             sinks = sink_exponents(sinks)
         m = mx.broadcast_to(sinks, shape)
+        if self.lengths:
+            m = mx.where(mx.arange(rows.start, rows.stop)[:, None] < self.lengths[0], m, -math.inf)
         return m, mx.where(m == -math.inf, 0.0, 1.0)
 
     def exponential(self, distance: mx.array, log2_sum: mx.array | float = 0.0) -> mx.array:
@@ -109,6 +118,9 @@ class Scores:
             tests.append(distance <= self.right)
         if self.left is not None and (unknown or keys.start < last - self.left):
             tests.append(distance >= -self.left)
+        if self.lengths:
+            tests.append(mx.arange(rows.start, rows.stop)[:, None] < self.lengths[0])
+            tests.append(mx.arange(keys.start, keys.stop) < self.lengths[1])
         if variants.segments:
             q_ids, k_ids = self.extras["q_segments"][:, rows], self.extras["k_segments"][:, keys]
             tests.append((q_ids[:, :, None] == k_ids[:, None])[:, None, None])

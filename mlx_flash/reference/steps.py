@@ -41,13 +41,27 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
 
 
 def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
-    """Rows of K or V in float32, dequantized (after `done`) if they are quantized."""
+    """Rows of K or V in float32, gathered from their pages and dequantized (after `done`) if they need it."""
     quantization = problem.variants.quantization
+    names = [name, *(one for one in (quantization.inputs if quantization else ()) if one.startswith(f"{name}_"))]
+    parts = [operands[one] for one in names]
+    if problem.variants.page:
+        parts, keys = _gathered(problem, parts, operands, keys)
     if quantization is None:
-        return _key_rows(operands[name], keys)
-    parts = [operands[name], *(operands[one] for one in quantization.inputs if one.startswith(f"{name}_"))]
+        return _key_rows(parts[0], keys)
     values = quantization.dequantized(keys, getattr(mx, problem.dtype), *_after(done, *parts))
     return values[:, :, None].astype(mx.float32)
+
+
+def _gathered(problem: Problem, parts: list[mx.array], operands: dict, keys: slice) -> tuple[list[mx.array], slice]:
+    """The pages that hold some keys side by side, and where the keys then are. Entries of the table behind the end of
+    a batch entry mean nothing."""
+    page = problem.variants.page
+    first, last = keys.start // page, -(-keys.stop // page)
+    exists = mx.arange(first, last) * page < operands["lengths"].reshape(-1, 2)[:, 1:]
+    table = mx.where(exists, operands["pages"][:, first:last], 0)
+    rows = [part[table].swapaxes(1, 2).flatten(2, 3) for part in parts]  # [B, heads, rows, columns]
+    return rows, slice(keys.start - first * page, keys.stop - first * page)
 
 
 def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx.array]:
@@ -56,7 +70,7 @@ def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx
     queries, operands = _grouped(problem, Q), {"K": K, "V": V, **extras}
     for rows in _blocks(problem.query_length):
         q = queries[..., rows, :]
-        m, l = scores.start((*q.shape[:-1], 1))
+        m, l = scores.start((*q.shape[:-1], 1), rows)
         o = mx.zeros((*q.shape[:-1], problem.value_dim))
         for keys in _blocks(problem.key_length):
             if scores.nothing_seen(rows, keys):

@@ -46,7 +46,11 @@ METAL_FUNC void decode(
   k.open(memory, lane);
   k.view(args.K, b, h_k);
   v.open(memory, lane);
+#if LATENT
+  v.view(args.K, b, h_k);  // values are the first DV columns of keys
+#else
   v.view(args.V, b, h_k);
+#endif
   o.open(O + row0 * DV, first, rows, lane);
   state.clear();
 #if HAS_SINKS
@@ -64,6 +68,9 @@ METAL_FUNC void decode(
     for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
       for (; c < end; c = next) {
         next = min(c + BT, end);
+#if HAS_PAGES
+        next = min(next, (c / PAGE + 1) * PAGE);
+#endif
 #if HAS_BLOCKS
         next = min(next, (c / BLOCK + 1) * BLOCK);
         const bool entered = visibility.enter_gqa_block(block, block + BP - 1, c);
@@ -100,6 +107,10 @@ METAL_FUNC void decode(
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = first + i * 8 + lane.row;
+#if HAS_LENGTHS && HAS_SINKS
+    // Behind the entry's end not even the sink is seen.
+    if (visibility.query_of(row) >= visibility.queries) state.clear(i, -INFINITY);
+#endif
     normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row >= rows || lane.column != 0) continue;
     if (parts > 1) {

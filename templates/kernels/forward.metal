@@ -50,7 +50,11 @@ METAL_FUNC void forward(
   k.open(memory, lane);
   k.view(args.K, at.b, at.h_k);
   v.open(memory, lane);
+#if LATENT
+  v.view(args.K, at.b, at.h_k);  // values are the first DV columns of keys
+#else
   v.view(args.V, at.b, at.h_k);
+#endif
   o.open(O + at.row0 * DV, at.first, args.Lq, lane);
   state.clear();
 #if HAS_SINKS
@@ -115,6 +119,9 @@ METAL_FUNC void forward(
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = at.first + i * 8 + lane.row;
+#if HAS_LENGTHS && HAS_SINKS
+    if (row >= visibility.queries) state.clear(i, -INFINITY);  // behind the entry's end not even the sink is seen
+#endif
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row < args.Lq && lane.column == 0) {
       softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);

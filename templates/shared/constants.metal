@@ -12,6 +12,9 @@ constant constexpr bool TRANSPOSED = $OVER_KEYS;      // rows of a tile are keys
 #if HAS_MASK
 using MaskElement = $MASK_ELEMENT;
 #endif
+#if HAS_PAGES
+constant constexpr int PAGE = $PAGE;  // rows of a page of keys and values
+#endif
 #if HAS_BLOCKS
 constant constexpr int BLOCK = $BLOCK;  // rows and columns of a block of the block mask
 #endif

@@ -11,6 +11,8 @@
 // head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of know.
 //
 // A query's own position among the keys is i + keys - queries: causality and windows align to the lower right. With
+// HAS_LENGTHS both are those of the batch entry, lengths [B, 2], at most Lq and Lk: queries behind the entry's end see
+// nothing, and nothing sees keys behind it. With
 // HAS_SHIFTS it is i + q_shifts[i], and k_shifts[j] for the queries that key j meets: segments of unequal lengths align
 // to their own lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow q_segments' rows,
 // because Metal gives a kernel no more than 31 buffers.
@@ -38,6 +40,9 @@ METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane
 
 struct Visibility {
   int rows, queries, keys;  // rows = queries except in decoding
+#if HAS_LENGTHS
+  int all_queries;  // of the longest batch entry; `queries` are those of this one
+#endif
 #if HAS_WINDOW
   int left, right;  // keys this far before and after the query's own position
 #endif
@@ -80,6 +85,11 @@ struct Visibility {
     rows = queries;
 #endif
     keys = args.Lk;
+#if HAS_LENGTHS
+    all_queries = queries;
+    queries = clamp(args.lengths[2 * b], 0, queries);
+    keys = clamp(args.lengths[2 * b + 1], 0, keys);
+#endif
 #if HAS_WINDOW
     left = args.window[0];
     right = args.window[1];
@@ -138,7 +148,10 @@ struct Visibility {
 #endif
   }
 
-#if GQA_PACKED
+#if GQA_PACKED && HAS_LENGTHS
+  METAL_FUNC int query_of(int row) const thread { return row % all_queries; }
+  METAL_FUNC int head_of(int row) const thread { return row / all_queries; }
+#elif GQA_PACKED
   METAL_FUNC int query_of(int row) const thread { return row % queries; }
   METAL_FUNC int head_of(int row) const thread { return row / queries; }
 #else
@@ -217,12 +230,18 @@ struct Visibility {
   }
 
   METAL_FUNC Range keys_of(int first_query, int last_query) const thread {
+#if HAS_LENGTHS
+    if (first_query >= queries) return {0, 0};
+#endif
     return keys_at(first_query + least_shift(), min(last_query, queries - 1) + largest_shift());
   }
 
   // The keys that a row sees by causality and windows
   METAL_FUNC Range seen_by(int row) const thread {
     if (row >= rows) return {0, 0};
+#if HAS_LENGTHS
+    if (query_of(row) >= queries) return {0, 0};
+#endif
     const int query = query_of(row), position = query + shift_of_query(query);
     return keys_at(position, position);
   }
@@ -238,6 +257,9 @@ struct Visibility {
   }
 
   METAL_FUNC Range queries_of(int first_key, int last_key) const thread {
+#if HAS_LENGTHS
+    if (first_key >= keys) return {0, 0};
+#endif
     return queries_at(first_key - largest_shift(), min(last_key, keys - 1) - least_shift());
   }
 
@@ -252,6 +274,8 @@ struct Visibility {
   METAL_FUNC int ranges() const thread {
 #if HAS_BLOCKS
     return num_blocks;
+#elif HAS_PAGES
+    return (keys + PAGE - 1) / PAGE;  // no block lies in two pages
 #else
     return 1;
 #endif
@@ -262,6 +286,8 @@ struct Visibility {
     const int entry = block_list[n], block = entry >> 1;
     block_is_full = (entry & 1) != 0;
     return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
+#elif HAS_PAGES
+    return {max(within.begin, n * PAGE), min(within.end, (n + 1) * PAGE)};
 #else
     return within;
 #endif
@@ -302,7 +328,9 @@ struct Visibility {
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
     look_at(place, min(place + BT, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
-#if OVER_KEYS
+#if OVER_KEYS && HAS_LENGTHS
+    return !covers(place, place + BT - 1, first, last);  // keys behind the entry's end have gradients too: zeros
+#elif OVER_KEYS
     return !covers(place, place + BT - 1, first, min(last, keys - 1));
 #else
     return !covers(first, min(last, rows - 1), place, place + BT - 1);
@@ -313,7 +341,11 @@ struct Visibility {
   METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
 #if GQA_PACKED
     first_query = 0;  // any query may be among the rows; rows past the end repeat the last one and are never stored
+#if HAS_LENGTHS
+    last_query = all_queries - 1;
+#else
     last_query = queries - 1;
+#endif
 #endif
     if (last_query >= queries || last_key >= keys) return false;
     const int nearest = first_key - last_query - largest_shift(), farthest = last_key - first_query - least_shift();

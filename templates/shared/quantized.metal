@@ -53,6 +53,13 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   static_assert(GROUP % 8 == 0, "eight elements are dequantized at a time");
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 8, COPIERS = THREADS;
+#if HAS_PAGES
+  Pages<uint> word_pages;
+  Pages<Scale> scale_pages;
+#if AFFINE
+  Pages<Scale> bias_pages;
+#endif
+#endif
   const device uint* words;
   const device Scale* scales;
   long word_stride, scale_stride;  // elements between rows
@@ -70,6 +77,18 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     lane = lane_;
   }
 
+#if HAS_PAGES
+  METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
+    word_pages.open(view.codes, view.pages, b, h);
+    word_stride = word_pages.stride;
+    scale_pages.open(view.scales, view.pages, b, h);
+    scale_stride = scale_pages.stride;
+#if AFFINE
+    bias_pages.open(view.biases, view.pages, b, h);
+    bias_stride = bias_pages.stride;
+#endif
+  }
+#else
   METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
     words = view.codes.head<uint>(b, h);
     word_stride = view.codes.row_stride<uint>();
@@ -80,6 +99,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     bias_stride = view.biases.row_stride<Scale>();
 #endif
   }
+#endif
 
   METAL_FUNC void start(int) thread {}
 
@@ -87,7 +107,16 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+#if HAS_PAGES
+    first = 0;  // of the block, to which the pointers go
+    words = word_pages.row(row);
+    scales = scale_pages.row(row);
+#if AFFINE
+    biases = bias_pages.row(row);
+#endif
+#else
     first = row;
+#endif
     valid = edge ? min(BT, end - row) : BT;
   }
 

@@ -39,6 +39,24 @@ template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& 
   }
 }
 
+#if HAS_PAGES
+// The rows of one head of an operand in pages: row j of batch entry b is row j % PAGE of page pages[b, j / PAGE].
+template <typename T> struct Pages {
+  const device int* table;
+  const device T* head;      // of the first page of the pool
+  long page_stride, stride;  // elements between pages, and between rows
+
+  METAL_FUNC void open(thread const View& pool, thread const Strided<int>& pages, int b, int h) thread {
+    table = pages.at + b * pages.strides[0];
+    head = pool.head<T>(0, h);
+    page_stride = pool.strides[0] / long(sizeof(T));
+    stride = pool.row_stride<T>();
+  }
+
+  METAL_FUNC const device T* row(int j) const thread { return head + (table[j / PAGE] * page_stride + j % PAGE * stride); }
+};
+#endif
+
 template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
   const Run<T, 2> run = *(const device Run<T, 2>*)source;
   return Pair<T>(run.at[0], run.at[1]);

@@ -20,6 +20,22 @@ struct View {
   template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
 };
 
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_PAGES
+// [B, heads, ...] of a known type; strides are in elements.
+template <typename T> struct Strided {
+  const device T* at;
+  const constant int64_t* strides;
+};
+#endif
+
+#if HAS_PAGES
+// Keys or values in pages: [N, heads, PAGE, D], and the pages [B, n] of every batch entry.
+struct PagedView {
+  View pool;
+  Strided<int> pages;
+};
+#endif
+
 #if QUANTIZED
 // Keys or values in one of the formats of quantized.metal
 struct QuantizedView {
@@ -27,14 +43,9 @@ struct QuantizedView {
 #if AFFINE
   View biases;
 #endif
-};
+#if HAS_PAGES
+  Strided<int> pages;
 #endif
-
-#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS
-// [B, heads, ...] of a known type; strides are in elements.
-template <typename T> struct Strided {
-  const device T* at;
-  const constant int64_t* strides;
 };
 #endif
 

@@ -164,7 +164,11 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
+#if HAS_PAGES
+  Pages<T> pages;
+#else
   const device T* head;
+#endif
   threadgroup T* stages;
   threadgroup T* block;
   nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
@@ -178,13 +182,23 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
 
+#if HAS_PAGES
+  METAL_FUNC void view(thread const PagedView& view, int b, int h) thread {
+    pages.open(view.pool, view.pages, b, h);
+    stride = pages.stride;
+  }
+#else
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
   }
+#endif
 
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
+#if HAS_PAGES
+    const device T* head = pages.row(row) - row * stride;
+#endif
     tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
         to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
     pipe.producer_commit();

@@ -141,7 +141,11 @@ template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thre
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
+#if HAS_PAGES
+  Pages<T> pages;
+#else
   const device T* head;
+#endif
   const device T* block;
   threadgroup T* scratch;
   long stride;
@@ -154,6 +158,21 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     lane = lane_;
   }
 
+#if HAS_PAGES
+  METAL_FUNC void view(thread const PagedView& view, int b, int h) thread {
+    pages.open(view.pool, view.pages, b, h);
+    stride = pages.stride;
+  }
+
+  METAL_FUNC void start(int) thread {}
+
+  // To the block that begins at `row` and lies in one page
+  METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
+    edge = edge_;
+    block = pages.row(row);
+    valid = edge ? min(BT, end - row) : BT;
+  }
+#else
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
@@ -168,6 +187,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
+#endif
 
   // Offsets in a whole block have 32 bits. Rows that lie too far apart for that belong to no whole block.
   METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }

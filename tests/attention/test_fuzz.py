@@ -75,7 +75,7 @@ def variants(draw, sets) -> Variant:
 
 
 SIDE = st.one_of(st.none(), st.integers(0, 9), st.integers(0, 140))
-ANY = st.sets(st.sampled_from(feature_cases.FEATURES)).filter(lambda some: len(some & set(feature_cases.MASKS)) <= 1)
+ANY = st.sets(st.sampled_from(feature_cases.FEATURES)).filter(feature_cases.legal)
 # What kernels are compiled for here; the pairs of features have theirs in test_mask_pairs.py.
 FEW = st.sampled_from([
     {"window", "additive", "sinks", "lse"}, {"blocks", "segments", "alibi", "softcap", "dropout"},

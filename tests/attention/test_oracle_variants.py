@@ -27,6 +27,7 @@ FACTS = {
     "softcap": Facts(softcap=1.5),
     "sinks": Facts(sinks=DRAW.standard_normal(HQ)),
     "segments": Facts(q_ids=IDS[0, :, :LQ], k_ids=IDS[1]),
+    "lengths": Facts(True, sinks=DRAW.standard_normal(HQ), q_lengths=np.array([3, 4]), k_lengths=np.array([5, 2])),
     "dropout": Facts(survives=DRAW.random(SHAPE) < 0.7, dropout=0.3),
     "all": Facts(
         True, (3, 2), DRAW.random(SHAPE) < 0.8, MASK, DRAW.random(HQ), DRAW.standard_normal(HQ), 2.0, IDS[0, :, :LQ],

@@ -138,6 +138,9 @@ def unfused_variant(q, k, v, mask, sinks, *, scale: float, attention):
     scores = mx.where(seen, scores, mx.array(mx.finfo(dtype).min, dtype))
     if sinks is not None:
         column = mx.broadcast_to(sinks.reshape(1, -1, 1, 1), (*scores.shape[:3], 1))
+        if facts.q_lengths is not None:
+            behind = mx.array(oracle_variants.behind(facts, scores.shape[2]))[:, None, :, None]
+            column = mx.where(behind, mx.array(mx.finfo(dtype).min, dtype), column)
         scores = mx.concatenate([scores, column], -1)
     p = mx.softmax(scores, axis=-1, precise=True)[..., : k.shape[2]]
     p = mx.where(seen, p, mx.array(0, dtype))

@@ -1,5 +1,6 @@
 """Problems with masks and variants: a Case, the features it has, their data, and the oracle's judgement."""
 
+import itertools
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,7 +15,8 @@ from mlx_flash import BlockMask, attention, use_backend
 
 KEY, DROPOUT, SOFTCAP = mx.random.key(5), 0.3, 2.5
 MASKS = ("bool", "additive", "blocks")  # arguments of one name: at most one of them in a call
-FEATURES = ("causal", "window", *MASKS, "softcap", "alibi", "sinks", "segments", "dropout", "lse")
+FEATURES = ("causal", "window", *MASKS, "softcap", "alibi", "sinks", "segments", "lengths", "dropout", "lse")
+APART = (*({one, other} for one, other in itertools.combinations(MASKS, 2)), {"segments", "lengths"})  # never together
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,14 @@ def segments(variant: Variant):
     return {"segments": (mx.array(q_ids), mx.array(k_ids))}, {"q_ids": q_ids, "k_ids": k_ids}
 
 
+def lengths(variant: Variant):
+    """Of every batch entry; some have more queries than keys, or none."""
+    batch, _, rows, columns = variant.shape
+    draw = variant.draw("lengths")
+    ends = {name: draw.integers(0, length + 1, batch) for name, length in (("q_lengths", rows), ("k_lengths", columns))}
+    return {"lengths": tuple(mx.array(end.astype(np.int32)) for end in ends.values())}, ends
+
+
 @lru_cache
 def pattern(shape: tuple[int, int, int, int], probability: float = DROPOUT, seed: int = 5) -> np.ndarray:
     """Which pairs survive dropout, as the reference has it: with equal scores and V = 1, O says which keys are left."""
@@ -112,11 +122,17 @@ BUILDERS = {
     "alibi": per_head("alibi_slopes", 0.01, 0.5),
     "sinks": per_head("sinks", -1.0, 2.0),
     "segments": segments,
+    "lengths": lengths,
     "dropout": lambda variant: (
         {"dropout": DROPOUT, "key": KEY}, {"dropout": DROPOUT, "survives": pattern(variant.shape)},
     ),
     "lse": lambda variant: ({"return_lse": True}, {}),
 }  # fmt: skip
+
+
+def legal(features) -> bool:
+    """May these meet in one call?"""
+    return not any(pair <= set(features) for pair in APART)
 
 
 def build(variant: Variant) -> tuple[dict, Facts]:

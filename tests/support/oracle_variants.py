@@ -29,6 +29,8 @@ class Facts:
     k_ids: np.ndarray | None = None
     survives: np.ndarray | None = None
     dropout: float = 0.0
+    q_lengths: np.ndarray | None = None  # [B], with k_lengths
+    k_lengths: np.ndarray | None = None
 
 
 def _at(array: np.ndarray, *index: int):
@@ -39,7 +41,10 @@ def _at(array: np.ndarray, *index: int):
 
 def position(facts: Facts, b: int, i: int, query_length: int, key_length: int) -> int:
     """A query's own position among the keys: i + Lk - Lq, so that the last query has that of the last key. Within
-    segments each one's last query has the position of its last key; where there is no such key, nothing is seen."""
+    segments each one's last query has the position of its last key; where there is no such key, nothing is seen. So
+    have the last query and the last key of a batch entry that has lengths of its own."""
+    if facts.k_lengths is not None:
+        return i + facts.k_lengths[b] - facts.q_lengths[b]
     if facts.q_ids is None:
         return i + key_length - query_length
     own = facts.q_ids[b, i]
@@ -58,6 +63,8 @@ def visible(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key
         if (left is not None and distance < -left) or (right is not None and distance > right):
             return False
     if facts.q_ids is not None and facts.q_ids[b, i] != facts.k_ids[b, j]:
+        return False
+    if facts.k_lengths is not None and (i >= facts.q_lengths[b] or j >= facts.k_lengths[b]):
         return False
     if facts.mask is not None and _at(facts.mask, b, h, i, j) == -math.inf:
         return False
@@ -84,7 +91,8 @@ def forward_by_loops(q, k, v, scale: float, facts: Facts) -> tuple[np.ndarray, n
                 if facts.softcap is not None:
                     score = facts.softcap * math.tanh(score / facts.softcap)
                 scores[j] = score + bias(facts, b, h, i, j, *lengths)
-        sink = [] if facts.sinks is None else [facts.sinks[h]]
+        exists = facts.q_lengths is None or i < facts.q_lengths[b]
+        sink = [facts.sinks[h]] if facts.sinks is not None and exists else []
         everything = [*scores.values(), *sink]
         if not everything:
             continue
@@ -100,8 +108,10 @@ def forward_by_loops(q, k, v, scale: float, facts: Facts) -> tuple[np.ndarray, n
 
 
 def positions(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
-    """[B, Lq], or [1, Lq] without segments, of `position`, with arrays."""
+    """[B, Lq], or [1, Lq] without segments and lengths, of `position`, with arrays."""
     rows = np.arange(query_length)[None]
+    if facts.k_lengths is not None:
+        return rows + (facts.k_lengths - facts.q_lengths)[:, None]
     if facts.q_ids is None:
         return rows + key_length - query_length
     if not key_length:
@@ -125,9 +135,17 @@ def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
         table &= True if right is None else distance <= right
     if facts.q_ids is not None:
         table &= (facts.q_ids[:, :, None] == facts.k_ids[:, None])[:, None]
+    if facts.k_lengths is not None:
+        table &= ~behind(facts, query_length)[:, None, :, None]
+        table &= (np.arange(key_length) < facts.k_lengths[:, None])[:, None, None]
     if facts.mask is not None:
         table &= ~np.isneginf(facts.mask)
     return table if facts.keep is None else table & facts.keep
+
+
+def behind(facts: Facts, query_length: int) -> np.ndarray:
+    """bool [B, Lq]: queries behind their batch entry's end, which see nothing, not even a sink."""
+    return np.arange(query_length) >= facts.q_lengths[:, None]
 
 
 def alibi(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
@@ -162,6 +180,8 @@ class Attention:
         self.largest_score = float(np.abs(s).max(initial=0.0))
         s = np.where(self.seen, s, -np.inf)
         sink = np.full((1, 1, 1, 1), -np.inf) if facts.sinks is None else facts.sinks.reshape(1, -1, 1, 1)
+        if facts.sinks is not None and facts.q_lengths is not None:
+            sink = np.where(behind(facts, s.shape[2])[:, None, :, None], -np.inf, sink)
         top = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), sink)
         finite = np.where(np.isneginf(top), 0, top)
         weights, sink = np.exp(s - finite), np.exp(sink - finite)

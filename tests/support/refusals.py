@@ -34,3 +34,15 @@ def refused(capsys, arguments: list[str]) -> str:
     lines = said.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("python -m mlx_flash"), said.err
     return lines[0]
+
+
+def refused_call(function, words: list[str], error=ValueError) -> None:
+    """The call raises an error of one sentence that has these words."""
+    try:
+        function()
+    except error as caught:
+        message = str(caught)
+    else:
+        raise AssertionError(f"nothing was raised: {words}")
+    missing = [word for word in words if word not in message]
+    assert not missing and "\n" not in message, (missing, message)

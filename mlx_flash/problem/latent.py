@@ -1,0 +1,39 @@
+"""Latent attention, where values are the first columns of keys: the value operand as a view of k."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..common.errors import wrong
+from ..common.scalars import shown, whole
+from .quantization import FUNCTION, Quantization
+
+
+def columns_of(k, v, value_dim) -> mx.array | None:
+    """The first columns of k as v. Raises ValueError where v is given too, or k has not so many columns; the checks of
+    the call refuse what is no array."""
+    if not isinstance(k, mx.array) or k.ndim != 4:
+        return k
+    return k[..., : _checked(v, value_dim, k.shape[3], 1, "attention")]
+
+
+def packed_columns_of(k, v, value_dim, quantization: Quantization) -> tuple[mx.array, ...] | None:
+    """The same of keys as mx.quantize packs them: whole groups of columns."""
+    parts = isinstance(k, (tuple, list)) and len(k) > 1
+    if not parts or not all(isinstance(part, mx.array) and part.ndim == 4 for part in k):
+        return k
+    group, bits = quantization.group_size, quantization.bits
+    columns = _checked(v, value_dim, k[1].shape[3] * group, group, FUNCTION)
+    return k[0][..., : columns * bits // 32], *(part[..., : columns // group] for part in k[1:])
+
+
+def _checked(v, value_dim, columns: int, multiple: int, function: str) -> int:
+    if v is not None:
+        remedy = "Leave value_dim out, or v."
+        raise wrong("value_dim", "None where v is given", shown(value_dim), remedy, function)
+    number = whole(value_dim)
+    if number is None or not 1 <= number <= columns or number % multiple:
+        expected = f"a whole number from 1 to k's {columns} columns where v is None"
+        expected += f", a multiple of {multiple}" if multiple > 1 else ""
+        raise wrong("value_dim", expected, shown(value_dim), "Pass v, or the columns of k that are values.", function)
+    return number
