@@ -64,7 +64,7 @@ def files_of(kind: KernelKind, layer: str, variants: Variants) -> list[str]:
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
     files += ["quantized"] if variants.quantization else []
-    files += ["mask", "softmax", "online_softmax" if forward else "softmax_gradient"]
+    files += ["mask", "mask_apply", "softmax", "online_softmax" if forward else "softmax_gradient"]
     files += ["dropout"] if variants.dropout and kind is not DECODE else []
     files += ["query_block"] if kind in (FORWARD, BACKWARD_QUERY) else []
     return [*files, kind.template or kind.name]

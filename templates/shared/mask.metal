@@ -365,57 +365,5 @@ struct Visibility {
   }
 };
 
-// S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all are seen.
-// `valid`: columns that this visit of the block covers. `edge`: whether positions may hide any.
-template <int R, int C>
-METAL_FUNC bool apply(
-    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane, bool edge = true) {
-  // All simdgroups of a warpgroup must take the same path: the question is asked for all their rows.
-  const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
-  const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
-  const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
-  const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-#if HAS_MASK && !ADDITIVE
-  const bool whole = false;  // only the mask's values tell
-#else
-  const bool whole = covered;
-#endif
-#if !ADDITIVE && !HAS_ALIBI
-  if (whole) return true;
-#endif
-  const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
-  constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
-  for (int i = 0; i < R / 8; i++) {
-    // Rows past the end are never stored. Where positions hide none, they repeat the last row, whose mask exists.
-    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-    const int row = edge ? own_row : min(own_row, last_row);
-    const Range seen = visibility.seen_by(row);
-    const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) {
-      // Compared are constants with what is the same for all fragments: sums of the two would take a register each.
-      const int own = tile::lane_place(C, c, lane.column);
-      for (int e = 0; e < 2; e++) {
-        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
-        const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
-        if (!visible || !visibility.admits(query, key)) {
-          s.at[i][c][e] = -INFINITY;
-          continue;
-        }
-#if ADDITIVE || HAS_ALIBI
-        // A bias of -inf hides the key, and with it a score that is NaN.
-        const float bias = visibility.bias(query, key);
-        s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
-#endif
-      }
-    }
-  }
-  // An additive mask may hide a key too: only its values tell.
-  return whole && !ADDITIVE;
-}
-
 }  // namespace mask
 }  // namespace flash
