@@ -38,4 +38,6 @@ def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array, scaled_first: 
         distance = sinks[:, None] - largest
     else:
         distance = (sink_exponents(sinks)[:, None] - largest) * LN2
-    return -(mx.exp(distance - log_sum) * delta).sum((0, 2))
+    part = mx.exp(distance - log_sum)
+    # Rows behind the end of their batch entry have no part, and a delta that may be NaN.
+    return -mx.where(part == 0, 0, part * delta).sum((0, 2))

@@ -19,6 +19,7 @@ VARIANTS = {
     "additive-by-key": Variant(CASE, ("additive", "lse"), "hj"),
     "additive-by-query": Variant(CASE, ("additive", "lse"), "bi"),
     "wide-window": Variant(replace(CASE, key_length=197), ("window", "lse"), window=(90, 20)),  # whole tiles inside it
+    "long-lengths": Variant(replace(CASE, key_length=300), ("lengths", "lse")),  # whole tiles behind an end
     "everything": Variant(
         CASE, tuple(name for name in FEATURES if name not in ("bool", "blocks", "lengths")), "hij", (30, 5)
     ),

@@ -527,6 +527,10 @@ struct Visibility {
     return true;
   }
 };
+}
+}
+namespace flash {
+namespace mask {
 template <int R, int C>
 METAL_FUNC bool apply(
     thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
