@@ -31,6 +31,9 @@ def _checked(v, value_dim, columns: int, multiple: int, function: str) -> int:
     if v is not None:
         remedy = "Leave value_dim out, or v."
         raise wrong("value_dim", "None where v is given", shown(value_dim), remedy, function)
+    if value_dim is None:
+        remedy = "Convert it with mx.array(...), or say how many columns of k are values."
+        raise wrong("v", "an mlx.core.array, or None beside value_dim", "NoneType", remedy, function)
     number = whole(value_dim)
     if number is None or not 1 <= number <= columns or number % multiple:
         expected = f"a whole number from 1 to k's {columns} columns where v is None"

@@ -53,7 +53,9 @@ template <typename T> struct Pages {
     stride = pool.row_stride<T>();
   }
 
-  METAL_FUNC const device T* row(int j) const thread { return head + (table[j / PAGE] * page_stride + j % PAGE * stride); }
+  METAL_FUNC const device T* row(int j) const thread {
+    return head + (table[j / PAGE] * page_stride + j % PAGE * stride);
+  }
 };
 #endif
 
