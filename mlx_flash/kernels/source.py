@@ -59,12 +59,12 @@ def template(name: str) -> str:
 def files_of(kind: KernelKind, layer: str, variants: Variants) -> list[str]:
     """Templates that a kernel is made of, in order; the struct of its arguments comes behind the shared constants."""
     if not kind.tiled:
-        return ["views", kind.name]
+        return ["views", *(["exp2"] if kind is COMBINE else []), kind.name]
     forward = kind in (FORWARD, DECODE)
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
     files += ["quantized"] if variants.quantization else []
-    files += ["mask", "mask_apply", "softmax", "online_softmax" if forward else "softmax_gradient"]
+    files += ["exp2", "mask", "mask_apply", "softmax", "online_softmax" if forward else "softmax_gradient"]
     files += ["dropout"] if variants.dropout and kind is not DECODE else []
     files += ["query_block"] if kind in (FORWARD, BACKWARD_QUERY) else []
     return [*files, kind.template or kind.name]

@@ -16,9 +16,9 @@ constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // runs of 32 colum
 
 // 2^(m_part - m)
 #if SCALED_FIRST
-METAL_FUNC float weight_of(float m_part, float m) { return exp2((m_part - m) * M_LOG2E_F); }
+METAL_FUNC float weight_of(float m_part, float m) { return fast_exp2((m_part - m) * M_LOG2E_F); }
 #else
-METAL_FUNC float weight_of(float m_part, float m) { return exp2(m_part - m); }
+METAL_FUNC float weight_of(float m_part, float m) { return fast_exp2(m_part - m); }
 #endif
 
 METAL_FUNC void combine(

@@ -25,7 +25,7 @@ METAL_FUNC void delta(thread const Arguments& args, device float* delta, uint3 p
   const device Element* d_o = args.dO.head<Element>(b, h) + row * args.dO.row_stride<Element>();
   const device Element* o = args.O.head<Element>(b, h) + row * args.O.row_stride<Element>();
   float sum = 0;
-  const bool aligned = (reinterpret_cast<ulong>(d_o) | reinterpret_cast<ulong>(o)) % sizeof(Four) == 0;
+  const bool aligned = ((ulong)d_o | (ulong)o) % sizeof(Four) == 0;
   for (int d = lane * 4; d < DV; d += 128) sum += dot(four(d_o + d, aligned), four(o + d, aligned));
   sum = simd_sum(sum);
   if (lane == 0) delta[(long(b) * args.Hq + h) * args.Lq + row] = sum;

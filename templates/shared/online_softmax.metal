@@ -54,13 +54,13 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
+      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference, factor));
       l += s.at[i][c][0] + s.at[i][c][1];
     }
 #if SCALED_FIRST
-    correction.at[i] = exp2(exponent(state.m[i], reference, factor));
+    correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
 #else
-    correction.at[i] = exp2(state.m[i] - reference);
+    correction.at[i] = fast_exp2(state.m[i] - reference);
 #endif
     state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
     state.m[i] = m;

@@ -79,7 +79,7 @@ METAL_FUNC void probabilities(
 #if SCALED_FIRST
       x -= tile::broadcast(reference.log_l, i, c);
 #endif
-      const tile::Pair<float> p = exp2(x);
+      const tile::Pair<float> p = fast_exp2(x);
       s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
     }
   }

@@ -115,6 +115,23 @@ def test_blanks_that_go_separate_no_tokens(template):
     assert not re.search(r"\b0[xX][0-9a-fA-F]*[eE][+-]", short)
 
 
+def test_texts_keep_to_forms_that_apples_compiler_has_seen():
+    """Of what has few public precedents a text uses nothing, or one form: casts between pointers and numbers, macros,
+    global names beside those of MLX's prelude; and the exponential of the hot loops is the fast one, under "safe"."""
+    for arguments in EVERY:
+        text = source.build(*arguments).header
+        pairs = {f"thread Pair<{element}>&" for element in ("A", "B", "float")}
+        assert set(re.findall(r"reinterpret_cast<([^(]*)>\(", text)) <= pairs
+        assert not re.search(r"(?<![\w:])exp2?\(", text) and text.count("fast::exp2(") <= 1
+        assert not re.search(r"#(?!include <|pragma clang loop)", text)
+        attribute = r"\[\[max_total_threads_per_threadgroup\(\d+\)\]\]"
+        known = rf"namespace flash ?\{{|#include <\w+>|using namespace metal;|{attribute}"
+        depth = 0
+        for line in text.splitlines():
+            assert depth or re.fullmatch(known, line), line
+            depth += line.count("{") - line.count("}")
+
+
 def test_a_switch_keeps_comments(monkeypatch):
     """For reading generated text; what the compiler sees stays the same."""
     arguments = builds_of(FORWARD)[0]

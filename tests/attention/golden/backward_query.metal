@@ -483,6 +483,9 @@ template <int BP, int D> struct PingPong {
 }
 }
 namespace flash {
+template <typename T> METAL_FUNC T fast_exp2(T x) { return fast::exp2(x); }
+}
+namespace flash {
 namespace mask {
 struct Range {
   int begin, end;
@@ -638,7 +641,7 @@ METAL_FUNC void probabilities(
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
-      const tile::Pair<float> p = exp2(x);
+      const tile::Pair<float> p = fast_exp2(x);
       s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
     }
   }

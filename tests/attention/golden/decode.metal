@@ -147,26 +147,23 @@ template <typename T> struct Memory {
   threadgroup T* scratch;
 };
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
-  const device T* block;
-  long offset[R / 8];
+  const device T* row[R / 8];
   int column;
   Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
   METAL_FUNC void open(
       thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
+    const device T* head = view.head<T>(b, h);
     const long stride = view.row_stride<T>();
-    const int base = min(first, rows - 1);
-    block = view.head<T>(b, h) + base * stride;
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
-      offset[i] = (min(first + i * 8 + lane.row, rows - 1) - base) * stride;
+      row[i] = head + min(first + i * 8 + lane.row, rows - 1) * stride;
       if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
-    const device T* row = block + offset[i];
-    if constexpr (DEEP == 1) return read_pair(row + (d * 8 + column));
-    return Pair<T>(row[summed_column(D, d, column)], row[summed_column(D, d, column + 1)]);
+    if constexpr (DEEP == 1) return read_pair(row[i] + (d * 8 + column));
+    return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
   }
   template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
     if constexpr (CACHED) {
@@ -179,11 +176,11 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   template <int H, int M> METAL_FUNC void read(int i, int begin, thread Pair<T> (&found)[M]) const thread {
     constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
 #pragma clang loop unroll(full)
-    for (int d = 0; d < FULL; d += DEEP) group<DEEP>(block + (offset[i] + begin), d, found);
-    if constexpr (REST > 0) group<REST>(block + (offset[i] + begin), FULL, found);
+    for (int d = 0; d < FULL; d += DEEP) group<DEEP>(row[i] + begin, d, found);
+    if constexpr (REST > 0) group<REST>(row[i] + begin, FULL, found);
   }
-  template <int N, int M> METAL_FUNC void group(const device T* row, int d, thread Pair<T> (&found)[M]) const thread {
-    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(row + (d * 8 + column * N));
+  template <int N, int M> METAL_FUNC void group(const device T* from, int d, thread Pair<T> (&found)[M]) const thread {
+    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + column * N));
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
   }
@@ -484,6 +481,9 @@ template <int BP, int D> struct PingPong {
 }
 }
 namespace flash {
+template <typename T> METAL_FUNC T fast_exp2(T x) { return fast::exp2(x); }
+}
+namespace flash {
 namespace mask {
 struct Range {
   int begin, end;
@@ -681,10 +681,10 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = exp2(exponent(s.at[i][c], reference, factor));
+      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference, factor));
       l += s.at[i][c][0] + s.at[i][c][1];
     }
-    correction.at[i] = exp2(exponent(state.m[i], reference, factor));
+    correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
     state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
     state.m[i] = m;
   }
