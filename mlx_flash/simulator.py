@@ -16,6 +16,7 @@ from .metal import (
     profile,
     replace_metal_kernel,
     schedule,
+    tensor_unit,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "profile",
     "replace_metal_kernel",
     "schedule",
+    "tensor_unit",
 ]
 
 if __name__ == "__main__":

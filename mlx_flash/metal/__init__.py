@@ -4,7 +4,7 @@ from .cpu.kernel import metal_kernel
 from .cpu.library import MetalLibrary
 from .cpu.profile import profile
 from .cpu.replace import replace_metal_kernel
-from .cpu.settings import language, mode, schedule
+from .cpu.settings import language, mode, schedule, tensor_unit
 from .frontend.errors import CompileError, SimulatorError, ToolchainError
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "profile",
     "replace_metal_kernel",
     "schedule",
+    "tensor_unit",
 ]

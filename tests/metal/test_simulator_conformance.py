@@ -8,19 +8,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conformance import only, parameters
-from metal_conformance import matmul, norms
+from metal_conformance import matmul, norms, tensor_attention
 from metal_conformance.case import Mismatch, agree
 from metal_conformance.suite import REPORTED, expected_report, outcome
 from metal_conformance.sweep import compile_file, compile_header, headers, kernel_files, sweep
 
-from mlx_flash.simulator import CompileError, MetalLibrary, SimulatorError, mode
+from mlx_flash.simulator import CompileError, MetalLibrary, SimulatorError, mode, tensor_unit
 
 pytestmark = pytest.mark.usefixtures("metal_headers")
 
 
 def test_every_header_compiles(metal_headers):
     found = sweep(headers(), compile_header)
-    assert len(found) >= 80
+    assert len(found) >= 95 and sum("nax" in name for name in found) >= 14
     assert not {name: why for name, why in found.items() if why}
 
 
@@ -44,7 +44,7 @@ def one_of_each() -> list:
     return list(found.values())
 
 
-@pytest.mark.parametrize("case", one_of_each(), ids=str)
+@pytest.mark.parametrize("case", parameters(one_of_each()), ids=str)
 def test_checked_run_reports_what_is_there_and_nothing_else(case):
     assert not outcome(case, checked=True), expected_report(case)
 
@@ -56,6 +56,12 @@ def test_a_wrong_result_is_a_mismatch():
     for wrong in (mx.array([[1, 1], [1, 1.1]]), mx.array([[1, 1], [float("nan"), 1]]), mx.ones((4,))):
         with pytest.raises(Mismatch):
             agree(wrong, right, 1e-3)
+
+
+def test_attention_that_relies_on_the_layout_of_m5(metal_headers):
+    """MLX's kernel never asks where its elements are: under another layout its numbers are wrong."""
+    with mode("fast"), tensor_unit("opaque"), pytest.raises(Mismatch):
+        tensor_attention.run(64, mx.float16, "no")
 
 
 def test_a_wrong_parameter_is_a_mismatch(metal_headers, monkeypatch):

@@ -5,14 +5,22 @@ from metal_conformance import cases
 
 # Of these the default run takes the first alone.
 _FIRST = ("gathered gemm", "segmented gemm", "masked gemm", "convolution", "fft", "arg_reduce", "random")
+# Families that multiply with tensor operations begin so; the default run takes the first case of these.
+_TENSORS, _FEW_TENSORS = "tensor ", ("tensor attention", "tensor gemm", "tensor thin gemm", "tensor fp quantized")
+
+
+def slow(case, first: bool) -> bool:
+    """Does a case wait for `pytest -m ""`? first: of its family."""
+    if case.family.startswith(_TENSORS):
+        return not first or case.family not in _FEW_TENSORS
+    return not first and case.family in (*_FIRST, "rms_norm vjp", "layer_norm vjp")
 
 
 def parameters(chosen: list) -> list:
     """Cases as parameters; of some families the first alone is not slow."""
     seen, found = set(), []
     for case in chosen:
-        slow = case.family in seen and case.family in (*_FIRST, "rms_norm vjp", "layer_norm vjp")
-        found.append(pytest.param(case, marks=pytest.mark.slow if slow else ()))
+        found.append(pytest.param(case, marks=pytest.mark.slow if slow(case, case.family not in seen) else ()))
         seen.add(case.family)
     return found
 

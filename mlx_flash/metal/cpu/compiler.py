@@ -215,7 +215,10 @@ def check(text: str, entry: str, prelude: str):
 
 
 # Clang's temporaries lie in no address space: a `const thread T&` does not bind to a value, as it does in Metal.
-_UNBOUND = re.compile("in default address space|to a temporary object because of address space|__global_host")
+_UNBOUND = re.compile(
+    "in default address space|to a temporary object because of address space|__global_host"
+    "|cannot deduce a type for '[^']+' that would make '__private"
+)
 _BIND_VALUES = "-DMSL_VALUES_BIND"
 
 

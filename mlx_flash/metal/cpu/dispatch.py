@@ -74,6 +74,7 @@ def new_launch(grid, threadgroup) -> Launch:
         launch.total *= launch.groups[axis]
     launch.check = settings.current_mode() == "check"
     launch.schedule, launch.seed = settings.current_schedule()
+    launch.tensor_layout, launch.tensor_rounding = settings.current_tensor_unit()
     launch.stride = _coprime(launch.total)
     launch.step_limit = settings.current_step_limit()
     return launch

@@ -34,9 +34,9 @@ class Report(ctypes.Structure):
 
 class Counters(ctypes.Structure):
     _fields_ = [
-        ("matmuls", _U64), ("exp2", _U64), ("log2", _U64), ("shuffles", _U64), ("reductions", _U64),
-        ("group_barriers", _U64), ("simd_barriers", _U64), ("loaded", _U64 * 3), ("stored", _U64 * 3),
-        ("buffer_loaded", _U64 * MAX_BUFFERS), ("buffer_stored", _U64 * MAX_BUFFERS),
+        ("matmuls", _U64), ("tensor_matmuls", _U64), ("exp2", _U64), ("log2", _U64), ("shuffles", _U64),
+        ("reductions", _U64), ("group_barriers", _U64), ("simd_barriers", _U64), ("loaded", _U64 * 3),
+        ("stored", _U64 * 3), ("buffer_loaded", _U64 * MAX_BUFFERS), ("buffer_stored", _U64 * MAX_BUFFERS),
     ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ class Launch(ctypes.Structure):
     _fields_ = [
         ("grid", _U32 * 3), ("group", _U32 * 3), ("groups", _U32 * 3),
         ("check", _U32), ("schedule", _U32), ("seed", _U32), ("stop", _U32),
+        ("tensor_layout", _U32), ("tensor_rounding", _U32),
         ("total", _U64), ("next", _U64), ("step_limit", _U64), ("stride", _U64),
         ("buffer_count", _U32), ("report_count", _U32), ("window", _U64), ("window_bits", _U32), ("arena_bytes", _U32),
         ("variable_size", _U32 * MAX_VARIABLES), ("buffers", Buffer * MAX_BUFFERS), ("reports", Report * MAX_REPORTS),

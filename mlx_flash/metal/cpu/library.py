@@ -18,6 +18,8 @@ from .preprocess import preprocess
 from .profile import record
 
 _PRELUDE = "all.h"
+# What a text includes only once it is translated: include/metal_tensor. The pragma survives the preprocessor.
+_LATE = ("#pragma msl_tensors\n", "#include <shim/tensor_ops.h>\n")
 
 
 class MetalLibrary:
@@ -36,6 +38,7 @@ class MetalLibrary:
         self.text, self.origin = preprocess(beyond_ascii(source), include_dirs, self.language)
         with self._named(name):
             self.translation = translate(self.text, float(self.language))
+        self.translation.text = self.translation.text.replace(*_LATE)
         self._kernels: dict = {}
 
     @property

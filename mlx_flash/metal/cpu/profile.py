@@ -4,7 +4,7 @@ import json
 import re
 from contextlib import contextmanager
 
-OPERATIONS = ("matmuls", "exp2", "log2", "shuffles", "reductions", "group_barriers", "simd_barriers")
+OPERATIONS = ("matmuls", "tensor_matmuls", "exp2", "log2", "shuffles", "reductions", "group_barriers", "simd_barriers")
 _SPACES = ("device", "constant", "threadgroup")
 
 
@@ -13,6 +13,7 @@ class Profile:
 
     kernel, threadgroups, threads, threadgroup_bytes: what was launched; bytes of threadgroup memory a threadgroup uses
     matmuls: 8x8x8 simdgroup matmuls
+    tensor_matmuls: 16x16x16 parts of the products of mpp::tensor_ops
     exp2, log2: calls of any exponential and any logarithm, per scalar and thread
     shuffles, reductions: simdgroup operations, once per simdgroup
     group_barriers, simd_barriers: once per threadgroup, once per simdgroup

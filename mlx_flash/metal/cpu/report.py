@@ -28,6 +28,7 @@ class Kind(IntEnum):
     DIVISION = 16
     ARRAY_BOUNDS = 17
     RECURSION = 18
+    TENSOR_UNSET = 19
 
 
 _DEVICE, _THREADGROUP, _OTHER = range(3)
@@ -118,6 +119,9 @@ def _what(kernel, launch: Launch, report: Report) -> str:
             return "integer overflow: the value does not fit its 32 bits"
         case Kind.ARRAY_BOUNDS:
             return f"index {report.offset} is outside an array in the thread's own memory"
+        case Kind.TENSOR_UNSET:
+            role = ("left input", "right input", "destination")[report.value]
+            return f"element {report.offset} of the {role} of a product of cooperative tensors was never set"
         case Kind.DIVISION:
             return "integer division by zero, or of the least integer by -1"
     return f"finding {report.kind}"

@@ -12,6 +12,10 @@ STEP_LIMIT = 1 << 31
 # MLX compiles with 3.1 on macOS 14, with 3.2 on 15 and with 4.0 on 26.
 LANGUAGE = "3.1"
 SCHEDULES = ("forward", "reversed", "random")
+# How cooperative tensors lie in lanes: as on M5, or as on no known GPU, where only get_multidimensional_index knows.
+TENSOR_LAYOUTS = ("m5", "opaque")
+# What the tensor unit does with the float factors of a relaxed product, of whose mantissa it takes 10 bits.
+TENSOR_ROUNDINGS = ("nearest", "truncated")
 
 
 def _from_environment() -> str:
@@ -24,6 +28,7 @@ def _from_environment() -> str:
 _mode: ContextVar[str | None] = ContextVar("mode", default=None)
 _language: ContextVar[str | None] = ContextVar("language", default=None)
 _step_limit: ContextVar[int] = ContextVar("step_limit", default=STEP_LIMIT)
+_tensor_unit: ContextVar[tuple[str, str] | None] = ContextVar("tensor_unit", default=None)
 _schedule: ContextVar[tuple[str, int]] = ContextVar("schedule", default=("forward", 0))
 
 
@@ -55,6 +60,28 @@ def schedule(name: str, seed: int = 0):
         yield
     finally:
         _schedule.reset(token)
+
+
+@contextmanager
+def tensor_unit(layout: str = "m5", rounding: str = "nearest"):
+    """The unit behind mpp::tensor_ops inside the block: the layout of its operands in lanes ("m5" or "opaque"), and how
+    float factors of relaxed products lose the mantissa's low bits ("nearest" or "truncated").
+
+    "opaque" is no GPU's layout: kernels fail that rely on one instead of asking get_multidimensional_index.
+    """
+    token = _tensor_unit.set(
+        (_one_of("layout", layout, TENSOR_LAYOUTS), _one_of("rounding", rounding, TENSOR_ROUNDINGS))
+    )
+    try:
+        yield
+    finally:
+        _tensor_unit.reset(token)
+
+
+def _one_of(what: str, value: str, values: tuple[str, ...]) -> str:
+    if value not in values:
+        raise ValueError(f"{what} must be one of {', '.join(values)}, not {value!r}.")
+    return value
 
 
 @contextmanager
@@ -92,3 +119,11 @@ def current_schedule() -> tuple[int, int]:
     """(number of the schedule, seed)."""
     name, seed = _schedule.get()
     return SCHEDULES.index(name), seed
+
+
+def current_tensor_unit() -> tuple[int, int]:
+    """(number of the layout, of the rounding): the innermost block's, else MLX_FLASH_TENSOR_LAYOUT's and nearest."""
+    layout, rounding = _tensor_unit.get() or (os.environ.get("MLX_FLASH_TENSOR_LAYOUT", "m5"), "nearest")
+    return TENSOR_LAYOUTS.index(_one_of("MLX_FLASH_TENSOR_LAYOUT", layout, TENSOR_LAYOUTS)), TENSOR_ROUNDINGS.index(
+        rounding
+    )

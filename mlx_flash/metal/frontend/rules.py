@@ -69,6 +69,7 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     yield from _function_pointers(tokens)
     if language < 4:
         yield from _lambdas(tokens)
+        yield from _tensors(tokens)
     functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
     yield from computed_constants(tokens, {tokens[name].text for name, *_ in functions})
@@ -150,6 +151,15 @@ def _lambdas(tokens: list[Token]) -> Iterator[Finding]:
             after = tokens[matching(tokens, index) + 1].text
             if after in ("(", "{"):
                 yield token, "lambda expressions need Metal 4.0"
+
+
+_TENSORS = re.compile(r"#\s*include\s*<(metal_tensor|MetalPerformancePrimitives/.*)>")
+
+
+def _tensors(tokens: list[Token]) -> Iterator[Finding]:
+    for token in tokens:
+        if token.kind == "directive" and _TENSORS.match(token.text.strip()):
+            yield token, "tensors and mpp::tensor_ops need Metal 4.0"
 
 
 def defined_functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:

@@ -82,9 +82,13 @@ def steel_kernel(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, in
 
 
 def run_steel(
-    head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int, int, int], rows: int = 40, columns: int = 72
-):
-    """Ragged on purpose: neither length is a multiple of a block. Two query heads share a key head."""
+    head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int, int, int], rows: int = 40, columns: int = 72,
+    kernel_of=steel_kernel, rounding=ROUNDING,
+):  # fmt: skip
+    """Ragged on purpose: neither length is a multiple of a block. Two query heads share a key head.
+
+    kernel_of: makes the kernel, from what steel_kernel takes. rounding: of the unit that multiplies, by dtype.
+    """
     heads, scale = 2, 1 / math.sqrt(head_dim)
     q, k, v = (
         normal((1, h, n, head_dim), dtype, s) for s, (h, n) in enumerate([(heads, rows), (1, columns), (1, columns)])
@@ -105,10 +109,10 @@ def run_steel(
     arguments = {0: q, 1: k, 2: v, 3: (q.shape, dtype), 4: params, 8: (q.shape[:3], mx.float32)}
     if mask is not None:
         arguments |= {5: np.array(_strides(mask), np.int64), 6: mask}
-    kernel = steel_kernel(head_dim, dtype, blocks, "bool" if kind == "bool" else METAL_TYPES[dtype], constants)
+    kernel = kernel_of(head_dim, dtype, blocks, "bool" if kind == "bool" else METAL_TYPES[dtype], constants)
     got, got_lse = kernel(arguments, threads((-(-rows // block), heads, 1), (32, wm, wn)), (32, wm, wn))
-    agree(got, wanted, 8 * ROUNDING[dtype] + 1e-5, "O")
-    agree(got_lse, lse, 8 * ROUNDING[dtype] + 1e-5, "logsumexp")
+    agree(got, wanted, 8 * rounding[dtype] + 1e-5, "O")
+    agree(got_lse, lse, 8 * rounding[dtype] + 1e-5, "logsumexp")
 
 
 def cases() -> list[Case]:

@@ -18,6 +18,9 @@ METAL_TYPES = {
 }  # fmt: skip
 # Half the distance between neighbouring numbers, relative: one rounding.
 ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+# The same where the tensor unit takes 10 bits of a float's mantissa.
+RELAXED = {**ROUNDING, mx.float32: 2.0**-11}
+TENSOR_LANGUAGE = "4.0"  # the first version of Metal with tensor operations
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
@@ -46,10 +49,10 @@ def short(dtype: mx.Dtype) -> str:
 
 
 @functools.cache
-def library(headers: Sequence[str]) -> MetalLibrary:
+def library(headers: Sequence[str], language: str | None = None) -> MetalLibrary:
     """The headers (below MLX's kernel folder) as one source, whose kernel templates are asked for by instance."""
     text = [f'#include "{KERNELS}/{header}"' for header in ("utils.h", *headers)]
-    return MetalLibrary("\n".join(text) + "\n", [include_directory()], name=headers[-1])
+    return MetalLibrary("\n".join(text) + "\n", [include_directory()], language, name=headers[-1])
 
 
 def normal(shape: Sequence[int], dtype: mx.Dtype, seed: int, scale: float = 1.0) -> mx.array:

@@ -9,7 +9,7 @@ from metal_conformance.case import METAL_TYPES, ROUNDING, Case, agree, double, l
 
 _I = np.int32
 # name: (bits of an element, elements that share a scale)
-_FORMATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+FORMATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 
 def minifloat(bits: np.ndarray, exponent: int, mantissa: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def minifloat(bits: np.ndarray, exponent: int, mantissa: int) -> np.ndarray:
 
 def quantized(shape: tuple[int, int], name: str) -> tuple[mx.array, mx.array, np.ndarray]:
     """(packed elements, scales, the matrix they stand for)."""
-    bits, group = _FORMATS[name]
+    bits, group = FORMATS[name]
     packed, scales = mx.quantize(normal(shape, mx.float32, 5), mode=name)
     octets = np.array(packed).view(np.uint8)
     if bits == 4:
@@ -41,7 +41,7 @@ def run(name: str, dtype: mx.Dtype, variant: str):
     rows, columns, depth = (40 if matrix else 3), 64, 512
     packed, scales, weight = quantized((columns, depth) if transposed else (depth, columns), name)
     x = normal((rows, depth), dtype, 6, 0.25)
-    bits, group = _FORMATS[name]
+    bits, group = FORMATS[name]
     template = {"qmm_t": "true, false"}.get(variant, "false")
     source = library(("steel/gemm/gemm.h", "quantized_utils.h", "fp_quantized.h"))
     kernel = source.kernel(f"fp_{variant}<{METAL_TYPES[dtype]}, {group}, {bits}, {template}>")

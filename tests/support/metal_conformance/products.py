@@ -19,7 +19,7 @@ from metal_conformance.case import (
 )
 
 _I = np.int32
-_SPLIT = [
+SPLIT_PARAMS = [
     ("M", _I), ("N", _I), ("K", _I), ("lda", _I), ("ldb", _I), ("ldc", _I), ("tiles_n", _I), ("tiles_m", _I),
     ("split_k_partitions", _I), ("split_k_partition_stride", _I), ("split_k_partition_size", _I),
     ("swizzle_log", _I), ("gemm_k_iterations_aligned", _I),
@@ -33,8 +33,9 @@ def run_split(dtype: mx.Dtype, epilogue: str, rows: int = 24, columns: int = 40,
     bm, bn, bk, wm, wn = _BLOCKS
     tiles, name = (-(-columns // bn), -(-rows // bm)), METAL_TYPES[dtype]
     params = structure(
-        _SPLIT, M=rows, N=columns, K=depth, lda=depth, ldb=columns, ldc=columns, tiles_n=tiles[0], tiles_m=tiles[1],
-        split_k_partitions=parts, split_k_partition_stride=rows * columns, split_k_partition_size=depth // parts,
+        SPLIT_PARAMS, M=rows, N=columns, K=depth, lda=depth, ldb=columns, ldc=columns, tiles_n=tiles[0],
+        tiles_m=tiles[1], split_k_partitions=parts, split_k_partition_stride=rows * columns,
+        split_k_partition_size=depth // parts,
         gemm_k_iterations_aligned=depth // parts // bk,
     )  # fmt: skip
     source = library(("steel/gemm/gemm.h", "steel/gemm/kernels/steel_gemm_splitk.h"))

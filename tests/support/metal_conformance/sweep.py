@@ -3,11 +3,19 @@
 import os
 from pathlib import Path
 
+from metal_conformance.case import TENSOR_LANGUAGE
 from metal_conformance.headers import KERNELS, include_directory
 from mlx_flash.metal import CompileError, MetalLibrary
 
-# What MLX includes or pastes before a header that does not include it itself.
+# What MLX includes or pastes before a header that does not include it itself. Those of tensor operations come first.
 _BEFORE = {
+    "steel/gemm/kernels/steel_gemm_fused_nax": ("steel/gemm/gemm_nax.h",),
+    "steel/gemm/kernels/steel_gemm_gather_nax": ("steel/gemm/gemm_nax.h",),
+    "steel/gemm/kernels/steel_gemm_segmented_nax": ("steel/gemm/gemm_nax.h",),
+    "steel/gemm/kernels/steel_gemm_splitk_nax": ("steel/gemm/gemm_nax.h",),
+    "steel/gemm/kernels/steel_gemm_thin_nax": ("steel/gemm/gemm_nax.h",),
+    "quantized_nax.h": ("steel/gemm/gemm_nax.h", "quantized_utils.h"),
+    "fp_quantized_nax.h": ("steel/gemm/gemm_nax.h", "quantized_utils.h"),
     "steel/gemm/kernels/": ("steel/gemm/gemm.h",),
     "steel/conv/kernels/": ("steel/conv/conv.h", "steel/conv/params.h", "steel/utils.h"),
     "steel/conv/loaders/": ("steel/conv/conv.h",),
@@ -26,17 +34,22 @@ _BEFORE = {
 
 
 def headers() -> list[str]:
-    """The wheel's kernel headers for GPUs without neural accelerators, relative to MLX's kernel folder."""
+    """The wheel's kernel headers, relative to MLX's kernel folder."""
     root = include_directory() / KERNELS
-    names = (path.relative_to(root).as_posix() for path in root.rglob("*.h"))
-    return sorted(name for name in names if "nax" not in name)
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.h"))
 
 
 def compile_header(name: str):
     """Raises CompileError if a header does not compile."""
     before = next((files for start, files in _BEFORE.items() if name.startswith(start)), ())
     text = "".join(f'#include "{KERNELS}/{file}"\n' for file in ("utils.h", *(f for f in before if f != name), name))
-    MetalLibrary(text, [include_directory()], name=name).check([])
+    MetalLibrary(text, [include_directory()], _language(name), name=name).check([])
+
+
+def _language(name: str) -> str:
+    """The first version of Metal that a file compiles as: with tensor operations 4.0, and what waits for other devices,
+    which MLX builds as 3.2 only."""
+    return TENSOR_LANGUAGE if "nax" in name else "3.2" if name == "fence.metal" else "3.1"
 
 
 def source_directory() -> Path | None:
@@ -50,15 +63,13 @@ def kernel_files() -> list[str]:
     if source_directory() is None:
         return []
     root = source_directory() / KERNELS
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.metal") if "nax" not in path.name)
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.metal"))
 
 
 def compile_file(name: str):
     """Raises CompileError if a kernel file does not compile; tries three instances of every kernel."""
     root = source_directory()
-    # MLX builds what waits for other devices as Metal 3.2 only.
-    language = "3.2" if name == "fence.metal" else "3.1"
-    source = MetalLibrary((root / KERNELS / name).read_text(), [root], language, name=name)
+    source = MetalLibrary((root / KERNELS / name).read_text(), [root], _language(name), name=name)
     instances: dict[str, list[str]] = {}
     for host_name in source.kernel_names:
         instances.setdefault(source.translation.function(host_name), []).append(host_name)

@@ -39,6 +39,7 @@ enum Kind {               // why a launch is reported; report.py has the words
   REPORT_DIVISION,
   REPORT_ARRAY_BOUNDS,
   REPORT_RECURSION,
+  REPORT_TENSOR_UNSET,
 };
 
 enum Space { SPACE_DEVICE, SPACE_THREADGROUP, SPACE_OTHER };
@@ -65,7 +66,7 @@ typedef struct {
 } Report;
 
 typedef struct {
-  u64 matmuls, exp2, log2, shuffles, reductions, group_barriers, simd_barriers;
+  u64 matmuls, tensor_matmuls, exp2, log2, shuffles, reductions, group_barriers, simd_barriers;
   u64 loaded[3], stored[3];             // bytes by Space
   u64 buffer_loaded[MAX_BUFFERS], buffer_stored[MAX_BUFFERS];
 } Counters;
@@ -74,6 +75,7 @@ typedef struct Order Order;
 typedef struct {
   u32 grid[3], group[3], groups[3];
   u32 check, schedule, seed, stop;
+  u32 tensor_layout, tensor_rounding;   // settings.py: 1 for the opaque layout, for truncation
   u64 total, next, step_limit, stride;
   u32 buffer_count, report_count;
   u8* window;             // check mode: buffers lie at window + (k << window_bits)

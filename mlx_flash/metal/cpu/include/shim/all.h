@@ -11,5 +11,6 @@
 #include "atomic.h"
 #include "array.h"
 #include "internals.h"
+#include "logging.h"
 #include "uniform.h"
 #include <target/entry.h>

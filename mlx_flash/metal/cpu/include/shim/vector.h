@@ -21,11 +21,15 @@ template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_e
 #define MSL_ELEMENTS(R, N, ELEMENT, ...)                                                                                     \
   if constexpr (N == 2) return vec<R, 2>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__));                                   \
   else if constexpr (N == 3) return vec<R, 3>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__));      \
-  else return vec<R, 4>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__), ELEMENT(w, __VA_ARGS__));
+  else if constexpr (N == 4) return vec<R, 4>(ELEMENT(x, __VA_ARGS__), ELEMENT(y, __VA_ARGS__), ELEMENT(z, __VA_ARGS__), ELEMENT(w, __VA_ARGS__)); \
+  else return vec<R, 8>(ELEMENT(msl_x, __VA_ARGS__), ELEMENT(msl_1, __VA_ARGS__), ELEMENT(msl_2, __VA_ARGS__), ELEMENT(msl_3, __VA_ARGS__), \
+                        ELEMENT(msl_4, __VA_ARGS__), ELEMENT(msl_5, __VA_ARGS__), ELEMENT(msl_6, __VA_ARGS__), ELEMENT(msl_7, __VA_ARGS__));
 // The initialisers of a vector's members.
 #define MSL_MEMBERS2(VALUE) msl_x(VALUE(x)), msl_y(VALUE(y))
 #define MSL_MEMBERS3(VALUE) MSL_MEMBERS2(VALUE), msl_z(VALUE(z))
 #define MSL_MEMBERS4(VALUE) MSL_MEMBERS3(VALUE), msl_w(VALUE(w))
+#define MSL_MEMBERS8(VALUE) msl_x(VALUE(msl_x)), msl_1(VALUE(msl_1)), msl_2(VALUE(msl_2)), msl_3(VALUE(msl_3)), \
+  msl_4(VALUE(msl_4)), msl_5(VALUE(msl_5)), msl_6(VALUE(msl_6)), msl_7(VALUE(msl_7))
 #define MSL_SAME(m) msl_static_cast<T>(a)
 #define MSL_MEMBER(m) msl_static_cast<T>(a.m)
 #define MSL_PLAIN_MEMBER(m) a.m
@@ -177,6 +181,19 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   MSL_INLINE constexpr T at(int i) const { return i == 0 ? msl_x : i == 1 ? msl_y : i == 2 ? msl_z : msl_w; }
   MSL_INLINE constexpr T at(int i) const __constant { return i == 0 ? msl_x : i == 1 ? msl_y : i == 2 ? msl_z : msl_w; }
   MSL_INLINE constexpr void set(int i, T v) { (i == 0 ? msl_x : i == 1 ? msl_y : i == 2 ? msl_z : msl_w) = v; }
+};
+
+// Metal 4 has vectors of eight, whose components have no letters.
+template <typename T> struct alignas(8 * sizeof(T)) vec<T, 8> {
+  T msl_x, msl_1, msl_2, msl_3, msl_4, msl_5, msl_6, msl_7;
+  MSL_MEMBERS(8)
+  MSL_INLINE constexpr vec(T a, T b, T c, T d, T e, T f, T g, T h)
+      : msl_x(a), msl_1(b), msl_2(c), msl_3(d), msl_4(e), msl_5(f), msl_6(g), msl_7(h) {}
+  MSL_INLINE T at(int i) const { return (&msl_x)[i]; }
+  MSL_INLINE void set(int i, T v) { (&msl_x)[i] = v; }
+  // No templates, which go before a kernel's own operators for any type: in Metal a vector is no class.
+  friend MSL_INLINE vec operator*(vec a, T b) { return a * vec(b); }
+  friend MSL_INLINE vec operator+(vec a, T b) { return a + vec(b); }
 };
 
 #define MSL_ELEMENT_OF_TWO(m, R, OP) (R)(a.m OP b.m)
