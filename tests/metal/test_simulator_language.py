@@ -1,13 +1,17 @@
 """What the simulator takes and refuses is what Metal takes and refuses: one small program a rule."""
 
+import address_programs
+import language_programs
 import mlx.core as mx
 import pytest
-from language_programs import ACCEPTED, REFUSED
 from programs import compiled
 
 from mlx_flash.metal.cpu.settings import MODES
 from mlx_flash.metal.frontend.language import VERSIONS
 from mlx_flash.simulator import CompileError, language, metal_kernel, mode
+
+ACCEPTED = language_programs.ACCEPTED | address_programs.ACCEPTED
+REFUSED = language_programs.REFUSED | address_programs.REFUSED
 
 
 @pytest.mark.parametrize("rule", ACCEPTED)

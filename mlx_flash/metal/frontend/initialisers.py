@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .names import statement_end, template_end
+from .names import Types, statement_end, template_end
 from .tokens import Token, matching
 
 _NO_VARIABLE = frozenset({"using", "typedef", "struct", "class", "union", "enum", "extern", "friend"})
@@ -16,15 +16,29 @@ _COMPUTED = frozenset(
 )
 
 
-def computed_constants(tokens: list[Token], defined: set[str]) -> Iterator[tuple[Token, str]]:
-    """(token, reason) of library functions called for a constant outside functions. defined: functions of the text."""
+def computed_constants(tokens: list[Token], functions: list[tuple]) -> Iterator[tuple[Token, str]]:
+    """(token, reason) of functions called for a constant outside functions: of the library, and of the text itself
+    where they are no constexpr. functions: as rules.defined_functions finds them."""
+    types = Types(tokens)
+    defined = {tokens[name].text for name, *_ in functions}
+    constant = {tokens[name].text for name, *_ in functions if _constexpr(tokens, name) or types.at(name)}
     for start, end in _values(tokens):
         for name, after in zip(tokens[start:end], tokens[start + 1 : end]):
-            if name.text in _COMPUTED and after.text == "(" and name.text not in defined:
+            computed = name.text not in constant if name.text in defined else name.text in _COMPUTED
+            if computed and after.text == "(":
                 yield (
                     name,
                     f"the value of a constant is known when it is compiled; '{name.text}' is computed when it runs",
                 )
+
+
+def _constexpr(tokens: list[Token], name: int) -> bool:
+    """Is the function whose name stands there declared constexpr, or by a macro that may say so?"""
+    while name and tokens[name - 1].text not in (";", "{", "}"):
+        name -= 1
+        if tokens[name].text in ("constexpr", "consteval") or tokens[name].text.isupper():
+            return True
+    return False
 
 
 def _values(tokens: list[Token]) -> Iterator[tuple[int, int]]:

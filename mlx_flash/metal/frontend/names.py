@@ -83,7 +83,8 @@ class Types:
         """Does the token at `index` name a type?"""
         token = self.tokens[index]
         if token.kind != "word" or (index and self.tokens[index - 1].text in (".", "->")):
-            return False
+            # auto f() -> float: no member has the name of a builtin type.
+            return token.text in BUILTIN and self.tokens[index - 1].text == "->"
         return token.text in BUILTIN or self.find(token.text, index) is not None
 
     def find(self, name: str, index: int) -> Known | None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from .initialisers import computed_constants
+from .macros import expanded
 from .names import BUILTIN, Types, statement_end, template_end
 from .spaces import SPACES, names_space, needs_space, unspaced
 from .tokens import Token, matching, split_arguments, with_macros
@@ -64,6 +65,7 @@ Finding = tuple[Token, str]
 def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     """(token, reason) of everything that a Metal compiler of this language version would refuse."""
     yield from _words(with_macros(tokens))
+    tokens = expanded(tokens)
     yield from unspaced(tokens, Types(tokens))
     yield from _casts(tokens)
     yield from _function_pointers(tokens)
@@ -72,7 +74,7 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
         yield from _tensors(tokens)
     functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
-    yield from computed_constants(tokens, {tokens[name].text for name, *_ in functions})
+    yield from computed_constants(tokens, functions)
     for name, opening, closing, _, _ in functions:
         yield from _signature(tokens, name, opening, closing)
 

@@ -30,9 +30,10 @@ def names_space(words: set[str]) -> bool:
 def unspaced(tokens: list[Token], types: Types) -> Iterator[Finding]:
     """Pointers and references to known types without an address space."""
     for index, token in enumerate(tokens[:-2]):
-        if token.kind != "word" or not types.at(index):
+        declared = token.text == "decltype" and tokens[index + 1].text == "("
+        if token.kind != "word" or not (declared or types.at(index)):
             continue
-        after = _behind(tokens, index)
+        after = matching(tokens, index + 1) + 1 if declared else _behind(tokens, index)
         words = _leading(tokens, index)
         while tokens[after].text in _QUALIFIERS or tokens[after].text in SPACES:
             words.add(tokens[after].text)

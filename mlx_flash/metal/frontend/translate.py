@@ -2,8 +2,10 @@
 
 import re
 
+from .addresses import address_edits
 from .bfloats import float_edits
 from .casts import cast_edits, list_edits
+from .constant_vectors import constant_vector_edits
 from .constructors import constructor_edits
 from .designators import designator_edits
 from .function_pointers import function_pointer_edits
@@ -82,6 +84,7 @@ class _Translator(Kernels):
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
         for edits in (
             constructor_edits, function_pointer_edits, cast_edits, list_edits, float_edits, designator_edits,
+            address_edits, constant_vector_edits,
         ):  # fmt: skip
             self.edits += edits(self.tokens)
         self.conditionals()

@@ -14,6 +14,9 @@ template <typename T, typename = void> struct atomic {
   static_assert(__is_same(T, int) || __is_same(T, uint) || __is_same(T, bool) || __is_same(T, float) || __is_same(T, ulong),
                 "atomic<T> needs int, uint, bool, float or ulong");
   T msl_value;
+  atomic() = default;
+  atomic(const atomic&) = delete;
+  atomic& operator=(const atomic&) = delete;
 };
 typedef atomic<int> atomic_int;
 typedef atomic<uint> atomic_uint;

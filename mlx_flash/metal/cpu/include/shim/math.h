@@ -248,7 +248,7 @@ template <typename T, int N> MSL_INLINE vec<T, N> insert_bits(vec<T, N> x, same_
 }
 
 template <typename T, typename = enable_if_t<is_arithmetic_v<T>>>
-MSL_INLINE constexpr T select(T no, same_t<T> yes, bool c) { return c ? yes : no; }
+MSL_INLINE constexpr T select(T no, T yes, bool c) { return c ? yes : no; }
 #define MSL_CHOSEN(m, ...) c.m ? yes.m : no.m
 template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, vec<bool, N> c) {
   MSL_ELEMENTS(T, N, MSL_CHOSEN)

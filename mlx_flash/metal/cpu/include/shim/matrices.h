@@ -5,6 +5,7 @@
 namespace metal {
 
 template <typename T, int C, int R> struct matrix {
+  static_assert(metal::is_floating_point_v<T>, "matrices are of float, half or bfloat");
   vec<T, R> columns[C];
   matrix() = default;
   matrix(const matrix&) = default;

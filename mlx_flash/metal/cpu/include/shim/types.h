@@ -173,6 +173,14 @@ template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
   }
 }
 
+// An element of which `auto` keeps a reference or pointer, and one whose address is passed on: see addresses.py. Those of vectors
+// are refused in target/components.h.
+#define MSL_ADDRESSED(SPACE)                                                                   \
+  template <typename T> MSL_INLINE constexpr SPACE T& msl_addressed(SPACE T& element) { return element; }                     \
+  template <typename T> MSL_INLINE constexpr SPACE T& msl_pointed(SPACE T& element) { return element; }
+MSL_ADDRESSED(__private) MSL_ADDRESSED(__local) MSL_ADDRESSED(__global) MSL_ADDRESSED(__constant) MSL_ADDRESSED(__generic)
+#undef MSL_ADDRESSED
+
 // The type that the address of a function has, which is another than that of a pointer: function_pointers.py.
 template <typename R, typename... A> R msl_any_function(A...);
 template <typename F> struct msl_function { typedef F type; };

@@ -11,3 +11,14 @@ template <typename T> struct remove_space<__attribute__((opencl_global_host)) T>
 // v[i] has no address either: what it returns lies in a space, or is volatile, to which no reference of a kernel binds.
 #define msl_element __attribute__((opencl_global_host))
 #define msl_held volatile
+
+#define MSL_NO_ADDRESS(FUNCTION, KIND)                                                          \
+  template <typename T> MSL_INLINE KIND T& FUNCTION(KIND T& element) {                          \
+    static_assert(!sizeof(T), "a component of a vector has no address: no reference or pointer leads to it"); \
+    return element;                                                                             \
+  }
+MSL_NO_ADDRESS(msl_pointed, msl_element)
+MSL_NO_ADDRESS(msl_addressed, msl_element)
+MSL_NO_ADDRESS(msl_addressed, __local msl_held)
+MSL_NO_ADDRESS(msl_addressed, __global msl_held)
+#undef MSL_NO_ADDRESS
