@@ -142,12 +142,12 @@ def _check_part_lengths(k, v, quantization: Quantization) -> None:
                 shape_of(name, (codes, *others), quantization, part.dtype)  # says which part, and what it should be
 
 
-def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, packing, arguments: dict) -> Call:
+def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, quantized_as, arguments: dict) -> Call:
     if stream is not None and not isinstance(stream, STREAMS):
         raise wrong("stream", "an mlx.core.Stream or Device, or None", shown(stream), "Pass mx.cpu or mx.gpu.")
-    if packing is None:
+    if quantized_as is None:
         return Call(signature_of(q, k, v, **arguments), backend, stream, return_lse)
-    quantization = quantization_of(*packing)
+    quantization = quantization_of(*quantized_as)
     dtype = q.dtype if isinstance(q, mx.array) else mx.float32
     # The checks of attention, on operands of the same shapes that are never evaluated
     logical = [mx.zeros(shape_of(name, parts, quantization, dtype), dtype) for name, parts in (("k", k), ("v", v))]
@@ -155,11 +155,11 @@ def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, packing, ar
 
 
 def prepared(
-    q, k, v, backend: Backend, stream, return_lse: bool | str, arguments: dict, packing: tuple | None = None
+    q, k, v, backend: Backend, stream, return_lse: bool | str, arguments: dict, quantized_as: tuple | None = None
 ) -> Call:
     """The Call that serves these arguments, checked if none like them came before.
 
-    `packing`: (mode, bits, group_size) of quantized k and v. Raises ValueError, as `signature_of` does.
+    `quantized_as`: (mode, bits, group_size) of quantized k and v. Raises ValueError, as `signature_of` does.
     """
     if return_lse != SPLIT:
         if isinstance(return_lse, str):
@@ -168,14 +168,14 @@ def prepared(
     try:
         given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
-        form = packing and _static(packing, "packing")
+        form = quantized_as and _static(quantized_as, "quantized_as")
         page = None if arguments.get("pages") is None else _page(k)
         key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, page, *given)
         call = _cache.get(key)
     except TypeError:  # an argument whose type is unknown here is checked every time
         key = call = None
     if call is None:
-        call = _make(q, k, v, backend, stream, return_lse, packing, arguments)
+        call = _make(q, k, v, backend, stream, return_lse, quantized_as, arguments)
         if key is not None:
             if len(_cache) >= CACHE_SIZE:
                 del _cache[next(iter(_cache))]

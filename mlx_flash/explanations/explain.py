@@ -72,7 +72,7 @@ def explain(
     parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
     chain = steps_of(problem, name, parts, chosen) if runs else ()
     tested = name == "metal" and mx.metal.is_available()
-    steps = tuple(_explain_step(plan_of(step, inner, chosen), inner, tested) for step in chain)
+    steps = tuple(_explain_kernel(plan_of(step, inner, chosen), inner, tested) for step in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
@@ -185,66 +185,66 @@ def _current() -> tuple[str, Family | None, str]:
     return current.name, current.family, why
 
 
-def _explain_step(step_plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
-    step, row, launch = step_plan.kind, step_plan.config, step_plan.launch(problem)
-    precision, head_dim = precision_of(problem.dtype), step_plan.head_dim
+def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
+    kind, row, launch = plan.kind, plan.config, plan.launch(problem)
+    precision, head_dim = precision_of(problem.dtype), plan.head_dim
     tensor = row.tiles != "simdgroup"
-    staged = step.tiled and (step_plan.family.uses_threadgroup_memory or tensor)
+    uses_threadgroup_memory = kind.tiled and (plan.family.uses_threadgroup_memory or tensor)
     # Rows for tensor cores count 32-bit registers, the explanation counts 16-bit registers.
-    demand = 2 * thread_registers(step, row, head_dim) if tensor else register_demand(step, row, precision, head_dim)
-    dynamic = step.tiled and not tensor and not step_plan.max_threads
+    demand = 2 * thread_registers(kind, row, head_dim) if tensor else register_demand(kind, row, precision, head_dim)
+    dynamic = kind.tiled and not tensor and not plan.max_threads
     return StepExplanation(
-        name=step.name,
-        kernel=step_plan.kernel.name,
-        row=_place(step_plan),
-        why=_why_row(step_plan),
+        name=kind.name,
+        kernel=plan.kernel.name,
+        row=_place(plan),
+        why=_why_row(plan),
         blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
         threads=row.threads,
         grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
         cached=row.cached,
-        reread=tuple(n for n in step.cacheable if n in step.inputs and n not in row.cached),
-        paged=row.paged(step),
-        traversed=tuple(n for n in step.inputs if n in OPERANDS and n not in step.cacheable) if step.tiled else (),
-        staged=staged,
-        tiles=row.tiles if step.tiled else "none",
+        reread=tuple(n for n in kind.cacheable if n in kind.inputs and n not in row.cached),
+        paged=row.paged(kind),
+        traversed=tuple(n for n in kind.inputs if n in OPERANDS and n not in kind.cacheable) if kind.tiled else (),
+        uses_threadgroup_memory=uses_threadgroup_memory,
+        tiles=row.tiles if kind.tiled else "none",
         registers=demand,
-        live_bytes=live_bytes(step, row, precision, head_dim) if dynamic else None,
-        threadgroup_bytes=_threadgroup_bytes(step_plan, problem),
-        max_threads=step_plan.max_threads,
+        live_bytes=live_bytes(kind, row, precision, head_dim) if dynamic else None,
+        threadgroup_bytes=_threadgroup_bytes(plan, problem),
+        max_threads=plan.max_threads,
         output_bytes=launch.output_bytes,
-        extra_bytes=_extra_bytes(step_plan, problem),
-        verdict=guard.describe(step_plan) if tested else "",
+        extra_bytes=_extra_bytes(plan, problem),
+        verdict=guard.describe(plan) if tested else "",
     )
 
 
-def _threadgroup_bytes(step_plan: Plan, problem: Problem) -> int:
-    row = step_plan.config
-    if row.tiles == "simdgroup" and (not step_plan.family.uses_threadgroup_memory or not step_plan.kind.tiled):
+def _threadgroup_bytes(plan: Plan, problem: Problem) -> int:
+    row = plan.config
+    if row.tiles == "simdgroup" and (not plan.family.uses_threadgroup_memory or not plan.kind.tiled):
         return 0
-    elements = threadgroup_elements(step_plan.kind, row, step_plan.family, problem.head_dim, problem.value_dim)
+    elements = threadgroup_elements(plan.kind, row, plan.family, problem.head_dim, problem.value_dim)
     return elements * _size(problem)
 
 
 OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 
-def _place(step_plan: Plan) -> str:
-    rows = candidates(step_plan.kind, precision_of(step_plan.signature.dtype), step_plan.effective_family)
-    return f"{rows.index(step_plan.table_row) + 1} of {len(rows)}, up to {step_plan.config.max_head}"
+def _place(plan: Plan) -> str:
+    rows = candidates(plan.kind, precision_of(plan.signature.dtype), plan.effective_family)
+    return f"{rows.index(plan.table_row) + 1} of {len(rows)}, up to {plan.config.max_head}"
 
 
-def _why_row(step_plan: Plan) -> str:
-    if len(candidates(step_plan.kind, precision_of(step_plan.signature.dtype), step_plan.effective_family)) == 1:
+def _why_row(plan: Plan) -> str:
+    if len(candidates(plan.kind, precision_of(plan.signature.dtype), plan.effective_family)) == 1:
         return "the only row"
-    if step_plan.head_dim > step_plan.config.max_head:
-        return f"the last serves {step_plan.head_dim} too"
-    return f"the first to cover {step_plan.head_dim}"
+    if plan.head_dim > plan.config.max_head:
+        return f"the last serves {plan.head_dim} too"
+    return f"the first to cover {plan.head_dim}"
 
 
-def _extra_bytes(step_plan: Plan, problem: Problem) -> int:
+def _extra_bytes(plan: Plan, problem: Problem) -> int:
     """Bytes of the row statistics, and of float32 buffers of paged accumulators from which a 16-bit result is cast."""
-    launch, dtype = step_plan.launch(problem), getattr(mx, problem.dtype)
-    named = zip(step_plan.kind.outputs, launch.output_shapes, launch.output_dtypes)
+    launch, dtype = plan.launch(problem), getattr(mx, problem.dtype)
+    named = zip(plan.kind.outputs, launch.output_shapes, launch.output_dtypes)
     return sum(
         math.prod(shape) * written.size
         for name, shape, written in named

@@ -19,8 +19,8 @@ class StepExplanation:
     or "wgmma" for tensor cores. `cached` operands stay in registers; `reread` operands are read again in every
     traversal block (with tensor cores from threadgroup memory); `paged` accumulators are read and written in their
     float32 output buffer once per traversal block; `traversed` operands are streamed, through threadgroup memory if
-    `staged`. `extra_bytes`: memory beyond the results in their own dtype. `verdict`: what the test of the
-    kernel on this machine found, "" on a backend whose kernels are not tested.
+    the kernel `uses_threadgroup_memory`. `extra_bytes`: memory beyond the results in their own dtype. `verdict`: what
+    the test of the kernel on this machine found, "" on a backend whose kernels are not tested.
     """
 
     name: str
@@ -34,7 +34,7 @@ class StepExplanation:
     reread: tuple[str, ...]
     paged: tuple[str, ...]
     traversed: tuple[str, ...]
-    staged: bool
+    uses_threadgroup_memory: bool
     tiles: str
     registers: int
     live_bytes: int | None
@@ -46,7 +46,7 @@ class StepExplanation:
 
     def facts(self) -> list[tuple[str, str]]:
         """(label, value) of every fact, in the order in which they are printed."""
-        path = "through threadgroup memory" if self.staged else "direct"
+        path = "through threadgroup memory" if self.uses_threadgroup_memory else "direct"
         reread = _names(self.reread)
         if self.reread and self.tiles in ("mma", "wgmma"):
             reread += " in threadgroup memory"

@@ -79,8 +79,8 @@ def serve_quantized(
 ):  # fmt: skip
     """The ``quantized_scaled_dot_product_attention`` of mlx-lm and mlx-vlm, whose caches hold what mx.quantize returns:
     ("quantized prefill" or "quantized decode", the rule, result). Raises NotServed."""
-    packing = dict(zip(("group_size", "bits"), more)) | options
-    if not {"group_size", "bits"} >= set(packing) or len(more) > 2:
+    formats = dict(zip(("group_size", "bits"), more)) | options
+    if not {"group_size", "bits"} >= set(formats) or len(more) > 2:
         raise NotServed("quantized cache: arguments unknown here")
     if not isinstance(queries, mx.array) or queries.ndim != 4:
         raise NotServed("quantized cache: queries are not an array of 4 axes")
@@ -96,7 +96,7 @@ def serve_quantized(
     with changed(built_in=True):
         out = quantized_attention(
             queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),
-            **{"group_size": 64, "bits": 8} | packing,
+            **{"group_size": 64, "bits": 8} | formats,
         )  # fmt: skip
     return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", rule, out
 

@@ -121,33 +121,33 @@ TABLE = {
 }  # fmt: skip
 
 
-def candidates(step: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
+def candidates(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
     """The rows that may serve a problem, in order: those of the family's tensor cores, then those of its table."""
     table = family.table.removeprefix(TABLE_PREFIX)
-    found = ORIGINAL.get((step, precision, table)) if table != family.table else None
-    return TENSOR_TABLE.get((step, precision, family.tensor), ()) + (found or TABLE.get((step, precision, table), ()))
+    found = ORIGINAL.get((kind, precision, table)) if table != family.table else None
+    return TENSOR_TABLE.get((kind, precision, family.tensor), ()) + (found or TABLE.get((kind, precision, table), ()))
 
 
 def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:
     """Are dK and dV made by kernels of their own? Where tensor cores have no row for both, but one for each."""
     both, one = (
-        TENSOR_TABLE.get((step, precision_of(dtype), family.tensor), ()) for step in (BACKWARD_KEY_VALUE, BACKWARD_KEY)
+        TENSOR_TABLE.get((kind, precision_of(dtype), family.tensor), ()) for kind in (BACKWARD_KEY_VALUE, BACKWARD_KEY)
     )
     return all(head_dim > row.max_head for row in both) and any(head_dim <= row.max_head for row in one)
 
 
-def lookup(step: KernelKind, dtype: str, family: Family, head_dim: int) -> TileConfig:
+def lookup(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TileConfig:
     """The first row whose `max_head` covers `head_dim`, else the last: there is no largest head dimension."""
-    rows = candidates(step, precision_of(dtype), family)
+    rows = candidates(kind, precision_of(dtype), family)
     return next((row for row in rows if head_dim <= row.max_head), rows[-1])
 
 
-def prove(step: KernelKind, precision: str, family: Family, row: TileConfig) -> None:
+def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> None:
     """Raises ValueError unless the row is legal: what a kernel would otherwise get wrong or spill."""
 
     def require(holds, what):
         if not holds:
-            raise ValueError(f"parameter row {row} of {step} {precision} {family.name}: {what}")
+            raise ValueError(f"parameter row {row} of {kind} {precision} {family.name}: {what}")
 
     blocks = (row.parallel, row.traversal, row.head, row.max_head)
     require(all(block > 0 and block % 8 == 0 for block in blocks), "blocks must be positive multiples of 8")
@@ -155,33 +155,33 @@ def prove(step: KernelKind, precision: str, family: Family, row: TileConfig) -> 
     require(row.threads <= THREADGROUP_THREADS, f"{row.threads} threads exceed {THREADGROUP_THREADS}")
     scratch = row.scratch_elements(family) * (4 if precision == FULL else 2)
     require(scratch <= family.threadgroup_bytes, f"{scratch} threadgroup bytes exceed {family.threadgroup_bytes}")
-    require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
+    require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")
     require(len(set(row.cached)) == len(row.cached), "an operand is named twice")
-    if family.register_tiers and step.tiled:
-        demand, most = register_demand(step, row, precision, row.max_head), family.register_tiers[-1][0]
+    if family.register_tiers and kind.tiled:
+        demand, most = register_demand(kind, row, precision, row.max_head), family.register_tiers[-1][0]
         require(demand <= most + EDGE_SPILL, f"{demand} registers of {most}: the loop of whole blocks would spill")
-        threads = max_threads(step, row, precision, family, row.max_head)
+        threads = max_threads(kind, row, precision, family, row.max_head)
         require(threads >= row.threads, f"{row.threads} threads at {demand} registers: no core holds so many")
-    elif step.tiled:
-        needed = live_bytes(step, row, precision, row.max_head)
+    elif kind.tiled:
+        needed = live_bytes(kind, row, precision, row.max_head)
         require(needed <= PAGED_BUDGET, f"{needed} live bytes a thread exceed {PAGED_BUDGET}")
 
 
 def prove_table(table=None) -> None:
     """Proves every row for every family that uses it, and that `max_head` increases within each table."""
-    for (step, precision, name), candidates in (table or TABLE).items():
+    for (kind, precision, name), candidates in (table or TABLE).items():
         heads = [row.max_head for row in candidates]
         if heads != sorted(set(heads)):
-            raise ValueError(f"{step} {precision} {name}: max_head must increase from row to row, got {heads}")
+            raise ValueError(f"{kind} {precision} {name}: max_head must increase from row to row, got {heads}")
         for family in FAMILIES.values():
             if family.table == name:
                 for row in candidates:
-                    prove(step, precision, family, row)
-    for (step, _, name), candidates in TENSOR_TABLE.items():
+                    prove(kind, precision, family, row)
+    for (kind, _, name), candidates in TENSOR_TABLE.items():
         for family in FAMILIES.values():
             if family.tensor == name:
                 for row in candidates:
-                    prove_tensor_row(step, family, row)
+                    prove_tensor_row(kind, family, row)
 
 
 prove_table()

@@ -20,7 +20,7 @@ class TileConfig:
     """One table row, for head dimensions up to `max_head` (the last row of a table: for all that are larger).
 
     `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
-    dimension per step; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
+    dimension per block; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
     paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
     `tiles`: the tile layer, one of tile_layers.LAYERS. `stages`: pipeline buffers, each for one block of a traversed
     operand, of a tensor-core layer.
@@ -39,9 +39,9 @@ class TileConfig:
     def threads(self) -> int:
         return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].producer_warps)
 
-    def paged(self, step: KernelKind) -> tuple[str, ...]:
-        kept = {*self.cached, *(name for name in ACCUMULATORS if name not in step.outputs)}
-        return tuple(name for name in step.cacheable if name in ACCUMULATORS and name not in kept)
+    def paged(self, kind: KernelKind) -> tuple[str, ...]:
+        kept = {*self.cached, *(name for name in ACCUMULATORS if name not in kind.outputs)}
+        return tuple(name for name in kind.cacheable if name in ACCUMULATORS and name not in kept)
 
     def scratch_elements(self, family: Family) -> int:
         """Elements of threadgroup memory: one block of the traversed operand, or nothing worth naming."""

@@ -11,22 +11,21 @@ import mlx.core as mx
 from ..common.mlx_private import CONSTANT_BELOW, as_bytes, contiguous
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, KernelKind
 from ..problem.problem import Problem
+from ..problem.variants import ARGUMENT_TYPES
 from .config import TileConfig
 from .source import Kernel
 from .split_kv import gqa_rows
 
 # Strided operands, passed as bytes: kernels read views of any layout in place.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
-# Operands that kernels index without strides: copied unless they are row-contiguous.
-CONTIGUOUS = frozenset({"L", "delta", "slopes", "sinks", "shifts", "lengths", "dropout_key"})
 STATISTICS = frozenset({"L", "delta", "L_parts"})  # of rows, whose axes kernels know
+# Arguments of variants, by their Metal types. Kernels index pointers without strides: arrays behind them are copied
+# unless they are row-contiguous.
+CONTIGUOUS = frozenset({"L", "delta", *(name for name, kept in ARGUMENT_TYPES.items() if kept.endswith("*"))})
 # Kernels hold device pointers to these, so short ones are padded beyond what MLX passes in the constant address space.
-NEEDS_DEVICE_ADDRESS_SPACE = frozenset(
-    {
-        "attention_mask", "slopes", "sinks", "q_segments", "k_segments", "shifts", "lengths", "pages", "block_map",
-        "block_lists", "block_counts", *STATISTICS,
-    }
-)  # fmt: skip
+NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
+    name for name, kept in ARGUMENT_TYPES.items() if kept.startswith(("const device", "Strided"))
+}
 
 
 @dataclass  # made for every length of a growing cache: a frozen one takes three times as long

@@ -102,17 +102,17 @@ def mma_rows(family: Family) -> int:
 OVERHEAD = 32  # 32-bit registers of a thread beyond fragments: addresses, statistics
 
 
-def thread_registers(step: KernelKind, row: TileConfig, head_dim: int) -> int:
+def thread_registers(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
     """Estimated 32-bit registers of a thread."""
-    return tensor_registers(step, row, head_dim) + OVERHEAD
+    return tensor_registers(kind, row, head_dim) + OVERHEAD
 
 
-def prove_tensor_row(step: KernelKind, family: Family, row: TileConfig) -> None:
+def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     """Raises ValueError unless the row is legal."""
 
     def require(holds, what):
         if not holds:
-            raise ValueError(f"parameter row {row} of {step} {family.name}: {what}")
+            raise ValueError(f"parameter row {row} of {kind} {family.name}: {what}")
 
     instruction = LAYERS[row.tiles].mma_rows
     require(row.stages >= 2, "a block is copied while another is read: two stages at least")
@@ -121,11 +121,11 @@ def prove_tensor_row(step: KernelKind, family: Family, row: TileConfig) -> None:
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
     require(row.parallel % max(instruction, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
-    require(set(row.cached) <= set(step.cacheable), f"only {step.cacheable} may be cached")
-    missing = set(step.outputs) & ACCUMULATORS - set(row.cached)
+    require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")
+    missing = set(kind.outputs) & ACCUMULATORS - set(row.cached)
     require(not missing, f"{missing} must be cached: accumulators are not paged here")
-    taken = 2 * tensor_elements(step, row, row.max_head, row.max_head)
+    taken = 2 * tensor_elements(kind, row, row.max_head, row.max_head)
     require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
-    needed = thread_registers(step, row, row.max_head)
+    needed = thread_registers(kind, row, row.max_head)
     given = consumer_registers(row)
     require(needed <= given, f"{needed} registers a thread exceed {given}")

@@ -20,7 +20,7 @@ RAGGED = {FORWARD: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # more, wher
 EDGE_SPILL = 32
 
 
-def tile_registers(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
+def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """16-bit registers a thread holds in tiles at the fullest moment of the traversal.
 
     An R x C tile costs R/8 * C/2 of them in float32, half that in 16 bits. Cached operands live throughout; over them
@@ -30,36 +30,36 @@ def tile_registers(step: KernelKind, row: TileConfig, precision: str, head_dim: 
     groups = row.simdgroup_rows // 8
     quarter = 2 if precision == FULL else 1  # element size in half registers, over two
     cached = sum(head_dim // 2 if name in ACCUMULATORS else quarter * head_dim // 4 for name in row.cached)
-    flight = row.head_block(head_dim) // 2 if row.paged(step) else 0
+    flight = row.head_block(head_dim) // 2 if row.paged(kind) else 0
     scores = row.traversal // 2
-    if step is BACKWARD_MASK:
+    if kind is BACKWARD_MASK:
         return groups * 3 * scores  # P, dS and their sum
-    if step in (FORWARD, DECODE):
+    if kind in (FORWARD, DECODE):
         return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
     return groups * (cached + max(2 * scores, scores + flight))
 
 
-def register_demand(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
+def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """Estimated 16-bit registers per thread, where operands go through threadgroup memory: the count of an offline
     compiler for the M1 instruction set, not of Apple's."""
-    if not step.tiled:
+    if not kind.tiled:
         return 24
-    base, again, page = OVERHEAD[step, precision]
-    inputs = [name for name in step.cacheable if name not in ACCUMULATORS]
+    base, again, page = OVERHEAD[kind, precision]
+    inputs = [name for name in kind.cacheable if name not in ACCUMULATORS]
     again *= sum(name not in row.cached for name in inputs)
-    wider = WIDER.get(step, 0) if row.simdgroup_rows > 8 else 0
-    ragged = RAGGED.get(step, 0) if head_dim % row.head_block(head_dim) else 0
-    return tile_registers(step, row, precision, head_dim) + base + again + page * len(row.paged(step)) + wider + ragged
+    wider = WIDER.get(kind, 0) if row.simdgroup_rows > 8 else 0
+    ragged = RAGGED.get(kind, 0) if head_dim % row.head_block(head_dim) else 0
+    return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + wider + ragged
 
 
-def live_bytes(step: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
+def live_bytes(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """Estimated bytes a thread keeps alive in tiles, row statistics and one fragment (M3 and later)."""
-    statistics = 16 if step in (FORWARD, DECODE) else 12
+    statistics = 16 if kind in (FORWARD, DECODE) else 12
     fragment = 8 if precision == FULL else 4
-    return 2 * tile_registers(step, row, precision, head_dim) + statistics + fragment
+    return 2 * tile_registers(kind, row, precision, head_dim) + statistics + fragment
 
 
-def max_threads(step: KernelKind, row: TileConfig, precision: str, family: Family, head_dim: int) -> int | None:
+def max_threads(kind: KernelKind, row: TileConfig, precision: str, family: Family, head_dim: int) -> int | None:
     """Value of max_total_threads_per_threadgroup: the most threads whose registers hold the row without spilling, or
     the least that a core holds if none does.
 
@@ -67,6 +67,6 @@ def max_threads(step: KernelKind, row: TileConfig, precision: str, family: Famil
     """
     if not family.register_tiers:
         return None
-    demand = register_demand(step, row, precision, min(head_dim, row.max_head))
+    demand = register_demand(kind, row, precision, min(head_dim, row.max_head))
     tiers = family.register_tiers
     return next((threads for registers, threads in tiers if demand <= registers), tiers[-1][1])

@@ -63,33 +63,33 @@ def _launched(row) -> int:
     return 512 // -(-row.threads // 128) // 8 * 8
 
 
-def operand_columns(step: KernelKind, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
     """(operands whose rows belong to a simdgroup, traversed operands), each with its columns."""
     columns = {"Q": head_dim, "K": head_dim, "V": value_dim, "dO": value_dim}
-    own = {name: columns[name] for name in step.cacheable if name not in ACCUMULATORS and name in step.inputs}
-    return own, {name: columns[name] for name in columns if name in step.inputs and name not in own}
+    own = {name: columns[name] for name in kind.cacheable if name not in ACCUMULATORS and name in kind.inputs}
+    return own, {name: columns[name] for name in columns if name in kind.inputs and name not in own}
 
 
-def tensor_elements(step: KernelKind, row, head_dim: int, value_dim: int) -> int:
+def tensor_elements(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
     """16-bit elements of threadgroup memory that a row of a tensor-core layer takes."""
-    own, traversed = operand_columns(step, head_dim, value_dim)
+    own, traversed = operand_columns(kind, head_dim, value_dim)
     kept = sum(row.parallel * _panels(columns) for name, columns in own.items() if name not in row.cached)
     return kept + sum(row.stages * row.traversal * _panels(columns) + PIPELINE for columns in traversed.values())
 
 
-def threadgroup_elements(step: KernelKind, row, family, head_dim: int, value_dim: int) -> int:
+def threadgroup_elements(kind: KernelKind, row, family, head_dim: int, value_dim: int) -> int:
     """Elements of a kernel's threadgroup memory, one at least."""
     if row.tiles == "simdgroup":
         return row.scratch_elements(family)
-    return tensor_elements(step, row, head_dim, value_dim)
+    return tensor_elements(kind, row, head_dim, value_dim)
 
 
-def tensor_registers(step: KernelKind, row, head_dim: int) -> int:
+def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
     """32-bit registers of a thread's fragments at the peak; addresses and statistics are not counted."""
     sixteenths = row.simdgroup_rows // 16
     accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
     cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
-    scores = row.traversal // 8 * 4 * (1.5 if step.matmuls == 2 else 2)
+    scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls == 2 else 2)
     return int(sixteenths * (accumulators + cached + scores))
 
 

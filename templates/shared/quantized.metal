@@ -52,7 +52,7 @@ METAL_FUNC float value_of(uint code, float scale, float bias) {
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   static_assert(GROUP % 8 == 0, "eight elements are dequantized at a time");
   using Element = T;
-  static constant constexpr const int HEAD_BLOCK = BH, RUN = 8, COPIERS = THREADS;
+  static constant constexpr const int HEAD_BLOCK = BH, RUN = 8, COPYING_THREADS = THREADS;
 #if HAS_PAGES
   Pages<uint> word_pages;
   Pages<Scale> scale_pages;
@@ -146,11 +146,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   template <int H>
   METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
-    return staged_group<BT, H>(scratch, BH, t, d, lane);
+    return from_threadgroup<BT, H>(scratch, BH, t, d, lane);
   }
 
   template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
-    return staged_transposed<BT, H>(scratch, t, d, lane);
+    return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
   }
 };
 

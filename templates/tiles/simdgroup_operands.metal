@@ -91,26 +91,27 @@ template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device
 #if USES_THREADGROUP
 // Fragments (t, d), (t, d + 1), .. of a block of BT rows and H columns in threadgroup memory
 template <int BT, int H, typename T>
-METAL_FUNC Run<Pair<T>, WIDE> staged_group(const threadgroup T* scratch, int pitch, int t, int d, Lane lane) {
+METAL_FUNC Run<Pair<T>, WIDE> from_threadgroup(const threadgroup T* scratch, int pitch, int t, int d, Lane lane) {
   const threadgroup T* own = scratch + (lane_place(BT, t, lane.row) * pitch + lane_column(H, d, lane.column));
   return side_by_side<WIDE>(own + (fixed_place(t) * pitch + fixed_column(d)), min(WIDE, H / 8 - d));
 }
 
 // Fragments (d, t), (d, t + 1), .. of a block of BT rows and H columns that lies there transposed
 template <int BT, int H, typename T>
-METAL_FUNC Run<Pair<T>, WIDE_ROWS> staged_transposed(const threadgroup T* scratch, int t, int d, Lane lane) {
+METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup T* scratch, int t, int d, Lane lane) {
   const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
 
 // Columns [column, column + H) of a block of BT rows to threadgroup memory, zeros where there is no row; TRANSPOSED:
 // as H rows of BT. A thread's column does not change from pass to pass.
-template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thread const B& b, int column) {
+template <int BT, int H, bool TRANSPOSED, typename B>
+METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
   constexpr int N = B::RUN, RUNS = H / N;
   constexpr int SLOTS = RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
-  constexpr int STEP = B::COPIERS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(RUNS <= SLOTS && B::COPIERS % SLOTS == 0, "a thread stays in its columns");
+  constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
+  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
   const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
   threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma clang loop unroll_count(8)
@@ -137,7 +138,7 @@ template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thre
 // Rows at or past `valid` read as zero. Where it is known to be BT, the code has no trace of that.
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
-  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
+  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
 #if HAS_PAGES
   Pages<T> pages;
 #else
@@ -210,12 +211,12 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   // Fragments (t, d), (t, d + 1), .. of columns [column, column + H), as they lie in memory
   template <int H>
   METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
-    return staged_group<BT, H>(scratch, BH, t, d, lane);
+    return from_threadgroup<BT, H>(scratch, BH, t, d, lane);
   }
 
   // Fragments (d, t), (d, t + 1), .. of the block with rows and columns exchanged
   template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
-    return staged_transposed<BT, H>(scratch, t, d, lane);
+    return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
   }
 #else
   // Where `row` of the block begins

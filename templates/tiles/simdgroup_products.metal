@@ -8,7 +8,7 @@ namespace tile {
 template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
-  stage<BT, H, true>(b, column);
+  load_to_threadgroup<BT, H, true>(b, column);
 #pragma clang loop unroll(full)
   for (int d = 0; d < H / 8; d++) {
     Pair<T> rows[R / 8];
@@ -198,7 +198,7 @@ METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     int column, bool whole) {
 #if USES_THREADGROUP
-  stage<BT, H, false>(b, column);
+  load_to_threadgroup<BT, H, false>(b, column);
 #endif
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {

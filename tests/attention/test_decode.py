@@ -118,9 +118,10 @@ def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     arrays = shaped(group, queries, 600, 64, dtype)
     decode = launches(family, *arrays)[0]
     told = explain(*arrays, backend="simulator", family=family).steps[0]
-    blocks, simdgroups = -(-group * queries // told.blocks[0]), 1 if told.staged else told.threads // 32
-    assert blocks == 1 or group * queries > (32 if told.staged else 16)
-    assert simdgroups == 1 or not told.staged
+    shared = told.uses_threadgroup_memory
+    blocks, simdgroups = -(-group * queries // told.blocks[0]), 1 if shared else told.threads // 32
+    assert blocks == 1 or group * queries > (32 if shared else 16)
+    assert simdgroups == 1 or not shared
     for name in "KV":
         assert decode["buffers"][name]["loaded"] == blocks * simdgroups * arrays[1].nbytes
     ordinary = launches(family, *[mx.repeat(arrays[0], 9, axis=2)], *arrays[1:])[0]

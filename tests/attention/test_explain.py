@@ -36,7 +36,8 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
         assert named == {name for name in step.cacheable if name in (*step.inputs, *step.outputs)}
         assert ("max_total_threads" in real.kernel.header) == (said.max_threads is not None)
         assert said.tiles == (real.config.tiles if step.tiled else "none")
-        assert ("threadgroup_barrier(" in real.kernel.header or said.tiles in ("mma", "wgmma")) == said.staged
+        waits = "threadgroup_barrier(" in real.kernel.header
+        assert (waits or said.tiles in ("mma", "wgmma")) == said.uses_threadgroup_memory
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
 
 
@@ -48,7 +49,7 @@ def test_tensor_cores(family, tiles):
         assert [step.name for step in told.steps] == ["forward", "delta", "backward_query", *last]
         for step in (step for step in told.steps if step.name != "delta"):
             assert step.tiles == tiles and 0 < step.threadgroup_bytes <= FAMILIES[family].threadgroup_bytes
-            assert step.registers <= 2 * 255 and not step.paged and step.staged
+            assert step.registers <= 2 * 255 and not step.paged and step.uses_threadgroup_memory
             assert "in threadgroup memory" in str(step.facts()) or not step.reread
     assert {step.tiles for step in explain(head_dim=64, dtype="float32", family=family).steps} == {"simdgroup", "none"}
 

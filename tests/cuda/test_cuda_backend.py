@@ -250,7 +250,7 @@ def check_registers_balance(text: str) -> None:
     assert ".minnctapersm 1\n" in text
 
 
-NUMBERS = ("scale", "softcap", "survivor_scale", "window", "extents", "packing")
+NUMBERS = ("scale", "softcap", "survivor_scale", "window", "extents", "decode_params")
 
 
 def compiled(step, family, dtype, features):

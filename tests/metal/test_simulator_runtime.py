@@ -1,6 +1,8 @@
 """The runtime itself: assembles for both processors, survives many threads, processes and kernels at once."""
 
+import graphlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,22 @@ def test_assembles(tmp_path, source, target):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_calls_between_files_form_no_circle():
+    """The runtime's files are layers: reports and fences, groups, fibers, steps, checks, operations of simdgroups."""
+    texts = {path.stem: re.sub(r"//.*", "", path.read_text()) for path in RUNTIME.glob("*.c")}
+    homes = {
+        name: stem
+        for stem, text in texts.items()
+        for name in re.findall(r"^(?!static)[^;\n=]*?(\w+)\([^;\n]*\{", text, re.M)
+    }
+    calls = {
+        stem: {homes.get(name) for name in re.findall(r"\w+(?=\()", text)} - {None, stem}
+        for stem, text in texts.items()
+    }
+    graphlib.TopologicalSorter(calls).prepare()  # raises CycleError
+    assert {"groups", "fences", "report"} <= calls["fibers"] and "fibers" in calls["steps"]
 
 
 def sum_kernel(name="sums"):

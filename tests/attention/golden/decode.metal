@@ -196,21 +196,22 @@ template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const
   return group;
 }
 template <int BT, int H, typename T>
-METAL_FUNC Run<Pair<T>, WIDE> staged_group(const threadgroup T* scratch, int pitch, int t, int d, Lane lane) {
+METAL_FUNC Run<Pair<T>, WIDE> from_threadgroup(const threadgroup T* scratch, int pitch, int t, int d, Lane lane) {
   const threadgroup T* own = scratch + (lane_place(BT, t, lane.row) * pitch + lane_column(H, d, lane.column));
   return side_by_side<WIDE>(own + (fixed_place(t) * pitch + fixed_column(d)), min(WIDE, H / 8 - d));
 }
 template <int BT, int H, typename T>
-METAL_FUNC Run<Pair<T>, WIDE_ROWS> staged_transposed(const threadgroup T* scratch, int t, int d, Lane lane) {
+METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup T* scratch, int t, int d, Lane lane) {
   const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
-template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thread const B& b, int column) {
+template <int BT, int H, bool TRANSPOSED, typename B>
+METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
   constexpr int N = B::RUN, RUNS = H / N;
   constexpr int SLOTS = RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
-  constexpr int STEP = B::COPIERS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(RUNS <= SLOTS && B::COPIERS % SLOTS == 0, "a thread stays in its columns");
+  constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
+  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
   const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
   threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma clang loop unroll_count(8)
@@ -230,7 +231,7 @@ template <int BT, int H, bool TRANSPOSED, typename B> METAL_FUNC void stage(thre
 }
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
-  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
+  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
   const device T* head;
   const device T* block;
   threadgroup T* scratch;
@@ -266,10 +267,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
   template <int H>
   METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
-    return staged_group<BT, H>(scratch, BH, t, d, lane);
+    return from_threadgroup<BT, H>(scratch, BH, t, d, lane);
   }
   template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
-    return staged_transposed<BT, H>(scratch, t, d, lane);
+    return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
@@ -319,7 +320,7 @@ namespace tile {
 template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
-  stage<BT, H, true>(b, column);
+  load_to_threadgroup<BT, H, true>(b, column);
 #pragma clang loop unroll(full)
   for (int d = 0; d < H / 8; d++) {
     Pair<T> rows[R / 8];
@@ -432,7 +433,7 @@ template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool
 METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     int column, bool whole) {
-  stage<BT, H, false>(b, column);
+  load_to_threadgroup<BT, H, false>(b, column);
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)

@@ -186,7 +186,7 @@ template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device
 }
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
-  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPIERS = THREADS;
+  static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
   const device T* head;
   const device T* block;
   threadgroup T* scratch;

@@ -29,57 +29,6 @@ void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted) {
   msl_abandon(w);
 }
 
-void msl_refuse_ragged(Worker* w, u64 pc) {
-  Report* r = msl_report(w, this_fiber(w), REPORT_RAGGED, pc);
-  if (r) {
-    r->offset = w->threads;
-    r->size = w->launch->group[0] * w->launch->group[1] * w->launch->group[2];
-  }
-  msl_abandon(w);
-}
-
-HIDDEN void msl_refill_steps(Worker* w);
-
-HIDDEN void msl_begin_group(Worker* w) {
-  w->arena_bytes = 0;
-  for (u32 i = 0; i < w->variable_count; ++i) w->variable_offset[i] = UNASSIGNED;
-  w->variable_count = 0;
-  // A new number for every threadgroup: what its predecessors left in the shadow counts as never written.
-  ++w->serial;
-  ++w->threadgroup_epoch;
-  w->device_epoch = w->doubtful_size = 0;
-  w->steps_to_come = w->launch->step_limit;
-  msl_refill_steps(w);
-  msl_forget_fences(w);
-  for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
-}
-
-// Two unordered writes of one value leave that value in every order. The callback comes before the write, so that only the next
-// one, or the group's end, can tell.
-static int doubt_was_race(Worker* w) {
-  u32 size = w->doubtful_size;
-  w->doubtful_size = 0;
-  for (u32 i = 0; i < size; ++i) {
-    if (w->doubtful[i] == w->doubtful_bytes[i]) continue;
-    w->has_pending = 0;
-    u32 slot = __atomic_fetch_add(&w->launch->report_count, 1, __ATOMIC_RELAXED);
-    if (slot < MAX_REPORTS) w->launch->reports[slot] = w->doubt;
-    return 1;
-  }
-  return 0;
-}
-
-HIDDEN void msl_end_group(Worker* w) {
-  if (doubt_was_race(w)) w->launch->stop = 1;
-  if (w->arena_bytes > w->launch->arena_bytes) w->launch->arena_bytes = w->arena_bytes;
-}
-
-HIDDEN void msl_end_run(Worker* w) {
-  if (!w->has_pending) return;
-  u32 slot = __atomic_fetch_add(&w->launch->report_count, 1, __ATOMIC_RELAXED);
-  if (slot < MAX_REPORTS) w->launch->reports[slot] = w->pending;
-}
-
 // Goes on: if the write comes later without a fence, it is a race, and that is the better report.
 static void remember_uninitialised(Worker* w, u32 space, u32 buffer, u64 offset, u32 size, u64 pc) {
   if (w->has_pending) return;
@@ -233,7 +182,7 @@ static inline void check_step(Worker* w, u64 pc) {
 
 static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
   Worker* w = this_worker();
-  if (w->doubtful_size && doubt_was_race(w)) msl_abandon(w);
+  if (w->doubtful_size && msl_doubt_was_race(w)) msl_abandon(w);
   Launch* launch = w->launch;
   u64 in_region = (u64)address - (u64)w;
   if (in_region < REGION_BYTES) {

@@ -204,7 +204,7 @@ static void prepare_fiber(Worker* w, u32 index) {
   f->stack = words;
 }
 
-void msl_begin_group(Worker* w);        // checks.c: forgets what the last threadgroup left
+void msl_begin_group(Worker* w);        // groups.c: forgets what the last threadgroup left
 void msl_end_group(Worker* w);
 void msl_end_run(Worker* w);
 

@@ -8,15 +8,8 @@ static _Noreturn void endless(u32 kind, u64 pc) {
   msl_abandon(w);
 }
 
-// Rounds and accesses before another simdgroup has its turn: one that waits for another lets it come to that.
-enum { TURN = 1 << 12 };
-
-HIDDEN void msl_refill_steps(Worker* w) {
-  w->steps_left = w->steps_to_come < TURN ? w->steps_to_come : TURN;
-  w->steps_to_come -= w->steps_left;
-}
-
-void msl_yield(Worker* w, Fiber* f);    // fibers.c
+HIDDEN void msl_refill_steps(Worker* w);  // groups.c
+HIDDEN void msl_yield(Worker* w, Fiber* f);  // fibers.c
 
 void msl_next_turn(Worker* w, Fiber* f, u64 pc) {
   if (!w->steps_to_come) endless(REPORT_STEP_LIMIT, pc);

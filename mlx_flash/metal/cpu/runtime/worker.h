@@ -68,3 +68,5 @@ HIDDEN _Noreturn void msl_abandon(Worker* w);
 HIDDEN void msl_next_turn(Worker* w, Fiber* f, u64 pc);
 // A threadgroup at the ragged edge of the grid wants to cooperate.
 HIDDEN _Noreturn void msl_refuse_ragged(Worker* w, u64 pc);
+// Was a write, which came after an unordered one of the same place, a race because it changed the value? Reports it.
+HIDDEN int msl_doubt_was_race(Worker* w);
