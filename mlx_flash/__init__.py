@@ -6,11 +6,12 @@ from .common.errors import UnsupportedProblem
 from .explanations.explain import explain
 from .integrations import patch, unpatch
 from .masks import BlockMask
+from .scores import Score, Visible
 from .sequences import merge
 from .transforms import export_function, exporter, vmap
 
 __version__ = "0.2.0"
 __all__ = [
-    "BlockMask", "UnsupportedProblem", "__version__", "attention", "explain", "export_function", "exporter", "merge",
-    "patch", "quantized_attention", "unpatch", "use_backend", "vmap",
+    "BlockMask", "Score", "UnsupportedProblem", "Visible", "__version__", "attention", "explain", "export_function",
+    "exporter", "merge", "patch", "quantized_attention", "unpatch", "use_backend", "vmap",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from .backends import current_backend
 from .masks import BlockMask
 from .problem.latent import columns_of, packed_columns_of
 from .problem.quantization import quantization_of
+from .scores import Score, Visible, text
 
 
 def attention(
@@ -31,6 +32,8 @@ def attention(
     pages: mx.array | None = None,
     dropout: float = 0.0,
     key: mx.array | None = None,
+    score: Score | str | None = None,
+    visible: Visible | str | None = None,
     return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
@@ -68,6 +71,10 @@ def attention(
             stops at one that does not, a GPU reads what lies there. Forward only; not beside BlockMask or dropout.
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
         key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
+        score: a Score, or its text: a function of your own of every score, compiled into the kernels, after softcap and
+            before anything is added. Its arrays have no gradients.
+        visible: a Visible, or its text: which pairs see each other, compiled into the kernels, beside all other masks
+            but a BlockMask.
         return_lse: also return the natural logarithm of each row's sum of exponentials (LSE), differentiable. "split":
             in two parts, the row's largest score and the logarithm of the sum relative to it, whose sum is the LSE.
             Where all scores of a row are shifted far away, as by a finite mask of -1e9, only the parts keep every
@@ -93,7 +100,8 @@ def attention(
     arguments = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
-        "dropout": dropout, "key": key, "latent": v is None or v is k,
+        "dropout": dropout, "key": key, "latent": v is None or v is k, "score": text(score, Score),
+        "visible": text(visible, Visible),
     }  # fmt: skip
     if v is None or value_dim is not None:
         v = columns_of(k, v, value_dim)
@@ -122,6 +130,8 @@ def quantized_attention(
     segments: tuple[mx.array, mx.array] | None = None,
     lengths: mx.array | tuple[mx.array | None, mx.array] | None = None,
     pages: mx.array | None = None,
+    score: Score | str | None = None,
+    visible: Visible | str | None = None,
     return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
@@ -136,8 +146,9 @@ def quantized_attention(
         mode, bits, group_size: "affine" with 4 or 8 bits and groups of 32, 64 or 128 (default 4 and 64); "mxfp4" (4
             bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
         value_dim: where v is None, as in `attention`: a multiple of group_size.
-        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, lengths, pages, return_lse, stream: as in
-            `attention`; every part of k and v is paged alike. What it has beyond these, dropout, belongs to training.
+        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, lengths, pages, score, visible, return_lse,
+            stream: as in `attention`; every part of k and v is paged alike. What it has beyond these, dropout, belongs
+            to training.
 
     Returns:
         [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" float32 [2, B, Hq, Lq].
@@ -152,7 +163,7 @@ def quantized_attention(
     arguments = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
-        "latent": v is None or v is k,
+        "latent": v is None or v is k, "score": text(score, Score), "visible": text(visible, Visible),
     }  # fmt: skip
     if v is None or value_dim is not None:
         v = packed_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))

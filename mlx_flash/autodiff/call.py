@@ -22,6 +22,7 @@ from ..problem.kinds import FORWARD
 from ..problem.problem import SIZED, Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
+from ..scores import Score, Visible
 from .operands import operands
 from .statistics import natural
 from .vjp import attend, refuse_shapeless
@@ -221,6 +222,8 @@ def _static(value, name: str = "operand"):
         return kind, same, *(_static(one, name) for one in value)
     if kind is BlockMask:
         return kind, value.block
+    if kind is Score or kind is Visible:
+        return kind, value.key
     if value is None:
         return None
     raise TypeError

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 from ..common.errors import wrong
 from ..common.mlx_private import contiguous as contiguous_by_views
 from ..common.scalars import shown, traced
+from ..kernels.launch import constant
+from ..kernels.split_kv import QUERIES
+from ..masks import BlockMask
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
 from ..problem.rows import pair
+from ..problem.variants import Variants
+from ..scores import Visible, visited_as_a_whole
 from ..transforms.trace import mapped_array
+from .learned import without_gradient
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
 WIDE = (mx.uint32, mx.int64, mx.uint64)
@@ -34,6 +41,8 @@ def operands(
     lengths=None,
     pages=None,
     key=None,
+    score=None,
+    visible=None,
     **_,
 ) -> dict[str, mx.array]:
     """Named arrays of the variants that are on, from the checked arguments of `attention`."""
@@ -56,6 +65,13 @@ def operands(
     if variants.page:
         # A table that all entries share is not repeated: kernels step from entry to entry by the stride.
         arrays["pages"] = mx.broadcast_to(contiguous(pages), (problem.batch, pages.shape[1]))
+    for text in (score, visible):
+        if text is not None:
+            kind = text.formula.owner.lower()
+            for name, array in text.arrays.items():
+                arrays[text.formula.operand(name)] = without_gradient(f"{name} of {kind}", array)
+    if visible is not None and variants.block:
+        mask = blocks_of(problem, visible)
     if variants.block:
         layers = (problem.batch, problem.query_heads)
         for name, array in mask.arrays.items():
@@ -66,6 +82,31 @@ def operands(
         threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)
         arrays["dropout_key"] = mx.concatenate([key, threshold])
     return arrays
+
+
+def blocks_of(problem: Problem, visible: Visible) -> BlockMask:
+    """The blocks that kernels visit, where the text tells; else all of them, which is as right and slower."""
+    lengths = problem.query_length, problem.key_length
+    variants = problem.variants
+    regular = not variants.shifts and not variants.lengths and "segment" not in visible.formula.names
+    if regular and problem.query_length > QUERIES and visible.known:
+        return visible.block_mask(*lengths, problem.batch, problem.query_heads)
+    return visited_as_a_whole(*lengths, visible.block)
+
+
+def text_data(variants: Variants, arrays: dict[str, mx.array], stream=None) -> mx.array:
+    """What the texts of a call read, as 32-bit patterns in one buffer: of each its numbers, and then its arrays, with
+    their extents in front."""
+    parts = []
+    for text in variants.texts:
+        bits = [np.array(one, np.int32 if isinstance(one, int) else np.float32) for one in text.numbers]
+        parts += [constant(tuple(int(one.view(np.int32)) for one in bits))] if bits else []
+        for name in text.operands:
+            array = arrays[name]
+            parts += [constant(tuple(array.shape))] if array.ndim else []
+            parts.append(mx.view(mx.reshape(array, (-1,), stream=stream), mx.int32, stream=stream))
+    parts = parts or [constant((0,))]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, stream=stream)
 
 
 def _int32(name: str, ids) -> mx.array:
@@ -129,6 +170,8 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
     if kind is DELTA or kind is COMBINE:
         return arrays
     variants, inputs = problem.variants, arrays | {"scale": problem.scale}
+    if variants.texts:
+        inputs["formula_data"] = text_data(variants, inputs, stream)
     if variants.mask:
         full = (problem.batch, problem.query_heads, problem.query_length, problem.key_length)
         inputs["attention_mask"] = mx.broadcast_to(inputs["attention_mask"], full)

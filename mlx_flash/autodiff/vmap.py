@@ -45,8 +45,11 @@ def mapped(
     shared = SHARED | {name for name in names if problem.variants.page and name[0] in "KV"}
     if size == 0:
         return [mx.zeros((0, *one.shape), one.dtype) for one in stand_in(kind, problem)]
-    # Entries of one launch share these, and dropout's pattern counts batch entries: each maps to a call of its own.
-    if problem.variants.dropout or any(name in shared and moves for name, (_, moves) in held.items()):
+    # Entries of one launch share these, and dropout's pattern, like a text, may count batch entries: each maps to a
+    # call of its own.
+    shared |= {name for text in problem.variants.texts for name in text.operands}
+    counts = problem.variants.dropout or any("b" in text.names for text in problem.variants.texts)
+    if counts or any(name in shared and moves for name, (_, moves) in held.items()):
         entries = [call(*(array[n] if moves else array for array, moves in held.values())) for n in range(size)]
         return [mx.stack(outputs) for outputs in zip(*entries)]
     spread = kind is BACKWARD_MASK  # each entry's mask has a gradient of its own

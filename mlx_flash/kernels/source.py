@@ -17,6 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..common.mlx_private import kernel_attribute
+from ..formulas.metal import struct
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments
@@ -64,7 +65,9 @@ def files_of(kind: KernelKind, layer: str, variants: Variants) -> list[str]:
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
     files += ["quantized"] if variants.quantization else []
-    files += ["exp2", "mask", "mask_apply", "softmax", "online_softmax" if forward else "softmax_gradient"]
+    files += ["formula", *(["dual"] if variants.score and not forward else []), "texts"] if variants.texts else []
+    files += ["exp2", "mask", "mask_apply", "softmax", *(["score"] if variants.score else [])]
+    files += ["online_softmax" if forward else "softmax_gradient"]
     files += ["dropout"] if variants.dropout and kind is not DECODE else []
     files += ["query_block"] if kind in (FORWARD, BACKWARD_QUERY) else []
     return [*files, kind.template or kind.name]
@@ -92,6 +95,10 @@ def build(
         constants["SCRATCH"] = str(threadgroup_elements(kind, row, family, head_dim, value_dim))
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
     parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants)}
+    if kind.tiled and variants.texts:  # what is generated of the users' texts
+        before = "dual" if "dual" in parts else "formula"
+        structs = [struct(one, "dual" in parts, kind is not DECODE) for one in variants.texts]
+        parts[before] += compact("\n".join(["namespace flash {", "namespace formula {", *structs, "}", "}", ""]))
     shared = "constants" if kind.tiled else "views"
     parts[shared] += compact(arguments.struct(kind, inputs))
     attribute = kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else ""

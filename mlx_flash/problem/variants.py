@@ -13,15 +13,18 @@ from functools import cached_property
 import mlx.core as mx
 import numpy as np
 
-from ..common.errors import wrong
+from ..common.errors import UnsupportedProblem, wrong
 from ..common.scalars import listed, real, shown, truth, whole
+from ..formulas.program import Formula
 from ..masks import BlockMask
-from .kinds import BACKWARD_KINDS, DECODE, KernelKind
+from ..scores import Score, Visible, checked
+from .kinds import BACKWARD_KEY_VALUE, BACKWARD_KINDS, DECODE, KernelKind
 from .quantization import UNQUANTIZED, Quantization
 from .rows import check_form, check_pages
 
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
 FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+MOST_BUFFERS, OWN_BUFFERS = 31, 15  # of a Metal function; of the kernel of dK and dV without variants
 UNBOUNDED = 2**30  # a side of a window without a bound: more than any length, and no sum with one leaves 32 bits
 
 
@@ -65,6 +68,8 @@ class Variants:
         0.0, "HAS_DROPOUT", "const constant uint* dropout_key", "float survivor_scale", name="dropout",
         without=(DECODE,),
     )  # fmt: skip
+    score: Formula | None = _variant(None, "HAS_SCORE", "const device int* formula_data", name="score_{}")
+    visible: Formula | None = _variant(None, "HAS_VISIBLE", "const device int* formula_data", name="visible_{}")
     quantization: Quantization | None = None
 
     @property
@@ -76,14 +81,15 @@ class Variants:
     def scaled_first(self) -> bool:
         """Are scores scaled before anything is added to them or caps them? Then exponents, and the maximum of the row
         statistic, are in natural units; those of plain scores are in base 2, since the scale rides in the exponent."""
-        return self.additive or self.alibi or bool(self.softcap)
+        return self.additive or self.alibi or bool(self.softcap) or self.score is not None
 
     @cached_property
     def text(self) -> Variants:
         """These variants without the values that kernels read as arguments: equal ones share their kernels."""
         return replace(
-            self, window=self.window and (0, 0), softcap=self.softcap and 1.0, dropout=0.5 if self.dropout else 0.0
-        )
+            self, window=self.window and (0, 0), softcap=self.softcap and 1.0, dropout=0.5 if self.dropout else 0.0,
+            score=self.score and self.score.neutral, visible=self.visible and self.visible.neutral,
+        )  # fmt: skip
 
     def _active(self, kind: KernelKind):
         """(value, metadata) of the variants that are on and change the text of this kind of kernel."""
@@ -100,9 +106,16 @@ class Variants:
         for _, variant in self._active(kind):
             # Decoding walks no lists of blocks: it looks every block of its keys up in the map.
             found += variant["inputs"][:2] if kind is DECODE else variant["inputs"]
+        if self.visible and "block_bitmaps" in found:
+            found.remove("block_bitmaps")  # the text says what is seen of a block that is visible in part
         if self.segments and "shifts" in found:
             found.remove("shifts")  # which follow the queries' segments, in one operand
-        return tuple(found)
+        return tuple(dict.fromkeys(found))  # both texts read one buffer
+
+    @property
+    def texts(self) -> tuple[Formula, ...]:
+        """The texts of users that are compiled into the kernels."""
+        return tuple(one for one in (self.score, self.visible) if one)
 
     def absent(self, kind: KernelKind) -> tuple[str, ...]:
         """Arguments of the kind that the kernel has no use for: its values are columns of keys."""
@@ -123,6 +136,9 @@ class Variants:
             "MASK_ELEMENT": METAL_TYPES[self.mask or "bool"],
             "BLOCK": self.block or 1,
             "PAGE": self.page or 1,
+            "HAS_TEXTS": int(bool(self.texts)),
+            "SCORE_HIDES": int(bool(self.score and self.score.hides)),
+            "WANTS_SLOPE": int(bool(self.score) and kind in BACKWARD_KINDS),
         }
 
     def names(self, kind: KernelKind) -> list[str]:
@@ -142,7 +158,7 @@ ARRAYS = ("mask", "alibi_slopes", "sinks", "segments", "lengths", "pages", "key"
 
 def variants_of(
     heads: int, dtype: mx.Dtype, *, mask=None, causal=False, window=None, softcap=None, alibi_slopes=None, sinks=None,
-    segments=None, lengths=None, pages=None, dropout=0.0, key=None, page=None, latent=False,
+    segments=None, lengths=None, pages=None, dropout=0.0, key=None, page=None, latent=False, score=None, visible=None,
 ) -> Variants:  # fmt: skip
     """The variants of a call from its arguments, checked as far as lengths do not matter. Raises ValueError.
 
@@ -162,9 +178,10 @@ def variants_of(
     if pages is not None:
         check_pages(pages, page, lengths, isinstance(mask, BlockMask), dropout)
     causal, window = truth(causal) or isinstance(mask, str), _window(window)
+    score, visible = _texts(heads, score, visible, mask)
     # Where queries and keys have the same ids, every segment begins and ends at the same rows of both.
-    positions = causal or window is not None or alibi_slopes is not None
-    return Variants(
+    positions = causal or window is not None or alibi_slopes is not None or score is not None or visible is not None
+    found = Variants(
         causal=causal,
         window=window,
         mask=None if mask is None or isinstance(mask, (str, BlockMask)) else _mask_type(mask, dtype),
@@ -176,9 +193,13 @@ def variants_of(
         lengths=lengths is not None,
         page=None if pages is None else page,
         latent=latent,
-        block=mask.block if isinstance(mask, BlockMask) else None,
+        block=mask.block if isinstance(mask, BlockMask) else visible.block if visible and pages is None else None,
         dropout=_dropout(dropout, key),
+        score=score and score.formula,
+        visible=visible and visible.formula,
     )
+    _check_buffers(found)
+    return found
 
 
 def check_lengths(variants: Variants, shape: tuple[int, int, int, int], mask, segments) -> tuple[int, ...] | None:
@@ -193,7 +214,7 @@ def check_lengths(variants: Variants, shape: tuple[int, int, int, int], mask, se
                     f"segments {name}", f"shape [B, length] = {[shape[0], length]} or [{length}]", f"{ids.shape}",
                     "Give every position an id.",
                 )  # fmt: skip
-    if variants.block:
+    if variants.block and not variants.visible:
         mask.check(shape)
     if variants.mask is None:
         return None
@@ -244,6 +265,30 @@ def _window(window) -> tuple[int, int] | None:
         return None
     left, right = (UNBOUNDED if side == -1 else min(side, UNBOUNDED) for side in sides)
     return left, right
+
+
+def _texts(heads: int, score, visible, mask) -> tuple[Score | None, Visible | None]:
+    """The texts of a call, checked against its heads."""
+    score = None if score is None else checked("score", score, Score)
+    visible = None if visible is None else checked("visible", visible, Visible)
+    for text in (score, visible):
+        if text is not None:
+            text.check_heads(heads)
+    if visible is not None and isinstance(mask, BlockMask):
+        raise wrong("visible", "one way to say which blocks are visited", "a BlockMask too", "Join them in one.")
+    return score, visible
+
+
+def _check_buffers(variants: Variants) -> None:
+    """Raises UnsupportedProblem for more masks and texts at once than a kernel has arguments for: each array is one,
+    and one more where its strides are asked."""
+    strided = sum(ARGUMENT_TYPES[name].startswith("Strided") for name in variants.inputs(BACKWARD_KEY_VALUE))
+    used = OWN_BUFFERS + strided + len(variants.inputs(BACKWARD_KEY_VALUE))
+    if used > MOST_BUFFERS:
+        raise UnsupportedProblem(
+            f"[mlx_flash.attention] options: expected at most {MOST_BUFFERS} arguments of a kernel, got {used}. "
+            "Leave out a mask, or write softcap, alibi_slopes or window into the text of score or visible."
+        )
 
 
 def _softcap(softcap) -> float | None:

@@ -7,6 +7,8 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from ..formulas.evaluate import evaluate
+from ..formulas.program import Formula
 from ..problem.problem import Problem
 
 LOG2E, LN2 = math.log2(math.e), math.log(2.0)
@@ -83,13 +85,43 @@ class Scores:
             u = mx.tanh(x)
             # Far below the cap scores are what they are, so that a large one caps nothing.
             s, slope = mx.where(mx.abs(x) < LINEAR, s, u * cap), 1 - u * u
+        if variants.score:
+            s, own = self._scored(s, rows, keys)
+            slope = slope * own
         bias = self._bias(rows, keys)
         # A bias of -inf hides the key, even where the score is NaN.
         s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
         visible = self._visible(rows, keys)
         if visible is None:
-            return s, slope, not variants.additive
+            return s, slope, not (variants.additive or (variants.score and variants.score.hides))
         return mx.where(visible, s, -math.inf), slope, False
+
+    def _scored(self, s: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array]:
+        """(the user's score of s, its derivative)"""
+        score = self.problem.variants.score
+        values = self._values(score, rows, keys)
+
+        def scored(s):
+            return [mx.broadcast_to(evaluate(score.body, values | {"s": s}), s.shape)]
+
+        (scores,), (slope,) = mx.jvp(scored, [s], [mx.ones_like(s)])
+        return scores, slope
+
+    def _values(self, text: Formula, rows: slice, keys: slice) -> dict:
+        """What a text reads, by name; positions and heads broadcast to [B, Hk, group, r, c]."""
+        problem, segment = self.problem, 0
+        shift = self.offset if self.shifts is None else self.shifts[:, None, None, rows, None]
+        if problem.variants.segments:
+            segment = self.extras["q_segments"][:, None, None, rows, None]
+        return {
+            **text.values,
+            **{one.name: self.extras[text.operand(one.name)] for one in text.arrays},
+            "b": mx.arange(problem.batch).reshape(-1, 1, 1, 1, 1),
+            "h": mx.arange(problem.query_heads).reshape(problem.key_heads, -1, 1, 1),
+            "q": mx.arange(rows.start, rows.stop)[:, None] + shift,
+            "k": mx.arange(keys.start, keys.stop),
+            "segment": segment,
+        }
 
     def _distance(self, rows: slice, keys: slice) -> mx.array:
         """Of each key from each query's own position: [r, c], or [B, 1, 1, r, c] where shifts are arrays."""
@@ -127,17 +159,24 @@ class Scores:
         if variants.mask == "bool":
             tests.append(self._grouped(self.extras["attention_mask"][..., rows, keys]))
         if variants.block:
-            tests.append(self._grouped(self._blocks(rows, keys)))
+            tests.append(self._blocks(rows, keys))
+        elif variants.visible:
+            tests.append(evaluate(variants.visible.body, self._values(variants.visible, rows, keys)))
         visible = None
         for test in tests:
             visible = test if visible is None else visible & test
         return visible
 
     def _blocks(self, rows: slice, keys: slice) -> mx.array:
-        block, bitmaps = self.problem.variants.block, self.extras["block_bitmaps"]
+        """[B, Hk, group, r, c], or what broadcasts to it"""
+        block, text = self.problem.variants.block, self.problem.variants.visible
         i, j = mx.arange(rows.start, rows.stop)[:, None], mx.arange(keys.start, keys.stop)
-        states = self.extras["block_map"][:, :, i // block, j // block]
-        return mx.where(states < 2, states == 1, bitmaps[mx.maximum(states - 2, 0), i % block, j % block] != 0)
+        states = self._grouped(self.extras["block_map"][:, :, i // block, j // block])
+        if text:
+            partial = evaluate(text.body, self._values(text, rows, keys))
+        else:
+            partial = self.extras["block_bitmaps"][mx.maximum(states - 2, 0), i % block, j % block] != 0
+        return mx.where(states < 2, states == 1, partial)
 
     def drop(self, p: mx.array, rows: slice, keys: slice) -> mx.array:
         """P with dropout, P * survives / (1 - probability), in the pattern of dropout.metal."""

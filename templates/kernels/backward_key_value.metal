@@ -92,6 +92,9 @@ METAL_FUNC void backward_key_value(
             tile::multiply_abt(p, k, q);
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
+#if HAS_SCORE
+            formula::apply(p, slope, visibility, r, first, lane);
+#endif
             const bool whole = mask::apply(p, visibility, r, first, q.valid, lane, edge);
             const softmax::Reference<tile::ColumnVector<BT>> reference =
                 softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);

@@ -71,6 +71,9 @@ METAL_FUNC void backward_mask(
           tile::multiply_abt(p, q, k);
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(p, slope, args);
+#if HAS_SCORE
+          formula::apply(p, slope, visibility, first, c, lane);
+#endif
           const bool whole = mask::apply(p, visibility, first, c, k.valid, lane);
           softmax::probabilities(p, reference, factor, whole);
           tile::multiply_abt(ds, d_o, v);

@@ -78,6 +78,9 @@ METAL_FUNC void backward_query(
           tile::finish_abt<1>(p, q, k);
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(p, slope, args);
+#if HAS_SCORE
+          formula::apply(p, slope, visibility, at.first, c, lane);
+#endif
           const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
           softmax::probabilities(p, reference, factor, whole);
 

@@ -89,6 +89,9 @@ METAL_FUNC void decode(
         k.release();
         softmax::Slope<R, BT> slope;
         softmax::scale_or_cap(s, slope, args);
+#if HAS_SCORE
+        formula::apply(s, slope, visibility, first, c, lane);
+#endif
         const bool whole = mask::apply(s, visibility, first, c, k.valid, lane, edge);
 
         // P = 2^(S - m);  O = correction O + P V

@@ -16,7 +16,6 @@
 // HAS_SHIFTS it is i + q_shifts[i], and k_shifts[j] for the queries that key j meets: segments of unequal lengths align
 // to their own lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow q_segments' rows,
 // because Metal gives a kernel no more than 31 buffers.
-// Variants that are off leave no code and no kernel argument.
 namespace flash {
 namespace mask {
 
@@ -67,6 +66,9 @@ struct Visibility {
   const device int* k_shifts;
   Range row_shifts;  // shifts of this threadgroup's rows
 #endif
+#if HAS_TEXTS
+  formula::Texts texts;
+#endif
 #if HAS_BLOCKS
   const device int* block_map;  // 0: empty, 1: full, n + 2: partial with bitmap n
   const device uint8_t* bitmaps;
@@ -109,6 +111,9 @@ struct Visibility {
 
   // What varies with the head (the group's first head in decoding); `row` is the first of this threadgroup's rows.
   METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
+#if HAS_TEXTS
+    texts.open(args, b, h);
+#endif
 #if HAS_MASK
     const constant int64_t* mask_strides = args.attention_mask.strides;
     mask = args.attention_mask.at + b * mask_strides[0] + h * mask_strides[1];
@@ -125,7 +130,9 @@ struct Visibility {
 #endif
 #if HAS_BLOCKS
     const constant int64_t* map_strides = args.block_map.strides;
+#if !HAS_VISIBLE
     bitmaps = args.block_bitmaps;
+#endif
     block_map = args.block_map.at + b * map_strides[0] + h * map_strides[1];
     map_head = map_strides[1];
     block_columns = map_strides[2];
@@ -156,7 +163,7 @@ struct Visibility {
   METAL_FUNC int head_of(int row) const thread { return row / queries; }
 #else
   METAL_FUNC int query_of(int row) const thread { return row; }
-#if HAS_MASK || HAS_BLOCKS
+#if HAS_MASK || HAS_BLOCKS || HAS_TEXTS
   METAL_FUNC int head_of(int) const thread { return 0; }
 #endif
 #endif
@@ -175,7 +182,6 @@ struct Visibility {
   METAL_FUNC int largest_shift() const thread { return keys - queries; }
 #endif
 #if HAS_ALIBI
-
   METAL_FUNC int distance(int i, int j) const thread { return j - i - shift_of_query(i); }
 #endif
 
@@ -196,6 +202,10 @@ struct Visibility {
     const int i = query_of(row);
     const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
     if (block < 2) return block == 1;
+#endif
+#if HAS_VISIBLE
+    return texts.visible.of(formula::pair(*this, row, j));
+#elif HAS_BLOCKS
     return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
 #else
     return true;
@@ -323,8 +333,7 @@ struct Visibility {
   }
 
   // Is this block of BT traversed rows an edge: partly past the end, or visible to rows [first, last] only in part,
-  // array masks aside? The other blocks have a loop of their own, whose code knows no edges. Rows past the end do not
-  // count.
+  // array masks aside? The other blocks have a loop of their own. Rows past the end do not count.
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
     look_at(place, min(place + BT, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
@@ -359,6 +368,8 @@ struct Visibility {
 #endif
 #if HAS_BLOCKS
     return block_is_full;
+#elif HAS_VISIBLE
+    return false;
 #else
     return true;
 #endif

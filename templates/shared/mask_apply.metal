@@ -14,8 +14,8 @@ METAL_FUNC bool apply(
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
       !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-#if HAS_MASK && !ADDITIVE
-  const bool whole = false;  // only the mask's values tell
+#if (HAS_MASK && !ADDITIVE) || SCORE_HIDES
+  const bool whole = false;  // only the values of the mask, or of the scores, tell
 #else
   const bool whole = covered;
 #endif

@@ -29,7 +29,10 @@ METAL_FUNC void cap(
   }
 }
 
-// The derivative of the cap, one number per score
+#endif
+
+#if HAS_SOFTCAP || WANTS_SLOPE
+// The derivative of the cap and of the user's score, one number per score
 template <int R, int C> using Slope = tile::Tile<float, R, C>;
 #else
 template <int R, int C> struct Slope {};

@@ -100,7 +100,7 @@ METAL_FUNC void gradient(
   }
 }
 
-#if HAS_SOFTCAP
+#if HAS_SOFTCAP || WANTS_SLOPE
 // dS = dS * slope; 0 stays 0 even where the slope is NaN, as it may be at masked keys
 template <int R, int C>
 METAL_FUNC void apply_slope(thread tile::Tile<float, R, C>& ds, thread const Slope<R, C>& slope) {

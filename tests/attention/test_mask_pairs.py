@@ -52,8 +52,8 @@ def test_every_pair_in_every_type_on_kernels(kernels, pair, dtype):
 
 
 def test_every_legal_pair_is_there():
-    """Twelve features, of which three are arguments of one name, and two say where sequences end."""
-    assert len(PAIRS) == 12 * 11 // 2 - 4 and len(set(PAIRS)) == len(PAIRS)
+    """Fourteen features, of which four are masks, and two say where sequences end."""
+    assert len(PAIRS) == 14 * 13 // 2 - 7 and len(set(PAIRS)) == len(PAIRS)
     together = {frozenset(pair) for pair in PAIRS}
     for one, other in itertools.combinations(FEATURES, 2):
         assert (frozenset((one, other)) in together) != ({one, other} in APART)

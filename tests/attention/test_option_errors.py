@@ -51,6 +51,15 @@ WRONG = {
         {"mask": BlockMask.from_array(np.ones((2, 5, 6), bool))}, "mask", "a BlockMask that fits", "[1, 2, 5, 6]",
         "Build it",
     ),
+    "score": ({"score": 3}, "score", "a mlx_flash.Score or its text", "int", "Pass Score"),
+    "too-many": (
+        {"score": "s", "visible": "k < q", "mask": mx.zeros((5, 6)), "softcap": 1.0, "alibi_slopes": mx.zeros(4),
+         "window": (3, 3), "segments": (ids(5), ids(6)), "dropout": 0.1, "key": KEY},
+        "options", "at most 31 arguments", "33", "Leave out a mask",
+    ),
+    "visible-and-blocks": (
+        {"visible": "k < q", "mask": BlockMask.causal(5, 6)}, "visible", "one way to say", "a BlockMask too", "Join",
+    ),
     "window-number": ({"window": 5}, "window", "(left, right), each a number of keys or None", "5", "Pass a pair"),
     "window-three": ({"window": (1, 2, 3)}, "window", "(left, right)", "(1, 2, 3)", "Pass a pair"),
     "window-negative": ({"window": (-2, 0)}, "window", "sides of at least 0", "(-2, 0)", "whole numbers"),
@@ -108,7 +117,7 @@ def test_wrong_option(name):
     )
     with pytest.raises(ValueError, match=pattern) as raised:
         call(**options)
-    assert not isinstance(raised.value, UnsupportedProblem)
+    assert isinstance(raised.value, UnsupportedProblem) == (name == "too-many")
 
 
 def test_a_plot_without_matplotlib(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from oracle_variants import Attention, Facts, forward_by_loops, seen, visible
+from score_facts import HandScore, hand_visible
 
 B, HQ, HK, LQ, LK, D, DV = 2, 4, 2, 4, 5, 2, 3
 SHAPE = (B, HQ, LQ, LK)
@@ -28,6 +29,8 @@ FACTS = {
     "sinks": Facts(sinks=DRAW.standard_normal(HQ)),
     "segments": Facts(q_ids=IDS[0, :, :LQ], k_ids=IDS[1]),
     "lengths": Facts(True, sinks=DRAW.standard_normal(HQ), q_lengths=np.array([3, 4]), k_lengths=np.array([5, 2])),
+    "score": Facts(score=HandScore(DRAW.uniform(0.5, 1.5, HQ), DRAW.standard_normal((17, HQ)))),
+    "visible": Facts(visible=hand_visible, q_ids=IDS[0, :, :LQ], k_ids=IDS[1]),
     "dropout": Facts(survives=DRAW.random(SHAPE) < 0.7, dropout=0.3),
     "all": Facts(
         True, (3, 2), DRAW.random(SHAPE) < 0.8, MASK, DRAW.random(HQ), DRAW.standard_normal(HQ), 2.0, IDS[0, :, :LQ],

@@ -91,7 +91,10 @@ def test_both_kernels_and_every_format_are_covered():
     assert {(case.dtype, case.query_length <= 8) for _, case in CASES} == set(itertools.product(DTYPES, (False, True)))
 
 
-FEATURES = ("causal", "window", "bool", "additive", "blocks", "softcap", "sinks", "alibi", "segments", "lse")
+FEATURES = (
+    "causal", "window", "bool", "additive", "blocks", "softcap", "sinks", "alibi", "segments", "lse", "score",
+    "visible",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

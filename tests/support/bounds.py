@@ -131,6 +131,9 @@ def unfused_variant(q, k, v, mask, sinks, *, scale: float, attention):
     scores = (q * mx.array(scale, dtype)) @ k.swapaxes(-1, -2)
     if facts.softcap is not None:
         scores = facts.softcap * mx.tanh(scores / facts.softcap)
+    if facts.score is not None:
+        own = oracle_variants.positions(facts, *scores.shape[2:])[:, None, :, None]
+        scores = facts.score.value(scores, own, np.arange(scores.shape[3]), mx)
     if facts.slopes is not None:
         scores = scores + mx.array(oracle_variants.alibi(facts, *scores.shape[2:])).astype(dtype)
     if mask is not None:

@@ -8,14 +8,15 @@ from functools import lru_cache
 import bounds
 import mlx.core as mx
 import numpy as np
+import score_facts
 from cases import SEED, Case
 from oracle_variants import Attention, Facts
 
 from mlx_flash import BlockMask, attention, use_backend
 
 KEY, DROPOUT, SOFTCAP = mx.random.key(5), 0.3, 2.5
-MASKS = ("bool", "additive", "blocks")  # arguments of one name: at most one of them in a call
-FEATURES = ("causal", "window", *MASKS, "softcap", "alibi", "sinks", "segments", "lengths", "dropout", "lse")
+MASKS = ("bool", "additive", "blocks", "visible")  # at most one of them in a call
+FEATURES = ("causal", "window", *MASKS, "softcap", "alibi", "sinks", "segments", "lengths", "dropout", "lse", "score")
 APART = (*({one, other} for one, other in itertools.combinations(MASKS, 2)), {"segments", "lengths"})  # never together
 
 
@@ -101,6 +102,13 @@ def lengths(variant: Variant):
     return {"lengths": tuple(mx.array(end.astype(np.int32)) for end in ends.values())}, ends
 
 
+def score(variant: Variant):
+    heads, draw = variant.shape[1], variant.draw("score")
+    arrays = draw.uniform(0.5, 1.5, heads), draw.standard_normal((17, heads))
+    arrays = [array.astype(np.float32) for array in arrays]
+    return {"score": score_facts.score(*arrays)}, {"score": score_facts.HandScore(*map(bounds.float64, arrays))}
+
+
 @lru_cache
 def pattern(shape: tuple[int, int, int, int], probability: float = DROPOUT, seed: int = 5) -> np.ndarray:
     """Which pairs survive dropout, as the reference has it: with equal scores and V = 1, O says which keys are left."""
@@ -126,6 +134,8 @@ BUILDERS = {
     "dropout": lambda variant: (
         {"dropout": DROPOUT, "key": KEY}, {"dropout": DROPOUT, "survives": pattern(variant.shape)},
     ),
+    "score": score,
+    "visible": lambda variant: ({"visible": score_facts.visible()}, {"visible": score_facts.hand_visible}),
     "lse": lambda variant: ({"return_lse": True}, {}),
 }  # fmt: skip
 

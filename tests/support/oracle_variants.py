@@ -6,6 +6,7 @@ and that the gradients are those that central differences measure.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 class Facts:
     """What a call asks for. keep, survives and mask broadcast to [B, Hq, Lq, Lk]; slopes, sinks [Hq]; ids [B, L].
 
+    score: a HandScore, its value and its slope in s; visible(b, h, q, k): both by positions.
     keep: True where a key may be seen. mask: added to the scores; -inf hides the key. survives: the dropout's pattern.
     """
 
@@ -31,6 +33,8 @@ class Facts:
     dropout: float = 0.0
     q_lengths: np.ndarray | None = None  # [B], with k_lengths
     k_lengths: np.ndarray | None = None
+    score: object = None
+    visible: Callable | None = None
 
 
 def _at(array: np.ndarray, *index: int):
@@ -68,6 +72,9 @@ def visible(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key
         return False
     if facts.mask is not None and _at(facts.mask, b, h, i, j) == -math.inf:
         return False
+    own = position(facts, b, i, query_length, key_length)
+    if facts.visible is not None and not facts.visible(b, h, own, j):
+        return False
     return facts.keep is None or bool(_at(facts.keep, b, h, i, j))
 
 
@@ -90,6 +97,9 @@ def forward_by_loops(q, k, v, scale: float, facts: Facts) -> tuple[np.ndarray, n
                 score = scale * sum(q[b, h, i] * k[b, g, j])
                 if facts.softcap is not None:
                     score = facts.softcap * math.tanh(score / facts.softcap)
+                if facts.score is not None:
+                    whole, own = np.full((1, q.shape[1], 1, 1), score), position(facts, b, i, *lengths)
+                    score = facts.score.value(whole, np.full((1, 1, 1, 1), own), np.array([j]))[0, h, 0, 0]
                 scores[j] = score + bias(facts, b, h, i, j, *lengths)
         exists = facts.q_lengths is None or i < facts.q_lengths[b]
         sink = [facts.sinks[h]] if facts.sinks is not None and exists else []
@@ -140,6 +150,10 @@ def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
         table &= (np.arange(key_length) < facts.k_lengths[:, None])[:, None, None]
     if facts.mask is not None:
         table &= ~np.isneginf(facts.mask)
+    if facts.visible is not None:
+        b, h = np.arange(shape[0])[:, None, None, None], np.arange(shape[1])[:, None, None]
+        own = positions(facts, query_length, key_length)[:, None, :, None]
+        table &= facts.visible(b, h, own, np.arange(key_length))
     return table if facts.keep is None else table & facts.keep
 
 
@@ -173,6 +187,11 @@ class Attention:
         if facts.softcap is not None:
             u = np.tanh(s / facts.softcap)
             s, self.slope, self.slope_terms = facts.softcap * u, 1 - u * u, 1 + u * u
+        if facts.score is not None:
+            own, keys = positions(facts, *s.shape[2:])[:, None, :, None], np.arange(s.shape[3])
+            slope = facts.score.slope(s, own, keys)
+            s, self.slope = facts.score.value(s, own, keys), self.slope * slope
+            self.slope_terms = self.slope_terms * np.abs(slope)
         if facts.mask is not None:
             s = s + np.where(np.isneginf(facts.mask), 0, facts.mask)
         if facts.slopes is not None:

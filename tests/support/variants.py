@@ -7,7 +7,7 @@ import feature_cases
 import mlx.core as mx
 import numpy as np
 from cases import Case
-from feature_cases import FEATURES, Variant
+from feature_cases import FEATURES, MASKS, Variant
 from oracle_variants import Attention
 
 from mlx_flash import attention
@@ -21,7 +21,10 @@ VARIANTS = {
     "wide-window": Variant(replace(CASE, key_length=197), ("window", "lse"), window=(90, 20)),  # whole tiles inside it
     "long-lengths": Variant(replace(CASE, key_length=300), ("lengths", "lse")),  # whole tiles behind an end
     "everything": Variant(
-        CASE, tuple(name for name in FEATURES if name not in ("bool", "blocks", "lengths")), "hij", (30, 5)
+        CASE, tuple(name for name in FEATURES if name not in ("bool", "blocks", "visible", "lengths")), "hij", (30, 5)
+    ),
+    "everything-visible": Variant(
+        CASE, tuple(name for name in FEATURES if name not in (*MASKS[:3], "lengths")), "hij", (30, 5)
     ),
 }
 

@@ -1,0 +1,1 @@
+"""The small language of scores and predicates: Metal's expressions over positions, heads and named arrays."""
