@@ -50,6 +50,11 @@ class TileConfig:
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)
 
+    def with_pages(self, page: int) -> TileConfig:
+        """The row where keys lie in pages of `page` rows."""
+        fragment = LAYERS[self.tiles].fragment_rows
+        return replace(self, traversal=min(self.traversal, max(page // fragment, 1) * fragment))
+
     def shrink_to(self, rows: int) -> TileConfig:
         """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
         fragment = LAYERS[self.tiles].fragment_rows

@@ -48,12 +48,18 @@ class Plan:
         return lookup(self.kind, self.signature.dtype, self.effective_family, self.head_dim)
 
     @cached_property
+    def row(self) -> TileConfig:
+        """The table's row with blocks of keys that are no longer than a page: no block lies in two."""
+        page = self.signature.variants.page
+        return self.table_row.with_pages(page) if page else self.table_row
+
+    @cached_property
     def config(self) -> TileConfig:
         """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
         if self.kind is DECODE:
-            return self.table_row.shrink_to(self.rows)
+            return self.row.shrink_to(self.rows)
         block = self.signature.variants.block
-        return replace(self.table_row, parallel=gcd(self.table_row.parallel, block)) if block else self.table_row
+        return replace(self.row, parallel=gcd(self.row.parallel, block)) if block else self.row
 
     @cached_property
     def max_threads(self) -> int | None:

@@ -38,6 +38,7 @@ SENT = 0.01  # of the bytes that the formulas of context parallelism say
 PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
 AGREEMENT = 1.0  # units in the last place of the largest magnitude, in float32: an Apple GPU against the simulator
 OTHER_MACHINE = 2.0  # units in the last place of the largest magnitude: the exponentials of another C library
+REORDERED = 8.0  # units in the last place of the largest magnitude: the same terms summed in other blocks
 SMALLEST = 2.0**-126  # float32 below it may be flushed to 0
 ROUNDINGS, LARGE_SCORE = 4.0, 16.0  # of a score, where it is large
 DIGITS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}  # fraction bits, smallest exponent
