@@ -58,5 +58,6 @@ class TileConfig:
     def shrink_to(self, rows: int) -> TileConfig:
         """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
         fragment = LAYERS[self.tiles].fragment_rows
-        parallel = min(self.parallel, -(-rows // fragment) * fragment)
+        unit = self.simdgroup_rows if rows > self.simdgroup_rows else fragment  # whole simdgroups
+        parallel = min(self.parallel, -(-rows // unit) * unit)
         return replace(self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel))

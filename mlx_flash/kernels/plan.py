@@ -19,6 +19,7 @@ from .split_kv import gqa_rows, split_keys
 from .tile_layers import LAYERS
 
 LAUNCHES = 256  # that one plan keeps
+LATENT_ROWS = 64  # of a threadgroup: 128 heads over one read each key twice as key, and its first columns as value
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,14 @@ class Plan:
 
     @cached_property
     def effective_family(self) -> Family:
-        return effective_family(self.signature, self.family)
+        found = effective_family(self.signature, self.family)
+        # Where simdgroups read keys directly, each would read them for itself.
+        return replace(found, uses_threadgroup_memory=True) if self.latent and not found.tensor else found
+
+    @property
+    def latent(self) -> bool:
+        """Decoding whose values are columns of keys: one key head for all query heads, and so many rows."""
+        return self.kind is DECODE and self.signature.variants.latent
 
     @cached_property
     def table_row(self) -> TileConfig:
@@ -49,9 +57,12 @@ class Plan:
 
     @cached_property
     def row(self) -> TileConfig:
-        """The table's row with blocks of keys that are no longer than a page: no block lies in two."""
-        page = self.signature.variants.page
-        return self.table_row.with_pages(page) if page else self.table_row
+        """The table's row with blocks of keys that are no longer than a page, since no block lies in two, and with the
+        many rows of latent attention."""
+        row, page = self.table_row, self.signature.variants.page
+        if self.latent and row.tiles == "simdgroup":
+            row = replace(row, parallel=max(row.parallel, LATENT_ROWS))
+        return row.with_pages(page) if page else row
 
     @cached_property
     def config(self) -> TileConfig:
@@ -103,7 +114,7 @@ def plan_of(kind: KernelKind, problem: Problem, family: Family) -> Plan:
     """The plan that serves a problem: in decoding its rows are as many as the problem has, up to the table's."""
     if kind is not DECODE:
         return plan(kind, problem.signature, family)
-    most = plan(kind, problem.signature, family).table_row
+    most = plan(kind, problem.signature, family).row
     fragment = LAYERS[most.tiles].fragment_rows
     return plan(kind, problem.signature, family, min(most.parallel, -(-gqa_rows(problem) // fragment) * fragment))
 

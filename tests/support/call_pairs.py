@@ -34,8 +34,21 @@ def _batched(ids) -> tuple[mx.array, mx.array]:
     return tuple(mx.broadcast_to(array, (2, array.shape[0])) for array in ids)
 
 
+def _in_pages(page: int) -> dict:
+    pools = {name: one[:, :, :64].reshape(-1, 2, page, 64) for name, one in (("k", K), ("v", V))}
+    table = mx.array(np.arange(2 * 64 // page).reshape(2, -1)[:, ::-1].astype(np.int32))
+    return pools | {"pages": table, "lengths": mx.array([64, 17])}
+
+
+def _latent(columns: int) -> dict:
+    return {"v": None, "value_dim": columns}
+
+
 # name: two sets of keywords; q, k and v may be among them
 PAIRS = {
+    "lengths": ({"lengths": mx.array([KEYS, 9])}, {"lengths": mx.array([9, KEYS])}),
+    "rows-of-a-page": (_in_pages(8), _in_pages(16)),
+    "columns-that-are-values": (_latent(64), _latent(40)),
     "side-of-blocks": ({"mask": _blocks(_KEEP[0, 0, :, ::-1], 64)}, {"mask": _blocks(_KEEP[0, 0], 32)}),
     "heads-of-blocks": ({"mask": _blocks(_KEEP[0, 0], 32)}, {"mask": _blocks(_KEEP[0], 32)}),
     "batch-of-blocks": ({"mask": _blocks(_KEEP[0], 32)}, {"mask": _blocks(_KEEP, 32)}),

@@ -29,6 +29,7 @@ def gradients(name: str, family: str = "apple7") -> str:
     return f"test_variants.py::test_gradients[simulator-{family}-{name}]"
 
 
+TABLES = "test_pages.py::test_pages_of_any_length[simulator-apple7-({}, {})]"
 PLAIN, CAUSAL, SHARED = gradients("plain"), gradients("causal"), output("plain")
 DIRECT, DIRECT_OUTPUT = gradients("plain", "apple9"), output("plain", "apple9")  # operands are not staged
 HEADS = "test_regressions.py::test_query_head_to_key_head[simulator-apple9]"
@@ -197,6 +198,7 @@ SOFTMAX_GRADIENT = of(
 )
 MASK = of(
     "mask",
+    ("last-page-left-out", "(keys + PAGE - 1) / PAGE", "keys / PAGE", TABLES.format(40, 40)),
     ("lengths-of-the-first-entry", "args.lengths[2 * b + 1]", "args.lengths[1]", output("lengths")),
     ("queries-as-long-as-keys", "args.lengths[2 * b]", "args.lengths[2 * b + 1]", output("lengths")),
     ("lengths-past-the-array", "keys = clamp(args.lengths[2 * b + 1], 0, keys);", "keys = args.lengths[2 * b + 1];",
@@ -262,6 +264,12 @@ MASK_APPLY = of(
     ("columns-of-another-visit", "min(seen.end - first_column, valid)", "(seen.end - first_column)", output("blocks")),
     ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
      HIDDEN.format("apple9-('alone', 'additive')")),
+)
+PAGES = of(
+    "tile",
+    ("pages-of-the-first-entry", "pages.at + b * pages.strides[0]", "pages.at", TABLES.format(40, 2)),
+    ("rows-of-a-page-not-counted-anew", "j % PAGE * stride", "j * stride", TABLES.format(40, 2), "check"),
+    ("pages-side-by-side", "table[j / PAGE] * page_stride", "j / PAGE * page_stride", TABLES.format(40, 2)),
 )
 DROPOUT = of(
     "dropout",
@@ -364,6 +372,7 @@ MUTANTS = [
     *SOFTMAX_GRADIENT,
     *MASK,
     *MASK_APPLY,
+    *PAGES,
     *DROPOUT,
     *TILE_SIMDGROUP,
     *SIMDGROUP_OPERANDS,

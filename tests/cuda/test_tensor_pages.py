@@ -1,0 +1,58 @@
+"""Lengths, pages and latent attention on the tensor-core layers, on the simulator: as of contiguous keys apart."""
+
+import bounds
+import feature_cases
+import mlx.core as mx
+import pools
+import pytest
+from cases import Case
+from feature_cases import Variant
+from tensor_rows import LAYERS, small_rows
+
+from mlx_flash import attention, use_backend
+from mlx_flash.simulator import mode
+
+pytestmark = pytest.mark.simulator
+
+KEYS = [150, 17, 64]
+DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
+
+
+@pytest.fixture(params=[layer for layer in LAYERS if layer[1] == "narrow"], ids="-".join)
+def layer(request):
+    with mode("check"), small_rows(*request.param):
+        yield request.param[0]
+
+
+def near(got, want, dtype: str):
+    unit = bounds.ulp(float(mx.abs(want).max()), dtype)
+    assert float(mx.abs(got - want).max()) <= bounds.REORDERED * unit
+
+
+def test_lengths_and_gradients(layer):
+    feature_cases.check(
+        Variant(Case(45, 70, 24, DTYPES[layer], group=2, key_heads=2, batch=2), ("causal", "lengths", "sinks")),
+        stored_output=True,
+    )
+
+
+@pytest.mark.parametrize("queries, page", [(2, 64), (2, 8), (40, 64), (40, 24)])
+def test_pages(layer, queries, page):
+    case = Case(queries, 150, 40, DTYPES[layer], group=2, key_heads=2, batch=3)
+    arrays = case.arrays()
+    table = pools.table_of(KEYS, page)
+    k, v = (pools.pool_of(arrays[name], table, KEYS, page, by_rows=name == "v") for name in "kv")
+    options = {"lengths": mx.array(KEYS), "causal": True, "window": (90, 0)}
+    got = attention(arrays["q"], k, v, pages=table, **options)
+    with use_backend("reference"):
+        want = attention(*(arrays[name] for name in "qkv"), **options)
+    near(got, want, case.dtype)
+
+
+@pytest.mark.parametrize("queries", [2, 40])
+def test_columns_of_keys_are_values(layer, queries):
+    arrays = Case(queries, 70, 40, DTYPES[layer], group=3, batch=2).arrays()
+    got = attention(arrays["q"], arrays["k"], value_dim=24, causal=True)
+    with use_backend("reference"):
+        want = attention(arrays["q"], arrays["k"], value_dim=24, causal=True)
+    near(got, want, DTYPES[layer])
