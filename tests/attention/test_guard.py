@@ -3,6 +3,7 @@
 The machine is the pretended Mac (tests/support/pretend_mac), whose kernels can be told to fail.
 """
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -26,7 +27,7 @@ from mlx_flash.backends.metal import family_here
 from mlx_flash.cli.probe import trial
 from mlx_flash.common.errors import InvalidArgument, UnsupportedProblem
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import plan, plan_of
 from mlx_flash.problem.kinds import (
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
@@ -36,7 +37,7 @@ from mlx_flash.problem.kinds import (
     DELTA,
     FORWARD,
 )
-from mlx_flash.problem.problem import Signature, signature_of
+from mlx_flash.problem.problem import Signature, problem_of, signature_of
 from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
 
@@ -275,6 +276,9 @@ VARIANTS = {
     "segments": {"causal": True, "segments": (mx.zeros((1,), mx.int32), mx.zeros((1,), mx.int32))},
     "blocks": {"mask": mlx_flash.BlockMask.causal(64, 64, block=32)},
     "dropout": {"dropout": 0.25, "key": mx.random.key(0)},
+    "lengths": {"causal": True, "lengths": mx.zeros((1,), mx.int32)},
+    "pages": {"pages": mx.zeros((1, 1), mx.int32), "lengths": mx.zeros((1,), mx.int32)},
+    "latent": {"latent": True},
 }
 
 
@@ -282,9 +286,10 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, name):
     """Every kind of kernel of a signature, on the simulator; and with 2 % more in each of its results."""
-    q, k = mx.zeros((1, 4, 1, 24), mx.float16), mx.zeros((1, 2, 1, 24), mx.float16)
+    q, k = mx.zeros((1, 4, 1, 24), mx.float16), mx.zeros((1, 2, 64, 24), mx.float16)
     signature, family = signature_of(q, k, k, **VARIANTS[name]), FAMILIES["apple7"]
-    kinds = [DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE] + [BACKWARD_MASK] * signature.variants.additive
+    kinds = [] if signature.variants.page else [DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE]
+    kinds += [BACKWARD_MASK] * signature.variants.additive
     kinds += [FORWARD] if signature.variants.dropout else [FORWARD, DECODE, COMBINE]
     for kind in kinds:
         rows = {DECODE: 8, COMBINE: 8}.get(kind, 0)
@@ -297,6 +302,21 @@ def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, nam
             monkeypatch.setattr(trial, "run", run)
             found = trial.trial(kind.name, signature, family, rows, kernel)
             assert ("numbers are wrong" in found["reason"]) == (factor != 1), (kind, found)
+
+
+@pytest.mark.parametrize("family", ("apple7", "apple9"))
+@pytest.mark.parametrize("mask", ({}, {"mask": mx.zeros((1, 1, 1, 1))}), ids=("plain", "bias"))
+def test_a_probe_launches_as_calls_do(family, mask):
+    """Decoding's threads follow the rows: a kernel made for four simdgroups is not tried with three."""
+    for group, queries in itertools.product(range(1, 34), range(1, 9)):
+        q, k = mx.zeros((1, group, queries, 24)), mx.zeros((1, 1, 700, 24))
+        asked = problem_of(q, k, k, **mask)
+        wanted = plan_of(DECODE, asked, FAMILIES[family])
+        problem = trial.tiny(DECODE, asked.signature, FAMILIES[family], wanted.rows)
+        found = plan_of(DECODE, problem, FAMILIES[family])
+        assert found.kernel.name == wanted.kernel.name
+        assert found.launch(problem).threadgroup == wanted.launch(asked).threadgroup
+        assert not mask or problem.mask_shape[2] == problem.query_length
 
 
 @pytest.mark.simulator

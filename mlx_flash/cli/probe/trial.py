@@ -19,6 +19,7 @@ from ...kernels.source import Kernel
 from ...kernels.split_kv import LEAST, QUERIES
 from ...masks import BlockMask
 from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
+from ...problem.latent import packed_columns_of
 from ...problem.problem import Problem, Signature
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
@@ -31,7 +32,7 @@ CHARACTERS = 600  # kept of a compiler's message
 def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Kernel) -> dict:
     """The fields of an Answer (backends/prober.py) about one kernel: kind, signature, family and rows of its plan."""
     kind = KINDS[name]
-    problem = tiny(kind, signature, rows)
+    problem = tiny(kind, signature, family, rows)
     arrays, names = tensors(problem)
     metal = Backend("metal", family, run, **CAPABILITIES["metal"])
     # The very text that was asked about, should this installation have another.
@@ -54,12 +55,11 @@ def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Ke
     return {"reason": reason, "error": min(error, 1e300), "seconds": seconds}
 
 
-def tiny(kind: KernelKind, signature: Signature, rows: int) -> Problem:
+def tiny(kind: KernelKind, signature: Signature, family: Family, rows: int) -> Problem:
     """A problem of the kernel: one batch entry and key head, several blocks along both sequences."""
     variants, group = signature.variants, signature.group
     if kind in DECODING:
-        # As many queries as fill the rows; keys in two parts.
-        queries, keys = max(1, min(QUERIES, rows // group)), 2 * LEAST + 67
+        queries, keys = 1, 2 * LEAST + 67  # the keys in two parts
         window = (2 * LEAST, 2)
     else:
         block = variants.block or 0
@@ -69,10 +69,23 @@ def tiny(kind: KernelKind, signature: Signature, rows: int) -> Problem:
         variants = replace(variants, window=None)
     if variants.window:
         variants = replace(variants, window=window)
+    if variants.page:
+        keys = -(-keys // variants.page) * variants.page
     inner = replace(
         signature, query_heads=group, key_heads=1, scale=1 / math.sqrt(signature.head_dim), variants=variants
     )
-    return Problem(inner, 1, queries, keys, (1, group, queries, keys) if variants.mask else None)
+    problem = Problem(inner, 1, queries, keys, (1, group, queries, keys) if variants.mask else None)
+    return _filling(problem, family, rows) if kind is DECODE else problem
+
+
+def _filling(problem: Problem, family: Family, rows: int) -> Problem:
+    """The problem with so many queries that a threadgroup has these rows: a kernel is launched with its own threads."""
+    for queries in range(1, QUERIES + 1):
+        shape = problem.mask_shape and (*problem.mask_shape[:2], queries, problem.key_length)
+        found = problem._replace(query_length=queries, mask_shape=shape)
+        if plan_of(DECODE, found, family).rows == rows:
+            return found
+    raise ValueError(f"no call has {rows} rows of queries, {problem.query_heads // problem.key_heads} heads a key head")
 
 
 def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
@@ -83,12 +96,17 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
     def normal(seed: int, *shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
         return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
 
+    # Keys in pages lie in a pool, in another order, with one page that nobody reads.
+    pages = keys // variants.page if variants.page else 0
+    held = (pages + 1, 1, variants.page) if pages else (1, 1, keys)
     arrays = {
         "Q": normal(1, 1, group, queries, problem.head_dim, dtype=dtype),
-        "K": normal(2, 1, 1, keys, problem.head_dim, dtype=dtype),
-        "V": normal(3, 1, 1, keys, problem.value_dim, dtype=dtype),
+        "K": normal(2, *held, problem.head_dim, dtype=dtype),
+        "V": normal(3, *held, problem.value_dim, dtype=dtype),
         "dO": normal(4, 1, group, queries, problem.value_dim, dtype=dtype),
     }
+    if variants.latent:
+        arrays["V"] = arrays["K"][..., : problem.value_dim]
     mask = None
     if variants.mask == "bool":
         mask = normal(5, *problem.mask_shape) > -1
@@ -100,14 +118,17 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
         )
     extras = operands(
         problem, mask=mask, alibi_slopes=-abs(normal(6, group)) / 8, sinks=normal(7, group), key=mx.random.key(8),
-        segments=(mx.arange(queries) // 50, mx.arange(keys) // 50),
+        segments=(mx.arange(queries) // 50, mx.arange(keys) // 50), pages=mx.arange(pages, 0, -1)[None],
+        lengths=(mx.array([max(1, queries - 1)]), mx.array([keys - 5])),
     )  # fmt: skip
     quantization, parts = variants.quantization, {}
     for name in ("K", "V") if quantization else ():
         packed = mx.quantize(
             arrays[name], group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
         )
-        arrays[name] = packed[0]
+        if name == "V" and variants.latent:
+            packed = packed_columns_of(keys_packed, None, problem.value_dim, quantization)
+        arrays[name], keys_packed = packed[0], packed
         parts.update(zip((one for one in quantization.inputs if one.startswith(name)), packed[1:]))
     return {**arrays, **parts, **extras}, (*parts, *extras)
 
