@@ -322,8 +322,8 @@ def test_a_probe_launches_as_calls_do(family, mask):
 @pytest.mark.simulator
 def test_a_probe_of_a_quantized_cache(monkeypatch):
     monkeypatch.setattr(trial, "run", simulator.run)
-    for mode, bits, group_size in (("affine", 4, 32), ("mxfp8", 8, 32)):
-        variants = Variants(causal=True, quantization=Quantization(mode, bits, group_size))
+    for mode, bits, latent in (("affine", 4, False), ("mxfp8", 8, True)):
+        variants = Variants(causal=True, quantization=Quantization(mode, bits, 32), latent=latent)
         signature = Signature(4, 2, 32, 32, "float16", 0.25, variants)
         for kind, rows in ((FORWARD, 0), (DECODE, 8)):
             kernel = plan(kind, signature, FAMILIES["apple7"], rows).kernel

@@ -121,15 +121,15 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
         segments=(mx.arange(queries) // 50, mx.arange(keys) // 50), pages=mx.arange(pages, 0, -1)[None],
         lengths=(mx.array([max(1, queries - 1)]), mx.array([keys - 5])),
     )  # fmt: skip
-    quantization, parts = variants.quantization, {}
+    quantization, packed, parts = variants.quantization, {}, {}
     for name in ("K", "V") if quantization else ():
-        packed = mx.quantize(
+        packed[name] = mx.quantize(
             arrays[name], group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
         )
-        if name == "V" and variants.latent:
-            packed = packed_columns_of(keys_packed, None, problem.value_dim, quantization)
-        arrays[name], keys_packed = packed[0], packed
-        parts.update(zip((one for one in quantization.inputs if one.startswith(name)), packed[1:]))
+    if packed and variants.latent:
+        packed["V"] = packed_columns_of(packed["K"], None, problem.value_dim, quantization)
+    for name, (arrays[name], *rest) in packed.items():
+        parts.update(zip((one for one in quantization.inputs if one.startswith(name)), rest))
     return {**arrays, **parts, **extras}, (*parts, *extras)
 
 
