@@ -322,9 +322,9 @@ def test_a_probe_launches_as_calls_do(family, mask):
 @pytest.mark.simulator
 def test_a_probe_of_a_quantized_cache(monkeypatch):
     monkeypatch.setattr(trial, "run", simulator.run)
-    for mode, bits, latent in (("affine", 4, False), ("mxfp8", 8, True)):
-        variants = Variants(causal=True, quantization=Quantization(mode, bits, 32), latent=latent)
-        signature = Signature(4, 2, 32, 32, "float16", 0.25, variants)
+    for mode, bits, group_size, latent in (("affine", 4, 32, False), ("mxfp8", 8, 32, True), ("nvfp4", 4, 16, False)):
+        variants = Variants(causal=True, quantization=Quantization(mode, bits, group_size), latent=latent)
+        signature = Signature(4, 2, group_size, group_size, "float16", 0.25, variants)
         for kind, rows in ((FORWARD, 0), (DECODE, 8)):
             kernel = plan(kind, signature, FAMILIES["apple7"], rows).kernel
             found = trial.trial(kind.name, signature, FAMILIES["apple7"], rows, kernel)
