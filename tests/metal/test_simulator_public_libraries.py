@@ -1,29 +1,103 @@
-"""Whole public libraries compile. They are not kept here: $MLX_FLASH_METAL_LIBRARIES names a folder that holds them.
+"""Whole public libraries compile: llama.cpp's, vLLM's paged attention, rasterisers of Gaussian splats.
 
-There: ggml-metal.metal with ggml-common.h and ggml-metal-impl.h (llama.cpp), and any other *.metal file that compiles
-by itself, such as the rasterisers of Metal-GS and gsplat-mlx.
+They are not kept here. Each is fetched from its repository, at one commit, into the user's cache, or read from the
+folder that MLX_FLASH_METAL_LIBRARIES names, which holds checkouts as OWNER+NAME. Without either a library is skipped.
 """
 
 import os
+import re
+import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
+import needs
 import pytest
 
+from mlx_flash.metal.cpu.compiler import cache_directory
 from mlx_flash.simulator import MetalLibrary
 
-FOLDER = os.environ.get("MLX_FLASH_METAL_LIBRARIES")
-LIBRARIES = sorted(Path(FOLDER).rglob("*.metal")) if FOLDER else []
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not FOLDER, reason="MLX_FLASH_METAL_LIBRARIES names no folder of public Metal libraries"),
-    pytest.mark.filterwarnings("ignore:.*not ASCII"),
-]
+ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{path}"
+VARIABLE = "MLX_FLASH_METAL_LIBRARIES"
 
 
-@pytest.mark.parametrize("path", LIBRARIES or [None], ids=lambda path: path.name if path else "none")
-def test_all_kernels_compile(path):
-    text = path.read_text(encoding="utf-8")
-    library = MetalLibrary("#define GGML_METAL_HAS_BF16\n" + text, [path.parent])
-    library.check()
-    assert library.kernel_names
+class Library(NamedTuple):
+    """`files`: joined, as the package that owns them joins them before it compiles. `headers`: what they include.
+    `defines`: macros that a host defines. `kernels`: how many there are at this commit."""
+
+    repository: str
+    commit: str
+    files: tuple[str, ...]
+    kernels: int
+    headers: tuple[str, ...] = ()
+    defines: str = ""
+
+
+def _vllm(kernels: int, *names: str) -> Library:
+    files = tuple(f"vllm_metal/metal/kernels_v2/{name}.metal" for name in ("float8", "utils", *names))
+    partition = "#define VLLM_METAL_PARTITION_SIZE 512\n"
+    return Library("vllm-project/vllm-metal", "211a1e4bc976cd6c0c961cad8da59d649ea9bd65", files, kernels, (), partition)
+
+
+def _splats(repository: str, commit: str, folder: str, **names: int) -> dict[str, Library]:
+    return {
+        f"{repository.split('/')[1]} {name}": Library(repository, commit, (f"{folder}/{name}.metal",), kernels)
+        for name, kernels in names.items()
+    }
+
+
+LIBRARIES = {
+    "llama.cpp": Library(
+        "ggml-org/ggml", "d99724f2b141fed9e1a9f402213506c081433465", ("src/ggml-metal/ggml-metal.metal",), 689,
+        ("src/ggml-common.h", "src/ggml-metal/ggml-metal-impl.h"), "#define GGML_METAL_HAS_BF16\n",
+    ),
+    "vllm paged attention": _vllm(504, "turboquant", "reshape_and_cache", "pagedattention", "pagedattention_tiled"),
+    "vllm latent attention": _vllm(8, "mla"),
+    "vllm linear attention": _vllm(9, "gdn_linear_attention", "gdn_state_scatter"),
+    "vllm caches": _vllm(13, "copy_blocks", "gather_kv_cache", "kv_scale_update"),
+    **_splats(
+        "qgli/Metal-GS", "241ec8f9b6c50a13ec33cf26689b1ea6af2d0745", "csrc/kernels", binning=2, preprocess=1,
+        preprocess_backward=1, radix_sort=5, rasterize=1, rasterize_backward=1, sh_backward=1, sh_forward=1,
+        simple_knn=2, tile_count=2,
+    ),
+    **_splats(
+        "a1091150/gsplat-mlx", "cfae9984e1d22afe30a8d2f94019ad76aa40612f", "gsplat_core/metal", gsplat_intersect=3,
+        gsplat_projection=3, gsplat_quat_scale_to_covar=2, gsplat_rasterize=2, gsplat_spherical_harmonics=2,
+    ),
+}  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.filterwarnings("ignore:.*not ASCII")]
+
+
+def kept(library: Library, path: str) -> Path:
+    """The file on this machine; skips the test where it is not and cannot be had."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        file = Path(named) / library.repository.replace("/", "+") / path
+        if not file.exists():
+            pytest.skip(needs.unmet("network", f"{VARIABLE} has no {file}"))
+        return file
+    file = cache_directory().parent / "metal-libraries" / library.repository.replace("/", "+") / library.commit / path
+    if not file.exists():
+        address = ADDRESS.format(repository=library.repository, commit=library.commit, path=path)
+        try:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                text = answer.read()
+        except OSError as error:
+            pytest.skip(needs.unmet("network", f"{library.repository}'s {path} cannot be fetched: {error}"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text)
+    return file
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_all_kernels_compile(name):
+    library = LIBRARIES[name]
+    folders = {kept(library, path).parent for path in library.headers}
+    texts = [kept(library, path).read_text(encoding="utf-8") for path in library.files]
+    if len(texts) > 1:  # joined texts do not include each other
+        texts = [re.sub(r'#include "[^"]*"', "", text) for text in texts]
+    compiled = MetalLibrary(library.defines + "".join(texts), sorted(folders))
+    compiled.check()
+    known = len(compiled.kernel_names)
+    # A folder may hold another commit, whose kernels are as many as they are.
+    assert known == library.kernels or (os.environ.get(VARIABLE) and known)
