@@ -25,6 +25,11 @@ def forget():
     calls.clear_cache()
 
 
+def _id(item) -> str:
+    """The id of a test without the folder of its file, as mutants name it."""
+    return f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+
+
 class Outcome:
     """What became of some tests: which of them ran, and the exceptions that ended them."""
 
@@ -32,7 +37,7 @@ class Outcome:
         self.ran, self.exceptions = set(), []
 
     def pytest_runtest_call(self, item):
-        self.ran.add(f"{item.path.name}::{item.nodeid.partition('::')[2]}")
+        self.ran.add(_id(item))
 
     def pytest_exception_interact(self, call):
         self.exceptions.append(call.excinfo.value)
@@ -47,13 +52,13 @@ def _path(test: str) -> str:
 
 # Those that collect garbage at the end of every run watch already, around this one.
 WITHOUT = ("cacheprovider", "xdist", "unraisableexception", "threadexception")
+LEFT_OUT = [word for name in WITHOUT for word in ("-p", f"no:{name}")]
 
 
 def outcome(*tests: str) -> Outcome:
     """Runs tests of the suite, by their ids, inside this process: templates are as they are here."""
     watched = Outcome()
-    options = ["-q", "--no-header", *(word for name in WITHOUT for word in ("-p", f"no:{name}"))]
-    pytest.main([*map(_path, tests), *options], plugins=[watched])
+    pytest.main([*map(_path, tests), "-q", "--no-header", *LEFT_OUT], plugins=[watched])
     return watched
 
 
@@ -80,6 +85,26 @@ def test_a_mutant_is_one_change(mutant):
 
 def test_names_of_mutants_are_unique():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
+
+
+class Collected:
+    """The ids of the tests that pytest finds, without running them."""
+
+    def __init__(self):
+        self.ids = set()
+
+    def pytest_collection_finish(self, session):
+        self.ids |= {_id(item) for item in session.items}
+
+
+@pytest.mark.parametrize("file", sorted({mutant.killed_by.partition("::")[0] for mutant in MUTANTS}))
+def test_every_killer_is_a_test(file):
+    """Under the name that it has now: a renamed test is noticed here, and not when its mutant's turn comes."""
+    collected = Collected()
+    (path,) = TESTS.rglob(file)
+    pytest.main([str(path), "-q", "--collect-only", "-m", "", *LEFT_OUT], plugins=[collected])
+    wanted = {mutant.killed_by for mutant in MUTANTS if mutant.killed_by.startswith(f"{file}::")}
+    assert wanted - collected.ids == set()
 
 
 @pytest.mark.simulator
