@@ -110,7 +110,7 @@ BACKWARD_MASK = of(
 DECODE = of(
     "decode",
     ("first-head-of-every-group", "h = h_k * (rows / args.Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
-    ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple9-sinks")),
+    ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple7-sinks")),
     ("part-without-an-end", "end = min(seen.end, begin + args.decode_params[1]);", "end = seen.end;",
      DECODING.format("apple7-softcap")),
     ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0",
