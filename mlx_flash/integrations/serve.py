@@ -9,6 +9,7 @@ import mlx.core as mx
 from ..api import attention, quantized_attention
 from ..kernels.split_kv import QUERIES
 from ..transforms.trace import changed, trace, unavailable
+from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -29,6 +30,9 @@ def serve_attention(
     terms: Terms, q=None, k=None, v=None, *more, scale=None, mask=None, sinks=None, **options
 ):  # fmt: skip
     """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", the rule, result). Raises NotServed."""
+    if isinstance(k, Handle):
+        out = k.attend(q, v, scale=scale, mask=mask, sinks=sinks)
+        return "decode from pages" if q.shape[2] <= QUERIES else "prefill to pages", ALWAYS, out
     arrays = (q, k, v)
     if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
         raise NotServed("q, k and v are not arrays of 4 axes")

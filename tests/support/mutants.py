@@ -207,7 +207,7 @@ MASK = of(
     ("keys-behind-the-end-taken-whole", "covers(place, place + BT - 1, first, last);  // keys",
      "covers(place, place + BT - 1, first, min(last, keys - 1));  // keys", gradients("long-lengths")),
     ("gqa-rows-by-own-lengths", "return row % all_queries;", "return row % max(queries, 1);",
-     DECODING.format("apple7-lengths")),
+     "test_lengths.py::test_decoding[simulator-apple7-5]"),
     ("diagonal-hidden", "min(seen.end, last + 1);", "min(seen.end, last);", ALIGNED),
     ("causal-to-the-upper-left", "min(last_query, queries - 1) + largest_shift()", "min(last_query, queries - 1)",
      ALIGNED),
