@@ -23,6 +23,7 @@ RMS = {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2, "dM": 1.2, "dsinks": 1.2}
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
 CANCELLATION = 2.0  # float32 roundings of the terms that cancel
 MODEL_LOGITS = 2e-5  # of a whole model in float32, of the largest magnitude or 1
+QUANTIZED_LOGITS = 0.05  # of a model over an 8-bit cache, of the largest magnitude or 1
 NEGATED = 0.02  # of the largest magnitude: results with the other sign, against another implementation's in any dtype
 BENCH = 0.02  # of the bench command's bfloat16 results, in the L2 norm
 LOSS = 1e-3  # of every step of a training run against one with the built-in

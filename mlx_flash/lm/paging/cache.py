@@ -1,4 +1,4 @@
-"""The cache of one layer as mlx-lm's models, generators and server use it: rows of a batch, whose keys lie in a pool."""
+"""The cache of one layer as mlx-lm's models, generators and server use it: rows of a batch, with keys in a pool."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class PagedKVCache:
     """In the place of mlx-lm's KVCache, BatchKVCache, RotatingKVCache and BatchRotatingKVCache.
 
     New tokens go to the tail, a dense array of a page's length for each row, so that a step copies the tail at most;
-    when a row's tail is full, all tails move to pages. Longer inputs go to pages at once. Merging, extending, filtering,
-    extracting, trimming and copying move integers. `batch`: offsets are arrays, one number a row.
+    when a row's tail is full, all tails move to pages. Longer inputs go to pages at once. Merging, extending,
+    filtering, extracting, trimming and copying move integers. `batch`: offsets are arrays, one number a row.
     """
 
     def __init__(self, pool, number: int, rows: list[Row] | None = None, batch: bool = False):
@@ -40,15 +40,16 @@ class PagedKVCache:
     # What models call
 
     def update_and_fetch(self, k: mx.array, v: mx.array) -> tuple[PagedKeys, Values]:
-        """Takes the keys and values [B, heads, L, columns] of the next tokens. Raises PagePoolFull, and has then written
-        nothing in any layer."""
+        """Takes the keys and values [B, heads, L, columns] of the next tokens. Raises PagePoolFull, and has then
+        written nothing in any layer."""
         with self.pool.entered():
             self.check_open()
             batch, length = k.shape[0], k.shape[2]
             self.layer.known(k, v)
             rows = self._rows or [Row(self.layer) for _ in range(batch)]
             if len(rows) != batch:
-                raise wrong("keys", f"batch {len(rows)} as in the cache", f"batch {batch}", "Filter the cache.", "PagePool")
+                held = f"batch {len(rows)} as in the cache"
+                raise wrong("keys", held, f"batch {batch}", "Filter the cache.", "PagePool")
             coming = self._coming or [length] * batch
             new = [min(length, count) for count in coming]
             keys = self._stored(rows, k, v, new) if length > self.layer.page else self._appended(rows, k, v, new)
@@ -104,7 +105,8 @@ class PagedKVCache:
             count = min(count, min((len(row) for row in self._rows), default=0))
             most = min((row.trimmable() for row in self._rows), default=0)
             if count > most:
-                raise wrong("n", f"at most {most} tokens behind a window", count, "Compute the prompt again.", "PagePool")
+                remedy = "Compute the prompt again."
+                raise wrong("n", f"at most {most} tokens behind a window", count, remedy, "PagePool")
             for row in self._rows:
                 row.trim(count)
             self.step += 1

@@ -40,7 +40,7 @@ class PagedKeys(Handle):
             self._check(q, values, mask)
             stored, dense, new, _ = (list(column) for column in zip(*self._rows))
             window = self._layer.window or getattr(mask, "window", None)
-            full = all(count == q.shape[2] for count in new) and all(count == self._dense[0].shape[2] for count in dense)
+            full = set(new) == {q.shape[2]} and set(dense) == {self._dense[0].shape[2]}
             ends = None if full else (mx.array(new), mx.array(dense))
             whole = attention(
                 q, *self._cast(q), scale=scale, causal=True, window=window and (window - 1, 0), sinks=sinks,
@@ -76,11 +76,11 @@ class PagedKeys(Handle):
     def _check(self, q, values, mask) -> None:
         self._cache.check_open()
         if self._cache.step != self._step:
-            raise PagePoolError("[mlx_flash.PagePool] a handle of an earlier step: pass on what update_and_fetch returned")
+            raise PagePoolError("[mlx_flash.PagePool] a handle of an earlier step: pass on the ones of this step")
         if not isinstance(values, Values) or values.keys is not self:
             raise PagePoolError("[mlx_flash.PagePool] keys and values of different steps or caches")
         if mask is not None and not isinstance(mask, str):
-            raise PagePoolError("[mlx_flash.PagePool] an array mask over pages: the model must pass on the cache's mask")
+            raise PagePoolError("[mlx_flash.PagePool] an array mask over pages: pass on the mask that the cache made")
         if q.shape[0] != len(self._rows) or q.shape[2] != self._queries:
             raise PagePoolError(f"[mlx_flash.PagePool] queries of another step: shape {q.shape}")
 

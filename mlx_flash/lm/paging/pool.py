@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from contextlib import contextmanager
-
-import mlx.core as mx
+from functools import partial
 
 from ...common.errors import wrong
 from ...common.scalars import shown, whole
@@ -45,8 +44,6 @@ class PagePool:
     """
 
     def __init__(self, model, bytes: int = 8 << 30, page: int = 64, bits=None, group_size=64, mode: str = "affine"):
-        from mlx_lm.models.cache import make_prompt_cache
-
         for name, value, least in (("bytes", bytes, 1), ("page", page, PAGE_MULTIPLE)):
             if whole(value) is None or value < least:
                 raise wrong(name, f"a whole number of at least {least}", shown(value), "Pass an int.", "PagePool")
@@ -54,8 +51,8 @@ class PagePool:
             raise wrong("page", f"a multiple of {PAGE_MULTIPLE}", page, "Take 64.", "PagePool")
         self.bytes, self.page = bytes, page
         self._quantization = None if bits is None else quantization_of(mode, bits, group_size)
-        self._inside, self._depth = threading.RLock(), 0
-        self._ordinary = getattr(model, "make_cache", None) or (lambda: make_prompt_cache(model))
+        self._inside = threading.RLock()
+        self._ordinary = _ordinary(model)
         self.layers: list[Layer | None] = [self._layer(cache) for cache in self._ordinary()]
         self.ordinary = Counter(f"a {type(c).__name__}" for c, l in zip(self._ordinary(), self.layers) if l is None)
         reason = refusal(model, self) if any(self.layers) else ""
@@ -122,3 +119,18 @@ class PagePool:
         words[0] += f", {self.pages} pages in use: {self.nbytes / 1e6:.1f} of {self.bytes / 1e6:.1f} MB"
         words += [f"{count} layers keep mlx-lm's caches: {reason}" for reason, count in self.ordinary.items()]
         return "\n  ".join(words)
+
+
+def _ordinary(model):
+    """What makes mlx-lm's own caches of the model, also where another pool has taken its place."""
+    own = getattr(model, "make_cache", None)
+    pool = getattr(own, "__self__", None)
+    if isinstance(pool, PagePool):
+        return pool._ordinary
+    return own or partial(_plain, len(model.layers))
+
+
+def _plain(layers: int) -> list:
+    from mlx_lm.models.cache import KVCache
+
+    return [KVCache() for _ in range(layers)]

@@ -37,9 +37,9 @@ class Layer:
             return [(dim, self.dtype) for dim in self.dims]
         bits, group = self.quantization.bits, self.quantization.group_size
         scales = len(self.quantization.parts) - 1
-        return [
-            part for dim in self.dims for part in ((dim * bits // 32, mx.uint32), *[(dim // group, self.dtype)] * scales)
-        ]
+        scale = self.dtype if self.quantization.mode == "affine" else mx.uint8
+        parts = [[(dim * bits // 32, mx.uint32), *[(dim // group, scale)] * scales] for dim in self.dims]
+        return [part for one in parts for part in one]
 
     @property
     def page_bytes(self) -> int:
