@@ -57,7 +57,14 @@ def parser() -> argparse.ArgumentParser:
     _language_model(commands.add_parser("lm", parents=[backend], help="mlx-lm's generation with and without mlx_flash"))
 
     shared = _numbers(backend)
-    commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
+    explain = commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
+    explain.add_argument(
+        "--group-size", type=whole_number, metavar="P", help="what P machines that share it would gain"
+    )
+    explain.add_argument("--flops", type=float, help="operations a second of one of them (default: an M4 Max's, 15e12)")
+    explain.add_argument(
+        "--link", default="thunderbolt5", help="between them, or bytes a second (default: thunderbolt5)"
+    )
     source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
     source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
 
@@ -103,7 +110,17 @@ def _explanation(arguments, backend):
 
     names = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
     numbers = {name: getattr(arguments, name) for name in names}
+    if getattr(arguments, "group_size", None):
+        numbers |= {"group_size": arguments.group_size, "link": _number_or_name(arguments.link)}
+        numbers |= {"flops": arguments.flops} if arguments.flops else {}
     return explain(causal=arguments.causal, backend=backend, family=arguments.family, **numbers)
+
+
+def _number_or_name(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def run_explain(arguments) -> int:

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
+from ..distributed.plan import planned
 from ..kernels.apple import candidates
 from ..kernels.config import precision_of
 from ..kernels.devices import FAMILIES, Family
@@ -23,6 +24,7 @@ from ..problem.problem import DTYPES, Problem, padded, problem_of
 from ..problem.variants import variants_of
 from .report import Explanation, StepExplanation
 
+SHARING = ("group_size", "link", "layout", "method", "flops")
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
 # The arguments of `attention` that choose variants, besides those that `explain` names itself.
 OPTIONS = tuple(name for name in inspect.signature(variants_of).parameters if name not in ("heads", "dtype", "causal"))
@@ -49,7 +51,9 @@ def explain(
         family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5, "sm80" NVIDIA Ampere and
             later, "sm90" Hopper); None means the backend's.
         arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
-            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
+            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype. With
+            group_size, and link, layout, method and flops if wanted, also what it would cost to share this sequence
+            among so many ranks (`distributed.plan.planned`).
 
     Returns:
         An Explanation: plain data that prints itself.
@@ -58,6 +62,9 @@ def explain(
         ValueError: an argument is wrong. UnsupportedProblem: no backend can serve the call.
     """
     numbers = {name: arguments.pop(name) for name in NUMBERS if name in arguments}
+    sharing = {name: arguments.pop(name) for name in SHARING if name in arguments}
+    if sharing and "group_size" not in sharing:
+        raise ValueError(f"[mlx_flash.explain] group_size: expected with {', '.join(sharing)}, got none. Pass it.")
     _check_names(arguments)
     if q is None and k is None and v is None:
         q, k, v = arrays_of(**numbers)
@@ -80,6 +87,7 @@ def explain(
         problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), steps,
         residual_bytes=3 * rows * 4,  # a row's statistic is two numbers
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
+        sharing=planned(problem, sharing.pop("group_size"), **sharing) if sharing else None,
     )  # fmt: skip
 
 
@@ -124,7 +132,7 @@ def arrays_of(
 def _check_names(arguments: dict) -> None:
     for name in arguments:
         if name not in OPTIONS and name not in ("stream", "return_lse"):
-            known = ", ".join((*OPTIONS, *NUMBERS))
+            known = ", ".join((*OPTIONS, *NUMBERS, *SHARING))
             raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
 
 

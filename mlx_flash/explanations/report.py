@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..common.scalars import readable
+from ..distributed.plan import SharingPlan
 from ..kernels.devices import Family
 from ..problem.kinds import FORWARD
 from ..problem.problem import Problem
@@ -78,6 +80,7 @@ class Explanation:
     `steps`: its kernels, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
     computes the result. `residual_bytes`: L and delta, which are kept for the gradients besides arguments and results.
     `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk], which unfused attention would hold.
+    `sharing`: what context parallelism would cost, where `group_size` was asked for.
     """
 
     problem: Problem
@@ -89,6 +92,7 @@ class Explanation:
     steps: tuple[StepExplanation, ...]
     residual_bytes: int
     unfused_bytes: int
+    sharing: SharingPlan | None = None
 
     def facts(self) -> list[tuple[str, str]]:
         """(label, value) of every fact about the whole call, in the order in which they are printed."""
@@ -102,6 +106,7 @@ class Explanation:
             ("padding", self.padding),
             ("forward", self.forward),
             ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; {unfused}"),
+            *(self.sharing.facts() if self.sharing else ()),
         ]
 
     def __str__(self):
@@ -125,11 +130,3 @@ def _describe(problem: Problem) -> str:
     value = [*key[:3], problem.value_dim]
     features = ", ".join(problem.variants.names(FORWARD))
     return f"q {query}, k {key}, v {value}, {problem.dtype}, {features}"
-
-
-def readable(size: int) -> str:
-    """A number of bytes in the largest unit in which it is at least 1."""
-    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
