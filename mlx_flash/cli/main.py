@@ -87,6 +87,9 @@ def _language_model(lm: argparse.ArgumentParser) -> None:
     lm.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
     lm.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to continue (default: a sentence)")
     lm.add_argument("--max-tokens", type=whole_number, default=32, metavar="N", help="tokens to write (default: 32)")
+    lm.add_argument("--shards", type=whole_number, metavar="N", help="instead: train it, each sequence on N processes")
+    lm.add_argument("--steps", type=whole_number, default=5, help="training steps with --shards (default: 5)")
+    lm.add_argument("--length", type=whole_number, default=512, help="tokens of a sequence there (default: 512)")
     lm.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the KV cache (default: no)")
     lm.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
 
@@ -168,6 +171,15 @@ def run_demo(arguments) -> int:
 
 
 def run_lm(arguments) -> int:
+    if arguments.shards:
+        if arguments.shards < 2:
+            raise CommandError("--shards: expected at least 2 processes, got 1. Leave it out for one")
+        if arguments.model or arguments.kv_bits:
+            raise CommandError("--shards trains the tiny model: leave out --model and --kv-bits")
+        need("mlx_lm", "lm", "lm")
+        from .shared_training import lm_shards
+
+        return lm_shards(arguments)
     from .language_model import lm
 
     return lm(arguments)

@@ -1,11 +1,13 @@
 """The plan of a sequence that machines share: its formulas against counted pairs, bytes and memory, and its errors."""
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from ranks import on_ranks
 
-from mlx_flash import explain
+from mlx_flash import distributed, explain
 from mlx_flash.distributed.cost import own_bytes, transient_bytes
 from mlx_flash.distributed.layout import layout_of
 from mlx_flash.distributed.plan import planned, visible_pairs
@@ -107,3 +109,20 @@ def test_explain_prints_it():
     text = str(explain(length=131072, group_size=4, link="ethernet10", **SIZES))
     assert "4 ranks, zigzag, exact, key heads at once: 1" in text and "1.17 GB/s" in text
     assert "shared by" not in str(explain(length=131072, **SIZES))
+
+
+def test_the_readme_has_the_plan():
+    """Every cell of the folder's table, up to a million rows and 64 ranks."""
+    lines = (Path(distributed.__file__).parent / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    (head,) = (row for row in rows if row[0] == "rows")
+    ranks = [int(cell.removeprefix("P = ")) for cell in head[2:]]
+    cells = {row[0]: row[1:] for row in rows if row[0].rstrip("kM").isdigit()}
+    assert ranks == [2, 4, 8, 16, 64] and list(cells) == ["8k", "32k", "128k", "512k", "1M"]
+    for name, (alone, *told) in cells.items():
+        length = int(name[:-1]) * (2**20 if name.endswith("M") else 2**10)
+        for count, cell in zip(ranks, told):
+            plan = explain(length=length, group_size=count, **SIZES).sharing
+            assert alone == f"{plan.training.alone:.3g} s"
+            held = (plan.own_bytes + plan.transient_bytes) / 2**30
+            assert cell == f"{plan.training.alone / plan.training.shared:.1f}x, {held:.1f}", (name, count)

@@ -250,3 +250,19 @@ def trained(steps: int, shared: bool, rope_from_zero: bool = False) -> list[floa
             mx.eval(model.parameters(), optimizer.state)
             losses.append(loss.item())
     return losses
+
+
+def generated(prompt: list[int], tokens: int, layout: str = "zigzag") -> tuple[list, list, int]:
+    """Tokens of a tiny Llama whose prompt all ranks share, those of mlx-lm alone, and rows that this rank cached."""
+    from mlx_lm.generate import generate_step
+    from tiny_models import tiny
+
+    from mlx_flash.lm import sharded_generation
+
+    model, held = tiny("llama"), []
+    made = sharded_generation.sharded_caches
+    sharded_generation.sharded_caches = lambda *given: held.extend(made(*given)) or held
+    with use_backend("reference"):
+        got = list(sharded_generation.generate(model, mx.array(prompt), tokens, layout=layout))
+        want = [token for token, _ in generate_step(mx.array(prompt), model, max_tokens=tokens)]
+    return got, [int(token) for token in want], held[0].state[0].shape[2]
