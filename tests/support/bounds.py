@@ -36,6 +36,7 @@ SHIFTED = {True: 2e-5, False: 3e-2}  # of the largest magnitude, in float32 or 1
 STATISTIC = {True: 1e-6, False: 1e-2}  # the same, of a row's largest score; 1e-4 where that is near 0
 SHARED_LOSS = 1e-5  # of a step of training on shared sequences, against one process
 SENT = 0.01  # of the bytes that the formulas of context parallelism say
+IMBALANCE = 0.01  # of a rank's work: blocks that the diagonal cuts
 PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
 AGREEMENT = 1.0  # units in the last place of the largest magnitude, in float32: an Apple GPU against the simulator
 OTHER_MACHINE = 2.0  # units in the last place of the largest magnitude: the exponentials of another C library
