@@ -7,7 +7,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -198,15 +197,6 @@ def _current() -> patch | None:
     return next((one for one in reversed(active) if one._thread == thread), active[-1])
 
 
-@contextmanager
-def _left_to_the_built_in():
-    _depth.in_built_in = True
-    try:
-        yield
-    finally:
-        _depth.in_built_in = False
-
-
 def _served_by(serve: Callable, built_in: Callable) -> Callable:
     """A function that tries `serve` for the patch that is active when it is called, and counts; it calls the built-in
     without a patch, and where the patch may not serve."""
@@ -220,8 +210,11 @@ def _served_by(serve: Callable, built_in: Callable) -> Callable:
             what, rule, out = serve(current, *args, **kwargs)
         except (NotServed, InvalidArgument, UnsupportedProblem) as reason:
             current._count(current.built_in, str(reason).partition("\n")[0])
-            with _left_to_the_built_in():
+            _depth.in_built_in = True
+            try:
                 return built_in(*args, **kwargs)
+            finally:
+                _depth.in_built_in = False
         current._count(current.served, what)
         current._count(current.rules, (what, rule.name))
         return out
