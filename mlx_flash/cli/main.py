@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
 
     _language_model(commands.add_parser("lm", parents=[backend], help="mlx-lm's generation with and without mlx_flash"))
 
+    gallery = commands.add_parser("gallery", help="draw the ready-made scores and masks")
+    gallery.add_argument("--out", default="gallery", metavar="DIR", help="folder of the pictures (default: gallery)")
+
     shared = _numbers(backend)
     explain = commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
     explain.add_argument(
@@ -201,6 +204,12 @@ def run_check(arguments) -> int:
     return check(arguments.backend, arguments.family, quick=arguments.quick)
 
 
+def run_gallery(arguments) -> int:
+    from .gallery import draw
+
+    return draw(arguments.out)
+
+
 def run_bench(arguments) -> int:
     from .benchmark import bench
 
@@ -212,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     commands = {
         "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
-        "bench": run_bench,
+        "bench": run_bench, "gallery": run_gallery,
     }  # fmt: skip
     try:
         status = commands[arguments.command](arguments)
