@@ -227,10 +227,14 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanati
 
 def _threadgroup_bytes(plan: Plan, problem: Problem) -> int:
     row = plan.config
-    if row.tiles == "simdgroup" and (not plan.family.uses_threadgroup_memory or not plan.kind.tiled):
+    if not plan.kind.tiled:
         return 0
-    elements = threadgroup_elements(plan.kind, row, plan.family, problem.head_dim, problem.value_dim)
-    return elements * _size(problem)
+    size = _size(problem)
+    elements = threadgroup_elements(
+        plan.kind, row, plan.effective_family, problem.head_dim, problem.value_dim, size,
+        bool(problem.variants.mask),
+    )  # fmt: skip
+    return elements * size if elements > 1 else 0
 
 
 OPERANDS = frozenset({"Q", "K", "V", "dO"})

@@ -21,6 +21,7 @@ from .devices import FAMILIES, TABLE_PREFIX, THREADGROUP_THREADS, Family
 from .nvidia import TENSOR_TABLE, prove_tensor_row
 from .original import ORIGINAL, rows
 from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
+from .split_kv import fitted
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
@@ -84,9 +85,10 @@ TABLE = {
         (384, 16,  32, 16, ""),
     ),
     # Decoding: `parallel` is the most GQA rows of a threadgroup. Its simdgroups share K and V in threadgroup memory, or
-    # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them.
+    # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them. Simdgroups
+    # that have the same rows split the keys (split_kv.py).
     (DECODE, MIXED, "apple7"): rows(
-        (128, 32,  64, 64, "O"),
+        (128, 32,  64, 32, "O"),
         (512, 32,  64, 64, ""),
     ),
     (DECODE, MIXED, "apple9"): rows(
@@ -95,7 +97,7 @@ TABLE = {
         (512, 16,  64, 32, ""),
     ),
     (DECODE, FULL, "apple7"): rows(
-        ( 64, 32,  64, 32, "O"),
+        ( 64, 32,  64, 16, "O"),
         (512, 32,  64, 32, ""),
     ),
     (DECODE, FULL, "apple9"): rows(
@@ -177,6 +179,8 @@ def prove_table(table=None) -> None:
             if family.table == name:
                 for row in candidates:
                     prove(kind, precision, family, row)
+                    if kind is DECODE:  # with few rows its simdgroups split the keys
+                        prove(kind, precision, family, fitted(row, 8, family))
     for (kind, _, name), candidates in TENSOR_TABLE.items():
         for family in FAMILIES.values():
             if family.tensor == name:

@@ -17,8 +17,8 @@ class Family:
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
     allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
-    decoding aims at. `split_kv_threshold`: below this many K and V elements per head, no split-KV: the combine kernel
-    would cost more than it saves.
+    decoding aims at; 0: as many as have the simdgroups that split_kv.py says. `split_kv_threshold`: below this many K
+    and V elements per head, no split-KV: the combine kernel would cost more than it saves.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Family:
     tensor: str = ""
     threadgroup_bytes: int = 32768
     cores: int = 10
-    threadgroups: int = 8
+    threadgroups: int = 0
     split_kv_threshold: int = 0
 
 

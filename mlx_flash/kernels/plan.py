@@ -15,7 +15,7 @@ from .launch import Launch, launch
 from .nvidia import mma_rows
 from .registers import max_threads
 from .source import Kernel, build
-from .split_kv import gqa_rows, split_keys
+from .split_kv import fitted, gqa_rows, parts_of
 from .tile_layers import LAYERS
 
 LAUNCHES = 256  # that one plan keeps
@@ -68,7 +68,7 @@ class Plan:
     def config(self) -> TileConfig:
         """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
         if self.kind is DECODE:
-            return self.row.shrink_to(self.rows)
+            return fitted(self.row, self.rows, self.effective_family)
         block = self.signature.variants.block
         return replace(self.row, parallel=gcd(self.row.parallel, block)) if block else self.row
 
@@ -90,9 +90,7 @@ class Plan:
         last = self.resources.get("last")
         if last is not None and last[0] is problem:
             return last[1]
-        split = ()
-        if self.kind is DECODE:
-            split = split_keys(problem, self.config, self.family)
+        split = parts_of(problem, self.config, self.family) if self.kind is DECODE else None
         length = problem.key_length if self.kind.over_keys else problem.query_length
         key = (problem.batch, length, problem.mask_shape if self.kind is BACKWARD_MASK else split)
         launches = self.resources["launches"]
@@ -100,7 +98,7 @@ class Plan:
         if found is None:
             if len(launches) >= LAUNCHES:
                 launches.clear()
-            found = launches[key] = launch(self.kind, self.config, self.kernel, problem, *split)
+            found = launches[key] = launch(self.kind, self.config, self.kernel, problem, split)
         self.resources["last"] = (problem, found)
         return found
 

@@ -51,6 +51,8 @@ QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
+TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
+VISITED = "test_work.py::test_tiles_that_an_array_mask_hides_are_not_visited[{}]"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 
 # fmt: off
@@ -85,8 +87,8 @@ BACKWARD_KEY_VALUE = of(
     ("dv-scaled", "multiply_ab<Element>(d_v, one, p,", "multiply_ab<Element>(d_v, scale_row, p,", PLAIN),
     ("first-head-of-the-group-only", "h < (h_k + 1) * group", "h < h_k * group + 1", PLAIN),
     ("statistics-of-key-heads", "(long(b) * args.Hq + h) * Lq", "(long(b) * args.Hk + h) * Lq", PLAIN),
-    ("transposed-mask-swapped", "mask::apply(p, visibility, r, first,",
-     "mask::apply(p, visibility, first, r,", CAUSAL),
+    ("transposed-mask-swapped", "mask::apply(p, visibility, look, r, first,",
+     "mask::apply(p, visibility, look, first, r,", CAUSAL),
     ("transposed-dropout-swapped", "dropout::apply(kept, drop, r, first,",
      "dropout::apply(kept, drop, first, r,", gradients("dropout")),
     ("dk-without-the-slope", "softmax::apply_slope(ds, slope);", "", gradients("softcap")),
@@ -110,8 +112,14 @@ BACKWARD_MASK = of(
 DECODE = of(
     "decode",
     ("first-head-of-every-group", "h = h_k * (rows / args.Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
-    ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple7-sinks")),
-    ("part-without-an-end", "end = min(seen.end, begin + args.decode_params[1]);", "end = seen.end;",
+    ("sink-in-every-part", "i < R / 8 && part == 0 && slice == 0;", "i < R / 8 && slice == 0;",
+     DECODING.format("apple7-sinks")),
+    ("sink-in-every-slice", "part == 0 && slice == 0;", "part == 0;", DECODING.format("apple7-sinks")),
+    ("more-parts-than-launched", "max(1, min(most, keys / least))", "most",
+     "test_decode.py::test_groups_queries_and_keys[apple9]"),
+    ("every-slice-writes", "if (!key_splits::join(o, state, scratch, slice, lane)) return;",
+     "key_splits::join(o, state, scratch, slice, lane);", DECODING.format("apple9-wide-window"), "check"),
+    ("part-without-an-end", "end = min(seen.end, begin + length);", "end = seen.end;",
      DECODING.format("apple7-softcap")),
     ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0",
      "state.l[i] == 0", DECODING.format("apple7-softcap")),
@@ -124,6 +132,20 @@ DECODE = of(
      "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
     ("producers-store-too", "if (lane.produces()) return;", "",
      "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
+)
+KEY_SPLITS = of(
+    "key_splits",
+    ("slices-not-weighed", "o.get(i, d) * weight.at[i];\n        }", "o.get(i, d);\n        }",
+     DECODING.format("apple9-wide-window")),
+    ("first-slice-not-weighed", "sum = o.get(i, d) * weight.at[i];", "sum = o.get(i, d);",
+     DECODING.format("apple9-wide-window")),
+    ("last-slice-forgotten", "for (int n = 1; n < SPLITS; n++)", "for (int n = 1; n < SPLITS - 1; n++)",
+     DECODING.format("apple9-wide-window")),
+    ("sum-of-the-first-slice", "state.l[i] = sum;", "", DECODING.format("apple9-wide-window")),
+    ("slices-reference-of-nothing", "const float reference = largest == -INFINITY ? 0 : largest;",
+     "const float reference = largest;", "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
+    ("blocks-still-read", "threadgroup_barrier(mem_flags::mem_threadgroup);  // the memory held blocks of keys", "",
+     DECODING.format("apple7-bool-by-head"), "check"),
 )
 COMBINE = of(
     "combine",
@@ -259,7 +281,7 @@ MASK_APPLY = of(
     "mask_apply",
     ("queries-before-the-diagonal", "HAS_WINDOW || (TRANSPOSED && CAUSAL)", "HAS_WINDOW", CAUSAL),
     ("rows-past-the-end-of-a-mask", "edge ? own_row : min(own_row, last_row)", "own_row",
-     HIDDEN.format("apple9-('with', 'bool-full')"), "check"),
+     DECODING.format("apple9-additive"), "check"),
     ("no-bias-in-whole-tiles", "#if !ADDITIVE && !HAS_ALIBI", "#if 1", output("alibi")),
     ("columns-of-another-visit", "min(seen.end - first_column, valid)", "(seen.end - first_column)", output("blocks")),
     ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
@@ -270,6 +292,28 @@ PAGES = of(
     ("pages-of-the-first-entry", "pages.at + b * pages.strides[0]", "pages.at", TABLES.format(40, 2)),
     ("rows-of-a-page-not-counted-anew", "j % PAGE * stride", "j * stride", TABLES.format(40, 2), "check"),
     ("pages-side-by-side", "table[j / PAGE] * page_stride", "j / PAGE * page_stride", TABLES.format(40, 2)),
+)
+MASK_LOOK = of(
+    "mask_look",
+    ("look-past-the-last-row", "min(first_row + i * 8 + lane.row, last)", "first_row + i * 8 + lane.row",
+     DECODING.format("apple9-bool"), "check"),
+    ("look-past-the-last-column", "if (edge && column >= end) continue;", "", DECODING.format("apple9-bool"), "check"),
+    ("look-transposed", "? visibility.mask_at(column, row) :", "? visibility.mask_at(row, column) :",
+     TILES.format("apple9-bool")),
+    ("every-tile-is-whole", "all = simd_all(all);", "all = true;", TILES.format("apple9-bool")),
+    ("whole-for-one-lane", "all = simd_all(all);", "", TILES.format("apple9-additive")),
+    ("no-tile-is-whole", "all = simd_all(all);", "all = false;",
+     "test_work.py::test_a_mask_that_hides_nothing_of_a_tile_costs_no_care_for_hidden_nan[apple9-forward]"),
+    ("no-tile-is-hidden", "const bool any = simd_any(some != 0);", "const bool any = true;",
+     VISITED.format("bool-apple9-forward")),
+    ("tile-of-one-lane", "const bool any = simd_any(some != 0);", "const bool any = some != 0;",
+     TILES.format("apple9-bool"), "check"),
+    ("infinity-is-a-number", "!(float(value) == -INFINITY)", "true", VISITED.format("additive-apple9-forward")),
+    ("one-simdgroup-decides", "if (SIMDGROUPS > 1) return any_votes(any, scratch, lane);", "",
+     TILES.format("apple7-bool"), "check"),
+    ("votes-in-one-place", "turn = 1 - turn;", "", TILES.format("apple7-bool"), "check"),
+    ("votes-of-three", "n < SIMDGROUPS; n++", "n < SIMDGROUPS - 1; n++", TILES.format("apple7-bool")),
+    ("votes-unordered", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", TILES.format("apple7-bool"), "check"),
 )
 DROPOUT = of(
     "dropout",
@@ -287,12 +331,16 @@ TILE_SIMDGROUP = of(
 )
 SIMDGROUP_OPERANDS = of(
     "simdgroup_operands",
-    ("loaded-before-all-have-read", "% uint(SLOTS) * N;\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
+    ("loaded-before-all-have-read", "% uint(SLOTS) * N;\n  copiers_barrier();",
      "% uint(SLOTS) * N;", SCHEDULES, "check"),
-    ("read-before-all-is-staged", "= values;\n    }\n  }\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
+    ("read-before-all-is-staged", "= values;\n    }\n  }\n  copiers_barrier();",
      "= values;\n    }\n  }", SCHEDULES, "check"),
-    ("barrier-orders-nothing", "= values;\n    }\n  }\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
-     "= values;\n    }\n  }\n  threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
+    ("barrier-orders-nothing", "#else\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "#else\n  threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
+    ("simdgroup-barrier-forgotten", "  simdgroup_barrier(mem_flags::mem_threadgroup);", "",
+     DECODING.format("apple7-bool-by-head"), "check"),
+    ("block-of-a-hidden-one", "METAL_FUNC void pass() thread { block = block + BT * stride; }",
+     "METAL_FUNC void pass() thread {}", TILES.format("apple9-bool")),
     ("row-past-the-end", "head + min(first + i * 8 + lane.row, rows - 1) * stride",
      "head + (first + i * 8 + lane.row) * stride", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
@@ -365,6 +413,7 @@ MUTANTS = [
     *DELTA,
     *BACKWARD_MASK,
     *DECODE,
+    *KEY_SPLITS,
     *COMBINE,
     *QUANTIZED,
     *SOFTMAX,
@@ -373,6 +422,7 @@ MUTANTS = [
     *MASK,
     *MASK_APPLY,
     *PAGES,
+    *MASK_LOOK,
     *DROPOUT,
     *TILE_SIMDGROUP,
     *SIMDGROUP_OPERANDS,
