@@ -159,6 +159,7 @@ def test_its_repr_says_what_it_is():
     assert repr(mask) == "BlockMask(shape=(1, 1, 64, 64), block=32, visited=75.0%)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("side", [200, 3000])
 def test_plot(tmp_path, side):
     """Small masks by element, large ones by block; a PNG where `path` says."""

@@ -138,6 +138,7 @@ def test_families_of_architectures():
     named = {
         "applegpu_g13s": "apple7", "applegpu_g14p": "apple8", "applegpu_g15d": "apple9", "applegpu_g16s": "apple9",
         "applegpu_g17g": "apple10", "applegpu_g23x": "apple10", "": "apple7",
+        "air64_v27": "apple7",  # of a virtual Mac
     }  # fmt: skip
     for architecture, name in named.items():
         assert family_of(architecture) is FAMILIES[name]

@@ -56,6 +56,7 @@ def test_any_problem_on_kernels(case, choice, views):
     check(case, choice, views)
 
 
+@pytest.mark.long
 @fuzz(60)
 @given(cases(), st.sampled_from(BACKENDS[-1:]), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
 def test_any_problem_on_the_reference(case, choice, views):
@@ -82,6 +83,7 @@ FEW = st.sampled_from([
 ])  # fmt: skip
 
 
+@pytest.mark.long
 @fuzz(340)
 @given(variants(ANY))
 def test_any_features_on_the_reference(variant):

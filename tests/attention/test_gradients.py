@@ -18,6 +18,7 @@ def test_gradients(backend, case):
     expected(case, arrays).check(**backward(case, arrays))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lengths", [(33, 16384), (16384, 33)], ids=str)
 def test_long_sums(backend, lengths):
     """Sums over 16384 keys, and over as many queries: the error is bounded by the largest magnitude at any length."""

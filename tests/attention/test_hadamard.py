@@ -106,6 +106,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form, kind", KINDS)
 def test_four_bits_with_outliers(form, kind):
     """Some channels 10 to 30 times larger: balanced, 4 bits cost at most 0.6 of the error, in every format; rotated

@@ -90,6 +90,7 @@ def test_operands_of_terabytes(spread, family, name):
         assert [tensor for tensor in want if bits(got[tensor]) != bits(want[tensor])] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("choice", [BACKENDS[-1], *KERNELS], ids=label)
 def test_a_mask_of_more_elements_than_31_bits_count(choice):
     """One number seen as [70000, 70000] through strides of 0, and no row of 70000 queries loses it."""

@@ -36,6 +36,7 @@ def test_pair(backend, variant):
     feature_cases.check(variant)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("group", [1, 3])
 def test_every_pair_in_every_type_on_the_reference(reference, group, dtype):

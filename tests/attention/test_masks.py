@@ -120,6 +120,7 @@ def shown(query_length: int, key_length: int, **options) -> np.ndarray:
 SIDES = (None, *range(10))
 
 
+@pytest.mark.long
 def test_every_small_window_on_the_reference(reference):
     """All Lq, Lk and both sides up to 9, and no bound, against the definition one pair at a time."""
     for query_length in range(1, 10):

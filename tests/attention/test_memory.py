@@ -63,6 +63,7 @@ def peak(length: int) -> int:
     return mx.get_peak_memory() - before
 
 
+@pytest.mark.long
 def test_reference_peak_is_linear(reference, monkeypatch):
     """Forward and backward, in small blocks so that the constant is small: MLX must not hold many blocks at once."""
     monkeypatch.setattr(steps, "BLOCK", 128)

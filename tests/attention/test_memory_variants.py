@@ -135,6 +135,7 @@ PEAKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PEAKS)
 def test_reference_peak_is_linear(reference, monkeypatch, name):
     """Forward and backward in small blocks: no mask is written out at Lq x Lk."""

@@ -71,6 +71,7 @@ REPEATED = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend, thread", across_backends(REPEATED), indirect=["backend"])
 def test_repeats_are_bit_identical(backend, thread):
     """Forward and backward, again and again, to the bit."""

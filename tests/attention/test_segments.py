@@ -27,6 +27,7 @@ def packed(case: Case, ids) -> dict[str, mx.array]:
     return feature_cases.backward(Variant(case, ()), case.arrays(), {"segments": ids})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("choice", [*KERNELS, ("reference", None)], ids=str)
 def test_packed_is_alone(choice, causal):

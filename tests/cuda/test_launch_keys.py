@@ -17,6 +17,8 @@ from mlx_flash.metal.ptx import kernel as ptx_kernel
 from mlx_flash.metal.ptx import metal_kernel
 from mlx_flash.metal.ptx.ptx import Ptx
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def launches(monkeypatch):

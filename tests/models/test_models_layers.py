@@ -45,6 +45,7 @@ def test_layers_of_mlx(reference, name):
         close(got[part], array)
 
 
+@pytest.mark.long
 def test_every_model_of_mlx_lm_looks_the_function_up_when_it_calls_it():
     """Nowhere is the built-in function imported by name or kept: patch() reaches all of them."""
     name, callers = "scaled_dot_product_attention", []

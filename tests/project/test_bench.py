@@ -46,6 +46,7 @@ def test_decoding_is_measured_too():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.long
 def test_both_are_measured_and_agree(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bench, "cases", lambda: TINY)

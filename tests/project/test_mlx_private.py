@@ -227,6 +227,7 @@ def test_views_copy_only_what_is_not_contiguous():
     assert copies(lambda: mlx_private.contiguous(whole)) == 0 < copies(lambda: mlx_private.contiguous(whole.T))
 
 
+@pytest.mark.long
 def test_an_order_bounds_the_memory():
     """Twenty large products: one after the other they need far less at once."""
 
@@ -252,4 +253,6 @@ def test_chip_letter(letter):
 
 @pytest.mark.skipif(not mx.metal.is_available(), reason="no Metal GPU")
 def test_this_chip_has_a_known_letter():
-    assert mlx_private.chip_letter(mx.device_info()["architecture"]) in "pgsd"
+    """The GPU of a virtual machine has an architecture of its own, such as air64_v27."""
+    architecture = mx.device_info()["architecture"]
+    assert not architecture.startswith("applegpu") or mlx_private.chip_letter(architecture) in "pgsd"

@@ -22,6 +22,7 @@ NEEDS = {
     "ptx": "compiles kernels for NVIDIA GPUs, which takes clang and no GPU",
     "process": "starts processes of its own, which takes seconds",
     "training": "trains a model or generates with one, which takes seconds",
+    "long": "takes more than half a second of its own, or is one of hundreds alike: large sizes, many examples",
     "network": "fetches a file once that is then kept in the user's cache",
 }
 ANY_KERNELS = "kernels: runs kernels on a backend of the test's choice among those of this machine"
