@@ -56,8 +56,18 @@ def parser() -> argparse.ArgumentParser:
 
     _language_model(commands.add_parser("lm", parents=[backend], help="mlx-lm's generation with and without mlx_flash"))
 
+    gallery = commands.add_parser("gallery", help="draw the ready-made scores and masks")
+    gallery.add_argument("--out", default="gallery", metavar="DIR", help="folder of the pictures (default: gallery)")
+
     shared = _numbers(backend)
-    commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
+    explain = commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
+    explain.add_argument(
+        "--group-size", type=whole_number, metavar="P", help="what P machines that share it would gain"
+    )
+    explain.add_argument("--flops", type=float, help="operations a second of one of them (default: an M4 Max's, 15e12)")
+    explain.add_argument(
+        "--link", default="thunderbolt5", help="between them, or bytes a second (default: thunderbolt5)"
+    )
     source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
     source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
 
@@ -80,6 +90,9 @@ def _language_model(lm: argparse.ArgumentParser) -> None:
     lm.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
     lm.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to continue (default: a sentence)")
     lm.add_argument("--max-tokens", type=whole_number, default=32, metavar="N", help="tokens to write (default: 32)")
+    lm.add_argument("--shards", type=whole_number, metavar="N", help="instead: train it, each sequence on N processes")
+    lm.add_argument("--steps", type=whole_number, default=5, help="training steps with --shards (default: 5)")
+    lm.add_argument("--length", type=whole_number, default=512, help="tokens of a sequence there (default: 512)")
     lm.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the KV cache (default: no)")
     lm.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
 
@@ -103,7 +116,17 @@ def _explanation(arguments, backend):
 
     names = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
     numbers = {name: getattr(arguments, name) for name in names}
+    if getattr(arguments, "group_size", None):
+        numbers |= {"group_size": arguments.group_size, "link": _number_or_name(arguments.link)}
+        numbers |= {"flops": arguments.flops} if arguments.flops else {}
     return explain(causal=arguments.causal, backend=backend, family=arguments.family, **numbers)
+
+
+def _number_or_name(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def run_explain(arguments) -> int:
@@ -151,6 +174,15 @@ def run_demo(arguments) -> int:
 
 
 def run_lm(arguments) -> int:
+    if arguments.shards:
+        if arguments.shards < 2:
+            raise CommandError("--shards: expected at least 2 processes, got 1. Leave it out for one")
+        if arguments.model or arguments.kv_bits:
+            raise CommandError("--shards trains the tiny model: leave out --model and --kv-bits")
+        need("mlx_lm", "lm", "lm")
+        from .shared_training import lm_shards
+
+        return lm_shards(arguments)
     from .language_model import lm
 
     return lm(arguments)
@@ -172,6 +204,12 @@ def run_check(arguments) -> int:
     return check(arguments.backend, arguments.family, quick=arguments.quick)
 
 
+def run_gallery(arguments) -> int:
+    from .gallery import draw
+
+    return draw(arguments.out)
+
+
 def run_bench(arguments) -> int:
     from .benchmark import bench
 
@@ -183,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     commands = {
         "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
-        "bench": run_bench,
+        "bench": run_bench, "gallery": run_gallery,
     }  # fmt: skip
     try:
         status = commands[arguments.command](arguments)

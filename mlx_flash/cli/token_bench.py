@@ -34,10 +34,7 @@ class TokenStep:
 
     def measured(self, seconds: float) -> dict:
         """Median milliseconds of a token by each provider; rounds of both take turns over the same lengths."""
-        dtype, room = getattr(mx, self.dtype), self.keys + TOKENS * (MOST_ROUNDS + 1)
-        q = mx.random.normal((1, self.heads, 1, self.head_dim)).astype(dtype)
-        k, v = mx.random.normal((2, 1, self.key_heads, room, self.head_dim)).astype(dtype)
-        mx.eval(q, k, v)
+        q, k, v = self.operands()
         scale = self.head_dim**-0.5
         providers = {
             "mlx_flash": lambda *qkv: attention(*qkv, scale=scale),
@@ -47,11 +44,19 @@ class TokenStep:
         end, keys = time.perf_counter() + seconds, self.keys
         while len(times["mx.fast"]) < 4 or (time.perf_counter() < end and len(times["mx.fast"]) < MOST_ROUNDS):
             for name, call in providers.items():
-                times[name].append(self._round(call, q, k, v, keys))
+                times[name].append(self.round_of(call, q, k, v, keys))
             keys += TOKENS if self.growing else 0
         return {name: {"ms": round(statistics.median(found[1:]), 4)} for name, found in times.items()}
 
-    def _round(self, call, q: mx.array, k: mx.array, v: mx.array, keys: int) -> float:
+    def operands(self) -> list[mx.array]:
+        """q, and a cache with room for the keys of all rounds."""
+        dtype, room = getattr(mx, self.dtype), self.keys + TOKENS * (MOST_ROUNDS + 1)
+        q = mx.random.normal((1, self.heads, 1, self.head_dim)).astype(dtype)
+        k, v = mx.random.normal((2, 1, self.key_heads, room, self.head_dim)).astype(dtype)
+        mx.eval(q, k, v)
+        return [q, k, v]
+
+    def round_of(self, call, q: mx.array, k: mx.array, v: mx.array, keys: int) -> float:
         """Milliseconds of a token, over a round of tokens."""
         mx.synchronize()
         start = time.perf_counter()

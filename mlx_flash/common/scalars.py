@@ -75,3 +75,11 @@ def shown(value) -> str:
         return f"{type(value).__name__} of {', '.join(map(shown, value))}"
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."
+
+
+def readable(size: int) -> str:
+    """A number of bytes in the largest unit in which it is at least 1."""
+    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

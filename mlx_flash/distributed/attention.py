@@ -20,11 +20,9 @@ from ..problem.variants import check_lengths
 from ..transforms.trace import trace
 from .checks import described
 from .collectives import agree, group_of
-from .cost import chosen_method, key_heads_at_once
+from .cost import METHODS, chosen_method, key_heads_at_once
 from .layout import PIECES, Layout, layout_of
 from .parallel import ContextParallel
-
-METHODS = ("exact", "reduce", "auto")
 
 
 def attention(

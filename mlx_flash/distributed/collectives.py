@@ -8,6 +8,8 @@ functions only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import numpy as np
 
@@ -23,9 +25,11 @@ class Collectives:
     def __init__(self, group: mx.distributed.Group, *after: mx.array):
         self.group, self._before = group, list(after)
 
-    def gather(self, array: mx.array, *after: mx.array) -> mx.array:
-        """The arrays of all ranks, [ranks, ...], once those in `after` exist."""
-        return self._done(mx.distributed.all_gather(self._ordered(array, after)[None], group=self.group))
+    def gather(self, array: mx.array, *after: mx.array, arrange: Callable | None = None) -> mx.array:
+        """The arrays of all ranks, [ranks, ...], once those in `after` exist, or what `arrange` makes of them. The next
+        collective waits for that too, so that only one array is held as it came."""
+        gathered = mx.distributed.all_gather(self._ordered(array, after)[None], group=self.group)
+        return self._done(arrange(gathered) if arrange else gathered)
 
     def sum(self, array: mx.array, *after: mx.array) -> mx.array:
         """The sum over all ranks."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..problem.problem import Problem
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-SHARE = 0.5  # of this rank's own q, k, v and output that a gathered group of heads may need
+METHODS = ("exact", "reduce", "auto")
+SHARE = 0.25  # of this rank's own q, k, v and output that a gathered group of heads may need
 
 
 def _row_bytes(problem: Problem) -> dict[str, int]:
@@ -50,3 +51,26 @@ def key_heads_at_once(problem: Problem, ranks: int) -> int:
         if heads % count == 0 and own * ranks * count / heads <= SHARE * own:
             return count
     return 1
+
+
+def own_bytes(problem: Problem) -> int:
+    """What a rank holds of a training step whatever the others do: operands, results, statistics and gradients."""
+    row = _row_bytes(problem)
+    return problem.query_length * (2 * (row["Q"] + row["K"] + row["V"] + row["dO"]) + row["L and delta"])
+
+
+def transient_bytes(problem: Problem, ranks: int, heads: int, method: str) -> int:
+    """The most that a rank holds besides in the backward pass, where `heads` key heads are gathered at once.
+
+    Each group stands twice, as it came and in the sequence's order, and the group after it may be on its way; results
+    stand twice, as parts and as a whole. "reduce" has K and V in place of all operands, but its parts of dK and dV in
+    float32: of two pieces, their sum, the sum over ranks, and the operands in float32.
+    """
+    row, groups = _row_bytes(problem), min(2, problem.key_heads // heads)
+    gathered = row["K"] + row["V"]
+    bytes_of_row = 2 * (sum(row.values()) if method == "exact" else gathered)
+    if method == "reduce":
+        bytes_of_row += 5 * 4 * (gathered // BYTES[problem.dtype])
+    parts = row["Q"] + gathered + row["dO"]
+    in_flight = ranks * bytes_of_row * groups * heads // problem.key_heads
+    return problem.query_length * (parts + in_flight) if ranks > 1 else 0

@@ -44,42 +44,43 @@ class ContextParallel:
 
     def _forward(self, q, k, v, *extras):
         sent = Collectives(self.group)
-        call, outputs = _Local(self, q.shape, extras, sent), []
+        call, done = _Local(self, q.shape, extras, sent), []
+        O, L = _Result(q.shape[:3]), _Result(q.shape[:3])
         for own in self._groups(k.shape[1]):
-            K, V = (self._gathered(sent, array[:, own.keys], outputs) for array in (k, v))
-            parts = [
-                call.run(FORWARD, own, rows, call.all_rows, local(q[:, own.queries]), K, V)
-                for rows, local in self._pieces(q.shape[2])
-            ]
-            outputs.append([_joined(both, 2) for both in zip(*parts)])
-        return tuple(_joined(heads, 1) for heads in zip(*outputs))
+            K, V = (self._gathered(sent, array[:, own.keys], done) for array in (k, v))
+            done.append([])
+            for rows, place in self._pieces(q.shape[2]):
+                parts = call.run(FORWARD, own, rows, call.all_rows, q[:, own.queries, place], K, V)
+                for result, part in zip((O, L), parts):
+                    done[-1].append(result.put(part, own.queries, place))
+        return O.array, L.array
 
     def _backward(self, primals, cotangents, outputs):
         q, k, v, *extras = primals
         d_o, (o, L) = cotangents[0], outputs
+        exact = self.method == "exact"
         sent = Collectives(self.group, d_o)  # forward collectives of later layers come before these on every rank
         call = _Local(self, q.shape, extras, sent)
         delta = attend(self.signature, self.names, self.backend, self.stream).run(DELTA, d_o, o)[0]
         if self.with_lse:
             delta = with_lse_gradient(delta, L, cotangents[1])
         done, masks = [], []
+        d_q, d_k, d_v = (_Result(array.shape[:3]) for array in (q, k, v))
         for own in self._groups(k.shape[1]):
             queries = [array[:, own.queries] for array in (q, d_o, L, delta)]
             keys = [array[:, own.keys] for array in (k, v)]
             K, V = (self._gathered(sent, array, done) for array in keys)
-            d_q, d_mask = [], []
-            for rows, local in self._pieces(q.shape[2]):
-                Q, dO, *statistics = map(local, queries)
-                d_q += call.run(BACKWARD_QUERY, own, rows, call.all_rows, Q, K, V, dO, *statistics)
+            done.append([])
+            masks.append([])
+            for rows, place in self._pieces(q.shape[2]):
+                Q, dO, *statistics = (array[:, :, place] for array in queries)
+                (part,) = call.run(BACKWARD_QUERY, own, rows, call.all_rows, Q, K, V, dO, *statistics)
+                done[-1].append(d_q.put(part, own.queries, place))
                 if self.signature.variants.additive:
-                    d_mask += call.run(BACKWARD_MASK, own, rows, call.all_rows, Q, K, V, dO, *statistics)
-            pair = (
-                self._exact(call, own, queries, keys)
-                if self.method == "exact"
-                else self._reduced(call, own, queries, K, V)
-            )
-            done.append([_joined(d_q, 2), *pair])
-            masks.append(d_mask)
+                    masks[-1] += call.run(BACKWARD_MASK, own, rows, call.all_rows, Q, K, V, dO, *statistics)
+            parts = self._exact(call, own, queries, keys) if exact else self._reduced(call, own, queries, K, V)
+            for place, *pair in parts:
+                done[-1] += [result.put(part, own.keys, place) for result, part in zip((d_k, d_v), pair)]
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
         if masks[0]:
             mask = extras[self.names.index("attention_mask")]
@@ -88,32 +89,30 @@ class ContextParallel:
             gradients["sinks"] = sinks_gradient(
                 extras[self.names.index("sinks")], L, delta, self.signature.variants.scaled_first
             )
-        return (*(_joined(heads, 1) for heads in zip(*done)), *gradients.values())
+        return (d_q.array, d_k.array, d_v.array, *gradients.values())
 
-    def _exact(self, call: _Local, own: Heads, queries: list, keys: list) -> tuple[mx.array, mx.array]:
-        """dK and dV of this rank's keys, from the queries of the whole sequence."""
+    def _exact(self, call: _Local, own: Heads, queries: list, keys: list):
+        """(place, dK, dV) of each piece of this rank's keys, from the queries of the whole sequence."""
         Q, dO, L, delta = (self._gathered(call.sent, array) for array in queries)
-        parts = [
-            call.key_value(own, call.all_rows, rows, Q, *map(local, keys), dO, L, delta)
-            for rows, local in self._pieces(keys[0].shape[2])
-        ]
-        return tuple(_joined(both, 2) for both in zip(*parts))
+        for rows, place in self._pieces(keys[0].shape[2]):
+            K, V = (array[:, :, place] for array in keys)
+            yield place, *call.key_value(own, call.all_rows, rows, Q, K, V, dO, L, delta)
 
-    def _reduced(self, call: _Local, own: Heads, queries: list, K, V) -> tuple[mx.array, mx.array]:
-        """The same from this rank's queries and all keys, summed over ranks in float32: 16 bits would round each
-        rank's part."""
+    def _reduced(self, call: _Local, own: Heads, queries: list, K, V):
+        """The same, of all pieces at once, from this rank's queries and all keys, summed over ranks in float32: 16 bits
+        would round each rank's part."""
         parts = []
-        for rows, local in self._pieces(queries[0].shape[2]):
-            Q, dO, L, delta = map(local, queries)
+        for rows, place in self._pieces(queries[0].shape[2]):
+            Q, dO, L, delta = (array[:, :, place] for array in queries)
             parts.append(call.key_value(own, rows, call.all_rows, Q, K, V, dO, L, delta, wide=True))
         totals = (call.sent.sum(sum(both)) for both in zip(*parts))
-        return tuple(self.layout.own_rows(total, self.group.rank(), 2).astype(K.dtype) for total in totals)
+        yield slice(None), *(self.layout.own_rows(total, self.group.rank(), 2).astype(K.dtype) for total in totals)
 
     def _gathered(self, sent: Collectives, array: mx.array, done: list = ()) -> mx.array:
         """[B, heads, N, ...] in the sequence's order. It begins once the group of heads before the last is computed:
         one group is on its way while another is worked on, and no third is held."""
         after = done[-2] if len(done) > 1 else ()
-        return self.layout.in_order(sent.gather(array, *after), 2)
+        return sent.gather(array, *after, arrange=partial(self.layout.in_order, axis=2))
 
     def _groups(self, key_heads: int) -> list[Heads]:
         share = self.signature.query_heads // key_heads
@@ -123,9 +122,28 @@ class ContextParallel:
         ]
 
     def _pieces(self, rows: int):
-        """(rows in the sequence, a function that cuts them out of an array of this rank's rows) of each piece."""
-        for place, piece in enumerate(self.layout.pieces(self.group.rank(), rows)):
-            yield piece, partial(_rows, first=place * piece[1], length=piece[1])
+        """(rows in the sequence, place among this rank's rows) of each piece."""
+        for number, piece in enumerate(self.layout.pieces(self.group.rank(), rows)):
+            yield piece, slice(number * piece[1], (number + 1) * piece[1])
+
+
+class _Result:
+    """An array [B, heads, rows, ...] that parts of some heads and rows are written into. `shape`: its first three
+    axes."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.array = shape, None
+
+    def put(self, part: mx.array, heads: slice, rows: slice) -> mx.array:
+        """Writes a part to its heads and rows, and returns it."""
+        whole = (*self.shape, *part.shape[3:])
+        if part.shape == whole:
+            self.array = part
+            return part
+        if self.array is None:
+            self.array = mx.zeros(whole, part.dtype)
+        self.array[:, heads, rows] = part
+        return part
 
 
 @dataclass(frozen=True)
@@ -208,7 +226,7 @@ class _Local:
             found = dict(zip(numbers, pieces))
             count = self.all_rows[1] // pieces[0].shape[2]
             groups.append(mx.concatenate([found.get(number, zero) for number in range(count)], axis=2))
-        return sum(groups) if shape[1] == 1 else _joined(groups, 1)
+        return sum(groups) if shape[1] == 1 else mx.concatenate(groups, axis=1)
 
 
 def _range(rows: Rows) -> slice:
@@ -218,12 +236,3 @@ def _range(rows: Rows) -> slice:
 def _kept(part: slice, extent: int) -> slice:
     """The part of an axis, or all of one that is broadcast."""
     return slice(None) if extent == 1 else part
-
-
-def _rows(array: mx.array, first: int, length: int) -> mx.array:
-    return array[:, :, first : first + length]
-
-
-def _joined(parts, axis: int) -> mx.array:
-    parts = list(parts)
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)

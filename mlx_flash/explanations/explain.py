@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
-from ..kernels import neural
+from ..distributed.plan import planned
 from ..kernels.apple import candidates
 from ..kernels.config import precision_of
 from ..kernels.devices import FAMILIES, Family
@@ -18,12 +18,13 @@ from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.registers import live_bytes, register_demand
 from ..kernels.split_kv import decodes, describe
-from ..kernels.tile_layers import LAYERS, threadgroup_elements
+from ..kernels.tile_layers import threadgroup_elements
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import DTYPES, Problem, padded, problem_of
 from ..problem.variants import variants_of
 from .report import Explanation, StepExplanation
 
+SHARING = ("group_size", "link", "layout", "method", "flops")
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
 # The arguments of `attention` that choose variants, besides those that `explain` names itself.
 OPTIONS = tuple(name for name in inspect.signature(variants_of).parameters if name not in ("heads", "dtype", "causal"))
@@ -50,7 +51,9 @@ def explain(
         family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5, "sm80" NVIDIA Ampere and
             later, "sm90" Hopper); None means the backend's.
         arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
-            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype.
+            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype. With
+            group_size, and link, layout, method and flops if wanted, also what it would cost to share this sequence
+            among so many ranks (`distributed.plan.planned`).
 
     Returns:
         An Explanation: plain data that prints itself.
@@ -59,6 +62,9 @@ def explain(
         ValueError: an argument is wrong. UnsupportedProblem: no backend can serve the call.
     """
     numbers = {name: arguments.pop(name) for name in NUMBERS if name in arguments}
+    sharing = {name: arguments.pop(name) for name in SHARING if name in arguments}
+    if sharing and "group_size" not in sharing:
+        raise ValueError(f"[mlx_flash.explain] group_size: expected with {', '.join(sharing)}, got none. Pass it.")
     _check_names(arguments)
     if q is None and k is None and v is None:
         q, k, v = arrays_of(**numbers)
@@ -81,6 +87,7 @@ def explain(
         problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), steps,
         residual_bytes=3 * rows * 4,  # a row's statistic is two numbers
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
+        sharing=planned(problem, sharing.pop("group_size"), **sharing) if sharing else None,
     )  # fmt: skip
 
 
@@ -125,7 +132,7 @@ def arrays_of(
 def _check_names(arguments: dict) -> None:
     for name in arguments:
         if name not in OPTIONS and name not in ("stream", "return_lse"):
-            known = ", ".join((*OPTIONS, *NUMBERS))
+            known = ", ".join((*OPTIONS, *NUMBERS, *SHARING))
             raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
 
 
@@ -183,14 +190,17 @@ def _current() -> tuple[str, Family | None, str]:
     current, (usual, why) = current_backend(), default()
     if current.name != usual:
         why = "chosen by use_backend or MLX_FLASH_BACKEND"
-    return current.name, current.family, why + (f"; 8x8 matrices, since {current.note}" if current.note else "")
+    return current.name, current.family, why
 
 
 def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
-    kind, row, launch, head_dim = plan.kind, plan.config, plan.launch(problem), plan.head_dim
-    layer = LAYERS[row.tiles]
-    uses_threadgroup_memory = kind.tiled and (plan.family.uses_threadgroup_memory or layer.uses_threadgroup_memory)
-    demand, live = _registers(plan)
+    kind, row, launch = plan.kind, plan.config, plan.launch(problem)
+    precision, head_dim = precision_of(problem.dtype), plan.head_dim
+    tensor = row.tiles != "simdgroup"
+    uses_threadgroup_memory = kind.tiled and (plan.family.uses_threadgroup_memory or tensor)
+    # Rows for tensor cores count 32-bit registers, the explanation counts 16-bit registers.
+    demand = 2 * thread_registers(kind, row, head_dim) if tensor else register_demand(kind, row, precision, head_dim)
+    dynamic = kind.tiled and not tensor and not plan.max_threads
     return StepExplanation(
         name=kind.name,
         kernel=plan.kernel.name,
@@ -206,7 +216,7 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanati
         uses_threadgroup_memory=uses_threadgroup_memory,
         tiles=row.tiles if kind.tiled else "none",
         registers=demand,
-        live_bytes=live,
+        live_bytes=live_bytes(kind, row, precision, head_dim) if dynamic else None,
         threadgroup_bytes=_threadgroup_bytes(plan, problem),
         max_threads=plan.max_threads,
         output_bytes=launch.output_bytes,
@@ -215,27 +225,16 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanati
     )
 
 
-def _registers(plan: Plan) -> tuple[int, int | None]:
-    """(registers of 16 bits, bytes that a thread keeps alive, None where they do not limit the row)."""
-    kind, row, head_dim = plan.kind, plan.config, plan.head_dim
-    precision = precision_of(plan.signature.dtype)
-    if row.tiles == "nax":
-        live = neural.live_bytes(kind, row, head_dim)
-        return live // 2, live
-    if LAYERS[row.tiles].uses_threadgroup_memory:  # tensor cores, whose rows count registers of 32 bits
-        return 2 * thread_registers(kind, row, head_dim), None
-    dynamic = kind.tiled and not plan.max_threads
-    demand = register_demand(kind, row, precision, head_dim)
-    return demand, live_bytes(kind, row, precision, head_dim) if dynamic else None
-
-
 def _threadgroup_bytes(plan: Plan, problem: Problem) -> int:
     row = plan.config
-    by_family = plan.kind.tiled and plan.family.uses_threadgroup_memory
-    if not by_family and not LAYERS[row.tiles].uses_threadgroup_memory:
+    if not plan.kind.tiled:
         return 0
-    elements = threadgroup_elements(plan.kind, row, plan.family, problem.head_dim, problem.value_dim)
-    return elements * _size(problem)
+    size = _size(problem)
+    elements = threadgroup_elements(
+        plan.kind, row, plan.effective_family, problem.head_dim, problem.value_dim, size,
+        bool(problem.variants.mask),
+    )  # fmt: skip
+    return elements * size if elements > 1 else 0
 
 
 OPERANDS = frozenset({"Q", "K", "V", "dO"})

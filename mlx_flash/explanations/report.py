@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..common.scalars import readable
+from ..distributed.plan import SharingPlan
 from ..kernels.devices import Family
 from ..problem.kinds import FORWARD
 from ..problem.problem import Problem
@@ -15,9 +17,8 @@ class StepExplanation:
 
     `row`, `why`: the table row and the reason for it. `blocks`: rows that a threadgroup owns, rows that it traverses at
     a time, columns of the head dimension in a step (P x T x H). `grid`: threadgroups. `max_threads`: the value of the
-    attribute max_total_threads_per_threadgroup, or None. `tiles`: the tile layer: "simdgroup" for 8x8 matrices, "nax"
-    for the neural accelerators of M5 and A19, "mma" or "wgmma" for NVIDIA's tensor cores. `cached` operands stay in
-    registers; `reread` operands are read again in every
+    attribute max_total_threads_per_threadgroup, or None. `tiles`: the tile layer: "simdgroup" for 8x8 matrices, "mma"
+    or "wgmma" for tensor cores. `cached` operands stay in registers; `reread` operands are read again in every
     traversal block (with tensor cores from threadgroup memory); `paged` accumulators are read and written in their
     float32 output buffer once per traversal block; `traversed` operands are streamed, through threadgroup memory if
     the kernel `uses_threadgroup_memory`. `extra_bytes`: memory beyond the results in their own dtype. `verdict`: what
@@ -79,6 +80,7 @@ class Explanation:
     `steps`: its kernels, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
     computes the result. `residual_bytes`: L and delta, which are kept for the gradients besides arguments and results.
     `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk], which unfused attention would hold.
+    `sharing`: what context parallelism would cost, where `group_size` was asked for.
     """
 
     problem: Problem
@@ -90,6 +92,7 @@ class Explanation:
     steps: tuple[StepExplanation, ...]
     residual_bytes: int
     unfused_bytes: int
+    sharing: SharingPlan | None = None
 
     def facts(self) -> list[tuple[str, str]]:
         """(label, value) of every fact about the whole call, in the order in which they are printed."""
@@ -103,6 +106,7 @@ class Explanation:
             ("padding", self.padding),
             ("forward", self.forward),
             ("kept for gradients", f"L and delta, {readable(self.residual_bytes)}; {unfused}"),
+            *(self.sharing.facts() if self.sharing else ()),
         ]
 
     def __str__(self):
@@ -126,11 +130,3 @@ def _describe(problem: Problem) -> str:
     value = [*key[:3], problem.value_dim]
     features = ", ".join(problem.variants.names(FORWARD))
     return f"q {query}, k {key}, v {value}, {problem.dtype}, {features}"
-
-
-def readable(size: int) -> str:
-    """A number of bytes in the largest unit in which it is at least 1."""
-    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"

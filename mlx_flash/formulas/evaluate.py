@@ -36,7 +36,8 @@ def read(array: mx.array, indices: list[mx.array], type: str) -> mx.array:
         inside = within if inside is None else inside & within
         place = place * extent + index
     found = mx.take(array.flatten(), mx.where(inside, place, 0))
-    return mx.where(inside, found, mx.array(OUTSIDE[type], found.dtype))
+    found = mx.where(inside, found, mx.array(OUTSIDE[type], found.dtype))
+    return found != 0 if type == "bool" else found  # kernels and this hold bools as integers
 
 
 OPERATORS = {

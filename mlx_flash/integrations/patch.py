@@ -7,7 +7,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -61,7 +60,7 @@ class patch:
             rules of integrations/policy.py; "always" serves every call that can be. None means "fastest" on a GPU, and
             "always" without one and where a backend was chosen by name.
 
-    Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
+    Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 32 queries, or
     "decode", and the same with "quantized"); rules, a Counter of (kind, the policy's rule that decided) of the same
     calls; built_in, a Counter of the reasons of the others, the policy's rules among them; reached, the modules
     that held a replaced function by name and were served; out_of_reach, the places that hold one and cannot be changed
@@ -198,15 +197,6 @@ def _current() -> patch | None:
     return next((one for one in reversed(active) if one._thread == thread), active[-1])
 
 
-@contextmanager
-def _left_to_the_built_in():
-    _depth.in_built_in = True
-    try:
-        yield
-    finally:
-        _depth.in_built_in = False
-
-
 def _served_by(serve: Callable, built_in: Callable) -> Callable:
     """A function that tries `serve` for the patch that is active when it is called, and counts; it calls the built-in
     without a patch, and where the patch may not serve."""
@@ -220,8 +210,11 @@ def _served_by(serve: Callable, built_in: Callable) -> Callable:
             what, rule, out = serve(current, *args, **kwargs)
         except (NotServed, InvalidArgument, UnsupportedProblem) as reason:
             current._count(current.built_in, str(reason).partition("\n")[0])
-            with _left_to_the_built_in():
+            _depth.in_built_in = True
+            try:
                 return built_in(*args, **kwargs)
+            finally:
+                _depth.in_built_in = False
         current._count(current.served, what)
         current._count(current.rules, (what, rule.name))
         return out

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -23,8 +25,7 @@ STEEL = (64, 72, 80, 96, 128)  # head dimensions of Metal's full kernel
 VECTOR = (64, 96, 128, 192, 256, 512)  # of its kernel for at most 8 queries
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """One call of the built-in. `mask`: None, "causal" or "array". `training`: whether a gradient of it is traced;
     `mapped`: whether it is inside mx.vmap."""
 
@@ -57,6 +58,11 @@ class Rule:
     ours: bool
     why: str
     fits: Callable[[Asked], bool]
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why a call that fits goes to the built-in."""
+        return f'rule "{self.name}": {self.why}'
 
 
 def _matching(asked: Asked, dimensions: tuple[int, ...], *pairs: tuple[int, int]) -> bool:
@@ -151,6 +157,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
+@lru_cache(maxsize=4096)  # a call that the built-in keeps should cost next to nothing here
 def rule_of(family: str, asked: Asked) -> Rule:
     """The rule that decides on a GPU of the family."""
     return next(rule for rule in RULES[family] if rule.fits(asked))

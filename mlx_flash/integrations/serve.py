@@ -9,6 +9,7 @@ import mlx.core as mx
 from ..api import attention, quantized_attention
 from ..kernels.split_kv import QUERIES
 from ..transforms.trace import changed, trace, unavailable
+from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -29,6 +30,9 @@ def serve_attention(
     terms: Terms, q=None, k=None, v=None, *more, scale=None, mask=None, sinks=None, **options
 ):  # fmt: skip
     """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", the rule, result). Raises NotServed."""
+    if isinstance(k, Handle):
+        out = k.attend(q, v, scale=scale, mask=mask, sinks=sinks)
+        return "decode from pages" if q.shape[2] <= QUERIES else "prefill to pages", ALWAYS, out
     arrays = (q, k, v)
     if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
         raise NotServed("q, k and v are not arrays of 4 axes")
@@ -51,26 +55,21 @@ def serve_attention(
         arrays = (array.astype(dtype) for array in arrays)
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
-    rule = decide(terms.policy, _asked(q, k, v, dtype, mask, sinks))
+    rule = decide(terms.policy, _asked(q, v, dtype, mask, sinks))
     if not rule.ours:
-        raise NotServed(f'rule "{rule.name}": {rule.why}')
+        raise NotServed(rule.refusal)
     with changed(beyond=True, built_in=True):
         out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= QUERIES else "prefill", rule, out
 
 
-def _asked(q, k, v, dtype, mask, sinks) -> Asked:
+def _asked(q, v, dtype, mask, sinks) -> Asked:
+    _, heads, queries, head_dim = q.shape
+    _, key_heads, keys, value_dim = v.shape
+    kind = mask if mask is None or isinstance(mask, str) else "array"
+    training, mapped = trace.gradients > 0, trace.batched is not None
     return Asked(
-        dtype=dtype,
-        head_dim=q.shape[3],
-        value_dim=v.shape[3],
-        queries=q.shape[2],
-        keys=k.shape[2],
-        group=q.shape[1] // max(k.shape[1], 1),
-        mask=mask if mask is None or isinstance(mask, str) else "array",
-        sinks=sinks is not None,
-        training=trace.gradients > 0,
-        mapped=trace.batched is not None,
+        dtype, head_dim, value_dim, queries, keys, heads // max(key_heads, 1), kind, sinks is not None, training, mapped
     )
 
 

@@ -18,10 +18,10 @@ from ..problem.kinds import (
 )
 from .config import FULL, MIXED, TileConfig, precision_of
 from .devices import FAMILIES, TABLE_PREFIX, THREADGROUP_THREADS, Family
-from .neural import NEURAL_TABLE, prove_neural_row
 from .nvidia import TENSOR_TABLE, prove_tensor_row
 from .original import ORIGINAL, rows
 from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
+from .split_kv import fitted
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
@@ -85,9 +85,10 @@ TABLE = {
         (384, 16,  32, 16, ""),
     ),
     # Decoding: `parallel` is the most GQA rows of a threadgroup. Its simdgroups share K and V in threadgroup memory, or
-    # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them.
+    # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them. Simdgroups
+    # that have the same rows split the keys (split_kv.py).
     (DECODE, MIXED, "apple7"): rows(
-        (128, 32,  64, 64, "O"),
+        (128, 32,  64, 32, "O"),
         (512, 32,  64, 64, ""),
     ),
     (DECODE, MIXED, "apple9"): rows(
@@ -96,7 +97,7 @@ TABLE = {
         (512, 16,  64, 32, ""),
     ),
     (DECODE, FULL, "apple7"): rows(
-        ( 64, 32,  64, 32, "O"),
+        ( 64, 32,  64, 16, "O"),
         (512, 32,  64, 32, ""),
     ),
     (DECODE, FULL, "apple9"): rows(
@@ -122,22 +123,18 @@ TABLE = {
 }  # fmt: skip
 
 
-def matrix_rows(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
-    """The rows for the matrix unit that only this family has."""
-    key = (kind, precision, family.tensor)
-    return TENSOR_TABLE.get(key) or NEURAL_TABLE.get(key, ())
-
-
 def candidates(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
-    """The rows that may serve a problem, in order: those of the family's own matrix unit, then those of its table."""
+    """The rows that may serve a problem, in order: those of the family's tensor cores, then those of its table."""
     table = family.table.removeprefix(TABLE_PREFIX)
     found = ORIGINAL.get((kind, precision, table)) if table != family.table else None
-    return matrix_rows(kind, precision, family) + (found or TABLE.get((kind, precision, table), ()))
+    return TENSOR_TABLE.get((kind, precision, family.tensor), ()) + (found or TABLE.get((kind, precision, table), ()))
 
 
 def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:
-    """Are dK and dV made by kernels of their own? Where a matrix unit has no row for both, but one for each."""
-    both, one = (matrix_rows(kind, precision_of(dtype), family) for kind in (BACKWARD_KEY_VALUE, BACKWARD_KEY))
+    """Are dK and dV made by kernels of their own? Where tensor cores have no row for both, but one for each."""
+    both, one = (
+        TENSOR_TABLE.get((kind, precision_of(dtype), family.tensor), ()) for kind in (BACKWARD_KEY_VALUE, BACKWARD_KEY)
+    )
     return all(head_dim > row.max_head for row in both) and any(head_dim <= row.max_head for row in one)
 
 
@@ -182,12 +179,13 @@ def prove_table(table=None) -> None:
             if family.table == name:
                 for row in candidates:
                     prove(kind, precision, family, row)
-    for (kind, _, name), candidates in (TENSOR_TABLE | NEURAL_TABLE).items():
-        prove_row = prove_neural_row if name == "nax" else prove_tensor_row
+                    if kind is DECODE:  # with few rows its simdgroups split the keys
+                        prove(kind, precision, family, fitted(row, 8, family))
+    for (kind, _, name), candidates in TENSOR_TABLE.items():
         for family in FAMILIES.values():
             if family.tensor == name:
                 for row in candidates:
-                    prove_row(kind, family, row)
+                    prove_tensor_row(kind, family, row)
 
 
 prove_table()

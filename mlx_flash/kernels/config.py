@@ -23,7 +23,8 @@ class TileConfig:
     dimension per block; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
     paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
     `tiles`: the tile layer, one of tile_layers.LAYERS. `stages`: pipeline buffers, each for one block of a traversed
-    operand, of a tensor-core layer.
+    operand, of a tensor-core layer. `splits`: in decoding, simdgroups that own the same rows and walk along different
+    keys; split_kv.py says how many.
     """
 
     max_head: int
@@ -34,18 +35,20 @@ class TileConfig:
     simdgroup_rows: int = 8
     tiles: str = "simdgroup"
     stages: int = 2
+    splits: int = 1
 
     @property
     def threads(self) -> int:
-        return 32 * (self.parallel // self.simdgroup_rows + LAYERS[self.tiles].producer_warps)
+        return 32 * (self.parallel // self.simdgroup_rows * self.splits + LAYERS[self.tiles].producer_warps)
 
     def paged(self, kind: KernelKind) -> tuple[str, ...]:
         kept = {*self.cached, *(name for name in ACCUMULATORS if name not in kind.outputs)}
         return tuple(name for name in kind.cacheable if name in ACCUMULATORS and name not in kept)
 
     def scratch_elements(self, family: Family) -> int:
-        """Elements of threadgroup memory: one block of the traversed operand, or nothing worth naming."""
-        return self.traversal * self.head if family.uses_threadgroup_memory else 1
+        """Elements of threadgroup memory: one block of the traversed operand for those that walk along the same rows,
+        or nothing worth naming."""
+        return self.traversal * self.head * self.splits if family.uses_threadgroup_memory else 1
 
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)

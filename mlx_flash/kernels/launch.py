@@ -14,7 +14,7 @@ from ..problem.problem import Problem
 from ..problem.variants import ARGUMENT_TYPES
 from .config import TileConfig
 from .source import Kernel
-from .split_kv import gqa_rows
+from .split_kv import Parts, gqa_rows
 
 # Strided operands, passed as bytes: kernels read views of any layout in place.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
@@ -31,7 +31,7 @@ NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
 @dataclass  # made for every length of a growing cache: a frozen one takes three times as long
 class Launch:
     """`grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's. `parts`: of the keys,
-    in decoding, and `decode_params` what its kernel is told: queries, keys of a part, parts."""
+    in decoding, and `decode_params` what its kernel is told: queries, and the rule of the parts."""
 
     kernel: Kernel
     output_shapes: tuple[tuple[int, ...], ...]
@@ -39,7 +39,7 @@ class Launch:
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
     parts: int = 1
-    decode_params: tuple[int, int, int] | None = None
+    decode_params: tuple[int, ...] | None = None
 
     def __post_init__(self):
         (x, y, z), (threads, *others) = self.grid, self.threadgroup
@@ -82,10 +82,12 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
 
 
 def launch(
-    kind: KernelKind, config: TileConfig, kernel: Kernel, problem: Problem, keys_of_a_part: int = 0, parts: int = 1
+    kind: KernelKind, config: TileConfig, kernel: Kernel, problem: Problem, split: Parts | None = None
 ) -> Launch:
     """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes, and so
-    has decoding. `parts`: of the keys, whose results are float32 and have an axis in front if they are several."""
+    has decoding. `split`: the parts of its keys, whose results are float32 and have an axis in front if they are
+    several."""
+    parts = split.count if split else 1
     length, heads = problem.query_length, problem.query_heads
     if kind.over_keys:
         length, heads = problem.key_length, problem.key_heads
@@ -109,7 +111,7 @@ def launch(
         grid=(blocks * config.threads, heads, batch),
         threadgroup=(config.threads, 1, 1),
         parts=parts,
-        decode_params=(problem.query_length, keys_of_a_part, parts) if kind is DECODE else None,
+        decode_params=(problem.query_length, *split) if split else None,
     )
 
 

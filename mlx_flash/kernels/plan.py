@@ -12,11 +12,10 @@ from .apple import lookup, splits_dk_dv
 from .config import TileConfig, precision_of
 from .devices import Family
 from .launch import Launch, launch
-from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows
 from .registers import max_threads
 from .source import Kernel, build
-from .split_kv import gqa_rows, split_keys
+from .split_kv import fitted, gqa_rows, parts_of
 from .tile_layers import LAYERS
 
 LAUNCHES = 256  # that one plan keeps
@@ -45,7 +44,7 @@ class Plan:
     def effective_family(self) -> Family:
         found = effective_family(self.signature, self.family)
         # Where simdgroups read keys directly, each would read them for itself.
-        return replace(found, uses_threadgroup_memory=True) if self.latent and found.apple else found
+        return replace(found, uses_threadgroup_memory=True) if self.latent and not found.tensor else found
 
     @property
     def latent(self) -> bool:
@@ -69,10 +68,9 @@ class Plan:
     def config(self) -> TileConfig:
         """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
         if self.kind is DECODE:
-            return self.row.shrink_to(self.rows)
-        row, block = self.row, self.signature.variants.block
-        parallel = gcd(row.parallel, block) if block else row.parallel
-        return replace(row, parallel=parallel, simdgroup_rows=min(row.simdgroup_rows, parallel))
+            return fitted(self.row, self.rows, self.effective_family)
+        block = self.signature.variants.block
+        return replace(self.row, parallel=gcd(self.row.parallel, block)) if block else self.row
 
     @cached_property
     def max_threads(self) -> int | None:
@@ -92,9 +90,7 @@ class Plan:
         last = self.resources.get("last")
         if last is not None and last[0] is problem:
             return last[1]
-        split = ()
-        if self.kind is DECODE:
-            split = split_keys(problem, self.config, self.family)
+        split = parts_of(problem, self.config, self.family) if self.kind is DECODE else None
         length = problem.key_length if self.kind.over_keys else problem.query_length
         key = (problem.batch, length, problem.mask_shape if self.kind is BACKWARD_MASK else split)
         launches = self.resources["launches"]
@@ -102,7 +98,7 @@ class Plan:
         if found is None:
             if len(launches) >= LAUNCHES:
                 launches.clear()
-            found = launches[key] = launch(self.kind, self.config, self.kernel, problem, *split)
+            found = launches[key] = launch(self.kind, self.config, self.kernel, problem, split)
         self.resources["last"] = (problem, found)
         return found
 
@@ -123,13 +119,10 @@ def plan_of(kind: KernelKind, problem: Problem, family: Family) -> Plan:
 
 def effective_family(signature: Signature, family: Family) -> Family:
     """The family as the signature uses it. Quantized operands are dequantized in threadgroup memory on every family;
-    Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup, M5 to 8x8 matrices where a
-    page is shorter than a block of keys."""
+    Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup."""
     if signature.variants.quantization is not None:
         return replace(family, uses_threadgroup_memory=True, tensor="")
-    block, page = signature.variants.block, signature.variants.page
-    if family.tensor == "nax" and page and page % PRODUCT_COLUMNS:
-        return replace(family, tensor="")
+    block = signature.variants.block
     return replace(family, tensor="sm80") if block and block % mma_rows(family) else family
 
 

@@ -22,7 +22,7 @@ from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments
 from .devices import FAMILIES
-from .tile_layers import LAYERS, threadgroup_elements
+from .tile_layers import LAYERS, MERGED, threadgroup_elements
 
 if TYPE_CHECKING:
     from .apple import TileConfig
@@ -57,7 +57,7 @@ def template(name: str) -> str:
     raise FileNotFoundError(f"[mlx_flash] template {name}.metal is missing from the installation: reinstall it")
 
 
-def files_of(kind: KernelKind, layer: str, variants: Variants) -> list[str]:
+def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) -> list[str]:
     """Templates that a kernel is made of, in order; the struct of its arguments comes behind the shared constants."""
     if not kind.tiled:
         return ["views", *(["exp2"] if kind is COMBINE else []), kind.name]
@@ -66,10 +66,11 @@ def files_of(kind: KernelKind, layer: str, variants: Variants) -> list[str]:
     files += ["sums"] if kind is BACKWARD_MASK else []
     files += ["quantized"] if variants.quantization else []
     files += ["formula", *(["dual"] if variants.score and not forward else []), "texts"] if variants.texts else []
-    files += ["exp2", "mask", "mask_apply", "softmax", *(["score"] if variants.score else [])]
+    files += ["exp2", "mask", "mask_look", "mask_apply", "softmax", *(["score"] if variants.score else [])]
     files += ["online_softmax" if forward else "softmax_gradient"]
     files += ["dropout"] if variants.dropout and kind is not DECODE else []
     files += ["query_block"] if kind in (FORWARD, BACKWARD_QUERY) else []
+    files += ["key_splits"] if splits > 1 else []
     return [*files, kind.template or kind.name]
 
 
@@ -88,13 +89,15 @@ def build(
     constants = {name: _literal(value) for name, value in _constants(kind, row, family, dtype, variants).items()}
     constants |= {"ELEMENT": METAL_TYPES[dtype], "VALUE_DIM": str(value_dim), "BLOCK_PARALLEL": str(row.parallel)}
     if kind.tiled:
+        size = 4 if dtype == "float32" else 2
         constants["HEAD_DIM"] = str(head_dim)
         constants["BLOCK_HEAD"] = str(row.head_block(max(head_dim, value_dim)))
         widths = _read_widths(row, family, dtype, max(head_dim, value_dim))
         constants |= {name: str(width) for name, width in widths.items()}
-        constants["SCRATCH"] = str(threadgroup_elements(kind, row, family, head_dim, value_dim))
+        taken = threadgroup_elements(kind, row, family, head_dim, value_dim, size, bool(variants.mask))
+        constants["SCRATCH"] = str(taken)
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
-    parts = {name: filled(name, constants) for name in files_of(kind, row.tiles, variants)}
+    parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants, row.splits)}
     if kind.tiled and variants.texts:  # what is generated of the users' texts
         before = "dual" if "dual" in parts else "formula"
         structs = [struct(one, "dual" in parts, kind is not DECODE) for one in variants.texts]
@@ -134,6 +137,10 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "BLOCK_TRAVERSAL": row.traversal,
         "SIMDGROUP_ROWS": row.simdgroup_rows,
         "USES_THREADGROUP": family.uses_threadgroup_memory,
+        "SPLITS_KEYS": int(row.splits > 1),
+        "LOOKS": int(layer.looks and holes["HAS_MASK"]),
+        "SPLITS": row.splits,
+        "MERGED": MERGED,
         "MMA_ROWS": layer.mma_rows,
         "STAGES": row.stages,
         "PRODUCER_WARPS": layer.producer_warps,
@@ -156,7 +163,7 @@ def _literal(value: bool | int | str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def filled(name: str, constants: dict[str, str]) -> str:
+def _filled(name: str, constants: dict[str, str]) -> str:
     """A template as a kernel gets it."""
     text = template(name)
     used = frozenset((word, constants[word]) for word in _named(text) if word in constants)
@@ -227,8 +234,8 @@ def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
         loads = "threadgroup" if family.uses_threadgroup_memory else "direct"
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
-            f"r{row.simdgroup_rows}", "c" + "".join(row.cached),
-            {"simdgroup": loads, "nax": "nax"}.get(row.tiles, f"{row.tiles}{row.stages}"),
+            f"r{row.simdgroup_rows}" + (f"x{row.splits}" if row.splits > 1 else ""), "c" + "".join(row.cached),
+            f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else loads,
             *variants.names(kind),
         ]  # fmt: skip
     return "_".join(facts)

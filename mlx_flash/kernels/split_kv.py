@@ -1,21 +1,40 @@
-"""Decoding: few queries, whose heads share one tile, and keys in parts that are worked on at once (split-KV).
+"""Decoding: few queries, whose heads share one tile, and keys that many simdgroups work on at once (split-KV).
 
-The rule of the parts: as many as give each core the threadgroups its family wants if the batch has one entry, but none
-of fewer than LEAST keys, and at most MOST; one, if the family's threadgroups serve so few keys alone. The batch has no
-say, although a large one fills the GPU with fewer parts: parts decide how sums round, and a sequence must get the same
-bits whatever it is batched with (joining parts of LEAST keys adds about a hundredth to the bytes of a step). Keys that
-causality and the window hide from every query are in no part. Not yet timed on a Mac; the families of NVIDIA were tuned
-on an H200.
+Keys are split twice. A threadgroup walks along one part of them, and combine.metal joins the parts; within a part,
+simdgroups that own the same rows walk along slices of it and join them in threadgroup memory, which costs no launch.
+The rule of the parts: as many as give each core the simdgroups its family wants if the batch has one entry, but none
+of fewer than LEAST keys, and at most MOST; one, if the family's threadgroups serve so few keys alone. The kernel
+applies it to each row's own number of keys. The batch has no say, nor have the other rows, although a large batch fills
+the GPU with fewer parts: parts decide how sums round, and a sequence must get the same bits whatever it is batched with
+(joining parts of LEAST keys adds about a hundredth to the bytes of a step). Keys that causality and the window hide
+from every query are in no part. Not yet timed on a Mac; the families of NVIDIA were tuned on an H200.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..problem.kinds import ACCUMULATORS
 from ..problem.problem import Problem
 from .config import TileConfig
 from .devices import Family
+from .tile_layers import LAYERS
 
-QUERIES = 8  # at most: what one fragment of a tile holds
-LEAST, MOST = 256, 128  # keys of a part; parts
+QUERIES = 32  # at most: drafts of speculative decoding, whose rows are few enough to be packed
+LEAST, MOST = 256, 512  # keys of a part; parts
+SPLITS = 4  # simdgroups that split the keys of a part
+SIMDGROUPS = 32  # of each core of an Apple GPU
+
+
+class Parts(NamedTuple):
+    """What the kernel is told: a row of n keys has one part where n <= `alone`, else as many as hold `least` keys each,
+    but no more than `most`. `count`: parts of the row that has most of them, and of the launch."""
+
+    alone: int
+    least: int
+    most: int
+    count: int
 
 
 def decodes(problem: Problem) -> bool:
@@ -47,21 +66,40 @@ def keys_seen(problem: Problem) -> int:
     return keys - max(0, keys - problem.query_length - window[0])
 
 
-def serves_alone(problem: Problem, family: Family) -> bool:
-    """Is one part faster than several that have to be joined?"""
-    return keys_seen(problem) * (problem.head_dim + problem.value_dim) <= family.split_kv_threshold
+def keys_alone(problem: Problem, family: Family) -> int:
+    """Keys up to which one part is faster than several that have to be joined."""
+    return family.split_kv_threshold // (problem.head_dim + problem.value_dim)
 
 
-def part_length(problem: Problem, config: TileConfig, family: Family) -> int:
-    """Keys of one part, a multiple of the block the kernel walks by."""
-    blocks = -(-gqa_rows(problem) // config.parallel)
-    wanted = -(-family.cores * family.threadgroups // (problem.key_heads * blocks))
+def fitted(row: TileConfig, rows: int, family: Family) -> TileConfig:
+    """The table's row for a threadgroup that has only so many rows, with the simdgroups that split its keys: one where
+    the accumulator is paged, to the only place there is for it, and where several simdgroups copy blocks to threadgroup
+    memory together, since these walk along the same keys."""
+    found = row.shrink_to(rows)
+    together = family.uses_threadgroup_memory and found.parallel > found.simdgroup_rows
+    alone = LAYERS[row.tiles].producer_warps or together or not set(row.cached) & ACCUMULATORS
+    return replace(found, splits=1 if alone else SPLITS)
+
+
+def parts_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
+    """The rule of the parts for a problem. `config`: as `fitted` made it."""
     seen = keys_seen(problem)
-    parts = 1 if serves_alone(problem, family) else max(1, min(wanted, seen // LEAST, MOST))
-    return max(1, -(-seen // (parts * config.traversal))) * config.traversal
+    blocks = -(-gqa_rows(problem) // config.parallel)
+    threadgroups = family.threadgroups or -(-SIMDGROUPS * 32 // config.threads)
+    most = min(MOST, -(-family.cores * threadgroups // (problem.key_heads * blocks)))
+    found = Parts(keys_alone(problem, family), LEAST, most, 1)
+    # Where only the kernel knows how many keys a row has, rounding may leave some rows more parts than the longest.
+    variants = problem.variants
+    known = not (variants.lengths or (variants.window and variants.shifts))
+    return found._replace(count=-(-seen // part_length(seen, found, config)) if known else parts_wanted(seen, found))
 
 
-def split_keys(problem: Problem, config: TileConfig, family: Family) -> tuple[int, int]:
-    """(keys of a part, number of parts)."""
-    length = part_length(problem, config, family)
-    return length, max(1, -(-keys_seen(problem) // length))
+def parts_wanted(keys: int, rule: Parts) -> int:
+    """Parts of a row before their lengths are rounded up, which may leave fewer."""
+    return 1 if keys <= rule.alone else max(1, min(rule.most, keys // rule.least))
+
+
+def part_length(keys: int, rule: Parts, config: TileConfig) -> int:
+    """Keys of one part, a whole number of blocks for each simdgroup; part_length in decode.metal says the same."""
+    unit = config.traversal * config.splits
+    return -(-keys // (parts_wanted(keys, rule) * unit)) * unit

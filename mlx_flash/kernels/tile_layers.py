@@ -11,9 +11,9 @@ from ..problem.kinds import ACCUMULATORS, KernelKind
 class Layer:
     """`files`: templates, in order. `mma_rows`: rows of one matrix instruction (64 with wgmma, a warpgroup; 1: every
     simdgroup multiplies alone). `producer_warps`: simdgroups that own no rows and copy blocks for the consumer warps.
-    `fragment_rows`: fewest rows of a simdgroup. `target`: the NVIDIA GPU to compile for; code for sm_80 runs on every
-    newer GPU, code for sm_90a on Hopper only; "" for GPUs of Apple. `language`: the first version of Metal that has
-    what the layer uses, "" if all have it. `uses_threadgroup_memory`: operands go through it whatever the GPU.
+    `looks`: an array mask is asked once a tile, so that blocks it hides are not visited (mask_look.metal): simdgroups
+    decide alone, or share a barrier. `fragment_rows`: fewest rows of a simdgroup. `target`: the NVIDIA GPU to compile
+    for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only.
     """
 
     files: tuple[str, ...]
@@ -21,22 +21,16 @@ class Layer:
     producer_warps: int = 0
     target: str = "sm_80"
     fragment_rows: int = 16
-    language: str = ""
-    uses_threadgroup_memory: bool = True
+    looks: bool = False
 
 
 LAYERS = {
     "simdgroup": Layer(
-        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), target="", fragment_rows=8,
-        uses_threadgroup_memory=False,
-    ),
-    "nax": Layer(
-        ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", language="4.0",
-        uses_threadgroup_memory=False,
+        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), fragment_rows=8, looks=True
     ),
     "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1),
     "wgmma": Layer(("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a"),
-}  # fmt: skip
+}
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
 PIPELINE = 8 * PANEL  # elements for an operand's mbarriers: keeps what follows aligned to the swizzle's 1024 bytes
@@ -87,10 +81,31 @@ def tensor_elements(kind: KernelKind, row, head_dim: int, value_dim: int) -> int
     return kept + sum(row.stages * row.traversal * _panels(columns) + PIPELINE for columns in traversed.values())
 
 
-def threadgroup_elements(kind: KernelKind, row, family, head_dim: int, value_dim: int) -> int:
-    """Elements of a kernel's threadgroup memory, one at least."""
-    if not LAYERS[row.tiles].uses_threadgroup_memory:
-        return row.scratch_elements(family)
+MERGED = 4  # fragments of columns that simdgroups add together at a time; key_splits.metal
+
+
+def merged_bytes(row, value_dim: int) -> int:
+    """Bytes of threadgroup memory through which simdgroups that split the keys add their results: two statistics of
+    each row from all of them, a few columns from all but the first."""
+    if row.splits == 1:
+        return 0
+    columns = min(MERGED, value_dim // 8) * 8
+    return 4 * row.parallel * (2 * row.splits + columns * (row.splits - 1))
+
+
+def votes_bytes(row) -> int:
+    """Bytes in which simdgroups that copy blocks together say whether their rows see any of the next block."""
+    simdgroups = row.parallel // row.simdgroup_rows
+    return 8 * simdgroups if simdgroups > 1 and row.splits == 1 else 0
+
+
+def threadgroup_elements(
+    kind: KernelKind, row, family, head_dim: int, value_dim: int, element_bytes: int, masked: bool
+) -> int:
+    """Elements of a kernel's threadgroup memory, one at least. `masked`: by an array."""
+    if row.tiles == "simdgroup":
+        votes = votes_bytes(row) if masked and family.uses_threadgroup_memory else 0
+        return max(row.scratch_elements(family) + votes // element_bytes, merged_bytes(row, value_dim) // element_bytes)
     return tensor_elements(kind, row, head_dim, value_dim)
 
 

@@ -62,6 +62,7 @@ METAL_FUNC void backward_key_value(
   mask::Visibility visibility;
   visibility.open(args, b);
   visibility.open_rows(block, min(block + BP, Lk), lane);
+  mask::Look<R, BT> look;
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
   for (int h = h_k * group; h < (h_k + 1) * group; h++) {
     const long statistics0 = (long(b) * args.Hq + h) * Lq;
@@ -83,6 +84,13 @@ METAL_FUNC void backward_key_value(
             const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
             if (at_edge != (edge == 1)) break;
             if (visibility.skip()) continue;
+#if LOOKS
+            if (!look.at(visibility, first, r, range.end, edge == 1, scratch, lane)) {
+              q.pass();
+              d_o.pass();
+              continue;
+            }
+#endif
             if (tile::produce(q, d_o, r, range.end)) continue;
             q.acquire(r, range.end, edge);
             d_o.acquire(r, range.end, edge);
@@ -95,7 +103,7 @@ METAL_FUNC void backward_key_value(
 #if HAS_SCORE
             formula::apply(p, slope, visibility, r, first, lane);
 #endif
-            const bool whole = mask::apply(p, visibility, r, first, q.valid, lane, edge);
+            const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
             const softmax::Reference<tile::ColumnVector<BT>> reference =
                 softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
             softmax::probabilities(p, reference, factor, whole);

@@ -26,6 +26,7 @@ METAL_FUNC void backward_mask(
   tile::Memory<Element> memory = {scratch};
   const float factor = softmax::factor_of(args.scale);
   mask::Visibility visibility;
+  mask::Look<R, BT> look;
   tile::Tile<float, R, BT> total;
   tile::clear(total);
   for (int b = b0; b < (batches == 1 ? args.B : b0 + 1); b++) {
@@ -57,6 +58,9 @@ METAL_FUNC void backward_mask(
           if (c + BT <= seen.begin) continue;
           visibility.look_at(c, min(c + BT, Lk), lane);
           if (visibility.skip()) continue;
+#if LOOKS
+          if (!look.at(visibility, first, c, Lk, true, scratch, lane)) continue;
+#endif
           tile::Traversed<Element, BT, D, BH, THREADS> k;
           tile::Traversed<Element, BT, DV, BH, THREADS> v;
           k.open(memory, lane);
@@ -74,7 +78,7 @@ METAL_FUNC void backward_mask(
 #if HAS_SCORE
           formula::apply(p, slope, visibility, first, c, lane);
 #endif
-          const bool whole = mask::apply(p, visibility, first, c, k.valid, lane);
+          const bool whole = mask::apply(p, visibility, look, first, c, k.valid, lane);
           softmax::probabilities(p, reference, factor, whole);
           tile::multiply_abt(ds, d_o, v);
 #if HAS_DROPOUT

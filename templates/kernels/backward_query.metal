@@ -50,6 +50,7 @@ METAL_FUNC void backward_query(
   visibility.open(args, at.b);
   visibility.open_head(args, at.b, at.h, at.block);
   visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
+  mask::Look<R, BT> look;
 #if HAS_DROPOUT
   dropout::Dropout drop;
   drop.open(args, at.b, at.h);
@@ -67,6 +68,13 @@ METAL_FUNC void backward_query(
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
           if (visibility.skip()) continue;
+#if LOOKS
+          if (!look.at(visibility, at.first, c, range.end, edge == 1, scratch, lane)) {
+            k.pass();
+            v.pass();
+            continue;
+          }
+#endif
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
           v.acquire(c, range.end, edge);
@@ -81,7 +89,7 @@ METAL_FUNC void backward_query(
 #if HAS_SCORE
           formula::apply(p, slope, visibility, at.first, c, lane);
 #endif
-          const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
+          const bool whole = mask::apply(p, visibility, look, at.first, c, k.valid, lane, edge);
           softmax::probabilities(p, reference, factor, whole);
 
           // dP = dO V^T;  dS = P * (dP - delta)

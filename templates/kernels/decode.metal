@@ -2,11 +2,15 @@
 //
 //   for each key head, block of BP rows and part of the keys (one threadgroup; R rows a simdgroup), in parallel:
 //     rows: all queries of all query heads that share the key head (GQA packing), so that K and V are read once
-//     m, l, O = -inf, 0, 0                 a sink is seen in the first part only
-//     for each block of BT keys of this part that any of the rows sees:
-//       S, P, m, l, O as in forward.metal
+//     for each of SPLITS slices of the part (one simdgroup, or as many as the rows need), in parallel:
+//       m, l, O = -inf, 0, 0               a sink is seen in the first slice only
+//       for each block of BT keys of this slice that any of the rows sees:
+//         S, P, m, l, O as in forward.metal
+//     m, l, O of the slices are joined in threadgroup memory (key_splits.metal)
 //     one part:       O = O / l;  L = m, log2 l
 //     several parts:  O, m and l unnormalised, for combine.metal to merge
+//
+// The parts of a row follow from its own number of keys: in a launch that has more of them, the last ones are empty.
 //
 // A row that sees no key: O = 0, m = -inf, l = 0. Split-KV as in Flash-Decoding (Dao et al. 2023).
 //
@@ -14,24 +18,46 @@
 //   Q        [B, Hk, G Lq, D]          row r is query r % Lq of the group's head r / Lq
 //   O        [parts, B, Hk, G Lq, DV]  float32 if there are several parts
 //   L        m and log2 l [B, Hk, G Lq, 2], or m and l [2, parts, B, Hk, G Lq]
-//   decode_params  Lq, the keys of a part, and the number of parts
+//   decode_params  Lq; keys that one part serves alone, fewest keys of a part, most parts of a row; parts of the launch
 // Written by: O and L, each element by one lane.
 namespace flash {
 
 constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O;
+#if !SPLITS_KEYS
+constant constexpr int SPLITS = 1;
+#endif
+
+// Keys of one part of a row that has `keys` of them, in whole blocks; split_kv.py says the same
+METAL_FUNC int part_length(int keys, const constant int* params) {
+  const int alone = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
+  const int parts = keys <= alone ? 1 : max(1, min(most, keys / least));
+  return (keys + parts * unit - 1) / (parts * unit) * unit;
+}
 
 template <typename Out>
 METAL_FUNC void decode(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
     uint thread_index) {
+#if SPLITS_KEYS
+  // Simdgroups of one slice see each other only: their threads count from 0, and their blocks have memory of their own.
+  const int slice = thread_index / THREADS;
+  const tile::Lane lane = tile::Lane::of(thread_index % THREADS);
+#if USES_THREADGROUP
+  tile::Memory<Element> memory = {scratch + slice * (BT * BH)};
+#else
+  tile::Memory<Element> memory = {scratch};
+#endif
+#else
+  const int slice = 0;
   const tile::Lane lane = tile::Lane::of(thread_index);
-  const int rows = args.rows, parts = args.decode_params[2], part = position.x, b = position.z;
+  tile::Memory<Element> memory = {scratch};
+#endif
+  const int rows = args.rows, parts = args.decode_params[4], part = position.x, b = position.z;
   const int blocks = (rows + BP - 1) / BP, h_k = int(position.y) / blocks;
   const int h = h_k * (rows / args.Lq);  // the first query head of the group
   const int block = int(position.y) % blocks * BP, first = block + int(lane.simdgroup) * R;
   const long row0 = ((long(part) * args.B + b) * args.Hk + h_k) * rows;
 
-  tile::Memory<Element> memory = {scratch};
   tile::Rows<Element, BP, R, D, CACHE_Q> q;
   tile::Traversed<Element, BT, D, BH, THREADS> k;
   tile::Traversed<Element, BT, DV, BH, THREADS> v;
@@ -42,6 +68,7 @@ METAL_FUNC void decode(
   visibility.open(args, b);
   visibility.open_head(args, b, h, block);
   visibility.open_rows(0, args.Lq, lane);
+  mask::Look<R, BT> look;
   q.open(args.Q, b, h_k, first, rows, memory, lane);
   k.open(memory, lane);
   k.view(args.K, b, h_k);
@@ -54,13 +81,14 @@ METAL_FUNC void decode(
   o.open(O + row0 * DV, first, rows, lane);
   state.clear();
 #if HAS_SINKS
-  for (int i = 0; i < R / 8 && part == 0; i++) {
+  for (int i = 0; i < R / 8 && part == 0 && slice == 0; i++) {
     state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))]);
   }
 #endif
 
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
-  const int begin = seen.begin + part * args.decode_params[1], end = min(seen.end, begin + args.decode_params[1]);
+  const int length = part_length(seen.end - seen.begin, args.decode_params) / SPLITS;
+  const int begin = seen.begin + (part * SPLITS + slice) * length, end = min(seen.end, begin + length);
   for (int c = begin, next; c < end;) {
     k.start(c);
     v.start(c);
@@ -80,6 +108,13 @@ METAL_FUNC void decode(
         const bool at_edge = visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) || k.far() || v.far();
         if (at_edge != (edge == 1)) break;
         if (!entered || visibility.skip()) continue;
+#if LOOKS
+        if (!look.at(visibility, first, c, next, edge == 1, scratch, lane)) {
+          k.pass();
+          v.pass();
+          continue;
+        }
+#endif
         if (tile::produce(k, v, c, next)) continue;
         k.acquire(c, next, edge);
 
@@ -92,7 +127,7 @@ METAL_FUNC void decode(
 #if HAS_SCORE
         formula::apply(s, slope, visibility, first, c, lane);
 #endif
-        const bool whole = mask::apply(s, visibility, first, c, k.valid, lane, edge);
+        const bool whole = mask::apply(s, visibility, look, first, c, k.valid, lane, edge);
 
         // P = 2^(S - m);  O = correction O + P V
         const tile::RowVector<R> correction = softmax::step(s, state, factor);
@@ -105,6 +140,9 @@ METAL_FUNC void decode(
     }
   }
   if (lane.produces()) return;
+#if SPLITS_KEYS
+  if (!key_splits::join(o, state, scratch, slice, lane)) return;
+#endif
 
   // One part: O = O / l;  L = m, log2 l
   tile::RowVector<R> normaliser;

@@ -64,6 +64,7 @@ METAL_FUNC void forward(
   visibility.open(args, at.b);
   visibility.open_head(args, at.b, at.h, at.block);
   visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
+  mask::Look<R, BT> look;
 #if HAS_DROPOUT
   dropout::Dropout drop;
   drop.open(args, at.b, at.h);
@@ -84,6 +85,13 @@ METAL_FUNC void forward(
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
           if (visibility.skip()) continue;
+#if LOOKS
+          if (!look.at(visibility, at.first, c, range.end, edge == 1, scratch, lane)) {
+            k.pass();
+            v.pass();
+            continue;
+          }
+#endif
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
 
@@ -98,7 +106,7 @@ METAL_FUNC void forward(
 #if HAS_SCORE
           formula::apply(s, slope, visibility, at.first, c, lane);
 #endif
-          const bool whole = mask::apply(s, visibility, at.first, c, k.valid, lane, edge);
+          const bool whole = mask::apply(s, visibility, look, at.first, c, k.valid, lane, edge);
 
           // P = 2^(S - m);  O = correction O + P V
           const tile::RowVector<R> correction = softmax::step(s, state, factor);

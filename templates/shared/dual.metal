@@ -75,7 +75,7 @@ METAL_FUNC Dual sinh(Dual x) { return Dual{precise::sinh(x.value), x.slope * pre
 METAL_FUNC Dual cosh(Dual x) { return Dual{precise::cosh(x.value), x.slope * precise::sinh(x.value)}; }
 METAL_FUNC Dual tanh(Dual x) {
   const float u = precise::tanh(x.value);
-  return Dual{u, x.slope * (1 - u * u)};
+  return Dual{u, x.slope * metal::fma(-u, u, 1.0f)};
 }
 METAL_FUNC Dual pow(Dual x, Dual y) {
   const float v = precise::pow(x.value, y.value);

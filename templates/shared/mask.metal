@@ -195,7 +195,7 @@ struct Visibility {
 #if HAS_SEGMENTS
     if (q_segments[query_of(row)] != k_segments[j]) return false;
 #endif
-#if HAS_MASK && !ADDITIVE
+#if HAS_MASK && !ADDITIVE && !LOOKS
     if (mask_at(row, j) == MaskElement(0)) return false;
 #endif
 #if HAS_BLOCKS

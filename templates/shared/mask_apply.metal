@@ -2,19 +2,24 @@
 namespace flash {
 namespace mask {
 
+template <int ROWS, int C> struct Look;  // mask_look.metal
+
 // S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all are seen.
-// `valid`: columns that this visit of the block covers. `edge`: whether positions may hide any.
+// `valid`: columns that this visit of the block covers. `edge`: whether positions may hide any. `look`: what the array
+// mask shows of the tile, where it was asked before.
 template <int R, int C>
 METAL_FUNC bool apply(
-    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane, bool edge = true) {
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, thread const Look<R, C>& look,
+    int first_query, int first_key, int valid, tile::Lane lane, bool edge = true) {
   // All simdgroups of a warpgroup must take the same path: the question is asked for all their rows.
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
       !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-#if (HAS_MASK && !ADDITIVE) || SCORE_HIDES
+#if LOOKS && !SCORE_HIDES
+  const bool whole = covered && look.all;
+#elif HAS_MASK || SCORE_HIDES
   const bool whole = false;  // only the values of the mask, or of the scores, tell
 #else
   const bool whole = covered;
@@ -37,7 +42,10 @@ METAL_FUNC bool apply(
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+#if LOOKS
+        visible = visible && look.shows(i, c, e);
+#endif
         if (!visible || !visibility.admits(query, key)) {
           s.at[i][c][e] = -INFINITY;
           continue;
@@ -50,8 +58,7 @@ METAL_FUNC bool apply(
       }
     }
   }
-  // An additive mask may hide a key too: only its values tell.
-  return whole && !ADDITIVE;
+  return whole;
 }
 
 }  // namespace mask

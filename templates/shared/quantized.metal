@@ -120,6 +120,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     valid = edge ? min(BT, end - row) : BT;
   }
 
+  METAL_FUNC void pass() thread {}
+
   METAL_FUNC void release() thread {}
 
   METAL_FUNC Run<T, 8> run(int row0, int column0, int row_, int column_) const thread {

@@ -103,6 +103,15 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
 
+// Waits for all that copy the same block: the threadgroup, or one simdgroup where simdgroups split the keys.
+METAL_FUNC void copiers_barrier() {
+#if SPLITS_KEYS
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+#else
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+#endif
+}
+
 // Columns [column, column + H) of a block of BT rows to threadgroup memory, zeros where there is no row; TRANSPOSED:
 // as H rows of BT. A thread's column does not change from pass to pass.
 template <int BT, int H, bool TRANSPOSED, typename B>
@@ -113,7 +122,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
   static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
   const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  copiers_barrier();
 #pragma clang loop unroll_count(8)
   for (int n = 0; n < PASSES; n++) {
     const int row = row0 + n * STEP;  // of the block
@@ -127,7 +136,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
       *(threadgroup Run<T, N>*)(b.scratch + (row0 * B::HEAD_BLOCK + c) + n * STEP * B::HEAD_BLOCK) = values;
     }
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  copiers_barrier();
 }
 
 #endif
@@ -164,6 +173,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void start(int) thread {}
 
+  METAL_FUNC void pass() thread {}
+
   // To the block that begins at `row` and lies in one page
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
@@ -185,6 +196,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
+
+  // Over a block that is not visited
+  METAL_FUNC void pass() thread { block = block + BT * stride; }
 #endif
 
   // Offsets in a whole block have 32 bits. Rows that lie too far apart for that belong to no whole block.

@@ -78,8 +78,8 @@ def test_features_and_their_gradients(backend, case):
     feature_cases.check(VARIANTS[case])
 
 
-def launches(family: str, *arrays, **options) -> list[dict]:
-    with use_backend("simulator", family), mode("check"), profile() as counted:
+def launches(family: str, *arrays, checks="check", **options) -> list[dict]:
+    with use_backend("simulator", family), mode(checks), profile() as counted:
         mx.eval(attention(*arrays, **options))
     return counted.launches
 
@@ -97,7 +97,8 @@ def test_kernel_choice():
         (shaped(4, 1, 255), {}, ["decode"]),
         (shaped(4, 8, 600), {"mask": diagonal}, ["decode", "combine"]),
         (shaped(4, 8, 600), {"window": (100, 0)}, ["decode"]),
-        (shaped(4, 9, 600), {}, ["forward"]),
+        (shaped(4, 32, 600), {}, ["decode", "combine"]),
+        (shaped(4, 33, 600), {}, ["forward"]),
         (shaped(4, 1, 600), {"dropout": 0.5, "key": key}, ["forward"]),
     ]
     for arrays, options, want in calls:
@@ -110,7 +111,7 @@ def test_kernel_choice():
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
-@pytest.mark.parametrize("group, queries", [(1, 1), (4, 1), (8, 1), (4, 2), (12, 2), (12, 8)])
+@pytest.mark.parametrize("group, queries", [(1, 1), (8, 1), (4, 2), (12, 2)])
 @each_simulated_family
 def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     """And not once a query head: counted bytes, for each key head. Past the rows of a block they are read again; where
@@ -118,14 +119,32 @@ def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     arrays = shaped(group, queries, 600, 64, dtype)
     decode = launches(family, *arrays)[0]
     told = explain(*arrays, backend="simulator", family=family).steps[0]
-    shared = told.uses_threadgroup_memory
-    blocks, simdgroups = -(-group * queries // told.blocks[0]), 1 if shared else told.threads // 32
-    assert blocks == 1 or group * queries > (32 if shared else 16)
-    assert simdgroups == 1 or not shared
+    blocks = -(-group * queries // told.blocks[0])
+    assert blocks == 1 or group * queries > (32 if told.uses_threadgroup_memory else 16)
     for name in "KV":
-        assert decode["buffers"][name]["loaded"] == blocks * simdgroups * arrays[1].nbytes
-    ordinary = launches(family, *[mx.repeat(arrays[0], 9, axis=2)], *arrays[1:])[0]
+        assert decode["buffers"][name]["loaded"] == blocks * arrays[1].nbytes
+    many = mx.repeat(arrays[0], -(-33 // queries), axis=2)
+    ordinary = launches(family, many, *arrays[1:])[0]
     assert names([ordinary]) == ["forward"] and ordinary["buffers"]["K"]["loaded"] >= group * arrays[1].nbytes
+
+
+@pytest.mark.parametrize("group, queries", [(1, 9), (2, 20), (1, 32), (32, 1)])
+@each_simulated_family
+def test_up_to_32_queries_read_keys_once_a_block_of_rows(family, group, queries):
+    """Drafts of speculative decoding, and many heads over one."""
+    arrays = shaped(group, queries, 1024, dtype=mx.float16, key_heads=1)
+    rows = 32 if FAMILIES[family].uses_threadgroup_memory else 16
+    decode, _ = launches(family, *arrays)
+    assert [decode["buffers"][name]["loaded"] for name in "KV"] == [-(-group * queries // rows) * arrays[1].nbytes] * 2
+
+
+@pytest.mark.parametrize("heads, key_heads, keys", [(32, 8, 4096), (8, 8, 2048), (4, 1, 32768)])
+@each_simulated_family
+def test_every_core_has_work(family, heads, key_heads, keys):
+    """One sequence: at least 16 simdgroups for each core, where there are keys enough."""
+    shapes = [(1, heads, 1, 64), *[(1, key_heads, keys, 64)] * 2]
+    decode = launches(family, *[mx.zeros(shape, mx.float16) for shape in shapes], checks="fast")[0]
+    assert decode["threads"] >= 16 * 32 * FAMILIES[family].cores
 
 
 @each_simulated_family
@@ -192,18 +211,20 @@ def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
     chosen, asked = FAMILIES[family], problem(**changes)
     chosen = replace(chosen, cores=cores) if cores else chosen
     row = plan_of(DECODE, asked, chosen).config
-    return decoding.split_keys(asked, row, chosen)[::-1]
+    found = decoding.parts_of(asked, row, chosen)
+    return found.count, decoding.part_length(decoding.keys_seen(asked), found, row)
 
 
 def test_number_of_splits():
     """As many as fill the cores, none too short, not too many, and no key left out."""
-    assert parts() == (10, 448)  # 10 cores x 8 over 8 key heads
+    assert parts() == (8, 512)  # 10 are wanted, 32 simdgroups on each of 10 cores over 8 key heads of 4 each
     assert parts(cores=40)[0] == 4096 // decoding.LEAST == 16
     assert parts(batch=16) == parts(batch=1000) == parts()  # a row's bits must not depend on its batch
     assert parts(key_length=100)[0] == 1 and parts(key_length=511)[0] == 1 and parts(key_length=512)[0] == 2
     assert parts(cores=80, key_heads=1, key_length=10**6)[0] <= decoding.MOST
     assert parts(query_length=8)[0] < parts()[0]  # two blocks of rows each
-    assert parts(variants={"window": (1000, 0)}, key_length=10**6)[0] == parts(key_length=1001)[0] == 3
+    assert parts(query_length=32, query_heads=8)[0] < parts(query_length=16, query_heads=8)[0]  # the same
+    assert parts(variants={"window": (1000, 0)}, key_length=10**6)[0] == parts(key_length=1001)[0] == 2
     # On an H200 one threadgroup has read 2048 keys and values of 128 columns before two launches have begun.
     assert parts("sm90", key_length=2048)[0] == 1 and parts("sm90", key_length=2049) == (7, 320)
     assert parts("sm90", head_dim=256, value_dim=256, key_length=1025)[0] > 1

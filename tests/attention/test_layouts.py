@@ -118,7 +118,13 @@ def test_a_cache_is_read_in_place(family, length):
                 buffer[:, :, :length] = arrays[name]
                 views[name] = mx.contiguous(buffer.transpose(axes)).transpose(axes)[:, :, :length]
             chosen = plan_of(DECODE, problem(case), backend_of("simulator", family).family)
-            given = {"Q": arrays["q"], "K": views["k"], "V": views["v"], "scale": 1.0, "decode_params": (1, 64, 1)}
+            given = {
+                "Q": arrays["q"],
+                "K": views["k"],
+                "V": views["v"],
+                "scale": 1.0,
+                "decode_params": (1, 0, 256, 512, 1),
+            }
             launched = dict(zip(chosen.kernel.inputs, chosen.launch(problem(case)).arguments(given)))
             assert address(launched["K"]) == address(views["k"]) and address(launched["V"]) == address(views["v"])
             mx.clear_cache()

@@ -2,6 +2,7 @@
 
 import itertools
 
+import bounds
 import feature_cases
 import mlx.core as mx
 import numpy as np
@@ -9,10 +10,10 @@ import oracle_variants
 import pytest
 from cases import Case
 from feature_cases import FEATURES, Variant
-from machines import CUDA, METAL, SIMULATED, across_backends, label
+from machines import CUDA, METAL, SIMULATED, across_backends, each_simulated_family, label
 from oracle_variants import Facts
 
-from mlx_flash import BlockMask, attention
+from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.simulator import mode
 
 GROUPED = Case(65, 70, 40, group=2, key_heads=2, batch=2)
@@ -50,6 +51,22 @@ def test_masks_of_every_broadcast_shape(backend, case):
     """The gradient has the mask's own shape: it is summed over the axes that were broadcast."""
     feature, axes = case
     feature_cases.check(Variant(GROUPED, (feature,), mask_axes=axes))
+
+
+@pytest.mark.parametrize("feature", ["bool", "additive"])
+@each_simulated_family
+def test_tiles_that_are_hidden_shown_and_mixed(family, feature):
+    """By turns along the keys, in another order from 8 queries to the next: tiles that are not visited lie between
+    others, and simdgroups of one threadgroup see different ones."""
+    variant = Variant(Case(72, 640, 16), (feature,))
+    draw = variant.draw("tiles")
+    kinds = np.stack([np.roll([1.0, 0.0, 0.0, 0.0, 0.6], row) for row in range(9)])
+    keep = draw.random((72, 640)) < kinds.repeat(8, 0).repeat(128, 1)
+    keep = keep[None, None]
+    numbers = np.where(keep, draw.standard_normal(keep.shape), -np.inf).astype(np.float32)
+    facts = Facts(keep=keep) if feature == "bool" else Facts(mask=bounds.float64(numbers))
+    with use_backend("simulator", family):
+        feature_cases.check_arguments(variant, {"mask": mx.array(keep if feature == "bool" else numbers)}, facts)
 
 
 @pytest.mark.parametrize("shape", [(65, 70), (4, 65, 1), (70,), ()], ids=str)

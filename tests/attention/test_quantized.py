@@ -172,7 +172,7 @@ def test_a_cache_is_read_in_place(family, form, queries):
     names = ("K", "V", *quantization_of(**form).inputs)
     half = len(k)
     parts = dict(zip(("K", *names[2 : 1 + half], "V", *names[1 + half :]), (*caches[0], *caches[1])))
-    launched = chosen.launch(asked).arguments({"Q": q, "scale": 1.0, "decode_params": (1, 64, 1), **parts})
+    launched = chosen.launch(asked).arguments({"Q": q, "scale": 1.0, "decode_params": (1, 0, 256, 512, 1), **parts})
     for name, array in zip(chosen.kernel.inputs, launched):
         assert name not in parts or address(array) == address(parts[name]), f"{name} was copied"
 

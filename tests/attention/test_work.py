@@ -3,7 +3,9 @@
 from functools import cache
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from arrays import bits
 from cases import Case, backward
 from launches import by_step
 from machines import each_simulated_family
@@ -120,3 +122,53 @@ def test_blocks_of_other_segments_are_not_visited(family, step):
     ids = mx.arange(LENGTH) // 64
     found = masked(family, segments=(ids, ids))[step.name]
     assert 64 / LENGTH <= found / dense(step, LENGTH, LENGTH, WIDTH) <= reach / LENGTH < 1
+
+
+@pytest.mark.parametrize("step", MATMULS, ids=str)
+@each_simulated_family
+@pytest.mark.parametrize("additive", [False, True], ids=["bool", "additive"])
+def test_tiles_that_an_array_mask_hides_are_not_visited(family, step, additive):
+    """Blocks of 64 along the diagonal: of each block of rows, or of each simdgroup where these walk alone, the tiles in
+    which any pair is visible."""
+    ids = np.arange(LENGTH) // 64
+    keep = ids[:, None] == ids
+    mask = mx.array(np.where(keep, 0, -np.inf).astype(np.float32) if additive else keep)
+    row = lookup(step, "float32", FAMILIES[family], WIDTH)
+    rows = row.parallel if FAMILIES[family].uses_threadgroup_memory else row.simdgroup_rows
+    tiles = keep.T if step is BACKWARD_KEY_VALUE else keep
+    seen = tiles.reshape(LENGTH // rows, rows, LENGTH // row.traversal, row.traversal).any((1, 3)).sum()
+    fragments = int(seen) * (rows // 8) * (row.traversal // 8) * (WIDTH // 8)
+    assert masked(family, mask=mask)[step.name] == step.matmuls * fragments
+
+
+LEFT_PADDED = (16, 128, 500, 1024)  # keys of four prompts that are served together
+
+
+@pytest.mark.parametrize("additive", [False, True], ids=["bool", "additive"])
+@each_simulated_family
+def test_padding_on_the_left_is_not_read(family, additive):
+    """Decoding of a batch: whole blocks of hidden keys cost nothing, and the mask itself is read at most twice."""
+    keep = np.arange(1024) >= 1024 - np.array(LEFT_PADDED)[:, None]
+    mask = np.where(keep, 0, -np.inf).astype(np.float16) if additive else keep
+    q, k = mx.zeros((4, 8, 1, 64), mx.float16), mx.zeros((4, 2, 1024, 64), mx.float16)
+    with use_backend("simulator", family), mode("check"), profile() as profiled:
+        mx.eval(attention(q, k, k, mask=mx.array(mask)[:, None, None]))
+    decode = profiled.launches[0]
+    assert [decode["buffers"][name]["loaded"] for name in "KV"] == [442_368] * 2 and decode["matmuls"] == 6_912
+    lanes = 8 * 2 * mask.nbytes  # eight rows of a fragment, for each key head
+    assert lanes <= decode["buffers"]["attention_mask"]["loaded"] <= 2 * lanes
+
+
+@pytest.mark.parametrize("queries", [3, 40], ids=["decode", "forward"])
+@each_simulated_family
+def test_a_mask_that_hides_nothing_of_a_tile_costs_no_care_for_hidden_nan(family, queries):
+    """A weight of 0 times infinity is NaN in the plain product; where keys may be hidden, it counts as nothing."""
+    q, k, v = (np.ones((1, 1, length, 16), np.float32) for length in (queries, 128, 128))
+    k[0, 0, 5], v[0, 0, 5] = -100, np.inf
+    q, k, v = map(mx.array, (q, k, v))
+    with use_backend("simulator", family):
+        shown = attention(q, k, v, mask=mx.ones((128,), mx.bool_))
+        hiding = attention(q, k, v, mask=mx.array(np.arange(128) != 6))
+        plain = attention(q, k, v)
+    assert bits(shown) == bits(plain) and np.isnan(np.array(plain)).all()
+    assert np.isfinite(np.array(hiding)).all()

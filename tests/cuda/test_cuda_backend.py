@@ -274,7 +274,7 @@ def operand(name: str, dtype: str, features: Variants):
         "slopes": (mx.float32, 1, 8), "sinks": (mx.float32, 1, 8), "q_segments": (mx.int32, 2, 512),
         "k_segments": (mx.int32, 2, 512), "L": (mx.float32, 4, 8192), "delta": (mx.float32, 3, 4096),
         "block_map": (mx.int32, 4, 512), "block_bitmaps": (mx.uint8, 3, 16384), "block_lists": (mx.int32, 4, 512),
-        "block_counts": (mx.int32, 3, 512), "decode_params": (mx.int32, 1, 3), "O_parts": (mx.float32, 5, 65536),
+        "block_counts": (mx.int32, 3, 512), "decode_params": (mx.int32, 1, 5), "O_parts": (mx.float32, 5, 65536),
         "L_parts": (mx.float32, 5, 4096),
     }  # fmt: skip
     if name == "attention_mask":

@@ -1,7 +1,6 @@
 """Which calls patch() leaves to the built-in: rules for each family of GPUs, checked against what was measured."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,43 +15,43 @@ from mlx_flash.kernels.devices import FAMILIES
 
 MEASURED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "cuda_speed.json").read_text("utf-8"))
 PREFILL = Asked(mx.bfloat16, 128, 128, 4096, 4096, mask="causal")
-TRAINING = replace(PREFILL, training=True)
-DECODING = replace(PREFILL, queries=1, mask=None, group=4)
+TRAINING = PREFILL._replace(training=True)
+DECODING = PREFILL._replace(queries=1, mask=None, group=4)
 # What every family of Apple before the M5 does, by what differs from the three calls above.
 APPLE = {
     "prefill": (PREFILL, "fused forward"),
-    "float32": (replace(PREFILL, dtype=mx.float32), "fused forward"),
-    "D = 96 and 64": (replace(PREFILL, head_dim=96, value_dim=64), "fused forward"),
-    "D = 112": (replace(PREFILL, head_dim=112, value_dim=112), "elsewhere"),
-    "D = 192 and 128": (replace(PREFILL, head_dim=192), "elsewhere"),
-    "D = 256": (replace(PREFILL, head_dim=256, value_dim=256), "fused forward at D = 256"),
-    "D = 256, short": (replace(PREFILL, head_dim=256, value_dim=256, queries=512, keys=512), "elsewhere"),
-    "D = 256, dense": (replace(PREFILL, head_dim=256, value_dim=256, mask=None), "elsewhere"),
-    "rows that see nothing": (replace(PREFILL, keys=1024), "elsewhere"),
-    "array mask": (replace(PREFILL, mask="array"), "array mask"),
+    "float32": (PREFILL._replace(dtype=mx.float32), "fused forward"),
+    "D = 96 and 64": (PREFILL._replace(head_dim=96, value_dim=64), "fused forward"),
+    "D = 112": (PREFILL._replace(head_dim=112, value_dim=112), "elsewhere"),
+    "D = 192 and 128": (PREFILL._replace(head_dim=192), "elsewhere"),
+    "D = 256": (PREFILL._replace(head_dim=256, value_dim=256), "fused forward at D = 256"),
+    "D = 256, short": (PREFILL._replace(head_dim=256, value_dim=256, queries=512, keys=512), "elsewhere"),
+    "D = 256, dense": (PREFILL._replace(head_dim=256, value_dim=256, mask=None), "elsewhere"),
+    "rows that see nothing": (PREFILL._replace(keys=1024), "elsewhere"),
+    "array mask": (PREFILL._replace(mask="array"), "array mask"),
     "training": (TRAINING, "blocked backward"),
-    "training with a mask": (replace(TRAINING, mask="array"), "array mask under a gradient"),
-    "training with sinks": (replace(TRAINING, sinks=True), "sinks under a gradient"),
-    "training, few queries": (replace(TRAINING, queries=8), "few queries under a gradient"),
-    "training, D = 40": (replace(TRAINING, head_dim=40, value_dim=40), "elsewhere"),
+    "training with a mask": (TRAINING._replace(mask="array"), "array mask under a gradient"),
+    "training with sinks": (TRAINING._replace(sinks=True), "sinks under a gradient"),
+    "training, few queries": (TRAINING._replace(queries=8), "few queries under a gradient"),
+    "training, D = 40": (TRAINING._replace(head_dim=40, value_dim=40), "elsewhere"),
     "decoding": (DECODING, "decoding"),
-    "decoding with a mask": (replace(DECODING, mask="array"), "decoding"),
-    "decoding, D = 80": (replace(DECODING, head_dim=80, value_dim=80), "elsewhere"),
-    "decoding, too many rows": (replace(DECODING, queries=8, group=8), "elsewhere"),
-    "mapped, grouped": (replace(DECODING, mapped=True), "mapped"),
+    "decoding with a mask": (DECODING._replace(mask="array"), "decoding"),
+    "decoding, D = 80": (DECODING._replace(head_dim=80, value_dim=80), "elsewhere"),
+    "decoding, too many rows": (DECODING._replace(queries=8, group=8), "elsewhere"),
+    "mapped, grouped": (DECODING._replace(mapped=True), "mapped"),
 }
 NVIDIA = {
     "prefill": (PREFILL, "fused forward"),
-    "float32": (replace(PREFILL, dtype=mx.float32), "elsewhere"),
-    "D = 192": (replace(PREFILL, head_dim=192, value_dim=192), "elsewhere"),
-    "array mask": (replace(PREFILL, mask="array"), "array mask"),
-    "ragged training": (replace(TRAINING, queries=4097, keys=4097), "ragged training"),
+    "float32": (PREFILL._replace(dtype=mx.float32), "elsewhere"),
+    "D = 192": (PREFILL._replace(head_dim=192, value_dim=192), "elsewhere"),
+    "array mask": (PREFILL._replace(mask="array"), "array mask"),
+    "ragged training": (TRAINING._replace(queries=4097, keys=4097), "ragged training"),
     "long training": (TRAINING, "long causal training"),
-    "short training": (replace(TRAINING, queries=1024, keys=1024), "fused gradient"),
-    "dense training": (replace(TRAINING, mask=None), "fused gradient"),
-    "training in float32": (replace(TRAINING, dtype=mx.float32, mask=None), "elsewhere"),
+    "short training": (TRAINING._replace(queries=1024, keys=1024), "fused gradient"),
+    "dense training": (TRAINING._replace(mask=None), "fused gradient"),
+    "training in float32": (TRAINING._replace(dtype=mx.float32, mask=None), "elsewhere"),
     "decoding": (DECODING, "decoding"),
-    "decoding, 5 queries, D = 256": (replace(DECODING, queries=5, head_dim=256, value_dim=256), "elsewhere"),
+    "decoding, 5 queries, D = 256": (DECODING._replace(queries=5, head_dim=256, value_dim=256), "elsewhere"),
 }
 
 
@@ -60,6 +59,9 @@ NVIDIA = {
 def newest_mlx(monkeypatch):
     """The rules are about the gradient that MLX has since 0.32.4."""
     monkeypatch.setattr(policy, "VERSION", (0, 32, 4))
+    policy.rule_of.cache_clear()
+    yield
+    policy.rule_of.cache_clear()
 
 
 @pytest.mark.parametrize("name", APPLE)
@@ -77,12 +79,13 @@ def test_nvidia(name):
 
 
 def test_the_m5():
-    assert rule_of("apple10", replace(PREFILL, head_dim=256, value_dim=256)).name == "fused forward of the M5"
+    assert rule_of("apple10", PREFILL._replace(head_dim=256, value_dim=256)).name == "fused forward of the M5"
     assert rule_of("apple10", TRAINING).name == "blocked backward"
 
 
 def test_before_mlx_had_a_gradient(monkeypatch):
     monkeypatch.setattr(policy, "VERSION", (0, 32, 3))
+    policy.rule_of.cache_clear()
     assert rule_of("apple9", TRAINING).name == "gradient before MLX 0.32.4"
     assert not rule_of("apple9", PREFILL).ours
 

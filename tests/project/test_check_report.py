@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -98,6 +100,18 @@ def test_time_runs_out(mac, small, monkeypatch, capsys):
     monkeypatch.setattr(report, "SECONDS", -1.0)
     cli.main(["check", "--report"])
     assert f"Not done, since the parts before took -1 s: {', '.join(PARTS)}." in capsys.readouterr().out
+
+
+def test_the_tracker_is_the_one_of_pyproject(monkeypatch):
+    """As installed metadata says it; in a checkout that is not installed, as the file does."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    (address,) = re.findall(r'^Issues = "(https://[^"]+)"$', text, re.M)
+    assert guard.tracker() == address
+    found = SimpleNamespace(get_all=lambda _: ["Homepage, https://a.b", "Bug Tracker, https://c.d"])
+    monkeypatch.setattr(guard.metadata, "metadata", lambda _: found)
+    assert guard.tracker() == "https://c.d"
+    monkeypatch.setattr(found, "get_all", lambda _: None)
+    assert guard.tracker() == "the project's issue tracker"
 
 
 def test_it_takes_no_other_options(capsys):

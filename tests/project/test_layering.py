@@ -12,7 +12,8 @@ PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parents[1]
 # From the commands down to the errors: a module may import only what stands in its own layer or in a later one.
 LAYERS = (
-    "__main__", "cli", "__init__", "lm", "explanations", "integrations", "distributed", "api", "autodiff", "rotations",
+    "__main__", "cli", "__init__", "lm", "gallery",
+    "explanations", "integrations", "distributed", "api", "autodiff", "rotations",
     "sequences", "backends", "reference", "kernels", "problem", "scores", "masks", "formulas", "transforms",
     "simulator", "common",
 )  # fmt: skip

@@ -114,6 +114,49 @@ def counted(shape: dict, sharing: dict, dtype: str) -> list[int]:
     return found
 
 
+class NoKernels:
+    """In the place of the kernels: results of the right shapes, made of nothing once the operands exist, so that
+    MLX's counters show what sharing itself holds."""
+
+    def __init__(self, *_):
+        pass
+
+    def run(self, kind, *arrays):
+        q, *others = arrays
+        if kind.name == "forward":
+            return self._made([q.shape[:3] + others[1].shape[3:], (*q.shape[:3], 2)], [q.dtype, mx.float32], arrays)
+        return self._made([q.shape[:3] if kind.name == "delta" else q.shape], [q.dtype], arrays)
+
+    def key_value(self, arrays):
+        return self._made([one.shape for one in arrays[1:3]], [one.dtype for one in arrays[1:3]], arrays)
+
+    def _made(self, shapes, dtypes, after):
+        return mx.depends([mx.zeros(*one) for one in zip(shapes, dtypes)], list(after))
+
+
+def peak_memory(shape: dict, sharing: dict, dtype: str = "float32", layers: int = 1) -> int:
+    """Bytes at the peak of a forward and backward pass through layers that follow each other, operands included."""
+    from mlx_flash.distributed import parallel
+
+    parallel.attend = NoKernels
+    arrays = {name: distributed.shard(array, 2) for name, array in drawn(shape, dtype).items()}
+    q, k, v, d_o = (mx.contiguous(arrays.pop(name)) for name in ("q", "k", "v", "d_o"))
+    mx.eval(q, k, v, d_o)
+    del arrays
+
+    def call(q, k, v):
+        for _ in range(layers):
+            q = distributed.attention(q, k, v, causal=True, **sharing)
+        return q
+
+    with use_backend("reference"):
+        for _ in range(2):  # the first run also makes what is kept for later runs
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            mx.eval(mx.vjp(call, [q, k, v], [d_o]))
+    return mx.get_peak_memory()
+
+
 def decoded(caches: list[int], options: dict, dtype: str = "float32") -> tuple[list, list]:
     """What decode gives with this rank's part of the cache, and attention with all of it."""
     options, total = options_of(options), sum(caches)
@@ -207,3 +250,19 @@ def trained(steps: int, shared: bool, rope_from_zero: bool = False) -> list[floa
             mx.eval(model.parameters(), optimizer.state)
             losses.append(loss.item())
     return losses
+
+
+def generated(prompt: list[int], tokens: int, layout: str = "zigzag") -> tuple[list, list, int]:
+    """Tokens of a tiny Llama whose prompt all ranks share, those of mlx-lm alone, and rows that this rank cached."""
+    from mlx_lm.generate import generate_step
+    from tiny_models import tiny
+
+    from mlx_flash.lm import sharded_generation
+
+    model, held = tiny("llama"), []
+    made = sharded_generation.sharded_caches
+    sharded_generation.sharded_caches = lambda *given: held.extend(made(*given)) or held
+    with use_backend("reference"):
+        got = list(sharded_generation.generate(model, mx.array(prompt), tokens, layout=layout))
+        want = [token for token, _ in generate_step(mx.array(prompt), model, max_tokens=tokens)]
+    return got, [int(token) for token in want], held[0].state[0].shape[2]

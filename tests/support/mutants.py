@@ -4,22 +4,10 @@
 test_mutants.py makes each mistake and runs its test.
 """
 
-from typing import NamedTuple
+from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
+from mutant import Mutant, of
 
-import neural_mutants
-
-
-class Mutant(NamedTuple):
-    template: str  # templates/*/<template>.metal
-    name: str
-    old: str
-    new: str
-    killed_by: str  # id of a test below tests/
-    mode: str = "fast"  # of the simulator; "check" where its report is what kills, or memory would be overrun
-
-
-def of(template: str, *mutants: tuple) -> list[Mutant]:
-    return [Mutant(template, *mutant) for mutant in mutants]
+__all__ = ["MUTANTS", "Mutant"]
 
 
 def output(name: str, family: str = "apple7") -> str:
@@ -53,6 +41,7 @@ QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
+TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 
 # fmt: off
@@ -87,8 +76,8 @@ BACKWARD_KEY_VALUE = of(
     ("dv-scaled", "multiply_ab<Element>(d_v, one, p,", "multiply_ab<Element>(d_v, scale_row, p,", PLAIN),
     ("first-head-of-the-group-only", "h < (h_k + 1) * group", "h < h_k * group + 1", PLAIN),
     ("statistics-of-key-heads", "(long(b) * args.Hq + h) * Lq", "(long(b) * args.Hk + h) * Lq", PLAIN),
-    ("transposed-mask-swapped", "mask::apply(p, visibility, r, first,",
-     "mask::apply(p, visibility, first, r,", CAUSAL),
+    ("transposed-mask-swapped", "mask::apply(p, visibility, look, r, first,",
+     "mask::apply(p, visibility, look, first, r,", CAUSAL),
     ("transposed-dropout-swapped", "dropout::apply(kept, drop, r, first,",
      "dropout::apply(kept, drop, first, r,", gradients("dropout")),
     ("dk-without-the-slope", "softmax::apply_slope(ds, slope);", "", gradients("softcap")),
@@ -108,35 +97,6 @@ BACKWARD_MASK = of(
     ("mask-place-transposed", "place % column_blocks * BT",
      "place / column_blocks * BT", gradients("additive"), "check"),
     ("mask-sums-other-columns", "min(seen.end, columns == 1 ? Lk : column + BT)", "seen.end", gradients("additive")),
-)
-DECODE = of(
-    "decode",
-    ("first-head-of-every-group", "h = h_k * (rows / args.Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
-    ("sink-in-every-part", "i < R / 8 && part == 0;", "i < R / 8;", DECODING.format("apple7-sinks")),
-    ("part-without-an-end", "end = min(seen.end, begin + args.decode_params[1]);", "end = seen.end;",
-     DECODING.format("apple7-softcap")),
-    ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0",
-     "state.l[i] == 0", DECODING.format("apple7-softcap")),
-    ("part-of-another-batch-entry", "(long(part) * args.B + b)", "(long(b) * parts + part)",
-     DECODING.format("apple7-softcap")),
-    ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
-    ("rows-of-the-first-block-only", "int(position.y) % blocks * BP", "0",
-     "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
-    ("copied-beyond-the-border", "tile::produce(k, v, c, next)", "tile::produce(k, v, c, end)",
-     "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
-    ("producers-store-too", "if (lane.produces()) return;", "",
-     "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
-)
-COMBINE = of(
-    "combine",
-    ("parts-not-weighed", "const float weight = weight_of(args.L_parts[place], reference);",
-     "const float weight = 1;", DECODING.format("apple7-softcap")),
-    ("plain-parts-in-natural-units", "return fast_exp2(m_part - m);", "return fast_exp2((m_part - m) * M_LOG2E_F);",
-     DECODING.format("apple7-causal")),
-    ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
-     DECODING.format("apple7-softcap")),
-    ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
-     "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
 )
 QUANTIZED = of(
     "quantized",
@@ -209,7 +169,7 @@ MASK = of(
     ("keys-behind-the-end-taken-whole", "covers(place, place + BT - 1, first, last);  // keys",
      "covers(place, place + BT - 1, first, min(last, keys - 1));  // keys", gradients("long-lengths")),
     ("gqa-rows-by-own-lengths", "return row % all_queries;", "return row % max(queries, 1);",
-     DECODING.format("apple7-lengths")),
+     "test_lengths.py::test_decoding[simulator-apple7-5]"),
     ("diagonal-hidden", "min(seen.end, last + 1);", "min(seen.end, last);", ALIGNED),
     ("causal-to-the-upper-left", "min(last_query, queries - 1) + largest_shift()", "min(last_query, queries - 1)",
      ALIGNED),
@@ -261,11 +221,11 @@ MASK_APPLY = of(
     "mask_apply",
     ("queries-before-the-diagonal", "HAS_WINDOW || (TRANSPOSED && CAUSAL)", "HAS_WINDOW", CAUSAL),
     ("rows-past-the-end-of-a-mask", "edge ? own_row : min(own_row, last_row)", "own_row",
-     HIDDEN.format("apple9-('with', 'bool-full')"), "check"),
+     DECODING.format("apple9-additive"), "check"),
     ("no-bias-in-whole-tiles", "#if !ADDITIVE && !HAS_ALIBI", "#if 1", output("alibi")),
     ("columns-of-another-visit", "min(seen.end - first_column, valid)", "(seen.end - first_column)", output("blocks")),
     ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
-     HIDDEN.format("apple9-('alone', 'additive')")),
+     "test_tensor_decode.py::test_garbage_in_masked_keys[mma-narrow-nan]"),
 )
 PAGES = of(
     "tile",
@@ -289,12 +249,16 @@ TILE_SIMDGROUP = of(
 )
 SIMDGROUP_OPERANDS = of(
     "simdgroup_operands",
-    ("loaded-before-all-have-read", "% uint(SLOTS) * N;\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
+    ("loaded-before-all-have-read", "% uint(SLOTS) * N;\n  copiers_barrier();",
      "% uint(SLOTS) * N;", SCHEDULES, "check"),
-    ("read-before-all-is-staged", "= values;\n    }\n  }\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
+    ("read-before-all-is-staged", "= values;\n    }\n  }\n  copiers_barrier();",
      "= values;\n    }\n  }", SCHEDULES, "check"),
-    ("barrier-orders-nothing", "= values;\n    }\n  }\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
-     "= values;\n    }\n  }\n  threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
+    ("barrier-orders-nothing", "#else\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
+     "#else\n  threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
+    ("simdgroup-barrier-forgotten", "  simdgroup_barrier(mem_flags::mem_threadgroup);", "",
+     DECODING.format("apple7-bool-by-head"), "check"),
+    ("block-of-a-hidden-one", "METAL_FUNC void pass() thread { block = block + BT * stride; }",
+     "METAL_FUNC void pass() thread {}", TILES.format("apple9-bool")),
     ("row-past-the-end", "head + min(first + i * 8 + lane.row, rows - 1) * stride",
      "head + (first + i * 8 + lane.row) * stride", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
@@ -367,6 +331,7 @@ MUTANTS = [
     *DELTA,
     *BACKWARD_MASK,
     *DECODE,
+    *KEY_SPLITS,
     *COMBINE,
     *QUANTIZED,
     *SOFTMAX,
@@ -375,6 +340,7 @@ MUTANTS = [
     *MASK,
     *MASK_APPLY,
     *PAGES,
+    *MASK_LOOK,
     *DROPOUT,
     *TILE_SIMDGROUP,
     *SIMDGROUP_OPERANDS,
@@ -385,5 +351,4 @@ MUTANTS = [
     *TILE_NAN_SAFE,
     *TILE_MMA,
     *TILE_WGMMA,
-    *(mutant for template, made in neural_mutants.MUTANTS.items() for mutant in of(template, *made)),
 ]  # fmt: skip

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...backends import Backend
-from ...explanations.report import Explanation, readable
+from ...common.scalars import readable
+from ...explanations.report import Explanation
 from .model import Shape
 
 LONG = 8192  # a context length at which the difference in memory matters

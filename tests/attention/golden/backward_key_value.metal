@@ -22,7 +22,7 @@ using Element = float;
 constant constexpr int D = 64, DV = 64;
 constant constexpr int BP = 64, BT = 32, BH = 16, R = 16;
 constant constexpr int THREADS = 32 * BP / R;
-constant constexpr int SCRATCH = 512;
+constant constexpr int SCRATCH = 520;
 constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
 constant constexpr bool ADDITIVE = true;
 constant constexpr bool TRANSPOSED = 1;
@@ -209,6 +209,9 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup
   const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
+METAL_FUNC void copiers_barrier() {
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}
 template <int BT, int H, bool TRANSPOSED, typename B>
 METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
@@ -217,7 +220,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
   static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
   const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  copiers_barrier();
 #pragma clang loop unroll_count(8)
   for (int n = 0; n < PASSES; n++) {
     const int row = row0 + n * STEP;
@@ -231,7 +234,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
       *(threadgroup Run<T, N>*)(b.scratch + (row0 * B::HEAD_BLOCK + c) + n * STEP * B::HEAD_BLOCK) = values;
     }
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  copiers_barrier();
 }
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
@@ -257,6 +260,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
+  METAL_FUNC void pass() thread { block = block + BT * stride; }
   METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
   METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
     return edge ? at + rows * stride : at + rows * int(stride);
@@ -569,16 +573,66 @@ struct Visibility {
 }
 namespace flash {
 namespace mask {
+constant constexpr int SIMDGROUPS = BP / R;
+constant constexpr int VOTES = 2 * SIMDGROUPS * sizeof(uint) / sizeof(Element);
+template <int ROWS, int C> struct Look {
+  static_assert(C <= 128, "a word has a bit for each of a lane's elements of a row");
+  uint shown[ROWS / 8];
+  bool all;
+  int turn = 0;
+  METAL_FUNC bool shows(int i, int c, int e) const thread { return (shown[i] >> (2 * c + e) & 1) != 0; }
+  METAL_FUNC bool at(
+      thread const Visibility& visibility, int first_row, int first_column, int end, bool edge,
+      threadgroup Element* scratch, tile::Lane lane) thread {
+    uint some = 0;
+    all = true;
+    for (int i = 0; i < ROWS / 8; i++) {
+      const int last = max(0, (TRANSPOSED ? visibility.keys : visibility.rows) - 1);
+      const int row = min(first_row + i * 8 + lane.row, last);
+      shown[i] = 0;
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) {
+        for (int e = 0; e < 2; e++) {
+          const int column = first_column + tile::lane_place(C, c, lane.column) + tile::fixed_place(c) + e;
+          if (edge && column >= end) continue;
+          const MaskElement value = TRANSPOSED ? visibility.mask_at(column, row) : visibility.mask_at(row, column);
+          const bool visible = ADDITIVE ? !(float(value) == -INFINITY) : value != MaskElement(0);
+          shown[i] |= uint(visible) << (2 * c + e);
+          all = all && visible;
+        }
+      }
+      some |= shown[i];
+    }
+    all = simd_all(all);
+    const bool any = simd_any(some != 0);
+    if (SIMDGROUPS > 1) return any_votes(any, scratch, lane);
+    return any;
+  }
+  METAL_FUNC bool any_votes(bool any, threadgroup Element* scratch, tile::Lane lane) thread {
+    threadgroup uint* votes = (threadgroup uint*)(scratch + (SCRATCH - VOTES)) + turn * SIMDGROUPS;
+    turn = 1 - turn;
+    if (lane.thread_index % 32 == 0) votes[lane.simdgroup] = any;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    bool found = false;
+    for (int n = 0; n < SIMDGROUPS; n++) found = found || votes[n] != 0;
+    return found;
+  }
+};
+}
+}
+namespace flash {
+namespace mask {
+template <int ROWS, int C> struct Look;
 template <int R, int C>
 METAL_FUNC bool apply(
-    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane, bool edge = true) {
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, thread const Look<R, C>& look,
+    int first_query, int first_key, int valid, tile::Lane lane, bool edge = true) {
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
       !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-  const bool whole = covered;
+  const bool whole = covered && look.all;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
   for (int i = 0; i < R / 8; i++) {
@@ -592,7 +646,8 @@ METAL_FUNC bool apply(
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        visible = visible && look.shows(i, c, e);
         if (!visible || !visibility.admits(query, key)) {
           s.at[i][c][e] = -INFINITY;
           continue;
@@ -602,7 +657,7 @@ METAL_FUNC bool apply(
       }
     }
   }
-  return whole && !ADDITIVE;
+  return whole;
 }
 }
 }
@@ -757,6 +812,7 @@ METAL_FUNC void backward_key_value(
   mask::Visibility visibility;
   visibility.open(args, b);
   visibility.open_rows(block, min(block + BP, Lk), lane);
+  mask::Look<R, BT> look;
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
   for (int h = h_k * group; h < (h_k + 1) * group; h++) {
     const long statistics0 = (long(b) * args.Hq + h) * Lq;
@@ -776,6 +832,11 @@ METAL_FUNC void backward_key_value(
             const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
             if (at_edge != (edge == 1)) break;
             if (visibility.skip()) continue;
+            if (!look.at(visibility, first, r, range.end, edge == 1, scratch, lane)) {
+              q.pass();
+              d_o.pass();
+              continue;
+            }
             if (tile::produce(q, d_o, r, range.end)) continue;
             q.acquire(r, range.end, edge);
             d_o.acquire(r, range.end, edge);
@@ -783,7 +844,7 @@ METAL_FUNC void backward_key_value(
             tile::multiply_abt(p, k, q);
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
-            const bool whole = mask::apply(p, visibility, r, first, q.valid, lane, edge);
+            const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
             const softmax::Reference<tile::ColumnVector<BT>> reference =
                 softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
             softmax::probabilities(p, reference, factor, whole);

@@ -569,10 +569,16 @@ struct Visibility {
 }
 namespace flash {
 namespace mask {
+template <int ROWS, int C> struct Look {};
+}
+}
+namespace flash {
+namespace mask {
+template <int ROWS, int C> struct Look;
 template <int R, int C>
 METAL_FUNC bool apply(
-    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane, bool edge = true) {
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, thread const Look<R, C>& look,
+    int first_query, int first_key, int valid, tile::Lane lane, bool edge = true) {
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
@@ -593,7 +599,7 @@ METAL_FUNC bool apply(
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
         if (!visible || !visibility.admits(query, key)) {
           s.at[i][c][e] = -INFINITY;
           continue;
@@ -601,7 +607,7 @@ METAL_FUNC bool apply(
       }
     }
   }
-  return whole && !ADDITIVE;
+  return whole;
 }
 }
 }
@@ -708,6 +714,7 @@ METAL_FUNC void backward_query(
   visibility.open(args, at.b);
   visibility.open_head(args, at.b, at.h, at.block);
   visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
+  mask::Look<R, BT> look;
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
   for (int n = 0; n < visibility.ranges(); n++) {
     const mask::Range range = visibility.range(n, seen);
@@ -729,7 +736,7 @@ METAL_FUNC void backward_query(
           tile::finish_abt<1>(p, q, k);
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(p, slope, args);
-          const bool whole = mask::apply(p, visibility, at.first, c, k.valid, lane, edge);
+          const bool whole = mask::apply(p, visibility, look, at.first, c, k.valid, lane, edge);
           softmax::probabilities(p, reference, factor, whole);
           tile::finish_abt<0>(ds, d_o, v);
           v.release();

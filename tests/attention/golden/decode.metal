@@ -1,4 +1,4 @@
-// flash_decode_float16_v64_p8_m512_d64_t64_h64_r8_cO_threadgroup_causal_window_mask_float16_alibi_sinks_softcap_segments
+// flash_decode_float16_v64_p8_m512_d64_t64_h32_r8x4_cO_threadgroup_causal_window_mask_float16_alibi_sinks_softcap_segments
 
 #include <metal_stdlib>
 using namespace metal;
@@ -20,9 +20,9 @@ template <typename T> struct Strided {
 namespace flash {
 using Element = half;
 constant constexpr int D = 64, DV = 64;
-constant constexpr int BP = 8, BT = 64, BH = 64, R = 8;
+constant constexpr int BP = 8, BT = 64, BH = 32, R = 8;
 constant constexpr int THREADS = 32 * BP / R;
-constant constexpr int SCRATCH = 4096;
+constant constexpr int SCRATCH = 8192;
 constant constexpr bool CAUSAL = true, HAS_WINDOW = 1;
 constant constexpr bool ADDITIVE = true;
 constant constexpr bool TRANSPOSED = 0;
@@ -205,6 +205,9 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup
   const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
+METAL_FUNC void copiers_barrier() {
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+}
 template <int BT, int H, bool TRANSPOSED, typename B>
 METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
@@ -213,7 +216,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
   static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
   const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  copiers_barrier();
 #pragma clang loop unroll_count(8)
   for (int n = 0; n < PASSES; n++) {
     const int row = row0 + n * STEP;
@@ -227,7 +230,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
       *(threadgroup Run<T, N>*)(b.scratch + (row0 * B::HEAD_BLOCK + c) + n * STEP * B::HEAD_BLOCK) = values;
     }
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  copiers_barrier();
 }
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
@@ -253,6 +256,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
+  METAL_FUNC void pass() thread { block = block + BT * stride; }
   METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
   METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
     return edge ? at + rows * stride : at + rows * int(stride);
@@ -589,16 +593,56 @@ struct Visibility {
 }
 namespace flash {
 namespace mask {
+constant constexpr int SIMDGROUPS = BP / R;
+constant constexpr int VOTES = 2 * SIMDGROUPS * sizeof(uint) / sizeof(Element);
+template <int ROWS, int C> struct Look {
+  static_assert(C <= 128, "a word has a bit for each of a lane's elements of a row");
+  uint shown[ROWS / 8];
+  bool all;
+  int turn = 0;
+  METAL_FUNC bool shows(int i, int c, int e) const thread { return (shown[i] >> (2 * c + e) & 1) != 0; }
+  METAL_FUNC bool at(
+      thread const Visibility& visibility, int first_row, int first_column, int end, bool edge,
+      threadgroup Element* scratch, tile::Lane lane) thread {
+    uint some = 0;
+    all = true;
+    for (int i = 0; i < ROWS / 8; i++) {
+      const int last = max(0, (TRANSPOSED ? visibility.keys : visibility.rows) - 1);
+      const int row = min(first_row + i * 8 + lane.row, last);
+      shown[i] = 0;
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) {
+        for (int e = 0; e < 2; e++) {
+          const int column = first_column + tile::lane_place(C, c, lane.column) + tile::fixed_place(c) + e;
+          if (edge && column >= end) continue;
+          const MaskElement value = TRANSPOSED ? visibility.mask_at(column, row) : visibility.mask_at(row, column);
+          const bool visible = ADDITIVE ? !(float(value) == -INFINITY) : value != MaskElement(0);
+          shown[i] |= uint(visible) << (2 * c + e);
+          all = all && visible;
+        }
+      }
+      some |= shown[i];
+    }
+    all = simd_all(all);
+    const bool any = simd_any(some != 0);
+    return any;
+  }
+};
+}
+}
+namespace flash {
+namespace mask {
+template <int ROWS, int C> struct Look;
 template <int R, int C>
 METAL_FUNC bool apply(
-    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane, bool edge = true) {
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, thread const Look<R, C>& look,
+    int first_query, int first_key, int valid, tile::Lane lane, bool edge = true) {
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
       !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-  const bool whole = covered;
+  const bool whole = covered && look.all;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
   for (int i = 0; i < R / 8; i++) {
@@ -612,7 +656,8 @@ METAL_FUNC bool apply(
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        visible = visible && look.shows(i, c, e);
         if (!visible || !visibility.admits(query, key)) {
           s.at[i][c][e] = -INFINITY;
           continue;
@@ -622,7 +667,7 @@ METAL_FUNC bool apply(
       }
     }
   }
-  return whole && !ADDITIVE;
+  return whole;
 }
 }
 }
@@ -698,18 +743,87 @@ METAL_FUNC void store_statistics(device float* to, float m, float l) {
 }
 }
 namespace flash {
+constant constexpr int SPLITS = 4;
+namespace key_splits {
+constant constexpr int SIMDGROUPS = BP / R, MERGED = 4 < DV / 8 ? 4 : DV / 8;
+METAL_FUNC float weight_of(float m_slice, float m) { return fast_exp2((m_slice - m) * M_LOG2E_F); }
+template <int BH, bool CACHED>
+METAL_FUNC bool join(
+    thread tile::Accumulator<R, DV, BH, CACHED>& o, thread softmax::State<R>& state, threadgroup Element* scratch,
+    int slice, tile::Lane lane) {
+  threadgroup float* m = (threadgroup float*)scratch;
+  threadgroup float* l = m + SPLITS * BP;
+  const int row0 = int(lane.simdgroup) * R + lane.row;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int i = 0; i < R / 8; i++) {
+    if (lane.column != 0) continue;
+    m[slice * BP + row0 + i * 8] = state.m[i];
+    l[slice * BP + row0 + i * 8] = state.l[i];
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  tile::RowVector<R> weight;
+  for (int i = 0; i < R / 8; i++) {
+    const int row = row0 + i * 8;
+    float largest = -INFINITY, sum = 0;
+    for (int n = 0; n < SPLITS; n++) largest = max(largest, m[n * BP + row]);
+    const float reference = largest == -INFINITY ? 0 : largest;
+    for (int n = 0; n < SPLITS; n++) sum += weight_of(m[n * BP + row], reference) * l[n * BP + row];
+    weight.at[i] = weight_of(state.m[i], reference);
+    state.m[i] = largest;
+    state.l[i] = sum;
+  }
+  constexpr int GROUPS = R / 8, FRAGMENTS = GROUPS * MERGED;
+  threadgroup tile::Pair<float>* pairs = (threadgroup tile::Pair<float>*)(l + SPLITS * BP) + lane.thread_index % 32;
+#pragma clang loop unroll(full)
+  for (int d0 = 0; d0 < DV / 8; d0 += MERGED) {
+    if (slice > 0) {
+      const int place = ((slice - 1) * SIMDGROUPS + lane.simdgroup) * FRAGMENTS;
+      for (int i = 0; i < GROUPS; i++) {
+#pragma clang loop unroll(full)
+        for (int d = d0; d < min(d0 + MERGED, DV / 8); d++) {
+          pairs[(place + i * MERGED + d - d0) * 32] = o.get(i, d) * weight.at[i];
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (slice == 0) {
+      for (int i = 0; i < GROUPS; i++) {
+#pragma clang loop unroll(full)
+        for (int d = d0; d < min(d0 + MERGED, DV / 8); d++) {
+          tile::Pair<float> sum = o.get(i, d) * weight.at[i];
+          for (int n = 1; n < SPLITS; n++) {
+            const int place = ((n - 1) * SIMDGROUPS + lane.simdgroup) * FRAGMENTS;
+            sum += pairs[(place + i * MERGED + d - d0) * 32];
+          }
+          o.set(i, d, sum);
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+  return slice == 0;
+}
+}
+}
+namespace flash {
 constant constexpr bool CACHE_Q = false, CACHE_O = true;
+METAL_FUNC int part_length(int keys, const constant int* params) {
+  const int alone = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
+  const int parts = keys <= alone ? 1 : max(1, min(most, keys / least));
+  return (keys + parts * unit - 1) / (parts * unit) * unit;
+}
 template <typename Out>
 METAL_FUNC void decode(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
     uint thread_index) {
-  const tile::Lane lane = tile::Lane::of(thread_index);
-  const int rows = args.rows, parts = args.decode_params[2], part = position.x, b = position.z;
+  const int slice = thread_index / THREADS;
+  const tile::Lane lane = tile::Lane::of(thread_index % THREADS);
+  tile::Memory<Element> memory = {scratch + slice * (BT * BH)};
+  const int rows = args.rows, parts = args.decode_params[4], part = position.x, b = position.z;
   const int blocks = (rows + BP - 1) / BP, h_k = int(position.y) / blocks;
   const int h = h_k * (rows / args.Lq);
   const int block = int(position.y) % blocks * BP, first = block + int(lane.simdgroup) * R;
   const long row0 = ((long(part) * args.B + b) * args.Hk + h_k) * rows;
-  tile::Memory<Element> memory = {scratch};
   tile::Rows<Element, BP, R, D, CACHE_Q> q;
   tile::Traversed<Element, BT, D, BH, THREADS> k;
   tile::Traversed<Element, BT, DV, BH, THREADS> v;
@@ -720,6 +834,7 @@ METAL_FUNC void decode(
   visibility.open(args, b);
   visibility.open_head(args, b, h, block);
   visibility.open_rows(0, args.Lq, lane);
+  mask::Look<R, BT> look;
   q.open(args.Q, b, h_k, first, rows, memory, lane);
   k.open(memory, lane);
   k.view(args.K, b, h_k);
@@ -727,11 +842,12 @@ METAL_FUNC void decode(
   v.view(args.V, b, h_k);
   o.open(O + row0 * DV, first, rows, lane);
   state.clear();
-  for (int i = 0; i < R / 8 && part == 0; i++) {
+  for (int i = 0; i < R / 8 && part == 0 && slice == 0; i++) {
     state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))]);
   }
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
-  const int begin = seen.begin + part * args.decode_params[1], end = min(seen.end, begin + args.decode_params[1]);
+  const int length = part_length(seen.end - seen.begin, args.decode_params) / SPLITS;
+  const int begin = seen.begin + (part * SPLITS + slice) * length, end = min(seen.end, begin + length);
   for (int c = begin, next; c < end;) {
     k.start(c);
     v.start(c);
@@ -743,6 +859,11 @@ METAL_FUNC void decode(
         const bool at_edge = visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) || k.far() || v.far();
         if (at_edge != (edge == 1)) break;
         if (!entered || visibility.skip()) continue;
+        if (!look.at(visibility, first, c, next, edge == 1, scratch, lane)) {
+          k.pass();
+          v.pass();
+          continue;
+        }
         if (tile::produce(k, v, c, next)) continue;
         k.acquire(c, next, edge);
         tile::Tile<float, R, BT> s;
@@ -750,7 +871,7 @@ METAL_FUNC void decode(
         k.release();
         softmax::Slope<R, BT> slope;
         softmax::scale_or_cap(s, slope, args);
-        const bool whole = mask::apply(s, visibility, first, c, k.valid, lane, edge);
+        const bool whole = mask::apply(s, visibility, look, first, c, k.valid, lane, edge);
         const tile::RowVector<R> correction = softmax::step(s, state, factor);
         tile::Tile<Element, R, BT> p;
         tile::narrow(p, s);
@@ -761,6 +882,7 @@ METAL_FUNC void decode(
     }
   }
   if (lane.produces()) return;
+  if (!key_splits::join(o, state, scratch, slice, lane)) return;
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = first + i * 8 + lane.row;

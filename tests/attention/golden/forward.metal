@@ -208,6 +208,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
+  METAL_FUNC void pass() thread { block = block + BT * stride; }
   METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
   METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
     return edge ? at + rows * stride : at + rows * int(stride);
@@ -531,10 +532,16 @@ struct Visibility {
 }
 namespace flash {
 namespace mask {
+template <int ROWS, int C> struct Look {};
+}
+}
+namespace flash {
+namespace mask {
+template <int ROWS, int C> struct Look;
 template <int R, int C>
 METAL_FUNC bool apply(
-    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, int first_query, int first_key, int valid,
-    tile::Lane lane, bool edge = true) {
+    thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, thread const Look<R, C>& look,
+    int first_query, int first_key, int valid, tile::Lane lane, bool edge = true) {
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
@@ -555,7 +562,7 @@ METAL_FUNC bool apply(
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
-        const bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
+        bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
         if (!visible || !visibility.admits(query, key)) {
           s.at[i][c][e] = -INFINITY;
           continue;
@@ -563,7 +570,7 @@ METAL_FUNC bool apply(
       }
     }
   }
-  return whole && !ADDITIVE;
+  return whole;
 }
 }
 }
@@ -656,6 +663,7 @@ METAL_FUNC void forward(
   visibility.open(args, at.b);
   visibility.open_head(args, at.b, at.h, at.block);
   visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
+  mask::Look<R, BT> look;
   tile::PingPong<BP, DV> ping_pong;
   ping_pong.open(lane);
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
@@ -679,7 +687,7 @@ METAL_FUNC void forward(
           k.release();
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(s, slope, args);
-          const bool whole = mask::apply(s, visibility, at.first, c, k.valid, lane, edge);
+          const bool whole = mask::apply(s, visibility, look, at.first, c, k.valid, lane, edge);
           const tile::RowVector<R> correction = softmax::step(s, state, factor);
           tile::Tile<Element, R, BT> p;
           tile::narrow(p, s);

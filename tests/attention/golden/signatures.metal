@@ -57,7 +57,7 @@
   device float* dV [[buffer(14)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
-[[kernel]] void custom_kernel_flash_decode_float16_v64_p16_m0_d64_t64_h32_r16_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_int32_tc_float16_t_float(
+[[kernel]] void custom_kernel_flash_decode_float16_v64_p16_m0_d64_t64_h32_r16x4_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_int32_tc_float16_t_float(
   const device uint8_t* Q [[buffer(0)]],
   const constant int* Q_shape [[buffer(1)]],
   const constant int64_t* Q_strides [[buffer(2)]],

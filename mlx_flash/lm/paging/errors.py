@@ -1,0 +1,9 @@
+"""Errors of a pool of pages. They are no ValueErrors: patch() passes them on and asks no other function."""
+
+
+class PagePoolError(RuntimeError):
+    """A cache or a handle that was released or is out of date, or two threads inside one pool at the same time."""
+
+
+class PagePoolFull(PagePoolError):
+    """The pool has no room for more tokens. Nothing was written: release caches, or let fewer requests in."""

@@ -1,0 +1,93 @@
+"""What a paged cache gives a model in the place of keys and values, and the attention over it."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ...api import attention, quantized_attention
+from ...integrations.handles import Handle
+from ...sequences import merge
+from .errors import PagePoolError
+
+
+class CausalMask(str):
+    """The word "causal", as mlx-lm's models pass it on, with the window that the model asked for."""
+
+    window: int | None = None
+
+
+def causal(window: int | None) -> CausalMask:
+    mask = CausalMask("causal")
+    mask.window = window
+    return mask
+
+
+class PagedKeys(Handle):
+    """The keys of one step, good until the next step of its cache.
+
+    `rows`: (stored, tokens in the dense arrays, queries that exist, tokens dropped) of every row, before the step in
+    pages and with it in `dense`, the new tokens' own keys and values or the tail.
+    """
+
+    def __init__(self, cache, layer, table: mx.array | None, rows: list[tuple[int, ...]], dense, queries: int):
+        longest = max((sum(row[:2]) for row in rows), default=0)
+        super().__init__((len(rows), layer.heads, longest, layer.dims[0]), layer.dtype)
+        self._cache, self._layer, self._table, self._dense, self._queries = cache, layer, table, dense, queries
+        self._step, self._rows = cache.step, rows
+
+    def attend(self, q: mx.array, values: Handle, *, scale: float, mask, sinks) -> mx.array:
+        with self._cache.pool.entered():
+            self._check(q, values, mask)
+            stored, dense, new, _ = (list(column) for column in zip(*self._rows))
+            window = self._layer.window or getattr(mask, "window", None)
+            full = set(new) == {q.shape[2]} and set(dense) == {self._dense[0].shape[2]}
+            ends = None if full else (mx.array(new), mx.array(dense))
+            whole = attention(
+                q, *self._cast(q), scale=scale, causal=True, window=window and (window - 1, 0), sinks=sinks,
+                lengths=ends, return_lse="split" if any(stored) else False,
+            )  # fmt: skip
+            if not any(stored):
+                return whole
+            older = self._older(q, scale, window, mx.array(new), mx.array(stored))
+            return merge(*zip(older, whole))[0]
+
+    def _cast(self, q: mx.array) -> list[mx.array]:
+        return [one.astype(q.dtype) for one in self._dense]
+
+    def _older(self, q, scale, window, new: mx.array, stored: mx.array):
+        """Over the tokens in pages: all of them come before every query."""
+        options = {
+            "scale": scale, "lengths": (new, stored), "pages": self._table, "return_lse": "split",
+            "mask": None if window is None else self._inside(window, q.shape[2], new, stored),
+        }  # fmt: skip
+        k, v = self._layer.operands()
+        form = self._layer.quantization
+        if form is None:
+            return attention(q, k.astype(q.dtype), v.astype(q.dtype), **options)
+        return quantized_attention(q, k, v, group_size=form.group_size, bits=form.bits, mode=form.mode, **options)
+
+    def _inside(self, window: int, queries: int, new: mx.array, stored: mx.array) -> mx.array:
+        """bool [B, 1, Lq, keys in pages]: which of them a window reaches. Positions count from the first stored one."""
+        dense = mx.array([row[1] for row in self._rows])
+        own = (stored + dense - new)[:, None] + mx.arange(queries)
+        keys = mx.arange(self._table.shape[1] * self._layer.page)
+        return (keys > own[..., None] - window)[:, None]
+
+    def _check(self, q, values, mask) -> None:
+        self._cache.check_open()
+        if self._cache.step != self._step:
+            raise PagePoolError("[mlx_flash.PagePool] a handle of an earlier step: pass on the ones of this step")
+        if not isinstance(values, Values) or values.keys is not self:
+            raise PagePoolError("[mlx_flash.PagePool] keys and values of different steps or caches")
+        if mask is not None and not isinstance(mask, str):
+            raise PagePoolError("[mlx_flash.PagePool] an array mask over pages: pass on the mask that the cache made")
+        if q.shape[0] != len(self._rows) or q.shape[2] != self._queries:
+            raise PagePoolError(f"[mlx_flash.PagePool] queries of another step: shape {q.shape}")
+
+
+class Values(Handle):
+    """The values that belong to `keys`."""
+
+    def __init__(self, keys: PagedKeys, dimension: int):
+        super().__init__((*keys.shape[:3], dimension), keys.dtype)
+        self.keys = keys

@@ -1,0 +1,70 @@
+// What the array mask shows of a tile, asked once before the tile is worked on: a block that it hides from all rows is
+// not visited, and one that it shows to all rows needs no care for hidden NaN.
+namespace flash {
+namespace mask {
+
+#if LOOKS
+constant constexpr int SIMDGROUPS = BP / R;
+// Elements at the end of threadgroup memory in which simdgroups that copy blocks together tell what they found, in turns
+constant constexpr int VOTES = 2 * SIMDGROUPS * sizeof(uint) / sizeof(Element);
+
+template <int ROWS, int C> struct Look {
+  static_assert(C <= 128, "a word has a bit for each of a lane's elements of a row");
+  uint shown[ROWS / 8];  // of element e of fragment c: bit 2 c + e
+  bool all;              // is every element of the tile shown?
+  int turn = 0;
+
+  METAL_FUNC bool shows(int i, int c, int e) const thread { return (shown[i] >> (2 * c + e) & 1) != 0; }
+
+  // Looks at the tile that begins at (first_row, first_column), its columns before `end`. Returns whether any element
+  // is shown, to this simdgroup or to one that copies blocks together with it.
+  METAL_FUNC bool at(
+      thread const Visibility& visibility, int first_row, int first_column, int end, bool edge,
+      threadgroup Element* scratch, tile::Lane lane) thread {
+    uint some = 0;
+    all = true;
+    for (int i = 0; i < ROWS / 8; i++) {
+      // Rows past the end repeat the last one; an entry of no length has the first.
+      const int last = max(0, (TRANSPOSED ? visibility.keys : visibility.rows) - 1);
+      const int row = min(first_row + i * 8 + lane.row, last);
+      shown[i] = 0;
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) {
+        for (int e = 0; e < 2; e++) {
+          const int column = first_column + tile::lane_place(C, c, lane.column) + tile::fixed_place(c) + e;
+          if (edge && column >= end) continue;
+          const MaskElement value = TRANSPOSED ? visibility.mask_at(column, row) : visibility.mask_at(row, column);
+          const bool visible = ADDITIVE ? !(float(value) == -INFINITY) : value != MaskElement(0);
+          shown[i] |= uint(visible) << (2 * c + e);
+          all = all && visible;
+        }
+      }
+      some |= shown[i];
+    }
+    all = simd_all(all);
+    const bool any = simd_any(some != 0);
+#if USES_THREADGROUP && !SPLITS_KEYS
+    if (SIMDGROUPS > 1) return any_votes(any, scratch, lane);
+#endif
+    return any;
+  }
+
+#if USES_THREADGROUP && !SPLITS_KEYS
+  // One barrier suffices: when a place is written again, all have passed the barrier of the other one.
+  METAL_FUNC bool any_votes(bool any, threadgroup Element* scratch, tile::Lane lane) thread {
+    threadgroup uint* votes = (threadgroup uint*)(scratch + (SCRATCH - VOTES)) + turn * SIMDGROUPS;
+    turn = 1 - turn;
+    if (lane.thread_index % 32 == 0) votes[lane.simdgroup] = any;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    bool found = false;
+    for (int n = 0; n < SIMDGROUPS; n++) found = found || votes[n] != 0;
+    return found;
+  }
+#endif
+};
+#else
+template <int ROWS, int C> struct Look {};
+#endif
+
+}  // namespace mask
+}  // namespace flash

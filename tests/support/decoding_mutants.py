@@ -1,0 +1,83 @@
+"""Mistakes in the templates of decoding, and in what array masks are asked; mutants.py has the others."""
+
+from mutant import of
+
+TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
+VISITED = "test_work.py::test_tiles_that_an_array_mask_hides_are_not_visited[{}]"
+DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
+
+# fmt: off
+DECODE = of(
+    "decode",
+    ("first-head-of-every-group", "h = h_k * (rows / args.Lq);", "h = h_k;", DECODING.format("apple9-alibi")),
+    ("sink-in-every-part", "i < R / 8 && part == 0 && slice == 0;", "i < R / 8 && slice == 0;",
+     DECODING.format("apple7-sinks")),
+    ("sink-in-every-slice", "part == 0 && slice == 0;", "part == 0;", DECODING.format("apple7-sinks")),
+    ("more-parts-than-launched", "max(1, min(most, keys / least))", "most",
+     "test_decode.py::test_groups_queries_and_keys[apple9]"),
+    ("every-slice-writes", "if (!key_splits::join(o, state, scratch, slice, lane)) return;",
+     "key_splits::join(o, state, scratch, slice, lane);", DECODING.format("apple9-wide-window"), "check"),
+    ("part-without-an-end", "end = min(seen.end, begin + length);", "end = seen.end;",
+     DECODING.format("apple7-softcap")),
+    ("normalised-twice", "parts > 1 ? 1 : state.l[i] == 0",
+     "state.l[i] == 0", DECODING.format("apple7-softcap")),
+    ("part-of-another-batch-entry", "(long(part) * args.B + b)", "(long(b) * parts + part)",
+     DECODING.format("apple7-softcap")),
+    ("tile-over-two-blocks", "next = min(next, (c / BLOCK + 1) * BLOCK);", "", DECODING.format("apple7-blocks")),
+    ("rows-of-the-first-block-only", "int(position.y) % blocks * BP", "0",
+     "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
+    ("copied-beyond-the-border", "tile::produce(k, v, c, next)", "tile::produce(k, v, c, end)",
+     "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
+    ("producers-store-too", "if (lane.produces()) return;", "",
+     "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
+)
+
+KEY_SPLITS = of(
+    "key_splits",
+    ("slices-not-weighed", "o.get(i, d) * weight.at[i];\n        }", "o.get(i, d);\n        }",
+     DECODING.format("apple9-wide-window")),
+    ("first-slice-not-weighed", "sum = o.get(i, d) * weight.at[i];", "sum = o.get(i, d);",
+     DECODING.format("apple9-wide-window")),
+    ("last-slice-forgotten", "for (int n = 1; n < SPLITS; n++)", "for (int n = 1; n < SPLITS - 1; n++)",
+     DECODING.format("apple9-wide-window")),
+    ("sum-of-the-first-slice", "state.l[i] = sum;", "", DECODING.format("apple9-wide-window")),
+    ("slices-reference-of-nothing", "const float reference = largest == -INFINITY ? 0 : largest;",
+     "const float reference = largest;", "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
+    ("blocks-still-read", "threadgroup_barrier(mem_flags::mem_threadgroup);  // the memory held blocks of keys", "",
+     DECODING.format("apple7-bool-by-head"), "check"),
+)
+
+COMBINE = of(
+    "combine",
+    ("parts-not-weighed", "const float weight = weight_of(args.L_parts[place], reference);",
+     "const float weight = 1;", DECODING.format("apple7-softcap")),
+    ("plain-parts-in-natural-units", "return fast_exp2(m_part - m);", "return fast_exp2((m_part - m) * M_LOG2E_F);",
+     DECODING.format("apple7-causal")),
+    ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
+     DECODING.format("apple7-softcap")),
+    ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
+     "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
+)
+
+MASK_LOOK = of(
+    "mask_look",
+    ("look-past-the-last-row", "min(first_row + i * 8 + lane.row, last)", "first_row + i * 8 + lane.row",
+     DECODING.format("apple9-bool"), "check"),
+    ("look-past-the-last-column", "if (edge && column >= end) continue;", "", DECODING.format("apple9-bool"), "check"),
+    ("look-transposed", "? visibility.mask_at(column, row) :", "? visibility.mask_at(row, column) :",
+     TILES.format("apple9-bool")),
+    ("every-tile-is-whole", "all = simd_all(all);", "all = true;", TILES.format("apple9-bool")),
+    ("whole-for-one-lane", "all = simd_all(all);", "", TILES.format("apple9-additive")),
+    ("no-tile-is-whole", "all = simd_all(all);", "all = false;",
+     "test_work.py::test_a_mask_that_hides_nothing_of_a_tile_costs_no_care_for_hidden_nan[apple9-forward]"),
+    ("no-tile-is-hidden", "const bool any = simd_any(some != 0);", "const bool any = true;",
+     VISITED.format("bool-apple9-forward")),
+    ("tile-of-one-lane", "const bool any = simd_any(some != 0);", "const bool any = some != 0;",
+     TILES.format("apple9-bool"), "check"),
+    ("infinity-is-a-number", "!(float(value) == -INFINITY)", "true", VISITED.format("additive-apple9-forward")),
+    ("one-simdgroup-decides", "if (SIMDGROUPS > 1) return any_votes(any, scratch, lane);", "",
+     TILES.format("apple7-bool"), "check"),
+    ("votes-in-one-place", "turn = 1 - turn;", "", TILES.format("apple7-bool"), "check"),
+    ("votes-of-three", "n < SIMDGROUPS; n++", "n < SIMDGROUPS - 1; n++", TILES.format("apple7-bool")),
+    ("votes-unordered", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", TILES.format("apple7-bool"), "check"),
+)

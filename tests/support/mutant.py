@@ -1,0 +1,16 @@
+"""One mistake in a template, and the test that must notice it."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    template: str  # templates/*/<template>.metal
+    name: str
+    old: str
+    new: str
+    killed_by: str  # id of a test below tests/
+    mode: str = "fast"  # of the simulator; "check" where its report is what kills, or memory would be overrun
+
+
+def of(template: str, *mutants: tuple) -> list[Mutant]:
+    return [Mutant(template, *mutant) for mutant in mutants]
