@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +30,7 @@ from .vjp import attend, refuse_shapeless
 
 CACHE_SIZE = 1024  # signatures that are kept
 SPLIT = "split"  # of return_lse: largest score and logarithm of the sum, apart
+sized_of = itemgetter(*SIZED)  # called with every call: cheaper than a generator
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
 REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths; different lengths
@@ -70,7 +72,7 @@ class Call:
         """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
         do not fit together."""
         k_shape, v_shape = (k.shape, v.shape) if self.quantization is None else (k[0].shape, v[0].shape)
-        problem = sized(self.signature, q.shape, k_shape, v_shape, *(arguments[name] for name in SIZED))
+        problem = sized(self.signature, q.shape, k_shape, v_shape, *sized_of(arguments))
         if self.quantization:
             _check_part_lengths(k, v, self.quantization)
         if problem.empty or not k_shape[0]:
@@ -170,7 +172,7 @@ def prepared(
         given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
         form = quantized_as and _static(quantized_as, "quantized_as")
-        page = None if arguments.get("pages") is None else _page(k)
+        page = None if arguments["pages"] is None else _page(k)
         key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, page, *given)
         call = _cache.get(key)
     except TypeError:  # an argument whose type is unknown here is checked every time
