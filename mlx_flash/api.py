@@ -72,7 +72,7 @@ def attention(
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
         key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
         score: a Score, or its text: a function of your own of every score, compiled into the kernels, after softcap and
-            before anything is added. Its arrays have no gradients.
+            before anything is added. Its float arrays have gradients (`Score` says which).
         visible: a Visible, or its text: which pairs see each other, compiled into the kernels, beside all other masks
             but a BlockMask.
         return_lse: also return the natural logarithm of each row's sum of exponentials (LSE), differentiable. "split":

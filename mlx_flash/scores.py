@@ -88,8 +88,11 @@ class Score(Text):
             An element beyond an array's ends is NaN, of an integer array -2**31. Values of numbers and arrays, and
             sizes of arrays, compile nothing anew.
 
-    dQ, dK and dV are exact: backward kernels compute with dual numbers. A -INFINITY that the text names hides its key;
-    a NaN reaches the rows that see it and no further.
+    dQ, dK and dV are exact: backward kernels compute with dual numbers. So are gradients of float arrays that the text
+    reads at one place, by an index of b, h, q and k (slopes, temperatures, tables of relative biases), and the same
+    bits every time: their sums over the axes that the index does not name take one more kernel and at most 2**24
+    elements. Others raise UnsupportedProblem when they are asked for. A -INFINITY that the text names hides its key; a
+    NaN reaches the rows that see it and no further.
 
     Raises:
         ValueError: the text is wrong, with its line and column, or a name or an array is.

@@ -49,12 +49,6 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
     return number, q if exported else _tied(q, _without_gradient(name)(array))
 
 
-def without_gradient(name: str, array: mx.array) -> mx.array:
-    """The array; a gradient that is asked of it raises."""
-    exported = trace.export is not None or in_export_trace()
-    return array if exported else _without_gradient(name)(array)
-
-
 def _without_gradient(name: str):
     def refuse(*_):
         raise UnsupportedProblem(

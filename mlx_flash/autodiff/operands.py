@@ -15,9 +15,9 @@ from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
 from ..problem.rows import pair
 from ..problem.variants import Variants
-from ..scores import Visible, visited_as_a_whole
+from ..scores import Text, Visible, visited_as_a_whole
 from ..transforms.trace import mapped_array
-from .learned import without_gradient
+from .tables import SUM, stand_in
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
 WIDE = (mx.uint32, mx.int64, mx.uint64)
@@ -67,9 +67,7 @@ def operands(
         arrays["pages"] = mx.broadcast_to(contiguous(pages), (problem.batch, pages.shape[1]))
     for text in (score, visible):
         if text is not None:
-            kind = text.formula.owner.lower()
-            for name, array in text.arrays.items():
-                arrays[text.formula.operand(name)] = without_gradient(f"{name} of {kind}", array)
+            arrays |= text_operands(problem, text)
     if visible is not None and variants.block:
         mask = blocks_of(problem, visible)
     if variants.block:
@@ -82,6 +80,18 @@ def operands(
         threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)
         arrays["dropout_key"] = mx.concatenate([key, threshold])
     return arrays
+
+
+def text_operands(problem: Problem, text: Text) -> dict[str, mx.array]:
+    """The arrays of a text. Beside a score's float arrays stands what takes their gradient; others have none."""
+    formula, found = text.formula, {}
+    for one in formula.arrays:
+        array, operand = text.arrays[one.name], formula.operand(one.name)
+        if formula.owner == "Score" and one.type == "float":
+            found[SUM + operand] = stand_in(problem, formula, one.name, text.arrays)
+            array = mx.stop_gradient(array)
+        found[operand] = array
+    return found
 
 
 def blocks_of(problem: Problem, visible: Visible) -> BlockMask:
@@ -161,7 +171,7 @@ def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Prob
     else:
         batch, _, queries, _ = arrays["dO"].shape
         keys = 0  # delta sums rows of dO and O: no key takes part
-    mask = arrays.get("attention_mask")
+    mask = arrays.get(SUM + signature.variants.seeded if signature.variants.seed else "attention_mask")
     return Problem(signature, batch, queries, keys, None if mask is None else tuple(mask.shape))
 
 

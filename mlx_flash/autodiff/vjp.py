@@ -7,6 +7,7 @@ dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, choose
-from .operands import array_inputs, kernel_inputs, problem_of_arrays
+from .operands import SUM, array_inputs, kernel_inputs, problem_of_arrays
 from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
 
@@ -203,11 +204,21 @@ class Attention:
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = self.run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
+        for name, extra in zip(self.names, extras):
+            if name.startswith(SUM) and extra.ndim:  # without axes: an array that has no gradient
+                gradients[name] = self._summed(name).run(BACKWARD_MASK, *arrays)[0]
         if "sinks" in self.names:
             gradients["sinks"] = sinks_gradient(
                 extras[self.names.index("sinks")], outputs[1], delta, self.signature.variants.scaled_first
             )
         return (*self.run(BACKWARD_QUERY, *arrays), *self.key_value(arrays), *gradients.values())
+
+    def _summed(self, name: str) -> Attention:
+        """These kernels with the slope of the score in one of its arrays, where it is summed."""
+        variants = self.signature.variants
+        seed = 1 + variants.score.operands.index(name.removeprefix(SUM))
+        signature = replace(self.signature, variants=replace(variants, seed=seed))
+        return attend(signature, self.names, self.backend, self.stream, self.with_lse)
 
     def key_value(self, arrays: Arrays) -> Arrays:
         """dK and dV, by one kernel or by one each."""

@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..kernels.launch import output_shape
 from ..problem.kinds import BACKWARD_MASK, KernelKind
 from ..problem.problem import Problem, Signature
-from .operands import contiguous, problem_of_arrays
+from .operands import SUM, contiguous, problem_of_arrays
 
 # These have no batch axis: all entries of a launch share them.
 SHARED = frozenset({"slopes", "sinks", "dropout_key", "block_bitmaps"})
@@ -47,8 +47,9 @@ def mapped(
         return [mx.zeros((0, *one.shape), one.dtype) for one in stand_in(kind, problem)]
     # Entries of one launch share these, and dropout's pattern, like a text, may count batch entries: each maps to a
     # call of its own.
-    shared |= {name for text in problem.variants.texts for name in text.operands}
+    shared |= {name for text in problem.variants.texts for one in text.operands for name in (one, SUM + one)}
     counts = problem.variants.dropout or any("b" in text.names for text in problem.variants.texts)
+    counts = counts or problem.variants.seed  # sums over the batch of one entry
     if counts or any(name in shared and moves for name, (_, moves) in held.items()):
         entries = [call(*(array[n] if moves else array for array, moves in held.values())) for n in range(size)]
         return [mx.stack(outputs) for outputs in zip(*entries)]

@@ -35,16 +35,17 @@ WHOLE = {"/": "quotient", "%": "residue", "<<": "left_shifted", ">>": "right_shi
 INDENT = "  "
 
 
-def struct(formula: Formula, dual: bool, by_head: bool) -> str:
+def struct(formula: Formula, seed: str | None, by_head: bool) -> str:
     """The definition of `formula::Score` or `formula::Visible`.
 
-    `dual`: whether the slope in s is wanted. `by_head`: whether a kernel walks the heads one by one.
+    `seed`: what the slope of a score is wanted in, "s" or one of its arrays. `by_head`: whether a kernel walks the
+    heads one by one.
     """
-    dual = dual and formula.owner == "Score"
-    text = _Text(formula, "s" if dual else None, by_head)
-    result = "bool" if formula.owner == "Visible" else text.type("float", dual)
+    seed = seed if formula.owner == "Score" else None
+    text = _Text(formula, seed, by_head)
+    result = "bool" if formula.owner == "Visible" else text.type("float", seed is not None)
     body = text.block(formula.body, 2)
-    score = "" if formula.owner == "Visible" else f"{result} s, "
+    score = "" if formula.owner == "Visible" else f"{text.type('float', seed == 's')} s, "
     lines = [
         f"struct {formula.owner} {{",
         *(f"  {member};" for member in text.members()),
@@ -63,7 +64,7 @@ def struct(formula: Formula, dual: bool, by_head: bool) -> str:
 
 
 class _Text:
-    """`seed`: the variable in which the slope is taken, None for values alone."""
+    """`seed`: in which the slope is taken, s or an array; None for values alone."""
 
     def __init__(self, formula: Formula, seed: str | None, by_head: bool):
         self.formula, self.seed, self.by_head = formula, seed, by_head
@@ -180,7 +181,8 @@ class _Text:
         if isinstance(node, Name):
             if node.name in POSITION_NAMES:
                 return f"at.{node.name}"
-            return "s" if node.name == "s" else f"u_{node.name}"
+            name = "s" if node.name == "s" else f"u_{node.name}"
+            return f"Dual({name}, 1.0f)" if node.name == self.seed and node.name != "s" else name
         if isinstance(node, Item):
             return self.item(node)
         if isinstance(node, Unary):
@@ -198,7 +200,7 @@ class _Text:
         found = f"read{'_float' if node.type == 'float' else '_int'}({name}{places})"
         if node.type == "bool":
             return f"({found} > 0)"
-        return f"Dual{{{found}, 1}}" if node.array == self.seed else found
+        return f"Dual({found}, 1.0f)" if node.array == self.seed else found
 
     def binary(self, node: Binary) -> str:
         if node.sign in WHOLE and node.type == "int":

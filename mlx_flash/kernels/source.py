@@ -100,7 +100,8 @@ def build(
     parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants, row.splits)}
     if kind.tiled and variants.texts:  # what is generated of the users' texts
         before = "dual" if "dual" in parts else "formula"
-        structs = [struct(one, "dual" in parts, kind is not DECODE) for one in variants.texts]
+        seed = variants.score.arrays[variants.seed - 1].name if variants.seed else "s"
+        structs = [struct(one, seed if "dual" in parts else None, kind is not DECODE) for one in variants.texts]
         parts[before] += compact("\n".join(["namespace flash {", "namespace formula {", *structs, "}", "}", ""]))
     shared = "constants" if kind.tiled else "views"
     parts[shared] += compact(arguments.struct(kind, inputs))

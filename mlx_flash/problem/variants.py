@@ -43,8 +43,9 @@ class Variants:
     mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
     mask. `shifts`: arrays say where queries are among the keys. `lengths`: batch entries have lengths of their own.
     `page`: rows of a page of keys and values. `latent`: values are the first columns of keys. `dropout`: a probability.
-    `quantization`: the format of keys and values. Values that a kernel reads as arguments (the window's sides, the cap,
-    the probability) do not change its text: see `text`.
+    `score`, `visible`: users' texts. `seed`: the number, from 1 on, of the array of the score whose gradient a kernel
+    sums. `quantization`: the format of keys and values. Values that a kernel reads as arguments (the window's sides,
+    the cap, the probability, a text's numbers) do not change its text: see `text`.
     """
 
     causal: bool = _variant(False, "CAUSAL")
@@ -69,6 +70,7 @@ class Variants:
         without=(DECODE,),
     )  # fmt: skip
     score: Formula | None = _variant(None, "HAS_SCORE", "const device int* formula_data", name="score_{}")
+    seed: int = _variant(0, "SEEDED", name="seed{}")
     visible: Formula | None = _variant(None, "HAS_VISIBLE", "const device int* formula_data", name="visible_{}")
     quantization: Quantization | None = None
 
@@ -111,6 +113,11 @@ class Variants:
         if self.segments and "shifts" in found:
             found.remove("shifts")  # which follow the queries' segments, in one operand
         return tuple(dict.fromkeys(found))  # both texts read one buffer
+
+    @property
+    def seeded(self) -> str:
+        """The operand, an array of the score, in which the slope is taken."""
+        return self.score.operands[self.seed - 1]
 
     @property
     def texts(self) -> tuple[Formula, ...]:

@@ -87,7 +87,7 @@ class Scores:
             s, slope = mx.where(mx.abs(x) < LINEAR, s, u * cap), 1 - u * u
         if variants.score:
             s, own = self._scored(s, rows, keys)
-            slope = slope * own
+            slope = own if variants.seed else slope * own
         bias = self._bias(rows, keys)
         # A bias of -inf hides the key, even where the score is NaN.
         s = s if bias is None else mx.where(bias == -math.inf, -math.inf, s + bias)
@@ -97,14 +97,15 @@ class Scores:
         return mx.where(visible, s, -math.inf), slope, False
 
     def _scored(self, s: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array]:
-        """(the user's score of s, its derivative)"""
-        score = self.problem.variants.score
-        values = self._values(score, rows, keys)
+        """(the user's score of s, its derivative in s or in the elements of the array that it reads)"""
+        variants = self.problem.variants
+        score, values = variants.score, self._values(variants.score, rows, keys) | {"s": s}
+        seed = score.arrays[variants.seed - 1].name if variants.seed else "s"
 
-        def scored(s):
-            return [mx.broadcast_to(evaluate(score.body, values | {"s": s}), s.shape)]
+        def scored(varied):
+            return [mx.broadcast_to(evaluate(score.body, values | {seed: varied}), s.shape)]
 
-        (scores,), (slope,) = mx.jvp(scored, [s], [mx.ones_like(s)])
+        (scores,), (slope,) = mx.jvp(scored, [values[seed]], [mx.ones_like(values[seed])])
         return scores, slope
 
     def _values(self, text: Formula, rows: slice, keys: slice) -> dict:

@@ -156,12 +156,13 @@ def backward_mask(problem: Problem, *, Q, K, V, dO, L, delta, scale, extents, **
     """The gradient of an additive mask in float32 and in the mask's own shape: dS summed over broadcast axes."""
     backward, strips = _Backward(problem, Q, K, V, dO, L, delta, extras), []
     summed = [axis for axis, extent in enumerate(extents) if extent == 1]
+    which = 2 if problem.variants.seed else 1  # of a score's array: with the slope in it
     for rows in _blocks(problem.query_length):
         parts = []
         for keys in _blocks(problem.key_length):
             shape = (problem.batch, problem.query_heads, rows.stop - rows.start, keys.stop - keys.start)
             seen = not backward.scores.nothing_seen(rows, keys)
-            d_s = backward.block(rows, keys)[1].reshape(shape) if seen else mx.zeros(shape)
+            d_s = backward.block(rows, keys)[which].reshape(shape) if seen else mx.zeros(shape)
             parts.append(d_s.sum(summed, keepdims=True) if summed else d_s)
         strips.append(sum(parts) if extents[3] == 1 else mx.concatenate(parts, 3))
     return ((sum(strips) if extents[2] == 1 else mx.concatenate(strips, 2)).reshape(extents),)

@@ -8,6 +8,7 @@
 //       dM = dM + P * (dP - delta)
 //     dM summed over rows and columns where the mask has only one
 //
+// With SEEDED, dM is the sum of dS times the slope of the user's score in one of its arrays (autodiff/tables.py).
 // The mask has the shape dM_shape = [1 or B, 1 or Hq, 1 or Lq, 1 or Lk]. One simdgroup walks everything that is summed
 // into its elements, in order: no atomics. Glossary in forward.metal. Written by: dM, each element by one lane.
 namespace flash {
@@ -85,6 +86,9 @@ METAL_FUNC void backward_mask(
           dropout::apply(ds, drop, first, c, lane);
 #endif
           softmax::gradient(ds, p, delta_row);
+#if SEEDED
+          softmax::apply_slope(ds, slope);
+#endif
           tile::add(total, ds);
         }
       }

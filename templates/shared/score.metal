@@ -25,7 +25,9 @@ METAL_FUNC void apply(
 #endif
         const Pair at = pair(visibility, TRANSPOSED ? column : row, TRANSPOSED ? row : column);
 #if WANTS_SLOPE
-#if HAS_SOFTCAP
+#if SEEDED
+        const Dual found = visibility.texts.score.of(s.at[i][c][e], at);  // the slope in an array, not in s
+#elif HAS_SOFTCAP
         const Dual found = visibility.texts.score.of(Dual{s.at[i][c][e], slope.at[i][c][e]}, at);
 #else
         const Dual found = visibility.texts.score.of(Dual{s.at[i][c][e], 1}, at);

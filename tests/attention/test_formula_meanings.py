@@ -105,7 +105,11 @@ def test_meanings_in_metal(dual):
     body = ["uint n = thread_position_in_grid.x; uint count = x_shape[0];"]
     asked = ("formula::Dual{x[n], 1}", ".value") if dual else ("x[n]", "")
     for number, score in enumerate(texts()):
-        parts.append(struct(score.formula, dual, number % 2 == 0).replace("struct Score", f"struct Score{number}"))
+        parts.append(
+            struct(score.formula, "s" if dual else None, number % 2 == 0).replace(
+                "struct Score", f"struct Score{number}"
+            )
+        )
         body += [
             f"{{ formula::Score{number} score; const formula::Pair at = {{int(n), 0, i[n], j[n], 0}};",
             f"score.open(data, at); out[{number} * count + n] = score.of({asked[0]}, at){asked[1]}; }}",

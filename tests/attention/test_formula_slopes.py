@@ -84,7 +84,7 @@ def test_by_dual_numbers():
         "uint n = thread_position_in_grid.x; uint count = x_shape[0]; const flash::formula::Pair at = {0, 0, 0, 0, 0};"
     ]
     for number, text in enumerate(DERIVATIVES):
-        parts.append(struct(Score(text).formula, True, True).replace("struct Score", f"struct Score{number}"))
+        parts.append(struct(Score(text).formula, "s", True).replace("struct Score", f"struct Score{number}"))
         asked = "score.of(formula::Dual{x[n], 1}, at).slope"
         body.append(f"{{ formula::Score{number} score; out[{number} * count + n] = {asked}; }}")
     parts.append("} } using namespace flash;")

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_flash import Score, UnsupportedProblem, Visible, attention
+from mlx_flash import Score, UnsupportedProblem, Visible, attention, explain
 
 TABLE = mx.array([1.5, -2.0, 0.25, 8.0])
 HOSTILE = {
@@ -74,6 +74,17 @@ def test_predicates():
         Visible("k < q", block=20)
 
 
+def test_explain_and_kernels_name_the_score():
+    """By a digest of the text, the same for other numbers and other arrays of those axes."""
+    texts = [Score("s * n + t[h]", n=n, t=mx.ones(size)) for n, size in ((2.0, 8), (3.0, 9))]
+    explained = [explain(head_dim=64, family="apple9", score=text, visible="k < q") for text in texts]
+    digest = f"score_{texts[0].formula.digest}"
+    assert all(digest in str(one) and digest in one.steps[0].kernel for one in explained)
+    assert [one.kernel for one in explained[0].steps] == [one.kernel for one in explained[1].steps]
+    other = explain(head_dim=64, family="apple9", score="s * 2.0").steps[0].kernel
+    assert other not in [one.kernel for one in explained[0].steps]
+
+
 def test_arguments_of_a_call():
     q = mx.zeros((1, 4, 8, 16))
     for score, error in ((3, "Score or its text"), ("s +", "expected an expression"), (Visible("k < q"), "Score")):
@@ -81,5 +92,5 @@ def test_arguments_of_a_call():
             attention(q, q, q, score=score)
     with pytest.raises(ValueError, match="at least 4 numbers along axis 0"):
         attention(q, q, q, score=Score("s * t[h]", t=mx.ones(3)))
-    with pytest.raises(UnsupportedProblem, match="t of score: gradients"):
+    with pytest.raises(UnsupportedProblem, match="t of score"):
         mx.grad(lambda t: attention(q, q, q, score=Score("s * t[h]", t=t)).sum())(mx.ones(4))

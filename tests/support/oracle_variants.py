@@ -234,11 +234,15 @@ class Attention:
             found["dsinks"] = (self.p_sink * (d_lse + d_p_sum)).sum((0, 2))
         return found
 
-    def results(self) -> dict[str, np.ndarray]:
-        """O, LSE, dQ, dK, dV, and dM and dsinks where there are any."""
+    def score_gradient(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the gradient of the scores that the softmax sees [B, Hq, Lq, Lk], rowsum(P dP) [B, Hq, Lq, 1])"""
         d_p = self.kept * (self.d_o @ self.v.swapaxes(-1, -2))
         total = (self.p * d_p).sum(-1, keepdims=True)
-        d_s = self.p * (d_p - total + self.d_lse[..., None])
+        return self.p * (d_p - total + self.d_lse[..., None]), total
+
+    def results(self) -> dict[str, np.ndarray]:
+        """O, LSE, dQ, dK, dV, and dM and dsinks where there are any."""
+        d_s, total = self.score_gradient()
         gradients = self._results(d_s, self.slope, -total[..., 0], self.q, self.k, self.d_o, self.d_lse, self.scale)
         return {"O": self.dropped @ self.v, "LSE": self.lse, **gradients}
 

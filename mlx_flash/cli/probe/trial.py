@@ -9,10 +9,13 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
-from ...autodiff.operands import array_inputs, operands
+from ...autodiff.operands import SUM, array_inputs, operands
+from ...autodiff.tables import sum_shape
 from ...autodiff.vjp import attend
 from ...backends import CAPABILITIES, Backend, backend
 from ...backends.metal import run
+from ...formulas.program import Formula
+from ...formulas.syntax import Item, Name, expressions
 from ...kernels.devices import Family
 from ...kernels.plan import plan_of
 from ...kernels.source import Kernel
@@ -21,6 +24,7 @@ from ...masks import BlockMask
 from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
 from ...problem.latent import packed_columns_of
 from ...problem.problem import Problem, Signature
+from ...scores import visited_as_a_whole
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -124,11 +128,15 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
         mask = BlockMask.from_predicate(
             lambda i, j: (j <= i + keys - queries) & (j % 64 < 50), queries, keys, block=variants.block
         )
+    if variants.visible and variants.block:
+        mask = visited_as_a_whole(queries, keys, variants.block)
     extras = operands(
         problem, mask=mask, alibi_slopes=-abs(normal(6, group)) / 8, sinks=normal(7, group), key=mx.random.key(8),
         segments=(mx.arange(queries) // 50, mx.arange(keys) // 50), pages=mx.arange(pages, 0, -1)[None],
         lengths=(mx.array([max(1, queries - 1)]), mx.array([keys - 5])),
     )  # fmt: skip
+    for text in variants.texts:
+        extras |= _read_by(text, problem)
     quantization, packed, parts = variants.quantization, {}, {}
     for name in ("K", "V") if quantization else ():
         packed[name] = mx.quantize(
@@ -139,6 +147,23 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
     for name, (arrays[name], *rest) in packed.items():
         parts.update(zip((one for one in quantization.inputs if one.startswith(name)), rest))
     return {**arrays, **parts, **extras}, (*parts, *extras)
+
+
+def _read_by(text: Formula, problem: Problem) -> dict[str, mx.array]:
+    """The arrays that a text reads: small numbers, and room for every position."""
+    found, indices = {}, {one.array: one.indices for one in expressions(text.body) if isinstance(one, Item)}
+    for number, one in enumerate(text.arrays):
+        names = [
+            {part.name for part in expressions(index) if isinstance(part, Name)} for index in indices.get(one.name, ())
+        ]
+        shape = tuple(4 if axis and axis <= {"b", "h"} else 512 for axis in names) or (1,) * (one.axes or 0)
+        values = mx.random.normal(shape, key=mx.random.key(20 + number)) / 8
+        found[text.operand(one.name)] = values if one.type == "float" else (values > 0).astype(mx.int32)
+    if text is problem.variants.score and problem.variants.seed:
+        full = (1, problem.query_heads, problem.query_length, problem.key_length)
+        name = text.arrays[problem.variants.seed - 1].name
+        found[SUM + problem.variants.seeded] = mx.zeros(sum_shape(text, name, full))
+    return found
 
 
 def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, ...], where: Backend):
@@ -160,7 +185,8 @@ def relative_error(got: mx.array, want: mx.array) -> float:
     """The largest difference by the largest magnitude wanted; infinite where one of two numbers is not finite."""
     got, want = (np.array(array.astype(mx.float32), np.float64) for array in (got, want))
     with np.errstate(invalid="ignore"):
-        difference = np.where(got == want, 0.0, np.abs(got - want))
+        same = (got == want) | (np.isnan(got) & np.isnan(want))  # a text may make NaN of made-up arrays
+        difference = np.where(same, 0.0, np.abs(got - want))
     if not np.isfinite(difference).all():
         return math.inf
     magnitude = np.abs(want[np.isfinite(want)]).max(initial=0.0)
