@@ -134,8 +134,8 @@ as_bytes = methodcaller("view", mx.uint8)
 # MLX passes inputs of fewer elements to a kernel in the constant address space, as references where they have no axes.
 CONSTANT_BELOW = 8
 
-# Arrays of at most so many bytes, and what MLX makes of Python numbers, lie in memory that a CUDA GPU shares with the
-# host.
+# Arrays of at most this many bytes, and arrays that MLX makes of Python numbers, lie in memory that a CUDA GPU shares
+# with the host.
 SHARED_BYTES = 8
 
 

@@ -59,7 +59,7 @@ class TileConfig:
         return replace(self, traversal=min(self.traversal, max(page // fragment, 1) * fragment))
 
     def shrink_to(self, rows: int) -> TileConfig:
-        """The row for a threadgroup that has only so many rows: no simdgroup and no fragment without any."""
+        """The configuration for a threadgroup with fewer rows: no idle simdgroups and no idle fragments."""
         fragment = LAYERS[self.tiles].fragment_rows
         unit = self.simdgroup_rows if rows > self.simdgroup_rows else fragment  # whole simdgroups
         parallel = min(self.parallel, -(-rows // unit) * unit)

@@ -16,7 +16,7 @@ OVERHEAD = {
 }  # fmt: skip
 WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
 RAGGED = {FORWARD: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # more, where the last head block is narrower
-# Past the last tier, code for edges spills first: the loop of whole blocks needs about so many registers less.
+# Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32
 
 

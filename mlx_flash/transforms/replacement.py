@@ -32,8 +32,8 @@ def _standing_for(built_in: Callable, made: Callable) -> Callable:
 class Replacement:
     """`name` of `module`, replaced by `make(name, built_in)` while it has users.
 
-    Whoever takes the new function keeps it for ever, so it has to look up by itself what it is to do. Where somebody
-    wraps the new function in the meantime, the wrapper stays when the replacement is taken back.
+    Code that has imported the new function holds it for good, so the function itself looks up what to do at each call.
+    If other code wraps it in the meantime, the wrapper stays when the replacement is taken back.
 
     Attributes: built_in, the function that stood there; reached, (module, name) of the places that held it by name and
     now hold the new function; out_of_reach, descriptions of those that hold it and cannot be changed.

@@ -67,7 +67,7 @@ def mapped_array() -> mx.array | None:
 
 
 def unavailable(gradients: int = 1) -> str | None:
-    """Why a function that has so many gradients cannot be differentiated as the current trace asks, or None."""
+    """Why a function with this many gradients cannot be differentiated as the current trace asks, or None."""
     if trace.forward_mode:
         return "a forward-mode derivative (mx.jvp)"
     if trace.gradients > gradients:
