@@ -70,7 +70,7 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
         ValueError: no parts, unequal numbers of outputs and lses, other types than mx.array, or shapes that do not
             match.
     """
-    outputs, lses = list(outputs), list(lses)
+    outputs, lses = (_parts(name, values) for name, values in (("outputs", outputs), ("lses", lses)))
     _check_parts(outputs, lses)
     rows = tuple(outputs[0].shape[:-1])
     split = [tuple(lse.shape) != rows for lse in lses]
@@ -90,6 +90,14 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
     if any(split):
         return output, mx.stack([mx.where(empty, -math.inf, reference), mx.log(safe)])
     return output, mx.where(empty, -math.inf, mx.log(safe) + reference)
+
+
+def _parts(name: str, values) -> list:
+    try:
+        return list(values)
+    except (TypeError, ValueError):  # mlx's arrays without axes raise ValueError
+        expected = "a list of arrays, one of each attention call"
+        raise wrong(name, expected, type(values).__name__, "Pass [first, second].", "merge") from None
 
 
 def _check_parts(outputs: list, lses: list) -> None:
