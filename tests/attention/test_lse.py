@@ -145,3 +145,13 @@ def test_wrong_parts(name):
     )
     with pytest.raises(ValueError, match=pattern):
         merge(outputs, lses)
+
+
+@pytest.mark.parametrize("given", [None, 3, mx.array(1.0)], ids=["none", "number", "array-without-axes"])
+@pytest.mark.parametrize("name", ["outputs", "lses"])
+def test_no_list_of_parts(name, given):
+    arguments = {"outputs": [ONE], "lses": [ONE[..., 0]]} | {name: given}
+    with pytest.raises(
+        ValueError, match=rf"\[mlx_flash\.merge\] {name}: expected a list of arrays.*, got \w+.*Pass \["
+    ):
+        merge(**arguments)
