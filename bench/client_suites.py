@@ -2,8 +2,8 @@
 
 `python bench/client_suites.py mlx-lm=CHECKOUT/tests mlx-vlm=CHECKOUT/mlx_vlm/tests` runs each suite twice and writes
 bench/results/client_suites.json: how many tests passed, failed and were skipped, the tests whose outcome differs, and
-the calls that were served. A package's requirements have to be installed; tests that fetch models fail without a
-network, both times alike. This file is the suites' pytest plugin too.
+the calls that were served. In place of a folder: files, with commas between them. A package's requirements have to be
+installed; tests that fetch models fail without a network, both times alike. This file is the suites' pytest plugin too.
 """
 
 import json
@@ -52,18 +52,18 @@ def pytest_configure(config):
         config.pluginmanager.register(Suite())
 
 
-def run(tests: Path, patched: bool) -> dict:
+def run(tests: list[Path], patched: bool) -> dict:
     """One run of the suite in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "outcomes.json"
-        paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(_root(tests))]
+        paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(_root(tests[0]))]
         environment = os.environ | {
             PATCHED: str(int(patched)), WRITES: str(out), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "client_suites", str(tests)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "client_suites", *map(str, tests)]
         command.append("--continue-on-collection-errors")
-        subprocess.run(command, env=environment, cwd=_root(tests), check=False)
+        subprocess.run(command, env=environment, cwd=_root(tests[0]), check=False)
         return json.loads(out.read_text())
 
 
@@ -75,7 +75,7 @@ def _root(tests: Path) -> Path:
     return root
 
 
-def compared(tests: Path) -> dict:
+def compared(tests: list[Path]) -> dict:
     before, after = run(tests, False), run(tests, True)
     differ = {
         name: [before["outcomes"].get(name), outcome]
@@ -83,6 +83,7 @@ def compared(tests: Path) -> dict:
         if before["outcomes"].get(name) != outcome
     }
     return {
+        "tests": [path.name for path in tests],
         "before": dict(Counter(before["outcomes"].values())),
         "under_patch": dict(Counter(after["outcomes"].values())),
         "differ": differ,
@@ -97,7 +98,7 @@ def main() -> int:
     import mlx.core as mx
 
     for name, tests in suites.items():
-        kept[name] = compared(Path(tests).resolve())
+        kept[name] = compared([Path(path).resolve() for path in tests.split(",")])
         print(name, {key: value for key, value in kept[name].items() if key != "built_in"})
     found = {"machine": platform.machine(), "mlx": mx.__version__, "suites": kept}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
