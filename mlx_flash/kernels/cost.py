@@ -67,8 +67,8 @@ class Work:
 
 
 def cycles(work: Work, chip: Chip) -> float:
-    """Cycles of one of a core's four schedulers for one visit of a block. The schedulers share the core's memory; paging
-    stands between barriers, so that it overlaps with nothing."""
+    """Cycles of one of a core's four schedulers for one visit of a block. The schedulers share the core's memory;
+    paging stands between barriers, so that it overlaps with nothing."""
     issue = work.slots + work.products * chip.half + work.singles * (chip.single - chip.half)
     memory = 4 * work.memory_bytes / chip.bytes_per_cycle
     soft = (issue**SHARPNESS + memory**SHARPNESS) ** (1 / SHARPNESS)
