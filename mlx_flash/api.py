@@ -143,8 +143,8 @@ def quantized_attention(
             [B, Hk, Lk, D * bits / 32], scales [B, Hk, Lk, D / group_size]) and, in mode "affine", biases like scales.
             Scales and biases of mode "affine" have q's dtype. Slices of a larger cache are read in place.
         v: the same for [B, Hk, Lk, Dv].
-        mode, bits, group_size: "affine" with 4 or 8 bits and groups of 32, 64 or 128 (default 4 and 64); "mxfp4" (4
-            bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
+        mode, bits, group_size: "affine" with 2, 3, 4, 5, 6 or 8 bits and groups of 32, 64 or 128 (default 4 and 64);
+            "mxfp4" (4 bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
         value_dim: where v is None, as in `attention`: a multiple of group_size.
         scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, lengths, pages, score, visible, return_lse,
             stream: as in `attention`; every part of k and v is paged alike. What it has beyond these, dropout, belongs

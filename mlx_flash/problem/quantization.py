@@ -11,7 +11,7 @@ from ..common.errors import wrong
 FUNCTION = "quantized_attention"
 # mode: (bits of an element, elements that share a scale), the defaults first
 FORMATS = {
-    "affine": ((4, 8), (64, 32, 128)),
+    "affine": ((4, 8, 2, 3, 5, 6), (64, 32, 128)),
     "mxfp4": ((4,), (32,)),
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
@@ -41,7 +41,7 @@ class Quantization:
         """Constants of quantized.metal."""
         return {
             "QUANTIZED": 1, "AFFINE": int(self.mode == "affine"), "FLOAT_SCALES": self.mode == "nvfp4",
-            "BITS": self.bits, "GROUP": self.group_size,
+            "BITS": self.bits, "GROUP": self.group_size, "WHOLE_WORDS": int(self.bits % 4 == 0),
         }  # fmt: skip
 
     def __str__(self):
@@ -57,7 +57,7 @@ class Quantization:
         return exact.astype(dtype)
 
 
-UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "GROUP": 8}
+UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "GROUP": 8, "WHOLE_WORDS": 1}
 
 
 def quantization_of(mode, bits, group_size) -> Quantization:

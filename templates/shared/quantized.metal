@@ -4,7 +4,7 @@
 //   mxfp4, mxfp8    element = 2^(scale - 127) * code   code a float of 2 + 1 or 4 + 3 bits (exponent + mantissa)
 //   nvfp4           element = scale * code             scale a float of 4 + 3 bits, code one of 2 + 1
 //
-// Codes lie in words of 32 bits from the lowest bits up; GROUP neighbours share a scale. OCP Microscaling formats.
+// Codes lie in words of 32 bits from the lowest bits up, and may lie in two of them; GROUP neighbours share a scale. OCP Microscaling formats.
 namespace flash {
 
 constant constexpr int BITS = $BITS, GROUP = $GROUP;
@@ -126,8 +126,17 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC Run<T, 8> run(int row0, int column0, int row_, int column_) const thread {
     const int row = first + row0 + row_, column = column0 + column_;
+#if WHOLE_WORDS
     const Run<uint, BITS / 4> codes =
         *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));
+#else
+    // Eight elements take BITS bytes, wherever words end.
+    const device uint8_t* source = (const device uint8_t*)(words + row * word_stride) + column / 8 * BITS;
+    const Run<uint8_t, BITS> bytes = *(const device Run<uint8_t, BITS>*)source;
+    ulong codes = 0;
+#pragma clang loop unroll(full)
+    for (int n = 0; n < BITS; n++) codes |= ulong(bytes.at[n]) << (8 * n);
+#endif
     const float scale = scale_of(scales[row * scale_stride + column / GROUP]);
 #if AFFINE
     const float bias = float(biases[row * bias_stride + column / GROUP]);
@@ -137,7 +146,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     Run<T, 8> values;
 #pragma clang loop unroll(full)
     for (int e = 0; e < 8; e++) {
+#if WHOLE_WORDS
       const uint code = (codes.at[e * BITS / 32] >> (e * BITS % 32)) & ((1u << BITS) - 1);
+#else
+      const uint code = uint(codes >> (e * BITS)) & ((1u << BITS) - 1);
+#endif
       values.at[e] = T(value_of(code, scale, bias));
     }
     return values;
