@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from .common.errors import wrong
-from .common.scalars import listed, shown, whole
+from .common.scalars import listed, shown, traced, whole
 
 
 def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | None = None) -> tuple[mx.array, mx.array]:
@@ -52,6 +52,58 @@ def _row(lengths, length: int | None) -> np.ndarray:
     ids = np.full(total if length is None else length, -1, np.int32)
     ids[:total] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return ids
+
+
+def cumulative_segments(
+    q_offsets: mx.array, k_offsets: mx.array | None = None, *, q_length: int | None = None, k_length: int | None = None
+) -> tuple[mx.array, mx.array]:
+    """The `segments` argument of ``attention`` from cumulative lengths, the `cu_seqlens` of flash-attn's and PyTorch's
+    varlen functions: sequence n of the packed row is rows offsets[n] to offsets[n + 1].
+
+    Their packed arrays [total, heads, D] are one row here: ``q.swapaxes(0, 1)[None]``. Positions count from each
+    sequence's own end, as there.
+
+    Args:
+        q_offsets: integers [sequences + 1], beginning with 0 and never falling.
+        k_offsets: those of the keys; None where queries and keys are packed alike.
+        q_length, k_length: of the rows, where padding follows the sequences or the offsets' values are not known yet;
+            None: the last offset, which is then read.
+
+    Returns:
+        (q_ids, k_ids), int32 [length] each, one array twice where queries and keys are packed alike; padding has the id
+        -1. Sequences may be empty.
+
+    Raises:
+        ValueError: no integer arrays of one axis with two numbers at least, or of two lengths; a length that is wrong.
+    """
+    pairs = [("q_offsets", q_offsets, "q_length", q_length)]
+    if k_offsets is not None and k_offsets is not q_offsets:
+        pairs.append(("k_offsets", k_offsets, "k_length", k_length))
+    ids = [_ids_of(*pair) for pair in pairs]
+    if len(ids) == 2 and len(q_offsets) != len(k_offsets):
+        remedy = "Give both the same sequences, empty ones too."
+        raise wrong("k_offsets", f"{len(q_offsets)} numbers as in q_offsets", len(k_offsets), remedy, CUMULATIVE)
+    return ids[0], ids[-1]
+
+
+CUMULATIVE = "cumulative_segments"
+
+
+def _ids_of(name: str, offsets, length_name: str, length: int | None) -> mx.array:
+    offsets = mx.array(offsets) if isinstance(offsets, (np.ndarray, list, tuple)) else offsets
+    integers = isinstance(offsets, mx.array) and mx.issubdtype(offsets.dtype, mx.integer)
+    if not integers or offsets.ndim != 1 or offsets.size < 2:
+        remedy = "Pass the cumulative lengths."
+        raise wrong(name, "integers [sequences + 1], two at least", shown(offsets), remedy, CUMULATIVE)
+    if length is None:
+        if traced(offsets):
+            raise wrong(length_name, "the length of the row inside mx.compile", "None", "Pass it.", CUMULATIVE)
+        length = int(offsets[-1].item())
+    if whole(length) is None or length < 0:
+        raise wrong(length_name, "a whole number of at least 0, or None", shown(length), "Pass an int.", CUMULATIVE)
+    ends = mx.clip(offsets[1:].astype(mx.int32), 0, length)
+    numbers = mx.cumsum(mx.zeros((length + 1,), mx.int32).at[ends].add(1))[:length]
+    return mx.where(numbers < offsets.size - 1, numbers, -1)
 
 
 def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
