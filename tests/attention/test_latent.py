@@ -88,7 +88,8 @@ def test_quantized_keys(backend):
     parts = mx.quantize(k, **form)
     values = [parts[0][..., :16], parts[1][..., :2], parts[2][..., :2]]
     want = quantized_attention(q, parts, values, causal=True, **form)
-    assert bits(quantized_attention(q, parts, value_dim=64, causal=True, **form)) == bits(want)
+    got = quantized_attention(q, parts, value_dim=64, causal=True, **form)
+    assert float(mx.abs(want - got).max()) <= bounds.REORDERED * bounds.ulp(float(mx.abs(want).max()), "float16")
 
 
 def test_rows_are_legal():
