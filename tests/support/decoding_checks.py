@@ -43,10 +43,11 @@ LENGTH_CASES += [
 
 
 # 704 keys in two parts, the last block whole; features are those of feature_cases.py. Gradients read the same O and L.
+TEXTS = ("score", "visible")
 CASE = Case(3, 704, 16, group=4, key_heads=2, batch=2)
 ONE = replace(CASE, query_length=1)
 VARIANTS = {
-    **{name: Variant(CASE, (name, "lse")) for name in feature_cases.FEATURES if name != "lse"},
+    **{name: Variant(CASE, (name, "lse")) for name in feature_cases.FEATURES if name not in ("lse", *TEXTS)},
     "wide-window": Variant(replace(CASE, causal=True), ("causal", "window", "lse"), window=(600, 0)),
     "additive-by-key": Variant(ONE, ("additive", "lse"), "bj"),
     "bool-by-head": Variant(ONE, ("bool", "lse"), "hj"),
@@ -54,6 +55,7 @@ VARIANTS = {
         CASE, ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "lse"), window=(500, 0),
     ),
     "block-mask": Variant(CASE, ("causal", "blocks", "softcap", "alibi", "sinks", "segments", "lse"), "h"),
+    **{name: Variant(CASE, (name, "lse")) for name in TEXTS},
 }  # fmt: skip
 
 

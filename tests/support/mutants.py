@@ -5,6 +5,7 @@ test_mutants.py makes each mistake and runs its test.
 """
 
 from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
+from formula_mutants import FORMULA
 from mutant import Mutant, of
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -331,6 +332,7 @@ MUTANTS = [
     *DELTA,
     *BACKWARD_MASK,
     *DECODE,
+    *FORMULA,
     *KEY_SPLITS,
     *COMBINE,
     *QUANTIZED,
