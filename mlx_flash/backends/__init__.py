@@ -28,6 +28,7 @@ class Backend:
     has the decoding kernel. `dequantizes`: its kernels read quantized keys and values. `replays`: launches cost the
     host so much time that calls replay a compiled graph.
     `guard(plan)`: the verdict on a kernel, found before its first use; None where kernels are used untried.
+    `note`: what of the family this machine cannot use, and why; for `explain`.
     `falls_back`: the reference takes the place of kernels that failed; otherwise such calls raise an error.
     """
 
@@ -39,6 +40,7 @@ class Backend:
     replays: bool = False
     guard: Callable | None = None
     falls_back: bool = False
+    note: str = ""
 
 
 # The capabilities of each backend, also known before it is created (`explain` may describe another machine).
@@ -74,7 +76,10 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
 
         if reason := ready(family):
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {reason}')
-        return Backend(name, FAMILIES[family] if family else family_here(), run, **CAPABILITIES[name])
+        found = FAMILIES[family] if family else family_here()
+        # Products of Metal have no counterpart there: kernels for M5 multiply as those for M4.
+        found = replace(found, tensor="") if found.apple else found
+        return Backend(name, found, run, **CAPABILITIES[name])
     if name == "simulator":
         from .simulator import ready, run
 
@@ -83,20 +88,22 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
         return Backend(name, FAMILIES[family or "apple9"], run, **CAPABILITIES[name])
     from .guard import verdict
     from .metal import family_here, record, run
+    from .neural import available
 
-    if family and FAMILIES[family].tensor:
+    if family and not FAMILIES[family].apple:
         raise UnsupportedProblem(
             f'[mlx_flash] backend "metal": the kernels of {family} are NVIDIA\'s. Name a family of Apple, or none.'
         )
     if mx.metal.is_available():
-        found = FAMILIES[family] if family else family_here()
-        return Backend(name, found, run, **CAPABILITIES[name], guard=verdict, falls_back=falls_back)
+        found, note = available(FAMILIES[family] if family else family_here())
+        return Backend(name, found, run, **CAPABILITIES[name], guard=verdict, falls_back=falls_back, note=note)
     if family is None:
         raise UnsupportedProblem(
             '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference", or name the '
             "family of the Mac that mx.export_function writes for."
         )
-    return Backend(name, FAMILIES[family], record, **CAPABILITIES[name])
+    # What is exported here runs where nothing is known of its matrix unit.
+    return Backend(name, replace(FAMILIES[family], tensor=""), record, **CAPABILITIES[name])
 
 
 @lru_cache

@@ -15,6 +15,7 @@ import platform
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ import mlx.core as mx
 
 from ..common.errors import wrong
 from ..kernels.plan import Plan
+from ..kernels.source import Kernel
 from ..metal.cpu.compiler import cache_directory
 from .prober import PROBER, VARIABLE, Answer
 
@@ -66,7 +68,7 @@ def verdict(plan: Plan) -> Verdict:
 
 def known(plan: Plan) -> Verdict | None:
     """The verdict on the plan's kernel if it was found before, here or by another process; it is not tried."""
-    return plan.resources.get("verdict") or (None if skipped() else _read(_file(plan), _identity(plan)))
+    return plan.resources.get("verdict") or (None if skipped() else _read(plan.kernel))
 
 
 def tried_again(plan: Plan) -> Verdict:
@@ -136,30 +138,43 @@ def _urls_of_the_checkout() -> list[str]:
     return found
 
 
+def verdict_of(kernel: Kernel, ask: Callable[[Kernel], Answer]) -> Verdict:
+    """The verdict on a kernel that is no plan's: what is kept of it, else what `ask` says. Untried, where
+    MLX_FLASH_PROBE=0 forbids to ask."""
+    with _lock:
+        if skipped():
+            return Verdict("it was not tried, as MLX_FLASH_PROBE=0 says", tried=False)
+        return _read(kernel) or _kept(kernel, ask(kernel))
+
+
 def _tried(plan: Plan) -> Verdict:
-    answer: Answer = PROBER.ask(plan)
+    return _kept(plan.kernel, PROBER.ask(plan))
+
+
+def _kept(kernel: Kernel, answer: Answer) -> Verdict:
+    """The verdict that an answer gives, written down."""
     found = Verdict(answer.reason, answer.error, answer.seconds)
-    LOGGER.info("tried %s: %s", plan.kernel.name, found.reason or f"right, {found.seconds:.1f} s")
+    LOGGER.info("tried %s: %s", kernel.name, found.reason or f"right, {found.seconds:.1f} s")
     if answer.lasting:
-        _write(_file(plan), {**_identity(plan), **found._asdict()})
+        _write(_file(kernel), {**_identity(kernel), **found._asdict()})
     return found
 
 
-def _identity(plan: Plan) -> dict[str, str]:
-    kernel = plan.kernel
+def _identity(kernel: Kernel) -> dict[str, str]:
     text = "\0".join((kernel.name, kernel.header, kernel.body))
     return {**machine(), "kernel": kernel.name, "text": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _file(plan: Plan) -> Path:
-    identity = _identity(plan)
+def _file(kernel: Kernel) -> Path:
+    identity = _identity(kernel)
     return folder() / f"{hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:40]}.json"
 
 
-def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
+def _read(kernel: Kernel) -> Verdict | None:
     """A kept verdict; None where there is none, or one that is damaged or of something else."""
+    identity = _identity(kernel)
     try:
-        kept = json.loads(path.read_bytes())
+        kept = json.loads(_file(kernel).read_bytes())
         found = Verdict(str(kept["reason"]), float(kept["error"]), float(kept["seconds"]))
         return found if all(kept[name] == value for name, value in identity.items()) else None
     except (OSError, ValueError, KeyError, TypeError):

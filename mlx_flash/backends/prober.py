@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..kernels.plan import Plan
+from ..kernels.source import Kernel
 
 SECONDS = 60.0  # that a kernel may take to compile and run on a tiny problem
 START_SECONDS = 120.0  # that a child may take to import MLX: the first time on a machine that takes long
@@ -45,12 +46,17 @@ class Prober:
 
     def ask(self, plan: Plan) -> Answer:
         """Has the plan's kernel run by the child; it never raises, and takes SECONDS at most."""
+        return self._asked("kernel", plan.kind.name, plan.signature, plan.family, plan.rows, plan.kernel)
+
+    def ask_unit(self, kernel: Kernel) -> Answer:
+        """Has the child ask the GPU's matrix unit by a kernel of neural_probe.py; otherwise as `ask`."""
+        return self._asked("unit", kernel)
+
+    def _asked(self, *question) -> Answer:
         try:
             if not self._alive():
                 self._start()
-            request = pickle.dumps(
-                (plan.kind.name, plan.signature, plan.family, plan.rows, plan.kernel), pickle.HIGHEST_PROTOCOL
-            )
+            request = pickle.dumps(question, pickle.HIGHEST_PROTOCOL)
             self._process.stdin.write(struct.pack("<Q", len(request)) + request)
             self._process.stdin.flush()
         except (OSError, subprocess.SubprocessError, ValueError) as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from ..common.errors import UnsupportedProblem
 from ..kernels.plan import Plan
-from ..metal import ToolchainError, metal_kernel
+from ..kernels.tile_layers import LAYERS
+from ..metal import ToolchainError, language, metal_kernel
 from ..metal.cpu.compiler import toolchain
 from ..metal.frontend.errors import TracedError
 from ..problem.problem import Problem
@@ -24,8 +27,10 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
     compiled = plan.resources.get("simulator")
     if compiled is None:
         compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
+    needed = LAYERS[plan.config.tiles].language
     try:
-        return run_with(compiled, plan.launch(problem), inputs, None)  # streams concern GPUs only
+        with language(needed) if needed else nullcontext():
+            return run_with(compiled, plan.launch(problem), inputs, None)  # streams concern GPUs only
     except TracedError as error:
         raise UnsupportedProblem(
             f'[mlx_flash] backend "simulator": {error} Attention itself maps with mlx_flash.vmap, and compiles with '

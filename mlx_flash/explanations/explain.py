@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
 from ..distributed.plan import planned
+from ..kernels import neural
 from ..kernels.apple import candidates
 from ..kernels.config import precision_of
 from ..kernels.devices import FAMILIES, Family
@@ -18,7 +19,7 @@ from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.registers import live_bytes, register_demand
 from ..kernels.split_kv import decodes, describe
-from ..kernels.tile_layers import threadgroup_elements
+from ..kernels.tile_layers import LAYERS, threadgroup_elements
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
 from ..problem.problem import DTYPES, Problem, padded, problem_of
 from ..problem.variants import variants_of
@@ -190,17 +191,14 @@ def _current() -> tuple[str, Family | None, str]:
     current, (usual, why) = current_backend(), default()
     if current.name != usual:
         why = "chosen by use_backend or MLX_FLASH_BACKEND"
-    return current.name, current.family, why
+    return current.name, current.family, why + (f"; 8x8 matrices, since {current.note}" if current.note else "")
 
 
 def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
-    kind, row, launch = plan.kind, plan.config, plan.launch(problem)
-    precision, head_dim = precision_of(problem.dtype), plan.head_dim
-    tensor = row.tiles != "simdgroup"
-    uses_threadgroup_memory = kind.tiled and (plan.family.uses_threadgroup_memory or tensor)
-    # Rows for tensor cores count 32-bit registers, the explanation counts 16-bit registers.
-    demand = 2 * thread_registers(kind, row, head_dim) if tensor else register_demand(kind, row, precision, head_dim)
-    dynamic = kind.tiled and not tensor and not plan.max_threads
+    kind, row, launch, head_dim = plan.kind, plan.config, plan.launch(problem), plan.head_dim
+    layer = LAYERS[row.tiles]
+    uses_threadgroup_memory = kind.tiled and (plan.family.uses_threadgroup_memory or layer.uses_threadgroup_memory)
+    demand, live = _registers(plan)
     return StepExplanation(
         name=kind.name,
         kernel=plan.kernel.name,
@@ -216,13 +214,27 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanati
         uses_threadgroup_memory=uses_threadgroup_memory,
         tiles=row.tiles if kind.tiled else "none",
         registers=demand,
-        live_bytes=live_bytes(kind, row, precision, head_dim) if dynamic else None,
+        live_bytes=live,
         threadgroup_bytes=_threadgroup_bytes(plan, problem),
         max_threads=plan.max_threads,
         output_bytes=launch.output_bytes,
         extra_bytes=_extra_bytes(plan, problem),
         verdict=guard.describe(plan) if tested else "",
     )
+
+
+def _registers(plan: Plan) -> tuple[int, int | None]:
+    """(registers of 16 bits, bytes that a thread keeps alive, None where they do not limit the row)."""
+    kind, row, head_dim = plan.kind, plan.config, plan.head_dim
+    precision = precision_of(plan.signature.dtype)
+    if row.tiles == "nax":
+        live = neural.live_bytes(kind, row, head_dim)
+        return live // 2, live
+    if LAYERS[row.tiles].uses_threadgroup_memory:  # tensor cores, whose rows count registers of 32 bits
+        return 2 * thread_registers(kind, row, head_dim), None
+    dynamic = kind.tiled and not plan.max_threads
+    demand = register_demand(kind, row, precision, head_dim)
+    return demand, live_bytes(kind, row, precision, head_dim) if dynamic else None
 
 
 def _threadgroup_bytes(plan: Plan, problem: Problem) -> int:

@@ -17,8 +17,9 @@ class StepExplanation:
 
     `row`, `why`: the table row and the reason for it. `blocks`: rows that a threadgroup owns, rows that it traverses at
     a time, columns of the head dimension in a step (P x T x H). `grid`: threadgroups. `max_threads`: the value of the
-    attribute max_total_threads_per_threadgroup, or None. `tiles`: the tile layer: "simdgroup" for 8x8 matrices, "mma"
-    or "wgmma" for tensor cores. `cached` operands stay in registers; `reread` operands are read again in every
+    attribute max_total_threads_per_threadgroup, or None. `tiles`: the tile layer: "simdgroup" for 8x8 matrices, "nax"
+    for the neural accelerators of M5 and A19, "mma" or "wgmma" for NVIDIA's tensor cores. `cached` operands stay in
+    registers; `reread` operands are read again in every
     traversal block (with tensor cores from threadgroup memory); `paged` accumulators are read and written in their
     float32 output buffer once per traversal block; `traversed` operands are streamed, through threadgroup memory if
     the kernel `uses_threadgroup_memory`. `extra_bytes`: memory beyond the results in their own dtype. `verdict`: what

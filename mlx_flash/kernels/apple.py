@@ -18,6 +18,7 @@ from ..problem.kinds import (
 )
 from .config import FULL, MIXED, TileConfig, precision_of
 from .devices import FAMILIES, TABLE_PREFIX, THREADGROUP_THREADS, Family
+from .neural import NEURAL_TABLE, prove_neural_row
 from .nvidia import TENSOR_TABLE, prove_tensor_row
 from .original import ORIGINAL, rows
 from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
@@ -123,18 +124,22 @@ TABLE = {
 }  # fmt: skip
 
 
+def matrix_rows(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
+    """The rows for the matrix unit that only this family has."""
+    key = (kind, precision, family.tensor)
+    return TENSOR_TABLE.get(key) or NEURAL_TABLE.get(key, ())
+
+
 def candidates(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
-    """The rows that may serve a problem, in order: those of the family's tensor cores, then those of its table."""
+    """The rows that may serve a problem, in order: those of the family's own matrix unit, then those of its table."""
     table = family.table.removeprefix(TABLE_PREFIX)
     found = ORIGINAL.get((kind, precision, table)) if table != family.table else None
-    return TENSOR_TABLE.get((kind, precision, family.tensor), ()) + (found or TABLE.get((kind, precision, table), ()))
+    return matrix_rows(kind, precision, family) + (found or TABLE.get((kind, precision, table), ()))
 
 
 def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:
-    """Are dK and dV made by kernels of their own? Where tensor cores have no row for both, but one for each."""
-    both, one = (
-        TENSOR_TABLE.get((kind, precision_of(dtype), family.tensor), ()) for kind in (BACKWARD_KEY_VALUE, BACKWARD_KEY)
-    )
+    """Are dK and dV made by kernels of their own? Where a matrix unit has no row for both, but one for each."""
+    both, one = (matrix_rows(kind, precision_of(dtype), family) for kind in (BACKWARD_KEY_VALUE, BACKWARD_KEY))
     return all(head_dim > row.max_head for row in both) and any(head_dim <= row.max_head for row in one)
 
 
@@ -181,11 +186,12 @@ def prove_table(table=None) -> None:
                     prove(kind, precision, family, row)
                     if kind is DECODE:  # with few rows its simdgroups split the keys
                         prove(kind, precision, family, fitted(row, 8, family))
-    for (kind, _, name), candidates in TENSOR_TABLE.items():
+    for (kind, _, name), candidates in (TENSOR_TABLE | NEURAL_TABLE).items():
+        prove_row = prove_neural_row if name == "nax" else prove_tensor_row
         for family in FAMILIES.values():
             if family.tensor == name:
                 for row in candidates:
-                    prove_tensor_row(kind, family, row)
+                    prove_row(kind, family, row)
 
 
 prove_table()

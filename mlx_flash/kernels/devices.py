@@ -15,7 +15,8 @@ class Family:
     `table`: the family whose parameter rows it uses. `uses_threadgroup_memory`: traversed operands go through it
     (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
     thread may use, threads a core then holds), where registers are allocated statically; empty where they are
-    allocated as the program goes. `tensor`: the tensor cores whose rows come before those of `table`, if any.
+    allocated as the program goes. `tensor`: the matrix unit whose rows come before those of `table`, if any: NVIDIA's
+    tensor cores ("sm80", "sm90"), or the neural accelerators of Apple GPUs ("nax").
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
     decoding aims at; 0: as many as have the simdgroups that split_kv.py says. `split_kv_threshold`: below this many K
     and V elements per head, no split-KV: the combine kernel would cost more than it saves.
@@ -32,6 +33,10 @@ class Family:
     threadgroups: int = 0
     split_kv_threshold: int = 0
 
+    @property
+    def apple(self) -> bool:
+        return self.name.startswith("apple")
+
 
 # Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).
 G13_TIERS = (
@@ -45,7 +50,7 @@ FAMILIES = {
         Family("apple7", "M1, A14", "apple7", True, G13_TIERS, cores=8),
         Family("apple8", "M2, A15, A16", "apple7", True, G13_TIERS),
         Family("apple9", "M3, M4, A17, A18", "apple9", False, ()),
-        Family("apple10", "M5, A19", "apple9", False, ()),
+        Family("apple10", "M5, A19", "apple9", False, (), "nax"),
         Family("sm80", "NVIDIA Ampere, Ada and later", "original apple9", False, (), "sm80", 101376, 108, 2, 2**19),
         Family("sm90", "NVIDIA Hopper", "original apple9", False, (), "sm90", 232448, 132, 2, 2**19),
     )

@@ -12,6 +12,7 @@ from .apple import lookup, splits_dk_dv
 from .config import TileConfig, precision_of
 from .devices import Family
 from .launch import Launch, launch
+from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows
 from .registers import max_threads
 from .source import Kernel, build
@@ -44,7 +45,7 @@ class Plan:
     def effective_family(self) -> Family:
         found = effective_family(self.signature, self.family)
         # Where simdgroups read keys directly, each would read them for itself.
-        return replace(found, uses_threadgroup_memory=True) if self.latent and not found.tensor else found
+        return replace(found, uses_threadgroup_memory=True) if self.latent and found.apple else found
 
     @property
     def latent(self) -> bool:
@@ -69,8 +70,9 @@ class Plan:
         """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
         if self.kind is DECODE:
             return fitted(self.row, self.rows, self.effective_family)
-        block = self.signature.variants.block
-        return replace(self.row, parallel=gcd(self.row.parallel, block)) if block else self.row
+        row, block = self.row, self.signature.variants.block
+        parallel = gcd(row.parallel, block) if block else row.parallel
+        return replace(row, parallel=parallel, simdgroup_rows=min(row.simdgroup_rows, parallel))
 
     @cached_property
     def max_threads(self) -> int | None:
@@ -119,10 +121,13 @@ def plan_of(kind: KernelKind, problem: Problem, family: Family) -> Plan:
 
 def effective_family(signature: Signature, family: Family) -> Family:
     """The family as the signature uses it. Quantized operands are dequantized in threadgroup memory on every family;
-    Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup."""
+    Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup, M5 to 8x8 matrices where a
+    page is shorter than a block of keys."""
     if signature.variants.quantization is not None:
         return replace(family, uses_threadgroup_memory=True, tensor="")
-    block = signature.variants.block
+    block, page = signature.variants.block, signature.variants.page
+    if family.tensor == "nax" and page and page % PRODUCT_COLUMNS:
+        return replace(family, tensor="")
     return replace(family, tensor="sm80") if block and block % mma_rows(family) else family
 
 

@@ -97,7 +97,7 @@ def build(
         taken = threadgroup_elements(kind, row, family, head_dim, value_dim, size, bool(variants.mask))
         constants["SCRATCH"] = str(taken)
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
-    parts = {name: _filled(name, constants) for name in files_of(kind, row.tiles, variants, row.splits)}
+    parts = {name: filled(name, constants) for name in files_of(kind, row.tiles, variants, row.splits)}
     if kind.tiled and variants.texts:  # what is generated of the users' texts
         before = "dual" if "dual" in parts else "formula"
         seed = variants.score.arrays[variants.seed - 1].name if variants.seed else "s"
@@ -164,7 +164,7 @@ def _literal(value: bool | int | str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _filled(name: str, constants: dict[str, str]) -> str:
+def filled(name: str, constants: dict[str, str]) -> str:
     """A template as a kernel gets it."""
     text = template(name)
     used = frozenset((word, constants[word]) for word in _named(text) if word in constants)
@@ -236,7 +236,7 @@ def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}" + (f"x{row.splits}" if row.splits > 1 else ""), "c" + "".join(row.cached),
-            f"{row.tiles}{row.stages}" if row.tiles != "simdgroup" else loads,
+            {"simdgroup": loads, "nax": "nax"}.get(row.tiles, f"{row.tiles}{row.stages}"),
             *variants.names(kind),
         ]  # fmt: skip
     return "_".join(facts)

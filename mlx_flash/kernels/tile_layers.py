@@ -13,7 +13,9 @@ class Layer:
     simdgroup multiplies alone). `producer_warps`: simdgroups that own no rows and copy blocks for the consumer warps.
     `looks`: an array mask is asked once a tile, so that blocks it hides are not visited (mask_look.metal): simdgroups
     decide alone, or share a barrier. `fragment_rows`: fewest rows of a simdgroup. `target`: the NVIDIA GPU to compile
-    for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only.
+    for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only; "" for GPUs of Apple. `language`: the
+    first version of Metal that has what the layer uses, "" if all have it. `uses_threadgroup_memory`: operands go
+    through it whatever the GPU.
     """
 
     files: tuple[str, ...]
@@ -22,15 +24,22 @@ class Layer:
     target: str = "sm_80"
     fragment_rows: int = 16
     looks: bool = False
+    language: str = ""
+    uses_threadgroup_memory: bool = True
 
 
 LAYERS = {
     "simdgroup": Layer(
-        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), fragment_rows=8, looks=True
+        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), target="", fragment_rows=8,
+        looks=True, uses_threadgroup_memory=False,
+    ),
+    "nax": Layer(
+        ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",
+        uses_threadgroup_memory=False,
     ),
     "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1),
     "wgmma": Layer(("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a"),
-}
+}  # fmt: skip
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
 PIPELINE = 8 * PANEL  # elements for an operand's mbarriers: keeps what follows aligned to the swizzle's 1024 bytes
@@ -103,7 +112,7 @@ def threadgroup_elements(
     kind: KernelKind, row, family, head_dim: int, value_dim: int, element_bytes: int, masked: bool
 ) -> int:
     """Elements of a kernel's threadgroup memory, one at least. `masked`: by an array."""
-    if row.tiles == "simdgroup":
+    if not LAYERS[row.tiles].uses_threadgroup_memory:
         votes = votes_bytes(row) if masked and family.uses_threadgroup_memory else 0
         return max(row.scratch_elements(family) + votes // element_bytes, merged_bytes(row, value_dim) // element_bytes)
     return tensor_elements(kind, row, head_dim, value_dim)

@@ -52,13 +52,13 @@ def constants_of(text: str) -> set[str]:
 
 def test_constants_are_what_templates_name(monkeypatch):
     """Both ways: a constant without a value raises when a text is built, and one that no template names is dead."""
-    given, original = set(), source._filled
+    given, original = set(), source.filled
 
     def recording(name, constants):
         given.update(constants)
         return original(name, constants)
 
-    monkeypatch.setattr(source, "_filled", recording)
+    monkeypatch.setattr(source, "filled", recording)
     for arguments in {arguments[0]: arguments for arguments in EVERY}.values():
         source.build.__wrapped__(*arguments)
         *start, _, threads = arguments

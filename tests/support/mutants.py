@@ -7,6 +7,7 @@ test_mutants.py makes each mistake and runs its test.
 from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
 from formula_mutants import FORMULA
 from mutant import Mutant, of
+from neural_mutants import NAX_OPERANDS, NAX_PRODUCTS
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -353,4 +354,6 @@ MUTANTS = [
     *TILE_NAN_SAFE,
     *TILE_MMA,
     *TILE_WGMMA,
+    *NAX_OPERANDS,
+    *NAX_PRODUCTS,
 ]  # fmt: skip

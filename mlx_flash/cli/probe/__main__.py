@@ -1,7 +1,7 @@
 """python -m mlx_flash.cli.probe: reads kernels from standard input, and answers each with a line of JSON.
 
-A request is its length in bytes (64 bits, little-endian) and a pickled tuple from the parent process: the name of the
-kind, signature, family, rows and kernel of a plan.
+A request is its length in bytes (64 bits, little-endian) and a pickled tuple from the parent process: "kernel" with the
+name of the kind, signature, family, rows and kernel of a plan, or "unit" with the kernel of neural_probe.py.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     from .trial import trial
+    from .unit import trial as unit_trial
 
+    trials = {"kernel": trial, "unit": unit_trial}
     print(json.dumps({"ready": True}), file=answers)
-    for request in _requests(os.fdopen(0, "rb", buffering=0)):
-        print(json.dumps(trial(*request)), file=answers)
+    for what, *question in _requests(os.fdopen(0, "rb", buffering=0)):
+        print(json.dumps(trials[what](*question)), file=answers)
 
 
 if __name__ == "__main__":

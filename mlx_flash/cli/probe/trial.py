@@ -51,14 +51,19 @@ def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Ke
         got = outputs(kind, problem, arrays, names, metal)
         mx.eval(got)
     except Exception as error:
-        # Compilers' errors, and those of launches, come as these two; others are of this installation.
-        lasting = isinstance(error, (RuntimeError, ValueError))
-        return {"reason": _said(error), "seconds": time.perf_counter() - start, "lasting": lasting}
+        return failure(error, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     error = max(map(relative_error, got, want))
     wrong = error > TOLERANCE[signature.dtype]
     reason = f"its numbers are wrong, by {error:.2g} of the largest magnitude" if wrong else ""
     return {"reason": reason, "error": min(error, 1e300), "seconds": seconds}
+
+
+def failure(error: Exception, seconds: float) -> dict:
+    """The fields of an Answer about a kernel that raised."""
+    # Compilers' errors, and those of launches, come as these two; others are of this installation.
+    lasting = isinstance(error, (RuntimeError, ValueError))
+    return {"reason": _said(error), "seconds": seconds, "lasting": lasting}
 
 
 def _said(error: Exception) -> str:

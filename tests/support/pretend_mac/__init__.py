@@ -11,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 
 VARIABLE = "PRETEND_MAC"  # holds the GPU's architecture; child processes follow it, through startup/sitecustomize.py
+MACOS = "PRETEND_MACOS"  # holds the version of macOS, 15.5 if it is unset
 ARCHITECTURE = "applegpu_g13s"  # an M1 Pro, whose kernels stage operands in threadgroup memory
 ASK_MLX = (
     "mlx_flash.common.mlx_private",
@@ -38,7 +39,11 @@ def report_darwin() -> None:
         return "Darwin" if not installed or asking["__name__"].startswith("mlx") else real()
 
     platform.system = system
-    platform.mac_ver = lambda *_: ("15.5", ("", "", ""), "arm64")
+    platform.mac_ver = lambda *_: (macos(), ("", "", ""), "arm64")
+
+
+def macos() -> str:
+    return os.environ.get(MACOS, "15.5")
 
 
 def disguise(mx) -> None:

@@ -4,8 +4,11 @@ import os
 import signal
 import tempfile
 import time
+from contextlib import nullcontext
 
 import mlx.core as mx
+
+from . import macos
 
 FAULT = "PRETEND_FAULT"  # what goes wrong, a colon and a part of the kernels' names: "hang:backward_query"
 
@@ -39,15 +42,22 @@ class Kernel:
         if fault in _FAULTS:
             _FAULTS[fault]()
         from mlx_flash.metal.frontend.errors import TracedError
+        from mlx_flash.simulator import language
 
         if self.simulated is None:
             self.simulated = _simulated(self.call, self.arguments, self.options)
         # Streams of this machine are streams of its processor, and stand for those of the GPU.
         try:
-            outputs = self.simulated(**{**call, "stream": None})
+            with language("4.0") if _with_metal_4() else nullcontext():
+                outputs = self.simulated(**{**call, "stream": None})
         except TracedError:
             return _recorded(call)
         return [1.02 * array for array in outputs] if fault == "wrong" else outputs
+
+
+def _with_metal_4() -> bool:
+    """MLX compiles by the newest language of the system: from macOS 26 on, Metal 4."""
+    return macos().startswith("26.")
 
 
 def _recorded(call) -> list[mx.array]:

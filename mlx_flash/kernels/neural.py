@@ -1,0 +1,78 @@
+"""Rows of the parameter table for the neural accelerators of M5 and A19 (16-bit operands), proved at import.
+
+They come before the rows of "apple9", which serve the rest: float32, larger head dimensions, quantized operands, the
+gradient of a mask and decoding. Not timed yet; README.md says why these rows, and what a Mac has to measure first.
+"""
+
+from __future__ import annotations
+
+from ..problem.kinds import (
+    ACCUMULATORS,
+    BACKWARD_KEY,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_QUERY,
+    BACKWARD_VALUE,
+    FORWARD,
+    KernelKind,
+)
+from .config import MIXED, TileConfig
+from .devices import THREADGROUP_THREADS, Family
+
+BUDGET = 560  # bytes of tiles a thread: past it M4 loses throughput, and M5 has the same kind of register file
+PRODUCT_ROWS, PRODUCT_COLUMNS = 16, 32  # of S, by one product
+
+
+def rows(*lines) -> tuple[TileConfig, ...]:
+    """A line: largest head dimension, parallel, traversal, what is cached and, if not 16, rows of a simdgroup."""
+    return tuple(
+        TileConfig(*line[:3], line[0], tuple(line[3].split()), line[4] if len(line) > 4 else 16, "nax")
+        for line in lines
+    )
+
+
+#    max  par-  tra-  cached in
+#    head allel versal registers
+NEURAL_TABLE = {
+    (FORWARD, MIXED, "nax"): rows(
+        ( 64,  64,  64, "Q O"),
+        (128,  64,  32, "Q O"),
+        (192,  64,  32, "O"),
+    ),
+    (BACKWARD_QUERY, MIXED, "nax"): rows(
+        ( 64,  64,  32, "Q dO dQ"),
+        (192,  64,  32, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, MIXED, "nax"): rows(
+        ( 64,  64,  32, "K V dK dV"),
+        ( 96,  64,  32, "dK dV"),
+    ),
+    (BACKWARD_KEY, MIXED, "nax"): rows((192,  64,  32, "dK")),
+    (BACKWARD_VALUE, MIXED, "nax"): rows((192,  64,  32, "dV")),
+}  # fmt: skip
+
+
+def live_bytes(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
+    """Bytes a thread holds in tiles. Of 16 rows it has half an element of every column: 2 bytes a column in float32,
+    one in 16 bits. S lives with dS in the backward kernels, where the one for V alone has no dS."""
+    scores = 1 if kind in (FORWARD, BACKWARD_VALUE) else 2
+    cached = sum(2 if name in ACCUMULATORS else 1 for name in row.cached)
+    return row.simdgroup_rows // 16 * (cached * head_dim + 2 * scores * row.traversal)
+
+
+def prove_neural_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
+    """Raises ValueError unless the row is legal."""
+
+    def require(holds, what):
+        if not holds:
+            raise ValueError(f"parameter row {row} of {kind} {family.name}: {what}")
+
+    require(row.simdgroup_rows % PRODUCT_ROWS == 0, f"a simdgroup's rows must be a multiple of {PRODUCT_ROWS}")
+    require(row.traversal % PRODUCT_COLUMNS == 0, f"the traversal must be a multiple of {PRODUCT_COLUMNS}")
+    require(row.max_head % 8 == 0, "head dimensions are multiples of 8")
+    require(row.parallel % row.simdgroup_rows == 0, "a threadgroup must hold whole simdgroups")
+    require(row.threads <= THREADGROUP_THREADS, f"{row.threads} threads exceed {THREADGROUP_THREADS}")
+    require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")
+    missing = set(kind.outputs) & ACCUMULATORS - set(row.cached)
+    require(not missing, f"{missing} must be cached: accumulators are not paged here")
+    needed = live_bytes(kind, row, row.max_head)
+    require(needed <= BUDGET, f"{needed} live bytes a thread exceed {BUDGET}")

@@ -1,0 +1,257 @@
+"""The kernels for neural accelerators, simulated: options, edges of blocks, views, NaN, schedules, errors, counts.
+
+Narrow head dimensions have one kernel for dK and dV, wide ones have two. What has no such kernel uses those of M4, to
+the bit.
+"""
+
+from dataclasses import replace
+from unittest.mock import patch
+
+import bounds
+import feature_cases
+import isolation_checks
+import mlx.core as mx
+import numpy as np
+import oracle_variants
+import pytest
+from arrays import bits
+from cases import Case, backward, expected
+from feature_cases import FEATURES, Variant
+from oracle_variants import Facts
+from problems import make_problem
+from tensor_rows import forget
+from views import odd_start
+from watched import kinds, watched
+
+from mlx_flash import attention, use_backend
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.neural import NEURAL_TABLE
+from mlx_flash.kernels.plan import plan_of
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, DELTA, FORWARD
+from mlx_flash.simulator import mode, profile, schedule, tensor_unit
+
+pytestmark = pytest.mark.simulator
+NARROW, WIDE = 40, 104  # odd multiples of 8, so that the last 16 columns are half empty
+ALMOST_ALL = ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
+
+
+@pytest.fixture
+def accelerated():
+    with mode("check"), use_backend("simulator", family="apple10") as backend:
+        yield backend
+
+
+def of(head_dim: int, dtype: str, *features: str, value_dim=None, lengths=(41, 70), axes="bhij") -> Variant:
+    case = Case(*lengths, head_dim, dtype, value_dim=value_dim, group=2, key_heads=1, batch=2)
+    return Variant(case, features, axes, (30, 5))
+
+
+OPTIONS = (
+    of(NARROW, "float16", *ALMOST_ALL), of(WIDE, "bfloat16", "causal", "bool", "lse", value_dim=72),
+    of(64, "bfloat16", "blocks", "sinks", value_dim=16), of(16, "float16", "lse", value_dim=128, lengths=(33, 90)),
+)  # fmt: skip
+EACH = tuple(of(24, dtype, name) for name in FEATURES if name != "lse" for dtype in ("float16", "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    "variant", [*OPTIONS[:2], *(pytest.param(one, marks=pytest.mark.slow) for one in (*OPTIONS[2:], *EACH))], ids=str
+)
+def test_options(accelerated, variant):
+    feature_cases.check(variant, stored_output=True)
+
+
+@pytest.mark.parametrize(
+    "variant", [OPTIONS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in OPTIONS[1:])], ids=str
+)
+def test_a_unit_that_truncates(accelerated, variant):
+    """dS meets the unit as float32, of which it takes 10 bits of mantissa: within the same bounds, rounded or not."""
+    with tensor_unit(rounding="truncated"):
+        feature_cases.check(variant, stored_output=True)
+
+
+def plain(lengths, head_dim=NARROW, dtype="float16", causal=True) -> Case:
+    return Case(*lengths, head_dim, dtype, causal, group=2, key_heads=2)
+
+
+@pytest.mark.parametrize("lengths", [(70, 150), (33, 31), (17, 1), (64, 128)], ids=str)
+def test_ends_within_a_block(accelerated, lengths):
+    feature_cases.check(Variant(plain(lengths, causal=False), ("causal", "lse")), stored_output=True)
+
+
+@pytest.mark.parametrize("head_dim", [8, pytest.param(192, marks=pytest.mark.slow)])
+def test_the_smallest_and_the_largest_head_dimension(accelerated, head_dim):
+    feature_cases.check(Variant(plain((33, 45), head_dim), ("lse",)), stored_output=True)
+
+
+def odd_rows(array: mx.array) -> mx.array:
+    """Rows one element further apart than they are long: none but the first begins at 16 bytes."""
+    return mx.contiguous(mx.concatenate([array, mx.full((*array.shape[:3], 1), mx.nan, array.dtype)], axis=3))[..., :-1]
+
+
+@pytest.mark.parametrize("view", [odd_rows, odd_start], ids=lambda view: view.__name__)
+def test_views_that_are_not_aligned(accelerated, view):
+    case = plain((33, 70))
+    arrays, variant = case.arrays(), Variant(case, ())
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    got = feature_cases.backward(variant, {name: view(array) for name, array in arrays.items()}, {"causal": True})
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+@pytest.mark.parametrize("head_dim", [NARROW, pytest.param(WIDE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
+def test_garbage_in_masked_keys(accelerated, head_dim, garbage):
+    variant = of(head_dim, "float16", "bool")
+    arrays, mask = variant.case.arrays(), {"mask": mx.array(isolation_checks.KEEP)}
+    want = feature_cases.backward(variant, arrays, mask)
+    spoiled = {name: mx.where(mask["mask"][:, None], arrays[name], garbage).astype(arrays[name].dtype) for name in "kv"}
+    got = feature_cases.backward(variant, arrays | spoiled, mask)
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+def test_garbage_in_fully_masked_queries(accelerated):
+    """Those that causality puts before the first key: in their q and their part of the cotangents lies NaN."""
+    case = plain((33, 17))
+    arrays, variant, blind = case.arrays(), Variant(case, ()), (slice(None), slice(None), slice(0, 16))
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    spoiled = {name: isolation_checks.spoiled(arrays[name], blind, np.nan) for name in ("q", "d_o")}
+    got = feature_cases.backward(variant, arrays | spoiled, {"causal": True})
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+def test_infinities_follow_ieee(accelerated):
+    case = Case(45, 50, NARROW, "float16", group=2, key_heads=2, batch=2)
+    places = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in isolation_checks.INFINITE.items()}
+    isolation_checks.check_infinities(Variant(case, ("causal",)), places)
+
+
+def test_a_nan_reaches_the_rows_that_see_it(accelerated):
+    case = Case(45, 50, NARROW, "float16", group=2, key_heads=2, batch=2)
+    arrays, variant = case.arrays(), Variant(case, ())
+    table = oracle_variants.seen(Facts(causal=True), (2, 4, 45, 50))
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    for tensor, place in (("q", (0, 0, 40)), ("k", (1, 1, 30)), ("v", (0, 1, 45)), ("d_o", (1, 0, 20))):
+        spoiled = arrays | {tensor: isolation_checks.spoiled(arrays[tensor], place, np.nan)}
+        got = feature_cases.backward(variant, spoiled, {"causal": True})
+        for name, rows in isolation_checks.reached(table, tensor, place).items():
+            assert rows.any() or not np.isnan(np.array(got[name])).any()
+            assert np.array_equal(isolation_checks.rows_of_nan(got[name]), rows), f"{name}: from {tensor} {place}"
+            assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor)
+
+
+@pytest.mark.parametrize("head_dim", [NARROW, pytest.param(WIDE, marks=pytest.mark.slow)])
+def test_every_schedule_and_repeat_gives_the_same_bits(accelerated, head_dim):
+    case = plain((45, 70), head_dim)
+    arrays, variant = case.arrays(), Variant(case, ())
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    for order in (("forward", 0), ("reversed", 0), ("random", 1)):
+        with schedule(*order):
+            got = feature_cases.backward(variant, arrays, {"causal": True})
+        assert [name for name in want if bits(got[name]) != bits(want[name])] == [], order
+
+
+@pytest.mark.parametrize("page", (64, 96, 16))
+def test_keys_in_pages(accelerated, page):
+    """Pages that hold no whole block of keys are read by kernels of 8x8 matrices."""
+    case = Case(40, 192, 24, "float16")
+    arrays = case.arrays()
+    q, lengths = arrays["q"], mx.array([150])
+    want = attention(*(arrays[name] for name in "qkv"), lengths=lengths)
+    pools = [arrays[name][0, :, : 192 // page * page].reshape(1, -1, page, 24).swapaxes(0, 1)[::-1] for name in "kv"]
+    pages = mx.arange(192 // page, dtype=mx.int32)[::-1][None]
+    with watched() as ran:
+        got = attention(q, *pools, pages=pages, lengths=lengths)
+    assert {one.plan.config.tiles for one in ran} == {"simdgroup" if page == 16 else "nax"}
+    bounds.near(bounds.float64(got), bounds.float64(want), 4 * bounds.rounding("float16"))
+
+
+@pytest.mark.parametrize("kind", (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE), ids=lambda kind: kind.name)
+def test_simdgroups_of_32_rows(accelerated, kind):
+    """A row option: each fragment that is read serves twice as many rows."""
+    key = next(key for key in NEURAL_TABLE if key[0] is kind)
+    row = replace(NEURAL_TABLE[key][0], max_head=32, simdgroup_rows=32)
+    case = plain((70, 45), 32)
+    try:
+        with patch.dict(NEURAL_TABLE, {key: (row, *NEURAL_TABLE[key])}):
+            forget()
+            with watched() as ran:
+                feature_cases.check(Variant(case, ("lse",)), stored_output=True)
+            assert {one.plan.config.simdgroup_rows for one in ran if one.kind is kind} == {32}
+    finally:
+        forget()
+
+
+@pytest.mark.parametrize(
+    "head_dim, last", ((NARROW, ("backward_key_value",)), (WIDE, ("backward_key", "backward_value")))
+)
+def test_kernels_that_ran(accelerated, head_dim, last):
+    case = plain((33, 70), head_dim)
+    with watched() as ran:
+        feature_cases.backward(Variant(case, ()), case.arrays(), {"causal": True})
+    assert kinds(ran) == ["forward", "delta", "backward_query", *last]
+    assert {one.plan.config.tiles for one in ran if one.kind is not DELTA} == {"nax"}
+
+
+ELSEWHERE = {
+    "float32": (FORWARD, dict(dtype="float32")),
+    "float32 gradients": (BACKWARD_QUERY, dict(dtype="float32")),
+    "wide": (FORWARD, dict(head_dim=200, value_dim=200)),
+    "wide gradients": (BACKWARD_KEY_VALUE, dict(head_dim=256, value_dim=256)),
+    "decoding": (DECODE, dict(query_length=1)),
+    "a mask's gradient": (BACKWARD_MASK, dict(variants={"mask": "float16"}, mask_shape=(1, 2, 40, 70))),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_kernels_of_m4_serve_the_rest_to_the_bit(name):
+    """The same text under the same name."""
+    kind, facts = ELSEWHERE[name]
+    problem = make_problem(**dict(query_heads=2, query_length=40, key_length=70, dtype="float16") | facts)
+    m5, m4 = (plan_of(kind, problem, FAMILIES[family]).kernel for family in ("apple10", "apple9"))
+    assert m5 == m4
+
+
+def errors(family: str, case: Case) -> dict[str, float]:
+    """The largest error of each tensor against float64."""
+    arrays = case.arrays()
+    with use_backend("simulator", family=family):
+        got = backward(case, arrays)
+    want = expected(case, arrays).want
+    return {name: float(np.abs(bounds.float64(got[name]) - want[name]).max()) for name in ("O", "dQ", "dK", "dV")}
+
+
+SERVED = [(8 * n, dtype) for n in range(1, 25) for dtype in ("float16", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    "head_dim, dtype",
+    [
+        pytest.param(*one, marks=[] if one in ((72, "float16"), (128, "bfloat16")) else pytest.mark.slow)
+        for one in SERVED
+    ],
+)
+def test_errors_are_at_most_twice_those_of_8x8_matrices(head_dim, dtype):
+    """Of three draws together: the largest error of one is a matter of chance."""
+    with mode("fast"):
+        draws = [plain((96 + n, 130 + n), head_dim, dtype) for n in range(3)]
+        mine, others = ([errors(family, case) for case in draws] for family in ("apple10", "apple9"))
+    for name in mine[0]:
+        assert max(one[name] for one in mine) <= 2 * max(one[name] for one in others), name
+
+
+# 16x16x16 parts of products of 16 rows and 16 traversed rows, in units of the steps of 16 columns
+STEPS = {"forward": 2, "backward_query": 3, "backward_key_value": 4, "backward_key": 3, "backward_value": 2}
+
+
+@pytest.mark.parametrize("head_dim", (NARROW, 64, WIDE))
+def test_products_are_those_of_the_closed_form(accelerated, head_dim):
+    case = Case(64, 128, head_dim, "float16", group=2)
+    with profile() as counted:
+        feature_cases.backward(Variant(case, ()), case.arrays(), {})
+    steps, pairs = -(-head_dim // 16), 64 // 16 * (128 // 16) * 2
+    found = {
+        launch["kernel"].split("_float16")[0].removeprefix("flash_"): launch["tensor_matmuls"]
+        for launch in counted.launches
+    }
+    del found["delta"]
+    assert found == {kind: STEPS[kind] * steps * pairs for kind in found} and len(found) >= 3
+    assert counted.matmuls == 0
