@@ -83,6 +83,17 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, default=0.4, help="for each case and provider (default: 0.4)")
     bench.add_argument("--out", metavar="JSON", help="write the results")
     bench.add_argument("--plot", metavar="PNG", help="draw those of the length that most have")
+    serving = commands.add_parser(
+        "serve-bench", parents=[backend], help="serve random requests with mlx-lm's caches and with pages"
+    )
+    serving.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
+    serving.add_argument("--requests", type=whole_number, default=24, metavar="N", help="default: 24")
+    serving.add_argument("--seed", type=from_zero, default=0, help="of prompts and arrivals (default: 0)")
+    serving.add_argument("--page", type=whole_number, default=64, help="tokens of a page (default: 64)")
+    serving.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize pages (default: no)")
+    serving.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
+    serving.add_argument("--json", metavar="FILE", help="write the results")
+    serving.add_argument("--plot", metavar="PNG", help="draw the memory of both runs over time")
     return main_parser
 
 
@@ -216,12 +227,19 @@ def run_bench(arguments) -> int:
     return bench(arguments.only, arguments.seconds, arguments.out, arguments.plot)
 
 
+def run_serve_bench(arguments) -> int:
+    need("mlx_lm", "serve-bench", "lm")
+    from .serve_bench import serve_bench
+
+    return serve_bench(arguments)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 well, 1 a comparison failed, 2 bad input."""
     arguments = parser().parse_args(argv)
     commands = {
         "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
-        "bench": run_bench, "gallery": run_gallery,
+        "bench": run_bench, "gallery": run_gallery, "serve-bench": run_serve_bench,
     }  # fmt: skip
     try:
         status = commands[arguments.command](arguments)
