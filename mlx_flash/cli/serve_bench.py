@@ -1,4 +1,4 @@
-"""Requests that arrive at random, served by mlx-lm's BatchGenerator with its own caches and with those of a PagePool."""
+"""Requests that arrive at random, served by mlx-lm's BatchGenerator with its own caches and with a PagePool's."""
 
 from __future__ import annotations
 
