@@ -179,7 +179,21 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
     """Everything one kernel reads, by name: the call's arrays as this kind of kernel wants them, and its numbers."""
     if kind is DELTA or kind is COMBINE:
         return arrays
-    variants, inputs = problem.variants, arrays | {"scale": problem.scale}
+    signature = problem.signature
+    inputs = arrays | {"scale": signature.scale}
+    if not signature.variants.plain:
+        _add_variants(kind, problem, inputs, stream)
+    if kind is BACKWARD_MASK:
+        inputs["extents"] = problem.mask_shape
+    if kind is DECODE:
+        rows = (problem.batch, signature.key_heads, signature.group * problem.query_length, signature.head_dim)
+        inputs["Q"] = mx.reshape(inputs["Q"], rows, stream=stream)
+    return inputs
+
+
+def _add_variants(kind: KernelKind, problem: Problem, inputs: dict, stream) -> None:
+    """The arrays and numbers of the variants that are on, in `inputs`, as this kind of kernel wants them."""
+    variants = problem.variants
     if variants.texts:
         inputs["formula_data"] = text_data(variants, inputs, stream)
     if variants.mask:
@@ -202,9 +216,3 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
         inputs["softcap"] = variants.softcap
     if variants.dropout:
         inputs["survivor_scale"] = 1 / (1 - variants.dropout)
-    if kind is BACKWARD_MASK:
-        inputs["extents"] = problem.mask_shape
-    if kind is DECODE:
-        rows = (problem.batch, problem.key_heads, problem.signature.group * problem.query_length, problem.head_dim)
-        inputs["Q"] = mx.reshape(inputs["Q"], rows, stream=stream)
-    return inputs

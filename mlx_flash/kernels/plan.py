@@ -16,7 +16,7 @@ from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows
 from .registers import max_threads
 from .source import Kernel, build
-from .split_kv import fitted, gqa_rows, parts_of
+from .split_kv import count_of, fitted, gqa_rows, rule_of
 from .tile_layers import LAYERS
 
 LAUNCHES = 256  # that one plan keeps
@@ -27,7 +27,8 @@ LATENT_ROWS = 64  # of a threadgroup: 128 heads over one read each key twice as 
 class Plan:
     """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup.
 
-    `resources`: what is kept for this kernel: launches, and what a backend compiled, by its name.
+    `resources`: what is kept for this kernel: launches, what a backend compiled, by its name, and in decoding the rules
+    of the parts, by the number of queries.
     """
 
     kind: KernelKind
@@ -92,15 +93,21 @@ class Plan:
         last = self.resources.get("last")
         if last is not None and last[0] is problem:
             return last[1]
-        split = parts_of(problem, self.config, self.family) if self.kind is DECODE else None
-        length = problem.key_length if self.kind.over_keys else problem.query_length
-        key = (problem.batch, length, problem.mask_shape if self.kind is BACKWARD_MASK else split)
+        kind, rule, parts = self.kind, None, 1
+        length = problem.key_length if kind.over_keys else problem.query_length
+        if kind is DECODE:
+            rule = self.resources.get(length)
+            if rule is None:
+                rule = self.resources[length] = rule_of(problem, self.config, self.family)
+            parts = count_of(problem, rule, self.config)
+        key = (problem.batch, length, problem.mask_shape if kind is BACKWARD_MASK else parts)
         launches = self.resources["launches"]
         found = launches.get(key)
         if found is None:
             if len(launches) >= LAUNCHES:
                 launches.clear()
-            found = launches[key] = launch(self.kind, self.config, self.kernel, problem, split)
+            split = rule and rule._replace(count=parts)
+            found = launches[key] = launch(kind, self.config, self.kernel, problem, split)
         self.resources["last"] = (problem, found)
         return found
 

@@ -29,12 +29,13 @@ SIMDGROUPS = 32  # of each core of an Apple GPU
 
 class Parts(NamedTuple):
     """What the kernel is told: a row of n keys has one part where n <= `alone`, else as many as hold `least` keys each,
-    but no more than `most`. `count`: parts of the row that has most of them, and of the launch."""
+    but no more than `most`. `count`: parts of the row that has most of them, and of the launch; 0 in a rule that no
+    lengths were asked of."""
 
     alone: int
     least: int
     most: int
-    count: int
+    count: int = 0
 
 
 def decodes(problem: Problem) -> bool:
@@ -81,17 +82,22 @@ def fitted(row: TileConfig, rows: int, family: Family) -> TileConfig:
     return replace(found, splits=1 if alone else SPLITS)
 
 
-def parts_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
-    """The rule of the parts for a problem. `config`: as `fitted` made it."""
-    seen = keys_seen(problem)
+def rule_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
+    """The rule for all problems with so many queries. `config`: as `fitted` made it."""
     blocks = -(-gqa_rows(problem) // config.parallel)
     threadgroups = family.threadgroups or -(-SIMDGROUPS * 32 // config.threads)
     most = min(MOST, -(-family.cores * threadgroups // (problem.key_heads * blocks)))
-    found = Parts(keys_alone(problem, family), LEAST, most, 1)
+    return Parts(keys_alone(problem, family), LEAST, most)
+
+
+def count_of(problem: Problem, rule: Parts, config: TileConfig) -> int:
+    """Parts of the launch for a problem."""
+    seen = keys_seen(problem)
     # Where only the kernel knows how many keys a row has, rounding may leave some rows more parts than the longest.
     variants = problem.variants
-    known = not (variants.lengths or (variants.window and variants.shifts))
-    return found._replace(count=-(-seen // part_length(seen, found, config)) if known else parts_wanted(seen, found))
+    if variants.lengths or (variants.window and variants.shifts):
+        return parts_wanted(seen, rule)
+    return -(-seen // part_length(seen, rule, config))
 
 
 def parts_wanted(keys: int, rule: Parts) -> int:

@@ -86,6 +86,12 @@ class Variants:
         return self.additive or self.alibi or bool(self.softcap) or self.score is not None
 
     @cached_property
+    def plain(self) -> bool:
+        """Do kernels read the arrays of a call as they are, and no number besides the scale?"""
+        given = (self.mask, self.block, self.shifts, self.lengths, self.window, self.softcap, self.dropout, self.texts)
+        return not any(given)
+
+    @cached_property
     def text(self) -> Variants:
         """These variants without the values that kernels read as arguments: equal ones share their kernels."""
         return replace(

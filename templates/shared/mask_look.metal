@@ -5,7 +5,7 @@ namespace mask {
 
 #if LOOKS
 constant constexpr int SIMDGROUPS = BP / R;
-// Elements at the end of threadgroup memory in which simdgroups that copy blocks together tell what they found, in turns
+// Elements at the end of threadgroup memory in which simdgroups that copy blocks together tell what they found, twice
 constant constexpr int VOTES = 2 * SIMDGROUPS * sizeof(uint) / sizeof(Element);
 
 template <int ROWS, int C> struct Look {

@@ -2,7 +2,7 @@
 //
 //   m = max of the slices' m
 //   l = sum over slices of 2^(m_slice - m) l_slice
-//   O = sum over slices of 2^(m_slice - m) O_slice     in the order of the slices, MERGED fragments of columns at a time
+//   O = sum over slices of 2^(m_slice - m) O_slice     in the order of the slices, MERGED fragments of columns at once
 //
 // A slice in which a row saw no key has m = -inf, l = 0 and O = 0, and changes no bit of the sums.
 // Threadgroup memory: m, then l of [slices, BP], then fragments as lanes hold them, of all slices but the first.

@@ -211,8 +211,8 @@ def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
     chosen, asked = FAMILIES[family], problem(**changes)
     chosen = replace(chosen, cores=cores) if cores else chosen
     row = plan_of(DECODE, asked, chosen).config
-    found = decoding.parts_of(asked, row, chosen)
-    return found.count, decoding.part_length(decoding.keys_seen(asked), found, row)
+    rule = decoding.rule_of(asked, row, chosen)
+    return decoding.count_of(asked, rule, row), decoding.part_length(decoding.keys_seen(asked), rule, row)
 
 
 def test_number_of_splits():

@@ -26,6 +26,7 @@ BUDGETS = {
     "several": ({"causal": True, "window": (9, 0), "softcap": 20.0, "sinks": mx.zeros(4), "scale": 0.1}, 78),
 }
 QUANTIZED_BUDGET = 87
+TOKEN_BUDGET = 100  # of one query over a cache that has a length of its own with every call, and one part
 
 
 class Launched(Exception):
@@ -89,6 +90,27 @@ def test_a_warm_call_over_a_quantized_cache(stub):
     found = counted(stub, {"causal": True}, attention=quantized_attention, keys=packed)
     assert found["kernel"] == 1 and found["signature_of"] == found["quantization_of"] == found["shape_of"] == 0
     assert QUANTIZED_BUDGET / 2 < found.total() <= QUANTIZED_BUDGET, found
+
+
+def test_budget_of_a_token(stub):
+    """A new length costs what the last one did."""
+    whole, q, found = mx.zeros((1, 2, 512, 64)), Q[:, :, :1], Counter()
+
+    def count(frame, event, argument):
+        found[event] += 1
+
+    for keys in range(100, 105):
+        found.clear()
+        sys.setprofile(count)
+        try:
+            attention(q, whole[:, :, :keys], whole[:, :, :keys])
+        except Launched:
+            pass
+        finally:
+            sys.setprofile(None)
+        counted = found["call"] + found["c_call"]
+        assert not stub.stop or TOKEN_BUDGET / 2 < counted <= TOKEN_BUDGET, counted
+        stub.stop = True
 
 
 @pytest.mark.parametrize("name", BUDGETS)
