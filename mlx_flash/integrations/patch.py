@@ -60,7 +60,7 @@ class patch:
             rules of integrations/policy.py; "always" serves every call that can be. None means "fastest" on a GPU, and
             "always" without one and where a backend was chosen by name.
 
-    Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 32 queries, or
+    Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
     "decode", and the same with "quantized"); rules, a Counter of (kind, the policy's rule that decided) of the same
     calls; built_in, a Counter of the reasons of the others, the policy's rules among them; reached, the modules
     that held a replaced function by name and were served; out_of_reach, the places that hold one and cannot be changed

@@ -7,12 +7,12 @@ from typing import Protocol
 import mlx.core as mx
 
 from ..api import attention, quantized_attention
-from ..kernels.split_kv import QUERIES
 from ..transforms.trace import changed, trace, unavailable
 from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+FEW = 8  # queries, at most, of what the report counts as decoding
 
 
 class Terms(Protocol):
@@ -32,7 +32,7 @@ def serve_attention(
     """``mx.fast.scaled_dot_product_attention``: ("prefill" or "decode", the rule, result). Raises NotServed."""
     if isinstance(k, Handle):
         out = k.attend(q, v, scale=scale, mask=mask, sinks=sinks)
-        return "decode from pages" if q.shape[2] <= QUERIES else "prefill to pages", ALWAYS, out
+        return "decode from pages" if q.shape[2] <= FEW else "prefill to pages", ALWAYS, out
     arrays = (q, k, v)
     if not all(isinstance(array, mx.array) and array.ndim == 4 for array in arrays):
         raise NotServed("q, k and v are not arrays of 4 axes")
@@ -60,7 +60,7 @@ def serve_attention(
         raise NotServed(rule.refusal)
     with changed(beyond=True, built_in=True):
         out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
-    return "decode" if q.shape[2] <= QUERIES else "prefill", rule, out
+    return "decode" if q.shape[2] <= FEW else "prefill", rule, out
 
 
 def _asked(q, v, dtype, mask, sinks) -> Asked:
@@ -97,7 +97,7 @@ def serve_quantized(
             queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),
             **{"group_size": 64, "bits": 8} | formats,
         )  # fmt: skip
-    return "quantized decode" if queries.shape[2] <= QUERIES else "quantized prefill", rule, out
+    return "quantized decode" if queries.shape[2] <= FEW else "quantized prefill", rule, out
 
 
 def _added(mask, dtype: mx.Dtype):

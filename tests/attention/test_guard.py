@@ -53,7 +53,7 @@ COMPILE = getattr(mx.compile, "real", mx.compile)
 SIGNATURE = Signature(1, 1, 16, 16, "float32", 0.25)
 
 
-def operands(queries=9, dtype=mx.float32):
+def operands(queries=33, dtype=mx.float32):
     return tuple(
         mx.random.normal((1, 1, n, 16), key=mx.random.key(seed)).astype(dtype)
         for seed, n in enumerate((queries, 20, 20))
@@ -141,7 +141,7 @@ def test_a_right_kernel_is_used_and_costs_one_look(mac, monkeypatch):
         counted.setattr(prober.PROBER, "ask", lambda plan: asked.append(plan))
         counted.setattr(guard, "known", lambda plan: asked.append(plan))
         check_output(attention(*arrays), *arrays)
-        check_output(attention(*operands(30)), *operands(30))
+        check_output(attention(*operands(50)), *operands(50))
     assert not asked
     assert explain(*arrays).steps[0].verdict.startswith("passed its test")
 
@@ -256,7 +256,7 @@ def test_a_generation_survives_a_kernel_that_fails(mac, monkeypatch):
 
     monkeypatch.setenv(FAULT, "crash:decode")
     model, _ = mlx_flash.lm.tiny_model()
-    prompt = mx.arange(12)
+    prompt = mx.arange(40)
 
     want = [token for (token, _), _ in zip(generate_step(prompt, model), range(5))]
     with mlx_flash.patch(policy="always") as report, pytest.warns(RuntimeWarning, match="does not use a kernel"):

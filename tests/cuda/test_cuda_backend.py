@@ -15,6 +15,7 @@ from mlx_flash.kernels.apple import candidates
 from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.registers import max_threads
+from mlx_flash.kernels.split_kv import QUERIES
 from mlx_flash.metal.ptx import ptx
 from mlx_flash.metal.ptx.kernel import Grid
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD
@@ -76,7 +77,7 @@ def test_calls_that_differ_in_a_number_alone(gpu, launches):
     assert len(set(seen)) == 4
 
 
-def views(*, keys, queries=16, query_heads=2):
+def views(*, keys, queries=48, query_heads=2):
     """q [1, query_heads, queries, 64] and k [1, 2, keys, 64], transposed views: nothing of them is computed."""
     q, k = (mx.zeros((1, n, heads, 64), mx.float16).swapaxes(1, 2) for n, heads in ((queries, query_heads), (keys, 2)))
     return q, k
@@ -86,8 +87,8 @@ def views(*, keys, queries=16, query_heads=2):
     "shape, options, copied",
     [
         ({"keys": 300}, {}, True),
-        ({"keys": 300}, {"segments": (mx.zeros(16, mx.int32), mx.zeros(300, mx.int32))}, True),
-        ({"keys": 300}, {"mask": mx.ones((1, 1, 16, 300), mx.bool_)}, False),  # full size if copied
+        ({"keys": 300}, {"segments": (mx.zeros(48, mx.int32), mx.zeros(300, mx.int32))}, True),
+        ({"keys": 300}, {"mask": mx.ones((1, 1, 48, 300), mx.bool_)}, False),  # full size if copied
         ({"keys": 2**16}, {}, True),
         ({"keys": 2**16 + 1}, {}, False),
         ({"keys": 2**16 + 1, "queries": 2047}, {}, False),
@@ -98,7 +99,7 @@ def views(*, keys, queries=16, query_heads=2):
         ({"keys": 300, "queries": 1}, {}, True),
         ({"keys": 2**16, "queries": 8}, {}, True),
         ({"keys": 2**16 + 1, "queries": 1}, {}, False),
-        ({"keys": 2**16 + 1, "queries": 8, "query_heads": 8}, {}, False),
+        ({"keys": 2**16 + 1, "queries": 32, "query_heads": 8}, {}, False),
     ],
     ids=str,
 )
@@ -107,7 +108,7 @@ def test_views_are_copied_where_that_is_cheap(gpu, launches, shape, options, cop
     q, k = views(**shape)
     attention(q, k, k, **options)
     launch = launches[0]
-    decodes = q.shape[2] <= 8
+    decodes = q.shape[2] <= QUERIES
     assert [f"_{step}_" in launch["name"] for step in (DECODE, FORWARD)] == [decodes, not decodes]
     assert len(launches) == 1 + (decodes and k.shape[2] > 300)
     assert launch["ensure_row_contiguous"] == copied
