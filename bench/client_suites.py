@@ -100,8 +100,8 @@ def main() -> int:
     for name, tests in suites.items():
         kept[name] = compared([Path(path).resolve() for path in tests.split(",")])
         print(name, {key: value for key, value in kept[name].items() if key != "built_in"})
-    found = {"machine": platform.machine(), "mlx": mx.__version__, "suites": kept}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        found = {"machine": platform.machine(), "mlx": mx.__version__, "suites": kept}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     return int(any(suite["differ"] for suite in kept.values()))
 
 
