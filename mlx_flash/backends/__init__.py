@@ -16,7 +16,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from ..common.errors import UnsupportedProblem
-from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family
+from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 
 
 @dataclass(frozen=True, eq=False)  # looked up in every call: hashed by identity
@@ -139,7 +139,7 @@ def with_table(chosen: Backend, table: str | None) -> Backend:
         return chosen
     rows = chosen.family.table.removeprefix(TABLE_PREFIX)
     rows = TABLE_PREFIX + rows if table == "original" else rows
-    return replace(chosen, family=replace(chosen.family, table=rows))
+    return replace(chosen, family=replace(chosen.family, table=rows, tuned=Tuned()))
 
 
 # The choices in force in this context, the latest last: (the use_backend it belongs to, its backend, is it a block's?).
@@ -169,8 +169,9 @@ class use_backend:
             "sm80" NVIDIA Ampere and later, "sm90" Hopper); None means this machine's on metal and cuda, "apple9" on
             the simulator. Any family runs on cuda and on the simulator. With a family of Apple, "metal" can be chosen
             where there is no Metal GPU, for mx.export_function: what it writes runs on a Mac.
-        table: "own" or "original", the parameter rows of the kernels: our own (None means them), or those of
-            metal-flash-attention for comparison. NVIDIA's tensor cores have one table.
+        table: "own" or "original", the parameter rows of the kernels: our own, or those of metal-flash-attention for
+            comparison; NVIDIA's tensor cores have one table. None means our own, after the rows that `python -m
+            mlx_flash tune` found on this machine.
 
     Raises:
         ValueError: unknown name, family or table. UnsupportedProblem: the backend cannot run on this machine.

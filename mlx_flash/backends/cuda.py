@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from ..metal.ptx.kernel import CudaKernel, Grid, Prepared
 from ..metal.ptx.ptx import Ptx, cache_directory
 from ..problem.problem import Problem
 from .metal import kernel_object
+from .tuned import tuned
 
 LEAST_CAPABILITY = (8, 0)
 LEAST_DRIVER = (12, 0)  # the CUDA version of the driver, which compiles the kernels
@@ -62,8 +63,10 @@ def _no_compiler(error: ToolchainError) -> str:
 
 @lru_cache
 def family_here() -> Family:
-    """The family of this GPU: "sm90" on Hopper, which has matrix instructions of its own, else "sm80"."""
-    return FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
+    """The family of this GPU, with what was tuned on it: "sm90" on Hopper, which has matrix instructions of its own,
+    else "sm80"."""
+    family = FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
+    return replace(family, tuned=tuned(family))
 
 
 # Operands that may be copied. Masks and lists are often broadcast, so that a copy would be far larger.

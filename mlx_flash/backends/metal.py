@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import mlx.core as mx
@@ -12,11 +13,14 @@ from ..kernels.devices import Family, machine_of
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
 from ..problem.problem import Problem
+from .tuned import tuned
 
 
 @lru_cache
 def family_here() -> Family:
-    return machine_of(str(mx.device_info().get("architecture", "")))
+    """The family of this GPU, with what was tuned on it."""
+    family = machine_of(str(mx.device_info().get("architecture", "")))
+    return replace(family, tuned=tuned(family))
 
 
 def run_with(compiled, launch: Launch, inputs: dict, stream) -> list[mx.array]:

@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
     check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
+    _tuner(commands.add_parser("tune", help="find the fastest rows of this GPU by the clock"))
     bench = commands.add_parser("bench", help="time it on this GPU beside MLX's own attention and torch's")
     bench.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches, as 'D=128 N=16384'")
     bench.add_argument("--seconds", type=float, default=0.4, help="for each case and provider (default: 0.4)")
@@ -95,6 +96,16 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--json", metavar="FILE", help="write the results")
     serving.add_argument("--plot", metavar="PNG", help="draw the memory of both runs over time")
     return main_parser
+
+
+def _tuner(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument("--head-dim", type=whole_number, nargs="+", default=[64, 128], help="default: 64 128")
+    tune.add_argument("--dtype", choices=DTYPES, nargs="+", default=["float16", "bfloat16"])
+    tune.add_argument("--rows", type=whole_number, default=8, help="that are timed for a kernel, at most (default: 8)")
+    tune.add_argument("--seconds", type=whole_number, default=300, help="in all (default: 300); it can go on later")
+    tune.add_argument("--again", action="store_true", help="measure anew what was measured before")
+    tune.add_argument("--show", action="store_true", help="instead: print the gains found on this machine")
+    tune.add_argument("--family", choices=FAMILIES, help="instead: rank the rows of a GPU by the cost model")
 
 
 def _language_model(lm: argparse.ArgumentParser) -> None:
@@ -221,6 +232,16 @@ def run_gallery(arguments) -> int:
     return draw(arguments.out)
 
 
+def run_tune(arguments) -> int:
+    from .tune import command
+
+    if arguments.show:
+        return command.show()
+    if arguments.family:
+        return command.rank(arguments.family, arguments.dtype, arguments.head_dim, arguments.rows)
+    return command.tune(arguments.dtype, arguments.head_dim, arguments.rows, arguments.seconds, arguments.again)
+
+
 def run_bench(arguments) -> int:
     from .benchmark import bench
 
@@ -239,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     commands = {
         "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
-        "bench": run_bench, "gallery": run_gallery, "serve-bench": run_serve_bench,
+        "tune": run_tune, "bench": run_bench, "gallery": run_gallery, "serve-bench": run_serve_bench,
     }  # fmt: skip
     try:
         status = commands[arguments.command](arguments)

@@ -12,9 +12,9 @@ from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, ker
 from ..backends import backend as backend_of
 from ..distributed.plan import planned
 from ..kernels import neural
-from ..kernels.apple import candidates
+from ..kernels.apple import candidates, tuned_row
 from ..kernels.config import precision_of
-from ..kernels.devices import FAMILIES, Family
+from ..kernels.devices import FAMILIES, Family, TunedRow
 from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, key_value_kinds, plan_of
 from ..kernels.registers import live_bytes, register_demand
@@ -253,11 +253,21 @@ OPERANDS = frozenset({"Q", "K", "V", "dO"})
 
 
 def _place(plan: Plan) -> str:
+    if _tuned(plan):
+        return f"tuned for {plan.config.max_head}"
     rows = candidates(plan.kind, precision_of(plan.signature.dtype), plan.effective_family)
     return f"{rows.index(plan.table_row) + 1} of {len(rows)}, up to {plan.config.max_head}"
 
 
+def _tuned(plan: Plan) -> TunedRow | None:
+    return tuned_row(plan.kind, plan.signature.dtype, plan.effective_family, plan.head_dim)
+
+
 def _why_row(plan: Plan) -> str:
+    if found := _tuned(plan):
+        return (
+            f"the fastest that `tune` timed on this machine: {found.ms:.3g} ms, the table's row {found.table_ms:.3g} ms"
+        )
     if len(candidates(plan.kind, precision_of(plan.signature.dtype), plan.effective_family)) == 1:
         return "the only row"
     if plan.head_dim > plan.config.max_head:

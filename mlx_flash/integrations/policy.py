@@ -17,6 +17,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..backends import current_backend, named
+from ..kernels.devices import Family
 
 POLICIES = ("fastest", "always")
 HALVES = (mx.float16, mx.bfloat16)
@@ -58,6 +59,7 @@ class Rule:
     ours: bool
     why: str
     fits: Callable[[Asked], bool]
+    fused: bool = False  # of a rule of ours: the built-in is fused too, so that times decide
 
     @cached_property
     def refusal(self) -> str:
@@ -132,7 +134,7 @@ RAGGED = Rule(
 )  # fmt: skip
 LONG_CAUSAL = Rule(
     "long causal training", True, "14 to 30 % faster than cuDNN from 4096 queries on, at D = 64 from 8192 (H200)",
-    lambda a: a.training and a.mask == "causal" and a.queries >= (4096 if min(a.dims) > 64 else 8192),
+    lambda a: a.training and a.mask == "causal" and a.queries >= (4096 if min(a.dims) > 64 else 8192), fused=True,
 )  # fmt: skip
 CUDA_BACKWARD = Rule(
     "fused gradient", False, "cuDNN's gradient is faster (H200)",
@@ -167,10 +169,36 @@ def decide(policy: str | None, asked: Asked) -> Rule:
     """The rule for a call of the current backend. Without a policy a backend chosen by name serves every call, and so
     does one without a GPU: nothing that was measured there would be fastest."""
     family = ruled_by(policy)
-    return ALWAYS if family is None else rule_of(family, asked)
+    if family is None:
+        return ALWAYS
+    return measured_rule(family, asked) if family.tuned.calls else rule_of(family.name, asked)
 
 
-def ruled_by(policy: str | None) -> str | None:
+def ruled_by(policy: str | None) -> Family | None:
     """The family whose rules decide, or None where every call is served."""
     family = current_backend().family
-    return None if policy == "always" or family is None or (policy is None and named()) else family.name
+    return None if policy == "always" or (policy is None and named()) else family
+
+
+@lru_cache(maxsize=4096)
+def measured_rule(family: Family, asked: Asked) -> Rule:
+    """The rule of the tuner's times on this very machine, where both functions need memory linear in the lengths and a
+    call like this was timed: the nearest of at most twice or half the lengths. Else the family's rule."""
+    rule = rule_of(family.name, asked)
+    if not (rule.fused or not rule.ours) or asked.sinks or asked.mapped or asked.head_dim != asked.value_dim:
+        return rule
+    wanted = (str(asked.dtype).removeprefix("mlx.core."), asked.head_dim, asked.mask, asked.training)
+    apart = {
+        call: max(_apart(call.queries, asked.queries), _apart(call.keys, asked.keys))
+        for call in family.tuned.calls
+        if (call.dtype, call.head_dim, call.mask, call.training) == wanted
+    }
+    call = min(apart, key=apart.get, default=None)
+    if call is None or apart[call] > 2:
+        return rule
+    why = f"`tune` timed {call.ms:.3g} ms here, the built-in {call.built_in_ms:.3g} ms ({call.keys} keys)"
+    return Rule("timed on this machine", call.ms <= call.built_in_ms, why, lambda a: True)
+
+
+def _apart(one: int, other: int) -> float:
+    return max(one, other) / max(min(one, other), 1)

@@ -17,7 +17,7 @@ from ..problem.kinds import (
     KernelKind,
 )
 from .config import FULL, MIXED, TileConfig, precision_of
-from .devices import FAMILIES, TABLE_PREFIX, THREADGROUP_THREADS, Family
+from .devices import FAMILIES, TABLE_PREFIX, THREADGROUP_THREADS, Family, TunedRow
 from .neural import NEURAL_TABLE, prove_neural_row
 from .nvidia import TENSOR_TABLE, prove_tensor_row
 from .original import ORIGINAL, rows
@@ -144,9 +144,19 @@ def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:
 
 
 def lookup(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TileConfig:
-    """The first row whose `max_head` covers `head_dim`, else the last: there is no largest head dimension."""
+    """The row that was tuned on this machine; without one the first whose `max_head` covers `head_dim`, or the last, as
+    there is no largest head dimension."""
+    tuned = tuned_row(kind, dtype, family, head_dim)
+    if tuned:
+        return tuned.row
     rows = candidates(kind, precision_of(dtype), family)
     return next((row for row in rows if head_dim <= row.max_head), rows[-1])
+
+
+def tuned_row(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TunedRow | None:
+    """What the tuner found for exactly this kernel."""
+    wanted = (kind.name, dtype, head_dim)
+    return next((one for one in family.tuned.rows if one[:3] == wanted), None)
 
 
 def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> None:

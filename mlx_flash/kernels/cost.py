@@ -125,19 +125,19 @@ def _read_again(kind: KernelKind, row: TileConfig) -> int:
     return sum(name not in row.cached for name in kind.cacheable if name not in ACCUMULATORS)
 
 
-def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> Work:
-    """Of our kernels where operands go through threadgroup memory: reads of 16 bytes, copies by all threads."""
+def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, staged: bool = True) -> Work:
+    """Of our kernels: reads of 16 bytes. `staged`: operands are copied to threadgroup memory by all threads first."""
     size, columns = _size(precision), _padded(head_dim)
     fragments, products, groups = columns // 8, _products(kind, row, columns), row.simdgroup_rows // 8
     paged, again = len(row.paged(kind)), _read_again(kind, row)
     run = 16 // size  # elements of a copy; an operand of S lands transposed, element by element
     copies = row.traversal * columns // run / row.threads
     abt = kind.matmuls - (1 if kind is FORWARD else len([name for name in kind.cacheable if name in ACCUMULATORS]))
-    staging = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4)
+    staging = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4) if staged else 0
     reads = products / groups / (run // 2)
     rescaled = 2 * groups * fragments if kind is FORWARD else 0
     elements = (ELEMENT_SLOTS + 2 * (kind.matmuls - 2)) * row.simdgroup_rows * row.traversal / LANES
     slots = reads + staging + groups * (again + 4 * paged) * fragments + rescaled + elements
-    filled = FILL * kind.matmuls * row.traversal * columns * size * row.simdgroup_rows / row.parallel
+    filled = FILL * kind.matmuls * row.traversal * columns * size * row.simdgroup_rows / row.parallel if staged else 0
     memory = products / groups * 64 * size + groups * again * fragments * 64 * size + filled
     return Work(products, _singles(kind, precision, products), slots, memory, groups * paged * 2 * 256 * fragments)

@@ -1,11 +1,50 @@
 """What a GPU is, as plain data: families, and the limits the parameter table is proved against."""
 
+from __future__ import annotations
+
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..common.mlx_private import chip_letter
 
+if TYPE_CHECKING:
+    from .config import TileConfig
+
 TABLE_PREFIX = "original "  # of a table's name: the rows of metal-flash-attention
+
+
+class TunedRow(NamedTuple):
+    """The row that was fastest for one kind of kernel, dtype and head dimension, a multiple of 8; milliseconds of its
+    kernel and of the table's row, on the tuner's problem."""
+
+    kind: str
+    dtype: str
+    head_dim: int
+    row: TileConfig
+    ms: float
+    table_ms: float
+
+
+class TunedCall(NamedTuple):
+    """Milliseconds of one call of attention, and of MLX's built-in. `mask`: None or "causal"; `training`: with its
+    gradients."""
+
+    dtype: str
+    head_dim: int
+    queries: int
+    keys: int
+    mask: str | None
+    training: bool
+    ms: float
+    built_in_ms: float
+
+
+class Tuned(NamedTuple):
+    """What `python -m mlx_flash tune` measured on this machine."""
+
+    rows: tuple[TunedRow, ...] = ()
+    calls: tuple[TunedCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -18,8 +57,8 @@ class Family:
     allocated as the program goes. `tensor`: the matrix unit whose rows come before those of `table`, if any: NVIDIA's
     tensor cores ("sm80", "sm90"), or the neural accelerators of Apple GPUs ("nax").
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
-    decoding aims at; 0: as many as have the simdgroups that split_kv.py says. `split_kv_threshold`: below this many K
-    and V elements per head, no split-KV: the combine kernel would cost more than it saves.
+    decoding aims at. `split_kv_threshold`: below this many K and V elements per head, no split-KV: the combine kernel
+    would cost more than it saves. `tuned`: what was measured on this very machine; its rows come before all others.
     """
 
     name: str
@@ -32,6 +71,7 @@ class Family:
     cores: int = 10
     threadgroups: int = 0
     split_kv_threshold: int = 0
+    tuned: Tuned = field(default=Tuned(), hash=False)
 
     @property
     def apple(self) -> bool:

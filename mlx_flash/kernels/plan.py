@@ -10,7 +10,7 @@ from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_MASK, BAC
 from ..problem.problem import Problem, Signature
 from .apple import lookup, splits_dk_dv
 from .config import TileConfig, precision_of
-from .devices import Family
+from .devices import Family, Tuned
 from .launch import Launch, launch
 from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows
@@ -129,10 +129,11 @@ def plan_of(kind: KernelKind, problem: Problem, family: Family) -> Plan:
 def effective_family(signature: Signature, family: Family) -> Family:
     """The family as the signature uses it. Quantized operands are dequantized in threadgroup memory on every family;
     Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup, M5 to 8x8 matrices where a
-    page is shorter than a block of keys."""
+    page is shorter than a block of keys. Tuned rows are for none of these."""
     if signature.variants.quantization is not None:
-        return replace(family, uses_threadgroup_memory=True, tensor="")
+        return replace(family, uses_threadgroup_memory=True, tensor="", tuned=Tuned())
     block, page = signature.variants.block, signature.variants.page
+    family = replace(family, tuned=Tuned()) if (block or page) and family.tuned.rows else family
     if family.tensor == "nax" and page and page % PRODUCT_COLUMNS:
         return replace(family, tensor="")
     return replace(family, tensor="sm80") if block and block % mma_rows(family) else family

@@ -7,6 +7,7 @@ separate nothing. These stay with MLX_FLASH_KEEP_COMMENTS=1 in the environment, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -55,6 +56,17 @@ def template(name: str) -> str:
         for path in folder.glob(f"*/{name}.metal"):
             return path.read_text(encoding="ascii")
     raise FileNotFoundError(f"[mlx_flash] template {name}.metal is missing from the installation: reinstall it")
+
+
+@lru_cache
+def fingerprint() -> str:
+    """Of the templates: measurements of kernels hold for one of them."""
+    package = Path(__file__).parents[1]
+    paths = [
+        path for folder in (package / "templates", package.parent / "templates") for path in folder.glob("*/*.metal")
+    ]
+    texts = [path.name + path.read_text(encoding="ascii") for path in sorted(paths)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) -> list[str]:

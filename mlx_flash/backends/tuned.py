@@ -1,0 +1,158 @@
+"""What `python -m mlx_flash tune` measured on this machine, kept in one file of the user's cache folder.
+
+Only that command writes the file. Kernels use its rows and patch() its times where no table and no backend was named. A
+file that is damaged, or of another chip, system, MLX or version of the kernels, is ignored with one warning; a row that
+is not legal makes a file damaged, so that a bad file costs time and never a result.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from ..common.errors import CommandError, wrong
+from ..kernels.config import TileConfig
+from ..kernels.devices import Family, Tuned, TunedCall, TunedRow
+from ..kernels.search import is_legal
+from ..kernels.source import fingerprint
+from ..metal.cpu.compiler import cache_directory
+from ..problem.kinds import BACKWARD_KINDS, DECODE, FORWARD
+from .guard import machine
+
+VARIABLE = "MLX_FLASH_TUNED"  # 0: what was tuned is not used
+GAIN = 1.02  # that a row must bring over the table's: less is noise
+KINDS = {kind.name: kind for kind in (FORWARD, DECODE, *BACKWARD_KINDS)}
+
+
+def folder() -> Path:
+    return cache_directory().parent / "tuned"
+
+
+def file_here() -> Path:
+    """The file of this chip."""
+    return folder() / f"{re.sub(r'[^a-zA-Z0-9]+', '-', machine()['chip']).strip('-')}.json"
+
+
+def identity() -> dict[str, str]:
+    """What measurements hold for."""
+    return {**machine(), "kernels": fingerprint()}
+
+
+def switched_off() -> bool:
+    """Whether MLX_FLASH_TUNED=0 says that nothing tuned is used. Raises ValueError for other values."""
+    value = os.environ.get(VARIABLE, "1")
+    if value not in ("", "0", "1"):
+        raise wrong(VARIABLE, "0 or 1", repr(value), "Set 0 to use the tables as they are, or unset it.")
+    return value == "0"
+
+
+@cache
+def tuned(family: Family) -> Tuned:
+    """What the file of this machine says; nothing if there is none, or one that is ignored."""
+    if switched_off():
+        return Tuned()
+    found, reason = read(family)
+    if reason:
+        warnings.warn(
+            f"mlx_flash does not use what was tuned in {file_here()}: {reason}. Run `python -m mlx_flash tune` again, "
+            "or delete the file.", RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
+    return winners(found, family)
+
+
+def read(family: Family) -> tuple[dict, str]:
+    """(contents of this machine's file, why it is ignored); measurements are empty without a file, and then."""
+    empty = {"identity": identity(), "rows": [], "calls": []}
+    try:
+        found = json.loads(file_here().read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return empty, ""
+    except (OSError, ValueError) as error:
+        return empty, f"it cannot be read ({error})"
+    try:
+        other = [name for name, value in identity().items() if found["identity"].get(name) != value]
+        if other:
+            return empty, f"it is of another {' and '.join(other)}"
+        for one in found["rows"]:
+            row, ms = row_of(one), float(one["ms"])
+            if not is_legal(KINDS[one["kind"]], one["dtype"], family, row) or not (ms > 0 or one["failure"]):
+                return empty, f"its row {row} cannot work here"
+        list(map(_call, found["calls"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return empty, f"it is damaged ({type(error).__name__}: {error})"
+    return found, ""
+
+
+def row_of(measured: dict) -> TileConfig:
+    """The row of one measurement."""
+    facts = {**measured["row"], "cached": tuple(measured["row"]["cached"])}
+    row = TileConfig(**facts)
+    numbers = (row.max_head, row.parallel, row.traversal, row.head, row.simdgroup_rows, row.stages)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ValueError(f"sizes of {row}")
+    return row
+
+
+def _call(measured: dict) -> TunedCall:
+    call = TunedCall(**measured)
+    if not (call.ms > 0 and call.built_in_ms > 0):
+        raise ValueError(f"times of {call}")
+    return call
+
+
+def winners(contents: dict, family: Family) -> Tuned:
+    """The fastest row of every kernel that was timed, where it beats the table's, and the calls."""
+    timed: dict[tuple, list] = {}
+    for one in contents["rows"]:
+        if one.get("ms"):
+            timed.setdefault((one["kind"], one["dtype"], one["head_dim"]), []).append(one)
+    rows = []
+    for key, found in timed.items():
+        table = next((one["ms"] for one in found if one["table"]), None)
+        best = min(found, key=lambda one: one["ms"])
+        if table and table >= GAIN * best["ms"]:
+            rows.append(TunedRow(*key, row_of(best), best["ms"], table))
+    return Tuned(tuple(rows), tuple(map(_call, contents["calls"])))
+
+
+def write(contents: dict) -> None:
+    """Whole or not at all. Raises CommandError where the folder cannot be written."""
+    path = file_here()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+            json.dump(contents, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written ({error}): set MLX_FLASH_CACHE to another folder") from None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Raises CommandError if another process tunes this machine now. The system ends the lock with its process."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        lock = (folder() / "lock").open("w")
+    except OSError as error:
+        raise CommandError(f"{folder()} cannot be written ({error}): set MLX_FLASH_CACHE to another folder") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CommandError("another tune runs on this machine, and both would be slower: wait for it") from None
+        yield
+
+
+def measurement(kind: str, dtype: str, head_dim: int, row: TileConfig, table: bool, ms: float, failure: str) -> dict:
+    """One timed row as the file holds it; `table`: whether it is the table's own."""
+    facts = {"kind": kind, "dtype": dtype, "head_dim": head_dim, "row": asdict(row), "table": table}
+    return {**facts, "ms": ms, "failure": failure}

@@ -1,0 +1,1 @@
+"""`tune`: the fastest rows of this GPU by the clock, kept for later calls."""

@@ -1,0 +1,88 @@
+"""The rows that a kernel may have, likely good ones first: what `python -m mlx_flash tune` times."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..problem.kinds import KernelKind
+from .apple import candidates, lookup, prove
+from .config import TileConfig, precision_of
+from .cost import CHIPS, own_work, utilisation
+from .devices import TABLE_PREFIX, Family, Tuned
+from .neural import prove_neural_row
+from .nvidia import prove_tensor_row
+from .tile_layers import LAYERS
+
+CHIP = {"apple7": "M1", "apple8": "M2", "apple9": "M3", "apple10": "M5"}  # that the model takes for a family
+PARALLEL, TRAVERSAL = (8, 16, 32, 48, 64, 96, 128), (16, 32, 48, 64, 80, 96, 128)
+HEAD = (32, 64, 16)  # the model sees no difference: the first that is legal
+SIMDGROUP_ROWS = (8, 16)
+TENSOR_TRAVERSAL, STAGES = range(16, 257, 16), (2, 3, 4)
+
+
+def table_row(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TileConfig:
+    """The row that serves where nothing was tuned."""
+    return lookup(kind, dtype, replace(family, tuned=Tuned()), head_dim)
+
+
+def ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int, most: int) -> list[TileConfig]:
+    """At most so many legal rows for one head dimension: the table's, metal-flash-attention's where it is legal, then
+    others in the order of the cost model; for tensor cores, which it does not know, by their distance from the table's.
+    """
+    own = table_row(kind, dtype, family, head_dim)
+    if own.tiles != "simdgroup":
+        found = sorted(_tensor_rows(kind, family, own, head_dim), key=lambda row: _distance(row, own))
+    else:
+        original = replace(family, table=TABLE_PREFIX + family.table.removeprefix(TABLE_PREFIX), tuned=Tuned())
+        rows = candidates(kind, precision_of(dtype), original)
+        theirs = replace(next((row for row in rows if head_dim <= row.max_head), rows[-1]), max_head=head_dim)
+        found = sorted(
+            simdgroup_rows(kind, dtype, family, head_dim),
+            key=lambda row: predicted(kind, row, dtype, family, head_dim), reverse=True,
+        )  # fmt: skip
+        found = [theirs, *found] if is_legal(kind, dtype, family, theirs) else found
+    return list(dict.fromkeys((replace(own, max_head=head_dim), *found)))[:most]
+
+
+def predicted(kind: KernelKind, row: TileConfig, dtype: str, family: Family, head_dim: int) -> float:
+    """The share of the multipliers' peak that the cost model predicts."""
+    work = own_work(kind, row, precision_of(dtype), head_dim, family.uses_threadgroup_memory)
+    return utilisation(kind, row, head_dim, work, CHIPS[CHIP.get(family.name, "M3")])
+
+
+def simdgroup_rows(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> Iterator[TileConfig]:
+    """Legal rows for 8x8 matrices."""
+    kept = [names for n in range(len(kind.cacheable) + 1) for names in itertools.combinations(kind.cacheable, n)]
+    for parallel, traversal, cached, rows in itertools.product(PARALLEL, TRAVERSAL, kept, SIMDGROUP_ROWS):
+        found = (TileConfig(head_dim, parallel, traversal, min(head, head_dim), cached, rows) for head in HEAD)
+        yield from itertools.islice((row for row in found if is_legal(kind, dtype, family, row)), 1)
+
+
+def _tensor_rows(kind: KernelKind, family: Family, own: TileConfig, head_dim: int) -> Iterator[TileConfig]:
+    """Legal rows that differ from the table's in the traversed block and the pipeline."""
+    pipelined = LAYERS[own.tiles].producer_warps > 0 or own.tiles == "mma"
+    for traversal, stages in itertools.product(TENSOR_TRAVERSAL, STAGES if pipelined else (own.stages,)):
+        row = replace(own, max_head=head_dim, traversal=traversal, stages=stages)
+        if is_legal(kind, "float16", family, row):
+            yield row
+
+
+def _distance(row: TileConfig, own: TileConfig) -> float:
+    return abs(math.log2(row.traversal / own.traversal)) + abs(math.log2(row.stages / own.stages))
+
+
+def is_legal(kind: KernelKind, dtype: str, family: Family, row: TileConfig) -> bool:
+    """Whether a row can work on the family: a row that cannot would never reach a GPU."""
+    try:
+        if row.tiles == "simdgroup":
+            prove(kind, precision_of(dtype), family, row)
+        elif row.tiles == "nax":
+            prove_neural_row(kind, family, row)
+        else:
+            prove_tensor_row(kind, family, row)
+    except ValueError:
+        return False
+    return True
