@@ -1,9 +1,10 @@
 """Which calls patch() serves and which it leaves to MLX's built-in attention: rules for each family of GPUs.
 
 The built-in keeps a call where it is one fused kernel, needs memory linear in the lengths, and is measured or known to
-be as fast. The first rule that fits decides; where none fits, attention serves. What MLX fuses was read from its source
-and its 0.32.4 binary (mlx/fast.cpp, mlx/backend/metal/scaled_dot_product_attention.cpp, mlx/backend/cuda). Times on
-NVIDIA's GPUs are those of bench/results/cuda_speed.json (H200, bfloat16, 16 heads). None was taken on a Mac.
+be as fast. The first rule that fits decides; where none fits, attention serves. Where both need linear memory, times
+that `tune` took on the same machine come first. What MLX fuses was read from its source and its 0.32.4 binary
+(mlx/fast.cpp, mlx/backend/metal/scaled_dot_product_attention.cpp, mlx/backend/cuda). Times on NVIDIA's GPUs are those
+of bench/results/cuda_speed.json (H200, bfloat16, 16 heads). None was taken on a Mac.
 """
 
 from __future__ import annotations

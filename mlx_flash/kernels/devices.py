@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..common.mlx_private import chip_letter
-
-if TYPE_CHECKING:
-    from .config import TileConfig
 
 TABLE_PREFIX = "original "  # of a table's name: the rows of metal-flash-attention
 
 
 class TunedRow(NamedTuple):
-    """The row that was fastest for one kind of kernel, dtype and head dimension, a multiple of 8; milliseconds of its
-    kernel and of the table's row, on the tuner's problem."""
+    """The row, a TileConfig, that was fastest for one kind of kernel, dtype and head dimension, a multiple of 8;
+    milliseconds of its kernel and of the table's row, on the tuner's problem."""
 
     kind: str
     dtype: str
     head_dim: int
-    row: TileConfig
+    row: object
     ms: float
     table_ms: float
 
