@@ -63,7 +63,7 @@ def simdgroup_rows(kind: KernelKind, dtype: str, family: Family, head_dim: int) 
 
 def _tensor_rows(kind: KernelKind, family: Family, own: TileConfig, head_dim: int) -> Iterator[TileConfig]:
     """Legal rows that differ from the table's in the traversed block and the pipeline."""
-    pipelined = LAYERS[own.tiles].producer_warps > 0 or own.tiles == "mma"
+    pipelined = LAYERS[own.tiles].producer_warps > 0
     for traversal, stages in itertools.product(TENSOR_TRAVERSAL, STAGES if pipelined else (own.stages,)):
         row = replace(own, max_head=head_dim, traversal=traversal, stages=stages)
         if is_legal(kind, "float16", family, row):
