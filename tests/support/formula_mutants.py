@@ -2,9 +2,7 @@
 
 from mutant import of
 
-OUTPUT, GRADIENTS = (
-    f"test_variants.py::test_{name}[simulator-apple7-{{}}]" for name in ("output", "gradients")
-)
+OUTPUT, GRADIENTS = (f"test_variants.py::test_{name}[simulator-apple7-{{}}]" for name in ("output", "gradients"))
 
 # fmt: off
 FORMULA = of(
