@@ -1,6 +1,7 @@
 """What this machine can run the tests on."""
 
 import itertools
+import os
 
 import mlx.core as mx
 import pytest
@@ -8,8 +9,9 @@ import pytest
 METAL = [("metal", None)] if mx.metal.is_available() else []
 # On an NVIDIA GPU its own kernels, and Apple's as they are.
 CUDA = [("cuda", None), ("cuda", "apple7"), ("cuda", "apple9")] if mx.cuda.is_available() else []
-# One family per set of table rows.
-SIMULATED = [("simulator", "apple7"), ("simulator", "apple9")]
+# One family per set of table rows; SIMULATED_FAMILIES names others, such as apple10, whose 16-bit kernels have tests of
+# their own in test_neural_kernels.py.
+SIMULATED = [("simulator", name) for name in os.environ.get("SIMULATED_FAMILIES", "apple7,apple9").split(",")]
 # Parametrizes `family` of a test that runs the simulator itself.
 each_simulated_family = pytest.mark.parametrize(
     "family", [pytest.param(family, marks=pytest.mark.simulator, id=family) for _, family in SIMULATED]
