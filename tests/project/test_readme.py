@@ -145,6 +145,22 @@ def test_the_table_of_speeds_is_the_measured_one(path):
             assert cell.strip("| ") == want, (title, provider)
 
 
+def test_the_counts_of_neural_accelerators_are_those_of_the_simulator():
+    """And MLX's kernel, which reads Q again in every block, reads more for each product than ours."""
+    counted = json.loads((PROJECT / "bench" / "results" / "neural_counts.json").read_text())["counts"]
+    written = [row for row in tables(PROJECT / "bench" / "neural.md") if row[0].isdigit()]
+    want = []
+    for one in counted:
+        numbers = (one["exponentials_per_product"], one["bytes_per_product"], *one["cycles"].values())
+        want.append([str(one["head_dim"]), one["whose"], one["kernel"], *map(str, numbers)])
+    assert [[cell.strip("| ") for cell in row] for row in written] == want
+    forward = {(one["head_dim"], one["whose"]): one for one in counted if one["kernel"] in ("forward", "attention_nax")}
+    for head_dim in (64, 96, 128):
+        mine, others = forward[head_dim, "ours"], forward[head_dim, "MLX"]
+        assert mine["products"] == others["products"] == head_dim // 16 * 128
+        assert mine["bytes_per_product"] < others["bytes_per_product"]
+
+
 def test_the_table_of_quantized_caches_is_the_measured_one():
     rows = json.loads((PROJECT / "bench" / "results" / "quantization.json").read_text())["relative_rms_errors"]
     written = tables(PROJECT / "bench" / "README.md")

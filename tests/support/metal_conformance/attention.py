@@ -83,13 +83,13 @@ def steel_kernel(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, in
 
 def run_steel(
     head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int, int, int], rows: int = 40, columns: int = 72,
-    kernel_of=steel_kernel, rounding=ROUNDING,
+    kernel_of=steel_kernel, rounding=ROUNDING, heads=2,
 ):  # fmt: skip
-    """Ragged on purpose: neither length is a multiple of a block. Two query heads share a key head.
+    """Ragged on purpose: neither length is a multiple of a block. All query heads share a key head.
 
     kernel_of: makes the kernel, from what steel_kernel takes. rounding: of the unit that multiplies, by dtype.
     """
-    heads, scale = 2, 1 / math.sqrt(head_dim)
+    scale = 1 / math.sqrt(head_dim)
     q, k, v = (
         normal((1, h, n, head_dim), dtype, s) for s, (h, n) in enumerate([(heads, rows), (1, columns), (1, columns)])
     )

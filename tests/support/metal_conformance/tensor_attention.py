@@ -23,9 +23,9 @@ def tensor_kernel(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, i
     return library(("steel/attn/kernels/steel_attention_nax.h",), TENSOR_LANGUAGE).kernel(instance, constants)
 
 
-def run(head_dim: int, dtype: mx.Dtype, kind: str, rows: int = 70, columns: int = 90):
+def run(head_dim: int, dtype: mx.Dtype, kind: str, rows: int = 70, columns: int = 90, heads: int = 2):
     blocks = _SPLIT if head_dim == 256 else _BLOCKS
-    run_steel(head_dim, dtype, kind, blocks, rows, columns, tensor_kernel, RELAXED)
+    run_steel(head_dim, dtype, kind, blocks, rows, columns, tensor_kernel, RELAXED, heads)
 
 
 def cases() -> list[Case]:
