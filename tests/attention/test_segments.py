@@ -220,6 +220,11 @@ def test_unequal_segments_in_transformations(reference):
     assert bits(last) == bits(mx.stack(want))
 
 
+def traced(lengths):
+    return segments(lengths)[0]
+
+
+traced.runs_no_kernels = True  # so that it is traced on a pretended Mac too
 WRONG = {
     "negative": (lambda: segments([3, -1]), "lengths", "whole numbers of at least 0", "[3, -1]", "Pass a list"),
     "fraction": (lambda: segments([1.5]), "lengths", "whole numbers of at least 0", "[1.5]", "Pass a list"),
@@ -230,7 +235,7 @@ WRONG = {
     "floats": (lambda: segments(np.array([2.0])), "lengths", "whole numbers of at least 0", "[2.0]", "Pass a list"),
     "too-deep": (lambda: segments(np.ones((1, 1, 1), int)), "lengths", "whole numbers", "[[1]]", "Pass a list"),
     "traced": (
-        lambda: mx.compile(lambda lengths: segments(lengths)[0])(mx.array([1, 2])), "lengths", "whole numbers",
+        lambda: mx.compile(traced)(mx.array([1, 2])), "lengths", "whole numbers",
         "an array of shape (2,)", "Pass a list",
     ),
     "no-length": (lambda: segments([4], 4.5), "length", "a whole number of at least 0, or None", "4.5", "Pass an int"),
