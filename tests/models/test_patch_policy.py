@@ -120,19 +120,19 @@ def test_no_measured_case_is_slower_with_the_patch(result):
         assert ours >= 0.9 * built_in
 
 
-def arrays(queries=12, width=64):
-    return [mx.random.normal((1, 2, n, width), key=mx.random.key(n)) for n in (queries, 20, 21)]
+def arrays(queries=40, width=64):
+    return [mx.random.normal((1, 2, n, width), key=mx.random.key(n)) for n in (queries, 48, 49)]
 
 
-def call(queries=12, width=64, **options):
+def call(queries=40, width=64, **options):
     q, k, v = arrays(queries, width)
-    return mx.fast.scaled_dot_product_attention(q, k, v[:, :, :20], **{"scale": 0.25} | options)
+    return mx.fast.scaled_dot_product_attention(q, k, v[:, :, :48], **{"scale": 0.25} | options)
 
 
 @pytest.mark.simulator
 def test_a_patch_follows_the_rules_and_says_so(reference):
     """On the simulator, which has a family's rules; without a policy a backend that was named serves everything."""
-    mask = mx.ones((12, 20), mx.bool_)
+    mask = mx.ones((40, 48), mx.bool_)
     wants = [call(), call(mask=mask), call(3), call(width=40)]
     with use_backend("simulator", "apple9"):
         with mlx_flash.patch(policy="fastest") as report:
@@ -153,13 +153,13 @@ def test_a_patch_follows_the_rules_and_says_so(reference):
 
 @pytest.mark.simulator
 def test_gradients_have_rules_of_their_own():
-    mask = mx.random.normal((12, 20), key=mx.random.key(7))
+    mask = mx.random.normal((40, 48), key=mx.random.key(7))
 
     def gradient(**options):
         q, k, v = arrays()
 
         def loss(q):
-            return mx.square(mx.fast.scaled_dot_product_attention(q, k, v[:, :, :20], scale=0.25, **options)).sum()
+            return mx.square(mx.fast.scaled_dot_product_attention(q, k, v[:, :, :48], scale=0.25, **options)).sum()
 
         return mx.grad(loss)(q)
 
@@ -196,8 +196,8 @@ def test_a_policy_misspelt(wrong):
 def test_quantized_caches_are_served_by_a_rule_too(reference):
     from mlx_lm.models import base
 
-    k = mx.quantize(mx.random.normal((1, 2, 20, 64), key=mx.random.key(1)), group_size=64, bits=8)
-    q = mx.random.normal((1, 4, 12, 64), key=mx.random.key(2))
+    k = mx.quantize(mx.random.normal((1, 2, 48, 64), key=mx.random.key(1)), group_size=64, bits=8)
+    q = mx.random.normal((1, 4, 40, 64), key=mx.random.key(2))
     want = base.quantized_scaled_dot_product_attention(q + 0, k, k, 0.125, "causal")
     with use_backend("simulator", "apple9"), mlx_flash.patch(policy="fastest") as report:
         close(base.quantized_scaled_dot_product_attention(q + 0, k, k, 0.125, "causal"), want)
