@@ -109,6 +109,64 @@ class Generation:
         return {name: {"ms": round(1e3 / speed, 4), "tokens_per_s": round(speed, 1)} for name, speed in medians.items()}
 
 
-def token_cases() -> list[TokenStep | Generation]:
+@dataclass(frozen=True)
+class ServedBatch:
+    """One decoding call over the caches of a server: rows of unequal lengths, from `least` to `most` keys in equal
+    ratios, in pages in no order, side by side, and padded on the left with a bool mask, as mlx-lm keeps them."""
+
+    rows: int = 32
+    least: int = 1024
+    most: int = 32768
+    heads: int = 32
+    key_heads: int = 8
+    head_dim: int = 128
+    page: int = 64
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows} rows of {self.least} to {self.most} keys"
+
+    def measured(self, seconds: float) -> dict:
+        """Median milliseconds of a call: of `mlx_flash` over pages and over padded keys of unequal lengths, and of the
+        built-in."""
+        times: dict[str, list] = {}
+        providers = self.providers()
+        end = time.perf_counter() + len(providers) * seconds
+        while len(times.get("mx.fast", ())) < 4 or (time.perf_counter() < end and len(times["mx.fast"]) < MOST_ROUNDS):
+            for name, call in providers.items():
+                mx.synchronize()
+                start = time.perf_counter()
+                for _ in range(TOKENS):
+                    mx.async_eval(call())
+                mx.synchronize()
+                times.setdefault(name, []).append((time.perf_counter() - start) / TOKENS * 1e3)
+        return {name: {"ms": round(statistics.median(found[1:]), 4)} for name, found in times.items()}
+
+    def providers(self) -> dict:
+        """Calls without arguments, over the same keys and values."""
+        dtype, columns = getattr(mx, self.dtype), self.head_dim
+        span = max(self.rows - 1, 1)
+        lengths = [round(self.least * (self.most / self.least) ** (n / span)) for n in range(self.rows)]
+        per_row = -(-self.most // self.page)
+        q = mx.random.normal((self.rows, self.heads, 1, columns)).astype(dtype)
+        shape = (self.rows * per_row, self.key_heads, self.page, columns)
+        pools = [mx.random.normal(shape).astype(dtype) for _ in range(2)]
+        table = mx.random.permutation(self.rows * per_row).reshape(self.rows, per_row).astype(mx.int32)
+        side = [pool[table].swapaxes(1, 2).flatten(2, 3)[:, :, : self.most] for pool in pools]
+        ends = mx.array(lengths, mx.int32)
+        places = (mx.arange(self.most) - (self.most - ends)[:, None])[:, None, :, None]
+        padded = [mx.take_along_axis(one, mx.maximum(places, 0), axis=2) for one in side]
+        mask = (places >= 0).swapaxes(2, 3)
+        mx.eval(q, pools, table, side, padded, mask, ends)
+        built_in, scale = mx.fast.scaled_dot_product_attention, columns**-0.5
+        return {
+            "mlx_flash": lambda: attention(q, *pools, pages=table, lengths=ends, scale=scale),
+            "mlx_flash, contiguous": lambda: attention(q, *side, lengths=ends, scale=scale),
+            "mx.fast": lambda: built_in(q, *padded, scale=scale, mask=mask),
+        }
+
+
+def token_cases() -> list[TokenStep | Generation | ServedBatch]:
     steps = [TokenStep(keys, growing) for keys in (512, 4096, 32768) for growing in (True, False)]
-    return [*steps, Generation()]
+    return [*steps, Generation(), ServedBatch()]

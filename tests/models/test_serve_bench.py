@@ -2,10 +2,13 @@
 
 import json
 
+import bounds
 import pytest
 from refusals import refused, status_of
 
+from mlx_flash import use_backend
 from mlx_flash.cli.serve_bench import requests_of
+from mlx_flash.cli.token_bench import ServedBatch
 
 FEW = ["serve-bench", "--requests", "3", "--backend", "reference", "--seed", "5"]
 
@@ -39,3 +42,14 @@ def test_requests_follow_the_seed():
 )
 def test_bad_options(capsys, more, words):
     assert words in refused(capsys, [*FEW, *more])
+
+
+def test_a_batch_of_the_bench_is_the_same_in_pages_and_padded():
+    batch = ServedBatch(3, 16, 150, heads=4, key_heads=2, head_dim=16, page=8, dtype="float32")
+    with use_backend("reference"):
+        results = {name: call() for name, call in batch.providers().items()}
+        times = batch.measured(0.0)
+    want = bounds.float64(results.pop("mx.fast"))
+    for name, got in results.items():
+        bounds.check("O", got, want, name, "float32", terms=4.0)
+    assert set(times) == {*results, "mx.fast"} and batch.name == "3 rows of 16 to 150 keys"
