@@ -22,6 +22,7 @@ class PagedKVCache:
     def __init__(self, pool, number: int, rows: list[Row] | None = None, batch: bool = False):
         self.pool, self.number, self.step = pool, number, 0
         self._rows, self._batch, self._released = rows or [], batch, False
+        self._given: tuple[PagedKeys, Values] | None = None  # in this step, where other layers ask for it
         self._coming: list[int] | None = None  # of right-padded inputs: tokens of every row that are still to come
 
     @property
@@ -35,7 +36,7 @@ class PagedKVCache:
     def release(self) -> None:
         """Gives the pages back now, not when Python forgets the cache; the cache cannot be used again."""
         with self.pool.entered():
-            self._rows, self._released = [], True
+            self._rows, self._given, self._released = [], None, True
 
     # What models call
 
@@ -46,6 +47,7 @@ class PagedKVCache:
             self.check_open()
             batch, length = k.shape[0], k.shape[2]
             self.layer.known(k, v)
+            self._given = None
             rows = self._rows or [Row(self.layer) for _ in range(batch)]
             if len(rows) != batch:
                 held = f"batch {len(rows)} as in the cache"
@@ -55,8 +57,16 @@ class PagedKVCache:
             keys = self._stored(rows, k, v, new) if length > self.layer.page else self._appended(rows, k, v, new)
             if self._coming is not None:
                 self._coming = [count - taken for count, taken in zip(coming, new)]
-            self._rows = rows
-            return keys, Values(keys, v.shape[3])
+            self._rows, given = rows, (keys, Values(keys, v.shape[3]))
+            self._given = given if self.layer.shared else None
+            return given
+
+    def keys_and_values(self) -> tuple[PagedKeys, Values]:
+        """What the last `update_and_fetch` returned, for layers that share the keys of another."""
+        self.check_open()
+        if self._given is None:
+            raise PagePoolError("[mlx_flash.PagePool] no keys of this step: the model did not share any before")
+        return self._given
 
     def make_mask(self, queries: int, return_array: bool = False, window_size: int | None = None):
         """Rows know their lengths: no array is needed. Raises PagePoolError where a model asks for one."""

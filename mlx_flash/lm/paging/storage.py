@@ -21,6 +21,7 @@ class Layer:
     def __init__(self, page: int, window: int | None, room, quantization: Quantization | None = None):
         self.page, self.window, self.quantization, self._room = page, window, quantization, room
         self.heads = self.dims = self.dtype = None
+        self.shared = False  # do other layers of the model ask for these keys too?
         self.arrays: list[mx.array] = []  # the parts of keys, then those of values
         self.holders: list[int] = []  # of every page
         self._free: list[int] = []
