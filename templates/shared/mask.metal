@@ -198,14 +198,12 @@ struct Visibility {
 #if HAS_MASK && !ADDITIVE && !LOOKS
     if (mask_at(row, j) == MaskElement(0)) return false;
 #endif
-#if HAS_BLOCKS
-    const int i = query_of(row);
-    const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
-    if (block < 2) return block == 1;
-#endif
 #if HAS_VISIBLE
     return texts.visible.of(formula::pair(*this, row, j));
 #elif HAS_BLOCKS
+    const int i = query_of(row);
+    const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
+    if (block < 2) return block == 1;
     return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
 #else
     return true;

@@ -3,26 +3,21 @@ namespace flash {
 namespace formula {
 
 // In place, for query first_query + i and key first_key + j. Backward kernels get its derivative in `slope`, the cap's
-// included. Pairs past the end get a score too, which the mask replaces: arrays of queries are not read there.
+// included. Pairs past the end get a score too, that of the last row or column, which the mask replaces.
 template <int R, int C>
 METAL_FUNC void apply(
     thread tile::Tile<float, R, C>& s, thread softmax::Slope<R, C>& slope, thread const mask::Visibility& visibility,
     int first_query, int first_key, tile::Lane lane) {
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   const int last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-#if HAS_SEGMENTS || HAS_SHIFTS
   const int last_column = (TRANSPOSED ? visibility.queries : visibility.keys) - 1;
-#endif
   for (int i = 0; i < R / 8; i++) {
     const int row = min(first_row + i * 8 + lane.row, last_row);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        int column = first_column + own + tile::fixed_place(c) + e;
-#if HAS_SEGMENTS || HAS_SHIFTS
-        column = min(column, last_column);
-#endif
+        const int column = min(first_column + own + tile::fixed_place(c) + e, last_column);
         const Pair at = pair(visibility, TRANSPOSED ? column : row, TRANSPOSED ? row : column);
 #if WANTS_SLOPE
 #if SEEDED
