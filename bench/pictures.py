@@ -3,9 +3,11 @@
 apple_ginstrs.png: throughput over the head dimension on an M1 Max, as published for metal-flash-attention and as the
 cost model predicts it for our rows from counted instructions; nothing of it ran on a Mac.
 apple_instructions.png: instructions beside each 8x8x8 product on the M1 instruction set, before and after.
+scaling.png: memory and work over the length, errors over the magnitude of q and k; planned, counted and simulated.
 """
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +89,27 @@ def draw_instructions() -> None:
     figure.savefig(RESULTS / "apple_instructions.png", dpi=110)
 
 
+def draw_scaling() -> None:
+    told = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    panels = (
+        ("memory", 2**-20, "queries and keys", f"MiB beyond the operands, {told['heads']} heads, float16"),
+        ("work", 1, "queries and keys", "8x8 tiles of scores visited by the forward kernel"),
+        ("error", 1, "magnitude of q and k", "largest error in float16, of the largest magnitude"),
+    )
+    for axis, (name, unit, below, beside) in zip(axes, panels):
+        places = list(map(int, told[name]))
+        for line in next(iter(told[name].values())):
+            values = [told[name][str(place)][line] * unit for place in places]
+            axis.plot(places, values, "o-" if "unfused" not in line else "s--", ms=3, label=line)
+        axis.set(xscale="log", yscale="log", xlabel=below, title=beside)
+        axis.set_xticks(places, list(map(str, places)), fontsize=8)
+        axis.minorticks_off()
+        axis.legend(fontsize=7)
+    figure.savefig(RESULTS / "scaling.png", dpi=110)
+
+
 if __name__ == "__main__":
     draw_throughput()
     draw_instructions()
+    draw_scaling()
