@@ -95,7 +95,7 @@ def test_the_version_is_a_setting(monkeypatch):
             assert kernel(**call)[0].item() == int(version.replace(".", "")) * 10
     monkeypatch.setenv("MLX_FLASH_METAL_LANGUAGE", "3.2")
     assert kernel(**call)[0].item() == 320
-    with pytest.raises(ValueError, match="one of Metal 3.0, 3.1, 3.2, 4.0, not '2.4'"), language("2.4"):
+    with pytest.raises(ValueError, match="one of Metal 3.0, 3.1, 3.2, 4.0, 4.1, not '2.4'"), language("2.4"):
         pass
 
 

@@ -166,3 +166,24 @@ def test_matrices_in_memory_end_where_they_end(sizes):
     with mode("check"):
         got = tensors.from_memory(a, b)
     assert np.array_equal(got, a @ b.T)
+
+
+@pytest.mark.parametrize("version", ("4.0", "4.1"))
+def test_vectors_of_eight(version):
+    """Metal 4 has them, without letters for their components."""
+    body = """
+    uint i = thread_position_in_grid.x;
+    vec<float, 8> a(x[i]), b = a;
+    for (int e = 0; e < 8; e++) b[e] = e;
+    const vec<float, 8> c = a * b + 1.0f - -b;
+    vec<half, 8> d(c);
+    d += d;
+    y[i] = d[7] + exp2(b)[3];
+    """
+    kernel = metal_kernel("eight", ["x"], ["y"], body)
+    with language(version), mode("check"):
+        (y,) = kernel(
+            inputs=[mx.arange(8.0)], output_shapes=[(8,)], output_dtypes=[mx.float32], grid=(8, 1, 1),
+            threadgroup=(8, 1, 1),
+        )  # fmt: skip
+    assert y.tolist() == [2 * (7 * x + 1 + 7) + 8 for x in range(8)]

@@ -9,7 +9,7 @@ from ..frontend.language import VERSIONS
 MODES = ("check", "fast")
 # Rounds of loops and, in mode "check", accesses of one threadgroup after which a kernel counts as one that never ends.
 STEP_LIMIT = 1 << 31
-# MLX compiles with 3.1 on macOS 14, with 3.2 on 15 and with 4.0 on 26.
+# MLX compiles with 3.1 on macOS 14, with 3.2 on 15, with 4.0 on 26 and with 4.1 on 27.
 LANGUAGE = "3.1"
 SCHEDULES = ("forward", "reversed", "random")
 # How cooperative tensors lie in lanes: as on M5, or as on no known GPU, where only get_multidimensional_index knows.
@@ -86,7 +86,7 @@ def _one_of(what: str, value: str, values: tuple[str, ...]) -> str:
 
 @contextmanager
 def language(version: str):
-    """Compiles kernels as Metal 3.0, 3.1 (which is the default), 3.2 or 4.0 inside the block."""
+    """Compiles kernels as Metal 3.0, 3.1 (which is the default), 3.2, 4.0 or 4.1 inside the block."""
     token = _language.set(_checked_language(version))
     try:
         yield

@@ -1,6 +1,6 @@
 """What the versions of the Metal Shading Language differ in, as far as compute kernels see it."""
 
-VERSIONS = ("3.0", "3.1", "3.2", "4.0")
+VERSIONS = ("3.0", "3.1", "3.2", "4.0", "4.1")
 _BFLOATS = (
     "bfloat", "bfloat2", "bfloat3", "bfloat4", "packed_bfloat2", "packed_bfloat3", "packed_bfloat4",
     "simdgroup_bfloat8x8",
