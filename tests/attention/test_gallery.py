@@ -12,6 +12,7 @@ from oracle_variants import Facts
 
 from mlx_flash import gallery
 from mlx_flash.cli.gallery import examples
+from mlx_flash.cli.main import main
 
 
 def test_everything_is_tested_and_drawn():
@@ -23,6 +24,17 @@ def test_everything_is_tested_and_drawn():
         assert public <= {name.split("-")[0] for name in tested} | {"document"}
         drawn = examples()
         assert all(any(one.startswith(name) for one in drawn) for name in public)
+
+
+def test_the_command_draws_and_counts(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    some = {name: examples()[name] for name in ("window", "alibi")}
+    monkeypatch.setattr("mlx_flash.cli.gallery.examples", lambda: some)
+    assert main(["gallery", "--out", str(tmp_path / "pictures")]) == 0
+    assert all((tmp_path / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in some)
+    assert "43.8% of the blocks of 32 visited" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    assert main(["gallery", "--out", str(tmp_path / "file" / "folder")]) == 2
 
 
 @pytest.mark.parametrize("name", MASKS)
