@@ -54,7 +54,7 @@ class PagePool:
         self._inside = threading.RLock()
         self._ordinary = _ordinary(model)
         self.layers: list[Layer | None] = [self._layer(cache) for cache in self._ordinary()]
-        self.ordinary = Counter(f"a {type(c).__name__}" for c, l in zip(self._ordinary(), self.layers) if l is None)
+        self.ordinary = Counter(f"{type(c).__name__}" for c, l in zip(self._ordinary(), self.layers) if l is None)
         reason = refusal(model, self) if any(self.layers) else ""
         if reason:
             self.ordinary[reason] += sum(layer is not None for layer in self.layers)
