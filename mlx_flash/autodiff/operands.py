@@ -193,7 +193,7 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
 
 def _add_variants(kind: KernelKind, problem: Problem, inputs: dict, stream) -> None:
     """The arrays and numbers of the variants that are on, in `inputs`, as this kind of kernel wants them."""
-    variants = problem.variants
+    variants = problem.signature.variants
     if variants.texts:
         inputs["formula_data"] = text_data(variants, inputs, stream)
     if variants.mask:

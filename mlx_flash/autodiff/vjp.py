@@ -36,8 +36,8 @@ def run_kernel(
     q, k and v in the problem's dtype, the others float32. `plan`: where the caller knows it."""
     if plan is None and backend.family:
         plan = plan_of(kind, problem, backend.family)
-    launch = plan.launch(problem) if plan else None
     if kind is DECODE:
+        launch = plan.launch(problem)
         inputs["decode_params"] = launch.decode_params
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and launch.parts > 1:
@@ -45,7 +45,7 @@ def run_kernel(
         if combine is None:
             combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
         return run_kernel(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)), combine)
-    if launch and not launch.casts:
+    if plan and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.
     dtypes = [output_dtype(name, problem) for name in kind.outputs]

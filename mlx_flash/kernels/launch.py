@@ -31,8 +31,7 @@ NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
 @dataclass  # made for every length of a growing cache: a frozen one takes three times as long
 class Launch:
     """`grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's. `parts`: of the keys,
-    in decoding, and `decode_params` what its kernel is told: queries, and the rule of the parts. `casts`: whether an
-    output has another dtype than attention's, because the kernel pages an accumulator."""
+    in decoding, and `decode_params` what its kernel is told: queries, and the rule of the parts."""
 
     kernel: Kernel
     output_shapes: tuple[tuple[int, ...], ...]
@@ -41,7 +40,6 @@ class Launch:
     threadgroup: tuple[int, int, int]
     parts: int = 1
     decode_params: tuple[int, ...] | None = None
-    casts: bool = False
 
     def __post_init__(self):
         (x, y, z), (threads, *others) = self.grid, self.threadgroup
@@ -114,10 +112,6 @@ def launch(
         threadgroup=(config.threads, 1, 1),
         parts=parts,
         decode_params=(problem.query_length, *split) if split else None,
-        casts=any(
-            to != ("float32" if name in STATISTICS or name == "dM" else problem.dtype)
-            for name, to in zip(kernel.outputs, kernel.output_dtypes)
-        ),
     )
 
 

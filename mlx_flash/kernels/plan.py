@@ -87,6 +87,11 @@ class Plan:
             signature.variants.text, self.max_threads,
         )  # fmt: skip
 
+    @cached_property
+    def casts(self) -> bool:
+        """Whether outputs are float32 because the kernel pages an accumulator, while attention's are not."""
+        return bool(self.config.paged(self.kind)) and self.signature.dtype != "float32"
+
     def launch(self, problem: Problem) -> Launch:
         """The launch for these lengths. Launches are kept by the lengths they follow: those of queries do not follow
         the keys, and in decoding only the number of parts does, so that a growing cache finds the same one again."""

@@ -4,7 +4,8 @@
 //   mxfp4, mxfp8    element = 2^(scale - 127) * code   code a float of 2 + 1 or 4 + 3 bits (exponent + mantissa)
 //   nvfp4           element = scale * code             scale a float of 4 + 3 bits, code one of 2 + 1
 //
-// Codes lie in words of 32 bits from the lowest bits up, and may lie in two of them; GROUP neighbours share a scale. OCP Microscaling formats.
+// Codes lie in words of 32 bits from the lowest bits up, and may lie in two of them; GROUP neighbours share a scale.
+// OCP Microscaling formats.
 namespace flash {
 
 constant constexpr int BITS = $BITS, GROUP = $GROUP;
