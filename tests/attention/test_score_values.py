@@ -122,3 +122,23 @@ def test_quantized_keys(reference):
     got = quantized_attention(q, *packed, group_size=32, bits=8, **options)
     want = attention(q, *plain, **options)
     bounds.check("O", got, bounds.float64(want), "quantized", "float32")
+
+
+@pytest.mark.parametrize("backend, queries", across_backends([3, 40]), indirect=["backend"])
+def test_pages_and_lengths(backend, queries):
+    """Of a pool of pages, by the decoding and the forward kernel, what each entry gives alone."""
+    draw = np.random.default_rng(6)
+    q, k, v = (
+        mx.array(draw.standard_normal(shape).astype(np.float32))
+        for shape in ((2, 4, queries, 16), (8, 2, 32, 16), (8, 2, 32, 16))
+    )
+    pages, lengths = np.array([[5, 1, 7], [0, 3, 2]], np.int32), (70, 90)
+    texts = {
+        "score": Score("s * 0.5 - slope[h] * abs(q - k)", slope=mx.array([0.1, 0.2, 0.3, 0.4])),
+        "visible": Visible("(q - k) % 3 != 1 && k <= q || k < some", some=7, block=32),
+    }
+    got = attention(q, k, v, pages=mx.array(pages), lengths=mx.array(lengths), **texts)
+    for entry, length in enumerate(lengths):
+        own = [mx.concatenate([pool[n] for n in pages[entry].tolist()], 1)[None, :, :length] for pool in (k, v)]
+        want = attention(q[entry : entry + 1], *own, **texts)
+        bounds.check("O", got[entry], bounds.float64(want[0]), f"entry {entry}", "float32")
