@@ -78,7 +78,7 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {reason}')
         found = FAMILIES[family] if family else family_here()
         # Products of Metal have no counterpart there: kernels for M5 multiply as those for M4.
-        found = replace(found, tensor="") if found.apple else found
+        found = replace(found, tensor="") if found.tensor == "nax" else found
         return Backend(name, found, run, **CAPABILITIES[name])
     if name == "simulator":
         from .simulator import ready, run
@@ -103,7 +103,8 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
             "family of the Mac that mx.export_function writes for."
         )
     # What is exported here runs where nothing is known of its matrix unit.
-    return Backend(name, replace(FAMILIES[family], tensor=""), record, **CAPABILITIES[name])
+    found = replace(FAMILIES[family], tensor="") if FAMILIES[family].tensor else FAMILIES[family]
+    return Backend(name, found, record, **CAPABILITIES[name])
 
 
 @lru_cache

@@ -68,7 +68,7 @@ def verdict(plan: Plan) -> Verdict:
 
 def known(plan: Plan) -> Verdict | None:
     """The verdict on the plan's kernel if it was found before, here or by another process; it is not tried."""
-    return plan.resources.get("verdict") or (None if skipped() else _read(plan.kernel))
+    return plan.resources.get("verdict") or (None if skipped() else _read(_file(plan.kernel), _identity(plan.kernel)))
 
 
 def tried_again(plan: Plan) -> Verdict:
@@ -144,7 +144,7 @@ def verdict_of(kernel: Kernel, ask: Callable[[Kernel], Answer]) -> Verdict:
     with _lock:
         if skipped():
             return Verdict("it was not tried, as MLX_FLASH_PROBE=0 says", tried=False)
-        return _read(kernel) or _kept(kernel, ask(kernel))
+        return _read(_file(kernel), _identity(kernel)) or _kept(kernel, ask(kernel))
 
 
 def _tried(plan: Plan) -> Verdict:
@@ -170,11 +170,10 @@ def _file(kernel: Kernel) -> Path:
     return folder() / f"{hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:40]}.json"
 
 
-def _read(kernel: Kernel) -> Verdict | None:
+def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
     """A kept verdict; None where there is none, or one that is damaged or of something else."""
-    identity = _identity(kernel)
     try:
-        kept = json.loads(_file(kernel).read_bytes())
+        kept = json.loads(path.read_bytes())
         found = Verdict(str(kept["reason"]), float(kept["error"]), float(kept["seconds"]))
         return found if all(kept[name] == value for name, value in identity.items()) else None
     except (OSError, ValueError, KeyError, TypeError):

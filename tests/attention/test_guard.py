@@ -178,16 +178,16 @@ def test_a_folder_that_cannot_be_written(mac, monkeypatch, caplog):
 
 def test_verdicts_hold_for_one_system_chip_and_mlx(mac, monkeypatch):
     one = plan(FORWARD, SIGNATURE, family_here())
-    places = {guard._file(one)}
+    places = {guard._file(one.kernel)}
     for name, value in (("chip", "Apple M9"), ("system", "Darwin 27.0"), ("mlx", "0.99.0")):
         machine = {**guard.machine(), name: value}
         with monkeypatch.context() as other:
             other.setattr(guard, "machine", lambda machine=machine: machine)
-            places.add(guard._file(one))
+            places.add(guard._file(one.kernel))
     other_text = replace(one.kernel, body=one.kernel.body + "\n")
     changed = plan.__wrapped__(FORWARD, SIGNATURE, family_here())
     vars(changed)["kernel"] = other_text
-    assert len(places | {guard._file(changed)}) == 5
+    assert len(places | {guard._file(changed.kernel)}) == 5
 
 
 def _write_often(path, number):
