@@ -1,8 +1,8 @@
 """What `python -m mlx_flash tune` measured on this machine, kept in one file of the user's cache folder.
 
-Only that command writes the file. Kernels use its rows, and patch() its times, where no family and no table was named. A
-file that is damaged, or of another chip, system, MLX or version of the kernels, is ignored with one warning; a row that
-is not legal makes a file damaged, so that a bad file costs time and never a result.
+Only that command writes the file. Kernels use its rows, and patch() its times, where no family and no table was named.
+A file that is damaged, or of another chip, system, MLX or version of the kernels, is ignored with one warning; a row
+that is not legal makes a file damaged, so that a bad file costs time and never a result.
 """
 
 from __future__ import annotations
