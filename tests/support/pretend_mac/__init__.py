@@ -34,12 +34,15 @@ def pretend(architecture: str = ARCHITECTURE) -> None:
 def report_darwin() -> None:
     """MLX's packages, this project and its tests are told Darwin; others are not, as they would load its libraries."""
     real = platform.system
+    if getattr(real, "pretends", False):  # a process of xdist, which began in disguise: who is told Darwin asks once
+        return
 
     def system() -> str:
         asking = sys._getframe(1).f_globals
         installed = "site-packages" in asking.get("__file__", "")
         return "Darwin" if not installed or asking["__name__"].startswith("mlx") else real()
 
+    system.pretends = True
     platform.system = system
     platform.mac_ver = lambda *_: (macos(), ("", "", ""), "arm64")
 
