@@ -179,6 +179,11 @@ def test_plot(tmp_path, side):
         assert np.array_equal(np.isin(shown, (1, 3)), mask.visible()), "seen elements, and no others, are dark"
 
 
+def traced(mask):
+    return mx.array(BlockMask.from_array(mask).map)
+
+
+traced.runs_no_kernels = True  # so that it is traced on a pretended Mac too
 WRONG = {
     "query-length": (lambda: BlockMask.causal(0, 5), "query_length", "a whole number of at least 1", "0"),
     "key-length": (lambda: BlockMask.causal(5, 2.5), "key_length", "a whole number of at least 1", "2.5"),
@@ -193,7 +198,7 @@ WRONG = {
     ),
     "array-of-numbers": (lambda: BlockMask.from_array(np.ones((5, 5))), "mask", "a bool array of 2 to 4", "float64"),
     "array-traced": (
-        lambda: mx.compile(lambda mask: mx.array(BlockMask.from_array(mask).map))(mx.ones((5, 5), mx.bool_)), "mask",
+        lambda: mx.compile(traced)(mx.ones((5, 5), mx.bool_)), "mask",
         "an array whose values are known", "an array of shape (5, 5)",
     ),
     "array-of-one-axis": (lambda: BlockMask.from_array([True]), "mask", "a bool array of 2 to 4 axes", "shape (1,)"),

@@ -104,7 +104,8 @@ def generated(call, inputs, template, output_dtypes) -> str:
     from mlx_flash.common.mlx_private import printed_source
     from mlx_flash.explanations.metal_text import captured
 
-    arrays = [mx.zeros((*[1] * (ndim - 1), size) if ndim else (), dtype) for dtype, ndim, size in inputs]
+    # The text tells apart sizes below 8 only, and an axis has at most 31 bits.
+    arrays = [mx.zeros((*[1] * (ndim - 1), min(size, 8)) if ndim else (), dtype) for dtype, ndim, size in inputs]
 
     def launch(*traced):
         return call(
