@@ -13,9 +13,9 @@ class Layer:
     simdgroup multiplies alone). `producer_warps`: simdgroups that own no rows and copy blocks for the consumer warps.
     `looks`: an array mask is asked once a tile, so that blocks it hides are not visited (mask_look.metal): simdgroups
     decide alone, or share a barrier. `fragment_rows`: fewest rows of a simdgroup. `target`: the NVIDIA GPU to compile
-    for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only; "" for GPUs of Apple. `language`: the
-    first version of Metal that has what the layer uses, "" if all have it. `uses_threadgroup_memory`: operands go
-    through it whatever the GPU.
+    for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only; "" where none has such products.
+    `language`: the first version of Metal that has what the layer uses, "" if all have it. `uses_threadgroup_memory`:
+    operands go through it whatever the GPU.
     """
 
     files: tuple[str, ...]
@@ -30,7 +30,7 @@ class Layer:
 
 LAYERS = {
     "simdgroup": Layer(
-        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), target="", fragment_rows=8,
+        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), fragment_rows=8,
         looks=True, uses_threadgroup_memory=False,
     ),
     "nax": Layer(
