@@ -172,7 +172,7 @@ def prepared(
         given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
         form = quantized_as and _static(quantized_as, "quantized_as")
-        page = None if arguments["pages"] is None else _page(k)
+        page = None if arguments.get("pages") is None else _page(k)
         key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, page, *given)
         call = _cache.get(key)
     except TypeError:  # an argument whose type is unknown here is checked every time
