@@ -155,8 +155,6 @@ SOFTMAX_GRADIENT = of(
      NAN.format("apple7-('v', 'blocks')")),
     ("delta-added", "(dp.at[i][c] - tile::broadcast(delta, i, c))", "(dp.at[i][c] + tile::broadcast(delta, i, c))",
      PLAIN),
-    ("nan-query-in-every-key", "whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY)", "p",
-     NAN.format("apple7-('q', 'causal')")),
     ("slope-of-a-hidden-nan", "select(ds.at[i][c] * slope.at[i][c], tile::Pair<float>(0), ds.at[i][c] == 0)",
      "ds.at[i][c] * slope.at[i][c]", HIDDEN.format("apple7-('with', 'bool')")),
 )
