@@ -15,6 +15,7 @@ from ...backends import Backend, current_backend, use_backend
 from ...common.errors import CommandError
 from ...explanations.explain import explain, steps_of
 from ...kernels.launch import output_shape
+from ...kernels.split_kv import QUERIES
 from ...problem.problem import Problem, Signature
 from ...problem.variants import Variants
 from ..console import kernel_backend, progress
@@ -119,7 +120,8 @@ def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
         shape.heads, shape.key_heads, shape.head_dim, shape.head_dim, str(dtype).split(".")[-1], shape.head_dim**-0.5,
         Variants(causal=True),
     )  # fmt: skip
-    problem = Problem(signature, batch=1, query_length=16, key_length=16)
+    rows = QUERIES + 1  # fewer queries would decode
+    problem = Problem(signature, batch=1, query_length=rows, key_length=rows)
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}
     for step in steps_of(problem, family=backend.family):
         inputs = {
