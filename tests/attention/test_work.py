@@ -150,9 +150,9 @@ def test_padding_on_the_left_is_not_read(family, additive):
     """Decoding of a batch: whole blocks of hidden keys cost nothing, and the mask itself is read at most twice."""
     keep = np.arange(1024) >= 1024 - np.array(LEFT_PADDED)[:, None]
     mask = np.where(keep, 0, -np.inf).astype(np.float16) if additive else keep
-    q, k = mx.zeros((4, 8, 1, 64), mx.float16), mx.zeros((4, 2, 1024, 64), mx.float16)
+    q, k, v = (mx.zeros((4, heads, rows, 64), mx.float16) for heads, rows in ((8, 1), (2, 1024), (2, 1024)))
     with use_backend("simulator", family), mode("check"), profile() as profiled:
-        mx.eval(attention(q, k, k, mask=mx.array(mask)[:, None, None]))
+        mx.eval(attention(q, k, v, mask=mx.array(mask)[:, None, None]))
     decode = profiled.launches[0]
     assert [decode["buffers"][name]["loaded"] for name in "KV"] == [442_368] * 2 and decode["matmuls"] == 6_912
     lanes = 8 * 2 * mask.nbytes  # eight rows of a fragment, for each key head
