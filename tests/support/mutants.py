@@ -192,7 +192,7 @@ MASK = of(
      "tile_segments.begin >= row_segments.end ||", output("segments")),
     ("segments-whole-by-own-span",
      "(row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end)",
-     "row_segments.begin != row_segments.end", output("segments")),
+     "(row_segments.begin != row_segments.end)", output("segments")),
     ("segments-never-skipped",
      "return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;",
      "return false;", OTHER.format("forward")),
