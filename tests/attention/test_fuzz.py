@@ -92,7 +92,7 @@ def test_any_features_on_the_reference(variant):
 
 
 @pytest.mark.kernels
-@fuzz(24)
+@fuzz(40)
 @given(variants(FEW), st.sampled_from(KERNELS))
 def test_features_on_kernels(variant, choice):
     with use_backend(*choice):

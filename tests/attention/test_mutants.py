@@ -11,9 +11,9 @@ from mlx_flash.kernels.plan import plan
 from mlx_flash.simulator import SimulatorError, mode
 
 TESTS = Path(__file__).parents[1]
-# Seven of eight wait for `pytest -m ""`: together they take minutes.
+# Three of four wait for `pytest -m ""`: together they take minutes.
 IN_TURNS = [
-    pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if number % 8 else [])
+    pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if number % 4 else [])
     for number, mutant in enumerate(MUTANTS)
 ]
 

@@ -148,7 +148,7 @@ TWINS = {
     "component in device memory": ("no address",
         "device float4* v = (device float4*)y; device float& r = v[i].x; r = 1;",
         "device float4* v = (device float4*)y; v[i].x += 1; v[i][2] += v[i][1]; device float4& r = v[i]; r.y = 1;"),
-    "element in device memory": ("no address|cannot initialize",
+    "element in device memory": ("no address",
         "device float4* v = (device float4*)y; device float* p = &v[i][1]; *p = 1;",
         "device float4* v = (device float4*)y; device float* p = (device float*)&v[i]; p[1] = v[i][0];"),
     "component in threadgroup memory": ("no address",

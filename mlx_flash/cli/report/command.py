@@ -75,7 +75,7 @@ def kernels(tick: Tick) -> tuple[list[str], bool]:
         if time.monotonic() > end:
             break
     rows = [
-        (one.plan.kind.name, one.plan.signature.dtype, str(one.plan.head_dim), f"{one.verdict.seconds:.2f}",
+        (one.plan.kind.name, one.plan.signature.dtype, str(one.plan.head_dim), f"{one.verdict.seconds:.2g}",
          f"{one.verdict.error:.1e}", one.verdict.reason or "right")
         for one in tried
     ]  # fmt: skip
