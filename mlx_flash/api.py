@@ -100,8 +100,9 @@ def attention(
     arguments = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
-        "dropout": dropout, "key": key, "latent": v is None or v is k, "score": text(score, Score),
-        "visible": text(visible, Visible),
+        "dropout": dropout, "key": key, "latent": v is None or v is k,
+        "score": None if score is None else text(score, Score),
+        "visible": None if visible is None else text(visible, Visible),
     }  # fmt: skip
     if v is None or value_dim is not None:
         v = columns_of(k, v, value_dim)
@@ -163,7 +164,8 @@ def quantized_attention(
     arguments = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
-        "latent": v is None or v is k, "score": text(score, Score), "visible": text(visible, Visible),
+        "latent": v is None or v is k, "score": None if score is None else text(score, Score),
+        "visible": None if visible is None else text(visible, Visible),
     }  # fmt: skip
     if v is None or value_dim is not None:
         v = packed_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))

@@ -194,7 +194,7 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
 def _add_variants(kind: KernelKind, problem: Problem, inputs: dict, stream) -> None:
     """The arrays and numbers of the variants that are on, in `inputs`, as this kind of kernel wants them."""
     variants = problem.signature.variants
-    if variants.texts:
+    if variants.score or variants.visible:
         inputs["formula_data"] = text_data(variants, inputs, stream)
     if variants.mask:
         full = (problem.batch, problem.query_heads, problem.query_length, problem.key_length)

@@ -305,7 +305,8 @@ _OF_COMPONENTS = re.compile(
     r"address of property expression requested"
     r"|binding reference of type .* to value of type '[^' ]+' changes address space"
     r"|(?:binding reference|cannot initialize|no viable conversion|assigning to) .*__global_host.*"
-    r"|(?:binding reference|cannot initialize|assigning to) .*'(?:volatile (?:__global|__local)|(?:__global|__local) volatile) .*"
+    r"|(?:binding reference|cannot initialize|assigning to) "
+    r".*'(?:volatile (?:__global|__local)|(?:__global|__local) volatile) .*"
     r"|non-const lvalue reference to type .* cannot bind to a temporary of type .*"
 )
 _SPACES = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant"}
