@@ -6,10 +6,11 @@ from .common.errors import UnsupportedProblem
 from .explanations.explain import explain
 from .integrations import patch, unpatch
 from .masks import BlockMask
-from .scores import Score, Visible
+from .problem.formulas.score import Score, Visible
 from .sequences import merge
 from .transforms import export_function, exporter, vmap
 
+__path__.append(f"{__path__[0]}/former")  # modules are found under the names that they had before 0.2, too
 __version__ = "0.2.0"
 __all__ = [
     "BlockMask", "Score", "UnsupportedProblem", "Visible", "__version__", "attention", "explain", "export_function",

@@ -9,9 +9,9 @@ from .autodiff.learned import numbers_of
 from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
+from .problem.formulas.score import Score, Visible, text
 from .problem.latent import columns_of, packed_columns_of
 from .problem.quantization import quantization_of
-from .scores import Score, Visible, text
 
 
 def attention(

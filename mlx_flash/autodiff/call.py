@@ -19,11 +19,11 @@ from ..common.mlx_private import may_compile
 from ..common.scalars import shown
 from ..kernels.plan import plan
 from ..masks import BlockMask
+from ..problem.formulas.score import Score, Visible
 from ..problem.kinds import FORWARD
 from ..problem.problem import SIZED, Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
-from ..scores import Score, Visible
 from .operands import operands
 from .statistics import natural
 from .vjp import attend, refuse_shapeless

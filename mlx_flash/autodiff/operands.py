@@ -11,11 +11,11 @@ from ..common.scalars import shown, traced
 from ..kernels.launch import constant
 from ..kernels.split_kv import QUERIES
 from ..masks import BlockMask
+from ..problem.formulas.score import Text, Visible, visited_as_a_whole
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature
 from ..problem.rows import pair
 from ..problem.variants import Variants
-from ..scores import Text, Visible, visited_as_a_whole
 from ..transforms.trace import mapped_array
 from .tables import SUM, stand_in
 

@@ -16,9 +16,9 @@ import numpy as np
 from ..common.errors import UnsupportedProblem
 from ..common.mlx_private import in_export_trace
 from ..common.scalars import traced
-from ..formulas.evaluate import evaluate
-from ..formulas.program import Formula
-from ..formulas.syntax import Item, Name, Return, expressions
+from ..problem.formulas.evaluate import evaluate
+from ..problem.formulas.program import Formula
+from ..problem.formulas.syntax import Item, Name, Return, expressions
 from ..problem.problem import Problem
 from ..transforms.trace import trace
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..common.errors import CommandError, need
-from ..formulas.evaluate import evaluate
 from ..gallery import masks, scores
-from ..scores import Score, Visible
+from ..problem.formulas.evaluate import evaluate
+from ..problem.formulas.score import Score, Visible
 
 SIDE, BLOCK = 256, 32
 TABLE = mx.sin(mx.arange(33)[:, None] * mx.array([0.4]))

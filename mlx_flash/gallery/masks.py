@@ -15,7 +15,7 @@ import numpy as np
 
 from ..common.errors import wrong
 from ..common.scalars import listed, whole
-from ..scores import Visible
+from ..problem.formulas.score import Visible
 
 
 def causal(*, block: int = 128) -> Visible:

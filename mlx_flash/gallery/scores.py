@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..common.errors import wrong
-from ..scores import Score
+from ..problem.formulas.score import Score
 
 
 def alibi(slopes: mx.array) -> Score:

@@ -18,7 +18,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..common.mlx_private import kernel_attribute
-from ..formulas.metal import struct
+from ..problem.formulas.metal import struct
 from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, FORWARD, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments

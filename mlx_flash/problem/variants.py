@@ -15,9 +15,9 @@ import numpy as np
 
 from ..common.errors import UnsupportedProblem, wrong
 from ..common.scalars import listed, real, shown, truth, whole
-from ..formulas.program import Formula
 from ..masks import BlockMask
-from ..scores import Score, Visible, checked
+from .formulas.program import Formula
+from .formulas.score import Score, Visible, checked
 from .kinds import BACKWARD_KEY_VALUE, BACKWARD_KINDS, DECODE, KernelKind
 from .quantization import UNQUANTIZED, Quantization
 from .rows import check_form, check_pages

@@ -2,7 +2,7 @@
 //
 // Arrays that a text reads lie behind one another in one buffer, formula_data, as 32-bit patterns, each with its
 // extents in front. An element beyond an array's ends is NaN, of an integer array the least integer.
-// The structs Score and Visible behind this file are generated (mlx_flash/formulas/metal.py).
+// The structs Score and Visible behind this file are generated (mlx_flash/problem/formulas/metal.py).
 namespace flash {
 namespace formula {
 

@@ -11,8 +11,7 @@ from machines import each_simulated_family
 from refusals import refused_call as refused
 
 from mlx_flash import attention, use_backend
-from mlx_flash.cascade import cascade
-from mlx_flash.sequences import cumulative_segments, segments
+from mlx_flash.sequences import cascade, cumulative_segments, segments
 from mlx_flash.simulator import mode, profile
 
 CASE = Case(2, 70, 16, group=2, key_heads=2, batch=3)

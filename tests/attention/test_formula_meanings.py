@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mlx_flash import Score
-from mlx_flash.formulas.evaluate import evaluate
-from mlx_flash.formulas.metal import struct
 from mlx_flash.kernels.source import template
+from mlx_flash.problem.formulas.evaluate import evaluate
+from mlx_flash.problem.formulas.metal import struct
 from mlx_flash.simulator import metal_kernel
 
 TABLE = mx.array([1.5, -2.0, 0.25, 8.0])

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from mlx_flash import Score
-from mlx_flash.formulas.evaluate import evaluate
-from mlx_flash.formulas.functions import POLYMORPH, SMOOTH, STEPS
-from mlx_flash.formulas.metal import struct
 from mlx_flash.kernels.source import template
+from mlx_flash.problem.formulas.evaluate import evaluate
+from mlx_flash.problem.formulas.functions import POLYMORPH, SMOOTH, STEPS
+from mlx_flash.problem.formulas.metal import struct
 from mlx_flash.simulator import metal_kernel
 
 X = np.linspace(-0.96, 0.97, 40)

@@ -8,11 +8,11 @@ from bounds import slope
 from problems import launch_of, make_problem
 
 from mlx_flash import attention
+from mlx_flash.backends.reference import steps
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.problem.kinds import BACKWARD_MASK
 from mlx_flash.problem.kinds import STEPS as ALL_STEPS
 from mlx_flash.problem.problem import Problem
-from mlx_flash.reference import steps
 
 STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]  # its output is the mask's size, by definition
 

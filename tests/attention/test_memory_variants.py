@@ -12,11 +12,11 @@ from problems import launch_of
 
 from mlx_flash import BlockMask, attention
 from mlx_flash.autodiff.operands import kernel_inputs, operands
+from mlx_flash.backends.reference import steps as reference_steps
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, STEPS
 from mlx_flash.problem.problem import problem_of
-from mlx_flash.reference import steps as reference_steps
 
 N, B, HQ, HK = 65536, 2, 4, 2
 

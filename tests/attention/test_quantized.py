@@ -15,12 +15,12 @@ from problems import with_variants
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend, vmap
 from mlx_flash.backends import backend as backend_of
+from mlx_flash.backends.reference import steps
 from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE, FORWARD
 from mlx_flash.problem.problem import problem_of
 from mlx_flash.problem.quantization import FORMATS, quantization_of
-from mlx_flash.reference import steps
 from mlx_flash.simulator import mode, profile, schedule
 
 DTYPES = ("float32", "float16", "bfloat16")

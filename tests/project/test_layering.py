@@ -12,9 +12,9 @@ PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parents[1]
 # From the commands down to the errors: a module may import only what stands in its own layer or in a later one.
 LAYERS = (
-    "__main__", "cli", "__init__", "hadamard", "packing", "lm", "gallery", "explanations", "integrations",
-    "distributed", "cascade", "api", "autodiff", "rotations", "sequences", "backends", "reference", "kernels",
-    "problem", "scores", "masks", "formulas", "transforms", "simulator", "common",
+    "__main__", "cli", "__init__", "former", "lm", "gallery", "explanations", "integrations", "distributed",
+    "sequences", "api", "autodiff", "rotations", "backends", "kernels", "problem", "masks", "transforms", "simulator",
+    "common",
 )  # fmt: skip
 # Metal without a Mac knows nothing of attention: it imports only itself and what MLX does in private, and inside it the
 # front end stands below both targets.

@@ -26,7 +26,7 @@ PAIR = "test_call_pairs.py::test_calls_that_differ_in_one_thing[reference-{}]"
 SERVED = "test_patch_answers.py::test_served_calls_have_our_numbers[{}]"
 
 # fmt: off
-BATCH_ENTRY = of("batch entry", "reference/scores.py",
+BATCH_ENTRY = of("batch entry", "backends/reference/scores.py",
     ("blocks-of-entry-0", 'self.extras["block_map"][:, :, i', 'self.extras["block_map"][:1, :, i',
      APART.format("blocks")),
     ("queries-of-entry-0", 'self.extras["q_segments"][:, rows], ', 'self.extras["q_segments"][:1, rows], ',

@@ -14,17 +14,17 @@ from ...autodiff.tables import sum_shape
 from ...autodiff.vjp import attend
 from ...backends import CAPABILITIES, Backend, backend
 from ...backends.metal import run
-from ...formulas.program import Formula
-from ...formulas.syntax import Item, Name, expressions
 from ...kernels.devices import Family
 from ...kernels.plan import plan_of
 from ...kernels.source import Kernel
 from ...kernels.split_kv import LEAST, QUERIES
 from ...masks import BlockMask
+from ...problem.formulas.program import Formula
+from ...problem.formulas.score import visited_as_a_whole
+from ...problem.formulas.syntax import Item, Name, expressions
 from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
 from ...problem.latent import packed_columns_of
 from ...problem.problem import Problem, Signature
-from ...scores import visited_as_a_whole
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..common.errors import InvalidArgument
+from ...common.errors import InvalidArgument
 
 LONGEST = 4096  # characters of a text
 TOKEN = re.compile(

@@ -1,4 +1,4 @@
-"""Computes a kind of kernel with plain mx operations: lazy, on any device, and inside mx.compile too."""
+"""The mathematics of attention in plain mx operations, in blocks: the fallback, and the kernels' documentation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from contextlib import nullcontext
 
 import mlx.core as mx
 
-from ..problem.problem import Problem
-from ..reference import steps
+from ...problem.problem import Problem
+from . import steps
 
 
 def run(kind, plan: None, problem: Problem, inputs: dict, stream):
+    """Computes a kind of kernel: lazy, on any device, and inside mx.compile too."""
     with mx.stream(stream) if stream is not None else nullcontext():
         return steps.STEPS[kind](problem, **inputs)

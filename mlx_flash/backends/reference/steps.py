@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from ..common.mlx_private import after
-from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
-from ..problem.problem import Problem
+from ...common.mlx_private import after
+from ...problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from ...problem.problem import Problem
 from .scores import Scores, product
 
 BLOCK = 512  # rows in a block of queries and in a block of keys

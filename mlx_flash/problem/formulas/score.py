@@ -9,13 +9,13 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from .common.errors import wrong
-from .common.scalars import real, shown, traced, truth, whole
-from .formulas.evaluate import evaluate
-from .formulas.program import POSITIONS, SCORE, Formula
-from .formulas.scope import RESERVED
-from .formulas.syntax import Item, Name, Named, expressions
-from .masks import PARTIAL, BlockMask
+from ...common.errors import wrong
+from ...common.scalars import real, shown, traced, truth, whole
+from ...masks import PARTIAL, BlockMask
+from .evaluate import evaluate
+from .program import POSITIONS, SCORE, Formula
+from .scope import RESERVED
+from .syntax import Item, Name, Named, expressions
 
 MOST_AXES, MOST_ELEMENTS = 4, 2**28
 MASKS_KEPT = 64
