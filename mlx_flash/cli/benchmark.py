@@ -20,6 +20,7 @@ from ..api import attention
 from ..backends import current_backend
 from ..common.errors import CommandError, need
 from .accuracy.oracle import exact_tensors, float64
+from .mask_bench import mask_cases
 from .token_bench import token_cases
 
 CALLS = 8  # queued without waiting, so that the host prepares launches while the GPU computes, as in a model
@@ -249,7 +250,7 @@ def plot(results: list[dict], path: Path) -> None:
 def bench(only: str, seconds: float, out: str | None, picture: str | None) -> int:
     """Measures the cases whose name matches and prints each when it is done; returns the exit status."""
     try:
-        chosen = [case for case in (*cases(), *token_cases()) if re.search(only, case.name)]
+        chosen = [case for case in (*cases(), *mask_cases(), *token_cases()) if re.search(only, case.name)]
     except re.error as error:
         raise CommandError(f"--only: expected a regular expression, got {only!r} ({error})") from None
     backend = current_backend()

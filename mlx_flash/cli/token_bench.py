@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..api import attention
 from ..common.errors import CommandError
+from .turns import take_turns
 
 TOKENS = 16  # of a round, queued without waiting, as mlx-lm queues one ahead
 MOST_ROUNDS = 40
@@ -130,18 +131,7 @@ class ServedBatch:
     def measured(self, seconds: float) -> dict:
         """Median milliseconds of a call: of `mlx_flash` over pages and over padded keys of unequal lengths, and of the
         built-in."""
-        times: dict[str, list] = {}
-        providers = self.providers()
-        end = time.perf_counter() + len(providers) * seconds
-        while len(times.get("mx.fast", ())) < 4 or (time.perf_counter() < end and len(times["mx.fast"]) < MOST_ROUNDS):
-            for name, call in providers.items():
-                mx.synchronize()
-                start = time.perf_counter()
-                for _ in range(TOKENS):
-                    mx.async_eval(call())
-                mx.synchronize()
-                times.setdefault(name, []).append((time.perf_counter() - start) / TOKENS * 1e3)
-        return {name: {"ms": round(statistics.median(found[1:]), 4)} for name, found in times.items()}
+        return take_turns(self.providers(), TOKENS, seconds)
 
     def providers(self) -> dict:
         """Calls without arguments, over the same keys and values."""

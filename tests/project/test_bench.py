@@ -10,6 +10,7 @@ import pytest
 
 from mlx_flash.cli import benchmark as bench
 from mlx_flash.cli import main as cli
+from mlx_flash.cli.mask_bench import Neighbourhood
 
 TINY = [
     bench.Case(16, 48, heads=2, key_heads=2),
@@ -50,6 +51,7 @@ def test_decoding_is_measured_too():
 def test_both_are_measured_and_agree(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bench, "cases", lambda: TINY)
+    monkeypatch.setattr(bench, "mask_cases", lambda: [])
     monkeypatch.setattr(bench, "token_cases", lambda: [])  # whole models: minutes without a GPU
     monkeypatch.setattr(bench, "torch_times", lambda *_: {})
     monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="metal"))
@@ -68,6 +70,18 @@ def test_both_are_measured_and_agree(monkeypatch, tmp_path):
         for mine, other in zip(bench.ours(case, *drawn), bench.built_in(case, *drawn)):
             mine, other = (np.array(array.astype(mx.float32)) for array in (mine, other))
             assert np.linalg.norm(mine - other) < bounds.BENCH * np.linalg.norm(other), case.name
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_neighbourhoods_beside_the_same_mask(backward):
+    case = Neighbourhood((6, 5), (3, 3), backward, heads=2, head_dim=16, block=32, dtype="float32")
+    assert case.name == f"{'fwd+bwd' if backward else 'fwd'} neighbourhood 3x3 of 6x5"
+    results = [call() for call in case.providers().values()]
+    flat = [[part for group in one for part in group] if backward else [one] for one in results]
+    assert len(flat[0]) == len(flat[1]) == (4 if backward else 1)
+    for mine, other in zip(*(map(np.array, one) for one in flat)):
+        assert np.linalg.norm(mine - other) < bounds.BENCH * np.linalg.norm(other)
+    assert {name: found["ms"] > 0 for name, found in case.measured(0.0).items()} == {"mlx_flash": True, "mx.fast": True}
 
 
 def test_without_a_gpu(monkeypatch, capsys):
