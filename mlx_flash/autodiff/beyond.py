@@ -45,12 +45,16 @@ def rules(kind: KernelKind, signature: Signature) -> tuple[Callable, Callable]:
     return vjp, jvp
 
 
+def _delta(named: dict[str, mx.array]) -> mx.array:
+    return (named["dO"].astype(mx.float32) * named["O"].astype(mx.float32)).sum(-1)
+
+
 def _in_operations(kind: KernelKind, signature: Signature, arrays: Arrays) -> list[mx.array]:
     """What the kernel computes of its arrays, in operations that MLX can differentiate."""
     own = array_inputs(kind)
     named, extras = dict(zip(own, arrays)), arrays[len(own) :]
     if kind is DELTA:
-        return [(named["dO"].astype(mx.float32) * named["O"].astype(mx.float32)).sum(-1)]
+        return [_delta(named)]
 
     def forward(q, k, v, *mask):
         chosen = mask[0] if mask else "causal" if signature.variants.causal else None
@@ -63,4 +67,6 @@ def _in_operations(kind: KernelKind, signature: Signature, arrays: Arrays) -> li
     v = named.get("V", mx.zeros((*k.shape[:3], named["dO"].shape[3]), k.dtype))
     found = mx.vjp(lambda *inputs: [forward(*inputs)], [q, k, v, *extras], [named["dO"]])[1]
     gradients = dict(zip(("dQ", "dK", "dV", "dM"), found))
+    if "delta" in kind.outputs:
+        gradients["delta"] = _delta(named)
     return [gradients[name].astype(mx.float32) if name == "dM" else gradients[name] for name in kind.outputs]

@@ -15,9 +15,19 @@ import mlx.core as mx
 from ..backends import Backend
 from ..common.errors import UnsupportedProblem
 from ..common.mlx_private import in_export_trace, in_shapeless_trace, in_trace
-from ..kernels.plan import Plan, key_value_kinds, plan_of
+from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.split_kv import decodes
-from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
+from ..problem.kinds import (
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    BACKWARD_QUERY_DELTA,
+    COMBINE,
+    DECODE,
+    DELTA,
+    FORWARD,
+    KernelKind,
+)
 from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
@@ -115,6 +125,7 @@ class Attention:
         self._vjp, self._jvp = self._backward, NO_JVP
         if signature.variants.quantization or signature.variants.page:
             self._vjp = self._jvp = _FORWARD_ONLY if signature.variants.quantization else _NO_PAGES
+        self._key_value_kinds = key_value_kinds(signature, backend.family)
         self._choices: dict[object, Choice] = {}
         self.refused = ""  # why something else serves in place of a kernel of this signature, if it does
         self._guard = _guard(self._jvp)
@@ -124,15 +135,21 @@ class Attention:
     def run(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         if trace.batched is None and trace.export is None and not in_trace():
             return self._kernel(kind, *arrays)  # a constant to every transformation
+        call, arrays = self._traced(*arrays)
+        return call(kind, *arrays)
+
+    def _traced(self, *arrays: mx.array) -> tuple[Callable, Arrays]:
+        """What calls kernels in the current trace, and the arrays as kernels then get them: asked once for all kernels
+        of a backward pass, since the questions cost as much as a launch."""
         refuse_shapeless()
         mapped = mapped_array()
         if mapped is not None:
-            return self._stand_in(kind)(*arrays, mapped)
+            return lambda kind, *given: self._stand_in(kind)(*given, mapped), arrays
         if trace.export is not None or in_export_trace():  # MLX cannot export a custom function
-            return self._kernel(kind, *arrays)
+            return self._kernel, arrays
         if trace.beyond and self._expressible:
-            return self._function_beyond(kind)(*_guard(_passed_on)(*arrays))
-        return self._function(kind)(*self._guard(*arrays))
+            return lambda kind, *given: self._function_beyond(kind)(*given), _guard(_passed_on)(*arrays)
+        return lambda kind, *given: self._function(kind)(*given), self._guard(*arrays)
 
     def _named(self, kind: KernelKind, arrays: Arrays) -> dict[str, mx.array]:
         own = _array_inputs(kind)
@@ -197,23 +214,33 @@ class Attention:
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """dQ, (dK, dV) and the mask's gradient come from kernels of their own: MLX evaluates only those that are asked
         for."""
-        q, k, v, *extras = primals
-        delta = self.run(DELTA, cotangents[0], outputs[0])[0]
+        run, arrays = self._traced(*primals, *outputs, *cotangents)
+        given = len(primals)
+        q, k, v, *extras = arrays[:given]
+        O, L, d_o, d_L = arrays[given:]
+        # Where the caller sees the LSE, delta is not the kernels' alone.
+        inside = not self.with_lse and delta_inside(self.backend.family, q.shape[2])
+        if inside:
+            d_q, delta = run(BACKWARD_QUERY_DELTA, q, k, v, O, d_o, L, *extras)
+        else:
+            (delta,) = run(DELTA, d_o, O)
         if self.with_lse:
-            delta = with_lse_gradient(delta, outputs[1], cotangents[1])
-        arrays = (q, k, v, cotangents[0], outputs[1], delta, *extras)
+            delta = with_lse_gradient(delta, L, d_L)
+        arrays = (q, k, v, d_o, L, delta, *extras)
+        if not inside:
+            (d_q,) = run(BACKWARD_QUERY, *arrays)
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
-            gradients["attention_mask"] = self.run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
+            gradients["attention_mask"] = run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         for name, extra in zip(self.names, extras):
             if name.startswith(SUM) and extra.ndim:  # without axes: an array that has no gradient
                 gradients[name] = self._summed(name).run(BACKWARD_MASK, *arrays)[0]
         if "sinks" in self.names:
             gradients["sinks"] = sinks_gradient(
-                extras[self.names.index("sinks")], outputs[1], delta, self.signature.variants.scaled_first
+                extras[self.names.index("sinks")], L, delta, self.signature.variants.scaled_first
             )
-        return (*self.run(BACKWARD_QUERY, *arrays), *self.key_value(arrays), *gradients.values())
+        return (d_q, *self.key_value(arrays, run), *gradients.values())
 
     def _summed(self, name: str) -> Attention:
         """These kernels with the slope of the score in one of its arrays, where it is summed."""
@@ -222,12 +249,14 @@ class Attention:
         signature = replace(self.signature, variants=replace(variants, seed=seed))
         return attend(signature, self.names, self.backend, self.stream, self.with_lse)
 
-    def key_value(self, arrays: Arrays) -> Arrays:
-        """dK and dV, by one kernel or by one each."""
+    def key_value(self, arrays: Arrays, run: Callable | None = None) -> Arrays:
+        """dK and dV, by one kernel or by one each. `run`: as `_traced` found it."""
+        run = run or self.run
+        if len(self._key_value_kinds) == 1:
+            return tuple(run(BACKWARD_KEY_VALUE, *arrays))
         named, extras = dict(zip(("Q", "K", "V", "dO", "L", "delta"), arrays)), arrays[6:]
-        kinds = key_value_kinds(self.signature, self.backend.family)
-        own = [[named[name] for name in kind.inputs if name in named] for kind in kinds]
-        return tuple(gradient for kind, inputs in zip(kinds, own) for gradient in self.run(kind, *inputs, *extras))
+        own = [[named[name] for name in kind.inputs if name in named] for kind in self._key_value_kinds]
+        return tuple(one for kind, inputs in zip(self._key_value_kinds, own) for one in run(kind, *inputs, *extras))
 
 
 attend = lru_cache(maxsize=1024)(Attention)

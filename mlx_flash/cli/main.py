@@ -15,7 +15,8 @@ FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
 KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
 PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
 STEPS = (
-    "forward", "decode", "combine", "delta", "backward_query", "backward_key_value", "backward_key", "backward_value",
+    "forward", "decode", "combine", "delta", "backward_query", "backward_query_delta", "backward_key_value",
+    "backward_key", "backward_value",
 )  # fmt: skip
 
 
@@ -171,14 +172,12 @@ def run_source(arguments) -> int:
     from ..explanations.explain import inner_problem
     from ..explanations.metal_text import assembler_text, generated_text
     from ..kernels.plan import key_value_kinds, plan_of
-    from ..problem.kinds import BACKWARD_KEY, BACKWARD_VALUE, DECODING
-    from ..problem.kinds import STEPS as ALL
+    from ..problem.kinds import KINDS
 
     explanation = _explanation(arguments, arguments.backend or kernel_backend())
     if explanation.family is None:
         raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
-    every = (*ALL, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)
-    step = next(step for step in every if step.name == arguments.step)
+    step = KINDS[arguments.step]
     problem = inner_problem(explanation.problem)
     own = key_value_kinds(problem.signature, explanation.family)
     if step.over_keys and step not in own:

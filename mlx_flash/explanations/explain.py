@@ -16,11 +16,21 @@ from ..kernels.apple import candidates, tuned_row
 from ..kernels.config import precision_of
 from ..kernels.devices import FAMILIES, Family, TunedRow
 from ..kernels.nvidia import thread_registers
-from ..kernels.plan import Plan, key_value_kinds, plan_of
+from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.registers import live_bytes, register_demand
 from ..kernels.split_kv import decodes, describe
 from ..kernels.tile_layers import LAYERS, threadgroup_elements
-from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD, KernelKind
+from ..problem.kinds import (
+    ACCUMULATORS,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    BACKWARD_QUERY_DELTA,
+    COMBINE,
+    DECODE,
+    DELTA,
+    FORWARD,
+    KernelKind,
+)
 from ..problem.problem import DTYPES, Problem, padded, problem_of
 from ..problem.variants import variants_of
 from .report import Explanation, StepExplanation
@@ -78,7 +88,8 @@ def explain(
     decoding = CAPABILITIES[name].get("decodes", False)
     runs = not problem.empty and chosen is not None
     parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
-    chain = steps_of(problem, name, parts, chosen) if runs else ()
+    with_lse = bool(arguments.get("return_lse"))
+    chain = steps_of(problem, name, parts, chosen, with_lse) if runs else ()
     tested = name == "metal" and mx.metal.is_available()
     steps = tuple(_explain_kernel(plan_of(step, inner, chosen), inner, tested) for step in chain)
     if problem.empty:
@@ -138,14 +149,17 @@ def _check_names(arguments: dict) -> None:
 
 
 def steps_of(
-    problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None
+    problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None, with_lse: bool = False
 ) -> tuple[KernelKind, ...]:
     """The kernels of a call and of its gradients, in order.
 
     `parts`: the number of parts into which decoding splits the keys. `family`: on some GPU families dK and dV have
-    separate kernels. The kernel of the mask's gradient is included only for a mask that is added to the scores.
+    separate kernels. `with_lse`: the LSE is asked for, whose gradient enters delta between two kernels. The kernel of
+    the mask's gradient is included only for a mask that is added to the scores.
     """
-    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_kinds(inner_problem(problem).signature, family)]
+    inside = not with_lse and delta_inside(family, problem.query_length)
+    query = [BACKWARD_QUERY_DELTA] if inside else [DELTA, BACKWARD_QUERY]
+    steps = [FORWARD, *query, *key_value_kinds(inner_problem(problem).signature, family)]
     steps += [BACKWARD_MASK] if problem.variants.additive else []
     if CAPABILITIES[backend].get("decodes", False) and decodes(problem):
         steps = [DECODE, *([COMBINE] if parts > 1 else []), *(step for step in steps if step is not FORWARD)]
@@ -203,7 +217,7 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanati
         name=kind.name,
         kernel=plan.kernel.name,
         row=_place(plan),
-        why=_why_row(plan),
+        why=_why_row(plan) + _why_delta(plan),
         blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
         threads=row.threads,
         grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
@@ -273,6 +287,12 @@ def _why_row(plan: Plan) -> str:
     if plan.head_dim > plan.config.max_head:
         return f"the last serves {plan.head_dim} too"
     return f"the first to cover {plan.head_dim}"
+
+
+def _why_delta(plan: Plan) -> str:
+    if plan.kind is not BACKWARD_QUERY_DELTA:
+        return ""
+    return f"; delta is made here, a launch less, since queries are fewer than {plan.family.delta_apart}"
 
 
 def _extra_bytes(plan: Plan, problem: Problem) -> int:

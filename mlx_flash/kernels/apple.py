@@ -132,7 +132,7 @@ def matrix_rows(kind: KernelKind, precision: str, family: Family) -> tuple[TileC
 
 def candidates(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
     """The rows that may serve a problem, in order: those of the family's own matrix unit, then those of its table."""
-    table = family.table.removeprefix(TABLE_PREFIX)
+    table, kind = family.table.removeprefix(TABLE_PREFIX), kind.table
     found = ORIGINAL.get((kind, precision, table)) if table != family.table else None
     return matrix_rows(kind, precision, family) + (found or TABLE.get((kind, precision, table), ()))
 
@@ -155,7 +155,7 @@ def lookup(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TileC
 
 def tuned_row(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TunedRow | None:
     """What the tuner found for exactly this kernel."""
-    wanted = (kind.name, dtype, head_dim)
+    wanted = (kind.table.name, dtype, head_dim)
     return next((one for one in family.tuned.rows if one[:3] == wanted), None)
 
 

@@ -55,7 +55,7 @@ class Family:
     tensor cores ("sm80", "sm90"), or the neural accelerators of Apple GPUs ("nax").
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
     decoding aims at. `split_kv_threshold`: below this many K and V elements per head, no split-KV: the combine kernel
-    would cost more than it saves. `tuned`: what was measured on this very machine; its rows come before all others.
+    would cost more than it saves. `delta_apart`: queries from which on delta has a kernel of its own. `tuned`: what was measured on this very machine; its rows come before all others.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Family:
     cores: int = 10
     threadgroups: int = 0
     split_kv_threshold: int = 0
+    delta_apart: int = 1025
     tuned: Tuned = field(default=Tuned(), hash=False)
 
     @property

@@ -144,6 +144,11 @@ def effective_family(signature: Signature, family: Family) -> Family:
     return replace(family, tensor="sm80") if block and block % mma_rows(family) else family
 
 
+def delta_inside(family: Family | None, queries: int) -> bool:
+    """Is delta made by the kernel of dQ? A launch less, for which those of dK and dV wait for dQ."""
+    return family is not None and queries < family.delta_apart
+
+
 def key_value_kinds(signature: Signature, family: Family | None) -> tuple[KernelKind, ...]:
     """The kernels that make dK and dV: one, or one each where registers hold one accumulator. `family`: None on a
     backend that runs no kernels."""

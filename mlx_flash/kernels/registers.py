@@ -44,11 +44,11 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     compiler for the M1 instruction set, not of Apple's."""
     if not kind.tiled:
         return 24
-    base, again, page = OVERHEAD[kind, precision]
+    base, again, page = OVERHEAD[kind.table, precision]
     inputs = [name for name in kind.cacheable if name not in ACCUMULATORS]
     again *= sum(name not in row.cached for name in inputs)
-    wider = WIDER.get(kind, 0) if row.simdgroup_rows > 8 else 0
-    ragged = RAGGED.get(kind, 0) if head_dim % row.head_block(head_dim) else 0
+    wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 else 0
+    ragged = RAGGED.get(kind.table, 0) if head_dim % row.head_block(head_dim) else 0
     return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + wider + ragged
 
 

@@ -72,7 +72,7 @@ def fingerprint() -> str:
 def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) -> list[str]:
     """Templates that a kernel is made of, in order; the struct of its arguments comes behind the shared constants."""
     if not kind.tiled:
-        return ["views", *(["exp2"] if kind is COMBINE else []), kind.name]
+        return ["views", "exp2" if kind is COMBINE else "row_delta", kind.name]
     forward = kind in (FORWARD, DECODE)
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
@@ -81,7 +81,8 @@ def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) 
     files += ["exp2", "mask", "mask_look", "mask_apply", "softmax", *(["score"] if variants.score else [])]
     files += ["online_softmax" if forward else "softmax_gradient"]
     files += ["dropout"] if variants.dropout and kind is not DECODE else []
-    files += ["query_block"] if kind in (FORWARD, BACKWARD_QUERY) else []
+    files += ["query_block"] if kind is FORWARD or kind.table is BACKWARD_QUERY else []
+    files += ["row_delta"] if "delta" in kind.outputs else []
     files += ["key_splits"] if splits > 1 else []
     return [*files, kind.template or kind.name]
 
@@ -145,6 +146,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),
         "PAGES": int(bool(row.paged(kind))),
         "BLOCKED_SUM": int(dtype == "float32"),
+        "WRITES_DELTA": int("delta" in kind.outputs),
         "WANTS_DK": int("dK" in kind.outputs),
         "WANTS_DV": int("dV" in kind.outputs),
         "BLOCK_TRAVERSAL": row.traversal,

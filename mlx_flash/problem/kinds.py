@@ -13,7 +13,8 @@ from functools import cached_property
 class KernelKind:
     """`cacheable`: operands whose rows belong to a simdgroup, in order of the template's CACHE_ constants.
 
-    `matmuls`: products of size Lq x Lk x D, for counted work. `template`: where it is not the step's name.
+    `matmuls`: products of size Lq x Lk x D, for counted work. `template`: where it is not the step's name. `rows`: the
+    kind whose table rows it has, where they are another's.
     """
 
     name: str
@@ -22,6 +23,12 @@ class KernelKind:
     cacheable: tuple[str, ...] = ()
     matmuls: int = 0
     template: str = ""
+    rows: KernelKind | None = None
+
+    @property
+    def table(self) -> KernelKind:
+        """The kind under which tables, and estimates of registers, know it."""
+        return self.rows or self
 
     @property
     def tiled(self) -> bool:
@@ -44,6 +51,11 @@ DELTA = KernelKind("delta", ("dO", "O"), ("delta",))
 BACKWARD_QUERY = KernelKind(
     "backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3
 )
+# The same with delta, for other kernels too: one launch less, where queries are so few that launches are what costs.
+BACKWARD_QUERY_DELTA = replace(
+    BACKWARD_QUERY, name="backward_query_delta", template="backward_query", rows=BACKWARD_QUERY,
+    inputs=("Q", "K", "V", "O", "dO", "L", "scale"), outputs=("dQ", "delta"),
+)  # fmt: skip
 BACKWARD_KEY_VALUE = KernelKind(
     "backward_key_value", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dK", "dV"), ("K", "V", "dK", "dV"), 4
 )
@@ -55,9 +67,13 @@ BACKWARD_VALUE = replace(
     BACKWARD_KEY, name="backward_value", inputs=("Q", "K", "dO", "L", "scale"), outputs=("dV",), matmuls=2
 )
 BACKWARD_MASK = KernelKind("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
-BACKWARD_KINDS = (BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK)
+BACKWARD_KINDS = (
+    BACKWARD_QUERY, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK,
+)  # fmt: skip
+# Of one call with its gradients, in order; other kinds take the place of some of these.
 STEPS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
 DECODING = (DECODE, COMBINE)  # in place of the forward step, where queries are few
+KINDS = {one.name: one for one in (*STEPS, BACKWARD_QUERY_DELTA, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)}
 
 # Operands that a kernel accumulates in float32: without a cache they are paged to their output buffer.
 ACCUMULATORS = frozenset({"O", "dQ", "dK", "dV"})

@@ -2,6 +2,7 @@
 //
 //   for each block of BP query rows, in parallel:
 //     dQ = 0
+//     delta = rowsum(dO * O)             read, where delta.metal has made it
 //     for each block of BT keys that any of the rows sees:
 //       P = 2^(scale log2(e) Q K^T - L)    masked elements = 0
 //       dP = dO V^T
@@ -10,14 +11,18 @@
 //     dQ = scale * dQ
 //
 // Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over queries, so that no atomics are needed
-// (Turner 2024). Glossary in forward.metal. Written by: dQ, each element by one lane.
+// (Turner 2024). Glossary in forward.metal. Written by: dQ and delta, each element by one lane.
 namespace flash {
 
 constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_DO = $CACHE_DO, CACHE_DQ = $CACHE_DQ;
 
 template <typename Out>
 METAL_FUNC void backward_query(
-    thread const Arguments& args, device Out* dQ, threadgroup Element* scratch, uint3 position, uint thread_index) {
+    thread const Arguments& args, device Out* dQ,
+#if WRITES_DELTA
+    device float* delta,
+#endif
+    threadgroup Element* scratch, uint3 position, uint thread_index) {
   const tile::Lane lane = tile::Lane::of(thread_index);
   const QueryBlock at = QueryBlock::of(args, position, lane);
 
@@ -40,8 +45,16 @@ METAL_FUNC void backward_query(
       softmax::read_reference<R>(args.L + 2 * at.row0, at.first, args.Lq, lane);
   tile::RowVector<R> delta_row, one, scale_row;
   for (int i = 0; i < R / 8; i++) {
-    const int row = min(at.first + i * 8 + lane.row, args.Lq - 1);
-    delta_row.at[i] = args.delta[at.row0 + row];
+    const int group = at.first + i * 8, last = args.Lq - 1;
+#if WRITES_DELTA
+    for (int r = 0; r < 8 && !lane.produces(); r++) {
+      const float sum = delta_of<Element>(args, at.b, at.h, min(group + r, last), thread_index % 32);
+      if (thread_index % 32 == 0 && group + r <= last) delta[at.row0 + group + r] = sum;
+      if (lane.row == r) delta_row.at[i] = sum;
+    }
+#else
+    delta_row.at[i] = args.delta[at.row0 + min(group + lane.row, last)];
+#endif
     one.at[i] = 1;
     scale_row.at[i] = args.scale;
   }

@@ -68,7 +68,7 @@ BACKWARD_QUERY = of(
     ("dq-forgets-scale", "d_q.store(dQ + at.row0 * D, at.first, scale_row)",
      "d_q.store(dQ + at.row0 * D, at.first, one)",
      PLAIN),
-    ("dq-delta-of-the-first-row", "delta[at.row0 + row]", "delta[at.row0 + min(at.first, args.Lq - 1)]", PLAIN),
+    ("dq-delta-of-the-first-row", "delta[at.row0 + min(group + lane.row, last)]", "delta[at.row0 + min(at.first, last)]", PLAIN),
     ("dq-without-the-slope", "softmax::apply_slope(ds, slope);", "", gradients("softcap")),
     ("dq-drops-nothing", "dropout::apply(ds, drop, at.first, c, lane);", "", gradients("dropout")),
 )

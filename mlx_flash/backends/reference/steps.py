@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 
 from ...common.mlx_private import after
-from ...problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from ...problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, BACKWARD_QUERY_DELTA, DELTA, FORWARD
 from ...problem.problem import Problem
 from .scores import Scores, product
 
@@ -133,6 +133,12 @@ def backward_query(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) 
     return (mx.concatenate(results, -2).reshape(Q.shape),)
 
 
+def backward_query_delta(problem: Problem, *, O, dO, **others) -> tuple[mx.array, mx.array]:
+    """dQ and delta."""
+    (found,) = delta(problem, dO=dO, O=O)
+    return *backward_query(problem, dO=dO, delta=found, **others), found
+
+
 def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array, mx.array]:
     """dK and dV in K's dtype, summed over the query heads that share them."""
     backward, d_keys, d_values = _Backward(problem, Q, K, V, dO, L, delta, extras), [], []
@@ -172,6 +178,7 @@ STEPS = {
     FORWARD: forward,
     DELTA: delta,
     BACKWARD_QUERY: backward_query,
+    BACKWARD_QUERY_DELTA: backward_query_delta,
     BACKWARD_KEY_VALUE: backward_key_value,
     BACKWARD_MASK: backward_mask,
 }

@@ -22,13 +22,12 @@ from ...masks import BlockMask
 from ...problem.formulas.program import Formula
 from ...problem.formulas.score import visited_as_a_whole
 from ...problem.formulas.syntax import Item, Name, expressions
-from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, STEPS, KernelKind
+from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, KINDS, KernelKind
 from ...problem.latent import packed_columns_of
 from ...problem.problem import Problem, Signature
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-KINDS = {kind.name: kind for kind in (*STEPS, *DECODING)}
 LENGTHS = (83, 147)  # of queries and keys: several blocks of every table row, and the edge of one
 CHARACTERS = 600  # kept of a compiler's message
 
