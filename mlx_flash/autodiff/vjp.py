@@ -1,7 +1,8 @@
 """Attention as one differentiable function: the forward kernel, and a vjp made of the backward kernels.
 
 The outputs carry the residuals (O and L), so the backward pass runs no second forward and keeps no state of its own.
-dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only those that are asked for.
+dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only those that are asked for. Where queries
+are few, all of them read delta from the kernel of dQ, which saves a launch.
 """
 
 from __future__ import annotations
@@ -212,14 +213,13 @@ class Attention:
         return custom(absent, backward if kind is FORWARD else _NO_SECOND, rule)
 
     def _backward(self, primals, cotangents, outputs) -> Arrays:
-        """dQ, (dK, dV) and the mask's gradient come from kernels of their own: MLX evaluates only those that are asked
-        for."""
+        """The gradients of the inputs, in order."""
         run, arrays = self._traced(*primals, *outputs, *cotangents)
         given = len(primals)
         q, k, v, *extras = arrays[:given]
         O, L, d_o, d_L = arrays[given:]
         # Where the caller sees the LSE, delta is not the kernels' alone.
-        inside = not self.with_lse and delta_inside(self.backend.family, q.shape[2])
+        inside = not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
         if inside:
             d_q, delta = run(BACKWARD_QUERY_DELTA, q, k, v, O, d_o, L, *extras)
         else:

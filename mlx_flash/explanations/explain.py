@@ -157,7 +157,7 @@ def steps_of(
     separate kernels. `with_lse`: the LSE is asked for, whose gradient enters delta between two kernels. The kernel of
     the mask's gradient is included only for a mask that is added to the scores.
     """
-    inside = not with_lse and delta_inside(family, problem.query_length)
+    inside = not with_lse and delta_inside(problem.signature, family, problem.query_length)
     query = [BACKWARD_QUERY_DELTA] if inside else [DELTA, BACKWARD_QUERY]
     steps = [FORWARD, *query, *key_value_kinds(inner_problem(problem).signature, family)]
     steps += [BACKWARD_MASK] if problem.variants.additive else []

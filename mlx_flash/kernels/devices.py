@@ -55,7 +55,8 @@ class Family:
     tensor cores ("sm80", "sm90"), or the neural accelerators of Apple GPUs ("nax").
     `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
     decoding aims at. `split_kv_threshold`: below this many K and V elements per head, no split-KV: the combine kernel
-    would cost more than it saves. `delta_apart`: queries from which on delta has a kernel of its own. `tuned`: what was measured on this very machine; its rows come before all others.
+    would cost more than it saves. `delta_apart`: queries from which on delta has a kernel of its own. `tuned`: what was
+    measured on this very machine; its rows come before all others.
     """
 
     name: str

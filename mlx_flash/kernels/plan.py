@@ -8,6 +8,7 @@ from math import gcd
 
 from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_VALUE, DECODE, KernelKind
 from ..problem.problem import Problem, Signature
+from ..problem.variants import MOST_BUFFERS
 from .apple import lookup, splits_dk_dv
 from .config import TileConfig, precision_of
 from .devices import Family, Tuned
@@ -144,9 +145,10 @@ def effective_family(signature: Signature, family: Family) -> Family:
     return replace(family, tensor="sm80") if block and block % mma_rows(family) else family
 
 
-def delta_inside(family: Family | None, queries: int) -> bool:
-    """Is delta made by the kernel of dQ? A launch less, for which those of dK and dV wait for dQ."""
-    return family is not None and queries < family.delta_apart
+def delta_inside(signature: Signature, family: Family | None, queries: int) -> bool:
+    """Is delta made by the kernel of dQ? A launch less, for which those of dK and dV wait for dQ, and an argument more
+    than those have."""
+    return family is not None and queries < family.delta_apart and signature.variants.buffers < MOST_BUFFERS
 
 
 def key_value_kinds(signature: Signature, family: Family | None) -> tuple[KernelKind, ...]:

@@ -92,6 +92,12 @@ class Variants:
         return not any(given)
 
     @cached_property
+    def buffers(self) -> int:
+        """Arguments of the kernel of dK and dV: each array is one, and one more where its strides are asked."""
+        names = self.inputs(BACKWARD_KEY_VALUE)
+        return OWN_BUFFERS + len(names) + sum(ARGUMENT_TYPES[name].startswith("Strided") for name in names)
+
+    @cached_property
     def text(self) -> Variants:
         """These variants without the values that kernels read as arguments: equal ones share their kernels."""
         return replace(
@@ -293,14 +299,11 @@ def _texts(heads: int, score, visible, mask) -> tuple[Score | None, Visible | No
 
 
 def _check_buffers(variants: Variants) -> None:
-    """Raises UnsupportedProblem for more masks and texts at once than a kernel has arguments for: each array is one,
-    and one more where its strides are asked."""
-    strided = sum(ARGUMENT_TYPES[name].startswith("Strided") for name in variants.inputs(BACKWARD_KEY_VALUE))
-    used = OWN_BUFFERS + strided + len(variants.inputs(BACKWARD_KEY_VALUE))
-    if used > MOST_BUFFERS:
+    """Raises UnsupportedProblem for more masks and texts at once than a kernel has arguments for."""
+    if variants.buffers > MOST_BUFFERS:
         raise UnsupportedProblem(
-            f"[mlx_flash.attention] options: expected at most {MOST_BUFFERS} arguments of a kernel, got {used}. "
-            "Leave out a mask, or write softcap, alibi_slopes or window into the text of score or visible."
+            f"[mlx_flash.attention] options: expected at most {MOST_BUFFERS} arguments of a kernel, got "
+            f"{variants.buffers}. Leave out a mask, or write softcap, alibi_slopes or window into the text of score or visible."
         )
 
 

@@ -9,7 +9,7 @@ from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import key_value_kinds, plan_of
-from mlx_flash.problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, STEPS
+from mlx_flash.problem.kinds import BACKWARD_MASK, BACKWARD_QUERY_DELTA, FORWARD, STEPS
 
 KERNELS = [step for step in STEPS if step is not BACKWARD_MASK]
 HEAD_DIMS = (3, 64, 128, 256, 512)
@@ -21,7 +21,7 @@ HEAD_DIMS = (3, 64, 128, 256, 512)
 def test_says_what_the_plan_does(family, head_dim, dtype):
     told = explain(head_dim=head_dim, dtype=dtype, family=family, heads=4, key_heads=2, length=100, causal=True)
     assert told.family is FAMILIES[family]
-    steps = [FORWARD, DELTA, BACKWARD_QUERY, *key_value_kinds(inner_problem(told.problem).signature, told.family)]
+    steps = [FORWARD, BACKWARD_QUERY_DELTA, *key_value_kinds(inner_problem(told.problem).signature, told.family)]
     assert [step.name for step in told.steps] == [step.name for step in steps]
     for step, said in zip(steps, told.steps):
         inner = inner_problem(told.problem)
@@ -45,13 +45,14 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
 def test_tensor_cores(family, tiles):
     """What a multiprocessor must hold is within its limits; beyond 128 columns dK and dV have a kernel each."""
     for head_dim, last in ((128, ["backward_key_value"]), (256, ["backward_key", "backward_value"])):
-        told = explain(head_dim=head_dim, dtype="bfloat16", family=family)
+        told = explain(head_dim=head_dim, dtype="bfloat16", family=family, length=2000)
         assert [step.name for step in told.steps] == ["forward", "delta", "backward_query", *last]
         for step in (step for step in told.steps if step.name != "delta"):
             assert step.tiles == tiles and 0 < step.threadgroup_bytes <= FAMILIES[family].threadgroup_bytes
             assert step.registers <= 2 * 255 and not step.paged and step.uses_threadgroup_memory
             assert "in threadgroup memory" in str(step.facts()) or not step.reread
-    assert {step.tiles for step in explain(head_dim=64, dtype="float32", family=family).steps} == {"simdgroup", "none"}
+    full = explain(head_dim=64, dtype="float32", family=family, length=2000)
+    assert {step.tiles for step in full.steps} == {"simdgroup", "none"}
 
 
 def test_arrays_and_numbers_agree():
@@ -65,7 +66,11 @@ def test_takes_what_attention_takes():
     q = mx.zeros((1, 4, 48, 64))
     bias = mx.zeros((4, 1, 48))
     told = explain(q, q, q, mask=bias, window=(4, None), softcap=30.0, sinks=mx.zeros(4), family="apple9")
-    assert [step.name for step in told.steps] == [step.name for step in STEPS]  # the mask has a gradient
+    names = [step.name for step in STEPS]  # the mask has a gradient
+    assert [step.name for step in told.steps] == ["forward", "backward_query_delta", *names[3:]]
+    assert "delta is made here" in told.steps[1].why and "fewer than 1025" in told.steps[1].why
+    seen = explain(q, q, q, mask=bias, return_lse=True, family="apple9")  # the gradient of the LSE enters delta
+    assert [step.name for step in seen.steps] == names
     assert all(word in str(told) for word in ("mask_float32", "window", "softcap", "sinks"))
     kept = explain(q, q, q, mask=mx.zeros((48, 48), mx.bool_), return_lse=True, stream=mx.cpu, family="apple9")
     assert len(kept.steps) == len(KERNELS) and "mask_bool" in str(kept)
@@ -79,7 +84,7 @@ def test_nothing_is_evaluated():
 
 
 def test_extra_memory_counts_statistics_and_paged_buffers():
-    heads, length, head_dim = 8, 1024, 512
+    heads, length, head_dim = 8, 1025, 512
     forward, delta, query, key_value = explain(head_dim=head_dim, heads=heads, length=length, family="apple9").steps
     rows = heads * length
     assert forward.paged == ("O",) and forward.extra_bytes == 2 * rows * 4 + rows * head_dim * 4
@@ -123,7 +128,7 @@ def test_bad_arguments(arguments, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("step", KERNELS, ids=str)
+@pytest.mark.parametrize("step", (*KERNELS, BACKWARD_QUERY_DELTA), ids=str)
 def test_source_is_the_text_mlx_generates(step):
     """MLX's text holds our header and body whole."""
     problem = explain(head_dim=40, family="apple9", heads=4, key_heads=2, length=5, key_length=70).problem

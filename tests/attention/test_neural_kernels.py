@@ -27,7 +27,7 @@ from mlx_flash import attention, use_backend
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.neural import NEURAL_TABLE
 from mlx_flash.kernels.plan import plan_of
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, DELTA, FORWARD
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD
 from mlx_flash.simulator import mode, profile, schedule, tensor_unit
 
 pytestmark = pytest.mark.simulator
@@ -191,8 +191,8 @@ def test_kernels_that_ran(accelerated, head_dim, last):
     case = plain((33, 70), head_dim)
     with watched() as ran:
         feature_cases.backward(Variant(case, ()), case.arrays(), {"causal": True})
-    assert kinds(ran) == ["forward", "delta", "backward_query", *last]
-    assert {one.plan.config.tiles for one in ran if one.kind is not DELTA} == {"nax"}
+    assert kinds(ran) == ["forward", "backward_query_delta", *last]
+    assert {one.plan.config.tiles for one in ran} == {"nax"}
 
 
 ELSEWHERE = {
@@ -246,7 +246,7 @@ def test_errors_beside_those_of_8x8_matrices(head_dim, dtype):
 
 
 # 16x16x16 parts of products of 16 rows and 16 traversed rows, in units of the steps of 16 columns
-STEPS = {"forward": 2, "backward_query": 3, "backward_key_value": 4, "backward_key": 3, "backward_value": 2}
+STEPS = {"forward": 2, "backward_query_delta": 3, "backward_key_value": 4, "backward_key": 3, "backward_value": 2}
 
 
 @pytest.mark.parametrize("head_dim", (NARROW, 64, WIDE))
@@ -259,6 +259,5 @@ def test_products_are_those_of_the_closed_form(accelerated, head_dim):
         launch["kernel"].split("_float16")[0].removeprefix("flash_"): launch["tensor_matmuls"]
         for launch in counted.launches
     }
-    del found["delta"]
     assert found == {kind: STEPS[kind] * steps * pairs for kind in found} and len(found) >= 3
     assert counted.matmuls == 0

@@ -205,5 +205,5 @@ def test_kernels_that_ran(layer, width):
     with small_rows(layer, width), watched() as ran:
         feature_cases.backward(Variant(case, ()), case.arrays(), {"causal": True})
     last = ["backward_key", "backward_value"] if width == "wide" else ["backward_key_value"]
-    assert kinds(ran) == ["forward", "delta", "backward_query", *last]
-    assert {one.plan.config.tiles for one in ran if one.kind.name != "delta"} == {layer}
+    assert kinds(ran) == ["forward", "backward_query_delta", *last]
+    assert {one.plan.config.tiles for one in ran} == {layer}

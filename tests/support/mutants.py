@@ -44,6 +44,7 @@ CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
 TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
+INSIDE = "test_delta_inside.py::test_the_bits_of_the_separate_kernels[apple9]"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 
 # fmt: off
@@ -68,7 +69,11 @@ BACKWARD_QUERY = of(
     ("dq-forgets-scale", "d_q.store(dQ + at.row0 * D, at.first, scale_row)",
      "d_q.store(dQ + at.row0 * D, at.first, one)",
      PLAIN),
-    ("dq-delta-of-the-first-row", "delta[at.row0 + min(group + lane.row, last)]", "delta[at.row0 + min(at.first, last)]", PLAIN),
+    ("dq-delta-of-the-first-row", "delta[at.row0 + min(group + lane.row, last)]",
+     "delta[at.row0 + min(at.first, last)]", PLAIN),
+    ("dq-own-delta-of-another-row", "if (lane.row == r) delta_row", "if (lane.row == 7 - r) delta_row", INSIDE),
+    ("delta-of-the-last-row-forgotten", "group + r <= last) delta[", "group + r < last) delta[", INSIDE),
+    ("delta-past-the-last-row", "&& group + r <= last) delta[", "&& true) delta[", INSIDE, "check"),
     ("dq-without-the-slope", "softmax::apply_slope(ds, slope);", "", gradients("softcap")),
     ("dq-drops-nothing", "dropout::apply(ds, drop, at.first, c, lane);", "", gradients("dropout")),
 )
@@ -85,11 +90,11 @@ BACKWARD_KEY_VALUE = of(
     ("dk-without-the-slope", "softmax::apply_slope(ds, slope);", "", gradients("softcap")),
 )
 DELTA = of(
-    "delta",
-    ("delta-columns-too-many", "d < DV; d += 128", "d <= DV; d += 128", PLAIN, "check"),
-    ("delta-four-at-once-from-anywhere", "% sizeof(Four) == 0", "% sizeof(Four) < 99",
+    "row_delta",
+    ("delta-columns-too-many", "d < COLUMNS; d += 128", "d <= COLUMNS; d += 128", PLAIN, "check"),
+    ("delta-four-at-once-from-anywhere", "% sizeof(vec<T, 4>) == 0", "% sizeof(vec<T, 4>) < 99",
      UNALIGNED, "check"),
-    ("delta-of-one-lane", "sum = simd_sum(sum);", "", PLAIN),
+    ("delta-of-one-lane", "return simd_sum(sum);", "return sum;", PLAIN),
 )
 BACKWARD_MASK = of(
     "backward_mask",

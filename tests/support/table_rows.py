@@ -23,7 +23,7 @@ def builds_of(step) -> list[tuple]:
         families = [family for family in FAMILIES.values() if family.table == name]
         for row, dtype, family, causal in itertools.product(rows, dtypes, families, (False, True)):
             for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
-                if row_step is step:
+                if row_step is step.table:
                     threads = max_threads(step, row, precision, family, row.max_head)
                     found.append((step, row, family, dtype, head_dim, value_dim, Variants(causal=causal), threads))
     return found
@@ -36,7 +36,7 @@ def tensor_builds_of(step) -> list[tuple]:
         for (row_step, _, name), rows in TENSOR_TABLE.items()
         for row, dtype in itertools.product(rows, ("float16", "bfloat16"))
         for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head))
-        if row_step is step
+        if row_step is step.table
     ]
 
 

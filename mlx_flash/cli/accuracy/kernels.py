@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...backends import guard
 from ...kernels.devices import Family
 from ...kernels.plan import Plan, key_value_kinds, plan
-from ...problem.kinds import BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD
+from ...problem.kinds import BACKWARD_QUERY, BACKWARD_QUERY_DELTA, COMBINE, DECODE, DELTA, FORWARD
 from ...problem.problem import Signature
 from ...problem.variants import Variants
 
@@ -30,7 +30,7 @@ def common_plans(family: Family, head_dims: tuple[int, ...], causal: tuple[bool,
         for dtype in DTYPES:
             for one in causal:
                 signature = Signature(8, 8, head_dim, head_dim, dtype, head_dim**-0.5, Variants(causal=one))
-                for kind in (FORWARD, BACKWARD_QUERY, *key_value_kinds(signature, family)):
+                for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_QUERY_DELTA, *key_value_kinds(signature, family)):
                     yield plan(kind, signature, family)
                 yield plan(DECODE, signature, family, ROWS)
             yield plan(DELTA, signature, family)  # which know nothing of the mask

@@ -684,7 +684,8 @@ namespace flash {
 constant constexpr bool CACHE_Q = false, CACHE_DO = false, CACHE_DQ = true;
 template <typename Out>
 METAL_FUNC void backward_query(
-    thread const Arguments& args, device Out* dQ, threadgroup Element* scratch, uint3 position, uint thread_index) {
+    thread const Arguments& args, device Out* dQ,
+    threadgroup Element* scratch, uint3 position, uint thread_index) {
   const tile::Lane lane = tile::Lane::of(thread_index);
   const QueryBlock at = QueryBlock::of(args, position, lane);
   tile::Memory<Element> memory = {scratch};
@@ -705,8 +706,8 @@ METAL_FUNC void backward_query(
       softmax::read_reference<R>(args.L + 2 * at.row0, at.first, args.Lq, lane);
   tile::RowVector<R> delta_row, one, scale_row;
   for (int i = 0; i < R / 8; i++) {
-    const int row = min(at.first + i * 8 + lane.row, args.Lq - 1);
-    delta_row.at[i] = args.delta[at.row0 + row];
+    const int group = at.first + i * 8, last = args.Lq - 1;
+    delta_row.at[i] = args.delta[at.row0 + min(group + lane.row, last)];
     one.at[i] = 1;
     scale_row.at[i] = args.scale;
   }

@@ -57,6 +57,25 @@
   device float* dV [[buffer(14)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
+[[kernel]] void custom_kernel_flash_backward_query_delta_float16_v64_p16_m0_d64_t32_h64_r8_cQdQ_direct_causal_uint8_t_uint8_t_uint8_t_uint8_t_uint8_t_float_floats_float16_t_float(
+  const device uint8_t* Q [[buffer(0)]],
+  const constant int* Q_shape [[buffer(1)]],
+  const constant int64_t* Q_strides [[buffer(2)]],
+  const device uint8_t* K [[buffer(3)]],
+  const constant int* K_shape [[buffer(4)]],
+  const constant int64_t* K_strides [[buffer(5)]],
+  const device uint8_t* V [[buffer(6)]],
+  const constant int64_t* V_strides [[buffer(7)]],
+  const device uint8_t* O [[buffer(8)]],
+  const constant int64_t* O_strides [[buffer(9)]],
+  const device uint8_t* dO [[buffer(10)]],
+  const constant int64_t* dO_strides [[buffer(11)]],
+  const device float* L [[buffer(12)]],
+  const constant float& scale [[buffer(13)]],
+  device float16_t* dQ [[buffer(14)]],
+  device float* delta [[buffer(15)]],
+  uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
+  uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
 [[kernel]] void custom_kernel_flash_decode_float16_v64_p16_m0_d64_t64_h32_r16x4_cQO_direct_causal_uint8_t_uint8_t_uint8_t_floats_int32_tc_float16_t_float(
   const device uint8_t* Q [[buffer(0)]],
   const constant int* Q_shape [[buffer(1)]],
