@@ -303,7 +303,8 @@ def _check_buffers(variants: Variants) -> None:
     if variants.buffers > MOST_BUFFERS:
         raise UnsupportedProblem(
             f"[mlx_flash.attention] options: expected at most {MOST_BUFFERS} arguments of a kernel, got "
-            f"{variants.buffers}. Leave out a mask, or write softcap, alibi_slopes or window into the text of score or visible."
+            f"{variants.buffers}. Leave out a mask, or write softcap, alibi_slopes or window into the text of score or "
+            "visible."
         )
 
 

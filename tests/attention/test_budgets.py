@@ -6,6 +6,7 @@ cannot count are counted in the code that its compiler makes of the text.
 
 import re
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import mlx.core as mx
 import pytest
 from cases import Case, backward
 from machines import SIMULATED
+from watched import watched
 
 from mlx_flash import use_backend
 from mlx_flash.explanations.explain import arrays_of
@@ -21,7 +23,7 @@ from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.metal.cpu import compiler
 from mlx_flash.metal.frontend.translate import translate
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, BACKWARD_QUERY_DELTA, DELTA, FORWARD
 from mlx_flash.problem.problem import problem_of
 from mlx_flash.simulator import mode, profile
 
@@ -45,13 +47,27 @@ SLOW = {
 
 
 @cache
-def counted(family: str) -> dict:
-    """The launch of each kind, on zeros."""
+def counted(family: str, inside: bool = False) -> dict:
+    """The launch of each kind, on zeros; delta is made by a kernel of its own, or `inside` that of dQ."""
     case = Case(LENGTH, LENGTH, HEAD_DIM, "float16")
     arrays = {name: mx.zeros(shape, mx.float16) for name, shape in case.shapes.items()}
-    with use_backend("simulator", family), mode("check"), profile() as profiled:
-        mx.eval(list(backward(case, arrays).values()))
-    return {kind: next(one for one in profiled.launches if f"flash_{kind}_" in one["kernel"]) for kind in KINDS}
+    with use_backend("simulator", family) as own, mode("check"), profile() as profiled:
+        with watched(own, family=replace(own.family, delta_apart=LENGTH + inside)):
+            mx.eval(list(backward(case, arrays).values()))
+    kinds = (BACKWARD_QUERY_DELTA,) if inside else (DELTA, *KINDS)
+    return {kind: next(one for one in profiled.launches if f"flash_{kind}_float" in one["kernel"]) for kind in kinds}
+
+
+@pytest.mark.parametrize("family", [family for _, family in SIMULATED])
+def test_delta_inside_reads_its_operands_once(family):
+    """What both kernels read together; the products, exponentials and stores are those of dQ alone."""
+    apart, inside = counted(family), counted(family, True)[BACKWARD_QUERY_DELTA]
+    query, delta = apart[BACKWARD_QUERY], apart[DELTA]
+    assert (
+        query["loaded"]["device"] < inside["loaded"]["device"] <= query["loaded"]["device"] + delta["loaded"]["device"]
+    )
+    assert inside["stored"]["device"] == query["stored"]["device"] + delta["stored"]["device"]
+    assert all(inside[count] == query[count] for count in ("matmuls", "exp2", "group_barriers"))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
