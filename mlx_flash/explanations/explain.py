@@ -211,7 +211,7 @@ def _current() -> tuple[str, Family | None, str]:
 def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
     kind, row, launch, head_dim = plan.kind, plan.config, plan.launch(problem), plan.head_dim
     layer = LAYERS[row.tiles]
-    uses_threadgroup_memory = kind.tiled and (plan.family.uses_threadgroup_memory or layer.uses_threadgroup_memory)
+    uses_threadgroup_memory = kind.tiled and (plan.text_family.uses_threadgroup_memory or layer.uses_threadgroup_memory)
     demand, live = _registers(plan)
     return StepExplanation(
         name=kind.name,
@@ -257,7 +257,7 @@ def _threadgroup_bytes(plan: Plan, problem: Problem) -> int:
         return 0
     size = _size(problem)
     elements = threadgroup_elements(
-        plan.kind, row, plan.effective_family, problem.head_dim, problem.value_dim, size,
+        plan.kind, row, plan.text_family, problem.head_dim, problem.value_dim, size,
         bool(problem.variants.mask),
     )  # fmt: skip
     return elements * size if elements > 1 else 0

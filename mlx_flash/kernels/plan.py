@@ -17,7 +17,7 @@ from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows
 from .registers import max_threads
 from .source import Kernel, build
-from .split_kv import count_of, fitted, gqa_rows, rule_of
+from .split_kv import count_of, fitted, gqa_rows, rule_of, walks_alone
 from .tile_layers import LAYERS
 
 LAUNCHES = 256  # that one plan keeps
@@ -77,6 +77,15 @@ class Plan:
         return replace(row, parallel=parallel, simdgroup_rows=min(row.simdgroup_rows, parallel))
 
     @cached_property
+    def text_family(self) -> Family:
+        """The family as the kernel's text uses it: a simdgroup that shares no block of keys with another reads them
+        directly, unless they have to be dequantized."""
+        stays = self.latent or self.signature.variants.quantization is not None
+        if stays or not walks_alone(self.kind, self.config):
+            return self.effective_family
+        return replace(self.effective_family, uses_threadgroup_memory=False)
+
+    @cached_property
     def max_threads(self) -> int | None:
         return max_threads(self.kind, self.config, precision_of(self.signature.dtype), self.family, self.head_dim)
 
@@ -84,7 +93,7 @@ class Plan:
     def kernel(self) -> Kernel:
         signature = self.signature
         return build(
-            self.kind, self.config, self.effective_family, signature.dtype, signature.head_dim, signature.value_dim,
+            self.kind, self.config, self.text_family, signature.dtype, signature.head_dim, signature.value_dim,
             signature.variants.text, self.max_threads,
         )  # fmt: skip
 

@@ -3,19 +3,22 @@
 from ..problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
 from .config import FULL, MIXED, TileConfig
 from .devices import Family
+from .split_kv import walks_alone
 
 # Registers beyond tiles (addresses, row statistics, fragments in flight, code for edges), in 16-bit registers: what all
 # kernels of a kind need, what each operand adds that is read again in every block, and each accumulator that is paged.
 # Fitted on compiles of the generated text for the M1 instruction set (bench/results/apple_rows.csv), within 16 of them.
 OVERHEAD = {
     (FORWARD, MIXED): (106, 16, 27), (FORWARD, FULL): (111, 38, 31),
-    (DECODE, MIXED): (138, 0, 39), (DECODE, FULL): (150, 0, 35),
+    (DECODE, MIXED): (157, 0, 36), (DECODE, FULL): (168, 0, 41),
     (BACKWARD_QUERY, MIXED): (86, 21, 22), (BACKWARD_QUERY, FULL): (73, 34, 17),
     (BACKWARD_KEY_VALUE, MIXED): (143, 21, 12), (BACKWARD_KEY_VALUE, FULL): (126, 35, 11),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
-RAGGED = {FORWARD: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # more, where the last head block is narrower
+# More, where the last head block is narrower
+RAGGED = {FORWARD: 22, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}
+ALONE = 16  # more, where a simdgroup reads keys directly because it shares them with no other
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32
 
@@ -40,8 +43,8 @@ def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: 
 
 
 def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
-    """Estimated 16-bit registers per thread, where operands go through threadgroup memory: the count of an offline
-    compiler for the M1 instruction set, not of Apple's."""
+    """Estimated 16-bit registers per thread of the text for M1 and M2: the count of an offline compiler for the M1
+    instruction set, not of Apple's."""
     if not kind.tiled:
         return 24
     base, again, page = OVERHEAD[kind.table, precision]
@@ -49,7 +52,8 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     again *= sum(name not in row.cached for name in inputs)
     wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 else 0
     ragged = RAGGED.get(kind.table, 0) if head_dim % row.head_block(head_dim) else 0
-    return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + wider + ragged
+    more = wider + ragged + (ALONE if walks_alone(kind, row) else 0)
+    return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + more
 
 
 def live_bytes(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:

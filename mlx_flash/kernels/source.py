@@ -23,6 +23,7 @@ from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments
 from .devices import FAMILIES
+from .split_kv import walks_alone
 from .tile_layers import LAYERS, MERGED, threadgroup_elements
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def build(
         size = 4 if dtype == "float32" else 2
         constants["HEAD_DIM"] = str(head_dim)
         constants["BLOCK_HEAD"] = str(row.head_block(max(head_dim, value_dim)))
-        widths = _read_widths(row, family, dtype, max(head_dim, value_dim))
+        widths = _read_widths(kind, row, family, dtype, max(head_dim, value_dim))
         constants |= {name: str(width) for name, width in widths.items()}
         taken = threadgroup_elements(kind, row, family, head_dim, value_dim, size, bool(variants.mask))
         constants["SCRATCH"] = str(taken)
@@ -163,12 +164,12 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
     }
 
 
-def _read_widths(row: TileConfig, family: Family, dtype: str, head_dim: int) -> dict[str, int]:
+def _read_widths(kind: KernelKind, row: TileConfig, family: Family, dtype: str, head_dim: int) -> dict[str, int]:
     """Fragments that one read of 16 bytes serves: along columns, along rows of a transposed block, along columns that
     are summed over. Groups of fragments do not cross head blocks."""
     pairs = 2 if dtype == "float32" else 4
-    # The order of sums is the family's own, also where quantized operands go through threadgroup memory: equal bits.
-    if FAMILIES[family.name].uses_threadgroup_memory:
+    # The order of sums is that of plain operands, also where quantized ones go through threadgroup memory: equal bits.
+    if FAMILIES[family.name].uses_threadgroup_memory and not walks_alone(kind, row):
         return {"WIDE": pairs, "WIDE_ROWS": pairs, "DEEP": 1}
     deep = 2 * pairs if row.head >= head_dim else gcd(2 * pairs, row.head // 8)
     return {"WIDE": pairs, "WIDE_ROWS": 1, "DEEP": deep}

@@ -15,15 +15,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..problem.kinds import ACCUMULATORS
+from ..problem.kinds import ACCUMULATORS, DECODE, KernelKind
 from ..problem.problem import Problem
 from .config import TileConfig
-from .devices import Family
+from .devices import FAMILIES, Family
 from .tile_layers import LAYERS
 
 QUERIES = 32  # at most: drafts of speculative decoding, whose rows are few enough to be packed
 LEAST, MOST = 256, 512  # keys of a part; parts
 SPLITS = 4  # simdgroups that split the keys of a part
+ALONE = 32  # keys of a block that a simdgroup of M1 or M2 reads for itself
 SIMDGROUPS = 32  # of each core of an Apple GPU
 
 
@@ -78,8 +79,19 @@ def fitted(row: TileConfig, rows: int, family: Family) -> TileConfig:
     memory together, since these walk along the same keys."""
     found = row.shrink_to(rows)
     together = family.uses_threadgroup_memory and found.parallel > found.simdgroup_rows
-    alone = LAYERS[row.tiles].producer_warps or together or not set(row.cached) & ACCUMULATORS
-    return replace(found, splits=1 if alone else SPLITS)
+    if LAYERS[row.tiles].producer_warps or together or not set(row.cached) & ACCUMULATORS:
+        return found
+    # The row is for blocks that are shared, if the family has such. Read directly, wide runs lie along the head
+    # dimension, and addresses take registers of which a shorter block leaves more.
+    if FAMILIES[family.name].uses_threadgroup_memory:
+        found = replace(found, traversal=min(found.traversal, ALONE), head=2 * found.head)
+    return replace(found, splits=SPLITS)
+
+
+def walks_alone(kind: KernelKind, config: TileConfig) -> bool:
+    """Does no simdgroup share a block of keys with another? `config`: as `fitted` made it, for 8x8 matrices."""
+    shares = config.parallel > config.simdgroup_rows
+    return kind is DECODE and config.tiles == "simdgroup" and (config.splits > 1 or not shares)
 
 
 def rule_of(problem: Problem, config: TileConfig, family: Family) -> Parts:

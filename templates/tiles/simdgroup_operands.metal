@@ -123,7 +123,11 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
   const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
   copiers_barrier();
+#if SPLITS_KEYS
+#pragma clang loop unroll_count(4)
+#else
 #pragma clang loop unroll_count(8)
+#endif
   for (int n = 0; n < PASSES; n++) {
     const int row = row0 + n * STEP;  // of the block
     if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row >= BT)) continue;

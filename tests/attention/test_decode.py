@@ -20,6 +20,7 @@ from mlx_flash.kernels.devices import FAMILIES, family_of, machine_of
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.problem.problem import Problem
+from mlx_flash.problem.quantization import Quantization
 from mlx_flash.simulator import mode, profile, schedule
 
 BEYOND = 520  # a head dimension past the last row of the table
@@ -232,6 +233,20 @@ def test_number_of_splits():
     for keys in (1, 63, 257, 4097, 99999):
         count, length = parts(key_length=keys)
         assert length % 64 == 0 and (count - 1) * length < keys <= count * length
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_keys_that_no_simdgroup_shares_are_read_directly(dtype, head_dim):
+    """On M1 as on M3; threadgroup memory is for blocks that are shared or dequantized there."""
+
+    def told(family="apple7", **changes):
+        asked = problem(dtype=dtype, head_dim=head_dim, value_dim=head_dim, **changes)
+        return plan_of(DECODE, asked, FAMILIES[family]).text_family.uses_threadgroup_memory
+
+    assert not told() and not told(query_length=2) and told(query_length=3)  # rows of four heads each
+    assert told(variants={"quantization": Quantization("affine", 4, 64)})
+    assert not told("apple9") and not told("apple9", query_length=32)
 
 
 def test_cores_of_a_machine():

@@ -1,4 +1,4 @@
-// flash_decode_float16_v64_p8_m512_d64_t64_h32_r8x4_cO_threadgroup_causal_window_mask_float16_alibi_sinks_softcap_segments
+// flash_decode_float16_v64_p8_m448_d64_t32_h64_r8x4_cO_direct_causal_window_mask_float16_alibi_sinks_softcap_segments
 
 #include <metal_stdlib>
 using namespace metal;
@@ -20,9 +20,9 @@ template <typename T> struct Strided {
 namespace flash {
 using Element = half;
 constant constexpr int D = 64, DV = 64;
-constant constexpr int BP = 8, BT = 64, BH = 32, R = 8;
+constant constexpr int BP = 8, BT = 32, BH = 64, R = 8;
 constant constexpr int THREADS = 32 * BP / R;
-constant constexpr int SCRATCH = 8192;
+constant constexpr int SCRATCH = 1664;
 constant constexpr bool CAUSAL = true, HAS_WINDOW = 1;
 constant constexpr bool ADDITIVE = true;
 constant constexpr bool TRANSPOSED = 0;
@@ -75,7 +75,7 @@ namespace flash {
 namespace tile {
 constant constexpr int MMA_ROWS = 1;
 constant constexpr bool SPLIT = true;
-constant constexpr int WIDE = 4, WIDE_ROWS = 4, DEEP = 1;
+constant constexpr int WIDE = 4, WIDE_ROWS = 1, DEEP = 8;
 template <int GROUP> METAL_FUNC int fixed_part(int f) { return f / GROUP * GROUP * 8 + f % GROUP * 2; }
 template <int GROUP> METAL_FUNC int lane_part(int columns, int f, int k) {
   const int fragments = min(GROUP, columns / 8 - f / GROUP * GROUP);
@@ -185,52 +185,17 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
   }
 };
-template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const threadgroup T* source, int count) {
-  Run<Pair<T>, MOST> group = {};
+template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device T* source, int count) {
+  Run<Pair<T>, MOST> found = {};
   if (count == MOST) {
-    group = *(const threadgroup Run<Pair<T>, MOST>*)source;
+    const Run<T, 2 * MOST> run = *(const device Run<T, 2 * MOST>*)source;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < MOST; j++) found.at[j] = Pair<T>(run.at[2 * j], run.at[2 * j + 1]);
   } else {
 #pragma clang loop unroll(full)
-    for (int j = 0; j < count; j++) group.at[j] = *(const threadgroup Pair<T>*)(source + j * 2);
+    for (int j = 0; j < count; j++) found.at[j] = read_pair(source + j * 2);
   }
-  return group;
-}
-template <int BT, int H, typename T>
-METAL_FUNC Run<Pair<T>, WIDE> from_threadgroup(const threadgroup T* scratch, int pitch, int t, int d, Lane lane) {
-  const threadgroup T* own = scratch + (lane_place(BT, t, lane.row) * pitch + lane_column(H, d, lane.column));
-  return side_by_side<WIDE>(own + (fixed_place(t) * pitch + fixed_column(d)), min(WIDE, H / 8 - d));
-}
-template <int BT, int H, typename T>
-METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup T* scratch, int t, int d, Lane lane) {
-  const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
-  return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
-}
-METAL_FUNC void copiers_barrier() {
-  simdgroup_barrier(mem_flags::mem_threadgroup);
-}
-template <int BT, int H, bool TRANSPOSED, typename B>
-METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
-  using T = typename B::Element;
-  constexpr int N = B::RUN, RUNS = H / N;
-  constexpr int SLOTS = RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
-  constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
-  const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
-  copiers_barrier();
-#pragma clang loop unroll_count(8)
-  for (int n = 0; n < PASSES; n++) {
-    const int row = row0 + n * STEP;
-    if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row >= BT)) continue;
-    Run<T, N> values = {};
-    if (b.valid == BT || row < b.valid) values = b.run(n * STEP, column, row0, c);
-    if constexpr (TRANSPOSED) {
-#pragma clang loop unroll(full)
-      for (int e = 0; e < N; e++) (b.scratch + (c * BT + row0))[e * BT + n * STEP] = values.at[e];
-    } else {
-      *(threadgroup Run<T, N>*)(b.scratch + (row0 * B::HEAD_BLOCK + c) + n * STEP * B::HEAD_BLOCK) = values;
-    }
-  }
-  copiers_barrier();
+  return found;
 }
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
@@ -262,19 +227,23 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     return edge ? at + rows * stride : at + rows * int(stride);
   }
   METAL_FUNC void release() thread {}
-  METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-    if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
-    const device T* corner = block + (row0 * int(stride) + column0);
-    return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
-  }
-  METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
-  METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
+  METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
+  METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
   template <int H>
-  METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
-    return from_threadgroup<BT, H>(scratch, BH, t, d, lane);
+  METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
+    if (!exists) return {};
+    return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
   }
-  template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
-    return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
+  template <int N>
+  METAL_FUNC Run<Pair<T>, N> deep_group(
+      const device T* first, const device T* second, int column, int existing) const thread {
+    Run<T, N> upper = {}, lower = {};
+    if (existing > 0) upper = *(const device Run<T, N>*)(first + (column + lane.row * N));
+    if (existing > 1) lower = *(const device Run<T, N>*)(second + (column + lane.row * N));
+    Run<Pair<T>, N> found;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
+    return found;
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
@@ -321,25 +290,46 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 }
 namespace flash {
 namespace tile {
+template <int H, int R, typename T, typename B>
+METAL_FUNC void direct_fragment(
+    thread Pair<float> (&s)[R / 8], thread Pair<T> const (&rows)[R / 8][H / 8], thread const B& b,
+    const device T* first, const device T* second, int column, int existing) {
+  constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
+#pragma clang loop unroll(full)
+  for (int d = 0; d < FULL; d += DEEP) {
+    const Run<Pair<T>, DEEP> group = b.template deep_group<DEEP>(first, second, column + d * 8, existing);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < DEEP; j++) {
+      for (int i = 0; i < R / 8; i++) multiply(s[i], rows[i][d + j], group.at[j]);
+    }
+  }
+  if constexpr (REST > 0) {
+    const Run<Pair<T>, REST> group = b.template deep_group<REST>(first, second, column + FULL * 8, existing);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < REST; j++) {
+      for (int i = 0; i < R / 8; i++) multiply(s[i], rows[i][FULL + j], group.at[j]);
+    }
+  }
+}
 template <int H, typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
-  load_to_threadgroup<BT, H, true>(b, column);
+  Pair<T> rows[R / 8][H / 8];
+  for (int i = 0; i < R / 8; i++) a.template fragments<H>(i, column, rows[i]);
+  const device T* at = b.source(b.lane.column);
+  Pair<float> sum[R / 8];
 #pragma clang loop unroll(full)
-  for (int d = 0; d < H / 8; d++) {
-    Pair<T> rows[R / 8];
-    for (int i = 0; i < R / 8; i++) rows[i] = a.fragment(i, column / 8 + d);
-#pragma clang loop unroll(full)
-    for (int t = 0; t < BT / 8; t += WIDE_ROWS) {
-      if (b.valid < BT && t * 8 >= b.valid) continue;
-      const Run<Pair<T>, WIDE_ROWS> group = b.template transposed_group<H>(t, d);
-#pragma clang loop unroll(full)
-      for (int j = 0; j < min(WIDE_ROWS, BT / 8 - t); j++) {
-        if (b.valid < BT && fixed_place(t + j) >= b.valid) continue;
-        for (int i = 0; i < R / 8; i++) multiply(s.at[i][t + j], rows[i], group.at[j]);
-      }
-    }
+  for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
+    if (b.valid < BT && t * 8 + 8 > b.valid) continue;
+    for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
+    direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
+    for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
   }
+  if (b.valid % 8 == 0) return;
+  const int last = b.valid / 8, first = last * 8 + b.lane.column;
+  pick(sum, s, last);
+  direct_fragment<H, R>(sum, rows, b, b.source(first), b.source(first + 1), column, b.valid - first);
+  put(s, sum, last);
 }
 template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void multiply_abt(
@@ -401,9 +391,14 @@ METAL_FUNC bool add_product(
   Pair<P> rows[R / 8];
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
-    if (b.valid < BT && fixed_place(t) >= b.valid) continue;
+    if (b.valid < BT && t * 8 + 8 > b.valid) continue;
     for (int i = 0; i < R / 8; i++) rows[i] = p.at[i][t];
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
+  }
+  if (b.valid % 8 != 0) {
+    const int last = b.valid / 8, row = last * 8 + b.lane.row;
+    pick(rows, p, last);
+    found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, b.source(row), last, column, row < b.valid);
   }
   return FINITE && simd_any(found != 0);
 }
@@ -437,7 +432,6 @@ template <int H, typename Narrow, typename P, int R, int D, int BT, int BH, bool
 METAL_FUNC void head_block_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     int column, bool whole) {
-  load_to_threadgroup<BT, H, false>(b, column);
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
@@ -818,7 +812,7 @@ METAL_FUNC void decode(
     uint thread_index) {
   const int slice = thread_index / THREADS;
   const tile::Lane lane = tile::Lane::of(thread_index % THREADS);
-  tile::Memory<Element> memory = {scratch + slice * (BT * BH)};
+  tile::Memory<Element> memory = {scratch};
   const int rows = args.rows, parts = args.decode_params[4], part = position.x, b = position.z;
   const int blocks = (rows + BP - 1) / BP, h_k = int(position.y) / blocks;
   const int h = h_k * (rows / args.Lq);
@@ -898,7 +892,7 @@ METAL_FUNC void decode(
   o.store(O + row0 * DV, first, normaliser);
 }
 }
-[[max_total_threads_per_threadgroup(512)]]
+[[max_total_threads_per_threadgroup(448)]]
 
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];
