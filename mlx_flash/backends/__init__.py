@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 
+from ..common.environment import variable
 from ..common.errors import UnsupportedProblem
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 
@@ -149,7 +149,7 @@ _choices: ContextVar[tuple[tuple[use_backend, Backend, bool], ...]] = ContextVar
 
 def named() -> bool:
     """Whether a backend was chosen by name, by use_backend or by MLX_FLASH_BACKEND."""
-    return bool(_choices.get() or os.environ.get("MLX_FLASH_BACKEND"))
+    return bool(_choices.get() or variable("MLX_FLASH_BACKEND"))
 
 
 def current_backend() -> Backend:
@@ -157,8 +157,8 @@ def current_backend() -> Backend:
     choices = _choices.get()
     if choices:
         return choices[-1][1]
-    named = os.environ.get("MLX_FLASH_BACKEND")
-    return backend(named or default()[0], os.environ.get("MLX_FLASH_FAMILY") or None, not named)
+    named = variable("MLX_FLASH_BACKEND")
+    return backend(named or default()[0], variable("MLX_FLASH_FAMILY") or None, not named)
 
 
 class use_backend:

@@ -14,8 +14,9 @@ from ..common.errors import InvalidArgument, UnsupportedProblem, wrong
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
 from . import compiled
+from .kept import call_key, keep, kept_reason
 from .policy import ALWAYS, POLICIES
-from .serve import NotServed, serve_attention, serve_quantized
+from .serve import KeptByRule, NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
 MOST_REASONS = 32  # sentences that are kept apart: some hold shapes, and a server runs for long
@@ -167,7 +168,7 @@ def _replace(place: tuple[str, str], module, serve: Callable) -> Replacement:
     """Replaces the function of that place until the last patch has gone. The caller has the lock."""
     key = (id(module), place[1])
     if key not in _known or _known[key].module is not module:
-        _known[key] = Replacement(module, place[1], lambda name, built_in: _served_by(serve, built_in))
+        _known[key] = Replacement(module, place[1], lambda name, built_in: _served_by(serve, built_in), own=True)
     replacement = _in_place[place] = _known[key]
     put([replacement], holders=True)
     return replacement
@@ -201,15 +202,28 @@ def _served_by(serve: Callable, built_in: Callable) -> Callable:
     """A function that tries `serve` for the patch that is active when it is called, and counts; it calls the built-in
     without a patch, and where the patch may not serve."""
 
+    # Only functions written in Python can call the other ones that are replaced.
+    calls_others = hasattr(built_in, "__code__")
+    ordinary = serve is serve_attention
+
     def call(*args, **kwargs):
         current = None if _depth.in_built_in else _current()
         if current is None:
             return built_in(*args, **kwargs)
+        key = call_key(current.policy, args, kwargs) if ordinary else None
+        if key is not None and (reason := kept_reason(key)):
+            current._count(current.built_in, reason)
+            return built_in(*args, **kwargs)
         _find_quantized()
         try:
             what, rule, out = serve(current, *args, **kwargs)
-        except (NotServed, InvalidArgument, UnsupportedProblem) as reason:
-            current._count(current.built_in, str(reason).partition("\n")[0])
+        except (NotServed, InvalidArgument, UnsupportedProblem) as error:
+            reason = str(error).partition("\n")[0]
+            if key is not None and isinstance(error, KeptByRule):
+                keep(key, reason)
+            current._count(current.built_in, reason)
+            if not calls_others:
+                return built_in(*args, **kwargs)
             _depth.in_built_in = True
             try:
                 return built_in(*args, **kwargs)

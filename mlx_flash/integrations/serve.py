@@ -26,6 +26,10 @@ class NotServed(Exception):
     """The call belongs to the built-in function; the text says why."""
 
 
+class KeptByRule(NotServed):
+    """By a rule of the policy, which decides alike for all calls with the same `kept.call_key`."""
+
+
 def serve_attention(
     terms: Terms, q=None, k=None, v=None, *more, scale=None, mask=None, sinks=None, **options
 ):  # fmt: skip
@@ -57,7 +61,7 @@ def serve_attention(
         raise NotServed(f"dtype {dtype}")
     rule = decide(terms.policy, _asked(q, v, dtype, mask, sinks))
     if not rule.ours:
-        raise NotServed(rule.refusal)
+        raise KeptByRule(rule.refusal)
     with changed(beyond=True, built_in=True):
         out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= FEW else "prefill", rule, out

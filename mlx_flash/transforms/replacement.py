@@ -20,10 +20,14 @@ def original(function: Callable) -> Callable:
     return found if identity == id(function) else function  # functools.wraps copies the mark to a wrapper
 
 
-def _standing_for(built_in: Callable, made: Callable) -> Callable:
-    @wraps(built_in)
-    def function(*args, **kwargs):
-        return made(*args, **kwargs)
+def _standing_for(built_in: Callable, made: Callable, own: bool) -> Callable:
+    if own:
+        function = wraps(built_in)(made)
+    else:
+
+        @wraps(built_in)
+        def function(*args, **kwargs):
+            return made(*args, **kwargs)
 
     setattr(function, _MARK, (id(function), built_in))
     return function
@@ -33,14 +37,15 @@ class Replacement:
     """`name` of `module`, replaced by `make(name, built_in)` while it has users.
 
     Code that has imported the new function holds it for good, so the function itself looks up what to do at each call.
-    If other code wraps it in the meantime, the wrapper stays when the replacement is taken back.
+    If other code wraps it in the meantime, the wrapper stays when the replacement is taken back. `own`: `make` returns
+    a new function each time, which can stand there itself; otherwise one that calls it does.
 
     Attributes: built_in, the function that stood there; reached, (module, name) of the places that held it by name and
     now hold the new function; out_of_reach, descriptions of those that hold it and cannot be changed.
     """
 
-    def __init__(self, module: ModuleType, name: str, make: Callable[[str, Callable], Callable]):
-        self.module, self.name, self._make = module, name, make
+    def __init__(self, module: ModuleType, name: str, make: Callable[[str, Callable], Callable], own: bool = False):
+        self.module, self.name, self._make, self._own = module, name, make, own
         self.built_in = self._function = None
         self._users = self._users_with_holders = 0
         self.reached: list[tuple[ModuleType, str]] = []
@@ -52,7 +57,10 @@ class Replacement:
             return
         built_in = original(getattr(self.module, self.name))
         if built_in is not self.built_in:
-            self.built_in, self._function = built_in, _standing_for(built_in, self._make(self.name, built_in))
+            self.built_in, self._function = (
+                built_in,
+                _standing_for(built_in, self._make(self.name, built_in), self._own),
+            )
         setattr(self.module, self.name, self._function)
 
     def _take_back(self) -> None:

@@ -1,0 +1,45 @@
+"""Calls that the built-in keeps, remembered: finding that out again should cost next to nothing."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..backends import Backend, current_backend
+from ..transforms.trace import trace
+
+MOST = 4096  # remembered calls; a cache that grows has a new one with every token
+
+_reasons: dict[tuple, tuple[Backend, str]] = {}
+
+
+def call_key(policy: str | None, args: tuple, kwargs: dict) -> tuple | None:
+    """What the rules look at in a call of the built-in, or None where it is no ordinary one."""
+    if len(args) != 3:
+        return None
+    q, k, v = args
+    mask = kwargs.get("mask")
+    kind = mask.__class__
+    if kind is str:
+        kind = mask
+    elif kind is not mx.array and mask is not None:
+        return None
+    try:
+        return (
+            q.shape, v.shape, q.dtype, k.itemsize, v.itemsize, kind, kwargs.get("sinks") is None, len(kwargs),
+            policy, trace.gradients, trace.batched is None,
+        )  # fmt: skip
+    except AttributeError:  # not arrays
+        return None
+
+
+def kept_reason(key: tuple) -> str | None:
+    """Why the built-in keeps such calls, as found before with the same backend, or None."""
+    found = _reasons.get(key)
+    return found[1] if found is not None and found[0] is current_backend() else None
+
+
+def keep(key: tuple, reason: str) -> None:
+    """Remembers why the built-in keeps such calls."""
+    if len(_reasons) >= MOST:
+        _reasons.clear()
+    _reasons[key] = current_backend(), reason
