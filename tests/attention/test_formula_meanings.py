@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_flash import Score
-from mlx_flash.kernels.source import template
+from mlx_flash.kernels import source
 from mlx_flash.problem.formulas.evaluate import evaluate
 from mlx_flash.problem.formulas.metal import struct
 from mlx_flash.simulator import metal_kernel
@@ -100,7 +100,11 @@ def test_meanings_in_mx_operations():
 def test_meanings_in_metal(dual):
     """Values alone, and values with slopes, in one kernel that asks every text."""
     x, y, i, j = points()
-    parts = [template("views").split("namespace flash")[0], template("formula"), template("dual") if dual else ""]
+    parts = [
+        source.template("views").split("namespace flash")[0],
+        source.template("formula"),
+        source.template("dual") if dual else "",
+    ]
     parts += ["namespace flash { namespace formula {"]
     body = ["uint n = thread_position_in_grid.x; uint count = x_shape[0];"]
     asked = ("formula::Dual{x[n], 1}", ".value") if dual else ("x[n]", "")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_flash import Score
-from mlx_flash.kernels.source import template
+from mlx_flash.kernels import source
 from mlx_flash.problem.formulas.evaluate import evaluate
 from mlx_flash.problem.formulas.functions import POLYMORPH, SMOOTH, STEPS
 from mlx_flash.problem.formulas.metal import struct
@@ -78,7 +78,7 @@ def test_by_mlx():
 
 @pytest.mark.simulator
 def test_by_dual_numbers():
-    parts = [template("views").split("namespace flash")[0], template("formula"), template("dual")]
+    parts = [source.template("views").split("namespace flash")[0], source.template("formula"), source.template("dual")]
     parts += ["namespace flash { namespace formula {"]
     body = [
         "uint n = thread_position_in_grid.x; uint count = x_shape[0]; const flash::formula::Pair at = {0, 0, 0, 0, 0};"
