@@ -154,6 +154,18 @@ def test_options_of_few_elements(backend, name, lengths):
     feature_cases.check(Variant(Case(*lengths, 16, group=2), (name,), FEW[name]))
 
 
+@pytest.mark.parametrize("backend, queries", across_backends([PREFILL, TOKENS]), indirect=["backend"])
+def test_ids_that_lie_apart(backend, queries):
+    """Every second number of an array: kernels know where a batch entry's ids begin, and take them one by one."""
+    variant = Variant(replace(CASE, query_length=queries), ("segments",))
+    arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
+    want = feature_cases.backward(variant, arrays, arguments)
+    viewed = tuple(
+        mx.stack([ids, mx.full(ids.shape, 9, ids.dtype)], 2).flatten(1)[:, ::2] for ids in arguments["segments"]
+    )
+    assert wrong(feature_cases.backward(variant, arrays, {"segments": viewed}), want) == []
+
+
 FORMS = {
     "affine": {"mode": "affine", "bits": 4, "group_size": 32},
     "affine-8": {"mode": "affine", "bits": 8, "group_size": 64},
@@ -174,6 +186,19 @@ def test_every_part_of_a_quantized_cache_by_its_own_strides(backend, name, queri
     apart_parts = {key: tuple(apart(part, next(numbers)) for part in parts[key]) for key in "kv"}
     got = quantized_attention(apart(arrays["q"], 50), apart_parts["k"], apart_parts["v"], causal=True, **form)
     assert bits(got) == bits(want)
+
+
+@pytest.mark.parametrize("backend, name", across_backends(FORMS), indirect=["backend"])
+def test_a_cache_of_one_key(backend, name):
+    """Its scales have less than the 8 bytes from which on MLX passes arrays in device memory: V comes back."""
+    case = Case(TOKENS, 1, 64, "float16", group=2, key_heads=1)
+    arrays, form = case.arrays(), FORMS[name]
+    k, v = (mx.quantize(arrays[key], **form) for key in "kv")
+    assert k[1].nbytes < 8
+    got = quantized_attention(arrays["q"], k, v, **form)
+    exact = [part.astype(mx.float32) if part.dtype == mx.float16 else part for part in v]
+    want = mx.dequantize(*exact, **form).astype(mx.float16)
+    assert bits(got) == bits(mx.broadcast_to(want, got.shape))
 
 
 @pytest.mark.parametrize("backend, name", across_backends(FORMS), indirect=["backend"])

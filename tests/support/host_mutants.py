@@ -159,14 +159,14 @@ SMALL_VIEWS = of("view of a small operand", "kernels/launch.py",
      "mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(8, 0)])",
      FEW.format("(9, 5)-simulator-apple9-alibi")),
     ("statistics-padded-by-row", "mx.reshape(value, (-1,)) if name in STATISTICS else value", "value",
-     FEW.format("(3, 5)-simulator-apple7-bool")),
+     FEW.format("(3, 5)-simulator-apple7-additive")),
     ("short-ones-as-constants", "NEEDS_DEVICE_ADDRESS_SPACE and value.size < CONSTANT_BELOW:",
      "NEEDS_DEVICE_ADDRESS_SPACE and value.size < 0:", FEW.format("(9, 5)-simulator-apple9-alibi")),
     ("operands-padded-in-front", "mx.pad(value, [(0, 0)] * 3 + [(0, 8)])", "mx.pad(value, [(0, 0)] * 3 + [(8, 0)])",
-     "test_small_lengths.py::test_all_small_lengths[simulator-apple7-1]"),
+     "test_operands_apart.py::test_a_cache_of_one_key[simulator-apple7-affine]"),
 ) + of("view of a small operand", "autodiff/operands.py",
     ("ids-where-they-lie", "contiguous(_int32(name, ids))", "_int32(name, ids)",
-     "test_operands_apart.py::test_every_operand_by_its_own_strides[37-simulator-apple7-segments]"),
+     "test_operands_apart.py::test_ids_that_lie_apart[simulator-apple7-37]"),
 )
 # fmt: on
 HOST_MUTANTS = [*BATCH_ENTRY, *MAPPED_AXES, *KEYS, *PATCH, *GRIDS, *SMALL_VIEWS]
