@@ -41,7 +41,7 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
 
     Raises ValueError for another shape, and inside mx.compile and mx.vmap, where the number is not known yet.
     """
-    number = real(array.reshape(())) if array.size == 1 else None
+    number = real(array)
     if number is None:
         remedy = f"Pass a float, such as {name}.item() taken outside of mx.compile and mx.vmap."
         raise wrong(name, "a number whose value is known", shown(array), remedy)

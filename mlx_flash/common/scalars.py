@@ -33,10 +33,10 @@ def truth(value) -> bool | None:
 
 
 def real(value) -> float | None:
-    """The float of a Python or numpy number or of an array without axes; None for everything else, bools too."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or truth(value) is not None:
-        return None
-    if isinstance(value, (mx.array, np.ndarray)) and (value.shape != () or traced(value)):
+    """The float of a Python or numpy number or of an array of a single one; None for everything else, bools too."""
+    if isinstance(value, (mx.array, np.ndarray)):
+        value = value.item() if value.size == 1 and not traced(value) else None
+    if isinstance(value, (bool, np.bool_, str, bytes)):
         return None
     try:
         return float(value)

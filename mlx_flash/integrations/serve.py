@@ -12,7 +12,9 @@ from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-FEW = 8  # queries, at most, of what the report counts as decoding
+# Queries, at most, of what the report counts as decoding: those of MLX's own decoding kernels. It tells what was asked,
+# not which kernel answered; ours for decoding take more.
+FEW = 8
 
 
 class Terms(Protocol):
