@@ -56,7 +56,7 @@ def attention(
         window: (left, right): a query sees that many keys before and after its own position; None or -1: no bound.
         softcap: scores become softcap * tanh(scores / softcap), before masks are added; None or 0: no cap. It has no
             gradient: asking for one raises UnsupportedProblem.
-        alibi_slopes: [Hq]: adds -slope * |position of i - j|; no gradient flows to it.
+        alibi_slopes: [Hq]: adds -slope * |position of i - j|; fixed: a gradient asked of it raises UnsupportedProblem.
         sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
         segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
             Ids of more than 32 bits are read to see that they fit.

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from .common.errors import wrong
-from .common.scalars import shown, whole
+from .common.scalars import evaluated, shown, whole
 
 ODD_PARTS = (1, 12, 20, 28)  # m of the dimensions m * 2^k that mx.hadamard_transform knows
 SPREAD = 16.0  # at most between the scales of a head, whose channels then differ by up to its square
@@ -32,7 +32,7 @@ class Rotation:
         key: mx.random key of the signs, which break patterns that a Hadamard matrix could concentrate; None: no signs.
 
     Raises:
-        ValueError: for another dimension.
+        ValueError: for another dimension, or a key that is none.
     """
 
     def __init__(self, dimension: int, key: mx.array | None = None):
@@ -42,7 +42,10 @@ class Rotation:
             raise wrong("dimension", expected, shown(dimension), "Pad the heads.", "Rotation")
         self.dimension, self._signs = size, None
         if key is not None:
-            self._signs = _evaluated(1 - 2 * mx.random.bernoulli(0.5, (size,), key=key).astype(mx.int8))
+            if not isinstance(key, mx.array) or key.dtype != mx.uint32 or key.shape != (2,):
+                remedy = "Pass mx.random.key(seed)."
+                raise wrong("key", "an mx.random key (uint32 of shape (2,)) or None", shown(key), remedy, "Rotation")
+            self._signs = evaluated(1 - 2 * mx.random.bernoulli(0.5, (size,), key=key).astype(mx.int8))
 
     def __call__(self, array: mx.array) -> mx.array:
         """The rotated array, [..., dimension], in its own dtype."""
@@ -110,7 +113,7 @@ class Balance:
             expected = "keys or values, [batch, heads, length, dimension], of at least one token"
             raise wrong("sample", expected, got, "Pass a prompt's.", "Balance")
         self.rotation = Rotation(sample.shape[3], key)
-        self.scales = _evaluated(_balancing_scales(sample.astype(mx.float32)))
+        self.scales = evaluated(_balancing_scales(sample.astype(mx.float32)))
 
     def __call__(self, array: mx.array) -> mx.array:
         """Keys or values as they are to be quantized, [B, Hk, L, D], in their own dtype."""
@@ -143,16 +146,6 @@ def _balancing_scales(sample: mx.array) -> mx.array:
     # A channel that is silent in the sample may not stay silent: no scale is more than SPREAD times below another.
     squares = mx.where(largest == 0, 1, mx.maximum(squares, largest / SPREAD**4))
     return mx.sqrt(mx.sqrt(squares) * peak)
-
-
-def _evaluated(array: mx.array) -> mx.array:
-    """The array, computed now: a lazy one could be computed only in the thread that made it. Inside mx.compile and
-    mx.vmap it stays lazy, as everything there."""
-    try:
-        mx.eval(array)
-    except ValueError:
-        pass
-    return array
 
 
 def _odd_part(dimension: int) -> int | None:

@@ -97,8 +97,12 @@ def _ids_of(name: str, offsets, length_name: str, length: int | None) -> mx.arra
     if not integers or offsets.ndim != 1 or offsets.size < 2:
         remedy = "Pass the cumulative lengths."
         raise wrong(name, "integers [sequences + 1], two at least", shown(offsets), remedy, CUMULATIVE)
+    known = not traced(offsets)
+    if known and (offsets[0].item() != 0 or (offsets[1:] < offsets[:-1]).any().item()):
+        remedy = "Pass the cumulative lengths."
+        raise wrong(name, "offsets that begin with 0 and never fall", shown(offsets.tolist()), remedy, CUMULATIVE)
     if length is None:
-        if traced(offsets):
+        if not known:
             raise wrong(length_name, "the length of the row inside mx.compile", "None", "Pass it.", CUMULATIVE)
         length = int(offsets[-1].item())
     if whole(length) is None or length < 0:

@@ -16,7 +16,7 @@ import numpy as np
 from ..backends import Backend
 from ..common.errors import wrong
 from ..common.mlx_private import may_compile
-from ..common.scalars import shown
+from ..common.scalars import LARGEST, shown
 from ..kernels.plan import plan
 from ..masks import BlockMask
 from ..problem.formulas.score import Score, Visible
@@ -57,12 +57,14 @@ class Call:
         head_dim, value_dim = padded(signature.head_dim), padded(signature.value_dim)
         self.pads = (head_dim - signature.head_dim, value_dim - signature.value_dim)
         # Kernels scale scores by a positive number, so that a row's largest score stays the largest: a sign goes to q.
-        self.sign = 0.0 if abs(signature.scale) < SMALLEST else math.copysign(1.0, signature.scale)
+        # So does a part of a scale whose product with log2(e) is beyond float32.
+        size = 0.0 if abs(signature.scale) < SMALLEST else 1.0 if abs(signature.scale) < LARGEST / 2 else 2.0
+        self.of_q = math.copysign(size, signature.scale)
         self.inner = replace(
             signature,
             head_dim=head_dim,
             value_dim=value_dim,
-            scale=abs(signature.scale) if self.sign else 1.0,
+            scale=abs(signature.scale) / size if size else 1.0,
             variants=replace(signature.variants, quantization=quantization),
         )
         self._attention = self._replayed = None
@@ -110,7 +112,7 @@ class Call:
 
     def inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
         """Q, K and V as the kernels see them, and the other parts of quantized K and V."""
-        q = q if self.sign == 1 else mx.multiply(q, self.sign, stream=self.stream)
+        q = q if self.of_q == 1 else mx.multiply(q, self.of_q, stream=self.stream)
         if self.quantization:
             return q, k[0], v[0], *k[1:], *v[1:]
         head, value = self.pads

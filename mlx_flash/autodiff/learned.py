@@ -45,15 +45,25 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
     if number is None:
         remedy = f"Pass a float, such as {name}.item() taken outside of mx.compile and mx.vmap."
         raise wrong(name, "a number whose value is known", shown(array), remedy)
-    exported = trace.export is not None or in_export_trace()  # a graph without custom functions, and without gradients
-    return number, q if exported else _tied(q, _without_gradient(name)(array))
+    return number, q if _exported() else _tied(q, _without_gradient(name, "Pass a float")(array))
 
 
-def _without_gradient(name: str):
+def fixed_slopes(slopes: mx.array) -> mx.array:
+    """ALiBi's slopes, as a function that raises when a gradient is asked of them: kernels compute none."""
+    remedy = 'Learn them by score=Score("s - slope[h] * abs(q - k)", slope=...)'
+    return slopes if _exported() else _without_gradient("alibi_slopes", remedy)(slopes)
+
+
+def _exported() -> bool:
+    """Exports are graphs without custom functions, and without gradients."""
+    return trace.export is not None or in_export_trace()
+
+
+def _without_gradient(name: str, remedy: str):
     def refuse(*_):
         raise UnsupportedProblem(
             f"[mlx_flash.attention] {name}: gradients with respect to it are not available. "
-            f"Pass a float, or mx.stop_gradient({name})."
+            f"{remedy}, or pass mx.stop_gradient({name})."
         )
 
     unchanged = mx.custom_function(lambda array: array)

@@ -17,6 +17,7 @@ from ..problem.problem import Problem, Signature
 from ..problem.rows import pair
 from ..problem.variants import Variants
 from ..transforms.trace import mapped_array
+from .learned import fixed_slopes
 from .tables import SUM, stand_in
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
@@ -50,7 +51,7 @@ def operands(
     if variants.mask:
         arrays["attention_mask"] = mask.reshape(problem.mask_shape)
     if variants.alibi:
-        arrays["slopes"] = alibi_slopes.astype(mx.float32)
+        arrays["slopes"] = fixed_slopes(alibi_slopes).astype(mx.float32)
     if variants.sinks:
         arrays["sinks"] = sinks.astype(mx.float32)
     if variants.segments:

@@ -11,7 +11,8 @@ import math
 
 import mlx.core as mx
 
-from ..backends.reference.scores import LARGEST, LN2, LOG2E, sink_exponents
+from ..backends.reference.scores import LN2, LOG2E, sink_exponents
+from ..common.scalars import LARGEST
 
 
 def natural(L: mx.array, scaled_first: bool, sinks: mx.array | None) -> tuple[mx.array, mx.array]:

@@ -7,6 +7,8 @@ import operator
 import mlx.core as mx
 import numpy as np
 
+LARGEST = (2 - 2.0**-23) * 2.0**127  # finite float32
+
 
 def whole(value) -> int | None:
     """The int of a Python or numpy integer or of an integer array without axes; None for everything else.
@@ -53,6 +55,13 @@ def traced(value) -> bool:
     except ValueError:
         return True
     return False
+
+
+def evaluated(array: mx.array) -> mx.array:
+    """The array, computed now, to be kept: a lazy one could be computed only in the thread that made it. Inside
+    mx.compile and mx.vmap it stays lazy, as everything there."""
+    traced(array)
+    return array
 
 
 def listed(values) -> list | None:

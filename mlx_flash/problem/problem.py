@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..common.errors import wrong
-from ..common.scalars import real, shown
+from ..common.scalars import LARGEST, real, shown
 from .rows import check_extents
 from .variants import Variants, check_lengths, variants_of
 
@@ -183,6 +183,7 @@ def _checked_scale(scale, head_dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(head_dim)
     number = float(scale) if isinstance(scale, bool) else real(scale)
-    if number is None or not math.isfinite(number):
-        raise wrong("scale", "a finite number or None for 1/sqrt(head dimension)", shown(scale), "Pass a float.")
+    if number is None or not abs(number) <= LARGEST:
+        expected = "a finite number or None for 1/sqrt(head dimension), within float32"
+        raise wrong("scale", expected, shown(scale), "Pass a float.")
     return number

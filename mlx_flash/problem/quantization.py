@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..common.errors import wrong
+from ..common.scalars import shown, whole
 
 FUNCTION = "quantized_attention"
 # mode: (bits of an element, elements that share a scale), the defaults first
@@ -68,12 +69,12 @@ def quantization_of(mode, bits, group_size) -> Quantization:
     bits = known_bits[0] if bits is None else bits
     group_size = known_groups[0] if group_size is None else group_size
     for name, value, known in (("bits", bits, known_bits), ("group_size", group_size, known_groups)):
-        if value not in known or isinstance(value, bool):
+        if whole(value) not in known:
             raise wrong(
-                name, f"{' or '.join(map(str, known))} in mode {mode!r}", repr(value),
+                name, f"{' or '.join(map(str, known))} in mode {mode!r}", shown(value),
                 "Quantize the cache so, or dequantize it and call attention.", FUNCTION,
             )  # fmt: skip
-    return Quantization(mode, bits, group_size)
+    return Quantization(mode, whole(bits), whole(group_size))
 
 
 def shape_of(name: str, parts, quantization: Quantization, dtype: mx.Dtype) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from types import FunctionType, ModuleType
 
 LOCK = threading.RLock()
 _MARK = "_mlx_flash_original"  # on a function of ours: (its identity, the function it stands for)
+MOST_ELEMENTS = 256  # of a table that is looked through
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -130,25 +131,49 @@ def _put_in_holders(wanted: dict[int, Replacement]) -> None:
         if type(names) is not dict or module_name.partition(".")[0] == _PACKAGE:
             continue
         for name, value in list(names.items()):
+            if name.startswith("__"):
+                continue
             if id(original(value) if type(value) is FunctionType else value) in wanted:
                 wanted[id(original(value))]._hold(module, name)
                 continue
-            for inner in _inside(value, module_name):
-                if id(inner) in wanted:
-                    wanted[id(inner)].out_of_reach.append(f"{module_name}.{name}")
+            for held in {id(inner) for inner in _inside(value, module_name)} & wanted.keys():
+                wanted[held].out_of_reach.append(f"{module_name}.{name}")
 
 
-def _inside(value: object, module_name: str) -> Iterable[object]:
-    """Functions that a module's value holds in turn: attributes of its classes, defaults of its functions, partials."""
-    if type(value) is FunctionType:
-        return value.__defaults__ or ()
-    if type(value) is partial:
-        return (value.func,)
-    if issubclass(type(value), type):
+def _inside(value: object, module_name: str) -> Iterator[object]:
+    """What a module's value holds in turn: attributes of its classes, defaults and closures of its functions and of
+    their methods, partials, and the elements of its tables."""
+    of_class = issubclass(type(value), type)
+    for one in _held(value, module_name):
+        one = one.__func__ if type(one) in (staticmethod, classmethod) else one
+        yield one
+        if of_class and type(one) is FunctionType:
+            yield from _held(one, module_name)
+
+
+def _held(value: object, module_name: str) -> Iterable[object]:
+    kind = type(value)
+    if kind is FunctionType:
+        return [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *_closure(value)]
+    if kind is partial:
+        return [value.func, *value.args, *value.keywords.values()]
+    if kind in (list, tuple):
+        return value[:MOST_ELEMENTS]
+    if kind is dict:
+        return list(value.values())[:MOST_ELEMENTS]
+    if issubclass(kind, type):
         names = _own_names(value)
         if names is not None and names.get("__module__") == module_name:
-            return [one.__func__ if type(one) in (staticmethod, classmethod) else one for one in list(names.values())]
+            return list(names.values())
     return ()
+
+
+def _closure(function: FunctionType) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a variable that has no value yet
+            continue
 
 
 def _own_names(value: object):

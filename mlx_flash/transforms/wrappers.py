@@ -41,7 +41,10 @@ def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
     """
     MLX["vmap"](fun, in_axes, out_axes)  # refuses at once what it refuses
 
-    def mapped(*args):
+    def mapped(*args, **named):
+        if named:
+            raise TypeError("[mlx_flash.vmap] keyword arguments are not mapped, as in mx.vmap: pass them by position.")
+
         def traced(*inside):
             with changed(batched=_mapped_leaf(args, inside)), in_place():
                 return fun(*inside)

@@ -121,4 +121,7 @@ def test_bad_offsets():
     for wrong in (mx.array([0.0, 5.0]), mx.array([0]), mx.array([[0, 5]]), 5, "05"):
         refused(lambda wrong=wrong: cumulative_segments(wrong), ["q_offsets", "integers [sequences + 1]"])
     refused(lambda: cumulative_segments(good, mx.array([0, 2, 5])), ["k_offsets", "2 numbers", "3"])
+    for wrong in ([1, 3], [0, 3, 2], [-1, 5], mx.array([2, 5])):
+        refused(lambda wrong=wrong: cumulative_segments(wrong), ["q_offsets", "begin with 0 and never fall"])
+        refused(lambda wrong=wrong: cumulative_segments(wrong, q_length=9), ["q_offsets", "begin with 0"])
     refused(lambda: cumulative_segments(good, q_length=-1), ["q_length", "at least 0", "-1"])

@@ -134,6 +134,13 @@ def test_other_dimensions_are_refused(dimension):
         Rotation(dimension)
 
 
+@pytest.mark.parametrize("key", [3, np.array([0, 1], np.uint32), mx.zeros((2,))], ids=str)
+def test_other_keys_are_refused(key):
+    for make in (lambda: Rotation(64, key), lambda: Balance(mx.ones((1, 2, 3, 64)), key)):
+        with pytest.raises(ValueError, match=r"mlx_flash\.Rotation\] key: expected an mx\.random key"):
+            make()
+
+
 def test_arrays_of_another_dimension_are_refused():
     for rotate in (Rotation(64), Rotation(64).undo, Rotation(80).undo):
         with pytest.raises(ValueError, match="a last axis of"):

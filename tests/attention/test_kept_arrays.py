@@ -13,7 +13,7 @@ import sys, threading
 import mlx.core as mx
 import numpy as np
 import mlx_flash
-from mlx_flash import BlockMask, attention, quantized_attention
+from mlx_flash import BlockMask, Score, Visible, attention, quantized_attention
 from mlx_flash.rotations import Balance, Rotation
 from mlx_flash.sequences import segments
 
@@ -36,8 +36,11 @@ def make(name, function):
 def work():
     blocks = make("blocks", lambda: BlockMask.causal(40, 40, block=32))
     ids = make("ids", lambda: segments([25, 15]))
+    score = make("score", lambda: Score("s + t[k]", t=mx.arange(40).astype(mx.float32) / 40))
+    visible = make("visible", lambda: Visible("seen[k]", seen=mx.arange(40) % 3 < 2))
     results = [
         attention(q, q, q, causal=True), attention(q, q, q, window=(8, 0), softcap=20.0, alibi_slopes=slopes),
+        attention(q, q, q, score=score), attention(q, q, q, visible=visible),
         attention(q, q, q, mask=blocks), attention(q, q, q, segments=ids), attention(q[:, :, :1], q, q),
         attention(q, q, q, dropout=0.25, key=key), quantized_attention(q, parts, parts, bits=8, group_size=64),
         mx.grad(lambda q: mx.square(attention(q, q, q, sinks=slopes, scale=-0.1)).sum())(q),

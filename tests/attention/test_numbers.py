@@ -1,5 +1,7 @@
 """Numbers of a call come as numpy, MLX and other libraries have them: the same bits, or an error that names them."""
 
+import math
+
 import bounds
 import mlx.core as mx
 import numpy as np
@@ -70,6 +72,7 @@ WRONG = {
     "window of bools": ({"window": np.array([True, False])}, "window: expected sides of at least 0"),
     "window -2": ({"window": (-2, 0)}, "window: expected sides of at least 0, or None or -1"),
     "scales of heads": ({"scale": mx.ones(2)}, "scale: expected a number, or an array of a single one"),
+    "scale beyond float32": ({"scale": 3.5e38}, "scale: expected a finite number"),
     "scale bool": ({"scale": mx.array(True)}, "scale: expected a number"),
     "scale bool of numpy": ({"scale": np.array([True])}, "scale: expected a finite number"),
     "scales of numpy": ({"scale": np.ones(2)}, "scale: expected a finite number"),
@@ -172,6 +175,38 @@ def test_no_other_number_has_a_silent_gradient(reference, name, value):
     d_q = mx.grad(loss, argnums=1)(mx.array(value), Q)
     assert bits(d_q) == bits(mx.grad(loss, argnums=1)(value, Q))
     assert mx.grad(lambda number: loss(mx.stop_gradient(number), Q))(mx.array(value)).item() == 0
+
+
+@pytest.mark.parametrize("scale", [3.4e38, -3.4e38, 2.4e38])
+def test_any_finite_scale(backend, scale):
+    """Also one whose product with log2(e) is beyond float32. Scores are 24 or 0: no product is below normal numbers."""
+    q, k = mx.eye(20, 16)[None, None] * (24 / abs(scale) * 2.0**60), mx.eye(20, 16)[None, None] * 2.0**-60
+    q, k = (mx.repeat(array, 2, axis=1) for array in (q, k))
+    want = attention(q * abs(scale) * 2.0**-60, k * 2.0**60, V, scale=math.copysign(1.0, scale))
+    bounds.check("O", attention(q, k, V, scale=scale), bounds.float64(want), "scale", "float32")
+
+
+@pytest.mark.parametrize("transform", [mx.grad, lambda f: mx.grad(mx.checkpoint(f))])
+def test_slopes_have_no_silent_gradient(backend, transform):
+    slopes = mx.array([0.5, 0.25])
+    pattern = (
+        r"\[mlx_flash\.attention\] alibi_slopes: gradients with respect to it are not available. Learn them by score="
+    )
+    with pytest.raises(UnsupportedProblem, match=pattern):
+        transform(lambda slopes: attention(Q, K, V, alibi_slopes=slopes).sum())(slopes)
+    fixed = mx.grad(lambda slopes: attention(Q, K, V, alibi_slopes=mx.stop_gradient(slopes)).sum())
+    assert fixed(slopes).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name, value", [("bits", 4.0), ("bits", "4"), ("group_size", 64.0), ("group_size", None)])
+def test_wrong_numbers_of_a_format(reference, name, value):
+    packed = mx.quantize(mx.random.normal((1, 2, 20, 64)), 64, 4)
+    numbers = {"bits": 4, "group_size": 64, name: value}
+    if value is None:  # the mode's own
+        assert quantized_attention(mx.zeros((1, 2, 5, 64)), packed, packed, **numbers).shape == (1, 2, 5, 64)
+        return
+    with pytest.raises(ValueError, match=rf"\[mlx_flash\.quantized_attention\] {name}: expected .* got "):
+        quantized_attention(mx.zeros((1, 2, 5, 64)), packed, packed, **numbers)
 
 
 def test_quantized_numbers(backend):

@@ -336,5 +336,7 @@ def test_other_functions_map_as_ever():
     assert named({"a": mx.arange(3), "b": mx.ones(2)}).shape == (2, 3)
     with pytest.raises(ValueError, match=r"\[vmap\]"):
         vmap(lambda x: x, in_axes="front")(mx.arange(3))
+    with pytest.raises(TypeError, match=r"\[mlx_flash\.vmap\] keyword arguments are not mapped"):
+        vmap(lambda x, y: x + y)(mx.arange(3), y=mx.arange(3))
     with pytest.raises(TypeError, match="vmap"):
         vmap(lambda x: x, 0, None)

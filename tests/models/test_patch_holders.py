@@ -87,6 +87,11 @@ class Frozen(types.ModuleType):
 PLACES = {
     "a default": "def layer(q, attend=attend): return attend(q, q, q, scale=0.25)\ndel attend\n",
     "a class": "class Layer:\n    attend = staticmethod(attend)\ndel attend\n",
+    "a default by name": "def layer(q, *, attend=attend): return attend(q, q, q, scale=0.25)\ndel attend\n",
+    "a closure": "def made(f):\n    return lambda q: f(q, q, q, scale=0.25)\nlayer = made(attend)\ndel attend\n",
+    "a table": "layer = {'fast': attend}\ndel attend\n",
+    "a list": "layer = [attend]\ndel attend\n",
+    "a class's default": "class Layer:\n    def forward(self, q, attend=attend): return attend(q, q, q)\ndel attend\n",
     "a partial": "import functools\nlayer = functools.partial(attend, scale=0.25)\ndel attend\n",
 }
 
@@ -96,7 +101,7 @@ def test_what_cannot_be_changed_is_named(reference, client, name):
     client(BY_NAME + PLACES[name])
     with mlx_flash.patch() as report:
         pass
-    place = "client.Layer" if name == "a class" else "client.layer"
+    place = "client.Layer" if name.startswith("a class") else "client.layer"
     assert place in report.out_of_reach and f"out of reach: {place} holds the built-in itself" in str(report)
 
 

@@ -7,12 +7,12 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from ...common.scalars import LARGEST
 from ...problem.formulas.evaluate import evaluate
 from ...problem.formulas.program import Formula
 from ...problem.problem import Problem
 
 LOG2E, LN2 = math.log2(math.e), math.log(2.0)
-LARGEST = (2 - 2.0**-23) * 2.0**127  # finite float32: stands for a sink that base 2 has no room for
 SMALLEST = 2.0**-126  # normal float32 number
 LINEAR = 2.0**-12  # below it tanh(x) is x in float32
 

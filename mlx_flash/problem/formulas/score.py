@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...common.errors import wrong
-from ...common.scalars import real, shown, traced, truth, whole
+from ...common.scalars import LARGEST, evaluated, real, shown, traced, truth, whole
 from ...masks import PARTIAL, BlockMask
 from .evaluate import evaluate
 from .program import POSITIONS, SCORE, Formula
@@ -42,7 +42,8 @@ class Text:
             if number is not None:
                 numbers.append((Named(name, "int" if isinstance(number, int) else "float"), number))
                 continue
-            self.arrays[name], type_ = _array(name, given, owner)
+            array, type_ = _array(name, given, owner)
+            self.arrays[name] = evaluated(array)
             kinds.append(Named(name, type_, self.arrays[name].ndim))
         self.formula = Formula(
             owner, text, (*(kind for kind, _ in numbers), *kinds), tuple(value for _, value in numbers)
@@ -204,8 +205,7 @@ def _number(name: str, given, owner: str) -> int | float | None:
         raise wrong(name, "a number or an array", shown(given), "Pass a float, an int or an mx.array.", owner)
     if isinstance(number, int) and not -(2**31) <= number < 2**31:
         raise wrong(name, "an integer of 32 bits", number, "Pass a float.", owner)
-    largest = (2 - 2**-23) * 2.0**127
-    if isinstance(number, float) and math.isfinite(number) and abs(number) > largest:
+    if isinstance(number, float) and math.isfinite(number) and abs(number) > LARGEST:
         raise wrong(name, "a number that float32 holds", number, "Scale it.", owner)
     return number
 
