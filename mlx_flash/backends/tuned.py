@@ -96,7 +96,10 @@ def row_of(measured: dict) -> TileConfig:
     """The row of one measurement."""
     facts = {**measured["row"], "cached": tuple(measured["row"]["cached"])}
     row = TileConfig(**facts)
-    numbers = (row.max_head, row.parallel, row.traversal, row.head, row.simdgroup_rows, row.stages)
+    numbers = (
+        row.max_head, row.parallel, row.traversal, row.head, row.simdgroup_rows, row.stages,
+        row.splits, row.head_parts,
+    )  # fmt: skip
     if not all(isinstance(number, int) and number > 0 for number in numbers):
         raise ValueError(f"sizes of {row}")
     return row

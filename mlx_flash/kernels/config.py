@@ -24,7 +24,8 @@ class TileConfig:
     paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
     `tiles`: the tile layer, one of tile_layers.LAYERS. `stages`: pipeline buffers, each for one block of a traversed
     operand, of a tensor-core layer. `splits`: in decoding, simdgroups that own the same rows and walk along different
-    keys; split_kv.py says how many.
+    keys; split_kv.py says how many. `head_parts`: simdgroups that own the same rows and share the columns of the
+    head dimension, of the layer "nax": where one could not hold them all.
     """
 
     max_head: int
@@ -36,10 +37,12 @@ class TileConfig:
     tiles: str = "simdgroup"
     stages: int = 2
     splits: int = 1
+    head_parts: int = 1
 
     @property
     def threads(self) -> int:
-        return 32 * (self.parallel // self.simdgroup_rows * self.splits + LAYERS[self.tiles].producer_warps)
+        owners = self.parallel // self.simdgroup_rows * self.splits * self.head_parts
+        return 32 * (owners + LAYERS[self.tiles].producer_warps)
 
     def paged(self, kind: KernelKind) -> tuple[str, ...]:
         kept = {*self.cached, *(name for name in ACCUMULATORS if name not in kind.outputs)}

@@ -1,7 +1,9 @@
 """Rows of the parameter table for the neural accelerators of M5 and A19 (16-bit operands), proved at import.
 
-They come before the rows of "apple9", which serve the rest: float32, larger head dimensions, quantized operands, the
-gradient of a mask and decoding. Not timed yet; README.md says why these rows, and what a Mac has to measure first.
+Above 192 columns of the head dimension, whose accumulators no simdgroup can hold, two share them: a threadgroup of 16
+rows. These rows come before those of "apple9", which serve the rest: float32, larger head dimensions, quantized
+operands, the gradient of a mask and decoding. Not timed yet; README.md says why these rows, and what a Mac has to
+measure first.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from ..problem.kinds import (
 )
 from .config import MIXED, TileConfig
 from .devices import THREADGROUP_THREADS, Family
+from .tile_layers import exchanged_bytes
 
 BUDGET = 560  # bytes of tiles a thread: past it M4 loses throughput, and M5 has the same kind of register file
 PRODUCT_ROWS, PRODUCT_COLUMNS = 16, 32  # of S, by one product
 
 
 def rows(*lines) -> tuple[TileConfig, ...]:
-    """A line: largest head dimension, parallel, traversal, what is cached and, if not 16, rows of a simdgroup."""
+    """A line: largest head dimension, parallel, traversal, what is cached and, where two simdgroups share the columns
+    of the head dimension, 2."""
     return tuple(
-        TileConfig(*line[:3], line[0], tuple(line[3].split()), line[4] if len(line) > 4 else 16, "nax")
+        TileConfig(*line[:3], line[0], tuple(line[3].split()), 16, "nax", head_parts=line[4] if len(line) > 4 else 1)
         for line in lines
     )
 
@@ -37,26 +41,35 @@ NEURAL_TABLE = {
         ( 64,  64,  64, "Q O"),
         (128,  64,  32, "Q O"),
         (192,  64,  32, "O"),
+        (256,  16,  64, "Q O", 2),
     ),
     (BACKWARD_QUERY, MIXED, "nax"): rows(
         ( 64,  64,  32, "Q dO dQ"),
         (192,  64,  32, "dQ"),
+        (256,  16,  32, "Q dQ", 2),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "nax"): rows(
         ( 64,  64,  32, "K V dK dV"),
         ( 96,  64,  32, "dK dV"),
     ),
-    (BACKWARD_KEY, MIXED, "nax"): rows((192,  64,  32, "dK")),
-    (BACKWARD_VALUE, MIXED, "nax"): rows((192,  64,  32, "dV")),
+    (BACKWARD_KEY, MIXED, "nax"): rows(
+        (192,  64,  32, "dK"),
+        (256,  16,  32, "K dK", 2),
+    ),
+    (BACKWARD_VALUE, MIXED, "nax"): rows(
+        (192,  64,  32, "dV"),
+        (256,  16,  32, "K dV", 2),
+    ),
 }  # fmt: skip
 
 
 def live_bytes(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
     """Bytes a thread holds in tiles. Of 16 rows it has half an element of every column: 2 bytes a column in float32,
-    one in 16 bits. S lives with dS in the backward kernels, where the one for V alone has no dS."""
+    one in 16 bits, and of S as much in each simdgroup that shares the columns. S lives with dS in the backward kernels,
+    where the one for V alone has no dS; what a product takes of dS lies where S was."""
     scores = 1 if kind in (FORWARD, BACKWARD_VALUE) else 2
     cached = sum(2 if name in ACCUMULATORS else 1 for name in row.cached)
-    return row.simdgroup_rows // 16 * (cached * head_dim + 2 * scores * row.traversal)
+    return row.simdgroup_rows // 16 * (cached * head_dim // row.head_parts + 2 * scores * row.traversal)
 
 
 def prove_neural_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
@@ -70,6 +83,11 @@ def prove_neural_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     require(row.traversal % PRODUCT_COLUMNS == 0, f"the traversal must be a multiple of {PRODUCT_COLUMNS}")
     require(row.max_head % 8 == 0, "head dimensions are multiples of 8")
     require(row.parallel % row.simdgroup_rows == 0, "a threadgroup must hold whole simdgroups")
+    require(row.head_parts in (1, 2), "two simdgroups may share the head dimension")
+    alone = row.head_parts == 1 or row.parallel == row.simdgroup_rows
+    require(alone, "simdgroups that share the head dimension are a threadgroup: their barriers are for them alone")
+    exchanged = exchanged_bytes(row)
+    require(exchanged <= family.threadgroup_bytes, f"{exchanged} threadgroup bytes exceed {family.threadgroup_bytes}")
     require(row.threads <= THREADGROUP_THREADS, f"{row.threads} threads exceed {THREADGROUP_THREADS}")
     require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")
     missing = set(kind.outputs) & ACCUMULATORS - set(row.cached)

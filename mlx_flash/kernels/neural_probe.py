@@ -25,7 +25,7 @@ FILES = ("views", "tile", *LAYERS["nax"].files, "nax_probe")
 @lru_cache
 def kernel() -> Kernel:
     """Inputs: `numbers`, see `numbers`. Outputs: `places` (int32, PLACES) and `products` (float32, PRODUCTS)."""
-    without = ("QUANTIZED", "AFFINE", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "OVER_KEYS")
+    without = ("QUANTIZED", "AFFINE", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "OVER_KEYS", "SPLITS_HEAD")
     constants = {"MMA_ROWS": "1", "WIDE": "1", "WIDE_ROWS": "1", "DEEP": "1", **dict.fromkeys(without, "0")}
     sizes = int(np.prod(PLACES[1:])), int(np.prod(PRODUCTS[1:]))
     calls = [

@@ -156,6 +156,8 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SPLITS_KEYS": int(row.splits > 1),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         "SPLITS": row.splits,
+        "SPLITS_HEAD": int(row.head_parts > 1),
+        "HEAD_PARTS": row.head_parts,
         "MERGED": MERGED,
         "MMA_ROWS": layer.mma_rows,
         "STAGES": row.stages,
@@ -250,7 +252,8 @@ def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
         loads = "threadgroup" if family.uses_threadgroup_memory else "direct"
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
-            f"r{row.simdgroup_rows}" + (f"x{row.splits}" if row.splits > 1 else ""), "c" + "".join(row.cached),
+            f"r{row.simdgroup_rows}" + (f"x{row.splits}" if row.splits > 1 else ""),
+            *([f"parts{row.head_parts}"] if row.head_parts > 1 else []), "c" + "".join(row.cached),
             {"simdgroup": loads, "nax": "nax"}.get(row.tiles, f"{row.tiles}{row.stages}"),
             *variants.names(kind),
         ]  # fmt: skip

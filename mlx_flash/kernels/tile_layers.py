@@ -108,13 +108,19 @@ def votes_bytes(row) -> int:
     return 8 * simdgroups if simdgroups > 1 and row.splits == 1 else 0
 
 
+def exchanged_bytes(row) -> int:
+    """Bytes through which simdgroups that share the head dimension add their parts of S."""
+    return 4 * row.head_parts * row.parallel * row.traversal if row.head_parts > 1 else 0
+
+
 def threadgroup_elements(
     kind: KernelKind, row, family, head_dim: int, value_dim: int, element_bytes: int, masked: bool
 ) -> int:
     """Elements of a kernel's threadgroup memory, one at least. `masked`: by an array."""
     if not LAYERS[row.tiles].uses_threadgroup_memory:
         votes = votes_bytes(row) if masked and family.uses_threadgroup_memory else 0
-        return max(row.scratch_elements(family) + votes // element_bytes, merged_bytes(row, value_dim) // element_bytes)
+        shared = max(merged_bytes(row, value_dim), exchanged_bytes(row))
+        return max(row.scratch_elements(family) + votes // element_bytes, shared // element_bytes)
     return tensor_elements(kind, row, head_dim, value_dim)
 
 

@@ -134,6 +134,9 @@ METAL_FUNC void forward(
     if (row >= visibility.queries) state.clear(i, -INFINITY);  // behind the entry's end not even the sink is seen
 #endif
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
+#if SPLITS_HEAD
+    if (lane.part() > 0) continue;
+#endif
     if (row < args.Lq && lane.column == 0) {
       softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
     }

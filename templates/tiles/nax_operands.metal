@@ -18,8 +18,17 @@ template <typename T> struct Matrix {
   T at[8];
 };
 
-// 16x16 matrices along D columns, a multiple of 8; the missing half of the last one is zero.
+// 16x16 matrices along D columns, a multiple of 8, or along a simdgroup's part of them; what is missing of the last
+// ones is zero.
+#if SPLITS_HEAD
+template <int D> constant constexpr int STEPS = (D + 16 * HEAD_PARTS - 1) / (16 * HEAD_PARTS);
+template <int D> constant constexpr bool WHOLE_STEPS = D % (16 * HEAD_PARTS) == 0;
+template <int D> METAL_FUNC int first_column(Lane lane) { return lane.part() * STEPS<D> * 16 + 2 * lane.column; }
+#else
 template <int D> constant constexpr int STEPS = (D + 15) / 16;
+template <int D> constant constexpr bool WHOLE_STEPS = D % 16 == 0;
+template <int D> METAL_FUNC int first_column(Lane lane) { return 2 * lane.column; }
+#endif
 
 // Operands are read where they are.
 template <typename T> struct Memory {
@@ -29,7 +38,7 @@ template <typename T> struct Memory {
 // Four neighbouring elements of `row` from `column` on; zeros where there are none
 template <int D, typename T> METAL_FUNC Run<T, 4> read_four(const device T* row, int column, bool exists) {
   Run<T, 4> found = {};
-  if (exists && (D % 16 == 0 || column < D)) found = *(const device Run<T, 4>*)(row + column);
+  if (exists && (WHOLE_STEPS<D> || column < D)) found = *(const device Run<T, 4>*)(row + column);
   return found;
 }
 
@@ -49,13 +58,21 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* row[R / 8];
   int column;
   Matrix<T> cached[R / 16][CACHED ? STEPS<D> : 1];
+#if SPLITS_HEAD
+  threadgroup Pair<float>* exchange;  // where simdgroups add their parts of S
+  Lane owner;
+#endif
 
   // first: this simdgroup's first row
   METAL_FUNC void open(
-      thread const View& view, int b, int h, int first, int rows, thread Memory<T>&, Lane lane) thread {
+      thread const View& view, int b, int h, int first, int rows, thread Memory<T>& memory, Lane lane) thread {
+#if SPLITS_HEAD
+    exchange = (threadgroup Pair<float>*)memory.scratch;
+    owner = lane;
+#endif
     const device T* head = view.head<T>(b, h);
     const long stride = view.row_stride<T>();
-    column = 2 * lane.column;
+    column = first_column<D>(lane);
     for (int i = 0; i < R / 8; i++) row[i] = head + min(first + i * 8 + lane.row, rows - 1) * stride;
     if constexpr (CACHED) {
       for (int i = 0; i < R / 16; i++) {
@@ -96,7 +113,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void open(thread Memory<T>&, Lane lane_) thread {
     lane = lane_;
     first = ((lane.row & 2) << 2) | ((lane.row & 4) >> 1) | (lane.row & 1);
-    column = 2 * lane.column;
+    column = first_column<D>(lane);
   }
 
   // `view`, `start`, `acquire` and `pass` as in simdgroup_operands.metal
@@ -161,7 +178,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 
   template <typename Out> METAL_FUNC void open(device Out*, int first, int total, Lane lane) thread {
     row = lane.row;
-    column = 2 * lane.column;
+    column = first_column<D>(lane);
     rows = total - first;
     for (int i = 0; i < R / 16; i++) {
 #pragma clang loop unroll(full)
@@ -191,7 +208,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
       device Out* out = head + long(first + i * 8 + row) * D + column;
 #pragma clang loop unroll(full)
       for (int d = 0; d < STEPS<D>; d++) {
-        if (D % 16 != 0 && d * 16 + column >= D) continue;
+        if (!WHOLE_STEPS<D> && d * 16 + column >= D) continue;
         Run<Out, 4> run;
         for (int e = 0; e < 4; e++) run.at[e] = Out(at[i / 2][d].at[i % 2 * 4 + e] * factor.at[i]);
         *(device Run<Out, 4>*)(out + d * 16) = run;

@@ -90,6 +90,27 @@ METAL_FUNC void step_abt(
   }
 }
 
+#if SPLITS_HEAD
+// S of all columns of the head dimension, from the parts that two simdgroups have of it, alike in both of them
+template <int R, int BT>
+METAL_FUNC void add_parts(thread Tile<float, R, BT>& s, threadgroup Pair<float>* exchange, Lane lane) {
+  static_assert(HEAD_PARTS == 2, "a sum of two is the same in either order");
+  constexpr int SIZE = R * BT / 2;  // pairs of a simdgroup
+  threadgroup Pair<float>* own = exchange + lane.part() * SIZE + lane.thread_index % 32;
+  const threadgroup Pair<float>* other = exchange + (1 - lane.part()) * SIZE + lane.thread_index % 32;
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < BT / 8; c++) own[(i * (BT / 8) + c) * 32] = s.at[i][c];
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < BT / 8; c++) s.at[i][c] += other[(i * (BT / 8) + c) * 32];
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // the next sum goes through the same memory
+}
+#endif
+
 // S = A B^T. Where A sits in registers, which have no index, the loop unrolls. Where it does not, unrolling would only
 // hoist the re-reads back into registers.
 template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
@@ -104,6 +125,9 @@ METAL_FUNC void multiply_abt(
 #pragma clang loop unroll_count(4)
     for (int d = 0; d < STEPS<D>; d++) step_abt(s, a, b, d);
   }
+#if SPLITS_HEAD
+  add_parts(s, a.exchange, a.owner);
+#endif
 }
 
 // 0 in place of infinities and NaN; returns whether there were any
@@ -119,19 +143,41 @@ template <typename T> METAL_FUNC bool make_finite(thread Matrix<T>& matrix) {
   return found;
 }
 
+// Of float factors the unit takes 10 bits of mantissa. Where results have as many, in float16, that would double their
+// error, so that what it leaves of dS is multiplied too: by the same B, which is in registers already.
+template <typename Narrow, typename T>
+constant constexpr int PARTS = is_same_v<Narrow, float> && is_same_v<T, half> ? 2 : 1;
+
+// The parts of a factor, each of which the unit takes as it is: 10 bits of mantissa, then the rest of them, which an
+// infinity does not have
+template <int N, typename T> METAL_FUNC void split(thread Matrix<T> (&parts)[N]) {
+  if constexpr (N == 2) {
+#pragma clang loop unroll(full)
+    for (int e = 0; e < 8; e++) {
+      const float x = parts[0].at[e], taken = as_type<float>(as_type<uint>(x) & 0xffffe000);
+      parts[0].at[e] = taken;
+      parts[1].at[e] = taken == x ? 0 : x - taken;
+    }
+  }
+}
+
 // C += P B. FINITE: infinities and NaN of B count as 0; returns whether there were any.
 template <bool FINITE, typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC bool add_product(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p, thread const B& b) {
   using T = typename B::Element;
+  constexpr int N = PARTS<Narrow, T>;
   bool found = false;
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t += 2) {
     if (b.valid < BT && t * 16 >= b.valid) continue;
-    Matrix<Narrow> rows[2][R / 16];
+    Matrix<Narrow> rows[2][R / 16][N];
     for (int i = 0; i < R / 16; i++) {
 #pragma clang loop unroll(full)
-      for (int k = 0; k < 2; k++) rows[k][i] = matrix_of<Narrow>(p, i, t + k);
+      for (int k = 0; k < 2; k++) {
+        rows[k][i][0] = matrix_of<Narrow>(p, i, t + k);
+        split(rows[k][i]);
+      }
     }
 #pragma clang loop unroll(full)
     for (int d = 0; d + 1 < STEPS<D>; d += 2) {
@@ -142,7 +188,12 @@ METAL_FUNC bool add_product(
           const bool bad_left = make_finite(left), bad_right = make_finite(right);
           found = found || bad_left || bad_right;
         }
-        for (int i = 0; i < R / 16; i++) multiply_wide<false>(c.at[i][d], c.at[i][d + 1], rows[k][i], left, right);
+        for (int i = 0; i < R / 16; i++) {
+#pragma clang loop unroll(full)
+          for (int n = 0; n < N; n++) {
+            multiply_wide<false>(c.at[i][d], c.at[i][d + 1], rows[k][i][n], left, right);
+          }
+        }
       }
     }
     if constexpr (STEPS<D> % 2 != 0) {
@@ -152,7 +203,10 @@ METAL_FUNC bool add_product(
         const bool bad_upper = make_finite(upper), bad_lower = make_finite(lower);
         found = found || bad_upper || bad_lower;
       }
-      for (int i = 0; i < R / 16; i++) multiply_deep(c.at[i][last], rows[0][i], rows[1][i], upper, lower);
+      for (int i = 0; i < R / 16; i++) {
+#pragma clang loop unroll(full)
+        for (int n = 0; n < N; n++) multiply_deep(c.at[i][last], rows[0][i][n], rows[1][i][n], upper, lower);
+      }
     }
   }
   return FINITE && simd_any(found);

@@ -49,13 +49,25 @@ METAL_FUNC int summed_column(int columns, int f, int k) {
   return f / DEEP * DEEP * 8 + f % DEEP + k * min(DEEP, columns / 8 - f / DEEP * DEEP);
 }
 
+#if SPLITS_HEAD
+constant constexpr int HEAD_PARTS = $HEAD_PARTS;  // simdgroups that own the same rows, each with a part of the columns
+#endif
+
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
   uint thread_index, simdgroup;
+#if SPLITS_HEAD
+  // Simdgroups with the same rows count as one; each has a part of the columns of the head dimension.
+  METAL_FUNC int part() const thread { return thread_index / 32 % HEAD_PARTS; }
+#endif
   static METAL_FUNC Lane of(uint thread_index) {
     const int lane = thread_index % 32;
     const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
+#if SPLITS_HEAD
+    return {row, column, thread_index, thread_index / (32 * HEAD_PARTS)};
+#else
     return {row, column, thread_index, thread_index / 32};
+#endif
   }
   METAL_FUNC bool produces() const thread { return false; }
 
