@@ -32,7 +32,7 @@ from mlx_flash.kernels.neural import NEURAL_TABLE  # noqa: E402
 from mlx_flash.problem.kinds import FORWARD  # noqa: E402
 from mlx_flash.simulator import mode, profile  # noqa: E402
 
-HEAD_DIMS = (64, 96, 128)
+HEAD_DIMS = (64, 96, 128, 256)
 LENGTH = 128  # queries and keys: whole blocks of every row
 MULTIPLY_ADDS, LANES, CACHE_BYTES = 512, 128, 64  # of a core a cycle
 PART = 16**3  # multiply-adds of a counted part of a product
@@ -43,6 +43,7 @@ def counts(launch: dict, head_dim: int) -> dict:
     parts = launch["tensor_matmuls"]
     loaded = sum(buffer["loaded"] for buffer in launch["buffers"].values())
     tiles = LENGTH / 16 * (LENGTH / 32)
+    softmaxes = round(launch["exp2"] / LENGTH**2)  # twice where two simdgroups share the columns of the head dimension
     return {
         "kernel": launch["kernel"].split("_float16")[0].removeprefix("flash_").split("<")[0],
         "products": parts,
@@ -50,7 +51,7 @@ def counts(launch: dict, head_dim: int) -> dict:
         "bytes_per_product": round(loaded / parts, 1),
         "cycles": {
             "products": round(parts / tiles * PART / MULTIPLY_ADDS, 1),
-            "softmax": round(ELEMENT_SLOTS * 16 * 32 / LANES, 1),
+            "softmax": round(ELEMENT_SLOTS * 16 * 32 / LANES * softmaxes, 1),
             "reads": round(loaded / tiles / CACHE_BYTES, 1),
         },
     }

@@ -12,8 +12,8 @@ from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, ker
 from ..backends import backend as backend_of
 from ..distributed.plan import planned
 from ..kernels import neural
-from ..kernels.apple import candidates, tuned_row
-from ..kernels.config import precision_of
+from ..kernels.apple import candidates, matrix_rows, tuned_row
+from ..kernels.config import MIXED, precision_of
 from ..kernels.devices import FAMILIES, Family, TunedRow
 from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
@@ -278,6 +278,27 @@ def _tuned(plan: Plan) -> TunedRow | None:
 
 
 def _why_row(plan: Plan) -> str:
+    shared = "; two simdgroups share the columns" if plan.config.head_parts > 1 else ""
+    return _why_this_row(plan) + shared + _why_not_accelerated(plan)
+
+
+def _why_not_accelerated(plan: Plan) -> str:
+    """Why a kernel does not use the neural accelerators that its family has; "" if it does, or there are none."""
+    kind, signature = plan.kind, plan.signature
+    if plan.family.tensor != "nax" or not kind.tiled or plan.config.tiles == "nax":
+        return ""
+    if signature.dtype == "float32":
+        served = "for float32"
+    elif not (rows := matrix_rows(kind.table, MIXED, plan.family)):
+        served = "of this kind"
+    elif plan.effective_family.tensor != "nax":
+        served = f"for pages of {signature.variants.page} keys"
+    else:
+        served = f"beyond {rows[-1].max_head} columns"
+    return f"; 8x8 matrices, since there is no kernel for neural accelerators {served}"
+
+
+def _why_this_row(plan: Plan) -> str:
     if found := _tuned(plan):
         return (
             f"the fastest that `tune` timed on this machine: {found.ms:.3g} ms, the table's row {found.table_ms:.3g} ms"

@@ -36,7 +36,8 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
         assert named == {name for name in step.cacheable if name in (*step.inputs, *step.outputs)}
         assert ("max_total_threads" in real.kernel.header) == (said.max_threads is not None)
         assert said.tiles == (real.config.tiles if step.tiled else "none")
-        waits = "threadgroup_barrier(" in real.kernel.header
+        # Simdgroups that share columns of the head dimension exchange sums, not operands.
+        waits = "threadgroup_barrier(" in real.kernel.header and real.config.head_parts == 1
         assert (waits or said.tiles in ("mma", "wgmma")) == said.uses_threadgroup_memory
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
 
@@ -53,6 +54,34 @@ def test_tensor_cores(family, tiles):
             assert "in threadgroup memory" in str(step.facts()) or not step.reread
     full = explain(head_dim=64, dtype="float32", family=family, length=2000)
     assert {step.tiles for step in full.steps} == {"simdgroup", "none"}
+
+
+NOT_ACCELERATED = {
+    "for float32": dict(dtype="float32"),
+    "beyond 256 columns": dict(head_dim=264),
+    "of this kind": dict(length=1),
+}
+
+
+@pytest.mark.parametrize("reason", NOT_ACCELERATED)
+def test_why_the_kernels_of_m5_are_not_used(reason):
+    numbers = dict(head_dim=64, dtype="float16", length=100, key_length=100) | NOT_ACCELERATED[reason]
+    (step, *_) = explain(**numbers, family="apple10").steps
+    assert step.tiles == "simdgroup"
+    assert step.why.endswith(f"; 8x8 matrices, since there is no kernel for neural accelerators {reason}")
+    assert "accelerators" not in explain(**numbers, family="apple9").steps[0].why
+
+
+def test_pages_that_hold_no_block_of_the_kernels_of_m5():
+    q, pool, pages = mx.zeros((1, 2, 40, 64), mx.float16), mx.zeros((3, 2, 16, 64), mx.float16), mx.array([[2, 0, 1]])
+    step = explain(q, pool, pool, lengths=mx.array([45]), pages=pages, family="apple10").steps[0]
+    assert step.tiles == "simdgroup" and step.why.endswith("no kernel for neural accelerators for pages of 16 keys")
+
+
+def test_says_that_two_simdgroups_share_the_columns():
+    said = explain(head_dim=256, dtype="float16", length=100, family="apple10").steps[0]
+    assert said.tiles == "nax" and said.threads == 64 and said.why.endswith("; two simdgroups share the columns")
+    assert said.threadgroup_bytes == 2 * 16 * 64 * 4  # parts of S
 
 
 def test_arrays_and_numbers_agree():

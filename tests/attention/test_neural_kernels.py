@@ -78,7 +78,7 @@ def test_ends_within_a_block(accelerated, lengths):
     feature_cases.check(Variant(plain(lengths, causal=False), ("causal", "lse")), stored_output=True)
 
 
-@pytest.mark.parametrize("head_dim", [8, pytest.param(192, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head_dim", [8, *(pytest.param(one, marks=pytest.mark.slow) for one in (192, 200, 256))])
 def test_the_smallest_and_the_largest_head_dimension(accelerated, head_dim):
     feature_cases.check(Variant(plain((33, 45), head_dim), ("lse",)), stored_output=True)
 
@@ -124,6 +124,20 @@ def test_infinities_follow_ieee(accelerated):
     isolation_checks.check_infinities(Variant(case, ("causal",)), places)
 
 
+def test_infinite_gradients_of_scores(accelerated):
+    """dS of a key whose value and the output have opposite signs, in the column of an infinite cotangent: infinite, and
+    so are rows of dK, as those of 8x8 matrices."""
+    case = Case(45, 50, NARROW, "float16", group=2, key_heads=2, batch=2)
+    arrays, variant = case.arrays(), Variant(case, ())
+    arrays["d_o"] = isolation_checks.spoiled(arrays["d_o"], (0, 1, 40, 2), np.inf)
+    got = np.array(feature_cases.backward(variant, arrays, {"causal": True})["dK"])
+    with use_backend("simulator", family="apple9"):
+        want = np.array(feature_cases.backward(variant, arrays, {"causal": True})["dK"])
+    off = ~np.isfinite(want)
+    assert np.array_equal(got[off], want[off], equal_nan=True) and np.isfinite(got[~off]).all()
+    assert np.isposinf(want).any() and np.isneginf(want).any() and np.isnan(want).any()
+
+
 def test_a_nan_reaches_the_rows_that_see_it(accelerated):
     case = Case(45, 50, NARROW, "float16", group=2, key_heads=2, batch=2)
     arrays, variant = case.arrays(), Variant(case, ())
@@ -164,24 +178,49 @@ def test_keys_in_pages(accelerated, page):
     bounds.near(bounds.float64(got), bounds.float64(want), 4 * bounds.rounding("float16"))
 
 
+# Options of a row. Of 32 rows a simdgroup uses each fragment that is read twice. Of two that share the columns of the
+# head dimension, the second has 8 of 40 here, and none of 16.
+WITH = {"32 rows": dict(simdgroup_rows=32), "halves": dict(parallel=16, traversal=32, head_parts=2)}
+
+
+@pytest.mark.parametrize("option", WITH)
 @pytest.mark.parametrize(
     "kind",
     (FORWARD, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (BACKWARD_QUERY, BACKWARD_KEY_VALUE))),
     ids=lambda kind: kind.name,
 )
-def test_simdgroups_of_32_rows(accelerated, kind):
-    """A row option: each fragment that is read serves twice as many rows."""
+def test_options_of_a_row(accelerated, kind, option):
     key = next(key for key in NEURAL_TABLE if key[0] is kind)
-    row = replace(NEURAL_TABLE[key][0], max_head=32, simdgroup_rows=32)
-    case = plain((70, 45), 32)
+    row = replace(NEURAL_TABLE[key][0], max_head=NARROW, **WITH[option])
+    case = Case(70, 45, NARROW, "float16", value_dim=16, group=2, key_heads=2)
     try:
         with patch.dict(NEURAL_TABLE, {key: (row, *NEURAL_TABLE[key])}):
             forget()
-            with watched() as ran:
+            with watched() as ran, profile() as counted:
                 feature_cases.check(Variant(case, ("lse",)), stored_output=True)
-            assert {one.plan.config.simdgroup_rows for one in ran if one.kind is kind} == {32}
+            assert {one.plan.row for one in ran if one.kind.table is kind} == {row}
+            launches = (one for one in counted.launches if one["kernel"].startswith(f"flash_{kind}_"))
+            written = sum(buffer["stored"] for one in launches for buffer in one["buffers"].values())
+            assert written == sum(
+                array.nbytes for one in ran if one.kind.table is kind for array in one.outputs
+            )  # once each
     finally:
         forget()
+
+
+SHARED = (
+    of(256, "float16", *ALMOST_ALL, lengths=(33, 70)), of(200, "bfloat16", "causal", "bool", "lse", value_dim=72),
+    of(216, "float16", "blocks", "sinks", value_dim=256), of(16, "bfloat16", "lse", value_dim=248, lengths=(33, 90)),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", SHARED, ids=str)
+@pytest.mark.parametrize("order", ("forward", "reversed", "random"))
+def test_options_of_simdgroups_that_share_the_head_dimension(accelerated, variant, order):
+    with schedule(order, 1), watched() as ran:
+        feature_cases.check(variant, stored_output=True)
+    assert {one.plan.config.head_parts for one in ran if one.plan.config.tiles == "nax"} == {2}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +237,8 @@ def test_kernels_that_ran(accelerated, head_dim, last):
 ELSEWHERE = {
     "float32": (FORWARD, dict(dtype="float32")),
     "float32 gradients": (BACKWARD_QUERY, dict(dtype="float32")),
-    "wide": (FORWARD, dict(head_dim=200, value_dim=200)),
-    "wide gradients": (BACKWARD_KEY_VALUE, dict(head_dim=256, value_dim=256)),
+    "wide": (FORWARD, dict(head_dim=264, value_dim=264)),
+    "wide gradients": (BACKWARD_KEY_VALUE, dict(head_dim=264, value_dim=264)),
     "decoding": (DECODE, dict(query_length=1)),
     "a mask's gradient": (BACKWARD_MASK, dict(variants={"mask": "float16"}, mask_shape=(1, 2, 40, 70))),
 }
@@ -227,37 +266,41 @@ def errors(family: str, cases: list[Case]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-SERVED = [(8 * n, dtype) for n in range(1, 25) for dtype in ("float16", "bfloat16")]
+SERVED = [(8 * n, dtype) for n in range(1, 33) for dtype in ("float16", "bfloat16")]
 
 
 @pytest.mark.parametrize(
     "head_dim, dtype",
-    [pytest.param(*one, marks=[] if one == (72, "float16") else pytest.mark.slow) for one in SERVED],
+    [pytest.param(*one, marks=[] if one == (NARROW, "float16") else pytest.mark.slow) for one in SERVED],
 )
 def test_errors_beside_those_of_8x8_matrices(head_dim, dtype):
-    """At most twice as large: the unit takes 10 bits of mantissa of dS. A single element, the largest error of
-    thousands, is a matter of chance, and may be three times as far off."""
+    """The largest at most twice as large, though the unit takes 10 bits of mantissa of dS: in float16 what it leaves
+    is multiplied too. Without that the root of mean squares would be 1.4 times as large, the largest up to 2.9."""
     with mode("fast"):
         draws = [plain((96 + n, 130 + n), head_dim, dtype) for n in range(3)]
         mine, others = (errors(family, draws) for family in ("apple10", "apple9"))
     for name in mine:
-        assert np.sqrt((mine[name] ** 2).mean()) <= 2 * np.sqrt((others[name] ** 2).mean()), name
-        assert np.abs(mine[name]).max() <= 3 * np.abs(others[name]).max(), name
+        bounds.no_worse(name, mine[name], others[name])
 
 
 # 16x16x16 parts of products of 16 rows and 16 traversed rows, in units of the steps of 16 columns
 STEPS = {"forward": 2, "backward_query_delta": 3, "backward_key_value": 4, "backward_key": 3, "backward_value": 2}
+EXACT = {"backward_query_delta", "backward_key_value", "backward_key"}  # which multiply dS in two parts in float16
+COUNTED = [(NARROW, "float16"), (64, "bfloat16"), (WIDE, "float16")]
+WIDEST = [(104, "bfloat16"), (128, "float16"), (192, "float16"), (200, "float16"), (256, "bfloat16")]
 
 
-@pytest.mark.parametrize("head_dim", (NARROW, 64, WIDE))
-def test_products_are_those_of_the_closed_form(accelerated, head_dim):
-    case = Case(64, 128, head_dim, "float16", group=2)
+@pytest.mark.parametrize("head_dim, dtype", [*COUNTED, *(pytest.param(*one, marks=pytest.mark.slow) for one in WIDEST)])
+def test_products_are_those_of_the_closed_form(accelerated, head_dim, dtype):
+    case = Case(64, 128, head_dim, dtype, group=2)
     with profile() as counted:
         feature_cases.backward(Variant(case, ()), case.arrays(), {})
-    steps, pairs = -(-head_dim // 16), 64 // 16 * (128 // 16) * 2
+    unit = 16 if head_dim <= 192 else 32  # of columns: two simdgroups have as many each
+    steps, pairs = -(-head_dim // unit) * (unit // 16), 64 // 16 * (128 // 16) * 2
     found = {
-        launch["kernel"].split("_float16")[0].removeprefix("flash_"): launch["tensor_matmuls"]
+        launch["kernel"].split(f"_{dtype}")[0].removeprefix("flash_"): launch["tensor_matmuls"]
         for launch in counted.launches
     }
-    assert found == {kind: STEPS[kind] * steps * pairs for kind in found} and len(found) >= 3
+    times = {kind: STEPS[kind] + (kind in EXACT and dtype == "float16") for kind in found}
+    assert found == {kind: times[kind] * steps * pairs for kind in found} and len(found) >= 3
     assert counted.matmuls == 0

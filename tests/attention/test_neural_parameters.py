@@ -44,6 +44,9 @@ BROKEN = {
     "may be cached": replace(ROW, cached=("O", "K")),
     "live bytes": replace(ROW, max_head=256),
     "threads exceed": replace(ROW, parallel=1024),
+    "two simdgroups may share": replace(ROW, head_parts=3),
+    "are a threadgroup": replace(ROW, head_parts=2),
+    "threadgroup bytes exceed": replace(ROW, parallel=64, simdgroup_rows=64, traversal=96, head_parts=2),
 }
 
 
@@ -59,21 +62,24 @@ def test_live_bytes_are_counted_by_hand():
     assert live_bytes(FORWARD, row, 64) == 128 + 64 + 64
     assert live_bytes(BACKWARD_QUERY, replace(row, cached=("Q", "dO", "dQ")), 64) == 128 + 2 * 64 + 2 * 64
     assert live_bytes(FORWARD, replace(row, simdgroup_rows=32), 64) == 2 * (128 + 64 + 64)
+    half = replace(row, parallel=16, head_parts=2)  # of D = 256: O 256, Q 128, and all of S
+    assert live_bytes(FORWARD, half, 256) == 256 + 128 + 64
 
 
-@pytest.mark.parametrize("head_dim", (8, 96, 104, 192, 200, 512))
+@pytest.mark.parametrize("head_dim", (8, 96, 104, 192, 200, 256, 264, 512))
 def test_every_head_dimension_has_a_row(head_dim):
     asked = problem(head_dim)
     for kind in (FORWARD, BACKWARD_QUERY, *key_value_kinds(asked.signature, M5)):
         row = plan_of(kind, asked, M5).config
-        assert row.tiles == ("nax" if head_dim <= 192 else "simdgroup")
+        assert row.tiles == ("nax" if head_dim <= 256 else "simdgroup")
+        assert row.head_parts == (2 if 192 < head_dim <= 256 else 1)
     apart = key_value_kinds(asked.signature, M5) == (BACKWARD_KEY, BACKWARD_VALUE)
-    assert apart == (96 < head_dim <= 192)
+    assert apart == (96 < head_dim <= 256)
 
 
 @pytest.mark.parametrize("block", (32, 64, 96, 128, 192))
 def test_a_threadgroup_stays_in_one_block_of_a_mask(block):
-    for head_dim in (64, 128, 192):
+    for head_dim in (64, 128, 192, 256):
         asked = problem(head_dim, block=block)
         for kind in (FORWARD, BACKWARD_QUERY, *key_value_kinds(asked.signature, M5)):
             row = plan_of(kind, asked, M5).config

@@ -19,6 +19,7 @@ FLOAT32 = {  # of the largest magnitude
     "delta": 1e-6,
 }  # fmt: skip
 LARGEST = 2.0  # times the unfused error
+NO_WORSE = (2.0, 1.1)  # times the largest error, and the root mean square, of other kernels on the same problems
 RMS = {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2, "dM": 1.2, "dsinks": 1.2}
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
 CANCELLATION = 2.0  # float32 roundings of the terms that cancel
@@ -170,6 +171,13 @@ def slope(lengths, sizes) -> float:
 def is_near(got, want, relative: float) -> bool:
     """Whether every number is within `relative` of its own magnitude, or 1e-4 of zero."""
     return bool(np.allclose(float64(got), want, rtol=relative, atol=1e-4))
+
+
+def no_worse(name: str, errors: np.ndarray, others: np.ndarray) -> None:
+    """Fails where the errors of a tensor's elements are larger than those of other kernels, whose sizes are alike."""
+    for measure, times in zip((np.max, lambda x: np.sqrt(np.mean(x**2))), NO_WORSE):
+        mine, limit = measure(np.abs(errors)), times * measure(np.abs(others))
+        assert mine <= limit, f"{name}: {mine:.3e} exceeds {limit:.3e}"
 
 
 def near(got, want, relative: float) -> None:

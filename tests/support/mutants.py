@@ -7,7 +7,7 @@ test_mutants.py makes each mistake and runs its test.
 from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
 from formula_mutants import FORMULA
 from mutant import Mutant, of
-from neural_mutants import NAX_OPERANDS, NAX_PRODUCTS
+from neural_mutants import NAX_FORWARD, NAX_OPERANDS, NAX_PRODUCTS
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -360,4 +360,5 @@ MUTANTS = [
     *TILE_WGMMA,
     *NAX_OPERANDS,
     *NAX_PRODUCTS,
+    *NAX_FORWARD,
 ]  # fmt: skip
