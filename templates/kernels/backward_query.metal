@@ -50,10 +50,9 @@ METAL_FUNC void backward_query(
     for (int r = 0; r < 8 && !lane.produces(); r++) {
       const float sum = delta_of<Element>(args, at.b, at.h, min(group + r, last), thread_index % 32);
 #if SPLITS_HEAD
-      if (thread_index == 0 && group + r <= last) delta[at.row0 + group + r] = sum;
-#else
-      if (thread_index % 32 == 0 && group + r <= last) delta[at.row0 + group + r] = sum;
+      if (lane.part() == 0)
 #endif
+      if (thread_index % 32 == 0 && group + r <= last) delta[at.row0 + group + r] = sum;
       if (lane.row == r) delta_row.at[i] = sum;
     }
 #else
