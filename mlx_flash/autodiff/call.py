@@ -35,6 +35,7 @@ VALUES = frozenset({bool, int, float, str})  # types whose values are all that t
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
 REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths; different lengths
 STREAMS = (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
+NOTHING: dict[str, mx.array] = {}
 _cache: dict[tuple, Call] = {}
 
 
@@ -67,26 +68,36 @@ class Call:
             scale=abs(signature.scale) / size if size else 1.0,
             variants=replace(signature.variants, quantization=quantization),
         )
-        self._attention = self._replayed = None
-        self._seen: dict[Problem, int] = {}
+        self._attention = self._replayed = self._last = None
+        self._headless = not signature.query_heads
+        self._as_they_are = self.sign == 1 and not any(self.pads) and quantization is None
+        self._seen: dict[tuple, int] = {}
 
     def run(self, q: mx.array, k, v, arguments: dict):
         """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
         do not fit together."""
-        k_shape, v_shape = (k.shape, v.shape) if self.quantization is None else (k[0].shape, v[0].shape)
-        problem = sized(self.signature, q.shape, k_shape, v_shape, *sized_of(arguments))
+        bare, last = self.inner.variants.bare, self._last
+        shapes = (q.shape, k.shape, v.shape) if self.quantization is None else (q.shape, k[0].shape, v[0].shape)
         if self.quantization:
             _check_part_lengths(k, v, self.quantization)
-        if problem.empty or not k_shape[0]:
-            return self._nothing(problem, q.dtype, arguments["sinks"])
-        extras = operands(problem, **arguments)
+        if last is not None and last[0] == shapes:
+            problem = last[1]
+        else:
+            problem = sized(self.inner, *shapes, *sized_of(arguments))
+            if self._headless or 0 in problem[1:4] or not shapes[1][0]:
+                return self._nothing(problem, q.dtype, arguments["sinks"])
+            if bare:  # the layers of a model ask for the same lengths one after another
+                self._last = shapes, problem
+        extras = NOTHING if bare else operands(problem, **arguments)
         if self._attention is None:
             self._attend_with(tuple(extras))
-        arrays = (*self.inputs(q, k, v), *extras.values())
+        arrays = (q, k, v) if self._as_they_are else self.inputs(q, k, v)
+        if extras:
+            arrays = (*arrays, *extras.values())
         if self._replayed is not None and may_compile() and self._comes_again(problem):
             out, L = self._replayed(*arrays)
         else:
-            out, L = self._attention.run(FORWARD, *arrays)
+            out, L = self._attention.run(FORWARD, *arrays, problem=problem)
         value = self.pads[1]
         out = out[..., :-value] if value else out
         if not self.return_lse:
@@ -102,12 +113,13 @@ class Call:
     def _comes_again(self, problem: Problem) -> bool:
         """Do these lengths come again and again, as in training? A growing cache has each length for as many calls as
         a model has layers, and every graph that is kept makes the next one longer to find."""
-        seen = self._seen.get(problem, 0)
+        lengths = problem[1:]
+        seen = self._seen.get(lengths, 0)
         if seen >= REPLAYED_AFTER:
             return True
         if len(self._seen) >= LENGTHS_WATCHED:
             self._seen.clear()
-        self._seen[problem] = seen + 1
+        self._seen[lengths] = seen + 1
         return False
 
     def inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
@@ -132,6 +144,7 @@ class Call:
     def _nothing(self, problem: Problem, dtype, sinks):
         """Zeros; without keys each row's only score, if any, is its head's sink."""
         refuse_shapeless()
+        problem = problem._replace(signature=self.signature)
         out = mx.zeros(problem.output_shape, dtype)
         if not self.return_lse:
             return out
@@ -166,16 +179,24 @@ def prepared(
 
     `quantized_as`: (mode, bits, group_size) of quantized k and v. Raises ValueError, as `signature_of` does.
     """
-    if return_lse != SPLIT:
+    if return_lse is not False and return_lse != SPLIT:
         if isinstance(return_lse, str):
             raise wrong("return_lse", f'True, False or "{SPLIT}"', repr(return_lse), "Check the spelling.")
         return_lse = bool(return_lse)
     try:
-        given = [(name, _static(value, name)) for name, value in arguments.items() if value is not None]
+        given = [
+            (name, type(value), value) if type(value) in VALUES else (name, _static(value, name))
+            for name, value in arguments.items()
+            if value is not None
+        ]
         where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
-        form = quantized_as and _static(quantized_as, "quantized_as")
         page = None if arguments.get("pages") is None else _page(k)
-        key = (_static(q), _static(k), _static(v), backend, where, return_lse, form, page, *given)
+        if quantized_as is None and type(q) is type(k) is type(v) is mx.array and q.ndim == k.ndim == v.ndim == 4:
+            (_, heads, _, width), (_, k_heads, _, k_width), (_, v_heads, _, v_width) = q.shape, k.shape, v.shape
+            form = q.dtype, heads, width, k.dtype, k_heads, k_width, v.dtype, v_heads, v_width
+        else:
+            form = _static(q), _static(k), _static(v), quantized_as and _static(quantized_as, "quantized_as")
+        key = (form, backend, where, return_lse, page, *given)
         call = _cache.get(key)
     except TypeError:  # an argument whose type is unknown here is checked every time
         key = call = None

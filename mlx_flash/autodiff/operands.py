@@ -13,7 +13,7 @@ from ..kernels.split_kv import QUERIES
 from ..masks import BlockMask
 from ..problem.formulas.score import Text, Visible, visited_as_a_whole
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
-from ..problem.problem import Problem, Signature
+from ..problem.problem import Problem, Signature, new
 from ..problem.rows import pair
 from ..problem.variants import Variants
 from ..transforms.trace import mapped_array
@@ -173,7 +173,7 @@ def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Prob
         batch, _, queries, _ = arrays["dO"].shape
         keys = 0  # delta sums rows of dO and O: no key takes part
     mask = arrays.get(SUM + signature.variants.seeded if signature.variants.seed else "attention_mask")
-    return Problem(signature, batch, queries, keys, None if mask is None else tuple(mask.shape))
+    return new(Problem, (signature, batch, queries, keys, None if mask is None else tuple(mask.shape)))
 
 
 def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array], stream=None) -> dict:
@@ -181,7 +181,7 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
     if kind is DELTA or kind is COMBINE:
         return arrays
     signature = problem.signature
-    inputs = arrays | {"scale": signature.scale}
+    inputs = {**arrays, "scale": signature.scale}
     if not signature.variants.plain:
         _add_variants(kind, problem, inputs, stream)
     if kind is BACKWARD_MASK:

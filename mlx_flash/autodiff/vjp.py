@@ -17,7 +17,7 @@ from ..backends import Backend
 from ..common.errors import UnsupportedProblem
 from ..common.mlx_private import in_export_trace, in_shapeless_trace, in_trace
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
-from ..kernels.split_kv import decodes
+from ..kernels.split_kv import QUERIES
 from ..problem.kinds import (
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
@@ -56,7 +56,7 @@ def run_kernel(
         if combine is None:
             combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
         return run_kernel(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)), combine)
-    if plan and not plan.casts:
+    if plan is not None and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.
     dtypes = [output_dtype(name, problem) for name in kind.outputs]
@@ -109,9 +109,6 @@ def _passed_on(primals, tangents):
     return tuple(mx.zeros_like(one) if tangent is None else tangent for one, tangent in zip(primals, tangents))
 
 
-_array_inputs = cache(array_inputs)
-
-
 class Attention:
     """The kernels of one signature on one backend as functions of arrays, with gradients. Lengths are the arrays' own.
 
@@ -127,15 +124,17 @@ class Attention:
         if signature.variants.quantization or signature.variants.page:
             self._vjp = self._jvp = _FORWARD_ONLY if signature.variants.quantization else _NO_PAGES
         self._key_value_kinds = key_value_kinds(signature, backend.family)
-        self._choices: dict[object, Choice] = {}
+        self._reads, self._decodes = cache(self._reads_of), backend.decodes and not signature.variants.dropout
+        self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
         self.refused = ""  # why something else serves in place of a kernel of this signature, if it does
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
 
-    def run(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
+    def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
+        """`problem`: where the caller knows it; else it is read off the arrays."""
         if trace.batched is None and trace.export is None and not in_trace():
-            return self._kernel(kind, *arrays)  # a constant to every transformation
+            return self._kernel(kind, *arrays, problem=problem)  # a constant to every transformation
         call, arrays = self._traced(*arrays)
         return call(kind, *arrays)
 
@@ -149,23 +148,29 @@ class Attention:
         if trace.export is not None or in_export_trace():  # MLX cannot export a custom function
             return self._kernel, arrays
         if trace.beyond and self._expressible:
-            return lambda kind, *given: self._function_beyond(kind)(*given), _guard(_passed_on)(*arrays)
-        return lambda kind, *given: self._function(kind)(*given), self._guard(*arrays)
+            return self._wrapped_beyond, _guard(_passed_on)(*arrays)
+        return self._wrapped, self._guard(*arrays)
+
+    def _wrapped(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
+        return self._function(kind)(*arrays)
+
+    def _wrapped_beyond(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
+        return self._function_beyond(kind)(*arrays)
 
     def _named(self, kind: KernelKind, arrays: Arrays) -> dict[str, mx.array]:
-        own = _array_inputs(kind)
-        named = dict(zip(own, arrays))
-        if kind is not DELTA:
-            named.update(zip(self.names, arrays[len(own) :]))
-        return named
+        return dict(zip(self._reads(kind), arrays))
 
-    def _kernel(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
+    def _reads_of(self, kind: KernelKind) -> tuple[str, ...]:
+        return array_inputs(kind) + (self.names if kind is not DELTA else ())
+
+    def _kernel(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
         """The kernel itself, without gradients."""
-        named = self._named(kind, arrays)
-        problem = problem_of_arrays(self.signature, named)
+        named = dict(zip(self._reads(kind), arrays))
+        if problem is None:
+            problem = problem_of_arrays(self.signature, named)
         # Decoding's plan follows the number of its queries; every other kind has one plan.
-        few = kind is FORWARD and self.backend.decodes and decodes(problem)
-        key = (kind, problem.query_length) if few else kind
+        few = kind is FORWARD and self._decodes and problem.query_length <= QUERIES
+        key = problem.query_length if few else kind
         choice = self._choices.get(key)
         if choice is None:
             choice = self._choices[key] = choose(kind, problem, self.backend)
@@ -199,7 +204,7 @@ class Attention:
         that the rule is asked in any case."""
 
         def rule(arrays, axes):
-            names = _array_inputs(kind) + (self.names if kind is not DELTA else ())
+            names = self._reads(kind)
             size = arrays[-1].shape[axes[-1]]
             outputs = mapped(partial(self.run, kind), kind, self.signature, size, names, arrays[:-1], axes[:-1])
             return outputs, [0] * len(outputs)

@@ -52,15 +52,14 @@ class Launch:
         Strided operands are seen as bytes: that copies few of them, and leaves few so short that MLX would pass them
         in another address space.
         """
-        found = []
-        for name in self.kernel.inputs:
-            value = inputs[name]
-            # Numbers are constants of the plan; an operand with room to spare is only seen as bytes.
-            if type(value) is mx.array and name in STRIDED and value.size >= CONSTANT_BELOW:
-                found.append(as_bytes(value))
-            else:
-                found.append(_argument(name, value))
-        return found
+        # Numbers are constants of the plan; an operand with room to spare is only seen as bytes.
+        return [
+            constant(value) if type(value) is not mx.array
+            else as_bytes(value) if name in STRIDED and value.size >= CONSTANT_BELOW
+            else _argument(name, value)
+            for name in self.kernel.inputs
+            for value in (inputs[name],)
+        ]  # fmt: skip
 
     @property
     def output_bytes(self) -> int:
@@ -120,9 +119,7 @@ def constant(value: float | tuple[int, ...]) -> mx.array:
     return mx.array(value, mx.float32 if isinstance(value, float) else mx.int32)
 
 
-def _argument(name: str, value: mx.array | float | tuple[int, ...]) -> mx.array:
-    if isinstance(value, (float, tuple)):
-        return constant(value)
+def _argument(name: str, value: mx.array) -> mx.array:
     if name in STRIDED:
         value = as_bytes(value)
         return value if value.size >= CONSTANT_BELOW else mx.pad(value, [(0, 0)] * 3 + [(0, 8)])

@@ -108,9 +108,10 @@ class Plan:
         last = self.resources.get("last")
         if last is not None and last[0] is problem:
             return last[1]
-        kind, rule, parts = self.kind, None, 1
-        length = problem.key_length if kind.over_keys else problem.query_length
-        if kind is DECODE:
+        kind, rule, parts, length = self.kind, None, 1, problem.query_length
+        if kind.over_keys:
+            length = problem.key_length
+        elif kind is DECODE:
             rule = self.resources.get(length)
             if rule is None:
                 rule = self.resources[length] = rule_of(problem, self.config, self.family)

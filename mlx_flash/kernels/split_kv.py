@@ -104,9 +104,9 @@ def rule_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
 
 def count_of(problem: Problem, rule: Parts, config: TileConfig) -> int:
     """Parts of the launch for a problem."""
-    seen = keys_seen(problem)
+    variants = problem.signature.variants
+    seen = problem.key_length if variants.window is None else keys_seen(problem)
     # Where only the kernel knows how many keys a row has, rounding may leave some rows more parts than the longest.
-    variants = problem.variants
     if variants.lengths or (variants.window and variants.shifts):
         return parts_wanted(seen, rule)
     return -(-seen // part_length(seen, rule, config))
@@ -114,7 +114,10 @@ def count_of(problem: Problem, rule: Parts, config: TileConfig) -> int:
 
 def parts_wanted(keys: int, rule: Parts) -> int:
     """Parts of a row before their lengths are rounded up, which may leave fewer."""
-    return 1 if keys <= rule.alone else max(1, min(rule.most, keys // rule.least))
+    if keys <= rule.alone or keys < 2 * rule.least:
+        return 1
+    parts = keys // rule.least
+    return parts if parts < rule.most else rule.most
 
 
 def part_length(keys: int, rule: Parts, config: TileConfig) -> int:

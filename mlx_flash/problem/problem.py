@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from .variants import Variants, check_lengths, variants_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 SIZED = ("mask", "segments", "lengths", "pages")  # arguments whose axes follow the lengths: checked with every call
+new = tuple.__new__  # of a Problem: its own constructor is a Python function around this one
 MAX_LENGTH = 2**30  # of queries and keys: kernels count rows in 32 bits, and add two of them
 
 
@@ -38,7 +40,7 @@ class Signature:
     scale: float
     variants: Variants = Variants()
 
-    @property
+    @cached_property
     def group(self) -> int:
         """Query heads that share a key head."""
         return self.query_heads // self.key_heads if self.key_heads else 1
@@ -88,7 +90,7 @@ class Problem(NamedTuple):
     @property
     def empty(self) -> bool:
         """No query, or nothing to attend to: the result is zeros and no kernel runs."""
-        return 0 in (self.batch, self.query_heads, self.query_length, self.key_length)
+        return 0 in (self.batch, self.signature.query_heads, self.query_length, self.key_length)
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
@@ -127,16 +129,16 @@ def sized(
         )  # fmt: skip
     if lengths is not None:
         check_extents(q_shape[0], lengths, pages)
+    batch, heads, queries, _ = q_shape
     keys = k_shape[2] if pages is None else k_shape[2] * pages.shape[1]
-    for name, length in (("q", q_shape[2]), ("k", keys)):
-        if length >= MAX_LENGTH:
-            raise wrong(name, f"fewer than {MAX_LENGTH} rows", length, "Split the sequence and merge the parts.")
-    shape = (*q_shape[:3], keys)
+    if queries >= MAX_LENGTH or keys >= MAX_LENGTH:
+        name, length = ("q", queries) if queries >= MAX_LENGTH else ("k", keys)
+        raise wrong(name, f"fewer than {MAX_LENGTH} rows", length, "Split the sequence and merge the parts.")
     variants = signature.variants
     mask_shape = None
     if variants.mask or variants.segments or variants.block:
-        mask_shape = check_lengths(variants, shape, mask, segments)
-    return Problem(signature, shape[0], shape[2], shape[3], mask_shape)
+        mask_shape = check_lengths(variants, (batch, heads, queries, keys), mask, segments)
+    return new(Problem, (signature, batch, queries, keys, mask_shape))
 
 
 def problem_of(q, k, v, **options) -> Problem:

@@ -92,6 +92,15 @@ class Variants:
         return not any(given)
 
     @cached_property
+    def bare(self) -> bool:
+        """Does a call bring no array besides q, k and v, and no number that follows their lengths?"""
+        given = (
+            self.mask, self.alibi, self.sinks, self.segments, self.lengths, self.page, self.block, self.dropout,
+            self.texts,
+        )  # fmt: skip
+        return not any(given)
+
+    @cached_property
     def buffers(self) -> int:
         """Arguments of the kernel of dK and dV: each array is one, and one more where its strides are asked."""
         names = self.inputs(BACKWARD_KEY_VALUE)

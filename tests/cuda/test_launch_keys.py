@@ -11,6 +11,7 @@ from arrays import bits
 from call_pairs import PAIRS, call, forget
 from watched import chosen
 
+from mlx_flash import attention
 from mlx_flash.backends import Backend, cuda
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.metal.ptx import kernel as ptx_kernel
@@ -65,6 +66,18 @@ def test_calls_that_differ_in_one_thing(launches, family, name, decode):
             forget()
             for number in order:
                 assert launched(launches, lambda: call(PAIRS[name][number], decode)) == alone[number]  # noqa: B023
+
+
+def test_a_growing_cache_finds_its_code(launches, monkeypatch):
+    """Of a new length only the facts are made: the text of a kernel, by which its code was found, is not."""
+    texts, plain = [], ptx_kernel.CudaKernel.text
+    monkeypatch.setattr(ptx_kernel.CudaKernel, "text", lambda *given: texts.append(given[0].name) or plain(*given))
+    q, cache = mx.zeros((1, 4, 1, 64), mx.float16), mx.zeros((1, 2, 300, 64), mx.float16)
+    with chosen(Backend("cuda", FAMILIES["sm90"], cuda.run, decodes=True)):
+        for keys in range(40, 240):
+            attention(q, cache[:, :, :keys], cache[:, :, :keys], causal=True)
+    assert len(launches) == 200 and len(texts) == 1
+    assert len({numbers[-1] for _, numbers in launches}) == 200  # each length has facts of its own
 
 
 X = mx.arange(64.0)

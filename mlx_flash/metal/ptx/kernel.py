@@ -13,7 +13,7 @@ import numpy as np
 
 from ..cpu.kernel import MetalKernel
 from ..frontend.errors import CompileError
-from ..frontend.signature import kernel_name
+from ..frontend.signature import CONSTANT_BELOW, kernel_name
 from .ptx import Ptx, build
 from .resident import resident
 from .strides import learned, row_contiguous
@@ -101,6 +101,7 @@ class CudaKernel(MetalKernel):
         self.target, self.compiling = target, facts  # arguments of Variant
         self._built: dict = {}
         self._prepared: dict[tuple, Prepared] = {}
+        self._fitting: dict[tuple, tuple[Ptx, Layout]] = {}
 
     def layout(self, inputs, known=()) -> Layout:
         """The layout for inputs with these (dtype, ndim, size); `known`: the indices of inputs that are numbers."""
@@ -199,7 +200,7 @@ class CudaKernel(MetalKernel):
         """
         place, known = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid))), known or {}
         inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
-        ptx = self.compiled(inputs, template, dtypes, place, known, verbose)
+        ptx, layout = self._code(inputs, template, dtypes, place, known, verbose)
         fixed = dict(
             name=ptx.name,
             compiled_source=ptx.code,
@@ -207,7 +208,19 @@ class CudaKernel(MetalKernel):
             shared_memory=ptx.shared_memory,
             **place.launched(),
         )
-        return Prepared(fixed, self.layout(inputs, known), self.facts_of(arrays, known))
+        return Prepared(fixed, layout, self.facts_of(arrays, known))
+
+    def _code(self, inputs, template, dtypes, place: Grid, known, verbose: bool) -> tuple[Ptx, Layout]:
+        """The compiled kernel and the origin of its buffers, which follow no length: to find them by the kernel's text
+        would cost more than everything else that a new length of a growing cache needs."""
+        forms = tuple([(dtype, ndim, min(size, CONSTANT_BELOW)) for dtype, ndim, size in inputs])
+        chosen = tuple([(name, type(value), value) for name, value in template])
+        key = (forms, chosen, tuple(dtypes), place.threadgroup, place.folded, place.ragged, tuple(known))
+        found = self._fitting.get(key)
+        if found is None or verbose:
+            ptx = self.compiled(inputs, template, dtypes, place, known, verbose)
+            found = self._fitting[key] = ptx, self.layout(inputs, known)
+        return found
 
 
 def metal_kernel(
