@@ -70,7 +70,7 @@ class Call:
         )
         self._attention = self._replayed = self._last = None
         self._headless = not signature.query_heads
-        self._as_they_are = self.sign == 1 and not any(self.pads) and quantization is None
+        self._as_they_are = self.of_q == 1 and not any(self.pads) and quantization is None
         self._seen: dict[tuple, int] = {}
 
     def run(self, q: mx.array, k, v, arguments: dict):
@@ -78,12 +78,11 @@ class Call:
         do not fit together."""
         bare, last = self.inner.variants.bare, self._last
         shapes = (q.shape, k.shape, v.shape) if self.quantization is None else (q.shape, k[0].shape, v[0].shape)
+        known = last is not None and last[0] == shapes
+        problem = last[1] if known else sized(self.inner, *shapes, *sized_of(arguments))
         if self.quantization:
             _check_part_lengths(k, v, self.quantization)
-        if last is not None and last[0] == shapes:
-            problem = last[1]
-        else:
-            problem = sized(self.inner, *shapes, *sized_of(arguments))
+        if not known:
             if self._headless or 0 in problem[1:4] or not shapes[1][0]:
                 return self._nothing(problem, q.dtype, arguments["sinks"])
             if bare:  # the layers of a model ask for the same lengths one after another
