@@ -7,10 +7,11 @@ templates/tiles/nax_operands.metal was found on M5; a unit with another would co
 from __future__ import annotations
 
 from functools import lru_cache
+from string import Template
 
 import numpy as np
 
-from .source import Kernel, filled
+from .source import Kernel, resolved
 from .tile_layers import LAYERS
 
 # Types of the factors that kernels multiply: S = A B^T and P B in 16 bits, dS B with dS in float32.
@@ -34,7 +35,7 @@ def kernel() -> Kernel:
     ]
     return Kernel(
         name="flash_neural_probe",
-        header="".join(filled(name, constants) for name in FILES),
+        header=Template("".join(resolved(name, constants) for name in FILES)).substitute(constants),
         body="\n".join(["const uint lane = thread_index_in_simdgroup;", *calls, ""]),
         inputs=("numbers",),
         outputs=("places", "products"),

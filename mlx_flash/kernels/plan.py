@@ -26,7 +26,8 @@ LATENT_ROWS = 64  # of a threadgroup: 128 heads over one read each key twice as 
 
 @dataclass(frozen=True)
 class Plan:
-    """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup.
+    """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup. `readable`:
+    the kernel's text keeps comments and names, to be looked at.
 
     `resources`: what is kept for this kernel: launches, what a backend compiled, by its name, and in decoding the rules
     of the parts, by the number of queries.
@@ -36,6 +37,7 @@ class Plan:
     signature: Signature
     family: Family
     rows: int = 0
+    readable: bool = False
     resources: dict = field(default_factory=lambda: {"launches": {}}, compare=False, repr=False)
 
     @property
@@ -94,7 +96,7 @@ class Plan:
         signature = self.signature
         return build(
             self.kind, self.config, self.text_family, signature.dtype, signature.head_dim, signature.value_dim,
-            signature.variants.text, self.max_threads,
+            signature.variants.text, self.max_threads, self.readable,
         )  # fmt: skip
 
     @cached_property

@@ -1,8 +1,8 @@
 """Templates + table row -> the Metal text of one kernel. Pure: same arguments, same bytes; cached.
 
 MLX copies the whole text at every call and hashes it at every launch, so that a kernel gets only what it uses: the
-files of its kind, without the branches of `#if` that its constants exclude, without comments and without blanks that
-separate nothing. These stay with MLX_FLASH_KEEP_COMMENTS=1 in the environment, for reading generated text.
+files of its kind, without the branches of `#if` that its constants exclude, made small by `minify.py`. All that goes
+there, comments and names included, stays with MLX_FLASH_KEEP_COMMENTS=1 in the environment.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments
 from .devices import FAMILIES
+from .minify import minified, stripped
 from .split_kv import walks_alone
 from .tile_layers import LAYERS, MERGED, threadgroup_elements
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 REOPENED = "}\nnamespace flash{\n"  # between two files
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
-# Blanks that separate no tokens: beside brackets, commas and semicolons, and between a word and an operator.
-BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)")
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,11 @@ def build(
     value_dim: int,
     variants: Variants,
     max_threads: int | None,
+    readable: bool = False,
 ) -> Kernel:
-    """The kernel of one kind. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2."""
+    """The kernel of one kind. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2.
+    `readable`: with comments and names, as the environment variable has it."""
+    readable = readable or bool(os.environ.get(KEEP_COMMENTS))
     constants = {name: _literal(value) for name, value in _constants(kind, row, family, dtype, variants).items()}
     constants |= {"ELEMENT": METAL_TYPES[dtype], "VALUE_DIM": str(value_dim), "BLOCK_PARALLEL": str(row.parallel)}
     if kind.tiled:
@@ -111,20 +113,25 @@ def build(
         taken = threadgroup_elements(kind, row, family, head_dim, value_dim, size, bool(variants.mask))
         constants["SCRATCH"] = str(taken)
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
-    parts = {name: filled(name, constants) for name in files_of(kind, row.tiles, variants, row.splits)}
+    parts = {name: resolved(name, constants, readable) for name in files_of(kind, row.tiles, variants, row.splits)}
     if kind.tiled and variants.texts:  # what is generated of the users' texts
         before = "dual" if "dual" in parts else "formula"
         seed = variants.score.arrays[variants.seed - 1].name if variants.seed else "s"
         structs = [struct(one, seed if "dual" in parts else None, kind is not DECODE) for one in variants.texts]
-        parts[before] += compact("\n".join(["namespace flash {", "namespace formula {", *structs, "}", "}", ""]))
+        text = "\n".join(["namespace flash {", "namespace formula {", *structs, "}", "}", ""])
+        parts[before] += text if readable else stripped(text)
     shared = "constants" if kind.tiled else "views"
-    parts[shared] += compact(arguments.struct(kind, inputs))
+    struct_of_arguments = arguments.struct(kind, inputs)
+    parts[shared] += struct_of_arguments if readable else stripped(struct_of_arguments)
+    header, body = "".join(parts.values()).replace(REOPENED, ""), arguments.body(kind, inputs)
+    # Users' texts name functions of Metal that no template does.
+    header = header if readable else minified(header, body, names=bool(variants.texts))
     attribute = kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else ""
     paged = row.paged(kind)
     return Kernel(
         name=_name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads),
-        header="".join(parts.values()).replace(REOPENED, "") + attribute,
-        body=arguments.body(kind, inputs),
+        header=Template(header).substitute(constants) + attribute,
+        body=body,
         inputs=inputs,
         outputs=kind.outputs,
         output_dtypes=tuple(
@@ -181,35 +188,23 @@ def _literal(value: bool | int | str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def filled(name: str, constants: dict[str, str]) -> str:
-    """A template as a kernel gets it."""
+def resolved(name: str, constants: dict[str, str], readable: bool = False) -> str:
+    """A template without the branches that its constants exclude, and without comments and blanks unless it is to be
+    read. Its $CONSTANTS stay: texts that differ only there are made small once."""
     text = template(name)
-    used = frozenset((word, constants[word]) for word in _named(text) if word in constants)
-    return compact(_resolved(text, used))
+    asked = frozenset((word, constants[word]) for word in _asked(text) if word in constants)
+    return _resolved(text, asked) if readable else stripped(_resolved(text, asked))
 
 
 @lru_cache
-def _named(text: str) -> frozenset[str]:
-    """Words of a template that may be constants."""
-    return frozenset(re.findall(r"\b[A-Z][A-Z_]+\b", text))
+def _asked(text: str) -> frozenset[str]:
+    """Words in conditions of a template."""
+    return frozenset(re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(re.findall(r"^#(?:el)?if\b(.*)", text, re.MULTILINE))))
 
 
 @lru_cache(maxsize=1024)  # most kernels share most of their files
 def _resolved(text: str, constants: frozenset[tuple[str, str]]) -> str:
-    values = dict(constants)
-    return Template("".join(_chosen(text, values))).substitute(values)
-
-
-def compact(text: str) -> str:
-    """The same tokens without comments and blanks, unless the environment says to keep these."""
-    return text if os.environ.get(KEEP_COMMENTS) else _compact(text)
-
-
-@lru_cache(maxsize=1024)
-def _compact(text: str) -> str:
-    """Directives, and lines with a message in quotes, keep their blanks."""
-    lines = (re.sub(r"[ \t]*//.*", "", line).strip() for line in text.splitlines())
-    return "".join((line if line[0] == "#" or '"' in line else BLANK.sub("", line)) + "\n" for line in lines if line)
+    return "".join(_chosen(text, dict(constants)))
 
 
 def _chosen(text: str, constants: dict[str, str]):

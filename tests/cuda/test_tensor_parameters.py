@@ -56,8 +56,8 @@ def test_every_row_fits(step, family, row):
     given = claimed if row.tiles == "wgmma" else min(even, 255)
     assert thread_registers(step, row, row.max_head) <= given == consumer_registers(row) <= 255
     assert row.threads == consumers + producers <= 1024
-    kernel = build(step, row, family, "float16", row.max_head, row.max_head, Variants(), None)
-    assert f"SCRATCH={taken // 2};" in kernel.header and f"STAGES={row.stages};" in kernel.header
+    kernel = build(step, row, family, "float16", row.max_head, row.max_head, Variants(), None, readable=True)
+    assert f"SCRATCH = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
 
 
 LEGAL = TileConfig(64, 64, 32, 64, ("O",), 16, "mma", 2)

@@ -1,0 +1,88 @@
+"""What a text for MLX can do without: comments, blanks, functions that nothing calls, and long names.
+
+MLX copies the whole text at every call and hashes it at every launch. Lines stay lines, so that the line of an error
+in such a text is the line of the same text with its names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import lru_cache
+from itertools import product
+from string import ascii_lowercase, digits
+
+# Blanks that separate no tokens: beside brackets, commas and semicolons, and between a word and an operator.
+BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)")
+# A word, a number or a constant to come; or what holds none of them, a message or a directive.
+TOKEN = re.compile(r'(\$?\w+|"[^"]*"|^#.*$)', re.M)
+FUNCTION = re.compile(r"^(?:template<.*>\n?)?(?:static )?METAL_FUNC\b[^;{]*?(\w+)\([^{]*\{", re.M)
+FOREIGN = re.compile(r"\b(?:Vote|fast|mem_flags|metal|mpp|nv|precise)((?:::\w+)+)")  # names in scopes of others
+# Words of the language, of Metal's library and of the layers below the tiles, as far as templates use them. One that is
+# missing would be renamed, and then no compiler knows it.
+KEPT = frozenset(
+    """
+    METAL_FUNC as_type auto bool break const constant constexpr continue decltype device else false float float4 for
+    half if int int64_t long metal namespace operator reinterpret_cast return sizeof static static_assert struct
+    template this thread threadgroup true typename uint uint2 uint3 uint4 uint8_t ulong ushort using vec void
+    FLT_MAX FLT_MIN INFINITY INT_MAX INT_MIN M_LN2_F M_LOG2E_F NAN abs all any clamp copysign dot exp2 floor fma
+    isfinite isinf log2 max min mulhi select tanh
+    fast mem_flags precise simd_all simd_any simd_max simd_min simd_shuffle simd_shuffle_xor simd_sum
+    simdgroup_barrier simdgroup_matrix simdgroup_multiply_accumulate thread_elements threadgroup_barrier
+    execution_simdgroup get_capacity get_destination_cooperative_tensor get_left_input_cooperative_tensor get_mask
+    get_multidimensional_index get_right_input_cooperative_tensor mode mpp remove_addrspace_t run tensor_ops
+    allocate arrive consumer_release consumer_wait open producer_acquire producer_commit wait
+    """.split()
+)
+OPERATORS = {"do", "if", "or"}  # words of two letters that the language has
+
+
+@lru_cache(maxsize=1024)
+def stripped(text: str) -> str:
+    """The same tokens. Directives, and lines with a message in quotes, keep their blanks."""
+    lines = (re.sub(r"[ \t]*//.*", "", line).strip() for line in text.splitlines())
+    return "".join((line if line[0] == "#" or '"' in line else BLANK.sub("", line)) + "\n" for line in lines if line)
+
+
+@lru_cache(maxsize=256)
+def minified(text: str, body: str, names: bool) -> str:
+    """A stripped text without what is not called, and with short names unless `names` are to stay."""
+    text = used(text, body)
+    return text if names else renamed(text, body)
+
+
+def used(text: str, body: str) -> str:
+    """A stripped text without the functions that neither it nor the body names."""
+    spans = [(found.start(), _end(text, found.end()), found[1]) for found in FUNCTION.finditer(text)]
+    words = {span: Counter(re.findall(r"\w+", text[span[0] : span[1]])) for span in spans}
+    named = Counter(re.findall(r"\w+", text + body))
+    dead = None
+    while dead is None or dead:  # what only a function without callers calls goes too
+        dead = [span for span in words if named[span[2]] == words[span][span[2]]]
+        for span in dead:
+            named.subtract(words.pop(span))
+    for start, end, _ in reversed([span for span in spans if span not in words]):
+        text = text[:start] + text[end:].removeprefix("\n")
+    return text
+
+
+def _end(text: str, place: int) -> int:
+    """Behind the brace that closes the one before a place."""
+    depth = 1
+    while depth:
+        closing = text.index("}", place)
+        depth += text.count("{", place, closing) - 1
+        place = closing + 1
+    return place
+
+
+def renamed(text: str, body: str) -> str:
+    """A text with names of two letters, given in the order in which words occur. The body and what it names, and words
+    that are not the text's own, keep their names."""
+    pieces = TOKEN.split(text)
+    words = dict.fromkeys(word for word in pieces[1::2] if word[0] not in '#"$0123456789')
+    kept = KEPT.union("".join(FOREIGN.findall(text)).split("::"), re.findall(r"\w+", body))
+    pairs = ("".join(pair[::-1]) for pair in product(digits + ascii_lowercase, ascii_lowercase))
+    free = (pair for pair in pairs if pair not in words and pair not in OPERATORS)
+    names = {word: next(free) for word in words if len(word) > 2 and word not in kept}
+    return "".join([names.get(piece, piece) for piece in pieces])

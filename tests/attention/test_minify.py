@@ -1,0 +1,151 @@
+"""Texts are made small for MLX: the same program, with shorter names and without what nothing calls."""
+
+import re
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from arrays import bits
+from machines import each_simulated_family
+from table_rows import EVERY
+
+import mlx_flash
+from mlx_flash import attention, use_backend
+from mlx_flash.autodiff.call import clear_cache
+from mlx_flash.kernels import minify, source
+from mlx_flash.kernels.plan import plan
+from mlx_flash.metal.frontend.tokens import tokenize
+from mlx_flash.problem.variants import Variants
+
+TEMPLATES = sorted((Path(mlx_flash.__file__).parent.parent / "templates").rglob("*.metal"))
+MOST = Variants(mask="float16", **dict.fromkeys(("causal", "window", "alibi", "sinks", "softcap", "segments"), True))
+
+
+def tokens(text: str) -> list[str]:
+    """The tokens of a text, with a number for every constant to come."""
+    return [token.text for token in tokenize(re.sub(r"\$\w+", "0", text))]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_blanks_that_go_separate_no_tokens(template):
+    """In every branch of every template; hexadecimal digits before a sign would take it into the number."""
+    text = template.read_text()
+    short = minify.stripped(text)
+    assert tokens(short) == tokens(text) and len(short) < len(text)
+    assert not re.search(r"\b0[xX][0-9a-fA-F]*[eE][+-]", short)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[tuple[str, str, str]]:
+    """(what is called of a kernel's text, its body, the text that MLX gets), of every different kernel."""
+    found, small = {}, source.minified
+
+    def recording(text, body, names):
+        found[text, body] = minify.used(text, body), body, small(text, body, names)
+        return found[text, body][-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "minified", recording)
+        for arguments in EVERY:
+            *start, _, threads = arguments
+            for variants in (arguments[-2], MOST):
+                source.build.__wrapped__(*start, variants, threads)
+    return list(found.values())
+
+
+def test_names_change_one_to_one(texts):
+    """A new name stands for one old one and occurs nowhere before; what is not the text's own stays as it is."""
+    for before, body, after in texts:
+        old, new = tokens(before), tokens(after)
+        assert len(old) == len(new)
+        names = dict(zip(old, new))
+        assert all(names[one] == other for one, other in zip(old, new)) and len({*names.values()}) == len(names)
+        changed = {one: other for one, other in names.items() if one != other}
+        assert not {*changed.values()} & {*old, *re.findall(r"\w+", body), *minify.KEPT, "do", "if", "or"}
+        assert not {*changed} & {*re.findall(r"\w+", body), *minify.KEPT}
+        assert all(re.fullmatch(r"[A-Za-z_]\w\w+", one) and re.fullmatch(r"[a-z]\w", changed[one]) for one in changed)
+        assert before.count("\n") == after.count("\n")  # the line of an error is the line of the readable text
+
+
+def test_functions_that_nothing_calls_are_gone(texts):
+    """And every other one is named in another place."""
+    for before, body, _ in texts:
+        for found in minify.FUNCTION.finditer(before):
+            assert len(re.findall(rf"\b{found[1]}\b", before + body)) > 1, found[1]
+
+
+SOME = """namespace a{
+struct S{
+int x;
+METAL_FUNC int once()const thread{if(x){return 1;}return 0;}
+METAL_FUNC int never()const thread{return x;}
+};
+template<typename T>METAL_FUNC T helper(T x){
+return x;
+}
+template<typename T>
+METAL_FUNC T again(T x){
+#pragma clang loop unroll(full)
+for(int i=0;i<3;i++){again(x);}
+return helper(x);
+}
+static METAL_FUNC int both(int x){return x;}
+static METAL_FUNC int both(float x){return both(int(x));}
+METAL_FUNC void entry(thread const S&s,int n){
+static_assert(true, "text of a message");
+both(s.once());
+}
+}
+"""
+
+
+def test_calls_are_followed():
+    """What only an unused function calls is unused, and so is what calls itself; overloads stay together."""
+    text = minify.used(SOME, "a::entry(s, 1);")
+    assert [name for name in ("once", "never", "helper", "again", "both", "entry") if f" {name}(" in text] == [
+        "once", "both", "entry",
+    ]  # fmt: skip
+    assert text.count("both(") == 4 and text.count("{") == text.count("}") == 7
+    assert minify.used(SOME, "again(1); a::entry(s, 1);") == SOME.replace(
+        "METAL_FUNC int never()const thread{return x;}\n", ""
+    )
+
+
+def test_directives_messages_and_constants_to_come_stay():
+    text = '#include <length/length>\nconstant constexpr int length=$LENGTH;\nstatic_assert(length > 0, "length");\n'
+    assert minify.renamed(text, "") == text.replace(" length", " a0").replace("(length", "(a0")
+
+
+def test_names_are_enough():
+    """Of two letters, none of which is a word of the language or stands in the text."""
+    words = [f"w{number:03}" for number in range(900)]
+    short = minify.renamed(" ".join([*words, "a0", "b0"]), "").split()
+    assert len({*short}) == 902 and max(map(len, short)) == 2 and not {"do", "if", "or"} & {*short}
+
+
+def test_every_kept_word_is_used():
+    used = set().union(*(re.findall(r"\w+", path.read_text()) for path in TEMPLATES))
+    generated = {"true", "false", "float", "half", "bfloat", "struct", "int"}
+    assert minify.KEPT - used - generated == set()
+
+
+def forget():
+    """Texts built, and what is kept of calls that used them."""
+    source.build.cache_clear()
+    plan.cache_clear()
+    clear_cache()
+
+
+@each_simulated_family
+def test_results_have_the_same_bits(family, monkeypatch):
+    q, k, v = (mx.random.normal((1, 2, 9, 8), key=mx.random.key(seed)) for seed in range(3))
+    found = []
+    for keep in ("", "1"):
+        monkeypatch.setenv(source.KEEP_COMMENTS, keep)
+        forget()
+        with use_backend("simulator", family):
+            out = attention(q, k, v, causal=True)
+            mx.eval(out)
+            found.append(bits(out))
+    forget()
+    assert found[0] == found[1]
