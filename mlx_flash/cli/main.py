@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 from ..common.errors import CommandError, need
 from .console import kernel_backend
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
     source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
+    source.add_argument("--minified", action="store_true", help="as MLX gets it: no comments, short names")
 
     check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
     check.add_argument("--quick", action="store_true", help="fewer head dimensions")
@@ -184,7 +186,9 @@ def run_source(arguments) -> int:
         names = " and ".join(step.name for step in own)
         raise CommandError(f"--step {step.name}: of this call dK and dV are made by {names}. Name that")
     text = assembler_text if explanation.backend == "cuda" else generated_text
-    print(text(plan_of(step, problem, explanation.family), problem), end="")
+    plan = plan_of(step, problem, explanation.family)
+    plan = plan if arguments.minified else replace(plan, readable=True, resources={"launches": {}})
+    print(text(plan, problem), end="")
     return 0
 
 

@@ -1,7 +1,6 @@
 """What a text for MLX can do without: comments, blanks, functions that nothing calls, and long names.
 
-MLX copies the whole text at every call and hashes it at every launch. Lines stay lines, so that the line of an error
-in such a text is the line of the same text with its names.
+MLX copies the whole text at every call and hashes it at every launch. Lines stay lines, for errors to point at.
 """
 
 from __future__ import annotations

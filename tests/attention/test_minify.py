@@ -64,7 +64,7 @@ def test_names_change_one_to_one(texts):
         assert not {*changed.values()} & {*old, *re.findall(r"\w+", body), *minify.KEPT, "do", "if", "or"}
         assert not {*changed} & {*re.findall(r"\w+", body), *minify.KEPT}
         assert all(re.fullmatch(r"[A-Za-z_]\w\w+", one) and re.fullmatch(r"[a-z]\w", changed[one]) for one in changed)
-        assert before.count("\n") == after.count("\n")  # the line of an error is the line of the readable text
+        assert before.count("\n") == after.count("\n")
 
 
 def test_functions_that_nothing_calls_are_gone(texts):

@@ -9,10 +9,14 @@ import numpy as np
 import oracle
 import pytest
 from bounds import float64
+from problems import make_problem
 from refusals import refused
 
 from mlx_flash.cli import main as cli
 from mlx_flash.cli.accuracy import check as check_command
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import plan_of
+from mlx_flash.problem.kinds import FORWARD
 
 METAL, CUDA = mx.metal.is_available(), mx.cuda.is_available()
 
@@ -35,8 +39,16 @@ def test_source_prints_metal(capsys, step):
     size = ["256", "--family", "sm90"] if step in ("backward_key", "backward_value") else ["64", "--family", "apple7"]
     assert cli.main(["source", "--dtype", "float16", "--step", step, "--head-dim", *size]) == 0
     text = capsys.readouterr().out
-    assert "#include <metal_" in text and f"[[kernel]] void custom_kernel_flash_{step}_float16" in text
+    assert "#include <metal_" in text and "//" in text and f"[[kernel]] void custom_kernel_flash_{step}_float16" in text
     assert text.rstrip().endswith("}") and text.count("{") == text.count("}")
+
+
+def test_source_prints_what_mlx_gets(capsys):
+    problem = make_problem(1, 8, 8, 1024, 1024, 64, 64, "float16")
+    kernel = plan_of(FORWARD, problem, FAMILIES["apple9"]).kernel
+    assert cli.main(["source", "--head-dim", "64", "--family", "apple9", "--minified"]) == 0
+    text = capsys.readouterr().out
+    assert kernel.header.strip() in text and kernel.body.strip() in text
 
 
 @pytest.mark.process
