@@ -12,7 +12,7 @@ from itertools import product
 from string import ascii_lowercase, digits
 
 # Blanks that separate no tokens: beside brackets, commas and semicolons, and between a word and an operator.
-BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)")
+BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)|(?<==) (?=\$)")
 # A word, a number or a constant to come; or what holds none of them, a message or a directive.
 TOKEN = re.compile(r'(\$?\w+|"[^"]*"|^#.*$)', re.M)
 FUNCTION = re.compile(r"^(?:template<.*>\n?)?(?:static )?METAL_FUNC\b[^;{]*?(\w+)\([^{]*\{", re.M)
