@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 
@@ -14,6 +17,7 @@ from .turns import take_turns
 
 TOKENS = 16  # of a round, queued without waiting, as mlx-lm queues one ahead
 MOST_ROUNDS = 40
+ALWAYS, LEAST_TURNS, MOST_TURNS = 'patch(policy="always")', 3, 20  # of generation
 
 
 @dataclass(frozen=True)
@@ -77,37 +81,54 @@ class Generation:
     """mlx-lm's generation with a tiny random model: nearly all of its time is the host's."""
 
     tokens: int = 256
+    layers: int = 2
 
-    name = "mlx-lm generation, tiny model"
+    @property
+    def name(self) -> str:
+        return f"mlx-lm generation, {self.layers} small layers"
 
-    def measured(self, seconds: float) -> dict:
-        """Tokens a second and milliseconds of a token: mlx-lm as it is, and under patch() with both policies."""
-        from mlx_lm import stream_generate
-
+    def measured(self, seconds: float, tick: Callable[[], None] = lambda: None) -> dict:
+        """Tokens a second and milliseconds of a token: mlx-lm as it is, and under patch() with both policies, which
+        take turns. `ratio`: of the time of a token to mlx-lm's own in the same turn, the median. `same`: whether the
+        tokens are mlx-lm's. `tick` is called after every turn."""
         from ..integrations import patch
         from ..lm import tiny_model
 
         try:
-            model, tokenizer = tiny_model()
+            generate = self.generator(*tiny_model(layers=self.layers))
         except CommandError as error:
             return {"mlx_flash": {"failure": str(error)}}
+        providers = {"mx.fast": nullcontext, "patch()": patch, ALWAYS: partial(patch, policy="always")}
+        turns, end = [], time.perf_counter() + 3 * seconds
+        while len(turns) < LEAST_TURNS or (time.perf_counter() < end and len(turns) < MOST_TURNS):
+            turns.append({})
+            for name, patched in providers.items():
+                with patched():
+                    turns[-1][name] = generate()
+            tick()
+        del turns[0]  # which compiles kernels
+        found = {}
+        for name in providers:
+            speeds = [turn[name][0] for turn in turns]
+            ratios = [turn["mx.fast"][0] / turn[name][0] for turn in turns]
+            found[name] = {
+                "ms": round(1e3 / statistics.median(speeds), 4),
+                "tokens_per_s": round(statistics.median(speeds), 1),
+                "ratio": round(statistics.median(ratios), 3),
+                "same": all(turn[name][1] == turn["mx.fast"][1] for turn in turns),
+            }
+        return found
 
-        def tokens_a_second() -> float:
-            start, count = time.perf_counter(), 0
-            for _ in stream_generate(model, tokenizer, "Attention", max_tokens=self.tokens):
-                count += 1
-            return count / (time.perf_counter() - start)
+    def generator(self, model, tokenizer) -> Callable[[], tuple[float, list[int]]]:
+        """A function that generates: tokens a second, and the tokens. mx.fast is looked up with every call."""
+        from mlx_lm import stream_generate
 
-        found: dict[str, list] = {"mx.fast": [], "patch()": [], 'patch(policy="always")': []}
-        end = time.perf_counter() + 3 * seconds
-        while len(found["mx.fast"]) < 3 or (time.perf_counter() < end and len(found["mx.fast"]) < 20):
-            found["mx.fast"].append(tokens_a_second())
-            with patch():
-                found["patch()"].append(tokens_a_second())
-            with patch(policy="always"):
-                found['patch(policy="always")'].append(tokens_a_second())
-        medians = {name: statistics.median(speeds[1:]) for name, speeds in found.items()}
-        return {name: {"ms": round(1e3 / speed, 4), "tokens_per_s": round(speed, 1)} for name, speed in medians.items()}
+        def generate() -> tuple[float, list[int]]:
+            start = time.perf_counter()
+            found = [one.token for one in stream_generate(model, tokenizer, "Attention", max_tokens=self.tokens)]
+            return len(found) / (time.perf_counter() - start), found
+
+        return generate
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def mlx_lm(part: str = ""):
     return module
 
 
-def tiny_model(seed: int = 0):
+def tiny_model(seed: int = 0, layers: int = 2):
     """(model, tokenizer) as from ``mlx_lm.load``: a small Llama with random weights, and a token for each byte.
 
     It needs no download. The text it generates is noise, and the same for the same seed.
@@ -34,7 +34,7 @@ def tiny_model(seed: int = 0):
     """
     llama, utils = mlx_lm("models.llama"), mlx_lm("tokenizer_utils")
     mx.random.seed(seed)
-    model = llama.Model(llama.ModelArgs.from_dict(TINY))
+    model = llama.Model(llama.ModelArgs.from_dict(TINY | {"num_hidden_layers": layers}))
     for layer in model.layers:  # larger scores: as drawn, all keys would get nearly the same weight
         layer.self_attn.q_proj.weight *= 4
     mx.eval(model.parameters())
