@@ -34,7 +34,7 @@ def test_it_writes_what_it_measured(few, monkeypatch, tmp_path, capsys):
     assert told["backend"] == current_backend().name and result["case"] == {"tokens": 3, "layers": 1}
     assert list(result["providers"]) == PROVIDERS and result["providers"]["mx.fast"]["ratio"] == 1
     for found in result["providers"].values():
-        assert found["same"] and found["tokens_per_s"] == pytest.approx(1e3 / found["ms"], rel=0.02)
+        assert found["same"] and 990 < found["tokens_per_s"] * found["ms"] < 1010
     assert "tokens/s" in capsys.readouterr().out
 
 
