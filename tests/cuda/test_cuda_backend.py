@@ -18,7 +18,16 @@ from mlx_flash.kernels.registers import max_threads
 from mlx_flash.kernels.split_kv import QUERIES
 from mlx_flash.metal.ptx import ptx
 from mlx_flash.metal.ptx.kernel import Grid
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, DELTA, FORWARD
+from mlx_flash.problem.kinds import (
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    BACKWARD_QUERY_DELTA,
+    COMBINE,
+    DECODE,
+    DELTA,
+    FORWARD,
+)
 from mlx_flash.problem.variants import Variants
 from mlx_flash.simulator import ToolchainError
 
@@ -209,6 +218,7 @@ KERNELS = [
     (DELTA, "apple7", "float16", Variants()),
     (BACKWARD_KEY_VALUE, "sm80", "float16", Variants(causal=True)),
     (BACKWARD_QUERY, "sm90", "bfloat16", Variants(block=128, **MOST)),
+    (BACKWARD_QUERY_DELTA, "sm90", "bfloat16", Variants(causal=True)),
     (DECODE, "sm90", "bfloat16", Variants(causal=True)),
     (COMBINE, "sm90", "bfloat16", Variants()),
 ]
@@ -217,6 +227,8 @@ MORE_KERNELS = [
     (FORWARD, "apple7", "bfloat16", Variants(block=128, **MOST)),
     (BACKWARD_QUERY, "apple7", "float16", Variants(mask="float16", **MOST)),
     (BACKWARD_KEY_VALUE, "apple9", "bfloat16", Variants(mask="bool", **MOST)),
+    (BACKWARD_QUERY_DELTA, "sm80", "float16", Variants(causal=True)),
+    (BACKWARD_QUERY_DELTA, "apple9", "float32", Variants(mask="float32", **MOST)),
     (BACKWARD_MASK, "apple9", "float32", Variants(mask="float32", **MOST)),
     (FORWARD, "sm80", "bfloat16", Variants(mask="bfloat16", **MOST)),
     (FORWARD, "sm90", "float16", Variants(causal=True)),
