@@ -111,6 +111,18 @@ def test_the_language_is_known_to_the_source(language, wanted):
     assert x[0] == wanted
 
 
+@pytest.mark.parametrize("kind", ["uint3", "metal::half2", "unsigned int", "ulong", "bool", "Mode", "Count"])
+def test_function_constants_are_numbers(kind):
+    text = f"""#include <metal_stdlib>
+        using namespace metal;
+        enum Mode : uint {{ A, B }};
+        typedef ushort Count;
+        constant {kind} k [[function_constant(65535)]];
+        kernel void f(device float* y [[buffer(0)]]) {{ y[0] = sizeof(k); }}
+        """
+    MetalLibrary(text).check()
+
+
 def test_bad_input(library):
     kernel = library.kernel("scaled_float", {"negate": False})
     x, grid = mx.zeros(4), ((4, 1, 1), (4, 1, 1))

@@ -1,5 +1,6 @@
 """Functions as template arguments. Clang's OpenCL keeps pointers to functions in an address space in which no function
-lies; msl_function (types.h of the shim) names the type of a function's address instead.
+lies; msl_function (types.h of the shim) names the type of a function's address instead. The address of a static member
+function has another one there: in a text that passes any, `auto` takes both.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,35 @@ Edit = tuple[int, int, str]
 def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
     """(start, end, replacement): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type F."""
     aliases = set(_aliases(tokens))
+    found = []
     for index, token in enumerate(tokens[:-1]):
         if token.text == "template" and tokens[index + 1].text == "<":
-            yield from _parameters(tokens, index + 2, template_end(tokens, index + 1), aliases)
+            found += _parameters(tokens, index + 2, template_end(tokens, index + 1), aliases)
+    members = bool(found) and _passes_members(tokens)
+    for parameter in found:
+        yield from _untyped(parameter) if members else parameter
+
+
+def _untyped(parameter: list[Edit]) -> Iterator[Edit]:
+    """The same parameter, of any type."""
+    (start, _, _), (_, _, last) = parameter[0], parameter[-1]
+    end = max(end for _, end, _ in parameter)
+    yield start, end, "auto " + last.removeprefix(">::type ")
+
+
+def _passes_members(tokens: list[Token]) -> bool:
+    """Is a static function of a class a template's argument: <S::f>, <T, &S::f<int>>?"""
+    classes, functions = set(), set()
+    for index, token in enumerate(tokens[:-1]):
+        if token.text in ("struct", "class"):
+            classes.add(tokens[index + 1].text)
+        elif token.text == "static":
+            opening = next((at for at in range(index, len(tokens)) if tokens[at].text in ("(", "=", ";", "{")), index)
+            functions.add(tokens[opening - 1].text)
+    return any(
+        one.text in classes and colons.text == "::" and name.text in functions and after.text in (",", ">", "<")
+        for one, colons, name, after in zip(tokens, tokens[1:], tokens[2:], tokens[3:])
+    )
 
 
 def _aliases(tokens: list[Token]) -> Iterator[str]:
@@ -32,15 +59,17 @@ def _aliases(tokens: list[Token]) -> Iterator[str]:
                     yield tokens[at + 2].text
 
 
-def _parameters(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[Edit]:
-    """Of the parameters of a template between two angle brackets."""
+def _parameters(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[list[Edit]]:
+    """Of each parameter of a template between two angle brackets that is a function."""
     depth, index = 0, start
     while index <= end:
         if tokens[index].text in ("(", "["):
             index = matching(tokens, index) + 1
             continue
         if index == end or (depth == 0 and tokens[index].text == ","):
-            yield from _parameter(tokens, start, index, aliases)
+            edits = list(_parameter(tokens, start, index, aliases))
+            if edits:
+                yield edits
             start = index + 1
         depth += (tokens[index].text == "<") - (tokens[index].text == ">")
         index += 1

@@ -1,6 +1,6 @@
 """Finds kernels, their parameters, instantiations, function constants and threadgroup variables in a Metal text."""
 
-from .names import Types
+from .names import BUILTIN, Types
 from .parameters import misplaced
 from .rewriter import Rewriter
 from .tokens import Token, matching, split_arguments
@@ -8,6 +8,7 @@ from .translation import Parameter
 
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
 _MAX_BUFFER = 30  # Metal binds 31
+_MAX_CONSTANT = 65535
 
 
 def namespaces(tokens: list[Token]) -> dict[int, tuple[str, ...]]:
@@ -168,6 +169,8 @@ class Kernels(Rewriter):
             self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
         attribute = found[0]
         index = (self.argument(attribute) if attribute[0].text in ("buffer", "threadgroup") else None) or 0
+        if not 0 <= index <= _MAX_BUFFER:
+            self.fail(part[-1], f"{attribute[0].text}({index}): indices are at least 0 and at most {_MAX_BUFFER}")
         return Parameter(name, attribute[0].text, index, writable, condition, constant=constant)
 
     def check_buffer(self, part: list[Token], parameters: list[Parameter]):
@@ -177,9 +180,6 @@ class Kernels(Rewriter):
         taken = (p.attribute == "buffer" and p.index == new.index and not p.condition for p in before)
         if any(taken) and not new.condition:
             self.fail(part[-1], f"parameter '{new.name}' binds buffer {new.index} twice")
-        if new.index > _MAX_BUFFER:
-            most = f"at most {_MAX_BUFFER + 1} buffers, the last at most {_MAX_BUFFER}"
-            self.fail(part[-1], f"buffer({new.index}): a kernel has {most}")
         if {token.text for token in part} & {"thread", "threadgroup"}:
             reason = "is a buffer: it has to be in the device or constant address space"
             self.fail(part[-1], f"parameter '{new.name}' {reason}")
@@ -199,22 +199,37 @@ class Kernels(Rewriter):
                     start -= 1
                 words = (t.text for t in self.tokens[start : index - 1])
                 kind = " ".join(word for word in words if word not in ("static", "constexpr", "const", "constant"))
+                if not self.of_numbers(kind):
+                    self.fail(name, f"a function constant is a number or a vector of numbers, not a {kind}")
+                number = self.argument(attribute) or 0
+                if not 0 <= number <= _MAX_CONSTANT:
+                    self.fail(name, f"function_constant({number}): numbers are from 0 to {_MAX_CONSTANT}")
                 self.result.constants[name.text] = self.argument(attribute)
                 declared = f"constant {kind} {name.text} = msl_function_constant_{name.text}"
                 self.replace(self.tokens[start].start, name.end, declared)
+
+    def of_numbers(self, kind: str) -> bool:
+        """Is this the type of a number or of a vector? Names that only macros or headers know pass for one."""
+        name = kind.split()[-1]
+        if name in BUILTIN:
+            return not name.startswith(("packed_", "atomic", "simdgroup", "void")) and "x" not in name
+        classes = ("struct", "class", "union")
+        return not any(a.text in classes and b.text == name for a, b in zip(self.tokens, self.tokens[1:]))
 
     def threadgroup_variables(self, start: int, end: int):
         """threadgroup T x[N]; inside a kernel becomes a reference into the threadgroup's arena."""
         index = start
         while index < end:
-            token = self.tokens[index]
-            before = self.tokens[index - 1].text
-            begins = before in (";", "{", "}", ")") or self.tokens[index - 1].kind == "directive"
+            token, first = self.tokens[index], index
+            while self.tokens[first - 1].text == "volatile":
+                first -= 1
+            before = self.tokens[first - 1].text
+            begins = before in (";", "{", "}", ")") or self.tokens[first - 1].kind == "directive"
             if token.text == "threadgroup" and begins:
                 stop = index
                 while self.tokens[stop].text != ";":
                     stop += 1
-                self.threadgroup_variable(index, stop)
+                self.threadgroup_variable(first, index, stop)
                 index = stop
             index += 1
 
@@ -233,20 +248,22 @@ class Kernels(Rewriter):
             opening -= 1
         return "1"
 
-    def threadgroup_variable(self, index: int, stop: int):
+    def threadgroup_variable(self, begin: int, index: int, stop: int):
+        """The declaration from the token `begin` to `stop`, whose address space stands at `index`."""
         parts = split_arguments(self.tokens[index + 1 : stop])
-        align = self.alignment(index, parts[0])
+        align = self.alignment(begin, parts[0])
         first, dimensions_at = parts[0], None
         depth = 0
         for position, token in enumerate(first):
             depth += (token.text in "<(") - (token.text in ">)")
-            if depth == 0 and token.text in ("*", "&"):
+            inside = position > 0 and first[position - 1].text == "("
+            if token.text in ("*", "&") and (depth == 0 or inside):
                 return  # a pointer to threadgroup memory, or a reference
             if depth == 0 and token.text in ("[", "=", "{"):
                 dimensions_at = position
                 break
         name_at = (len(first) if dimensions_at is None else dimensions_at) - 1
-        element = self.text_of(first[:name_at])
+        element = " ".join([self.text_of(self.tokens[begin:index]), self.text_of(first[:name_at])]).strip()
         declared = []
         for part in [first[name_at:], *parts[1:]]:
             name, dimensions = part[0].text, self.text_of(part[1:])
@@ -257,4 +274,4 @@ class Kernels(Rewriter):
             self.variables.append(name)
             made = f"msl_threadgroup_variable<{element}{dimensions}, {slot}, {align}>()"
             declared.append(f"threadgroup auto& {name} = {made};")
-        self.replace(self.tokens[index].start, self.tokens[stop].end, " ".join(declared))
+        self.replace(self.tokens[begin].start, self.tokens[stop].end, " ".join(declared))

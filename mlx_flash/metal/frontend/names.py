@@ -84,7 +84,8 @@ class Types:
         token = self.tokens[index]
         if token.kind != "word" or (index and self.tokens[index - 1].text in (".", "->")):
             # auto f() -> float: no member has the name of a builtin type.
-            return token.text in BUILTIN and self.tokens[index - 1].text == "->"
+            known = self.find(token.text, index)  # a template's parameter is no member either
+            return self.tokens[index - 1].text == "->" and (token.text in BUILTIN or bool(known and known.parameter))
         return token.text in BUILTIN or self.find(token.text, index) is not None
 
     def find(self, name: str, index: int) -> Known | None:

@@ -31,6 +31,24 @@ def misplaced(part: list[Token], parameters: list[Parameter], types: Types, inde
             yield f"parameter '{new.name}' is threadgroup memory: it has to point to the threadgroup address space"
     elif new.attribute in _ATTRIBUTE_TYPES and not open_type:
         yield from _position(new, words, points)
+        new.axes = _axes(words)
+        other = next(
+            (one for one in parameters[:-1] if _measured(one) and _measured(new) and one.axes != new.axes), None
+        )
+        if other:
+            reason = f"'{other.name}' has {other.axes}: positions and sizes of one kernel have as many"
+            yield f"parameter '{new.name}' has {new.axes} components, and {reason}"
+
+
+def _measured(parameter: Parameter) -> bool:
+    """Is it a position or a size in the grid, of known components?"""
+    return parameter.axes > 0 and _ATTRIBUTE_TYPES.get(parameter.attribute) == "uint3"
+
+
+def _axes(words: list[str]) -> int:
+    """The components of a position of this type."""
+    vector = next((word for word in words if word[-1] in "23" and not word.startswith("vec")), None)
+    return int(vector[-1]) if vector else 1
 
 
 def _same(a: Parameter, b: Parameter) -> bool:

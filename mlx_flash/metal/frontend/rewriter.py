@@ -8,6 +8,7 @@ from .translation import POSITIONS, Translation
 _KNOWN_ATTRIBUTES = {
     *POSITIONS, "kernel", "host_name", "buffer", "threadgroup", "function_constant",
     "max_total_threads_per_threadgroup", "visible", "maybe_unused", "nodiscard", "fallthrough", "id", "user", "clang",
+    "gnu", "likely", "unlikely", "deprecated", "noreturn",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ class Parameter:
     condition: str = ""  # the function constant that says whether it is there
     variable: int = 0  # threadgroup memory: its number among the kernel's threadgroup variables
     constant: bool = False  # a buffer in the constant address space
+    axes: int = 0  # of a position or a size: its components; 0 where its type is not known here
 
 
 @dataclass

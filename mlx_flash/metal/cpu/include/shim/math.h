@@ -11,10 +11,10 @@
 #define MSL_EXP(x) msl_exp(x)
 #define MSL_LOG(x) msl_log(x)
 #else
-#define MSL_EXP2(x) exp2f(x)
-#define MSL_LOG2(x) log2f(x)
-#define MSL_EXP(x) expf(x)
-#define MSL_LOG(x) logf(x)
+#define MSL_EXP2(x) MSL_C(exp2f)(x)
+#define MSL_LOG2(x) MSL_C(log2f)(x)
+#define MSL_EXP(x) MSL_C(expf)(x)
+#define MSL_LOG(x) MSL_C(logf)(x)
 #endif
 
 namespace metal {
@@ -77,24 +77,24 @@ template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
   MSL_VECTORS2(NAME, bool)
 
 MSL_FLOAT1(exp, MSL_EXP(x)) MSL_FLOAT1(exp2, MSL_EXP2(x)) MSL_FLOAT1(exp10, MSL_EXP(x * 2.30258509299404568402f))
-MSL_FLOAT1(log, MSL_LOG(x)) MSL_FLOAT1(log2, MSL_LOG2(x)) MSL_FLOAT1(log10, log10f(x))
+MSL_FLOAT1(log, MSL_LOG(x)) MSL_FLOAT1(log2, MSL_LOG2(x)) MSL_FLOAT1(log10, MSL_C(log10f)(x))
 MSL_FLOAT1(sqrt, __builtin_sqrtf(x)) MSL_FLOAT1(rsqrt, 1.0f / __builtin_sqrtf(x))
-MSL_FLOAT1(sin, sinf(x)) MSL_FLOAT1(cos, cosf(x)) MSL_FLOAT1(tan, tanf(x)) MSL_FLOAT1(asin, asinf(x)) MSL_FLOAT1(acos, acosf(x))
-MSL_FLOAT1(atan, atanf(x)) MSL_FLOAT1(sinh, sinhf(x)) MSL_FLOAT1(cosh, coshf(x)) MSL_FLOAT1(tanh, tanhf(x))
-MSL_FLOAT1(asinh, asinhf(x)) MSL_FLOAT1(acosh, acoshf(x)) MSL_FLOAT1(atanh, atanhf(x))
+MSL_FLOAT1(sin, MSL_C(sinf)(x)) MSL_FLOAT1(cos, MSL_C(cosf)(x)) MSL_FLOAT1(tan, MSL_C(tanf)(x)) MSL_FLOAT1(asin, MSL_C(asinf)(x)) MSL_FLOAT1(acos, MSL_C(acosf)(x))
+MSL_FLOAT1(atan, MSL_C(atanf)(x)) MSL_FLOAT1(sinh, MSL_C(sinhf)(x)) MSL_FLOAT1(cosh, MSL_C(coshf)(x)) MSL_FLOAT1(tanh, MSL_C(tanhf)(x))
+MSL_FLOAT1(asinh, MSL_C(asinhf)(x)) MSL_FLOAT1(acosh, MSL_C(acoshf)(x)) MSL_FLOAT1(atanh, MSL_C(atanhf)(x))
 // Of x pi: exact where x is a multiple of 1/2, which x times a rounded pi is not.
 MSL_INLINE float msl_sinpi(float x) {
   float r = x - 2.0f * __builtin_rintf(0.5f * x);
   if (__builtin_fabsf(r) > 0.5f) r = __builtin_copysignf(1.0f, r) - r;
-  return sinf(M_PI_F * r);
+  return MSL_C(sinf)(M_PI_F * r);
 }
-MSL_INLINE float msl_cospi(float x) { return sinf(M_PI_F * (0.5f - __builtin_fabsf(x - 2.0f * __builtin_rintf(0.5f * x)))); }
+MSL_INLINE float msl_cospi(float x) { return MSL_C(sinf)(M_PI_F * (0.5f - __builtin_fabsf(x - 2.0f * __builtin_rintf(0.5f * x)))); }
 MSL_FLOAT1(sinpi, msl_sinpi(x)) MSL_FLOAT1(cospi, msl_cospi(x)) MSL_FLOAT1(tanpi, msl_sinpi(x) / msl_cospi(x))
 MSL_FLOAT1(floor, __builtin_floorf(x)) MSL_FLOAT1(ceil, __builtin_ceilf(x)) MSL_FLOAT1(trunc, __builtin_truncf(x))
 MSL_FLOAT1(rint, __builtin_rintf(x)) MSL_FLOAT1(round, __builtin_roundf(x)) MSL_FLOAT1(fabs, __builtin_fabsf(x))
 MSL_FLOAT1(saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
 MSL_FLOAT1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : x == 0 ? x : 0.0f)
-MSL_FLOAT2(pow, powf(x, y)) MSL_FLOAT2(powr, powf(x, y)) MSL_FLOAT2(atan2, atan2f(x, y)) MSL_FLOAT2(fmod, fmodf(x, y))
+MSL_FLOAT2(pow, MSL_C(powf)(x, y)) MSL_FLOAT2(powr, MSL_C(powf)(x, y)) MSL_FLOAT2(atan2, MSL_C(atan2f)(x, y)) MSL_FLOAT2(fmod, MSL_C(fmodf)(x, y))
 MSL_FLOAT2(fmin, __builtin_fminf(x, y)) MSL_FLOAT2(fmax, __builtin_fmaxf(x, y)) MSL_FLOAT2(fdim, x > y ? x - y : x <= y ? 0.0f : x + y)
 MSL_FLOAT2(copysign, __builtin_copysignf(x, y)) MSL_FLOAT2(divide, x / y) MSL_FLOAT2(step, y < x ? 0.0f : 1.0f)
 MSL_FLOAT3(fma, __builtin_fmaf(x, y, z)) MSL_FLOAT3(mix, x + (y - x) * z)
@@ -110,7 +110,7 @@ MSL_TEST2(isordered, !__builtin_isunordered(x, y)) MSL_TEST2(isunordered, __buil
 MSL_INLINE float fract(float x) { return __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f); }
 MSL_INLINE half fract(half x) { return (half)__builtin_fminf((float)x - __builtin_floorf((float)x), 0x1.ffcp-1f); }
 template <typename T, int N> MSL_INLINE vec<T, N> fract(vec<T, N> x) { MSL_ELEMENTS(T, N, MSL_CALL1, fract) }
-MSL_INLINE float nextafter(float x, float y) { return nextafterf(x, y); }
+MSL_INLINE float nextafter(float x, float y) { return MSL_C(nextafterf)(x, y); }
 MSL_INLINE half nextafter(half x, half y) {
   if (x == y || x != x || y != y) return x == y ? y : x + y;
   if (x == 0) return __builtin_bit_cast(half, (ushort)(y > 0 ? 1 : 0x8001));
@@ -119,15 +119,15 @@ MSL_INLINE half nextafter(half x, half y) {
 }
 MSL_VECTORS2(nextafter, T)
 
-MSL_INLINE float ldexp(float x, int k) { return ldexpf(x, k); }
-MSL_INLINE half ldexp(half x, int k) { return (half)ldexpf((float)x, k); }
-template <typename B, typename = only_bfloat<B>> MSL_INLINE B ldexp(B x, int k) { return (B)ldexpf((float)x, k); }
-MSL_INLINE int ilogb(float x) { return ilogbf(x); }
-MSL_INLINE float sincos(float x, thread float& c) { c = cosf(x); return sinf(x); }
-MSL_INLINE half sincos(half x, thread half& c) { c = (half)cosf((float)x); return (half)sinf((float)x); }
-MSL_INLINE float frexp(float x, thread int& e) { return frexpf(x, &e); }
-MSL_INLINE half frexp(half x, thread int& e) { return (half)frexpf((float)x, &e); }
-MSL_INLINE float modf(float x, thread float& whole) { return modff(x, &whole); }
+MSL_INLINE float ldexp(float x, int k) { return MSL_C(ldexpf)(x, k); }
+MSL_INLINE half ldexp(half x, int k) { return (half)MSL_C(ldexpf)((float)x, k); }
+template <typename B, typename = only_bfloat<B>> MSL_INLINE B ldexp(B x, int k) { return (B)MSL_C(ldexpf)((float)x, k); }
+MSL_INLINE int ilogb(float x) { return MSL_C(ilogbf)(x); }
+MSL_INLINE float sincos(float x, thread float& c) { c = MSL_C(cosf)(x); return MSL_C(sinf)(x); }
+MSL_INLINE half sincos(half x, thread half& c) { c = (half)MSL_C(cosf)((float)x); return (half)MSL_C(sinf)((float)x); }
+MSL_INLINE float frexp(float x, thread int& e) { return MSL_C(frexpf)(x, &e); }
+MSL_INLINE half frexp(half x, thread int& e) { return (half)MSL_C(frexpf)((float)x, &e); }
+MSL_INLINE float modf(float x, thread float& whole) { return MSL_C(modff)(x, &whole); }
 MSL_INLINE half modf(half x, thread half& whole) { whole = (half)__builtin_truncf((float)x); return x - whole; }
 
 template <typename T, int N> MSL_INLINE vec<T, N> ldexp(vec<T, N> x, same_t<vec<int, N>> y) { MSL_ELEMENTS(T, N, MSL_CALL2, ldexp) }
@@ -288,6 +288,14 @@ template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, same_t<vec<T, 3>> 
   static_assert(is_floating_point_v<T>, "the geometric functions take vectors of floating point, not of integers");
   return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
 }
+
+// Of a packed vector; one behind another vector converts.
+#define MSL_OF_PACKED1(NAME) \
+  template <typename T, int N> MSL_INLINE auto NAME(packed_vec<T, N> x) { return NAME(vec<T, N>(x)); }
+#define MSL_OF_PACKED2(NAME) \
+  template <typename T, int N> MSL_INLINE auto NAME(packed_vec<T, N> x, same_t<vec<T, N>> y) { return NAME(vec<T, N>(x), y); }
+MSL_OF_PACKED1(length) MSL_OF_PACKED1(length_squared) MSL_OF_PACKED1(normalize)
+MSL_OF_PACKED2(dot) MSL_OF_PACKED2(distance) MSL_OF_PACKED2(distance_squared) MSL_OF_PACKED2(cross)
 
 #define MSL_VARIANT                                                                                                   \
   using metal::exp; using metal::exp2; using metal::exp10; using metal::log; using metal::log2; using metal::log10;   \

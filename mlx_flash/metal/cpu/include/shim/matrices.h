@@ -62,6 +62,8 @@ template <typename T, int C, int R> MSL_INLINE vec<T, C> operator*(vec<T, R> v, 
   for (int c = 0; c < C; ++c) result.set(c, dot(v, m[c]));
   return result;
 }
+template <typename T, int C, int R> MSL_INLINE vec<T, R> operator*(matrix<T, C, R> m, packed_vec<T, C> v) { return m * vec<T, C>(v); }
+template <typename T, int C, int R> MSL_INLINE vec<T, C> operator*(packed_vec<T, R> v, matrix<T, C, R> m) { return vec<T, R>(v) * m; }
 template <typename T, int C, int R, int N> MSL_INLINE matrix<T, N, R> operator*(matrix<T, C, R> a, matrix<T, N, C> b) {
   matrix<T, N, R> result;
   for (int n = 0; n < N; ++n) result.columns[n] = a * b[n];

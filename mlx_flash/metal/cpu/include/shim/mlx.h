@@ -77,5 +77,5 @@ template <bool C, typename T, typename U> struct ConditionalType { using type = 
 template <typename T, typename U> struct ConditionalType<true, T, U> { using type = T; };
 template <typename U, typename T> MSL_INLINE U cast_to(T value) { return msl_static_cast<U>(value); }
 
-MSL_INLINE float log1p(float x) { return log1pf(x); }
-MSL_INLINE bfloat16_t log1p(bfloat16_t x) { return (bfloat16_t)log1pf((float)x); }
+MSL_INLINE float log1p(float x) { return MSL_C(log1pf)(x); }
+MSL_INLINE bfloat16_t log1p(bfloat16_t x) { return (bfloat16_t)MSL_C(log1pf)((float)x); }

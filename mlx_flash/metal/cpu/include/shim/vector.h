@@ -240,19 +240,36 @@ MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO
   template <typename U> MSL_INLINE packed_vec& operator-=(U b) { return *this = *this - b; }         \
   template <typename U> MSL_INLINE packed_vec& operator*=(U b) { return *this = *this * b; }         \
   template <typename U> MSL_INLINE packed_vec& operator/=(U b) { return *this = *this / b; }         \
+  template <typename U> MSL_INLINE packed_vec& operator%=(U b) { return *this = *this % b; }          \
+  template <typename U> MSL_INLINE packed_vec& operator&=(U b) { return *this = *this & b; }          \
+  template <typename U> MSL_INLINE packed_vec& operator|=(U b) { return *this = *this | b; }          \
+  template <typename U> MSL_INLINE packed_vec& operator^=(U b) { return *this = *this ^ b; }          \
+  template <typename U> MSL_INLINE packed_vec& operator<<=(U b) { return *this = *this << b; }        \
+  template <typename U> MSL_INLINE packed_vec& operator>>=(U b) { return *this = *this >> b; }        \
   MSL_INLINE operator vec<T, N>() const { return vec<T, N>(MSL_NAMES##N); }                          \
   MSL_INLINE operator vec<T, N>() const __constant { return vec<T, N>(MSL_NAMES##N); }               \
   MSL_INDEXING(N)
 
-#define MSL_PACKED_BINARY(OP)                                                                       \
-  template <typename T, int N> MSL_INLINE vec<T, N> operator OP(packed_vec<T, N> a, packed_vec<T, N> b) { return vec<T, N>(a) OP vec<T, N>(b); } \
-  template <typename T, int N> MSL_INLINE vec<T, N> operator OP(packed_vec<T, N> a, vec<T, N> b) { return vec<T, N>(a) OP b; } \
-  template <typename T, int N> MSL_INLINE vec<T, N> operator OP(vec<T, N> a, packed_vec<T, N> b) { return a OP vec<T, N>(b); } \
-  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                         \
-  MSL_INLINE vec<T, N> operator OP(packed_vec<T, N> a, U b) { return vec<T, N>(a) OP b; }            \
-  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                         \
-  MSL_INLINE vec<T, N> operator OP(U a, packed_vec<T, N> b) { return a OP vec<T, N>(b); }
-MSL_PACKED_BINARY(+) MSL_PACKED_BINARY(-) MSL_PACKED_BINARY(*) MSL_PACKED_BINARY(/)
+// Operators give what those of plain vectors do, where these exist.
+#define MSL_PACKED_BINARY(OP)                                                                                          \
+  template <typename T, int N> MSL_INLINE auto operator OP(packed_vec<T, N> a, packed_vec<T, N> b)                     \
+      -> decltype(vec<T, N>() OP vec<T, N>()) { return vec<T, N>(a) OP vec<T, N>(b); }                                 \
+  template <typename T, int N> MSL_INLINE auto operator OP(packed_vec<T, N> a, vec<T, N> b)                            \
+      -> decltype(vec<T, N>() OP vec<T, N>()) { return vec<T, N>(a) OP b; }                                            \
+  template <typename T, int N> MSL_INLINE auto operator OP(vec<T, N> a, packed_vec<T, N> b)                            \
+      -> decltype(vec<T, N>() OP vec<T, N>()) { return a OP vec<T, N>(b); }                                            \
+  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                                           \
+  MSL_INLINE auto operator OP(packed_vec<T, N> a, U b) -> decltype(vec<T, N>() OP U()) { return vec<T, N>(a) OP b; }   \
+  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                                           \
+  MSL_INLINE auto operator OP(U a, packed_vec<T, N> b) -> decltype(U() OP vec<T, N>()) { return a OP vec<T, N>(b); }
+#define MSL_PACKED_UNARY(OP)                                                                                           \
+  template <typename T, int N> MSL_INLINE auto operator OP(packed_vec<T, N> a) -> decltype(OP vec<T, N>()) {           \
+    return OP vec<T, N>(a);                                                                                            \
+  }
+MSL_PACKED_BINARY(+) MSL_PACKED_BINARY(-) MSL_PACKED_BINARY(*) MSL_PACKED_BINARY(/) MSL_PACKED_BINARY(%)
+MSL_PACKED_BINARY(&) MSL_PACKED_BINARY(|) MSL_PACKED_BINARY(^) MSL_PACKED_BINARY(<<) MSL_PACKED_BINARY(>>)
+MSL_PACKED_BINARY(==) MSL_PACKED_BINARY(!=) MSL_PACKED_BINARY(<) MSL_PACKED_BINARY(>) MSL_PACKED_BINARY(<=) MSL_PACKED_BINARY(>=)
+MSL_PACKED_UNARY(-) MSL_PACKED_UNARY(+) MSL_PACKED_UNARY(~) MSL_PACKED_UNARY(!)
 
 template <typename T> struct packed_vec<T, 2> {
   T msl_x, msl_y;

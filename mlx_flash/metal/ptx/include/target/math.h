@@ -4,6 +4,8 @@
 // Polynomials: Cephes (Moshier, single precision). Reduction of large angles: Payne and Hanek.
 #pragma once
 
+#define MSL_C(NAME) NAME  // the function of this name
+
 #ifndef MSL_PRIVATE
 #define MSL_PRIVATE __private
 #endif
