@@ -1,6 +1,7 @@
 """What the simulator takes and refuses is what Metal takes and refuses: one small program a rule."""
 
 import address_programs
+import kernel_programs
 import language_programs
 import mlx.core as mx
 import pytest
@@ -10,8 +11,8 @@ from mlx_flash.metal.cpu.settings import MODES
 from mlx_flash.metal.frontend.language import VERSIONS
 from mlx_flash.simulator import CompileError, language, metal_kernel, mode
 
-ACCEPTED = language_programs.ACCEPTED | address_programs.ACCEPTED
-REFUSED = language_programs.REFUSED | address_programs.REFUSED
+ACCEPTED = language_programs.ACCEPTED | address_programs.ACCEPTED | kernel_programs.ACCEPTED
+REFUSED = language_programs.REFUSED | address_programs.REFUSED | kernel_programs.REFUSED
 
 
 @pytest.mark.parametrize("rule", ACCEPTED)

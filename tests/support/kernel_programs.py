@@ -1,0 +1,53 @@
+"""Programs about kernels' parameters and constants, packed vectors and functions that Metal lacks, as in
+language_programs.py: taken, and refused."""
+
+from language_programs import helper
+
+ACCEPTED = {
+    "operators of packed vectors": "packed_float3 p(1, 2, 3), q = packed_float3(2); float3 r = -p; bool3 m = p < q; "
+        "y[i] = r.x + all(p == q) + m.y; packed_uint4 u = packed_uint4(1); u <<= 2u; u %= 3u; uint4 w = ~u | (u & 3u); "
+        "y[i] += w.x;",
+    "packed vectors in geometry": "packed_float3 p(1, 2, 3), q(2); float3x3 m(1); float3 v = m * p, w = p * m; "
+        "y[i] = dot(p, q) + length(p) + distance(v, p) + cross(p, q).x + normalize(p).y + w.x;",
+    "volatile before the space": "volatile threadgroup uint t[4]; alignas(16) volatile threadgroup uchar u[16]; "
+        "volatile device float* p = y; t[i] = 1; u[i] = 2; p[i] = t[0] + u[0];",
+    "pointers to rows of threadgroup memory": "threadgroup float t[4][8]; threadgroup float (*p)[8] = t; "
+        "threadgroup float (&r)[8] = t[1]; p[1][2] = 3; y[i] = r[2];",
+    "attributes that say nothing to Metal": helper("[[deprecated]] inline float f(float a) { return a; } "
+        "[[gnu::noinline]] float g(float a) { return a; } [[clang::always_inline]] float k(float a) { return a; }",
+        "if (x[i] > 1) [[likely]] y[i] = g(1); else [[unlikely]] y[i] = k(2);"),
+    "static functions of classes as arguments": helper("struct S { static float f(float a) { return a; } "
+        "template <typename T> static T g(T a) { return -a; } }; float k(float a) { return a; } "
+        "template <float (*F)(float)> float one(float a) { return F(a); } "
+        "template <typename T, T F(T)> T two(T a) { return F(a); }",
+        "y[i] = one<S::f>(x[i]) + one<&S::f>(1) + two<float, S::g<float>>(2) + one<k>(3);"),
+    "functions with C's names": helper("inline float expf(float a) { return exp(a); } "
+        "static float powf(float a, float k) { return pow(a, k); }", "y[i] = expf(x[i]) + powf(1, 2); float sinf = 1; "
+        "y[i] += sinf;"),
+    "positions of two components": "kernel void f(device float* y [[buffer(0)]], uint2 i [[thread_position_in_grid]], "
+        "ushort2 n [[threads_per_threadgroup]], uint l [[thread_index_in_simdgroup]]) { y[i.x] = n.y + l; }",
+}  # fmt: skip
+
+# rule: (part of the message, program)
+REFUSED = {
+    **{f"{name} of C": ("undeclared identifier", f"y[i] = {name}(x[i]{more});") for name, more in {
+        "expf": "", "sinf": "", "logf": "", "powf": ", 2.0f", "fmodf": ", 2.0f", "sqrtf": "", "fabsf": "",
+    }.items()},
+    "pointer behind a template's arrow": ("pointer needs an address space", helper(
+        "template <typename T> auto f(T a) -> T* { return nullptr; }", "y[i] = f(1.0f) == nullptr;")),
+    "positions of two ranks": ("'i' has 1: positions and sizes of one kernel have as many",
+        "kernel void f(device float* y [[buffer(0)]], uint i [[thread_position_in_grid]], "
+        "uint2 n [[threads_per_threadgroup]]) { y[i] = n.x; }"),
+    "ranks of short and long positions": ("'n' has 2 components, and 'i' has 3",
+        "kernel void f(device float* y [[buffer(0)]], uint3 i [[thread_position_in_grid]], "
+        "ushort2 n [[thread_position_in_threadgroup]]) { y[i.x] = n.x; }"),
+    "function constant of a class": ("a number or a vector of numbers, not a S", "struct S { int a; }; "
+        "constant S k [[function_constant(0)]]; kernel void f(device float* y [[buffer(0)]]) { y[0] = k.a; }"),
+    "function constant of a matrix": ("not a float2x2", "constant float2x2 k [[function_constant(0)]]; "
+        "kernel void f(device float* y [[buffer(0)]]) { y[0] = k[0][0]; }"),
+    "function constant number too large": ("from 0 to 65535", "constant int k [[function_constant(65536)]]; "
+        "kernel void f(device float* y [[buffer(0)]]) { y[0] = k; }"),
+    "negative buffer": ("at least 0 and at most 30", "kernel void f(device float* y [[buffer(-1)]]) { y[0] = 1; }"),
+    "threadgroup memory beyond the last": ("at least 0 and at most 30", "kernel void f(device float* y [[buffer(0)]], "
+        "threadgroup float* t [[threadgroup(31)]]) { y[0] = t[0]; }"),
+}  # fmt: skip
