@@ -17,22 +17,24 @@ BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?
 TOKEN = re.compile(r'(\$?\w+|"[^"]*"|^#.*$)', re.M)
 FUNCTION = re.compile(r"^(?:template<.*>\n?)?(?:static )?METAL_FUNC\b[^;{]*?(\w+)\([^{]*\{", re.M)
 FOREIGN = re.compile(r"\b(?:Vote|fast|mem_flags|metal|mpp|nv|precise)((?:::\w+)+)")  # names in scopes of others
-# Words of the language, of Metal's library and of the layers below the tiles, as far as templates use them. One that is
-# missing would be renamed, and then no compiler knows it.
+# Words of the language, of Metal's library and of the layers below the tiles that templates use or may come to use. One
+# that is missing would be renamed, and then no compiler knows it. Names that begin as in OF_METAL need no entry.
 KEPT = frozenset(
     """
-    METAL_FUNC as_type auto bool break const constant constexpr continue decltype device else false float float4 for
-    half if int int64_t long metal namespace operator reinterpret_cast return sizeof static static_assert struct
-    template this thread threadgroup true typename uint uint2 uint3 uint4 uint8_t ulong ushort using vec void
-    FLT_MAX FLT_MIN INFINITY INT_MAX INT_MIN M_LN2_F M_LOG2E_F NAN abs all any clamp copysign dot exp2 floor fma
-    isfinite isinf log2 max min mulhi select tanh
-    fast mem_flags precise simd_all simd_any simd_max simd_min simd_shuffle simd_shuffle_xor simd_sum
-    simdgroup_barrier simdgroup_matrix simdgroup_multiply_accumulate thread_elements threadgroup_barrier
+    METAL_FUNC as_type auto bool break case char const constant constexpr continue decltype device else enum false
+    float float2 float3 float4 for half half2 half4 if int int2 int4 int64_t long metal namespace operator
+    reinterpret_cast return short sizeof static static_assert struct switch template this thread threadgroup true
+    typename uchar uint uint2 uint3 uint4 uint8_t ulong union ushort using vec void while
+    FLT_MAX FLT_MIN INFINITY INT_MAX INT_MIN M_LN2_F M_LOG2E_F NAN abs all any ceil clamp clz copysign ctz dot exp
+    exp10 exp2 floor fma fmax fmin fmod isfinite isinf ldexp log log10 log2 max min mulhi popcount pow powr rint
+    round rsqrt select sign sqrt tanh trunc
+    fast mem_flags precise thread_elements threadgroup_barrier
     execution_simdgroup get_capacity get_destination_cooperative_tensor get_left_input_cooperative_tensor get_mask
     get_multidimensional_index get_right_input_cooperative_tensor mode mpp remove_addrspace_t run tensor_ops
     allocate arrive consumer_release consumer_wait open producer_acquire producer_commit wait
     """.split()
 )
+OF_METAL = ("simd_", "simdgroup_")
 OPERATORS = {"do", "if", "or"}  # words of two letters that the language has
 
 
@@ -83,5 +85,6 @@ def renamed(text: str, body: str) -> str:
     kept = KEPT.union("".join(FOREIGN.findall(text)).split("::"), re.findall(r"\w+", body))
     pairs = ("".join(pair[::-1]) for pair in product(digits + ascii_lowercase, ascii_lowercase))
     free = (pair for pair in pairs if pair not in words and pair not in OPERATORS)
-    names = {word: next(free) for word in words if len(word) > 2 and word not in kept}
+    own = (word for word in words if len(word) > 2 and word not in kept and not word.startswith(OF_METAL))
+    names = {word: next(free) for word in own}
     return "".join([names.get(piece, piece) for piece in pieces])
