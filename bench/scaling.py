@@ -31,7 +31,7 @@ ERROR_LENGTH = 128
 
 def memory(length: int) -> dict[str, int]:
     told = explain(head_dim=D, heads=HEADS, length=length, dtype="float16", family=FAMILY, backend="metal", causal=True)
-    kernels = {kernel.name: kernel.output_bytes for kernel in told.steps}
+    kernels = {kernel.name: kernel.output_bytes for kernel in told.kernels}
     output, scores = HEADS * length * D * 2, HEADS * length**2
     return {
         "forward": kernels["forward"],

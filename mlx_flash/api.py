@@ -10,7 +10,7 @@ from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
 from .problem.formulas.score import Score, Visible, text
-from .problem.latent import columns_of, packed_columns_of
+from .problem.latent import code_columns_of, columns_of
 from .problem.quantization import quantization_of
 
 
@@ -136,11 +136,11 @@ def quantized_attention(
     return_lse: bool | str = False,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
-    """`attention` over keys and values as mx.quantize packs them, dequantized as they are read. Forward only.
+    """`attention` over keys and values as mx.quantize returns them, dequantized as they are read. Forward only.
 
     Args:
         q: [B, Hq, Lq, D], float32, float16 or bfloat16.
-        k: what mx.quantize returns for [B, Hk, Lk, D], as mlx-lm's QuantizedKVCache holds it: (packed uint32
+        k: what mx.quantize returns for [B, Hk, Lk, D], as mlx-lm's QuantizedKVCache holds it: (codes, uint32
             [B, Hk, Lk, D * bits / 32], scales [B, Hk, Lk, D / group_size]) and, in mode "affine", biases like scales.
             Scales and biases of mode "affine" have q's dtype. Slices of a larger cache are read in place.
         v: the same for [B, Hk, Lk, Dv].
@@ -168,7 +168,7 @@ def quantized_attention(
         "visible": None if visible is None else text(visible, Visible),
     }  # fmt: skip
     if v is None or value_dim is not None:
-        v = packed_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
+        v = code_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
     if mx.array in (type(scale), type(softcap)):
         q, arguments = numbers_of(q, arguments, stream)
     backend = current_backend()

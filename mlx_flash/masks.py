@@ -212,8 +212,8 @@ class _Bitmaps:
     def array(self) -> np.ndarray:
         if not self.known:
             return np.zeros((1, self.block, self.block), np.uint8)
-        packed = np.frombuffer(b"".join(self.known), np.uint8).reshape(len(self.known), -1)
-        return np.unpackbits(packed, axis=1).reshape(-1, self.block, self.block)
+        bitmaps = np.frombuffer(b"".join(self.known), np.uint8).reshape(len(self.known), -1)
+        return np.unpackbits(bitmaps, axis=1).reshape(-1, self.block, self.block)
 
 
 def _lists(map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,12 +36,12 @@ def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | Non
     if length is not None and (whole(length) is None or whole(length) < 0):
         raise wrong("length", "a whole number of at least 0, or None", shown(length), "Pass an int.", "segments")
     batched = bool(rows) and all(isinstance(row, (list, tuple)) for row in rows)
-    packed = [_row(row, whole(length)) for row in (rows if batched else [lengths if rows is None else rows])]
-    if len({len(row) for row in packed}) > 1:
+    ids = [_row(row, whole(length)) for row in (rows if batched else [lengths if rows is None else rows])]
+    if len({len(row) for row in ids}) > 1:
         raise wrong(
-            "lengths", "rows of one length", f"rows of {[len(row) for row in packed]}", "Pass length=...", "segments"
+            "lengths", "rows of one length", f"rows of {[len(row) for row in ids]}", "Pass length=...", "segments"
         )
-    ids = mx.array(np.stack(packed) if batched else packed[0])
+    ids = mx.array(np.stack(ids) if batched else ids[0])
     return ids, ids
 
 
@@ -133,8 +133,8 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
     rows = tuple(outputs[0].shape[:-1])
     split = [tuple(lse.shape) != rows for lse in lses]
     lses = [lse.astype(mx.float32) for lse in lses]
-    largest = mx.stack([lse[0] if apart else lse for lse, apart in zip(lses, split)])
-    logs = mx.stack([lse[1] if apart else mx.zeros_like(lse) for lse, apart in zip(lses, split)])
+    largest = mx.stack([lse[0] if parts else lse for lse, parts in zip(lses, split)])
+    logs = mx.stack([lse[1] if parts else mx.zeros_like(lse) for lse, parts in zip(lses, split)])
     # Any reference cancels; the largest keeps the exponentials in range and must not be differentiated.
     most = mx.stop_gradient(largest.max(0))
     reference = mx.where(most == -math.inf, 0, most)

@@ -29,7 +29,7 @@ from .statistics import natural
 from .vjp import attend, refuse_shapeless
 
 CACHE_SIZE = 1024  # signatures that are kept
-SPLIT = "split"  # of return_lse: largest score and logarithm of the sum, apart
+SPLIT = "split"  # of return_lse: largest score and logarithm of the sum in two arrays
 sized_of = itemgetter(*SIZED)  # called with every call: cheaper than a generator
 VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
 SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU

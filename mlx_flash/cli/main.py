@@ -15,7 +15,7 @@ BACKENDS = ("metal", "cuda", "simulator", "reference")
 FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
 KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
 PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
-STEPS = (
+KERNELS = (
     "forward", "decode", "combine", "delta", "backward_query", "backward_query_delta", "backward_key_value",
     "backward_key", "backward_value",
 )  # fmt: skip
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--link", default="thunderbolt5", help="between them, or bytes a second (default: thunderbolt5)"
     )
     source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
-    source.add_argument("--step", choices=STEPS, default="forward", help="which kernel (default: forward)")
+    source.add_argument("--kernel", choices=KERNELS, default="forward", help="which kernel (default: forward)")
     source.add_argument("--minified", action="store_true", help="as MLX gets it: no comments, short names")
 
     check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
@@ -179,14 +179,14 @@ def run_source(arguments) -> int:
     explanation = _explanation(arguments, arguments.backend or kernel_backend())
     if explanation.family is None:
         raise CommandError("the reference backend has no Metal text: leave out --backend or name another")
-    step = KINDS[arguments.step]
+    kind = KINDS[arguments.kernel]
     problem = inner_problem(explanation.problem)
     own = key_value_kinds(problem.signature, explanation.family)
-    if step.over_keys and step not in own:
-        names = " and ".join(step.name for step in own)
-        raise CommandError(f"--step {step.name}: of this call dK and dV are made by {names}. Name that")
+    if kind.over_keys and kind not in own:
+        names = " and ".join(one.name for one in own)
+        raise CommandError(f"--kernel {kind.name}: of this call dK and dV are made by {names}. Name that")
     text = assembler_text if explanation.backend == "cuda" else generated_text
-    plan = plan_of(step, problem, explanation.family)
+    plan = plan_of(kind, problem, explanation.family)
     plan = plan if arguments.minified else replace(plan, readable=True, resources={"launches": {}})
     print(text(plan, problem), end="")
     return 0

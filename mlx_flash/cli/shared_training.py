@@ -55,9 +55,9 @@ def lm_shards(arguments) -> int:
     for number, (one, other) in enumerate(zip(alone["losses"], shared["losses"])):
         print(f"{number:<6}{one:>14.6f}{other:>16.6f}")
     print(f"memory of a step beside the model: {readable(alone['bytes'])}, of a rank {readable(shared['bytes'])}")
-    apart = max(abs(one - other) for one, other in zip(alone["losses"], shared["losses"]))
-    print(f"the losses differ by at most {apart:.1e}")
-    return 0 if apart <= SAME else 1
+    difference = max(abs(one - other) for one, other in zip(alone["losses"], shared["losses"]))
+    print(f"the losses differ by at most {difference:.1e}")
+    return 0 if difference <= SAME else 1
 
 
 def _launcher(ranks: int) -> list[str]:

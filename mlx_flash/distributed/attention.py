@@ -154,9 +154,9 @@ def _parallel(call: Call, names, group, placement: Layout, method: str, heads: i
     # Pieces of queries meet keys of the whole sequence: their rows' positions are given by arrays.
     positions = variants.causal or variants.window is not None or variants.alibi
     signature = replace(call.inner, variants=replace(variants, shifts=positions))
-    apart = variants.shifts  # segments of unequal queries and keys
+    own_ids = variants.shifts  # queries and keys have segment ids of their own
     return _made(
-        signature, names, call.backend, call.stream, bool(call.return_lse), group, placement, method, heads, apart
+        signature, names, call.backend, call.stream, bool(call.return_lse), group, placement, method, heads, own_ids
     )
 
 

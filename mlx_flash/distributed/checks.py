@@ -12,14 +12,14 @@ def described(q, k, v, options: dict) -> str:
     """What must be the same on every rank: shapes, dtypes and options, whatever their types. Values of arrays may
     differ."""
     named = {"q": q, "k": k, "v": v} | {name: value for name, value in options.items() if value is not None}
-    return ", ".join(f"{name} {_looks(value)}" for name, value in named.items())
+    return ", ".join(f"{name} {_shown(value)}" for name, value in named.items())
 
 
-def _looks(value) -> str:
+def _shown(value) -> str:
     if isinstance(value, mx.array):
         return f"{str(value.dtype).rpartition('.')[2]}{list(value.shape)}"
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_looks, value))})"
+        return f"({', '.join(map(_shown, value))})"
     return shown(value)
 
 

@@ -27,16 +27,16 @@ Rows = tuple[int, int]  # first row in the sequence, number of rows
 class ContextParallel:
     """One signature on one backend over one group, as a function of Q, K, V and the operands named by `names`.
 
-    `signature`: of all heads; positions are given by arrays. `apart`: queries and keys have segment ids of their own.
+    `signature`: of all heads; positions are given by arrays. `own_ids`: queries and keys have segment ids of their own.
     """
 
     def __init__(
         self, signature: Signature, names: tuple[str, ...], backend, stream, with_lse: bool, group, layout: Layout,
-        method: str, heads: int, apart: bool,
+        method: str, heads: int, own_ids: bool,
     ):  # fmt: skip
         self.signature, self.names, self.backend, self.stream = signature, names, backend, stream
         self.with_lse, self.group, self.layout = with_lse, group, layout
-        self.method, self.heads, self.apart = method, heads, apart
+        self.method, self.heads, self.own_ids = method, heads, own_ids
         self._function = custom(self._forward, self._backward, NO_VMAP, NO_JVP)
 
     def __call__(self, *arrays: mx.array) -> tuple[mx.array, mx.array]:
@@ -163,9 +163,9 @@ class _Local:
         self.all_rows = (0, shape[2] * parallel.layout.ranks)
         self.shifts = None
         if "q_segments" in self.named:
-            for name in ("q_segments", "k_segments") if parallel.apart else ("q_segments",):
+            for name in ("q_segments", "k_segments") if parallel.own_ids else ("q_segments",):
                 self.named[name] = parallel.layout.in_order(sent.gather(self.named[name]), 1)
-            if parallel.apart:
+            if parallel.own_ids:
                 self.shifts = segment_shifts(self.named["q_segments"], self.named["k_segments"])
             else:
                 self.named["k_segments"] = self.named["q_segments"]

@@ -33,7 +33,7 @@ from ..problem.kinds import (
 )
 from ..problem.problem import DTYPES, Problem, padded, problem_of
 from ..problem.variants import variants_of
-from .report import Explanation, StepExplanation
+from .report import Explanation, KernelExplanation
 
 SHARING = ("group_size", "link", "layout", "method", "flops")
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
@@ -89,14 +89,14 @@ def explain(
     runs = not problem.empty and chosen is not None
     parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
     with_lse = bool(arguments.get("return_lse"))
-    chain = steps_of(problem, name, parts, chosen, with_lse) if runs else ()
+    chain = kinds_of(problem, name, parts, chosen, with_lse) if runs else ()
     tested = name == "metal" and mx.metal.is_available()
-    steps = tuple(_explain_kernel(plan_of(step, inner, chosen), inner, tested) for step in chain)
+    kernels = tuple(_explain_kernel(plan_of(kind, inner, chosen), inner, tested) for kind in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
     return Explanation(
-        problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), steps,
+        problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), kernels,
         residual_bytes=3 * rows * 4,  # a row's statistic is two numbers
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
         sharing=planned(problem, sharing.pop("group_size"), **sharing) if sharing else None,
@@ -148,7 +148,7 @@ def _check_names(arguments: dict) -> None:
             raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
 
 
-def steps_of(
+def kinds_of(
     problem: Problem, backend: str = "metal", parts: int = 1, family: Family | None = None, with_lse: bool = False
 ) -> tuple[KernelKind, ...]:
     """The kernels of a call and of its gradients, in order.
@@ -159,11 +159,11 @@ def steps_of(
     """
     inside = not with_lse and delta_inside(problem.signature, family, problem.query_length)
     query = [BACKWARD_QUERY_DELTA] if inside else [DELTA, BACKWARD_QUERY]
-    steps = [FORWARD, *query, *key_value_kinds(inner_problem(problem).signature, family)]
-    steps += [BACKWARD_MASK] if problem.variants.additive else []
+    kinds = [FORWARD, *query, *key_value_kinds(inner_problem(problem).signature, family)]
+    kinds += [BACKWARD_MASK] if problem.variants.additive else []
     if CAPABILITIES[backend].get("decodes", False) and decodes(problem):
-        steps = [DECODE, *([COMBINE] if parts > 1 else []), *(step for step in steps if step is not FORWARD)]
-    return tuple(steps)
+        kinds = [DECODE, *([COMBINE] if parts > 1 else []), *(kind for kind in kinds if kind is not FORWARD)]
+    return tuple(kinds)
 
 
 def inner_problem(problem: Problem) -> Problem:
@@ -208,12 +208,12 @@ def _current() -> tuple[str, Family | None, str]:
     return current.name, current.family, why + (f"; 8x8 matrices, since {current.note}" if current.note else "")
 
 
-def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> StepExplanation:
+def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> KernelExplanation:
     kind, row, launch, head_dim = plan.kind, plan.config, plan.launch(problem), plan.head_dim
     layer = LAYERS[row.tiles]
     uses_threadgroup_memory = kind.tiled and (plan.text_family.uses_threadgroup_memory or layer.uses_threadgroup_memory)
     demand, live = _registers(plan)
-    return StepExplanation(
+    return KernelExplanation(
         name=kind.name,
         kernel=plan.kernel.name,
         row=_place(plan),

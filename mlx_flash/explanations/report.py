@@ -12,7 +12,7 @@ from ..problem.problem import Problem
 
 
 @dataclass(frozen=True)
-class StepExplanation:
+class KernelExplanation:
     """One kernel of a call. Sizes are in bytes; `registers` (of 16 bits) and `live_bytes` are estimates for one thread.
 
     `row`, `why`: the table row and the reason for it. `blocks`: rows that a threadgroup owns, rows that it traverses at
@@ -78,7 +78,7 @@ class StepExplanation:
 class Explanation:
     """What a call would do.
 
-    `steps`: its kernels, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
+    `kernels`: in order, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
     computes the result. `residual_bytes`: L and delta, which are kept for the gradients besides arguments and results.
     `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk], which unfused attention would hold.
     `sharing`: what context parallelism would cost, where `group_size` was asked for.
@@ -90,7 +90,7 @@ class Explanation:
     why: str
     padding: str
     forward: str
-    steps: tuple[StepExplanation, ...]
+    kernels: tuple[KernelExplanation, ...]
     residual_bytes: int
     unfused_bytes: int
     sharing: SharingPlan | None = None
@@ -112,8 +112,8 @@ class Explanation:
 
     def __str__(self):
         lines = _lines(self.facts(), "")
-        for step in self.steps:
-            lines += [step.name, *_lines(step.facts(), "  ")]
+        for kernel in self.kernels:
+            lines += [kernel.name, *_lines(kernel.facts(), "  ")]
         return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ def explanation_tables(explanation: Explanation) -> Iterator[Table]:
     for label, value in explanation.facts():
         call.add_row(label, value)
     yield call
-    if explanation.steps:
+    if explanation.kernels:
         yield kernel_table(explanation)
 
 
@@ -26,9 +26,9 @@ def kernel_table(explanation: Explanation, labels: tuple[str, ...] = ()) -> Tabl
     """A table with a column for each kernel and a row for each fact, or for those named by `labels`."""
     table = Table(title="kernels", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
-    for step in explanation.steps:
-        table.add_column(step.name.replace("_", " "), overflow="fold")
-    columns = [dict(step.facts()) for step in explanation.steps]
+    for kernel in explanation.kernels:
+        table.add_column(kernel.name.replace("_", " "), overflow="fold")
+    columns = [dict(kernel.facts()) for kernel in explanation.kernels]
     for label in labels or tuple(columns[0]):
         table.add_row(label, *(column[label] for column in columns))
     return table

@@ -19,7 +19,7 @@ from .policy import ALWAYS, POLICIES
 from .serve import KeptByRule, NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
-MOST_REASONS = 32  # sentences that are kept apart: some hold shapes, and a server runs for long
+MOST_REASONS = 32  # different sentences that are counted: some hold shapes, and a server runs for long
 
 # Functions with the arguments of mlx-lm's quantized_scaled_dot_product_attention, as (module, name). Each is replaced
 # once its module is imported; append those of other packages before patch().

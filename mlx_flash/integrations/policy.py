@@ -189,13 +189,13 @@ def measured_rule(family: Family, asked: Asked) -> Rule:
     if not (rule.fused or not rule.ours) or asked.sinks or asked.mapped or asked.head_dim != asked.value_dim:
         return rule
     wanted = (str(asked.dtype).removeprefix("mlx.core."), asked.head_dim, asked.mask, asked.training)
-    apart = {
+    distances = {
         call: max(_apart(call.queries, asked.queries), _apart(call.keys, asked.keys))
         for call in family.tuned.calls
         if (call.dtype, call.head_dim, call.mask, call.training) == wanted
     }
-    call = min(apart, key=apart.get, default=None)
-    if call is None or apart[call] > 2:
+    call = min(distances, key=distances.get, default=None)
+    if call is None or distances[call] > 2:
         return rule
     why = f"`tune` timed {call.ms:.3g} ms here, the built-in {call.built_in_ms:.3g} ms ({call.keys} keys)"
     return Rule("timed on this machine", call.ms <= call.built_in_ms, why, lambda a: True)

@@ -21,7 +21,7 @@ from .config import TileConfig
 from .devices import FAMILIES, Family
 from .tile_layers import LAYERS
 
-QUERIES = 32  # at most: drafts of speculative decoding, whose rows are few enough to be packed
+QUERIES = 32  # at most: drafts of speculative decoding, whose GQA rows are few
 LEAST, MOST = 256, 512  # keys of a part; parts
 SPLITS = 4  # simdgroups that split the keys of a part
 ALONE = 32  # keys of a block that a simdgroup of M1 or M2 reads for itself

@@ -1,6 +1,6 @@
-"""The steps of attention, as data: what each reads, writes and may keep in registers.
+"""The kinds of kernels, as data: what each reads, writes and may keep in registers.
 
-One step is one template. Operand names are those of the papers; forward.metal holds the glossary.
+One kind is one template. Operand names are those of the papers; forward.metal holds the glossary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 class KernelKind:
     """`cacheable`: operands whose rows belong to a simdgroup, in order of the template's CACHE_ constants.
 
-    `matmuls`: products of size Lq x Lk x D, for counted work. `template`: where it is not the step's name. `rows`: the
+    `matmuls`: products of size Lq x Lk x D, for counted work. `template`: where it is not the kind's name. `rows`: the
     kind whose table rows it has, where they are another's.
     """
 
@@ -71,9 +71,9 @@ BACKWARD_KINDS = (
     BACKWARD_QUERY, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK,
 )  # fmt: skip
 # Of one call with its gradients, in order; other kinds take the place of some of these.
-STEPS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
-DECODING = (DECODE, COMBINE)  # in place of the forward step, where queries are few
-KINDS = {one.name: one for one in (*STEPS, BACKWARD_QUERY_DELTA, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)}
+TRAINING = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
+DECODING = (DECODE, COMBINE)  # in place of the forward kernel, where queries are few
+KINDS = {one.name: one for one in (*TRAINING, BACKWARD_QUERY_DELTA, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)}
 
 # Operands that a kernel accumulates in float32: without a cache they are paged to their output buffer.
 ACCUMULATORS = frozenset({"O", "dQ", "dK", "dV"})

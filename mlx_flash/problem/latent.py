@@ -17,7 +17,7 @@ def columns_of(k, v, value_dim) -> mx.array | None:
     return k[..., : _checked(v, value_dim, k.shape[3], 1, "attention")]
 
 
-def packed_columns_of(k, v, value_dim, quantization: Quantization) -> tuple[mx.array, ...] | None:
+def code_columns_of(k, v, value_dim, quantization: Quantization) -> tuple[mx.array, ...] | None:
     """The same of keys as mx.quantize packs them: whole groups of columns."""
     parts = isinstance(k, (tuple, list)) and len(k) > 1
     if not parts or not all(isinstance(part, mx.array) and part.ndim == 4 for part in k):

@@ -1,4 +1,4 @@
-"""How mx.quantize packs keys and values: the formats that the kernels read, and the checks of packed arrays."""
+"""How mx.quantize stores keys and values: the formats that the kernels read, and the checks of the arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = {
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
-PARTS = {"affine": ("packed", "scales", "biases")}  # of one operand; the other modes have no biases
+PARTS = {"affine": ("codes", "scales", "biases")}  # of one operand; the other modes have no biases
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Quantization:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return PARTS.get(self.mode, ("packed", "scales"))
+        return PARTS.get(self.mode, ("codes", "scales"))
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Kernel arguments beyond K and V, which are the packed arrays."""
+        """Kernel arguments beyond K and V, which are the codes."""
         return tuple(f"{name}_{part}" for name in "KV" for part in self.parts[1:])
 
     def holes(self) -> dict[str, object]:
@@ -50,10 +50,10 @@ class Quantization:
 
     def dequantized(self, rows: slice, dtype: mx.Dtype, *parts: mx.array) -> mx.array:
         """Some rows of an operand, in plain mx operations: computed in float32 and rounded once, as in the kernels."""
-        packed, *rest = (part[:, :, rows] for part in parts)
+        codes, *rest = (part[:, :, rows] for part in parts)
         rest = [part.astype(mx.float32) for part in rest] if self.mode == "affine" else rest
         exact = mx.dequantize(
-            packed, *rest, group_size=self.group_size, bits=self.bits, mode=self.mode, dtype=mx.float32
+            codes, *rest, group_size=self.group_size, bits=self.bits, mode=self.mode, dtype=mx.float32
         )
         return exact.astype(dtype)
 

@@ -3,7 +3,7 @@
 namespace flash {
 namespace tile {
 
-// 1 where an element of the packed pair meets the condition, else 0
+// 1 where an element of the pair meets the condition, else 0
 template <typename T> METAL_FUNC uint nonzero(uint pair) {
   const uint one = as_type<uint>(Pair<T>(T(1)));
   return ((pair & 0x7fffu) != 0 ? one & 0xffffu : 0) | ((pair & 0x7fff0000u) != 0 ? one & 0xffff0000u : 0);

@@ -10,7 +10,7 @@ from launches import by_step
 from machines import each_simulated_family
 
 from mlx_flash import BlockMask, attention, use_backend
-from mlx_flash.problem.kinds import BACKWARD_MASK, STEPS
+from mlx_flash.problem.kinds import BACKWARD_MASK, TRAINING
 from mlx_flash.simulator import mode, profile
 
 EMPTY, FULL = 0, 1
@@ -107,7 +107,7 @@ def test_predicates():
     assert BlockMask.from_predicate(lambda i, j: j >= 2, 5, 5).visible().tolist() == [[False] * 2 + [True] * 3] * 5
 
 
-STEPS_WITH_BLOCKS = [step for step in STEPS if step.matmuls and step is not BACKWARD_MASK]
+STEPS_WITH_BLOCKS = [step for step in TRAINING if step.matmuls and step is not BACKWARD_MASK]
 
 
 @each_simulated_family

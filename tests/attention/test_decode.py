@@ -105,7 +105,7 @@ def test_kernel_choice():
     for arrays, options, want in calls:
         assert names(launches("apple9", *arrays, **options)) == want
         told = explain(*arrays, backend="simulator", family="apple9", **options)
-        assert [step.name for step in told.steps if step.name in ("decode", "combine", "forward")] == want
+        assert [step.name for step in told.kernels if step.name in ("decode", "combine", "forward")] == want
         assert told.forward.split(":")[0] == want[0] and told.forward in str(told)
     assert "2 parts" in explain(*shaped(4, 1, 600), backend="simulator").forward
     assert "no decoding on reference" in explain(*shaped(4, 1, 600), backend="reference").forward
@@ -119,7 +119,7 @@ def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     operands are not staged, each simdgroup of a block reads them, which the first level of cache answers."""
     arrays = shaped(group, queries, 600, 64, dtype)
     decode = launches(family, *arrays)[0]
-    told = explain(*arrays, backend="simulator", family=family).steps[0]
+    told = explain(*arrays, backend="simulator", family=family).kernels[0]
     blocks = -(-group * queries // told.blocks[0])
     assert blocks == 1 or group * queries > (32 if told.uses_threadgroup_memory else 16)
     for name in "KV":

@@ -100,4 +100,4 @@ def test_up_to_1024_queries(family):
     assert ran(100, return_lse=True) == APART
     for queries, want in ((1024, INSIDE), (1025, APART)):
         told = explain(head_dim=64, heads=1, length=queries, family=family)
-        assert [step.name for step in told.steps] == want
+        assert [step.name for step in told.kernels] == want

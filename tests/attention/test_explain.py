@@ -9,9 +9,9 @@ from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import key_value_kinds, plan_of
-from mlx_flash.problem.kinds import BACKWARD_MASK, BACKWARD_QUERY_DELTA, FORWARD, STEPS
+from mlx_flash.problem.kinds import BACKWARD_MASK, BACKWARD_QUERY_DELTA, FORWARD, TRAINING
 
-KERNELS = [step for step in STEPS if step is not BACKWARD_MASK]
+KERNELS = [step for step in TRAINING if step is not BACKWARD_MASK]
 HEAD_DIMS = (3, 64, 128, 256, 512)
 
 
@@ -22,8 +22,8 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
     told = explain(head_dim=head_dim, dtype=dtype, family=family, heads=4, key_heads=2, length=100, causal=True)
     assert told.family is FAMILIES[family]
     steps = [FORWARD, BACKWARD_QUERY_DELTA, *key_value_kinds(inner_problem(told.problem).signature, told.family)]
-    assert [step.name for step in told.steps] == [step.name for step in steps]
-    for step, said in zip(steps, told.steps):
+    assert [step.name for step in told.kernels] == [step.name for step in steps]
+    for step, said in zip(steps, told.kernels):
         inner = inner_problem(told.problem)
         real = plan_of(step, inner, told.family)
         launch = real.launch(inner)
@@ -47,13 +47,13 @@ def test_tensor_cores(family, tiles):
     """What a multiprocessor must hold is within its limits; beyond 128 columns dK and dV have a kernel each."""
     for head_dim, last in ((128, ["backward_key_value"]), (256, ["backward_key", "backward_value"])):
         told = explain(head_dim=head_dim, dtype="bfloat16", family=family, length=2000)
-        assert [step.name for step in told.steps] == ["forward", "delta", "backward_query", *last]
-        for step in (step for step in told.steps if step.name != "delta"):
+        assert [step.name for step in told.kernels] == ["forward", "delta", "backward_query", *last]
+        for step in (step for step in told.kernels if step.name != "delta"):
             assert step.tiles == tiles and 0 < step.threadgroup_bytes <= FAMILIES[family].threadgroup_bytes
             assert step.registers <= 2 * 255 and not step.paged and step.uses_threadgroup_memory
             assert "in threadgroup memory" in str(step.facts()) or not step.reread
     full = explain(head_dim=64, dtype="float32", family=family, length=2000)
-    assert {step.tiles for step in full.steps} == {"simdgroup", "none"}
+    assert {step.tiles for step in full.kernels} == {"simdgroup", "none"}
 
 
 NOT_ACCELERATED = {
@@ -66,20 +66,20 @@ NOT_ACCELERATED = {
 @pytest.mark.parametrize("reason", NOT_ACCELERATED)
 def test_why_the_kernels_of_m5_are_not_used(reason):
     numbers = dict(head_dim=64, dtype="float16", length=100, key_length=100) | NOT_ACCELERATED[reason]
-    (step, *_) = explain(**numbers, family="apple10").steps
+    (step, *_) = explain(**numbers, family="apple10").kernels
     assert step.tiles == "simdgroup"
     assert step.why.endswith(f"; 8x8 matrices, since there is no kernel for neural accelerators {reason}")
-    assert "accelerators" not in explain(**numbers, family="apple9").steps[0].why
+    assert "accelerators" not in explain(**numbers, family="apple9").kernels[0].why
 
 
 def test_pages_that_hold_no_block_of_the_kernels_of_m5():
     q, pool, pages = mx.zeros((1, 2, 40, 64), mx.float16), mx.zeros((3, 2, 16, 64), mx.float16), mx.array([[2, 0, 1]])
-    step = explain(q, pool, pool, lengths=mx.array([45]), pages=pages, family="apple10").steps[0]
+    step = explain(q, pool, pool, lengths=mx.array([45]), pages=pages, family="apple10").kernels[0]
     assert step.tiles == "simdgroup" and step.why.endswith("no kernel for neural accelerators for pages of 16 keys")
 
 
 def test_says_that_two_simdgroups_share_the_columns():
-    said = explain(head_dim=256, dtype="float16", length=100, family="apple10").steps[0]
+    said = explain(head_dim=256, dtype="float16", length=100, family="apple10").kernels[0]
     assert said.tiles == "nax" and said.threads == 64 and said.why.endswith("; two simdgroups share the columns")
     assert said.threadgroup_bytes == 2 * 16 * 64 * 4  # parts of S
 
@@ -95,14 +95,14 @@ def test_takes_what_attention_takes():
     q = mx.zeros((1, 4, 48, 64))
     bias = mx.zeros((4, 1, 48))
     told = explain(q, q, q, mask=bias, window=(4, None), softcap=30.0, sinks=mx.zeros(4), family="apple9")
-    names = [step.name for step in STEPS]  # the mask has a gradient
-    assert [step.name for step in told.steps] == ["forward", "backward_query_delta", *names[3:]]
-    assert "delta is made here" in told.steps[1].why and "fewer than 1025" in told.steps[1].why
+    names = [step.name for step in TRAINING]  # the mask has a gradient
+    assert [step.name for step in told.kernels] == ["forward", "backward_query_delta", *names[3:]]
+    assert "delta is made here" in told.kernels[1].why and "fewer than 1025" in told.kernels[1].why
     seen = explain(q, q, q, mask=bias, return_lse=True, family="apple9")  # the gradient of the LSE enters delta
-    assert [step.name for step in seen.steps] == names
+    assert [step.name for step in seen.kernels] == names
     assert all(word in str(told) for word in ("mask_float32", "window", "softcap", "sinks"))
     kept = explain(q, q, q, mask=mx.zeros((48, 48), mx.bool_), return_lse=True, stream=mx.cpu, family="apple9")
-    assert len(kept.steps) == len(KERNELS) and "mask_bool" in str(kept)
+    assert len(kept.kernels) == len(KERNELS) and "mask_bool" in str(kept)
 
 
 def test_nothing_is_evaluated():
@@ -114,19 +114,19 @@ def test_nothing_is_evaluated():
 
 def test_extra_memory_counts_statistics_and_paged_buffers():
     heads, length, head_dim = 8, 1025, 512
-    forward, delta, query, key_value = explain(head_dim=head_dim, heads=heads, length=length, family="apple9").steps
+    forward, delta, query, key_value = explain(head_dim=head_dim, heads=heads, length=length, family="apple9").kernels
     rows = heads * length
     assert forward.paged == ("O",) and forward.extra_bytes == 2 * rows * 4 + rows * head_dim * 4
     assert delta.extra_bytes == rows * 4
     assert query.extra_bytes == rows * head_dim * 4 and key_value.extra_bytes == 2 * rows * head_dim * 4
-    full = explain(head_dim=head_dim, dtype="float32", heads=heads, length=length, family="apple9").steps
+    full = explain(head_dim=head_dim, dtype="float32", heads=heads, length=length, family="apple9").kernels
     assert [step.extra_bytes for step in full] == [2 * rows * 4, rows * 4, 0, 0]
 
 
 def test_says_which_backend_and_why():
     with use_backend("reference"):
         told = explain(head_dim=64)
-    assert (told.backend, told.family, told.steps) == ("reference", None, ())
+    assert (told.backend, told.family, told.kernels) == ("reference", None, ())
     with use_backend("simulator", "apple7"):
         told = explain(head_dim=64)
     assert (told.backend, told.family.name) == ("simulator", "apple7") and "use_backend" in told.why

@@ -79,9 +79,9 @@ def test_explain_and_kernels_name_the_score():
     texts = [Score("s * n + t[h]", n=n, t=mx.ones(size)) for n, size in ((2.0, 8), (3.0, 9))]
     explained = [explain(head_dim=64, family="apple9", score=text, visible="k < q") for text in texts]
     digest = f"score_{texts[0].formula.digest}"
-    assert all(digest in str(one) and digest in one.steps[0].kernel for one in explained)
+    assert all(digest in str(one) and digest in one.kernels[0].kernel for one in explained)
     assert [one.kernel for one in explained[0].steps] == [one.kernel for one in explained[1].steps]
-    other = explain(head_dim=64, family="apple9", score="s * 2.0").steps[0].kernel
+    other = explain(head_dim=64, family="apple9", score="s * 2.0").kernels[0].kernel
     assert other not in [one.kernel for one in explained[0].steps]
 
 

@@ -30,13 +30,13 @@ from mlx_flash.problem.kinds import (
     DECODE,
     DECODING,
     FORWARD,
+    TRAINING,
 )
-from mlx_flash.problem.kinds import STEPS as TRAINING
 from mlx_flash.problem.problem import Signature
 from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
 
-STEPS = (*TRAINING, BACKWARD_QUERY_DELTA, *DECODING)
+KINDS = (*TRAINING, BACKWARD_QUERY_DELTA, *DECODING)
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = bool(os.environ.get("MLX_FLASH_UPDATE_GOLDEN"))
 # All that one call can ask for: the mask is an array or a block mask, never both.
@@ -85,7 +85,7 @@ def kept(path: Path, text: str) -> str:
 
 
 def test_every_kernel_is_the_one_kept():
-    found = {name: digest(kept) for step in STEPS for name, kept in sorted(texts(step).items())}
+    found = {name: digest(kept) for step in KINDS for name, kept in sorted(texts(step).items())}
     text = json.dumps(found, indent=0) + "\n"
     assert text == kept(GOLDEN / "digests.json", text)
 
@@ -112,12 +112,12 @@ def test_four_texts_are_kept_whole(name, monkeypatch):
 
 
 def test_the_arguments_are_those_kept():
-    found = "\n".join(signature(step) for step in STEPS if step is not BACKWARD_MASK)
+    found = "\n".join(signature(step) for step in KINDS if step is not BACKWARD_MASK)
     assert found == kept(GOLDEN / "signatures.metal", found)
 
 
 @pytest.mark.parametrize("features", EVERYTHING, ids=("array", "blocks"))
-@pytest.mark.parametrize("step", STEPS, ids=repr)
+@pytest.mark.parametrize("step", KINDS, ids=repr)
 def test_the_fullest_kernel_has_buffers_enough(step, features):
     *start, _, threads = builds_of(step)[0]
     kernel = source.build(*start, features, threads)

@@ -131,7 +131,7 @@ def test_decoding_gives_way_to_the_forward_kernel(mac, monkeypatch):
     with pytest.warns(RuntimeWarning, match="flash_decode"):  # whose parts nothing joins
         check_output(attention(*arrays), *arrays)
     assert set(kept(mac)) == {"decode", "forward"}
-    assert "failed" in (told := explain(*arrays)).steps[0].verdict and told.steps[0].name == "decode"
+    assert "failed" in (told := explain(*arrays)).kernels[0].verdict and told.kernels[0].name == "decode"
 
 
 def test_a_right_kernel_is_used_and_costs_one_look(mac, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_right_kernel_is_used_and_costs_one_look(mac, monkeypatch):
         check_output(attention(*arrays), *arrays)
         check_output(attention(*operands(50)), *operands(50))
     assert not asked
-    assert explain(*arrays).steps[0].verdict.startswith("passed its test")
+    assert explain(*arrays).kernels[0].verdict.startswith("passed its test")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_the_probe_can_be_skipped(mac, monkeypatch):
     monkeypatch.setattr(prober.PROBER, "ask", lambda plan: pytest.fail("tried"))
     arrays = operands()
     check_output(attention(*arrays), *arrays)
-    assert not mac.exists() and "not tried" in explain(*arrays).steps[0].verdict
+    assert not mac.exists() and "not tried" in explain(*arrays).kernels[0].verdict
     monkeypatch.setenv("MLX_FLASH_PROBE", "yes")
     pretend_mac.forget()
     with pytest.raises(InvalidArgument, match="MLX_FLASH_PROBE: expected 0 or 1, got 'yes'"):

@@ -8,13 +8,12 @@ from bounds import slope
 from problems import launch_of, make_problem
 
 from mlx_flash import attention
-from mlx_flash.backends.reference import steps
+from mlx_flash.backends.reference import kernels
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.problem.kinds import BACKWARD_MASK
-from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+from mlx_flash.problem.kinds import BACKWARD_MASK, TRAINING
 from mlx_flash.problem.problem import Problem
 
-STEPS = [step for step in ALL_STEPS if step is not BACKWARD_MASK]  # its output is the mask's size, by definition
+KINDS = [step for step in TRAINING if step is not BACKWARD_MASK]  # its output is the mask's size, by definition
 
 
 def problem(length: int, dtype="float16", head_dim=64, key_length=None) -> Problem:
@@ -22,7 +21,7 @@ def problem(length: int, dtype="float16", head_dim=64, key_length=None) -> Probl
 
 
 def allocated(length: int, family: str, dtype: str, head_dim: int) -> int:
-    return sum(launch_of(step, problem(length, dtype, head_dim), FAMILIES[family]).output_bytes for step in STEPS)
+    return sum(launch_of(step, problem(length, dtype, head_dim), FAMILIES[family]).output_bytes for step in KINDS)
 
 
 @pytest.mark.parametrize("head_dim", [64, 512])
@@ -34,7 +33,7 @@ def test_launches_allocate_linearly(family, dtype, head_dim):
     assert abs(slope(lengths, sizes) - 1) <= bounds.SLOPE
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("step", KINDS, ids=str)
 def test_no_output_has_both_lengths(step):
     """Lengths that are primes: no output may hold a multiple of both."""
     launch = launch_of(step, problem(1009, key_length=2003), FAMILIES["apple9"])
@@ -66,7 +65,7 @@ def peak(length: int) -> int:
 @pytest.mark.long
 def test_reference_peak_is_linear(reference, monkeypatch):
     """Forward and backward, in small blocks so that the constant is small: MLX must not hold many blocks at once."""
-    monkeypatch.setattr(steps, "BLOCK", 128)
+    monkeypatch.setattr(kernels, "BLOCK", 128)
     lengths = [1024, 2048, 4096]
     peaks = [peak(length) for length in lengths]
     assert slope(lengths, peaks) <= bounds.PEAK_SLOPE, f"peaks {peaks}"

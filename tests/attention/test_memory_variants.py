@@ -12,10 +12,10 @@ from problems import launch_of
 
 from mlx_flash import BlockMask, attention
 from mlx_flash.autodiff.operands import kernel_inputs, operands
-from mlx_flash.backends.reference import steps as reference_steps
+from mlx_flash.backends.reference import kernels as reference_kernels
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
-from mlx_flash.problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, STEPS
+from mlx_flash.problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, TRAINING
 from mlx_flash.problem.problem import problem_of
 
 N, B, HQ, HK = 65536, 2, 4, 2
@@ -84,7 +84,7 @@ def allowed(problem, options: dict, plans) -> int:
 
 
 def steps(problem):
-    return [step for step in STEPS if step is not BACKWARD_MASK or problem.variants.additive]
+    return [step for step in TRAINING if step is not BACKWARD_MASK or problem.variants.additive]
 
 
 @pytest.mark.parametrize("dtype, head_dim", [("float16", 64), ("float16", 512), ("float32", 64)])
@@ -106,7 +106,7 @@ def test_every_allocation(name, family, dtype, head_dim):
 def test_only_paged_accumulators_are_float32():
     """float16: O, dQ, dK and dV are written in float16 where their table row caches them."""
     met = set()
-    for head_dim, step in itertools.product((64, 512), STEPS[:-1]):
+    for head_dim, step in itertools.product((64, 512), TRAINING[:-1]):
         chosen = plan_of(step, problem({}, N, "float16", head_dim), FAMILIES["apple9"])
         launch = launch_of(step, problem({}, N, "float16", head_dim), FAMILIES["apple9"])
         for name, dtype in zip(step.outputs, launch.output_dtypes):
@@ -139,7 +139,7 @@ PEAKS = {
 @pytest.mark.parametrize("name", PEAKS)
 def test_reference_peak_is_linear(reference, monkeypatch, name):
     """Forward and backward in small blocks: no mask is written out at Lq x Lk."""
-    monkeypatch.setattr(reference_steps, "BLOCK", 64)
+    monkeypatch.setattr(reference_kernels, "BLOCK", 64)
     lengths = [512, 2048]
     peaks = [peak(length, PEAKS[name](length)) for length in lengths]
     assert slope(lengths, peaks) <= bounds.PEAK_SLOPE, f"peaks {peaks}"

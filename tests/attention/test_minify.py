@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from arrays import bits
 from machines import each_simulated_family
-from table_rows import EVERY, STEPS, tensor_builds_of
+from table_rows import EVERY, KINDS, tensor_builds_of
 
 import mlx_flash
 from mlx_flash import attention, use_backend
@@ -50,7 +50,7 @@ def texts() -> list[tuple[str, str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "minified", recording)
         rows = {(kind, row.tiles, family.uses_threadgroup_memory): (kind, row, family, *rest)
-                for kind, row, family, *rest in chain(EVERY, *map(tensor_builds_of, STEPS))}  # fmt: skip
+                for kind, row, family, *rest in chain(EVERY, *map(tensor_builds_of, KINDS))}  # fmt: skip
         for *start, variants, threads in rows.values():
             for chosen in (variants, MOST):
                 source.build.__wrapped__(*start, chosen, threads)

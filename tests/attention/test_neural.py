@@ -69,7 +69,7 @@ def served(reason: str = "") -> None:
         out = attention(q, k, v, scale=CASE.scale)
     expected(CASE, arrays).check(O=out)
     told = explain(q, k, v)
-    assert told.steps[0].tiles == ("simdgroup" if reason else "nax")
+    assert told.kernels[0].tiles == ("simdgroup" if reason else "nax")
     assert reason in told.why and ("8x8 matrices, since" in told.why) == bool(reason), told.why
 
 

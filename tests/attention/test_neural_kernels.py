@@ -284,7 +284,7 @@ def test_errors_beside_those_of_8x8_matrices(head_dim, dtype):
 
 
 # 16x16x16 parts of products of 16 rows and 16 traversed rows, in units of the steps of 16 columns
-STEPS = {"forward": 2, "backward_query_delta": 3, "backward_key_value": 4, "backward_key": 3, "backward_value": 2}
+PRODUCTS = {"forward": 2, "backward_query_delta": 3, "backward_key_value": 4, "backward_key": 3, "backward_value": 2}
 EXACT = {"backward_query_delta", "backward_key_value", "backward_key"}  # which multiply dS in two parts in float16
 COUNTED = [(NARROW, "float16"), (64, "bfloat16"), (WIDE, "float16")]
 WIDEST = [(104, "bfloat16"), (128, "float16"), (192, "float16"), (200, "float16"), (256, "bfloat16")]
@@ -301,6 +301,6 @@ def test_products_are_those_of_the_closed_form(accelerated, head_dim, dtype):
         launch["kernel"].split(f"_{dtype}")[0].removeprefix("flash_"): launch["tensor_matmuls"]
         for launch in counted.launches
     }
-    times = {kind: STEPS[kind] + (kind in EXACT and dtype == "float16") for kind in found}
+    times = {kind: PRODUCTS[kind] + (kind in EXACT and dtype == "float16") for kind in found}
     assert found == {kind: times[kind] * steps * pairs for kind in found} and len(found) >= 3
     assert counted.matmuls == 0

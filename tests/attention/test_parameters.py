@@ -27,7 +27,15 @@ from mlx_flash.kernels.apple import (
 )
 from mlx_flash.kernels.devices import FAMILIES, TABLE_PREFIX
 from mlx_flash.kernels.registers import EDGE_SPILL, max_threads, register_demand
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODING, DELTA, FORWARD, STEPS
+from mlx_flash.problem.kinds import (
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    DECODING,
+    DELTA,
+    FORWARD,
+    TRAINING,
+)
 
 BEYOND = 392  # a head dimension past the last row of every table
 
@@ -103,7 +111,7 @@ def test_every_row_is_exercised():
     assert len(MASK_ROWS) == sum(len(rows) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK) > 0
     assert len(ROWS) == sum(len(rows) for rows in OURS.values())
     assert {(step, precision_of(dtype), family) for step, dtype, family, *_ in ROWS} == set(OURS)
-    for step in (*STEPS, *DECODING):
+    for step in (*TRAINING, *DECODING):
         for precision in (FULL, MIXED):
             for family in FAMILIES.values():
                 assert (step, precision, family.table.removeprefix(TABLE_PREFIX)) in TABLE

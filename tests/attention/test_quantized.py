@@ -15,7 +15,7 @@ from problems import with_variants
 
 from mlx_flash import UnsupportedProblem, attention, quantized_attention, use_backend, vmap
 from mlx_flash.backends import backend as backend_of
-from mlx_flash.backends.reference import steps
+from mlx_flash.backends.reference import kernels
 from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE, FORWARD
@@ -320,7 +320,7 @@ def peak(length: int) -> int:
 
 def test_the_reference_dequantizes_blocks(reference, monkeypatch):
     """Never the whole cache."""
-    monkeypatch.setattr(steps, "BLOCK", 128)
+    monkeypatch.setattr(kernels, "BLOCK", 128)
     length = 16384
     assert peak(length) < length * 32 * 4  # the keys alone, dequantized
 

@@ -9,7 +9,7 @@ from machines import each_simulated_family
 from variants import VARIANTS, computed
 
 from mlx_flash import use_backend
-from mlx_flash.problem.kinds import STEPS
+from mlx_flash.problem.kinds import TRAINING
 from mlx_flash.simulator import mode, profile, schedule
 
 OTHERS = [("reversed", 0), ("random", 1)]
@@ -35,6 +35,6 @@ def test_the_variants_run_every_kernel(family):
     """And more than one threadgroup and simdgroup of those that have several, or orders could not differ."""
     with profile() as counted:
         in_order("additive", family, "forward")
-    for step in STEPS:
+    for step in TRAINING:
         (launch,) = (found for found in counted.launches if f"flash_{step.name}_float32" in found["kernel"])
         assert launch["threadgroups"] > 1

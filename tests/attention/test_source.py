@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from problems import make_problem
-from table_rows import EVERY, STEPS, builds_of, digest
+from table_rows import EVERY, KINDS, builds_of, digest
 
 import mlx_flash
 from mlx_flash.autodiff.vjp import run_kernel
@@ -73,7 +73,7 @@ def test_holes_are_for_constants_and_types(template):
             assert re.match(r"(constant constexpr (int|uint|bool) |using \w+ = \$\w+;)", code), line
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("step", KINDS, ids=str)
 def test_a_body_names_its_arguments_and_nothing_else(step):
     """MLX adds an argument for every word that it finds in a body."""
     body = source.build(*builds_of(step)[0]).body
@@ -196,7 +196,7 @@ def planned(step, family: str, dtype="float16"):
 
 
 @pytest.mark.parametrize("family", ["apple7", "apple9"])
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("step", KINDS, ids=str)
 def test_the_text_mlx_generates(step, family):
     """From MLX itself: our header whole, the occupancy where it belongs, operands in the device address space."""
     problem, chosen = planned(step, family)
@@ -217,7 +217,7 @@ def test_the_text_mlx_generates(step, family):
 def test_operands_stay_in_device_memory_however_small():
     """Below 8 elements MLX passes an input as `constant`; seen as bytes the smallest operand has 16."""
     problem = make_problem(1, 1, 1, 1, 1, 8, 8, "float16", 1.0)
-    smallest = plan_of(STEPS[0], problem, FAMILIES["apple9"])
+    smallest = plan_of(KINDS[0], problem, FAMILIES["apple9"])
     assert re.search(r"const device uint8_t\* Q \[\[buffer", generated_text(smallest, problem))
 
 
@@ -226,7 +226,7 @@ def test_the_graph_of_our_kernels_exports(tmp_path):
     from mlx_flash.backends import Backend
     from mlx_flash.backends.metal import run as metal_run
 
-    step = STEPS[0]
+    step = KINDS[0]
     problem, chosen = planned(step, "apple9")
     backend = Backend("metal", FAMILIES["apple9"], metal_run)
 

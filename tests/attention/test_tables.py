@@ -39,7 +39,7 @@ def test_kinds_without_original_rows_use_our_own():
 
 def test_explain_follows_the_choice():
     def blocks():
-        return next(step.blocks for step in explain(head_dim=128, dtype="float16").steps if step.name == "forward")
+        return next(step.blocks for step in explain(head_dim=128, dtype="float16").kernels if step.name == "forward")
 
     with use_backend("simulator", "apple7"):
         own = blocks()

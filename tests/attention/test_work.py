@@ -13,10 +13,10 @@ from machines import each_simulated_family
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels.apple import lookup
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, STEPS
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, TRAINING
 from mlx_flash.simulator import mode, profile
 
-MATMULS = [step for step in STEPS if step.matmuls and step is not BACKWARD_MASK]
+MATMULS = [step for step in TRAINING if step.matmuls and step is not BACKWARD_MASK]
 LENGTH, WIDTH = 512, 16  # of the problems with masks
 MOST = 0.6  # of the dense count: half of the tiles, and the diagonal blocks in full
 

@@ -34,10 +34,10 @@ def test_explain_without_rich(capsys, monkeypatch):
     assert "backward_key_value" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", cli.STEPS)
+@pytest.mark.parametrize("step", cli.KERNELS)
 def test_source_prints_metal(capsys, step):
     size = ["256", "--family", "sm90"] if step in ("backward_key", "backward_value") else ["64", "--family", "apple7"]
-    assert cli.main(["source", "--dtype", "float16", "--step", step, "--head-dim", *size]) == 0
+    assert cli.main(["source", "--dtype", "float16", "--kernel", step, "--head-dim", *size]) == 0
     text = capsys.readouterr().out
     assert "#include <metal_" in text and "//" in text and f"[[kernel]] void custom_kernel_flash_{step}_float16" in text
     assert text.rstrip().endswith("}") and text.count("{") == text.count("}")
@@ -72,8 +72,8 @@ def test_source_into_a_closed_pipe():
         (["explain", "--head-dim", "64", "--family", "apple1"], ["--family", "apple1", "apple7"]),
         (["explain", "--head-dim", "64", "--heads", "3", "--key-heads", "2"], ["multiple", "got 3"]),
         (["explain", "--head-dim", "64", "--length", str(2**40)], ["length", "2^31"]),
-        (["source", "--head-dim", "64", "--step", "sideways"], ["--step", "sideways", "backward_query"]),
-        (["source", "--head-dim", "64", "--step", "backward_key"], ["--step backward_key", "by backward_key_value"]),
+        (["source", "--head-dim", "64", "--kernel", "sideways"], ["--kernel", "sideways", "backward_query"]),
+        (["source", "--head-dim", "64", "--kernel", "backward_key"], ["--kernel backward_key", "by backward_key_"]),
         (["source", "--head-dim", "64", "--backend", "reference"], ["no Metal text", "--backend"]),
         (["check", "--backend", "rocm"], ["--backend", "rocm", "simulator"]),
         pytest.param(

@@ -10,10 +10,10 @@ from mlx_flash.kernels.config import TileConfig, precision_of
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.registers import register_demand
 from mlx_flash.kernels.split_kv import fitted
-from mlx_flash.problem.kinds import DECODE, DECODING, STEPS
+from mlx_flash.problem.kinds import DECODE, DECODING, TRAINING
 
 COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
-KINDS = {kind.name: kind for kind in (*STEPS, *DECODING)}
+KINDS = {kind.name: kind for kind in (*TRAINING, *DECODING)}
 NEAR = 16  # 16-bit registers
 MOST_SPILLED, FEW = 0.3, 0.03  # instructions a product, where the last head block is narrower and elsewhere
 

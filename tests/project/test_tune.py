@@ -81,8 +81,8 @@ def test_the_fastest_rows_serve_later_calls(tuner, capsys):
         assert plan(kind, SIGNATURE, family()).table_row == wanted
         assert plan(kind, replace(SIGNATURE, head_dim=24), family()).table_row.max_head != 16
     told = explain(mx.zeros((1, 1, 30, 16)), mx.zeros((1, 1, 40, 16)), mx.zeros((1, 1, 40, 16)))
-    assert "`tune` timed on this machine: 1 ms, the table's row 2 ms" in told.steps[0].why
-    assert told.steps[0].row == "tuned for 16"
+    assert "`tune` timed on this machine: 1 ms, the table's row 2 ms" in told.kernels[0].why
+    assert told.kernels[0].row == "tuned for 16"
     with use_backend("metal", table="own") as own:
         assert own.family.tuned == Tuned()
     with use_backend("metal", "apple7") as named:

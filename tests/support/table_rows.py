@@ -8,11 +8,10 @@ from mlx_flash.kernels.apple import FULL, TABLE
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.registers import max_threads
-from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING
-from mlx_flash.problem.kinds import STEPS as ALL_STEPS
+from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING, TRAINING
 from mlx_flash.problem.variants import Variants
 
-STEPS = [step for step in (*ALL_STEPS, *DECODING) if step is not BACKWARD_MASK]
+KINDS = [step for step in (*TRAINING, *DECODING) if step is not BACKWARD_MASK]
 
 
 def builds_of(step) -> list[tuple]:
@@ -40,7 +39,7 @@ def tensor_builds_of(step) -> list[tuple]:
     ]
 
 
-EVERY = [arguments for step in STEPS for arguments in builds_of(step)]
+EVERY = [arguments for step in KINDS for arguments in builds_of(step)]
 
 
 def digest() -> str:

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import mlx.core as mx
 
 from ...problem.problem import Problem
-from . import steps
+from . import kernels
 
 
 def run(kind, plan: None, problem: Problem, inputs: dict, stream):
     """Computes a kind of kernel: lazy, on any device, and inside mx.compile too."""
     with mx.stream(stream) if stream is not None else nullcontext():
-        return steps.STEPS[kind](problem, **inputs)
+        return kernels.KERNELS[kind](problem, **inputs)

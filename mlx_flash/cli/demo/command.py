@@ -13,7 +13,7 @@ from ...api import attention
 from ...autodiff.vjp import run_kernel
 from ...backends import Backend, current_backend, use_backend
 from ...common.errors import CommandError
-from ...explanations.explain import explain, steps_of
+from ...explanations.explain import explain, kinds_of
 from ...kernels.launch import output_shape
 from ...kernels.split_kv import QUERIES
 from ...problem.problem import Problem, Signature
@@ -123,16 +123,16 @@ def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
     rows = QUERIES + 1  # fewer queries would decode
     problem = Problem(signature, batch=1, query_length=rows, key_length=rows)
     same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}
-    for step in steps_of(problem, family=backend.family):
+    for kind in kinds_of(problem, family=backend.family):
         inputs = {
             name: mx.zeros(output_shape(same.get(name, name), problem), mx.float32 if name in ("L", "delta") else dtype)
-            for name in step.inputs
+            for name in kind.inputs
             if name != "scale"
         }
-        if "scale" in step.inputs:
+        if "scale" in kind.inputs:
             inputs["scale"] = problem.scale
         try:
-            mx.eval(run_kernel(step, problem, backend, None, inputs))
+            mx.eval(run_kernel(kind, problem, backend, None, inputs))
         except RuntimeError as error:
-            raise CommandError(f"the {step.name} kernel failed on {backend.name}: {error}") from error
+            raise CommandError(f"the {kind.name} kernel failed on {backend.name}: {error}") from error
         tick()

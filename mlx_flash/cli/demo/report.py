@@ -48,7 +48,7 @@ def introduce(console: Console, backend: Backend, shape: Shape, arguments, size:
 
 def conclude(console: Console, outcome, explanation: Explanation, shape: Shape, picture: Path, replaced: bool) -> None:
     """Prints kernels, memory, text, plot and verdict."""
-    if explanation.steps:
+    if explanation.kernels:
         from ...explanations.tables import kernel_table
 
         family = explanation.family
@@ -90,9 +90,9 @@ def _memory(explanation: Explanation, shape: Shape) -> Table:
 
 def _output_bytes(explanation: Explanation) -> int:
     """O as the forward launch writes it; without kernels, O in its dtype."""
-    if not explanation.steps:
+    if not explanation.kernels:
         problem = explanation.problem
         elements = problem.batch * problem.query_heads * problem.query_length * problem.value_dim
         return elements * getattr(mx, problem.dtype).size
     # The forward launch writes O and L; L is half of the residuals.
-    return explanation.steps[0].output_bytes - explanation.residual_bytes // 2
+    return explanation.kernels[0].output_bytes - explanation.residual_bytes // 2

@@ -23,7 +23,7 @@ from ...problem.formulas.program import Formula
 from ...problem.formulas.score import visited_as_a_whole
 from ...problem.formulas.syntax import Item, Name, expressions
 from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, KINDS, KernelKind
-from ...problem.latent import packed_columns_of
+from ...problem.latent import code_columns_of
 from ...problem.problem import Problem, Signature
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
@@ -141,14 +141,14 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
     )  # fmt: skip
     for text in variants.texts:
         extras |= _read_by(text, problem)
-    quantization, packed, parts = variants.quantization, {}, {}
+    quantization, quantized, parts = variants.quantization, {}, {}
     for name in ("K", "V") if quantization else ():
-        packed[name] = mx.quantize(
+        quantized[name] = mx.quantize(
             arrays[name], group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
         )
-    if packed and variants.latent:
-        packed["V"] = packed_columns_of(packed["K"], None, problem.value_dim, quantization)
-    for name, (arrays[name], *rest) in packed.items():
+    if quantized and variants.latent:
+        quantized["V"] = code_columns_of(quantized["K"], None, problem.value_dim, quantization)
+    for name, (arrays[name], *rest) in quantized.items():
         parts.update(zip((one for one in quantization.inputs if one.startswith(name)), rest))
     return {**arrays, **parts, **extras}, (*parts, *extras)
 

@@ -22,7 +22,7 @@ from mlx_flash import attention
 from mlx_flash.cli.accuracy.oracle import Error, acceptable, exact_tensors, float64, unfused
 from mlx_flash.kernels.apple import candidates
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.problem.kinds import DECODE, DELTA, STEPS
+from mlx_flash.problem.kinds import DECODE, DELTA, TRAINING
 
 PRECISIONS = {"float32": "float32", "float16": "16-bit", "bfloat16": "16-bit"}
 
@@ -30,7 +30,7 @@ PRECISIONS = {"float32": "float32", "float16": "16-bit", "bfloat16": "16-bit"}
 def row_dims(family: str, dtype: str) -> list[int]:
     """Head dimensions, as few as do, that take every table row of every step, and the usual ones."""
     intervals = []
-    for step in STEPS:
+    for step in TRAINING:
         if step is not DELTA:
             ends = [0, *(row.max_head for row in candidates(step, PRECISIONS[dtype], FAMILIES[family]))]
             intervals += [(low, min(high, 256)) for low, high in zip(ends, ends[1:]) if low < 256]

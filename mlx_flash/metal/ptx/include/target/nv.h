@@ -14,10 +14,10 @@ namespace nv {
 
 // Two floats, rounded to nearest even, as one register of 16-bit elements: the first in the low half
 template <typename T> MSL_INLINE uint narrow_pair(vec<float, 2> pair) {
-  uint packed;
-  if constexpr (is_half_v<T>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(pair.y), "f"(pair.x));
-  else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(pair.y), "f"(pair.x));
-  return packed;
+  uint halves;
+  if constexpr (is_half_v<T>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(pair.y), "f"(pair.x));
+  else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(pair.y), "f"(pair.x));
+  return halves;
 }
 template <typename T> MSL_INLINE uint narrow_pair(vec<T, 2> pair) { return as_type<uint>(pair); }
 

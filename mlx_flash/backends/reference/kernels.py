@@ -84,8 +84,8 @@ def forward(problem: Problem, *, Q, K, V, scale, **extras) -> tuple[mx.array, mx
             o = correction * o + product(scores.drop(p, rows, keys), _rows_of(problem, "V", operands, keys, o), whole)
             m = m_new
         outputs.append(mx.where(l == 0, 0, o / mx.where(l == 0, 1, l)).astype(Q.dtype))
-        apart = (mx.where(l == 0, -math.inf, m), mx.log2(mx.where(l == 0, 1, l)))
-        statistics.append(mx.concatenate(apart, -1))
+        parts = (mx.where(l == 0, -math.inf, m), mx.log2(mx.where(l == 0, 1, l)))
+        statistics.append(mx.concatenate(parts, -1))
     o, L = mx.concatenate(outputs, -2), mx.concatenate(statistics, -2)
     return o.reshape(problem.output_shape), L.reshape(*problem.output_shape[:3], 2)
 
@@ -174,7 +174,7 @@ def backward_mask(problem: Problem, *, Q, K, V, dO, L, delta, scale, extents, **
     return ((sum(strips) if extents[2] == 1 else mx.concatenate(strips, 2)).reshape(extents),)
 
 
-STEPS = {
+KERNELS = {
     FORWARD: forward,
     DELTA: delta,
     BACKWARD_QUERY: backward_query,
