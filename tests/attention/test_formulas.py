@@ -80,9 +80,9 @@ def test_explain_and_kernels_name_the_score():
     explained = [explain(head_dim=64, family="apple9", score=text, visible="k < q") for text in texts]
     digest = f"score_{texts[0].formula.digest}"
     assert all(digest in str(one) and digest in one.kernels[0].kernel for one in explained)
-    assert [one.kernel for one in explained[0].steps] == [one.kernel for one in explained[1].steps]
+    assert [one.kernel for one in explained[0].kernels] == [one.kernel for one in explained[1].kernels]
     other = explain(head_dim=64, family="apple9", score="s * 2.0").kernels[0].kernel
-    assert other not in [one.kernel for one in explained[0].steps]
+    assert other not in [one.kernel for one in explained[0].kernels]
 
 
 def test_arguments_of_a_call():
