@@ -18,6 +18,7 @@ if "--pretend-mac" in sys.argv or pretend_mac.VARIABLE in os.environ:
 
 os.environ.setdefault("MLX_FLASH_TUNED", "0")  # tests are about the tables, whatever was tuned on this machine
 
+import covering
 import mlx.core as mx
 import needs
 import pytest
@@ -44,6 +45,8 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marks that this adds
 def pytest_collection_modifyitems(items):
     missing = needs.missing()
+    for item in covering.waiting(items):
+        item.add_marker("slow")
     for item in items:
         wanted = needs.of(item)
         for need in sorted(wanted & set(missing)):

@@ -6,13 +6,18 @@ import mlx.core as mx
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, Case, backward, expected
+from cases import CASES, VALUE_DIMS, Case, backward, expected
 from machines import across_backends
 
 from mlx_flash.simulator import mode
 
 
-@pytest.mark.parametrize("backend, case", across_backends(CASES), indirect=["backend"])
+def waits(index: int) -> bool:
+    """Of the three types of a head dimension the kernels of one are compiled, by turns; those of O in all three."""
+    return index < len(CASES) - len(VALUE_DIMS) and index % 3 != index // 3 % 3
+
+
+@pytest.mark.parametrize("backend, case", across_backends(CASES, waits), indirect=["backend"])
 def test_gradients(backend, case):
     arrays = case.arrays()
     expected(case, arrays).check(**backward(case, arrays))

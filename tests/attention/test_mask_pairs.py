@@ -1,20 +1,21 @@
 """Every two features that may meet in one call, forward and backward, each tensor within the criterion."""
 
 import itertools
+import random
 
 import feature_cases
 import pytest
-from cases import Case
+from cases import SEED, Case
 from feature_cases import APART, FEATURES, MASKS, Variant, legal
-from machines import CUDA, METAL, SIMULATED, label
+from machines import CUDA, METAL, SIMULATED, across_backends, label
 
 PAIRS = [pair for pair in itertools.combinations(FEATURES, 2) if legal(pair)]
 TYPES = ("float32", "float16", "float32", "bfloat16")
 
 
 def cases() -> list:
-    """(backend, variant): the simulated families take turns, other backends run every pair. Every second pair of the
-    simulator's, each a kernel text of its own, waits for `pytest -m ""`."""
+    """(backend, variant): the simulated families take turns, other backends run every pair. On the simulator each pair
+    has kernels of its own to compile and waits for `pytest -m ""`; the default run has pairs in bundles."""
     found = []
     for index, pair in enumerate(PAIRS):
         group = 1 + index // 2 % 2
@@ -25,7 +26,7 @@ def cases() -> list:
         turns = SIMULATED[index % len(SIMULATED)] if SIMULATED else None
         for choice in (turns, *METAL, *CUDA, ("reference", None)):
             if choice:
-                waits = [pytest.mark.slow] if choice == turns and index % 4 in (1, 2) else []
+                waits = [pytest.mark.slow] if choice == turns else []
                 name = f"{label(choice)}-{'+'.join(pair)}-{case.dtype}"
                 found.append(pytest.param(choice, variant, id=name, marks=waits))
     return found
@@ -34,6 +35,50 @@ def cases() -> list:
 @pytest.mark.parametrize("backend, variant", cases(), indirect=["backend"])
 def test_pair(backend, variant):
     feature_cases.check(variant)
+
+
+def meetings(bundle) -> set:
+    """Of every two features: whether each is there."""
+    return set(itertools.combinations([(name, name in bundle) for name in FEATURES], 2))
+
+
+def bundles() -> list[tuple[str, ...]]:
+    """Few sets of features in which every two meet: both, each without the other, and neither."""
+    draw = random.Random(SEED)
+    wanted = {
+        tuple(zip(pair, states))
+        for pair in itertools.combinations(FEATURES, 2)
+        for states in itertools.product((True, False), repeat=2)
+        if not all(states) or set(pair) not in APART
+    }
+    chosen = []
+    while wanted:
+        candidates = []
+        while len(candidates) < 300:
+            names = [name for name in FEATURES if name in MASKS or draw.random() < 0.6]
+            mask = draw.choice([*MASKS, None])
+            names = tuple(name for name in names if name not in MASKS or name == mask)
+            if legal(names):
+                candidates.append(names)
+        chosen.append(max(candidates, key=lambda names: len(meetings(names) & wanted)))
+        wanted -= meetings(chosen[-1])
+    return chosen
+
+
+BUNDLES = bundles()
+
+
+@pytest.mark.parametrize("backend, number", across_backends(range(len(BUNDLES))), indirect=["backend"])
+def test_bundle(backend, number):
+    case = Case(45, 70, 24, TYPES[number % 4], group=1 + number % 2, key_heads=2, batch=2)
+    feature_cases.check(Variant(case, BUNDLES[number]))
+
+
+def test_every_two_features_meet_in_a_bundle():
+    met = set().union(*map(meetings, BUNDLES))
+    for one, other in itertools.combinations(FEATURES, 2):
+        for states in itertools.product((True, False), repeat=2):
+            assert (tuple(zip((one, other), states)) in met) == (not all(states) or {one, other} not in APART)
 
 
 @pytest.mark.long

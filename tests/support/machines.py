@@ -24,15 +24,19 @@ def label(choice) -> str:
     return "-".join(filter(None, choice))
 
 
-def across_backends(cases) -> list:
+def across_backends(cases, waits=lambda index: False) -> list:
     """Parameters (backend, case): each case on one simulated family, and on every other backend.
 
     The families take turns two by two, out of step with the turns of causal and dtype in cases.pairwise.
+    waits: says of a case's index whether the simulator runs it only in `pytest -m ""`.
     """
     turns = itertools.cycle([choice for choice in SIMULATED for _ in range(2)])
     others = [*METAL, *CUDA, ("reference", None)]
     return [
-        pytest.param(choice, case, id=f"{label(choice)}-{case}")
-        for case in cases
+        pytest.param(
+            choice, case, id=f"{label(choice)}-{case}",
+            marks=[pytest.mark.slow] if choice in SIMULATED and waits(index) else [],
+        )
+        for index, case in enumerate(cases)
         for choice in (*itertools.islice(turns, 1), *others)
-    ]
+    ]  # fmt: skip

@@ -1,0 +1,94 @@
+"""Which of many like cases on the simulator the default run takes: enough for every two values to meet.
+
+A test runs for the product of its parameters and for every simulated family, and nearly each case has kernels of its
+own to compile. The default run takes
+
+- of a product of two parameters or more as many cases as let every two values meet, the family's among them,
+- of one parameter every value, the families by turns,
+- of a test for every family alone one of them, by turns of the tests in a file,
+- and each case that a mutant names as its killer.
+
+The others are marked slow. test_masks.py::test_feature has every feature in every family.
+"""
+
+import itertools
+from collections import Counter, defaultdict
+
+from host_mutants import HOST_MUTANTS
+from machines import SIMULATED
+from mutants import MUTANTS
+
+_FAMILIES = [name for _, name in SIMULATED]
+_KILLERS = {mutant.killed_by for mutant in (*MUTANTS, *HOST_MUTANTS)}
+
+
+def is_killer(item) -> bool:
+    """Does a mutant name this test? As it names them: without the folder of their file."""
+    return f"{item.path.name}::{item.nodeid.partition('::')[2]}" in _KILLERS
+
+
+def waiting(items: list) -> list:
+    """The collected tests that may wait for `pytest -m ""`."""
+    tests = defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and "family" in _values(item) and not item.get_closest_marker("slow"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    places, left = Counter(), []
+    for like in tests.values():
+        left += _left_out(like, places[like[0].path])
+        places[like[0].path] += 1
+    return left
+
+
+def _values(item) -> dict[str, str]:
+    """What tells a case from the others of its test; "family" is the simulated one."""
+    found = {}
+    for name, value in item.callspec.params.items():
+        if isinstance(value, tuple) and value in SIMULATED:
+            found["family"] = value[1]
+        elif name == "family" and value in _FAMILIES:
+            found[name] = value
+        else:
+            found[f"{name}="] = repr(value)
+    return found
+
+
+def _left_out(items: list, place: int) -> list:
+    """Those of one test that are not taken. place: of the test among those of its file."""
+    values = [_values(item) for item in items]
+    ranks = _ranks(values)
+    turns = []  # is it the turn of the case's family?
+    for one in values:
+        turn = sum(ranks[name][value] for name, value in one.items() if name != "family") if len(one) > 1 else place
+        turns.append(_FAMILIES.index(one["family"]) == turn % len(_FAMILIES))
+    missing, left = list(map(_meetings, values)), dict(enumerate(items))
+
+    def take(index: int):
+        met = missing[index]
+        del left[index]
+        for other in left:
+            missing[other] = missing[other] - met
+
+    for index, item in enumerate(items):
+        if is_killer(item):
+            take(index)
+    while any(missing[index] for index in left):
+        take(max(left, key=lambda index: (len(missing[index]), turns[index], -index)))
+    return list(left.values())
+
+
+def _ranks(values: list[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """The place of every value among those of its parameter."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for one in values:
+        for name, value in one.items():
+            found[name].setdefault(value, len(found[name]))
+    return found
+
+
+def _meetings(values: dict[str, str]) -> set[frozenset]:
+    """What a case adds to those taken."""
+    others = [one for one in values.items() if one[0] != "family"]
+    if len(others) < 2:
+        return {frozenset(others)}
+    return {frozenset(pair) for pair in itertools.combinations(values.items(), 2)}
