@@ -9,13 +9,18 @@ import mlx.core as mx
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, Case, expected
+from cases import CASES, VALUE_DIMS, Case, expected
 from machines import across_backends
 
 from mlx_flash import attention
 
 
-@pytest.mark.parametrize("backend, case", across_backends(CASES), indirect=["backend"])
+def waits(index: int) -> bool:
+    """Of the three types of a head dimension one: another has its O judged in test_gradients.py."""
+    return index < len(CASES) - len(VALUE_DIMS) and index % 3 == (index // 3 + 2) % 3
+
+
+@pytest.mark.parametrize("backend, case", across_backends(CASES, waits), indirect=["backend"])
 def test_output(backend, case):
     arrays = case.arrays()
     out = attention(arrays["q"], arrays["k"], arrays["v"], scale=case.scale, causal=case.causal)

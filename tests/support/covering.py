@@ -18,7 +18,7 @@ from host_mutants import HOST_MUTANTS
 from machines import SIMULATED
 from mutants import MUTANTS
 
-_FAMILIES = [name for _, name in SIMULATED]
+_FAMILIES = {name for _, name in SIMULATED}
 _KILLERS = {mutant.killed_by for mutant in (*MUTANTS, *HOST_MUTANTS)}
 
 
@@ -41,13 +41,15 @@ def waiting(items: list) -> list:
 
 
 def _values(item) -> dict[str, str]:
-    """What tells a case from the others of its test; "family" is the simulated one."""
+    """What tells a case from the others of its test; "family" is the simulated one, or a layer of tensor cores."""
     found = {}
     for name, value in item.callspec.params.items():
         if isinstance(value, tuple) and value in SIMULATED:
             found["family"] = value[1]
         elif name == "family" and value in _FAMILIES:
             found[name] = value
+        elif name == "layer" and isinstance(value, tuple):
+            found["family"], found["width="] = value  # tensor_rows.LAYERS
         else:
             found[f"{name}="] = repr(value)
     return found
@@ -60,7 +62,7 @@ def _left_out(items: list, place: int) -> list:
     turns = []  # is it the turn of the case's family?
     for one in values:
         turn = sum(ranks[name][value] for name, value in one.items() if name != "family") if len(one) > 1 else place
-        turns.append(_FAMILIES.index(one["family"]) == turn % len(_FAMILIES))
+        turns.append(ranks["family"][one["family"]] == turn % len(ranks["family"]))
     missing, left = list(map(_meetings, values)), dict(enumerate(items))
 
     def take(index: int):
