@@ -138,14 +138,15 @@ class Attention:
         call, arrays = self._traced(*arrays)
         return call(kind, *arrays)
 
-    def _traced(self, *arrays: mx.array) -> tuple[Callable, Arrays]:
-        """What calls kernels in the current trace, and the arrays as kernels then get them: asked once for all kernels
-        of a backward pass, since the questions cost as much as a launch."""
-        refuse_shapeless()
+    def _traced(self, *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
+        """What calls kernels in the current trace, and the arrays as kernels then get them: found once for all kernels
+        of a pass, since MLX's answers cost as much as a launch. `asked`: by the forward pass, in the same trace."""
+        if not asked:
+            refuse_shapeless()
         mapped = mapped_array()
         if mapped is not None:
             return lambda kind, *given: self._stand_in(kind)(*given, mapped), arrays
-        if trace.export is not None or in_export_trace():  # MLX cannot export a custom function
+        if trace.export is not None or (not asked and in_export_trace()):  # MLX cannot export a custom function
             return self._kernel, arrays
         if trace.beyond and self._expressible:
             return self._wrapped_beyond, _guard(_passed_on)(*arrays)
@@ -219,10 +220,8 @@ class Attention:
 
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """The gradients of the inputs, in order."""
-        run, arrays = self._traced(*primals, *outputs, *cotangents)
-        given = len(primals)
-        q, k, v, *extras = arrays[:given]
-        O, L, d_o, d_L = arrays[given:]
+        (q, k, v, *extras), (O, L) = primals, outputs
+        run, (d_o, d_L) = self._traced(*cotangents, asked=True)  # what else is read has passed through a guard before
         # Where the caller sees the LSE, delta is not the kernels' alone.
         inside = not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
         if inside:

@@ -18,7 +18,7 @@ from mlx_flash import (
 )  # fmt: skip
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY_DELTA, FORWARD
 from mlx_flash.problem.problem import problem_of
 
 SHAPES = ((2, 4, 33, 64), (2, 2, 65, 64), (2, 2, 65, 64))
@@ -33,7 +33,7 @@ CALLS = {
     "bias": ("float32", lambda mask: {"mask": mask, "causal": True}),
 }
 APPLE = [family.name for family in FAMILIES.values() if not family.tensor]
-GRADIENTS = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
+GRADIENTS = (FORWARD, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE)
 
 
 def drawn(extra) -> list[mx.array]:

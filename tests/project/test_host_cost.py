@@ -116,7 +116,7 @@ def test_budget_of_a_token(stub):
 
 @pytest.mark.parametrize("length", (128, 513, 1024))
 def test_budget_of_a_training_step(stub, monkeypatch, length):
-    """Three launches. Nothing is planned again, and each pass asks once what MLX traces, which evaluates a constant."""
+    """Three launches. Nothing is planned again, and MLX is asked once what it traces, which evaluates a constant."""
     q, k = mx.zeros((1, 4, length, 64)), mx.zeros((1, 2, length, 64))
     gradients = mx.grad(lambda q, k, v: attention(q, k, v, causal=True).sum(), argnums=(0, 1, 2))
     gradients(q, k, k)
@@ -132,7 +132,7 @@ def test_budget_of_a_training_step(stub, monkeypatch, length):
         gradients(q, k, k)
     finally:
         sys.setprofile(None)
-    assert found["kernel"] == 3 and found["_traced"] == 2 and len(evaluated) <= 2
+    assert found["kernel"] == 3 and found["_traced"] == 2 and len(evaluated) <= 1
     assert found["plan_of"] == found["key_value_kinds"] == found["choose"] == 0
     assert STEP_BUDGET / 2 < found.total() <= STEP_BUDGET, found
 

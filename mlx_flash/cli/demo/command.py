@@ -99,7 +99,7 @@ def _run(console: Console, backend: Backend, shape: Shape, dtype: mx.Dtype, text
             return tick
 
         if backend.family:
-            _compile(backend, shape, dtype, phase("compile kernels", 4))
+            _compile(backend, shape, dtype, phase("compile kernels", 3))
         model, losses = learn(_ours, phase(f"train with mlx_flash ({backend.name})", steps))
         _, expected = learn(_builtin, phase("train with mx.fast", steps))
         written = sample(model, PROMPT, SAMPLED, shape.context, SEED, phase("write a line", SAMPLED))
