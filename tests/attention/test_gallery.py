@@ -26,6 +26,7 @@ def test_everything_is_tested_and_drawn():
         assert all(any(one.startswith(name) for one in drawn) for name in public)
 
 
+@pytest.mark.long
 def test_the_command_draws_and_counts(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     some = {name: examples()[name] for name in ("window", "alibi")}

@@ -36,6 +36,7 @@ def test_there_are_many_of_every_kind():
     assert all(kinds.count(kind) >= FEWEST for kind in kinds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", sorted({mutant.killed_by.partition("::")[0] for mutant in HOST_MUTANTS}))
 def test_every_killer_is_a_test(file):
     from_pytest = CollectedIds()

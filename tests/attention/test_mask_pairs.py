@@ -26,7 +26,7 @@ def cases() -> list:
         turns = SIMULATED[index % len(SIMULATED)] if SIMULATED else None
         for choice in (turns, *METAL, *CUDA, ("reference", None)):
             if choice:
-                waits = [pytest.mark.slow] if choice == turns else []
+                waits = [pytest.mark.slow if choice == turns else pytest.mark.long]
                 name = f"{label(choice)}-{'+'.join(pair)}-{case.dtype}"
                 found.append(pytest.param(choice, variant, id=name, marks=waits))
     return found

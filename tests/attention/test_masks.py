@@ -138,6 +138,7 @@ def test_every_small_window_on_the_reference(reference):
                 check_window(query_length, key_length, left, right)
 
 
+@pytest.mark.long
 def test_every_pair_of_sides_on_the_reference(reference):
     for left in SIDES:
         for right in SIDES:

@@ -98,6 +98,7 @@ class Collected:
         self.ids |= {_id(item) for item in session.items}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", sorted({mutant.killed_by.partition("::")[0] for mutant in MUTANTS}))
 def test_every_killer_is_a_test(file):
     """Of the default run, under the name that it has now: a test that was renamed, or waits, is noticed here, and not

@@ -164,6 +164,7 @@ def test_what_has_no_gradient(reference, reason):
         mx.grad(loss)(t, q)
 
 
+@pytest.mark.long
 def test_sums_of_too_many_pairs():
     q = mx.zeros((1, 1, 5000, 8))
     with use_backend("reference"), pytest.raises(UnsupportedProblem, match="1x1x5000x5000 elements"):

@@ -23,6 +23,7 @@ def mlx_lm_again():
     assert base.quantized_scaled_dot_product_attention is MLX_LM
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("choice, bits", across_backends((4, 8)))
 def test_generation(choice, bits):
     """mlx-lm quantizes the cache behind the prompt's first 20 tokens."""

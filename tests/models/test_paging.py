@@ -41,6 +41,7 @@ def batched(model, prompts, count: int = 12, caches=None) -> list[list[int]]:
     return list(found.values())
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_batch_generates_the_tokens_of_its_rows_alone(name, served):
     """Prompts of unequal lengths come and go, more than fit at once."""

@@ -58,7 +58,7 @@ THROUGH = {
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("by", ("mx", "name"))
+@pytest.mark.parametrize("by", ("mx", pytest.param("name", marks=pytest.mark.long)))
 @pytest.mark.parametrize("name", SECOND)
 def test_second_derivatives(reference, name, by, mask):
     compare(name, by, "as it is", mask)
@@ -69,7 +69,7 @@ WAYS = [(name, way) for name in SECOND for way in THROUGH if way != "checkpoint"
 
 
 @pytest.mark.parametrize("name, through", WAYS)
-@pytest.mark.parametrize("by", ("mx", "name"))
+@pytest.mark.parametrize("by", (pytest.param("mx", marks=pytest.mark.long), "name"))
 def test_through_other_transformations(reference, name, by, through):
     compare(name, by, through, "causal")
 

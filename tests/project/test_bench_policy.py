@@ -24,6 +24,7 @@ def policy():
     return module
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", (TINY, replace(TINY, window=8), replace(TINY, queries=1, backward=False), STEP))
 def test_a_case_is_measured_both_ways(policy, case, reference):
     """A backend that was named serves all calls."""

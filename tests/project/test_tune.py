@@ -176,6 +176,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_file_that_is_damaged_or_stale_is_a_warning(tuner, capsys, name):
     assert cli.main(TUNE) == 0

@@ -28,14 +28,15 @@ def across_backends(cases, waits=lambda index: False) -> list:
     """Parameters (backend, case): each case on one simulated family, and on every other backend.
 
     The families take turns two by two, out of step with the turns of causal and dtype in cases.pairwise.
-    waits: says of a case's index whether the simulator runs it only in `pytest -m ""`.
+    waits: says of a case's index whether the simulator runs it only in `pytest -m ""`; the reference then runs it in
+    the default run, and not in the quick one.
     """
     turns = itertools.cycle([choice for choice in SIMULATED for _ in range(2)])
     others = [*METAL, *CUDA, ("reference", None)]
     return [
         pytest.param(
             choice, case, id=f"{label(choice)}-{case}",
-            marks=[pytest.mark.slow] if choice in SIMULATED and waits(index) else [],
+            marks=[pytest.mark.slow if choice in SIMULATED else pytest.mark.long] if waits(index) else [],
         )
         for index, case in enumerate(cases)
         for choice in (*itertools.islice(turns, 1), *others)
