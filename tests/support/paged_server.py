@@ -1,0 +1,26 @@
+"""mlx-lm's own server, its caches in pages: python paged_server.py PAGED ARGUMENTS-OF-mlx_lm.server, where PAGED is 1 or
+0 (its own caches). At its end it prints what patch() served."""
+
+import sys
+
+from mlx_lm import server
+
+from mlx_flash import patch
+from mlx_flash.lm import PagePool
+
+paged = sys.argv.pop(1) == "1"
+load = server.ModelProvider._load
+
+
+def load_paged(provider, *arguments, **options) -> None:
+    load(provider, *arguments, **options)
+    provider.model.make_cache = PagePool(provider.model, bytes=1 << 24, page=8).caches
+
+
+if paged:
+    server.ModelProvider._load = load_paged
+with patch(policy="always") as report:
+    try:
+        server.main()
+    finally:
+        print(report, flush=True)
