@@ -161,6 +161,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SIMDGROUP_ROWS": row.simdgroup_rows,
         "USES_THREADGROUP": family.uses_threadgroup_memory,
         "SPLITS_KEYS": int(row.splits > 1),
+        "LOADS_EARLY": int(layer.loads_early),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         "SPLITS": row.splits,
         "SPLITS_HEAD": int(row.head_parts > 1),

@@ -14,8 +14,9 @@ class Layer:
     `looks`: an array mask is asked once a tile, so that blocks it hides are not visited (mask_look.metal): simdgroups
     decide alone, or share a barrier. `fragment_rows`: fewest rows of a simdgroup. `target`: the NVIDIA GPU to compile
     for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only; "" where none has such products.
-    `language`: the first version of Metal that has what the layer uses, "" if all have it. `uses_threadgroup_memory`:
-    operands go through it whatever the GPU.
+    `loads_early`: the statistics of a block are loaded before its products, which hide the latency, where registers
+    hold them so long. `language`: the first version of Metal that has what the layer uses, "" if all have it.
+    `uses_threadgroup_memory`: operands go through it whatever the GPU.
     """
 
     files: tuple[str, ...]
@@ -24,6 +25,7 @@ class Layer:
     target: str = "sm_80"
     fragment_rows: int = 16
     looks: bool = False
+    loads_early: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
 
@@ -37,8 +39,10 @@ LAYERS = {
         ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",
         uses_threadgroup_memory=False,
     ),
-    "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1),
-    "wgmma": Layer(("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a"),
+    "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True),
+    "wgmma": Layer(
+        ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
+    ),
 }  # fmt: skip
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory

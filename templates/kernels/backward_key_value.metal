@@ -92,6 +92,14 @@ METAL_FUNC void backward_key_value(
             }
 #endif
             if (tile::produce(q, d_o, r, range.end)) continue;
+#if LOADS_EARLY
+            const softmax::Reference<tile::ColumnVector<BT>> reference =
+                softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
+#if WANTS_DK
+            tile::ColumnVector<BT> delta_column;
+            softmax::read_columns(delta_column, args.delta + (statistics0 + r), edge ? Lq - r : BT, lane);
+#endif
+#endif
             q.acquire(r, range.end, edge);
             d_o.acquire(r, range.end, edge);
 
@@ -104,8 +112,10 @@ METAL_FUNC void backward_key_value(
             formula::apply(p, slope, visibility, r, first, lane);
 #endif
             const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
+#if !LOADS_EARLY
             const softmax::Reference<tile::ColumnVector<BT>> reference =
                 softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
+#endif
             softmax::probabilities(p, reference, factor, whole);
 
 #if WANTS_DV
@@ -127,8 +137,10 @@ METAL_FUNC void backward_key_value(
 #if HAS_DROPOUT
             dropout::apply(ds, drop, r, first, lane);
 #endif
+#if !LOADS_EARLY
             tile::ColumnVector<BT> delta_column;
             softmax::read_columns(delta_column, args.delta + (statistics0 + r), edge ? Lq - r : BT, lane);
+#endif
             softmax::gradient(ds, p, delta_column, whole && !edge);
             softmax::apply_slope(ds, slope);
 
