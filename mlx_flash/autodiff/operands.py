@@ -134,7 +134,7 @@ def _int32(name: str, ids) -> mx.array:
 
 
 def row_lengths(problem: Problem, lengths) -> mx.array:
-    """Of every batch entry the queries and the keys that exist, int32 [B, 2]."""
+    """The numbers of queries and of keys that exist in every batch entry, int32 [B, 2]."""
     queries, keys = pair(lengths)
     queries = mx.full((problem.batch,), problem.query_length, mx.int32) if queries is None else queries
     return mx.stack(
@@ -143,7 +143,7 @@ def row_lengths(problem: Problem, lengths) -> mx.array:
 
 
 def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:
-    """What is added to a query's row for its position among the keys, and then the same for the queries that each key
+    """The shift from a query's row to its position among the keys, and then the shift for the queries that each key
     meets, int32 [B, Lq + Lk]: the last query of a segment has the position of the segment's last key."""
     queries, ids = q_ids.shape[1], mx.concatenate([q_ids, k_ids], axis=1)
     order = mx.argsort(ids, axis=1)

@@ -104,7 +104,7 @@ def folder() -> Path:
 
 
 @cache
-def machine() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """What a verdict holds for: chip, system and MLX."""
     device = mx.device_info()
     chip = f"{device.get('device_name', 'unknown')} ({device.get('architecture', 'unknown')})"
@@ -162,7 +162,7 @@ def _kept(kernel: Kernel, answer: Answer) -> Verdict:
 
 def _identity(kernel: Kernel) -> dict[str, str]:
     text = "\0".join((kernel.name, kernel.header, kernel.body))
-    return {**machine(), "kernel": kernel.name, "text": hashlib.sha256(text.encode()).hexdigest()}
+    return {**machine_facts(), "kernel": kernel.name, "text": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _file(kernel: Kernel) -> Path:
@@ -199,7 +199,7 @@ def _warn(plan: Plan, found: Verdict) -> None:
     warnings.warn(
         f"mlx_flash does not use a kernel that failed its test on this machine; slower operations of MLX take its "
         f"place, and that of others that fail. Please report it to {tracker()}, with what `python -m mlx_flash check "
-        f"--report` prints. Kernel {plan.kernel.name} on {machine()['chip']}, {machine()['system']}, MLX "
-        f"{machine()['mlx']}: {found.reason}",
+        f"--report` prints. Kernel {plan.kernel.name} on {machine_facts()['chip']}, {machine_facts()['system']}, MLX "
+        f"{machine_facts()['mlx']}: {found.reason}",
         RuntimeWarning, stacklevel=2,
     )  # fmt: skip

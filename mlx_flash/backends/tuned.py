@@ -26,7 +26,7 @@ from ..kernels.search import is_legal
 from ..kernels.source import fingerprint
 from ..metal.cpu.compiler import cache_directory
 from ..problem.kinds import BACKWARD_KINDS, DECODE, FORWARD
-from .guard import machine
+from .guard import machine_facts
 
 VARIABLE = "MLX_FLASH_TUNED"  # 0: what was tuned is not used
 GAIN = 1.02  # that a row must bring over the table's: less is noise
@@ -39,12 +39,12 @@ def folder() -> Path:
 
 def file_here() -> Path:
     """The file of this chip."""
-    return folder() / f"{re.sub(r'[^a-zA-Z0-9]+', '-', machine()['chip']).strip('-')}.json"
+    return folder() / f"{re.sub(r'[^a-zA-Z0-9]+', '-', machine_facts()['chip']).strip('-')}.json"
 
 
 def identity() -> dict[str, str]:
     """What measurements hold for."""
-    return {**machine(), "kernels": fingerprint()}
+    return {**machine_facts(), "kernels": fingerprint()}
 
 
 def switched_off() -> bool:
@@ -140,7 +140,7 @@ def write(contents: dict) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def tuning_lock() -> Iterator[None]:
     """Raises CommandError if another process tunes this machine now. The system ends the lock with its process."""
     try:
         folder().mkdir(parents=True, exist_ok=True)

@@ -38,9 +38,9 @@ EFFICIENT = 0.9  # of P times one rank's speed
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one call: on one rank alone, and of P ranks' computing, sending, and beginning to send."""
+    """Times of one call: the whole call on one rank; with P ranks, computing, sending, and beginning to send."""
 
-    alone: float
+    one_rank: float
     computing: float
     sending: float
     beginning: float
@@ -50,8 +50,8 @@ class Seconds:
         return self.computing + self.sending + self.beginning
 
     def __str__(self):
-        ratio = self.alone / self.shared
-        return f"{_time(self.alone)} on one rank, {_time(self.shared)} shared: {ratio:.2f} times as fast"
+        ratio = self.one_rank / self.shared
+        return f"{_time(self.one_rank)} on one rank, {_time(self.shared)} shared: {ratio:.2f} times as fast"
 
 
 @dataclass(frozen=True)
@@ -171,17 +171,17 @@ def visible_pairs(problem: Problem) -> float:
 def _seconds(
     problem: Problem, ranks: int, layout: str, columns: int, sent: int, collectives: int, link: Link, flops: float
 ) -> Seconds:
-    alone = 2 * problem.batch * problem.query_heads * visible_pairs(problem) * columns / flops
+    one_rank = 2 * problem.batch * problem.query_heads * visible_pairs(problem) * columns / flops
     # The last rank of a contiguous layout has the longest rows of a causal mask.
     triangle = problem.variants.causal and problem.variants.window is None
     imbalance = 2 - 1 / ranks if triangle and layout == "contiguous" else 1.0
     beginning = collectives * link.latency if ranks > 1 else 0.0
-    return Seconds(alone, alone / ranks * imbalance, sent / link.bandwidth, beginning)
+    return Seconds(one_rank, one_rank / ranks * imbalance, sent / link.bandwidth, beginning)
 
 
 def _from(rows: int, seconds: Seconds, speedup: float) -> int | None:
     """The length from which sharing is `speedup` times as fast: computing grows with its square, sending with it."""
-    spare = seconds.alone / speedup - seconds.computing
+    spare = seconds.one_rank / speedup - seconds.computing
     if spare <= 0:
         return None
     half = seconds.sending / spare / 2  # x rows: spare x^2 = sending x + beginning

@@ -29,7 +29,7 @@ def window(left: int, right: int = 0, *, block: int = 128) -> Visible:
 
 
 def dilated_window(width: int, step: int, *, block: int = 128) -> Visible:
-    """Of `width` keys before the own position every `step`-th. Longformer (Beltagy et al. 2020)."""
+    """Every `step`-th of the `width` keys before the own position. Longformer (Beltagy et al. 2020)."""
     return Visible(f"k <= q && q - k <= width && (q - k) % {_size(step)} == 0", width=width, block=block)
 
 

@@ -12,7 +12,7 @@ _anew: WeakKeyDictionary[Callable, Callable] = WeakKeyDictionary()  # functions 
 
 
 def forget() -> None:
-    """The patch is over: what is compiled in the next one is traced again."""
+    """Ends a patch: functions compiled during the next one are traced again."""
     _anew.clear()
 
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 from ..backends import Backend, current_backend
 from ..transforms.trace import trace
 
-MOST = 4096  # remembered calls; a cache that grows has a new one with every token
+MOST_CALLS = 4096  # remembered calls; a cache that grows has a new one with every token
 
 _reasons: dict[tuple, tuple[Backend, str]] = {}
 
@@ -40,6 +40,6 @@ def kept_reason(key: tuple) -> str | None:
 
 def keep(key: tuple, reason: str) -> None:
     """Remembers why the built-in keeps such calls."""
-    if len(_reasons) >= MOST:
+    if len(_reasons) >= MOST_CALLS:
         _reasons.clear()
     _reasons[key] = current_backend(), reason

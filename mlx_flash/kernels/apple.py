@@ -22,7 +22,7 @@ from .neural import NEURAL_TABLE, prove_neural_row
 from .nvidia import TENSOR_TABLE, prove_tensor_row
 from .original import ORIGINAL, rows
 from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
-from .split_kv import fitted
+from .split_kv import decoding_config
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
@@ -195,7 +195,7 @@ def prove_table(table=None) -> None:
                 for row in candidates:
                     prove(kind, precision, family, row)
                     if kind is DECODE:  # with few rows its simdgroups split the keys
-                        prove(kind, precision, family, fitted(row, 8, family))
+                        prove(kind, precision, family, decoding_config(row, 8, family))
     for (kind, _, name), candidates in (TENSOR_TABLE | NEURAL_TABLE).items():
         prove_row = prove_neural_row if name == "nax" else prove_tensor_row
         for family in FAMILIES.values():

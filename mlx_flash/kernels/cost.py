@@ -56,8 +56,8 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Work:
-    """Of one simdgroup's visit of one block: 8x8x8 products, those of them with a float32 factor, issue slots of other
-    instructions, bytes it moves to and from threadgroup memory or L1, and bytes of accumulators that are paged."""
+    """What one simdgroup does for one block: 8x8x8 products, products with a float32 factor, issue slots of other
+    instructions, bytes moved to and from threadgroup memory or L1, and bytes of accumulators that are paged."""
 
     products: int
     singles: int
@@ -86,8 +86,8 @@ def ginstrs(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: 
 
 
 def original_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, registers: int) -> Work:
-    """Of metal-flash-attention's own kernels on M1 and M2: one read a product, asynchronous copies, 1024 threads
-    whatever `registers` the row demands."""
+    """The work of metal-flash-attention's own kernels on M1 and M2: one read a product, asynchronous copies,
+    1024 threads whatever `registers` the row demands."""
     size, columns = _size(precision), _padded(head_dim)
     fragments, products = columns // 8, _products(kind, row, columns)
     paged, again = len(row.paged(kind)), _read_again(kind, row)
@@ -126,7 +126,10 @@ def _read_again(kind: KernelKind, row: TileConfig) -> int:
 
 
 def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, staged: bool = True) -> Work:
-    """Of our kernels: reads of 16 bytes. `staged`: operands are copied to threadgroup memory by all threads first."""
+    """The work of our kernels, which read 16 bytes at once.
+
+    `staged`: operands are copied to threadgroup memory by all threads first.
+    """
     size, columns = _size(precision), _padded(head_dim)
     fragments, products, groups = columns // 8, _products(kind, row, columns), row.simdgroup_rows // 8
     paged, again = len(row.paged(kind)), _read_again(kind, row)

@@ -17,7 +17,7 @@ from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows
 from .registers import max_threads
 from .source import Kernel, build
-from .split_kv import count_of, fitted, gqa_rows, rule_of, walks_alone
+from .split_kv import count_of, decoding_config, gqa_rows, keys_are_unshared, rule_of
 from .tile_layers import LAYERS
 
 LAUNCHES = 256  # that one plan keeps
@@ -73,7 +73,7 @@ class Plan:
     def config(self) -> TileConfig:
         """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
         if self.kind is DECODE:
-            return fitted(self.row, self.rows, self.effective_family)
+            return decoding_config(self.row, self.rows, self.effective_family)
         row, block = self.row, self.signature.variants.block
         parallel = gcd(row.parallel, block) if block else row.parallel
         return replace(row, parallel=parallel, simdgroup_rows=min(row.simdgroup_rows, parallel))
@@ -83,7 +83,7 @@ class Plan:
         """The family as the kernel's text uses it: a simdgroup that shares no block of keys with another reads them
         directly, unless they have to be dequantized."""
         stays = self.latent or self.signature.variants.quantization is not None
-        if stays or not walks_alone(self.kind, self.config):
+        if stays or not keys_are_unshared(self.kind, self.config):
             return self.effective_family
         return replace(self.effective_family, uses_threadgroup_memory=False)
 

@@ -3,7 +3,7 @@
 from ..problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
 from .config import FULL, MIXED, TileConfig
 from .devices import Family
-from .split_kv import walks_alone
+from .split_kv import keys_are_unshared
 
 # Registers beyond tiles (addresses, row statistics, fragments in flight, code for edges), in 16-bit registers: what all
 # kernels of a kind need, what each operand adds that is read again in every block, and each accumulator that is paged.
@@ -18,7 +18,7 @@ OVERHEAD = {
 WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
 # More, where the last head block is narrower
 RAGGED = {FORWARD: 22, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}
-ALONE = 16  # more, where a simdgroup reads keys directly because it shares them with no other
+UNSHARED_KEYS = 16  # more, where a simdgroup reads keys directly because it shares them with no other
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32
 
@@ -52,7 +52,7 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     again *= sum(name not in row.cached for name in inputs)
     wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 else 0
     ragged = RAGGED.get(kind.table, 0) if head_dim % row.head_block(head_dim) else 0
-    more = wider + ragged + (ALONE if walks_alone(kind, row) else 0)
+    more = wider + ragged + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
     return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + more
 
 

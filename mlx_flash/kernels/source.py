@@ -24,7 +24,7 @@ from ..problem.variants import METAL_TYPES, Variants
 from . import arguments
 from .devices import FAMILIES
 from .minify import minified, stripped
-from .split_kv import walks_alone
+from .split_kv import keys_are_unshared
 from .tile_layers import LAYERS, MERGED, threadgroup_elements
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def template(name: str) -> str:
 
 @lru_cache
 def fingerprint() -> str:
-    """Of the templates: measurements of kernels hold for one of them."""
+    """A hash of all templates: measurements of kernels hold for one of them."""
     package = Path(__file__).parents[1]
     paths = [
         path for folder in (package / "templates", package.parent / "templates") for path in folder.glob("*/*.metal")
@@ -179,7 +179,7 @@ def _read_widths(kind: KernelKind, row: TileConfig, family: Family, dtype: str, 
     are summed over. Groups of fragments do not cross head blocks."""
     pairs = 2 if dtype == "float32" else 4
     # The order of sums is that of plain operands, also where quantized ones go through threadgroup memory: equal bits.
-    if FAMILIES[family.name].uses_threadgroup_memory and not walks_alone(kind, row):
+    if FAMILIES[family.name].uses_threadgroup_memory and not keys_are_unshared(kind, row):
         return {"WIDE": pairs, "WIDE_ROWS": pairs, "DEEP": 1}
     deep = 2 * pairs if row.head >= head_dim else gcd(2 * pairs, row.head // 8)
     return {"WIDE": pairs, "WIDE_ROWS": 1, "DEEP": deep}

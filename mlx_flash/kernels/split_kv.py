@@ -24,16 +24,16 @@ from .tile_layers import LAYERS
 QUERIES = 32  # at most: drafts of speculative decoding, whose GQA rows are few
 LEAST, MOST = 256, 512  # keys of a part; parts
 SPLITS = 4  # simdgroups that split the keys of a part
-ALONE = 32  # keys of a block that a simdgroup of M1 or M2 reads for itself
+UNSHARED_TRAVERSAL = 32  # keys of a block that a simdgroup of M1 or M2 reads for itself
 SIMDGROUPS = 32  # of each core of an Apple GPU
 
 
 class Parts(NamedTuple):
-    """What the kernel is told: a row of n keys has one part where n <= `alone`, else as many as hold `least` keys each,
-    but no more than `most`. `count`: parts of the row that has most of them, and of the launch; 0 in a rule that no
-    lengths were asked of."""
+    """How the kernel splits a row of n keys: one part where n <= `unsplit`, else as many as hold `least` keys each, but
+    no more than `most`. `count`: parts of the row that has most of them, and of the launch; 0 in a rule that no lengths
+    were asked of."""
 
-    alone: int
+    unsplit: int
     least: int
     most: int
     count: int = 0
@@ -68,13 +68,13 @@ def keys_seen(problem: Problem) -> int:
     return keys - max(0, keys - problem.query_length - window[0])
 
 
-def keys_alone(problem: Problem, family: Family) -> int:
+def unsplit_keys(problem: Problem, family: Family) -> int:
     """Keys up to which one part is faster than several that have to be joined."""
     return family.split_kv_threshold // (problem.head_dim + problem.value_dim)
 
 
-def fitted(row: TileConfig, rows: int, family: Family) -> TileConfig:
-    """The table's row for a threadgroup that has only so many rows, with the simdgroups that split its keys: one where
+def decoding_config(row: TileConfig, rows: int, family: Family) -> TileConfig:
+    """The table's row for a threadgroup of `rows` rows, with the simdgroups that split its keys: one where
     the accumulator is paged, to the only place there is for it, and where several simdgroups copy blocks to threadgroup
     memory together, since these walk along the same keys."""
     found = row.shrink_to(rows)
@@ -84,22 +84,22 @@ def fitted(row: TileConfig, rows: int, family: Family) -> TileConfig:
     # The row is for blocks that are shared, if the family has such. Read directly, wide runs lie along the head
     # dimension, and addresses take registers of which a shorter block leaves more.
     if FAMILIES[family.name].uses_threadgroup_memory:
-        found = replace(found, traversal=min(found.traversal, ALONE), head=2 * found.head)
+        found = replace(found, traversal=min(found.traversal, UNSHARED_TRAVERSAL), head=2 * found.head)
     return replace(found, splits=SPLITS)
 
 
-def walks_alone(kind: KernelKind, config: TileConfig) -> bool:
-    """Does no simdgroup share a block of keys with another? `config`: as `fitted` made it, for 8x8 matrices."""
+def keys_are_unshared(kind: KernelKind, config: TileConfig) -> bool:
+    """Does every simdgroup read keys of its own? `config`: as `decoding_config` made it, for 8x8 matrices."""
     shares = config.parallel > config.simdgroup_rows
     return kind is DECODE and config.tiles == "simdgroup" and (config.splits > 1 or not shares)
 
 
 def rule_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
-    """The rule for all problems with so many queries. `config`: as `fitted` made it."""
+    """The rule for all problems with this number of queries. `config`: as `decoding_config` made it."""
     blocks = -(-gqa_rows(problem) // config.parallel)
     threadgroups = family.threadgroups or -(-SIMDGROUPS * 32 // config.threads)
     most = min(MOST, -(-family.cores * threadgroups // (problem.key_heads * blocks)))
-    return Parts(keys_alone(problem, family), LEAST, most)
+    return Parts(unsplit_keys(problem, family), LEAST, most)
 
 
 def count_of(problem: Problem, rule: Parts, config: TileConfig) -> int:
@@ -114,7 +114,7 @@ def count_of(problem: Problem, rule: Parts, config: TileConfig) -> int:
 
 def parts_wanted(keys: int, rule: Parts) -> int:
     """Parts of a row before their lengths are rounded up, which may leave fewer."""
-    if keys <= rule.alone or keys < 2 * rule.least:
+    if keys <= rule.unsplit or keys < 2 * rule.least:
         return 1
     parts = keys // rule.least
     return parts if parts < rule.most else rule.most

@@ -10,15 +10,15 @@ from .quantization import FUNCTION, Quantization
 
 
 def columns_of(k, v, value_dim) -> mx.array | None:
-    """The first columns of k as v. Raises ValueError where v is given too, or k has not so many columns; the checks of
-    the call refuse what is no array."""
+    """The first columns of k as v. Raises ValueError where v is given too, or k has fewer columns; the checks of the
+    call refuse everything but arrays."""
     if not isinstance(k, mx.array) or k.ndim != 4:
         return k
     return k[..., : _checked(v, value_dim, k.shape[3], 1, "attention")]
 
 
 def code_columns_of(k, v, value_dim, quantization: Quantization) -> tuple[mx.array, ...] | None:
-    """The same of keys as mx.quantize packs them: whole groups of columns."""
+    """`columns_of` for keys as mx.quantize returns them: whole groups of columns."""
     parts = isinstance(k, (tuple, list)) and len(k) > 1
     if not parts or not all(isinstance(part, mx.array) and part.ndim == 4 for part in k):
         return k

@@ -18,7 +18,7 @@
 //   Q        [B, Hk, G Lq, D]          row r is query r % Lq of the group's head r / Lq
 //   O        [parts, B, Hk, G Lq, DV]  float32 if there are several parts
 //   L        m and log2 l [B, Hk, G Lq, 2], or m and l [2, parts, B, Hk, G Lq]
-//   decode_params  Lq; keys that one part serves alone, fewest keys of a part, most parts of a row; parts of the launch
+//   decode_params  Lq; most keys that are not split, fewest keys of a part, most parts of a row; parts of the launch
 // Written by: O and L, each element by one lane.
 namespace flash {
 
@@ -29,8 +29,8 @@ constant constexpr int SPLITS = 1;
 
 // Keys of one part of a row that has `keys` of them, in whole blocks; split_kv.py says the same
 METAL_FUNC int part_length(int keys, const constant int* params) {
-  const int alone = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
-  const int parts = keys <= alone ? 1 : max(1, min(most, keys / least));
+  const int unsplit = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
+  const int parts = keys <= unsplit ? 1 : max(1, min(most, keys / least));
   return (keys + parts * unit - 1) / (parts * unit) * unit;
 }
 

@@ -180,9 +180,9 @@ def test_verdicts_hold_for_one_system_chip_and_mlx(mac, monkeypatch):
     one = plan(FORWARD, SIGNATURE, family_here())
     places = {guard._file(one.kernel)}
     for name, value in (("chip", "Apple M9"), ("system", "Darwin 27.0"), ("mlx", "0.99.0")):
-        machine = {**guard.machine(), name: value}
+        machine = {**guard.machine_facts(), name: value}
         with monkeypatch.context() as other:
-            other.setattr(guard, "machine", lambda machine=machine: machine)
+            other.setattr(guard, "machine_facts", lambda machine=machine: machine)
             places.add(guard._file(one.kernel))
     other_text = replace(one.kernel, body=one.kernel.body + "\n")
     changed = plan.__wrapped__(FORWARD, SIGNATURE, family_here())

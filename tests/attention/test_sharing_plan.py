@@ -44,7 +44,7 @@ def test_imbalance_is_the_most_work_of_a_rank(layout, ranks):
         work.append(sum(sum(-(-(row + tile) // tile) for row in range(first, first + n, tile)) for first, n in pieces))
     counted = max(work) / (sum(work) / ranks)
     plan = planned(problem(rows, causal=True), ranks, layout=layout)
-    planned_most = plan.forward.computing * ranks / plan.forward.alone
+    planned_most = plan.forward.computing * ranks / plan.forward.one_rank
     assert abs(planned_most - counted) <= bounds.IMBALANCE * counted
 
 
@@ -54,7 +54,7 @@ def test_lengths_from_which_it_pays(speedup, field):
     length = getattr(explain(length=65536, group_size=4, **SIZES).sharing, field)
     for rows, faster in ((length // 8 * 8 - 64, False), (length // 8 * 8 + 64, True)):
         training = explain(length=rows, group_size=4, **SIZES).sharing.training
-        assert (training.alone / training.shared > speedup) is faster
+        assert (training.one_rank / training.shared > speedup) is faster
 
 
 def test_a_slow_link_never_pays_soon():
@@ -125,6 +125,6 @@ def test_the_readme_has_the_plan():
         length = int(name[:-1]) * (2**20 if name.endswith("M") else 2**10)
         for count, cell in zip(ranks, told):
             plan = explain(length=length, group_size=count, **SIZES).sharing
-            assert alone == f"{plan.training.alone:.3g} s"
+            assert alone == f"{plan.training.one_rank:.3g} s"
             held = (plan.own_bytes + plan.transient_bytes) / 2**30
-            assert cell == f"{plan.training.alone / plan.training.shared:.1f}x, {held:.1f}", (name, count)
+            assert cell == f"{plan.training.one_rank / plan.training.shared:.1f}x, {held:.1f}", (name, count)

@@ -38,7 +38,7 @@ DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
 def layer(request):
     """The name of a layer whose kernels run inside the test, in parts however few the keys; nothing the simulator's
     checks find passes."""
-    with mode("check"), patch.object(decoding, "keys_alone", lambda *_: 0), small_rows(*request.param):
+    with mode("check"), patch.object(decoding, "unsplit_keys", lambda *_: 0), small_rows(*request.param):
         yield request.param[0]
 
 
@@ -74,7 +74,7 @@ def test_every_row_of_the_table(family, index, case):
     rows = TENSOR_TABLE[key]
     assert lookup(DECODE, case.dtype, FAMILIES[family], max(case.head_dim, case.value_dim)) is rows[index]
     small = (*rows[:index], shrunk(rows[index], case), *rows[index + 1 :])
-    in_parts = patch.object(decoding, "keys_alone", lambda *_: 0)
+    in_parts = patch.object(decoding, "unsplit_keys", lambda *_: 0)
     with patch.dict(TENSOR_TABLE, {key: small}), in_parts, mode("check"), use_backend("simulator", family):
         forget()
         decoding_checks.check(case)

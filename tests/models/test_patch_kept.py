@@ -111,7 +111,7 @@ def test_other_policies_and_backends_decide_by_themselves():
 
 
 def test_calls_of_a_growing_cache_are_bounded(monkeypatch):
-    monkeypatch.setattr(kept, "MOST", 8)
+    monkeypatch.setattr(kept, "MOST_CALLS", 8)
     q, k, v = arrays(queries=1)
     with mlx_flash.patch(policy="fastest") as report:
         for length in range(9, 49):

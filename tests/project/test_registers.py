@@ -9,7 +9,7 @@ from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import TileConfig, precision_of
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.registers import register_demand
-from mlx_flash.kernels.split_kv import fitted
+from mlx_flash.kernels.split_kv import decoding_config
 from mlx_flash.problem.kinds import DECODE, DECODING, TRAINING
 
 COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
@@ -37,7 +37,7 @@ def of_the_table(kind, precision: str, row: TileConfig) -> bool:
     least = 0
     for own in TABLE[kind, precision, "apple7"]:
         if kind is DECODE and row.parallel == row.simdgroup_rows:
-            own = fitted(own, row.parallel, FAMILIES["apple7"])
+            own = decoding_config(own, row.parallel, FAMILIES["apple7"])
         same = (own.traversal, own.head, own.cached, own.simdgroup_rows) == (
             row.traversal, row.head, row.cached, row.simdgroup_rows,
         )  # fmt: skip
@@ -65,7 +65,7 @@ def test_every_row_was_counted():
         for (kind, precision, family), rows in TABLE.items()
         for row in rows
         if family == "apple7" and kind.tiled and kind.name != "backward_mask"
-        for one in ([row, fitted(row, 8, FAMILIES[family])] if kind is DECODE else [row])
+        for one in ([row, decoding_config(row, 8, FAMILIES[family])] if kind is DECODE else [row])
     ]
     missing = {named(*row) for row in rows} - {named(*line[:3]) for line in CHOSEN}
     assert not missing

@@ -139,7 +139,7 @@ def test_time_runs_out(tuner, capsys):
 
 
 def test_two_at_once(tuner, capsys):
-    with tuned.alone():
+    with tuned.tuning_lock():
         assert cli.main(TUNE) == 2
     assert "another tune runs on this machine" in capsys.readouterr().err and Clock.asked == []
     assert cli.main(TUNE) == 0

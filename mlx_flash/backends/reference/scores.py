@@ -125,7 +125,7 @@ class Scores:
         }
 
     def _distance(self, rows: slice, keys: slice) -> mx.array:
-        """Of each key from each query's own position: [r, c], or [B, 1, 1, r, c] where shifts are arrays."""
+        """Distances of the keys from every query's own position: [r, c], or [B, 1, 1, r, c] for shifts."""
         shift = self.offset if self.shifts is None else self.shifts[:, None, None, rows, None]
         return mx.arange(keys.start, keys.stop) - (mx.arange(rows.start, rows.stop)[:, None] + shift)
 

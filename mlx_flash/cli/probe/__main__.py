@@ -27,7 +27,7 @@ def _requests(stream: io.RawIOBase):
 
 
 def _whole(stream: io.RawIOBase, size: int) -> bytes:
-    """So many bytes; none where the stream ends."""
+    """The next `size` bytes of the stream; none where it ends."""
     data = b""
     while len(data) < size:
         part = stream.read(size - len(data))

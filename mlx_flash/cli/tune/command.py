@@ -33,7 +33,7 @@ def tune(dtypes: list[str], head_dims: list[int], rows: int, seconds: float, aga
     if own.name not in measure.SIZES:
         console.print("There is no GPU here to time rows on: these are ranked by the cost model.")
         return rank("apple9", dtypes, head_dims, rows)
-    with tuned.alone():
+    with tuned.tuning_lock():
         contents, reason = tuned.read(own.family)
         if reason:
             console.print(f"What was tuned before is not used: {reason}", highlight=False)
@@ -53,7 +53,7 @@ def tune(dtypes: list[str], head_dims: list[int], rows: int, seconds: float, aga
 
 
 def kernels(dtypes: list[str], head_dims: list[int], family: Family):
-    """Those of training, prefill and decoding."""
+    """The kernels of training, prefill and decoding."""
     for head_dim in head_dims:
         for dtype in dtypes:
             signature = Signature(1, 1, head_dim, head_dim, dtype, 1.0)

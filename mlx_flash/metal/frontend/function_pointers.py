@@ -60,7 +60,7 @@ def _aliases(tokens: list[Token]) -> Iterator[str]:
 
 
 def _parameters(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[list[Edit]]:
-    """Of each parameter of a template between two angle brackets that is a function."""
+    """The edits of every template parameter between two angle brackets that is a function."""
     depth, index = 0, start
     while index <= end:
         if tokens[index].text in ("(", "["):

@@ -75,7 +75,7 @@ def _changes(tokens: list[Token], body: int, name: str) -> bool:
 
 
 def _semicolons(tokens: list[Token], first: int, last: int) -> list[int]:
-    """Those between the parts of a `for`."""
+    """Places of the semicolons between the parts of a `for`."""
     found, index = [], first
     while index < last:
         if tokens[index].text in ("(", "[", "{"):

@@ -802,8 +802,8 @@ METAL_FUNC bool join(
 namespace flash {
 constant constexpr bool CACHE_Q = false, CACHE_O = true;
 METAL_FUNC int part_length(int keys, const constant int* params) {
-  const int alone = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
-  const int parts = keys <= alone ? 1 : max(1, min(most, keys / least));
+  const int unsplit = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
+  const int parts = keys <= unsplit ? 1 : max(1, min(most, keys / least));
   return (keys + parts * unit - 1) / (parts * unit) * unit;
 }
 template <typename Out>

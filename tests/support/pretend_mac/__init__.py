@@ -96,6 +96,6 @@ def forget() -> None:
     from mlx_flash.backends import guard, metal, prober
 
     clear_cache()
-    for kept in (backends.backend, metal.family_here, guard.machine):
+    for kept in (backends.backend, metal.family_here, guard.machine_facts):
         kept.cache_clear()
     prober.PROBER.close()
