@@ -55,6 +55,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker("quick")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Workers keep to neighbouring tests, whose kernels and wanted values are then found, and share what is left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 def pytest_report_header(config):
     backends = ", ".join(map(label, BACKENDS))
     unmet = ", ".join(f"{need} ({why})" for need, why in needs.missing().items())

@@ -53,13 +53,24 @@ def test_tests_for_every_family_alone_run_on_one_by_turns():
     assert taken(items) == [(backend,) for backend in SIMULATED[:2]]
 
 
+def test_parameters_given_together_count_as_one():
+    items = collected("test", backend=SIMULATED, both=[(1, 0), (2, 0), (3, 7)])
+    for item in items:
+        item.callspec.params["left"], item.callspec.params["right"] = item.callspec.params.pop("both")
+    assert sorted(values[1:] for values in taken(items)) == [(1, 0), (2, 0), (3, 7)]
+
+
+def test_steps_of_one_run_are_taken_together():
+    assert taken(collected("test", backend=SIMULATED[:2], step="qkv")) == [(SIMULATED[0], step) for step in "qkv"]
+
+
 def test_layers_of_tensor_cores_take_turns_in_both_widths():
     assert taken(collected("test", layer=LAYERS)) == [(("mma", "narrow"),), (("wgmma", "wide"),)]
 
 
 def test_a_case_that_a_mutant_names_is_taken():
     file, _, name = next(one.killed_by for one in MUTANTS if "[simulator-apple7-" in one.killed_by).partition("::")
-    items = collected(f"a.py::{name.partition('[')[0]}", backend=SIMULATED, step=range(4))
+    items = collected(f"a.py::{name.partition('[')[0]}", backend=SIMULATED, number=range(4))
     waits = covering.waiting(items)[0]
     waits.path, waits.nodeid = Path(file), f"a.py::{name}"
     assert covering.is_killer(waits) and waits not in covering.waiting(items)
@@ -70,4 +81,4 @@ def test_the_rest_is_no_concern():
     waits = collected("test", backend=SIMULATED, name="ab")
     for item in waits:
         item.get_closest_marker = lambda name: name == "slow"
-    assert covering.waiting([*waits, *collected("test", name="ab", step=range(3))]) == []
+    assert covering.waiting([*waits, *collected("test", name="ab", number=range(3))]) == []

@@ -50,14 +50,14 @@ def _values(item) -> dict[str, str]:
             found[name] = value
         elif name == "layer" and isinstance(value, tuple):
             found["family"], found["width="] = value  # tensor_rows.LAYERS
-        else:
+        elif name != "step":  # one run of all kernels is looked at for each
             found[f"{name}="] = repr(value)
     return found
 
 
 def _left_out(items: list, place: int) -> list:
     """Those of one test that are not taken. place: of the test among those of its file."""
-    values = [_values(item) for item in items]
+    values = _apart([_values(item) for item in items])
     ranks = _ranks(values)
     turns = []  # is it the turn of the case's family?
     for one in values:
@@ -67,16 +67,29 @@ def _left_out(items: list, place: int) -> list:
 
     def take(index: int):
         met = missing[index]
-        del left[index]
-        for other in left:
+        for other in list(left):
             missing[other] = missing[other] - met
+            if values[other] == values[index]:
+                del left[other]
 
     for index, item in enumerate(items):
-        if is_killer(item):
+        if is_killer(item) and index in left:
             take(index)
     while any(missing[index] for index in left):
         take(max(left, key=lambda index: (len(missing[index]), turns[index], -index)))
     return list(left.values())
+
+
+def _apart(values: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without parameters that follow from another: those that are given together count as one."""
+    names = list(values[0])
+    for name in values[0]:
+        for other in names:
+            pairs = {(one[other], one[name]) for one in values}
+            if name not in ("family", other) and other != "family" and len(pairs) == len({pair[0] for pair in pairs}):
+                names.remove(name)
+                break
+    return [{name: one[name] for name in names} for one in values]
 
 
 def _ranks(values: list[dict[str, str]]) -> dict[str, dict[str, int]]:
