@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from .autodiff.call import prepared
 from .autodiff.learned import numbers_of
+from .autodiff.operands import ended_segments
 from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
@@ -63,12 +64,12 @@ def attention(
         lengths: integers [B], the keys of every batch entry; or (of queries or None, of keys). Positions count from
             each entry's own end: its last query has the position of its last key. Queries behind their entry's end give
             zeros (LSE -inf); what lies behind an end, NaN too, reaches nothing. Larger numbers than Lq and Lk count as
-            these. Not beside segments.
+            these. Beside segments, positions count within each segment's part that exists.
         pages: int32 [B, n], or [1, n] for all entries: k is a pool [N, Hk, P, D] and v [N, Hk, P, Dv], and key j of
             entry b is row j % P of page pages[b, j // P]; Lk is n * P. Needs lengths; P is a multiple of 8, and 64 fits
             the kernels' blocks. A pool [N, P, Hk, D] is read in place through .swapaxes(1, 2). Entries of the table
             behind the last key are not read. That the others name pages of the pool is the caller's duty: the simulator
-            stops at one that does not, a GPU reads what lies there. Forward only; not beside BlockMask or dropout.
+            stops at one that does not, a GPU reads what lies there. Forward only; no segments, BlockMask, dropout.
         dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
         key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
         score: a Score, or its text: a function of your own of every score, compiled into the kernels, after softcap and
@@ -104,6 +105,8 @@ def attention(
         "score": None if score is None else text(score, Score),
         "visible": None if visible is None else text(visible, Visible),
     }  # fmt: skip
+    if segments is not None and lengths is not None and pages is None and isinstance(q, mx.array):
+        arguments = ended_segments(q, arguments, stream)
     if v is None or value_dim is not None:
         v = columns_of(k, v, value_dim)
     if mx.array in (type(scale), type(softcap), type(dropout)):
@@ -167,6 +170,8 @@ def quantized_attention(
         "latent": v is None or v is k, "score": None if score is None else text(score, Score),
         "visible": None if visible is None else text(visible, Visible),
     }  # fmt: skip
+    if segments is not None and lengths is not None and pages is None and isinstance(q, mx.array):
+        arguments = ended_segments(q, arguments, stream)
     if v is None or value_dim is not None:
         v = code_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
     if mx.array in (type(scale), type(softcap)):

@@ -14,8 +14,8 @@ from ..masks import BlockMask
 from ..problem.formulas.score import Text, Visible, visited_as_a_whole
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
 from ..problem.problem import Problem, Signature, new
-from ..problem.rows import pair
-from ..problem.variants import Variants
+from ..problem.rows import check_form, pair
+from ..problem.variants import Variants, check_segments
 from ..transforms.trace import mapped_array
 from .learned import fixed_slopes
 from .tables import SUM, stand_in
@@ -140,6 +140,26 @@ def row_lengths(problem: Problem, lengths) -> mx.array:
     return mx.stack(
         [(one if isinstance(one, mx.array) else mx.array(one)).astype(mx.int32) for one in (queries, keys)], 1
     )
+
+
+def ended_segments(q, arguments: dict, stream) -> dict:
+    """The arguments of `attention` with `lengths` as part of `segments`: rows behind their entry's end get an id that
+    no row of the other side has, the two least that 32 bits hold."""
+    check_segments(arguments["segments"])
+    check_form(arguments["lengths"], None)
+    found = []
+    sides = zip(("q_segments", "k_segments"), arguments["segments"], pair(arguments["lengths"]))
+    for number, (name, ids, ends) in enumerate(sides):
+        ids = _int32(name, ids)
+        if ends is not None:
+            ends = ends if isinstance(ends, mx.array) else mx.array(ends)
+            if ends.shape != q.shape[:1]:
+                expected = f"shape [B] = [{q.shape[0]}]"
+                raise wrong(f"lengths {name[0]}_lengths", expected, f"{ends.shape}", "Give one for each entry.")
+            exists = mx.arange(ids.shape[-1]) < ends[:, None]
+            ids = mx.where(exists, ids, number - 2**31, stream=stream)
+        found.append(ids)
+    return arguments | {"segments": tuple(found), "lengths": None}
 
 
 def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:

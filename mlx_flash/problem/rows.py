@@ -15,10 +15,8 @@ PAGE_MULTIPLE = 8  # rows: a fragment of the matrix unit lies in one page
 
 def check_form(lengths, segments) -> None:
     """Raises ValueError unless `lengths` is an integer array or a pair of such arrays, the queries' one or None."""
-    if segments is not None:
-        raise wrong(
-            "lengths", "None beside segments", "both", "Give rows behind the end of a sequence an id of their own."
-        )
+    if segments is not None:  # beside pages: without them `ended_segments` has made one of both
+        raise wrong("segments", "None beside pages", "both", "Give every sequence a batch entry of its own.")
     for name, array in zip(("q_lengths", "k_lengths"), pair(lengths)):
         integers = isinstance(array, mx.array) and mx.issubdtype(array.dtype, mx.integer)
         integers = integers or (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.integer))

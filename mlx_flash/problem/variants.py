@@ -200,7 +200,7 @@ def variants_of(
         if array is not None:
             _check_per_head(name, array, heads, dtype)
     if segments is not None:
-        _check_segments(segments)
+        check_segments(segments)
     if lengths is not None:
         check_form(lengths, segments)
     if pages is not None:
@@ -326,7 +326,8 @@ def _softcap(softcap) -> float | None:
     return number or None
 
 
-def _check_segments(segments):
+def check_segments(segments) -> None:
+    """Raises ValueError unless `segments` is a pair of integer arrays."""
     if not isinstance(segments, (tuple, list)) or len(segments) != 2:
         raise wrong("segments", "(q_ids, k_ids)", type(segments).__name__, "Pass a pair of integer arrays.")
     for name, ids in zip(("q_ids", "k_ids"), segments):

@@ -121,6 +121,25 @@ def test_transformations(reference):
     bounds.check("O", mx.compile(call)(*one), bounds.float64(want[0]), "compiled", "float32")
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_beside_segments(backend, causal):
+    """Sequences packed into entries whose ends lie within them: positions count within the part that exists."""
+    ids = tuple(mx.array(np.repeat([7, -3, 9], parts).astype(np.int32)) for parts in ((12, 8, 20), (50, 30, 70)))
+    ends, variant = (mx.array(QUERIES), mx.array(KEYS)), Variant(CASE, ())
+    options = {"causal": causal, "segments": ids, "lengths": ends}
+    together = feature_cases.backward(variant, spoiled(CASE, QUERIES, KEYS), options)
+    for b, lengths in enumerate(zip(QUERIES, KEYS)):
+        rows, columns = map(slice, lengths)
+        one = {name: a[b : b + 1, :, columns if name in "kv" else rows] for name, a in CASE.arrays().items()}
+        own = tuple(part[:end] for part, end in zip(ids, lengths))
+        alone = feature_cases.backward(variant, one, {"causal": causal, "segments": own})
+        for tensor, want in alone.items():
+            got, end = together[tensor][b : b + 1], lengths[tensor in ("dK", "dV")]
+            terms = max(float(mx.abs(want).max()), 1.0)
+            bounds.check(tensor, got[:, :, :end], bounds.float64(want), f"{causal} {b}", "float32", terms=terms)
+            assert not np.array(got[:, :, end:]).any(), (tensor, b)
+
+
 def test_bad_lengths(reference):
     q, k, v = (CASE.arrays()[name] for name in "qkv")
     ids = (mx.zeros((40,), mx.int32), mx.zeros((150,), mx.int32))
@@ -132,4 +151,6 @@ def test_bad_lengths(reference):
     refused(lambda: attention(q, k, v, lengths=(right, None)), ["lengths k_lengths", "integer", "NoneType"])
     refused(lambda: attention(q, k, v, lengths=right[:2]), ["lengths k_lengths", "[B] = [3]", "(2,)"])
     refused(lambda: attention(q, k, v, lengths=(right[:, None], right)), ["lengths q_lengths", "(3, 1)"])
-    refused(lambda: attention(q, k, v, lengths=right, segments=ids), ["lengths", "segments", "id of their own"])
+    refused(lambda: attention(q, k, v, lengths=right[:2], segments=ids), ["lengths k_lengths", "[B] = [3]", "(2,)"])
+    refused(lambda: attention(q, k, v, lengths=[1, 2, 3], segments=ids), ["lengths", "(of queries, of keys)"])
+    refused(lambda: attention(q, k, v, lengths=right, segments=ids[0]), ["segments", "(q_ids, k_ids)"])

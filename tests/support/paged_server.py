@@ -1,4 +1,4 @@
-"""mlx-lm's own server, its caches in pages: python paged_server.py PAGED ARGUMENTS-OF-mlx_lm.server, where PAGED is 1 or
+"""mlx-lm's own server, its caches in pages: python paged_server.py PAGED ARGUMENTS OF mlx_lm.server. PAGED is 1, or
 0 (its own caches). At its end it prints what patch() served."""
 
 import sys
