@@ -26,8 +26,8 @@ KEPT = frozenset(
     reinterpret_cast return short sizeof static static_assert struct switch template this thread threadgroup true
     typename uchar uint uint2 uint3 uint4 uint8_t ulong union ushort using vec void while
     FLT_MAX FLT_MIN INFINITY INT_MAX INT_MIN M_LN2_F M_LOG2E_F NAN abs all any ceil clamp clz copysign ctz dot exp
-    exp10 exp2 floor fma fmax fmin fmod is_same_v isfinite isinf ldexp log log10 log2 max min mulhi popcount pow powr rint
-    round rsqrt select sign sqrt tanh trunc
+    exp10 exp2 floor fma fmax fmin fmod is_same_v isfinite isinf ldexp log log10 log2 max min mulhi popcount pow
+    powr rint round rsqrt select sign sqrt tanh trunc
     fast mem_flags precise thread_elements threadgroup_barrier
     execution_simdgroup get_capacity get_destination_cooperative_tensor get_left_input_cooperative_tensor get_mask
     get_multidimensional_index get_right_input_cooperative_tensor mode mpp remove_addrspace_t run tensor_ops
