@@ -18,7 +18,7 @@ _MAIN_THREAD = main_thread().ident
 class _Probe:
     """A compiled identity and the placeholder that stood for its argument when it was traced.
 
-    The placeholder keeps MLX's mark of a tracer for ever, and MLX counts an array as a tracer only while something is
+    The placeholder keeps MLX's mark of a tracer forever, and MLX counts an array as a tracer only while something is
     traced. Then, and only then, a compiled function that is called with one runs its Python function again.
     """
 
