@@ -45,13 +45,12 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
     if number is None:
         remedy = f"Pass a float, such as {name}.item() taken outside of mx.compile and mx.vmap."
         raise wrong(name, "a number whose value is known", shown(array), remedy)
-    return number, q if _exported() else _tied(q, _without_gradient(name, "Pass a float")(array))
+    return number, q if _exported() else _tied(q, without_gradient(name, array, "Pass a float"))
 
 
-def fixed_slopes(slopes: mx.array) -> mx.array:
-    """ALiBi's slopes, as a function that raises when a gradient is asked of them: kernels compute none."""
-    remedy = 'Learn them by score=Score("s - slope[h] * abs(q - k)", slope=...)'
-    return slopes if _exported() else _without_gradient("alibi_slopes", remedy)(slopes)
+def without_gradient(name: str, array: mx.array, remedy: str) -> mx.array:
+    """The argument `name`, of which kernels compute no gradient: UnsupportedProblem where one is asked for."""
+    return array if _exported() else _refusing(name, remedy)(array)
 
 
 def _exported() -> bool:
@@ -59,7 +58,7 @@ def _exported() -> bool:
     return trace.export is not None or in_export_trace()
 
 
-def _without_gradient(name: str, remedy: str):
+def _refusing(name: str, remedy: str):
     def refuse(*_):
         raise UnsupportedProblem(
             f"[mlx_flash.attention] {name}: gradients with respect to it are not available. "

@@ -17,7 +17,7 @@ from ..problem.problem import Problem, Signature, new
 from ..problem.rows import check_form, pair
 from ..problem.variants import Variants, check_segments
 from ..transforms.trace import mapped_array
-from .learned import fixed_slopes
+from .learned import without_gradient
 from .tables import SUM, stand_in
 
 # Gradients flow to these; the others are constants, whose gradient is zero.
@@ -51,7 +51,8 @@ def operands(
     if variants.mask:
         arrays["attention_mask"] = mask.reshape(problem.mask_shape)
     if variants.alibi:
-        arrays["slopes"] = fixed_slopes(alibi_slopes).astype(mx.float32)
+        remedy = 'Learn them by score=Score("s - slope[h] * abs(q - k)", slope=...)'
+        arrays["slopes"] = without_gradient("alibi_slopes", alibi_slopes, remedy).astype(mx.float32)
     if variants.sinks:
         arrays["sinks"] = sinks.astype(mx.float32)
     if variants.segments:
