@@ -145,6 +145,18 @@ def test_the_table_of_speeds_is_the_measured_one(path):
             assert cell.strip("| ") == want, (title, provider)
 
 
+def test_the_figures_of_pages_and_neighbourhoods_are_the_measured_ones():
+    measured = json.loads((PROJECT / "bench" / "results" / "cuda_masks_tokens.json").read_text())
+    assert measured["device"]["device_name"] == "NVIDIA H200"
+    ms = {case["name"]: {name: found["ms"] for name, found in case["providers"].items()} for case in measured["results"]}
+    (row,) = (row[2] for row in tables(PROJECT / "bench" / "README.md") if row[1:2] == ["`cuda_masks_tokens.json`"])
+    (rows,) = (found for name, found in ms.items() if name.startswith("32 rows of 1024"))
+    near, far = ms["fwd neighbourhood 7x7 of 56x56"], ms["fwd+bwd neighbourhood 7x7 of 56x56"]
+    want = [*rows.values(), near["mlx_flash"], far["mlx_flash"], near["mx.fast"], far["mx.fast"]]
+    assert re.findall(r"\d+\.\d\d", row) == [f"{value:.2f}" for value in want]
+    assert rows["mlx_flash"] <= 1.1 * rows["mlx_flash, contiguous"] and rows["mlx_flash"] <= 0.6 * rows["mx.fast"]
+
+
 def test_the_counts_of_neural_accelerators_are_those_of_the_simulator():
     """And MLX's kernel, which reads Q again in every block, reads more for each product than ours."""
     counted = json.loads((PROJECT / "bench" / "results" / "neural_counts.json").read_text())["counts"]
