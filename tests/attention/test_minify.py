@@ -9,13 +9,15 @@ import mlx.core as mx
 import pytest
 from arrays import bits
 from machines import each_simulated_family
+from problems import make_problem
 from table_rows import EVERY, KINDS, tensor_builds_of
 
 import mlx_flash
 from mlx_flash import attention, use_backend
 from mlx_flash.autodiff.call import clear_cache
 from mlx_flash.kernels import minify, source
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import plan, plan_of
 from mlx_flash.metal.frontend.tokens import tokenize
 from mlx_flash.problem.variants import Variants
 
@@ -54,6 +56,19 @@ def texts() -> list[tuple[str, str, str]]:
         for *start, variants, threads in rows.values():
             for chosen in (variants, MOST):
                 source.build.__wrapped__(*start, chosen, threads)
+        problem = make_problem(1, 4, 2, 128, 256, 64, 64, "float16", causal=True)
+        for kind in KINDS:  # on neural accelerators
+            made = plan_of(kind, problem, FAMILIES["apple10"])
+            source.build.__wrapped__(
+                kind,
+                made.config,
+                made.text_family,
+                "float16",
+                64,
+                64,
+                problem.variants.text,
+                made.max_threads,
+            )
     return list(found.values())
 
 
@@ -69,6 +84,20 @@ def test_names_change_one_to_one(texts):
         assert not {*changed} & {*re.findall(r"\w+", body), *minify.KEPT}
         assert all(re.fullmatch(r"[A-Za-z_]\w\w+", one) and re.fullmatch(r"[a-z]\w", changed[one]) for one in changed)
         assert before.count("\n") == after.count("\n")
+
+
+TYPES = r"\b(?:bool|int|uint|float|long|ulong|ushort|short|auto|void|half|uchar|[A-Z]\w*|\w+_t|u?int\d|float\d)\b\s*"
+DECLARED = re.compile(
+    rf"\b(?:struct|using|namespace|typename)\s+(\w+)|(?:{TYPES}|[>&*])(\w+)(?=[=;,()\[{{:>])|,(\w+)(?=[=;,)\[{{])"
+)
+
+
+def test_what_gets_another_name_is_declared_here(texts):
+    """A word that is not would be the language's or the library's: it belongs into KEPT."""
+    for before, _, after in texts:
+        declared = {word for found in DECLARED.findall(before) for word in found}
+        changed = {old for old, new in zip(minify.TOKEN.split(before), minify.TOKEN.split(after)) if old != new}
+        assert changed - declared == set()
 
 
 def test_functions_that_nothing_calls_are_gone(texts):
