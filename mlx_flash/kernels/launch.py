@@ -52,11 +52,12 @@ class Launch:
         Strided operands are seen as bytes: that copies few of them, and leaves few so short that MLX would pass them
         in another address space.
         """
-        # Numbers are constants of the plan; an operand with room to spare is only seen as bytes.
+        # Numbers are constants of the plan; an array with room to spare is taken as it is, an operand seen as bytes.
         return [
             constant(value) if type(value) is not mx.array
-            else as_bytes(value) if name in STRIDED and value.size >= CONSTANT_BELOW
-            else _argument(name, value)
+            else _argument(name, value) if name in CONTIGUOUS or value.size < CONSTANT_BELOW
+            else as_bytes(value) if name in STRIDED
+            else value
             for name in self.kernel.inputs
             for value in (inputs[name],)
         ]  # fmt: skip
