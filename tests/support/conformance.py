@@ -1,27 +1,34 @@
 """The cases of `python -m mlx_flash.simulator conformance`, as parameters of tests."""
 
+from collections import Counter
+
 import pytest
 from metal_conformance import cases
 
 # Of these the default run takes the first alone.
 _FIRST = ("gathered gemm", "segmented gemm", "masked gemm", "convolution", "fft", "arg_reduce", "random")
+# Products of types, kernels and options, of which the default run takes three of seven: each value is among them, as
+# nothing in them repeats every seven.
+_PRODUCTS = ("steel attention", "reduce", "quantized", "scan")
 # Families that multiply with tensor operations begin so; the default run takes the first case of these.
 _TENSORS, _FEW_TENSORS = "tensor ", ("tensor attention", "tensor gemm", "tensor thin gemm", "tensor fp quantized")
 
 
-def slow(case, first: bool) -> bool:
-    """Does a case wait for `pytest -m ""`? first: of its family."""
+def slow(case, place: int) -> bool:
+    """Does a case wait for `pytest -m ""`? place: among the cases of its family."""
     if case.family.startswith(_TENSORS):
-        return not first or case.family not in _FEW_TENSORS
-    return not first and case.family in (*_FIRST, "rms_norm vjp", "layer_norm vjp")
+        return place > 0 or case.family not in _FEW_TENSORS
+    if case.family in _PRODUCTS:
+        return place % 7 not in (0, 3, 5)
+    return place > 0 and case.family in (*_FIRST, "rms_norm vjp", "layer_norm vjp")
 
 
 def parameters(chosen: list) -> list:
-    """Cases as parameters; of some families the first alone is not slow."""
-    seen, found = set(), []
+    """Cases as parameters, some of them slow."""
+    places, found = Counter(), []
     for case in chosen:
-        found.append(pytest.param(case, marks=pytest.mark.slow if slow(case, case.family not in seen) else ()))
-        seen.add(case.family)
+        found.append(pytest.param(case, marks=pytest.mark.slow if slow(case, places[case.family]) else ()))
+        places[case.family] += 1
     return found
 
 
