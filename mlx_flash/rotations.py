@@ -23,7 +23,7 @@ class Rotation:
         cache = [mx.quantize(rotation(array), group_size=64, bits=4) for array in (k, v)]
         out = rotation.undo(quantized_attention(rotation(q), *cache))
 
-    Channels that are much larger than the others cost the others their digits where they share a scale; rotated, every
+    An outlier channel inflates the scale that its group shares and costs the other channels precision; rotated, every
     channel is a mean of all. `Balance` knows which channels are large, and does better: bench/quantization.py measures
     both. After QuaRot (Ashkboos et al. 2024) and FlashAttention-3 (Shah et al. 2024).
 
