@@ -148,7 +148,8 @@ def test_the_table_of_speeds_is_the_measured_one(path):
 def test_the_figures_of_pages_and_neighbourhoods_are_the_measured_ones():
     measured = json.loads((PROJECT / "bench" / "results" / "cuda_masks_tokens.json").read_text())
     assert measured["device"]["device_name"] == "NVIDIA H200"
-    ms = {case["name"]: {name: found["ms"] for name, found in case["providers"].items()} for case in measured["results"]}
+    results = measured["results"]
+    ms = {case["name"]: {name: found["ms"] for name, found in case["providers"].items()} for case in results}
     (row,) = (row[2] for row in tables(PROJECT / "bench" / "README.md") if row[1:2] == ["`cuda_masks_tokens.json`"])
     (rows,) = (found for name, found in ms.items() if name.startswith("32 rows of 1024"))
     near, far = ms["fwd neighbourhood 7x7 of 56x56"], ms["fwd+bwd neighbourhood 7x7 of 56x56"]
