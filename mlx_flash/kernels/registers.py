@@ -9,15 +9,15 @@ from .split_kv import keys_are_unshared
 # kernels of a kind need, what each operand adds that is read again in every block, and each accumulator that is paged.
 # Fitted on compiles of the generated text for the M1 instruction set (bench/results/apple_rows.csv), within 16 of them.
 OVERHEAD = {
-    (FORWARD, MIXED): (106, 16, 27), (FORWARD, FULL): (111, 38, 31),
+    (FORWARD, MIXED): (115, 16, 35), (FORWARD, FULL): (111, 38, 51),
     (DECODE, MIXED): (157, 0, 36), (DECODE, FULL): (168, 0, 41),
-    (BACKWARD_QUERY, MIXED): (86, 21, 22), (BACKWARD_QUERY, FULL): (73, 34, 17),
-    (BACKWARD_KEY_VALUE, MIXED): (143, 21, 12), (BACKWARD_KEY_VALUE, FULL): (126, 35, 11),
+    (BACKWARD_QUERY, MIXED): (88, 21, 64), (BACKWARD_QUERY, FULL): (73, 34, 44),
+    (BACKWARD_KEY_VALUE, MIXED): (126, 21, 12), (BACKWARD_KEY_VALUE, FULL): (126, 35, 11),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
 # More, where the last head block is narrower
-RAGGED = {FORWARD: 22, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}
+RAGGED = {FORWARD: 20, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}
 UNSHARED_KEYS = 16  # more, where a simdgroup reads keys directly because it shares them with no other
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32

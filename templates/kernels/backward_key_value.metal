@@ -112,11 +112,11 @@ METAL_FUNC void backward_key_value(
             formula::apply(p, slope, visibility, r, first, lane);
 #endif
             const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
-#if !LOADS_EARLY
-            const softmax::Reference<tile::ColumnVector<BT>> reference =
-                softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
-#endif
+#if LOADS_EARLY
             softmax::probabilities(p, reference, factor, whole);
+#else
+            softmax::probabilities(p, args.L + 2 * (statistics0 + r), Lq - r, factor, whole, lane, edge);
+#endif
 
 #if WANTS_DV
             // dV = dV + P^T dO
@@ -137,11 +137,11 @@ METAL_FUNC void backward_key_value(
 #if HAS_DROPOUT
             dropout::apply(ds, drop, r, first, lane);
 #endif
-#if !LOADS_EARLY
-            tile::ColumnVector<BT> delta_column;
-            softmax::read_columns(delta_column, args.delta + (statistics0 + r), edge ? Lq - r : BT, lane);
-#endif
+#if LOADS_EARLY
             softmax::gradient(ds, p, delta_column, whole && !edge);
+#else
+            softmax::gradient(ds, p, args.delta + (statistics0 + r), Lq - r, whole && !edge, lane, edge);
+#endif
             softmax::apply_slope(ds, slope);
 
             // dK = dK + dS^T Q

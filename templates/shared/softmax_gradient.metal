@@ -2,20 +2,6 @@
 namespace flash {
 namespace softmax {
 
-#if OVER_KEYS
-// One number per column of a tile from memory that has `columns`; past them the last one repeats
-template <int C>
-METAL_FUNC void read_columns(
-    thread tile::ColumnVector<C>& vector, const device float* source, int columns, tile::Lane lane) {
-#pragma clang loop unroll(full)
-  for (int c = 0; c < C / 8; c++) {
-    const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column);
-    const int last = columns - 1 - own;
-    for (int e = 0; e < 2; e++) vector.at[c][e] = (source + own)[columns >= C ? fixed + e : min(fixed + e, last)];
-  }
-}
-#endif
-
 // What the exponents of rows subtract, V a RowVector, or a ColumnVector where the tile is transposed: of scores that
 // are scaled first m and then log2 l, of plain ones both at once. +inf for a row that sees no key makes its
 // probabilities 0.
@@ -34,6 +20,78 @@ template <typename V> struct Reference {
 #endif
   }
 };
+
+// P = 2^(S - L). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible as a whole has
+// none.
+template <typename V>
+METAL_FUNC tile::Pair<float> probability(
+    tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
+  tile::Pair<float> x = exponent(s, tile::broadcast(reference.m, i, c), factor);
+#if SCALED_FIRST
+  x -= tile::broadcast(reference.log_l, i, c);
+#endif
+  const tile::Pair<float> p = fast_exp2(x);
+  return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
+}
+
+// dS = P * (dP - delta); unless the tile is visible as a whole, 0 where P is 0, even if dP is NaN because a masked key
+// holds NaN
+METAL_FUNC tile::Pair<float> score_gradient(
+    tile::Pair<float> dp, tile::Pair<float> p, tile::Pair<float> delta, bool whole) {
+  const tile::Pair<float> ds = p * (dp - delta);
+  return whole ? ds : select(ds, tile::Pair<float>(0), p == 0);
+}
+
+#if OVER_KEYS && !LOADS_EARLY
+// Numbers of fragment c of C columns: the COUNTth of each row from `source` on, of which memory has `rows`. Past them
+// the last one repeats. edge: there may be fewer than C.
+template <int COUNT, int C>
+METAL_FUNC tile::Pair<float> columns_of(const device float* source, int c, int rows, tile::Lane lane, bool edge) {
+  const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column), last = rows - 1 - own;
+  if (edge && fixed >= last) return tile::Pair<float>((source + COUNT * own)[COUNT * min(fixed, last)]);
+  return tile::Pair<float>((source + COUNT * own)[COUNT * fixed], (source + COUNT * own)[COUNT * (fixed + 1)]);
+}
+
+// In place of S, whose columns are queries. Their statistics are read one fragment at a time: those of a whole tile
+// would take as many registers as its scores.
+template <int R, int C>
+METAL_FUNC void probabilities(
+    thread tile::Tile<float, R, C>& s, const device float* statistics, int rows, float factor, bool whole,
+    tile::Lane lane, bool edge) {
+#pragma clang loop unroll(full)
+  for (int c = 0; c < C / 8; c++) {
+    Reference<tile::ColumnVector<8>> reference;
+    reference.set(
+        0, columns_of<2, C>(statistics, c, rows, lane, edge), columns_of<2, C>(statistics + 1, c, rows, lane, edge));
+    for (int i = 0; i < R / 8; i++) s.at[i][c] = probability(s.at[i][c], reference, i, 0, factor, whole);
+  }
+}
+
+// In place of dP
+template <int R, int C>
+METAL_FUNC void gradient(
+    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, const device float* delta, int rows,
+    bool whole, tile::Lane lane, bool edge) {
+#pragma clang loop unroll(full)
+  for (int c = 0; c < C / 8; c++) {
+    const tile::Pair<float> column = columns_of<1, C>(delta, c, rows, lane, edge);
+    for (int i = 0; i < R / 8; i++) dp.at[i][c] = score_gradient(dp.at[i][c], p.at[i][c], column, whole);
+  }
+}
+#else
+#if OVER_KEYS
+// One number per column of a tile from memory that has `columns`; past them the last one repeats
+template <int C>
+METAL_FUNC void read_columns(
+    thread tile::ColumnVector<C>& vector, const device float* source, int columns, tile::Lane lane) {
+#pragma clang loop unroll(full)
+  for (int c = 0; c < C / 8; c++) {
+    const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column);
+    const int last = columns - 1 - own;
+    for (int e = 0; e < 2; e++) vector.at[c][e] = (source + own)[columns >= C ? fixed + e : min(fixed + e, last)];
+  }
+}
+#endif
 
 // Of rows [first, first + R) of this simdgroup, or of the columns of a tile, from the statistics of `rows` rows;
 // past them the last one repeats.
@@ -67,26 +125,17 @@ METAL_FUNC Reference<tile::RowVector<R>> read_reference(
 }
 #endif
 
-// P = 2^(S - L). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible as a whole has
-// none.
+// In place of S
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(
     thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) {
-      tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
-#if SCALED_FIRST
-      x -= tile::broadcast(reference.log_l, i, c);
-#endif
-      const tile::Pair<float> p = fast_exp2(x);
-      s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
-    }
+    for (int c = 0; c < C / 8; c++) s.at[i][c] = probability(s.at[i][c], reference, i, c, factor, whole);
   }
 }
 
-// dS = P * (dP - delta), in place of dP; unless the tile is visible as a whole, 0 where P is 0, even if dP is NaN
-// because a masked key holds NaN
+// In place of dP
 template <int R, int C, typename V>
 METAL_FUNC void gradient(
     thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
@@ -94,11 +143,11 @@ METAL_FUNC void gradient(
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
-      dp.at[i][c] = whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
+      dp.at[i][c] = score_gradient(dp.at[i][c], p.at[i][c], tile::broadcast(delta, i, c), whole);
     }
   }
 }
+#endif
 
 #if HAS_SOFTCAP || WANTS_SLOPE
 // dS = dS * slope; 0 stays 0 even where the slope is NaN, as it may be at masked keys

@@ -12,7 +12,7 @@ template <typename T> struct Memory {
 //
 // S = A B^T sums over its columns in any order; fragments hold them as summed_column says.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
-  const device T* row[R / 8];
+  const device T* row[R / 8];  // this lane's pair of the first fragment; where reads are DEEP, of the row
   int column;
   Pair<T> cached[R / 8][CACHED ? D / 8 : 1];
 
@@ -23,14 +23,14 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     const long stride = view.row_stride<T>();
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
-      row[i] = head + min(first + i * 8 + lane.row, rows - 1) * stride;
+      row[i] = head + (min(first + i * 8 + lane.row, rows - 1) * stride + (DEEP == 1 ? column : 0));
       if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
 
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
-    if constexpr (DEEP == 1) return read_pair(row[i] + (d * 8 + column));
+    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
     return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
   }
 
@@ -52,7 +52,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 
   template <int N, int M> METAL_FUNC void group(const device T* from, int d, thread Pair<T> (&found)[M]) const thread {
-    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + column * N));
+    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + (DEEP == 1 ? 0 : column * N)));
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
   }
@@ -160,7 +160,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   const device T* block;
   threadgroup T* scratch;
   long stride;
-  int valid;  // rows of the current block that exist and are wanted, at most BT
+  int first;  // the current block's first row
+  int valid;  // rows of the block that exist and are wanted, at most BT
   bool edge;  // not every row of the other factor sees the block whole
   Lane lane;
 
@@ -182,6 +183,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   // To the block that begins at `row` and lies in one page
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+    first = 0;
     block = pages.row(row);
     valid = edge ? min(BT, end - row) : BT;
   }
@@ -197,6 +199,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+    first = row;
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
@@ -218,7 +221,12 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #if USES_THREADGROUP
   // Elements of a row, at (row, column) from (row0, column0), which is the same for all lanes
   METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
+#if HAS_PAGES
     if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
+#else
+    // Products with the block's own row: of the other terms each would be kept in registers, also by the other loop.
+    if (edge) return *(const device Run<T, RUN>*)(head + ((first + row0 + row) * stride + (column0 + column)));
+#endif
     const device T* corner = block + (row0 * int(stride) + column0);
     return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
   }
@@ -237,8 +245,14 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
   }
 #else
-  // Where `row` of the block begins
+  // Where `row` of the block begins; at edges from the head on, as in `run` above
+#if HAS_PAGES
   METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
+#else
+  METAL_FUNC const device T* source(int row) const thread {
+    return edge ? head + (first + row) * stride : block + row * int(stride);
+  }
+#endif
 
   // The same 8 rows on. Taken step by step: addresses that did not change from block to block would each be kept in
   // registers.

@@ -160,13 +160,13 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     const long stride = view.row_stride<T>();
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
-      row[i] = head + min(first + i * 8 + lane.row, rows - 1) * stride;
+      row[i] = head + (min(first + i * 8 + lane.row, rows - 1) * stride + (DEEP == 1 ? column : 0));
       if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
-    if constexpr (DEEP == 1) return read_pair(row[i] + (d * 8 + column));
+    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
     return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
   }
   template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
@@ -184,7 +184,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     if constexpr (REST > 0) group<REST>(row[i] + begin, FULL, found);
   }
   template <int N, int M> METAL_FUNC void group(const device T* from, int d, thread Pair<T> (&found)[M]) const thread {
-    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + column * N));
+    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + (DEEP == 1 ? 0 : column * N)));
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
   }
@@ -243,6 +243,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   const device T* block;
   threadgroup T* scratch;
   long stride;
+  int first;
   int valid;
   bool edge;
   Lane lane;
@@ -257,6 +258,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+    first = row;
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
@@ -267,7 +269,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
   METAL_FUNC void release() thread {}
   METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-    if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
+    if (edge) return *(const device Run<T, RUN>*)(head + ((first + row0 + row) * stride + (column0 + column)));
     const device T* corner = block + (row0 * int(stride) + column0);
     return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
   }
@@ -678,16 +680,6 @@ template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) 
 }
 namespace flash {
 namespace softmax {
-template <int C>
-METAL_FUNC void read_columns(
-    thread tile::ColumnVector<C>& vector, const device float* source, int columns, tile::Lane lane) {
-#pragma clang loop unroll(full)
-  for (int c = 0; c < C / 8; c++) {
-    const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column);
-    const int last = columns - 1 - own;
-    for (int e = 0; e < 2; e++) vector.at[c][e] = (source + own)[columns >= C ? fixed + e : min(fixed + e, last)];
-  }
-}
 template <typename V> struct Reference {
   V m;
   V log_l;
@@ -696,45 +688,45 @@ template <typename V> struct Reference {
     log_l.at[n] = log_l_n;
   }
 };
-template <int C>
-METAL_FUNC Reference<tile::ColumnVector<C>> read_reference(const device float* statistics, int rows, tile::Lane lane) {
-  Reference<tile::ColumnVector<C>> found;
+template <typename V>
+METAL_FUNC tile::Pair<float> probability(
+    tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
+  tile::Pair<float> x = exponent(s, tile::broadcast(reference.m, i, c), factor);
+  x -= tile::broadcast(reference.log_l, i, c);
+  const tile::Pair<float> p = fast_exp2(x);
+  return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
+}
+METAL_FUNC tile::Pair<float> score_gradient(
+    tile::Pair<float> dp, tile::Pair<float> p, tile::Pair<float> delta, bool whole) {
+  const tile::Pair<float> ds = p * (dp - delta);
+  return whole ? ds : select(ds, tile::Pair<float>(0), p == 0);
+}
+template <int COUNT, int C>
+METAL_FUNC tile::Pair<float> columns_of(const device float* source, int c, int rows, tile::Lane lane, bool edge) {
+  const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column), last = rows - 1 - own;
+  if (edge && fixed >= last) return tile::Pair<float>((source + COUNT * own)[COUNT * min(fixed, last)]);
+  return tile::Pair<float>((source + COUNT * own)[COUNT * fixed], (source + COUNT * own)[COUNT * (fixed + 1)]);
+}
+template <int R, int C>
+METAL_FUNC void probabilities(
+    thread tile::Tile<float, R, C>& s, const device float* statistics, int rows, float factor, bool whole,
+    tile::Lane lane, bool edge) {
 #pragma clang loop unroll(full)
   for (int c = 0; c < C / 8; c++) {
-    const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column), last = rows - 1 - own;
-    tile::Pair<float> m, log_l;
-    for (int e = 0; e < 2; e++) {
-      const int row = rows >= C ? fixed + e : min(fixed + e, last);
-      m[e] = (statistics + 2 * own)[2 * row];
-      log_l[e] = (statistics + 2 * own)[2 * row + 1];
-    }
-    found.set(c, m, log_l);
-  }
-  return found;
-}
-template <int R, int C, typename V>
-METAL_FUNC void probabilities(
-    thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
-  for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) {
-      tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
-      x -= tile::broadcast(reference.log_l, i, c);
-      const tile::Pair<float> p = fast_exp2(x);
-      s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
-    }
+    Reference<tile::ColumnVector<8>> reference;
+    reference.set(
+        0, columns_of<2, C>(statistics, c, rows, lane, edge), columns_of<2, C>(statistics + 1, c, rows, lane, edge));
+    for (int i = 0; i < R / 8; i++) s.at[i][c] = probability(s.at[i][c], reference, i, 0, factor, whole);
   }
 }
-template <int R, int C, typename V>
+template <int R, int C>
 METAL_FUNC void gradient(
-    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
-    bool whole = false) {
-  for (int i = 0; i < R / 8; i++) {
+    thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, const device float* delta, int rows,
+    bool whole, tile::Lane lane, bool edge) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
-      dp.at[i][c] = whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
-    }
+  for (int c = 0; c < C / 8; c++) {
+    const tile::Pair<float> column = columns_of<1, C>(delta, c, rows, lane, edge);
+    for (int i = 0; i < R / 8; i++) dp.at[i][c] = score_gradient(dp.at[i][c], p.at[i][c], column, whole);
   }
 }
 template <int R, int C> METAL_FUNC void apply_slope(thread tile::Tile<float, R, C>&, thread const Slope<R, C>&) {}
@@ -845,9 +837,7 @@ METAL_FUNC void backward_key_value(
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
             const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
-            const softmax::Reference<tile::ColumnVector<BT>> reference =
-                softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
-            softmax::probabilities(p, reference, factor, whole);
+            softmax::probabilities(p, args.L + 2 * (statistics0 + r), Lq - r, factor, whole, lane, edge);
             tile::Tile<float, R, BT> kept = p;
             dropout::apply(kept, drop, r, first, lane);
             tile::multiply_ab<Element>(d_v, one, kept, d_o, whole);
@@ -855,9 +845,7 @@ METAL_FUNC void backward_key_value(
             tile::multiply_abt(ds, v, d_o);
             d_o.release();
             dropout::apply(ds, drop, r, first, lane);
-            tile::ColumnVector<BT> delta_column;
-            softmax::read_columns(delta_column, args.delta + (statistics0 + r), edge ? Lq - r : BT, lane);
-            softmax::gradient(ds, p, delta_column, whole && !edge);
+            softmax::gradient(ds, p, args.delta + (statistics0 + r), Lq - r, whole && !edge, lane, edge);
             softmax::apply_slope(ds, slope);
             tile::multiply_ab<float>(d_k, one, ds, q, whole);
             q.release();

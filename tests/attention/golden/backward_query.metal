@@ -630,6 +630,18 @@ template <typename V> struct Reference {
     m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);
   }
 };
+template <typename V>
+METAL_FUNC tile::Pair<float> probability(
+    tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
+  tile::Pair<float> x = exponent(s, tile::broadcast(reference.m, i, c), factor);
+  const tile::Pair<float> p = fast_exp2(x);
+  return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
+}
+METAL_FUNC tile::Pair<float> score_gradient(
+    tile::Pair<float> dp, tile::Pair<float> p, tile::Pair<float> delta, bool whole) {
+  const tile::Pair<float> ds = p * (dp - delta);
+  return whole ? ds : select(ds, tile::Pair<float>(0), p == 0);
+}
 template <int R>
 METAL_FUNC Reference<tile::RowVector<R>> read_reference(
     const device float* statistics, int first, int rows, tile::Lane lane) {
@@ -645,11 +657,7 @@ METAL_FUNC void probabilities(
     thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) {
-      tile::Pair<float> x = exponent(s.at[i][c], tile::broadcast(reference.m, i, c), factor);
-      const tile::Pair<float> p = fast_exp2(x);
-      s.at[i][c] = whole ? p : select(p, tile::Pair<float>(0), s.at[i][c] == -INFINITY);
-    }
+    for (int c = 0; c < C / 8; c++) s.at[i][c] = probability(s.at[i][c], reference, i, c, factor, whole);
   }
 }
 template <int R, int C, typename V>
@@ -659,8 +667,7 @@ METAL_FUNC void gradient(
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      const tile::Pair<float> ds = p.at[i][c] * (dp.at[i][c] - tile::broadcast(delta, i, c));
-      dp.at[i][c] = whole ? ds : select(ds, tile::Pair<float>(0), p.at[i][c] == 0);
+      dp.at[i][c] = score_gradient(dp.at[i][c], p.at[i][c], tile::broadcast(delta, i, c), whole);
     }
   }
 }

@@ -143,13 +143,13 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     const long stride = view.row_stride<T>();
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
-      row[i] = head + min(first + i * 8 + lane.row, rows - 1) * stride;
+      row[i] = head + (min(first + i * 8 + lane.row, rows - 1) * stride + (DEEP == 1 ? column : 0));
       if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
-    if constexpr (DEEP == 1) return read_pair(row[i] + (d * 8 + column));
+    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
     return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
   }
   template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
@@ -167,7 +167,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     if constexpr (REST > 0) group<REST>(row[i] + begin, FULL, found);
   }
   template <int N, int M> METAL_FUNC void group(const device T* from, int d, thread Pair<T> (&found)[M]) const thread {
-    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + column * N));
+    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + (DEEP == 1 ? 0 : column * N)));
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
   }
@@ -191,6 +191,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   const device T* block;
   threadgroup T* scratch;
   long stride;
+  int first;
   int valid;
   bool edge;
   Lane lane;
@@ -205,6 +206,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+    first = row;
     block = edge ? head + row * stride : block + BT * stride;
     valid = edge ? min(BT, end - row) : BT;
   }
@@ -214,7 +216,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     return edge ? at + rows * stride : at + rows * int(stride);
   }
   METAL_FUNC void release() thread {}
-  METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
+  METAL_FUNC const device T* source(int row) const thread {
+    return edge ? head + (first + row) * stride : block + row * int(stride);
+  }
   METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
   template <int H>
   METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
