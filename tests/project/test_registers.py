@@ -14,6 +14,8 @@ from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, DECODE, DECODING, TRAINI
 
 COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
 KINDS = {kind.name: kind for kind in (*TRAINING, *DECODING)}
+HOT_CODE = COUNTED.with_name("apple_hot_code.csv")
+INSTRUCTION_CACHE = 12 * 1024  # bytes, of M1
 NEAR = 16  # 16-bit registers
 MOST_SPILLED, FEW = 0.3, 0.03  # instructions a product, where the last head block is narrower and elsewhere
 
@@ -69,6 +71,14 @@ def test_estimate_is_near_the_count(kind, precision, row, registers, spilled):
 def test_hot_loops_do_not_spill(kind, precision, row, registers, spilled):
     ragged = row.max_head % row.head_block(row.max_head) != 0
     assert spilled <= (MOST_SPILLED if ragged else FEW), "instructions a product"
+
+
+def test_hot_paths_fit_the_instruction_cache():
+    with open(HOT_CODE, newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {"forward", "backward_query", "backward_key_value", "decode"} <= {line["kind"] for line in lines}
+    for line in lines:
+        assert 0 < int(line["hot_bytes"]) <= min(INSTRUCTION_CACHE, int(line["code_bytes"])), line
 
 
 def test_every_row_was_counted():
