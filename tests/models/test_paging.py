@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 import tiny_models
 from mlx_lm.generate import BatchGenerator, generate_step
+from mlx_lm.models import plamo3
 from mlx_lm.models.cache import LRUPromptCache
 from paged_sequences import Lives, logits_of
 
@@ -55,6 +56,32 @@ def test_a_batch_generates_the_tokens_of_its_rows_alone(name, served):
         assert set(served.served) == {"decode from pages", "prefill to pages"} and not served.built_in
         alone = [[token for token, _ in generate_step(mx.array(one), model, max_tokens=12)] for one in PROMPTS]
     assert alone == want and pool.pages == 0
+
+
+@pytest.mark.parametrize("asked", [4, 8, 13])
+@pytest.mark.parametrize("step", [512, 7])
+def test_a_mask_decides_over_a_window(asked, step):
+    """Caches hold 8 keys; the model's masks reach as many, fewer, or more than a cache holds of the tokens before."""
+    mx.random.seed(3)
+    model = plamo3.Model(plamo3.ModelArgs(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32, window_size=8,
+        sliding_window_pattern=2, intermediate_size=64, vocab_size=64,
+    ))  # fmt: skip
+    for layer in model.layers:
+        layer.mixer.qkv_proj.weight *= 4
+    model.model.layers.window_size = asked - 1
+    mx.eval(model.parameters())
+
+    def tokens(prompt):
+        found = generate_step(mx.array(prompt), model, max_tokens=12, prefill_step_size=step)
+        return mx.stack([logits for _, logits in found])
+
+    want = [tokens(prompt) for prompt in PROMPTS]
+    pool = PagePool(model, page=8, bytes=1 << 24)
+    assert pool.paged == 2
+    model.make_cache = pool.caches
+    for prompt, logits in zip(PROMPTS, want):
+        tiny_models.close(tokens(prompt), logits)
 
 
 @pytest.mark.parametrize("name, why", [("gemma2", "computes with its mask"), ("deepseek_v3", "computes with its mask")])
