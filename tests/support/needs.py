@@ -72,8 +72,12 @@ def enforced(item):
         yield
         return
 
+    start = subprocess.Popen
+
     def refused(deed: str, *allowing: str):
-        def refuse(*_, **__):
+        def refuse(*given, **options):
+            if given and isinstance(given[0], list) and given[0][:1] == ["fc-list"]:
+                return start(*given, **options)  # matplotlib, which looks for fonts once on a new machine
             raise AssertionError(f"{item.nodeid} {deed}: it needs the marker {' or '.join(allowing)}")
 
         return refuse
