@@ -269,7 +269,7 @@ def test_bad_arguments(reference):
     refused(lambda: call(q, k[:2], v), ["k", "(codes, scales, biases)", "2 arrays"])
     refused(lambda: call(q, k, k[0]), ["v", "tuple of a quantized cache", "array"])
     refused(lambda: call(q, k, v, bits=8), ["k scales", "(1, 1, 9, 0)", "bits and group_size"])
-    refused(lambda: call(q, k, (k[0].astype(mx.int32), *k[1:])), ["v packed", "uint32", "int32"])
+    refused(lambda: call(q, k, (k[0].astype(mx.int32), *k[1:])), ["v codes", "uint32", "int32"])
     refused(lambda: call(q.astype(mx.float16), k, v), ["k scales", "float16", "float32"])
     refused(lambda: call(q, k, [part[:, :, 1:] for part in v]), ["v", "(1, 1, 9)", "(1, 1, 8)"])
     refused(lambda: call(q[..., :32], k, v), ["k", "head dimension 32", "64"])
