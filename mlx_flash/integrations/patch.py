@@ -92,8 +92,9 @@ class patch:
         global _active
         with LOCK:
             if not _active:
-                _replace(("mlx.core.fast", "scaled_dot_product_attention"), mx.fast, serve_attention)
-                put(_others(), holders=True)
+                place = "mlx.core.fast", "scaled_dot_product_attention"
+                served = [_replacement(place, mx.fast, serve_attention), *_quantized()]
+                put([*served, *_others()], holders=True)  # one search of all modules
             _active = (*_active, self)
             _find_quantized()
             for one in _in_place.values():
@@ -164,29 +165,38 @@ def unpatch() -> None:
             one.undo()
 
 
-def _replace(place: tuple[str, str], module, serve: Callable) -> Replacement:
-    """Replaces the function of that place until the last patch has gone. The caller has the lock."""
+def _replacement(place: tuple[str, str], module, serve: Callable) -> Replacement:
+    """The replacement of the function of that place, until the last patch has gone. The caller has the lock, and puts
+    it there."""
     key = (id(module), place[1])
     if key not in _known or _known[key].module is not module:
         _known[key] = Replacement(module, place[1], lambda name, built_in: _served_by(serve, built_in), own=True)
     replacement = _in_place[place] = _known[key]
-    put([replacement], holders=True)
     return replacement
 
 
-def _find_quantized() -> None:
-    """Replaces the functions of `QUANTIZED` whose modules somebody has imported by now."""
+def _quantized() -> list[Replacement]:
+    """New replacements of the functions of `QUANTIZED` whose modules somebody has imported by now. The caller has the
+    lock."""
+    found = []
     for place in QUANTIZED:
-        if place in _in_place:
-            continue
         module = sys.modules.get(place[0])
-        if module is None or not hasattr(module, place[1]):  # the latter: an import under way
-            continue
-        with LOCK:
-            if _active and place not in _in_place:
-                replacement = _replace(place, module, serve_quantized)
-                for one in _active:
-                    one._note(replacement)
+        # A module without the function: an import under way.
+        if place not in _in_place and module is not None and hasattr(module, place[1]):
+            found.append(_replacement(place, module, serve_quantized))
+    return found
+
+
+def _find_quantized() -> None:
+    """Replaces the functions of `QUANTIZED` whose modules were imported since the patch began."""
+    if all(place in _in_place or place[0] not in sys.modules for place in QUANTIZED):
+        return
+    with LOCK:
+        found = _quantized() if _active else []
+        put(found, holders=True)
+        for replacement in found:
+            for one in _active:
+                one._note(replacement)
 
 
 def _current() -> patch | None:

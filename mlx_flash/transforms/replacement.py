@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 
 LOCK = threading.RLock()
 _MARK = "_mlx_flash_original"  # on a function of ours: (its identity, the function it stands for)
@@ -32,6 +32,10 @@ def _standing_for(built_in: Callable, made: Callable, own: bool) -> Callable:
 
     setattr(function, _MARK, (id(function), built_in))
     return function
+
+
+# Types of most values of modules, which hold nothing.
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None), ModuleType, BuiltinFunctionType})
 
 
 class Replacement:
@@ -126,17 +130,22 @@ def replaced(replacements: Iterable[Replacement], holders: bool = False) -> Iter
 
 def _put_in_holders(wanted: dict[int, Replacement]) -> None:
     """`wanted`: replacements by the identity of the function that they stand for."""
+    without: set[int] = set()  # values that hold none; many modules import the same ones
     for module_name, module in list(sys.modules.items()):
         names = _own_names(module)
         if type(names) is not dict or module_name.partition(".")[0] == _PACKAGE:
             continue
         for name, value in list(names.items()):
-            if name.startswith("__"):
+            kind = type(value)
+            if kind in _PLAIN or id(value) in without or name.startswith("__"):
                 continue
-            if id(original(value) if type(value) is FunctionType else value) in wanted:
+            if id(original(value) if kind is FunctionType else value) in wanted:
                 wanted[id(original(value))]._hold(module, name)
                 continue
-            for held in {id(inner) for inner in _inside(value, module_name)} & wanted.keys():
+            found = {id(inner) for inner in _inside(value, module_name)} & wanted.keys()
+            if not found and not issubclass(kind, type):  # a class is looked into where it is defined
+                without.add(id(value))
+            for held in found:
                 wanted[held].out_of_reach.append(f"{module_name}.{name}")
 
 

@@ -58,6 +58,7 @@ def test_a_batch_generates_the_tokens_of_its_rows_alone(name, served):
     assert alone == want and pool.pages == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asked", [4, 8, 13])
 @pytest.mark.parametrize("step", [512, 7])
 def test_a_mask_decides_over_a_window(asked, step):
