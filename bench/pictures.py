@@ -48,10 +48,10 @@ def of_table(name: str) -> list[dict]:
 
 
 def predicted(kind, dtype: str) -> dict[int, float]:
-    """GINSTRS of the table's counted row at each head dimension that is a multiple of 16, by the cost model."""
+    """GINSTRS of the table's counted row at each head dimension, by the cost model."""
     found = {}
     for line in of_table("apple_rows.csv"):
-        if (line["family"], line["kind"], line["dtype"]) != ("apple7", kind.name, dtype) or not line["issue_model"]:
+        if (line["kind"], line["dtype"]) != (kind.name, dtype) or not line["issue_model"]:
             continue
         head_dim = int(line["head_dim"])
         blocks = (int(line[name]) for name in ("head_dim", "parallel", "traversal", "head"))

@@ -25,8 +25,8 @@ def call_key(policy: str | None, args: tuple, kwargs: dict) -> tuple | None:
         return None
     try:
         return (
-            q.shape, v.shape, q.dtype, k.itemsize, v.itemsize, kind, kwargs.get("sinks") is None, len(kwargs),
-            policy, trace.gradients, trace.batched is None,
+            q.shape, v.shape, q.dtype, k.dtype, v.dtype, kind, kwargs.get("sinks") is None, policy, trace.gradients,
+            trace.batched is None,
         )  # fmt: skip
     except AttributeError:  # not arrays
         return None

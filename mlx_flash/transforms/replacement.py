@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 
 LOCK = threading.RLock()
 _MARK = "_mlx_flash_original"  # on a function of ours: (its identity, the function it stands for)
@@ -35,7 +35,7 @@ def _standing_for(built_in: Callable, made: Callable, own: bool) -> Callable:
 
 
 # Types of most values of modules, which hold nothing.
-_PLAIN = frozenset({str, int, float, bool, bytes, type(None), ModuleType, BuiltinFunctionType})
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None), ModuleType})
 
 
 class Replacement:
@@ -62,10 +62,8 @@ class Replacement:
             return
         built_in = original(getattr(self.module, self.name))
         if built_in is not self.built_in:
-            self.built_in, self._function = (
-                built_in,
-                _standing_for(built_in, self._make(self.name, built_in), self._own),
-            )
+            self.built_in = built_in
+            self._function = _standing_for(built_in, self._make(self.name, built_in), self._own)
         setattr(self.module, self.name, self._function)
 
     def _take_back(self) -> None:
@@ -137,7 +135,7 @@ def _put_in_holders(wanted: dict[int, Replacement]) -> None:
             continue
         for name, value in list(names.items()):
             kind = type(value)
-            if kind in _PLAIN or id(value) in without or name.startswith("__"):
+            if kind in _PLAIN or id(value) in without or (name.startswith("__") and name.endswith("__")):
                 continue
             if id(original(value) if kind is FunctionType else value) in wanted:
                 wanted[id(original(value))]._hold(module, name)

@@ -35,14 +35,16 @@ def call(client):
 
 
 def test_a_module_imported_before(reference, client):
-    early = client(BY_NAME + "again = attend\n")
+    early = client(BY_NAME + "again = __private = attend\n")
     for _ in range(2):
         with mlx_flash.patch() as report:
             call(early)
+            assert vars(early)["__private"] is early.attend is not KEPT[0]
         assert report.ours == 1 and "client" in report.reached
         (line,) = (line for line in str(report).splitlines() if "also in the place of the built-in in" in line)
         assert "client" in line
         assert early.attend is KEPT[0] and early.again is KEPT[0]
+        assert vars(early)["__private"] is KEPT[0]
         call(early)
         assert report.ours == 1
 

@@ -99,6 +99,15 @@ def test_a_gradient_is_decided_by_itself():
     assert report.ours >= 1 and sum(report.built_in.values()) == 2
 
 
+def test_types_that_promote_to_another_are_decided_by_themselves():
+    """Two types of 16 bits make float32, which cuDNN does not take."""
+    (q, *_), (_, k, v) = arrays(dtype=mx.float16), arrays(dtype=mx.bfloat16)
+    with use_backend("simulator", "sm90"), mlx_flash.patch(policy="fastest") as report:
+        attend(*arrays(dtype=mx.float16))
+        attend(q, k, v)
+    assert report.ours == 1 and sum(report.built_in.values()) == 1
+
+
 def test_other_policies_and_backends_decide_by_themselves():
     qkv = arrays()
     with mlx_flash.patch(policy="fastest") as first:
