@@ -85,7 +85,7 @@ def prove_neural_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     require(row.parallel % row.simdgroup_rows == 0, "a threadgroup must hold whole simdgroups")
     require(row.head_parts in (1, 2), "two simdgroups may share the head dimension")
     own_barriers = row.head_parts == 1 or row.parallel == row.simdgroup_rows
-    require(own_barriers, "simdgroups that share the head dimension are a threadgroup: their barriers are for them alone")
+    require(own_barriers, "simdgroups that share the head dimension are a threadgroup, whose barriers are theirs")
     exchanged = exchanged_bytes(row)
     require(exchanged <= family.threadgroup_bytes, f"{exchanged} threadgroup bytes exceed {family.threadgroup_bytes}")
     require(row.threads <= THREADGROUP_THREADS, f"{row.threads} threads exceed {THREADGROUP_THREADS}")
