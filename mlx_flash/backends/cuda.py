@@ -76,10 +76,12 @@ _MANY_QUERIES = 2048
 
 
 @lru_cache
-def _kernel(kernel, target: str, producers: int, registers: tuple[int, int] | None, row_contiguous=False) -> CudaKernel:
+def _kernel(
+    kernel, target: str, producers: int, registers: tuple[int, int] | None, resident: int, row_contiguous=False
+) -> CudaKernel:
     return kernel_object(
         metal_kernel, kernel, target=target, converged=True, producers=producers, registers=registers,
-        ensure_row_contiguous=row_contiguous,
+        resident=resident, ensure_row_contiguous=row_contiguous,
     )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def _of(row, row_contiguous=False) -> Callable:
     layer = LAYERS[row.tiles]
     return partial(
         _kernel, target=layer.target, producers=32 * layer.producer_warps, registers=register_reallocation(row),
-        row_contiguous=row_contiguous,
+        resident=row.resident, row_contiguous=row_contiguous,
     )  # fmt: skip
 
 

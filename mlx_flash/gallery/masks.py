@@ -8,6 +8,7 @@ the length of a prefix, are operands. Positions count from the lower right. `blo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 
 import mlx.core as mx
@@ -81,7 +82,7 @@ def neighbourhood(
     kernels, steps, ends = (
         _axes(n, one, len(axes)) for n, one in (("kernel", kernel), ("dilation", dilation), ("causal", causal))
     )
-    lines, stride = [], prod(axes)
+    lines, stride, outside = [], prod(axes), []
     for n, (size, width, step, end) in enumerate(zip(axes, kernels, steps, ends)):
         if width % 2 == 0 or width * step > size:
             expected = f"an odd number, at most {size} with dilation {step}"
@@ -89,20 +90,23 @@ def neighbourhood(
         stride //= size
         lines.append(f"int q{n} = q / {stride} % {size}; int k{n} = k / {stride} % {size};")
         lines += _near(n, size, width, step, bool(end))
-    return Visible(" ".join([*lines, "return true;"]), block=block)
+        outside += [f"d{n}"]
+    # Without branches: lanes of a simdgroup that part would cost more than the arithmetic.
+    furthest = reduce(lambda found, one: f"max({found}, {one})", outside)
+    return Visible(" ".join([*lines, f"return {furthest} <= 0;"]), block=block)
 
 
 def _near(n: int, size: int, width: int, step: int, causal: bool) -> list[str]:
-    """Statements that return false where the coordinates qn and kn are no neighbours."""
-    q, k, length, lines = f"q{n}", f"k{n}", str(size), []
+    """Statements for dn, above 0 where the coordinates qn and kn are no neighbours."""
+    q, k, length, lines, differs = f"q{n}", f"k{n}", str(size), [], ""
     if step > 1:  # neighbours within the tokens that leave the same remainder
-        lines.append(f"if ({q} % {step} != {k} % {step}) return false;")
         lines.append(f"int n{n} = ({size - 1 + step} - {q} % {step}) / {step};")
+        differs = f"{size} * abs({q} % {step} - {k} % {step}) + "
         q, k, length = f"{q} / {step}", f"{k} / {step}", f"n{n}"
     if causal:
-        return [*lines, f"if ({k} > {q} || {q} - {k} >= {width}) return false;"]
+        return [*lines, f"int d{n} = {differs}max({k} - {q}, {q} - {k} - {width - 1});"]
     half = width // 2
-    return [*lines, f"if (abs(clamp({q}, {half}, {length} - {half + 1}) - {k}) > {half}) return false;"]
+    return [*lines, f"int d{n} = {differs}abs(clamp({q}, {half}, {length} - {half + 1}) - {k}) - {half};"]
 
 
 def sliding_tiles(

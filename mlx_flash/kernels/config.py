@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from ..problem.kinds import ACCUMULATORS, KernelKind
 from .devices import Family
@@ -25,7 +26,8 @@ class TileConfig:
     `tiles`: the tile layer, one of tile_layers.LAYERS. `stages`: pipeline buffers, each for one block of a traversed
     operand, of a tensor-core layer. `splits`: in decoding, simdgroups that own the same rows and walk along different
     keys; split_kv.py says how many. `head_parts`: simdgroups that own the same rows and share the columns of the
-    head dimension, of the layer "nax": where one could not hold them all.
+    head dimension, of the layer "nax": where one could not hold them all. `resident`: threadgroups that a core of an
+    NVIDIA GPU holds at a time, between which its registers are divided.
     """
 
     max_head: int
@@ -38,6 +40,7 @@ class TileConfig:
     stages: int = 2
     splits: int = 1
     head_parts: int = 1
+    resident: int = 1
 
     @property
     def threads(self) -> int:
@@ -60,6 +63,16 @@ class TileConfig:
         """The row where keys lie in pages of `page` rows."""
         fragment = LAYERS[self.tiles].fragment_rows
         return replace(self, traversal=min(self.traversal, max(page // fragment, 1) * fragment))
+
+    def with_blocks(self, block: int) -> TileConfig:
+        """The row where rows and keys lie in the blocks of a block mask: a threadgroup's rows are in one, and visits
+        end with one, so that those of a block are as few as they can be, and equally long."""
+        fragment, visits = LAYERS[self.tiles].fragment_rows, -(-block // self.traversal)
+        parallel = gcd(self.parallel, block)
+        return replace(
+            self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel),
+            traversal=-(-block // (visits * fragment)) * fragment,
+        )  # fmt: skip
 
     def shrink_to(self, rows: int) -> TileConfig:
         """The configuration for a threadgroup with fewer rows: no idle simdgroups and no idle fragments."""

@@ -5,6 +5,8 @@ They come before a family's other rows: float32 and head dimensions beyond the l
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..problem.kinds import (
     ACCUMULATORS,
     BACKWARD_KEY,
@@ -105,6 +107,16 @@ OVERHEAD = 32  # 32-bit registers of a thread beyond fragments: addresses, stati
 def thread_registers(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
     """Estimated 32-bit registers of a thread."""
     return tensor_registers(kind, row, head_dim) + OVERHEAD
+
+
+def sharing_cores(kind: KernelKind, row: TileConfig, family: Family, head_dim: int, value_dim: int) -> TileConfig:
+    """The row of a threadgroup that has one warpgroup of consumers, with a second threadgroup on the core, if registers
+    and threadgroup memory suffice for both: one multiplies while the other computes exponentials."""
+    pair = replace(row, resident=2)
+    if LAYERS[row.tiles].mma_rows != row.parallel:
+        return row
+    fits = 2 * 2 * tensor_elements(kind, row, head_dim, value_dim) <= family.threadgroup_bytes
+    return pair if fits and thread_registers(kind, row, max(head_dim, value_dim)) <= consumer_registers(pair) else row
 
 
 def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from math import gcd
 
 from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_VALUE, DECODE, KernelKind
 from ..problem.problem import Problem, Signature
@@ -14,7 +13,7 @@ from .config import TileConfig, precision_of
 from .devices import Family, Tuned
 from .launch import Launch, launch
 from .neural import PRODUCT_COLUMNS
-from .nvidia import mma_rows
+from .nvidia import mma_rows, sharing_cores
 from .registers import max_threads
 from .source import Kernel, build
 from .split_kv import count_of, decoding_config, gqa_rows, keys_are_unshared, rule_of
@@ -71,12 +70,14 @@ class Plan:
 
     @cached_property
     def config(self) -> TileConfig:
-        """The table's row, as the signature needs it: a threadgroup's rows lie in one block of a block mask."""
+        """The table's row, as the signature needs it."""
         if self.kind is DECODE:
             return decoding_config(self.row, self.rows, self.effective_family)
-        row, block = self.row, self.signature.variants.block
-        parallel = gcd(row.parallel, block) if block else row.parallel
-        return replace(row, parallel=parallel, simdgroup_rows=min(row.simdgroup_rows, parallel))
+        signature, family = self.signature, self.effective_family
+        if not signature.variants.block:
+            return self.row
+        row = self.row.with_blocks(signature.variants.block)
+        return sharing_cores(self.kind, row, family, signature.head_dim, signature.value_dim)
 
     @cached_property
     def text_family(self) -> Family:

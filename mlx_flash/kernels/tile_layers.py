@@ -77,7 +77,7 @@ def consumer_registers(row) -> int:
 
 def _launched(row) -> int:
     """Registers a launch gives every thread: the register file holds 512 for each of 128 lanes."""
-    return 512 // -(-row.threads // 128) // 8 * 8
+    return 512 // (-(-row.threads // 128) * row.resident) // 8 * 8
 
 
 def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:

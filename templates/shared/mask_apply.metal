@@ -46,7 +46,14 @@ METAL_FUNC bool apply(
 #if LOOKS
         visible = visible && look.shows(i, c, e);
 #endif
+#if HAS_VISIBLE && !HAS_SEGMENTS && !HAS_SHIFTS && !HAS_MASK
+        // A text may be asked of any pair. Where one loop serves all tiles, lanes that part at every element would cost
+        // more than to ask of those that are hidden anyway.
+        if (!tile::SPLIT) visible = (int(visible) & int(visibility.admits(query, key))) != 0;
+        if (!visible || (tile::SPLIT && !visibility.admits(query, key))) {
+#else
         if (!visible || !visibility.admits(query, key)) {
+#endif
           s.at[i][c][e] = -INFINITY;
           continue;
         }

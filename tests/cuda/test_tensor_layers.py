@@ -50,7 +50,7 @@ VARIANTS = {
     ("mma", "narrow"): (of(8, "float16", *ALMOST_ALL), of(40, "float16", "bool", value_dim=64)),
     ("mma", "wide"): (of(8, "bfloat16", "blocks", "sinks", value_dim=40),),
     ("wgmma", "narrow"): (of(8, "bfloat16", *ALMOST_ALL, axes="hj"), of(64, "bfloat16", "bool", value_dim=40)),
-    ("wgmma", "wide"): (),
+    ("wgmma", "wide"): (of(16, "float16", "visible", "causal"),),
 }  # fmt: skip
 
 

@@ -60,6 +60,40 @@ def test_every_row_fits(step, family, row):
     assert f"SCRATCH = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
 
 
+def steps_of(asked: Problem, family) -> list:
+    return [FORWARD, BACKWARD_QUERY, *key_value_kinds(asked.signature, family)]
+
+
+@pytest.mark.parametrize("block", [32, 64, 96, 128, 192, 320])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_visits_fit_the_blocks_of_a_block_mask(family, block):
+    """No more visits of a block than the table's row needs, and less than a fragment of each is multiplied in vain."""
+    for head_dim in (64, 128, 192, 256):
+        asked = problem(head_dim, block=block)
+        for step in steps_of(asked, family):
+            chosen = plan_of(step, asked, family)
+            row, config, fragment = chosen.row, chosen.config, LAYERS[chosen.row.tiles].fragment_rows
+            visits = -(-block // config.traversal)
+            assert visits == -(-block // row.traversal) and config.traversal <= row.traversal
+            assert 0 <= visits * config.traversal - block < visits * fragment and config.traversal % fragment == 0
+            assert block % config.parallel == 0
+
+
+@pytest.mark.parametrize("head_dim, pairs", [(64, 3), (128, 2), (256, 0)])
+def test_small_threadgroups_share_a_core(head_dim, pairs):
+    """Those that have one warpgroup of consumers, where the core has memory and registers for two of them."""
+    family, resident = FAMILIES["sm90"], []
+    for step in steps_of(problem(head_dim), family):
+        whole, half = (plan_of(step, problem(head_dim, block=block), family).config for block in (128, 64))
+        assert (whole.resident, whole.threads, half.threads) == (1, 384, 256)
+        resident.append(half.resident)
+        if half.resident == 2:
+            given, even = consumer_registers(half), 65536 // (2 * half.threads) // 8 * 8
+            assert thread_registers(step, half, head_dim) <= given and 128 * (given + 40) <= half.threads * even
+            assert 2 * (2 * tensor_elements(step, half, head_dim, head_dim) + 1024) <= 228 * 1024
+    assert resident.count(2) == pairs
+
+
 LEGAL = TileConfig(64, 64, 32, 64, ("O",), 16, "mma", 2)
 JOINT = replace(LEGAL, parallel=128, tiles="wgmma")
 ILLEGAL = [

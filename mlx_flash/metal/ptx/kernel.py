@@ -236,6 +236,7 @@ def metal_kernel(
     converged: bool = False,
     producers: int = 0,
     registers: tuple[int, int] | None = None,
+    resident: int = 1,
 ) -> CudaKernel:
     """`mx.fast.metal_kernel` on an NVIDIA GPU: the same arguments, text and errors, and as lazy.
 
@@ -245,6 +246,7 @@ def metal_kernel(
         producers: the number of producer threads, the last ones of a threadgroup. They get a body of their own,
             compiled separately.
         registers: (registers of a producer thread, registers of a consumer thread) after setmaxnreg, or None.
+        resident: threadgroups that a core holds at a time, if `registers` are given.
 
     Raises:
         CompileError: the text is not valid Metal. ToolchainError: there is no compiler and no cached kernel.
@@ -252,4 +254,5 @@ def metal_kernel(
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,
         target=target, converged=converged, producers=producers, registers=registers,
+        resident=resident,
     )  # fmt: skip

@@ -41,7 +41,7 @@ class Variant:
     `facts`: (index of a buffer, offset in bytes) of the buffers that lie together in one array of facts, which is
     parameter number `facts_at`. `producers`: the number of producer threads, the last ones of the threadgroup, which
     only copy blocks for the consumers. `registers`: (registers of a producer thread, registers of a consumer thread)
-    after setmaxnreg (Hopper), or None.
+    after setmaxnreg (Hopper), or None. `resident`: threadgroups that a core holds at a time, if `registers` are given.
     """
 
     threadgroup: tuple[int, int, int]
@@ -52,6 +52,7 @@ class Variant:
     fast_math: bool = False
     producers: int = 0
     registers: tuple[int, int] | None = None
+    resident: int = 1
     facts: tuple[tuple[int, int], ...] = ()
     facts_at: int = 0
 
@@ -134,7 +135,7 @@ def finish(text: str, name: str, variant: Variant) -> str:
         text = _THREADGROUP.sub(lambda found: f"msl_threadgroup+{offsets[found[0]]}", text)
     threads = f".reqntid {prod(variant.threadgroup)}\n"
     # setmaxnreg works only in kernels that fix their number of registers at the launch.
-    threads += ".minnctapersm 1\n" if variant.registers else ""
+    threads += f".minnctapersm {variant.resident}\n" if variant.registers else ""
     text = re.sub(r"(\.entry " + re.escape(name) + r"\s*\([^)]*\)\s*)", lambda found: found[1] + threads, text)
     text = re.sub(r"^(\.address_size.*\n)", lambda found: found[1] + declared, text, flags=re.M)
     return "//" + json.dumps({"shared_memory": dynamic}) + "\n" + text

@@ -1,4 +1,4 @@
-// flash_backward_query_bfloat16_v64_p128_m0_d64_t96_h64_r16_cdQ_wgmma2_dense_blocks128
+// flash_backward_query_bfloat16_v64_p128_m0_d64_t64_h64_r16_cdQ_wgmma2_dense_blocks128
 
 #include <metal_stdlib>
 using namespace metal;
@@ -20,9 +20,9 @@ template <typename T> struct Strided {
 namespace flash {
 using Element = bfloat;
 constant constexpr int D = 64, DV = 64;
-constant constexpr int BP = 128, BT = 96, BH = 64, R = 16;
+constant constexpr int BP = 128, BT = 64, BH = 64, R = 16;
 constant constexpr int THREADS = 32 * BP / R;
-constant constexpr int SCRATCH = 41984;
+constant constexpr int SCRATCH = 33792;
 constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
 constant constexpr bool ADDITIVE = false;
 constant constexpr bool TRANSPOSED = 0;
