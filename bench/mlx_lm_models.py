@@ -91,6 +91,8 @@ def prepared(model):
     if changes or (parameters(model) > MANY and hasattr(model, "args")):
         changes = {name: 2 for name in LAYERS if changes and hasattr(model.args, name)} | changes
         changes |= {"vocab_size": VOCABULARY} if hasattr(model.args, "vocab_size") else {}
+        if "num_hidden_layers" in changes and getattr(model.args, "layer_types", None):
+            changes["layer_types"] = model.args.layer_types[: changes["num_hidden_layers"]]  # a cache is made for each
         model = type(model)(dataclasses.replace(model.args, **changes))
     assert parameters(model) < 20 * MANY, f"{family_of(model)} belongs in SMALLER"
     mx.random.seed(0)
