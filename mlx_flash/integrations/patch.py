@@ -146,8 +146,9 @@ class patch:
 
     def _count(self, counter: Counter, what: str | tuple[str, str]) -> None:
         with LOCK:
-            known = what in counter or len(counter) < MOST_REASONS
-            counter[what if known else "other reasons"] += 1
+            if what not in counter and len(counter) >= MOST_REASONS:
+                what = "other reasons"
+            counter[what] += 1
 
 
 _compile = Replacement(mx, "compile", lambda name, built_in: compiled.traced_anew(built_in, lambda: bool(_active)))
