@@ -6,8 +6,10 @@ one of them fails in one named test. pyproject.toml sets no upper bound on MLX f
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from operator import methodcaller
+from pathlib import Path
 from threading import get_ident, main_thread
 
 import mlx.core as mx
@@ -154,6 +156,34 @@ def printed_source(printed: str) -> str | None:
     _, opened, rest = printed.partition("```\n")
     text, closed, _ = rest.rpartition("```\n")
     return text if opened and closed else None
+
+
+def compiled_kernels() -> Path:
+    """The folder where MLX on CUDA keeps compiled kernels, and looks for one before it takes the code it is given."""
+    own = os.environ.get("MLX_PTX_CACHE_DIR")
+    if own:
+        return Path(own)
+    named = (os.environ.get(name) for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"))
+    return Path(next(filter(None, named), "/tmp")) / "mlx" / mx.__version__ / "ptx"
+
+
+# Longer names of compiled kernels become folders.
+LONGEST_COMPILED_NAME = 245
+
+
+def compiled_name(name: str, code: bytes) -> str:
+    """The name, without suffix, of the files of a kernel in that folder: by its own name and the hash of its code, that
+    of libstdc++ (MurmurHash64A) for strings."""
+    multiplier, kept = 0xC6A4A7935BD1E995, (1 << 64) - 1
+    mixed = 0xC70F6907 ^ (len(code) * multiplier & kept)
+    whole = len(code) // 8 * 8
+    for start in range(0, whole, 8):
+        word = int.from_bytes(code[start : start + 8], "little") * multiplier & kept
+        mixed = (mixed ^ ((word ^ word >> 47) * multiplier & kept)) * multiplier & kept
+    if whole < len(code):
+        mixed = (mixed ^ int.from_bytes(code[whole:], "little")) * multiplier & kept
+    mixed = (mixed ^ mixed >> 47) * multiplier & kept
+    return f"{name}_{mixed ^ mixed >> 47:x}"
 
 
 def chip_letter(architecture: str) -> str:

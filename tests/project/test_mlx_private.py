@@ -256,3 +256,30 @@ def test_this_chip_has_a_known_letter():
     """The GPU of a virtual machine has an architecture of its own, such as air64_v27."""
     architecture = mx.device_info()["architecture"]
     assert not architecture.startswith("applegpu") or mlx_private.chip_letter(architecture) in "pgsd"
+
+
+@pytest.mark.parametrize(
+    "code, wanted",
+    [
+        (b"", "553e93901e462a6e"),
+        (b"a", "454ddee488c1ed6b"),
+        (b"mlx_flash", "335636c5e156ff50"),
+        (b"0123456789abcdef", "934b0d760642ed86"),
+        (b"compiled attention kernels", "225965710c5ccbc2"),
+    ],
+)
+def test_compiled_kernels_are_named_by_the_hash_of_libstdcxx(code, wanted):
+    """Values of std::hash<std::string> compiled by GCC for 64 bits."""
+    assert mlx_private.compiled_name("kernel", code) == f"kernel_{wanted}"
+
+
+def test_the_folder_of_compiled_kernels(monkeypatch):
+    """Of MLX's own variable, else of those that std::filesystem::temp_directory_path looks at."""
+    for name in ("MLX_PTX_CACHE_DIR", "TMPDIR", "TMP", "TEMP", "TEMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert str(mlx_private.compiled_kernels()) == f"/tmp/mlx/{mx.__version__}/ptx"
+    monkeypatch.setenv("TEMP", "/later")
+    monkeypatch.setenv("TMPDIR", "/first")
+    assert str(mlx_private.compiled_kernels()) == f"/first/mlx/{mx.__version__}/ptx"
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", "/own")
+    assert str(mlx_private.compiled_kernels()) == "/own"

@@ -14,6 +14,7 @@ import numpy as np
 from ..cpu.kernel import MetalKernel
 from ..frontend.errors import CompileError
 from ..frontend.signature import CONSTANT_BELOW, kernel_name
+from .by_name import code_or_name
 from .ptx import Ptx, build
 from .resident import resident
 from .strides import learned, row_contiguous
@@ -203,7 +204,7 @@ class CudaKernel(MetalKernel):
         ptx, layout = self._code(inputs, template, dtypes, place, known, verbose)
         fixed = dict(
             name=ptx.name,
-            compiled_source=ptx.code,
+            compiled_source=code_or_name(ptx.name, ptx.code) if gpu() else ptx.code,
             scalars=list(place.threads),
             shared_memory=ptx.shared_memory,
             **place.launched(),
