@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -133,21 +134,27 @@ class CudaKernel(MetalKernel):
         return Layout(tuple(sources), tuple(asked), tuple(places))
 
     def facts_of(self, arrays, known: dict) -> mx.array | None:
-        """The facts in the order of `layout`, as an array in the GPU's memory."""
-        found = []
+        """The facts in the order of `layout`, as an array in the GPU's memory. A growing cache has new ones with every
+        token."""
+        form, found = "<", []
+
+        def put(kind: str, values) -> None:
+            nonlocal form
+            bytes_of_each = 8 if kind == "q" else 4
+            form += f"{len(values)}{kind}{-len(values) * bytes_of_each % 8}x"
+            found.extend(values)
+
         for index, (array, (shape, strides, rank)) in enumerate(zip(arrays, self.facts)):
             if index in known:
-                found.append(np.asarray(known[index], np.float32 if array.dtype == mx.float32 else np.int32))
+                value = known[index]
+                put("f" if array.dtype == mx.float32 else "i", value if isinstance(value, tuple) else (value,))
             if shape and array.ndim:
-                found.append(np.asarray(array.shape, np.int32))
+                put("i", array.shape)
             if strides and array.ndim and self.ensure_row_contiguous:
-                found.append(np.asarray(row_contiguous(array.shape), np.int64))
+                put("q", row_contiguous(array.shape))
             if rank and array.ndim:
-                found.append(np.asarray(array.ndim, np.int32))
-        if not found:
-            return None
-        data = b"".join(one.tobytes().ljust(-(-one.nbytes // 8) * 8, bytes(1)) for one in found)
-        return resident(mx.array(np.frombuffer(data, np.int32)))
+                put("i", (array.ndim,))
+        return resident(mx.array(np.frombuffer(struct.pack(form, *found), np.int32))) if found else None
 
     def compiled(self, inputs, template, output_dtypes, grid: Grid, known=(), verbose: bool = False) -> Ptx:
         """The compiled kernel for inputs with these (dtype, ndim, size) and a launch like `grid`.
@@ -204,7 +211,7 @@ class CudaKernel(MetalKernel):
         ptx, layout = self._code(inputs, template, dtypes, place, known, verbose)
         fixed = dict(
             name=ptx.name,
-            compiled_source=code_or_name(ptx.name, ptx.code) if gpu() else ptx.code,
+            compiled_source=ptx.code,
             scalars=list(place.threads),
             shared_memory=ptx.shared_memory,
             **place.launched(),
@@ -212,14 +219,15 @@ class CudaKernel(MetalKernel):
         return Prepared(fixed, layout, self.facts_of(arrays, known))
 
     def _code(self, inputs, template, dtypes, place: Grid, known, verbose: bool) -> tuple[Ptx, Layout]:
-        """The compiled kernel and the origin of its buffers, which follow no length: to find them by the kernel's text
-        would cost more than everything else that a new length of a growing cache needs."""
+        """The compiled kernel, its code as MLX gets it, and the origin of its buffers. None follows a length: to
+        find them by the kernel's text would cost more than all else that a new length of a growing cache needs."""
         forms = tuple([(dtype, ndim, min(size, CONSTANT_BELOW)) for dtype, ndim, size in inputs])
         chosen = tuple([(name, type(value), value) for name, value in template])
         key = (forms, chosen, tuple(dtypes), place.threadgroup, place.folded, place.ragged, tuple(known))
         found = self._fitting.get(key)
         if found is None or verbose:
             ptx = self.compiled(inputs, template, dtypes, place, known, verbose)
+            ptx = replace(ptx, code=code_or_name(ptx.name, ptx.code)) if gpu() else ptx
             found = self._fitting[key] = ptx, self.layout(inputs, known)
         return found
 
