@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..backends import Backend
 from ..common.errors import UnsupportedProblem
 from ..common.mlx_private import in_export_trace, in_shapeless_trace, in_trace
+from ..kernels import mask_map
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.split_kv import QUERIES
 from ..problem.kinds import (
@@ -27,6 +28,7 @@ from ..problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
+    MASK_MAP,
     KernelKind,
 )
 from ..problem.problem import Problem, Signature
@@ -50,6 +52,8 @@ def run_kernel(
     if kind is DECODE:
         launch = plan.launch(problem)
         inputs["decode_params"] = launch.decode_params
+    if problem.signature.variants.mask and plan is not None and "mask_map" in plan.kernel.inputs:
+        inputs["mask_map"] = map_of_mask(kind, problem, backend, stream, inputs["attention_mask"])
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and launch.parts > 1:
         combine = plan.resources.get(COMBINE)
@@ -61,6 +65,15 @@ def run_kernel(
     # Kernels write float32 where they page an accumulator.
     dtypes = [output_dtype(name, problem) for name in kind.outputs]
     return tuple([one if one.dtype == to else one.astype(to, stream=stream) for one, to in zip(outputs, dtypes)])
+
+
+def map_of_mask(kind: KernelKind, problem: Problem, backend: Backend, stream, mask: mx.array) -> mx.array:
+    """The map by which a kernel of tensor cores leaves out what its array mask hides; of short calls it tells
+    nothing."""
+    if not mask_map.pays(kind, problem):
+        return mask_map.unknown(problem)
+    own = mask[tuple(slice(extent) for extent in problem.mask_shape)]
+    return mask_map.spread(problem, run_kernel(MASK_MAP, problem, backend, stream, {"attention_mask": own})[0])
 
 
 def _refuse(what: str, *_, function: str = "attention"):

@@ -14,6 +14,7 @@ from ..problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
+    MASK_MAP,
     KernelKind,
 )
 from .config import FULL, MIXED, TileConfig, precision_of
@@ -120,6 +121,8 @@ TABLE = {
     (COMBINE, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
     (COMBINE, FULL, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
     (COMBINE, FULL, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    # The map of an array mask, for tensor cores alone: one simdgroup for each strip of blocks.
+    (MASK_MAP, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
 }  # fmt: skip
 
 

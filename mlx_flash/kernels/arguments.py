@@ -6,7 +6,7 @@ text of the body. So the body names all of them, once, and the templates take a 
 
 from __future__ import annotations
 
-from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
+from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, MASK_MAP, KernelKind
 from ..problem.variants import ARGUMENT_TYPES
 
 # Members by their types. Arrays are in device memory, because launch.py pads those that MLX would pass as constants;
@@ -16,6 +16,7 @@ TYPES = {
     **dict.fromkeys(("L", "delta", "O_parts", "L_parts"), "const device float*"),
     **dict.fromkeys(("decode_params", "extents"), "const constant int*"),
     "scale": "float",
+    "mask_map": "Strided<uint8_t>",
     **ARGUMENT_TYPES,
 }
 LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_shape[2]"}
@@ -27,6 +28,8 @@ def lengths(kind: KernelKind, inputs: tuple[str, ...]) -> dict[str, str]:
         return lengths(kind, ()) | {"Lk": "pages_shape[1] * K_shape[2]"}
     if kind is DELTA:
         return {"Hq": "dO_shape[1]", "Lq": "dO_shape[2]"}
+    if kind is MASK_MAP:
+        return {name: f"attention_mask_shape[{axis}]" for axis, name in ((1, "Hq"), (2, "Lq"), (3, "Lk"))}
     if kind is COMBINE:
         return {"parts": "O_parts_shape[0]", "rows": "O_parts_shape[1] * O_parts_shape[2] * O_parts_shape[3]"}
     if kind is DECODE:  # the rows of a head are all queries of the group

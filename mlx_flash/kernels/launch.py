@@ -9,10 +9,11 @@ from math import prod
 import mlx.core as mx
 
 from ..common.mlx_private import CONSTANT_BELOW, as_bytes, contiguous
-from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, KernelKind
+from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, MASK_MAP, KernelKind
 from ..problem.problem import Problem
 from ..problem.variants import ARGUMENT_TYPES
 from .config import TileConfig
+from .mask_map import STRIP, own_shape
 from .source import Kernel
 from .split_kv import Parts, gqa_rows
 
@@ -24,7 +25,8 @@ STATISTICS = frozenset({"L", "delta", "L_parts"})  # of rows, whose axes kernels
 CONTIGUOUS = frozenset({"L", "delta", *(name for name, kept in ARGUMENT_TYPES.items() if kept.endswith("*"))})
 # Kernels hold device pointers to these, so short ones are padded beyond what MLX passes in the constant address space.
 NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
-    name for name, kept in ARGUMENT_TYPES.items() if kept.startswith(("const device", "Strided"))
+    "mask_map",
+    *(name for name, kept in ARGUMENT_TYPES.items() if kept.startswith(("const device", "Strided"))),
 }
 
 
@@ -76,6 +78,8 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
         return (*query, 2)
     if name == "delta":
         return query
+    if name == "mask_map":
+        return own_shape(problem)
     if name == "dM":
         return problem.mask_shape
     return (*(query if name == "dQ" else key), problem.value_dim if name == "dV" else problem.head_dim)
@@ -98,6 +102,9 @@ def launch(
         blocks = -(-rows // config.parallel) * -(-columns // config.traversal)
     if kind is COMBINE:
         blocks, heads, batch = -(-batch * heads * length // config.parallel), 1, 1
+    if kind is MASK_MAP:
+        batch, heads, rows, columns = own_shape(problem)
+        blocks = -(-rows * -(-columns // STRIP) // config.parallel)
     if kind is DECODE:
         blocks, heads = parts, problem.key_heads * -(-gqa_rows(problem) // config.parallel)
     shapes = [output_shape(name, problem) for name in kind.outputs]

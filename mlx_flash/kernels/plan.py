@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from ..problem.kinds import BACKWARD_KEY, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_VALUE, DECODE, KernelKind
+from ..problem.kinds import (
+    BACKWARD_KEY,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_VALUE,
+    DECODE,
+    MASK_MAP,
+    KernelKind,
+)
 from ..problem.problem import Problem, Signature
 from ..problem.variants import MOST_BUFFERS
 from .apple import lookup, splits_dk_dv
@@ -131,7 +139,7 @@ class Plan:
             if rule is None:
                 rule = self.resources[length] = rule_of(problem, self.config, self.family)
             parts = count_of(problem, rule, self.config)
-        key = (problem.batch, length, problem.mask_shape if kind is BACKWARD_MASK else parts)
+        key = (problem.batch, length, problem.mask_shape if kind in (BACKWARD_MASK, MASK_MAP) else parts)
         launches = self.resources["launches"]
         found = launches.get(key)
         if found is None:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from ..common.mlx_private import kernel_attribute
 from ..problem.formulas.metal import struct
-from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, FORWARD, KernelKind
+from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, FORWARD, MASK_MAP, KernelKind
 from ..problem.variants import METAL_TYPES, Variants
-from . import arguments
+from . import arguments, mask_map
 from .devices import FAMILIES
+from .mask_map import reads_map
 from .minify import minified, stripped
 from .split_kv import keys_are_unshared
 from .tile_layers import LAYERS, MERGED, threadgroup_elements
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .apple import TileConfig
     from .devices import Family
 
+MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants
 REOPENED = "}\nnamespace flash{\n"  # between two files
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
@@ -72,7 +74,7 @@ def fingerprint() -> str:
 def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) -> list[str]:
     """Templates that a kernel is made of, in order; the struct of its arguments comes behind the shared constants."""
     if not kind.tiled:
-        return ["views", "exp2" if kind is COMBINE else "row_delta", kind.name]
+        return ["views", *{COMBINE: ["exp2"], MASK_MAP: []}.get(kind, ["row_delta"]), kind.name]
     forward = kind in (FORWARD, DECODE)
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
@@ -113,6 +115,7 @@ def build(
         taken = threadgroup_elements(kind, row, family, head_dim, value_dim, size, bool(variants.mask))
         constants["SCRATCH"] = str(taken)
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
+    inputs += ("mask_map",) if reads_map(kind, LAYERS[row.tiles].producer_warps, variants) else ()
     parts = {name: resolved(name, constants, readable) for name in files_of(kind, row.tiles, variants, row.splits)}
     if kind.tiled and variants.texts:  # what is generated of the users' texts
         before = "dual" if "dual" in parts else "formula"
@@ -135,7 +138,8 @@ def build(
         inputs=inputs,
         outputs=kind.outputs,
         output_dtypes=tuple(
-            dtype if name in ACCUMULATORS and name not in paged else "float32" for name in kind.outputs
+            "uint8" if name == "mask_map" else dtype if name in ACCUMULATORS and name not in paged else "float32"
+            for name in kind.outputs
         ),
     )
 
@@ -143,8 +147,9 @@ def build(
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
     """What templates may ask in `#if`, or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
-        absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES"), 0)
-        return {**absent, "SCALED_FIRST": int(variants.scaled_first)}
+        absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "MAPS"), 0)
+        own = {**variants.holes(kind), "HAS_MASK": 1, **MAPPED} if kind is MASK_MAP else {}
+        return {**absent, **own, "SCALED_FIRST": int(variants.scaled_first)}
     layer, holes = LAYERS[row.tiles], variants.holes(kind)
     return {
         **holes,
@@ -163,6 +168,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SPLITS_KEYS": int(row.splits > 1),
         "LOADS_EARLY": int(layer.loads_early),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
+        **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),
         "SPLITS": row.splits,
         "SPLITS_HEAD": int(row.head_parts > 1),
         "HEAD_PARTS": row.head_parts,
@@ -244,6 +250,7 @@ def _holds(condition: str, constants: dict[str, str]) -> bool:
 def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
     facts = ["flash", kind.name, dtype, f"v{value_dim}", f"p{row.parallel}", f"m{max_threads or 0}"]
     facts += ["scaled"] if kind is COMBINE and variants.scaled_first else []
+    facts += [f"mask_{variants.mask}"] if kind is MASK_MAP else []
     if kind.tiled:
         loads = "threadgroup" if family.uses_threadgroup_memory else "direct"
         facts += [

@@ -66,6 +66,8 @@ BACKWARD_KEY = replace(
 BACKWARD_VALUE = replace(
     BACKWARD_KEY, name="backward_value", inputs=("Q", "K", "dO", "L", "scale"), outputs=("dV",), matmuls=2
 )
+# What an array mask hides, in blocks: for kernels of tensor cores, before each of them.
+MASK_MAP = KernelKind("mask_map", ("attention_mask",), ("mask_map",))
 BACKWARD_MASK = KernelKind("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
 BACKWARD_KINDS = (
     BACKWARD_QUERY, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK,

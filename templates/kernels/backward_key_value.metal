@@ -84,7 +84,7 @@ METAL_FUNC void backward_key_value(
             const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
             if (at_edge != (edge == 1)) break;
             if (visibility.skip()) continue;
-#if LOOKS
+#if LOOKS || MAPS
             if (!look.at(visibility, first, r, range.end, edge == 1, scratch, lane)) {
               q.pass();
               d_o.pass();

@@ -108,7 +108,7 @@ METAL_FUNC void decode(
         const bool at_edge = visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) || k.far() || v.far();
         if (at_edge != (edge == 1)) break;
         if (!entered || visibility.skip()) continue;
-#if LOOKS
+#if LOOKS || MAPS
         if (!look.at(visibility, first, c, next, edge == 1, scratch, lane)) {
           k.pass();
           v.pass();

@@ -85,7 +85,7 @@ METAL_FUNC void forward(
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
           if (visibility.skip()) continue;
-#if LOOKS
+#if LOOKS || MAPS
           if (!look.at(visibility, at.first, c, range.end, edge == 1, scratch, lane)) {
             k.pass();
             v.pass();

@@ -9,7 +9,7 @@ constant constexpr int SCRATCH = $SCRATCH;            // elements of threadgroup
 constant constexpr bool CAUSAL = $CAUSAL, HAS_WINDOW = $HAS_WINDOW;
 constant constexpr bool ADDITIVE = $ADDITIVE;         // the array mask is added
 constant constexpr bool TRANSPOSED = $OVER_KEYS;      // rows of a tile are keys, and its columns queries
-#if HAS_MASK
+#if HAS_MASK && !MAPS
 using MaskElement = $MASK_ELEMENT;
 #endif
 #if HAS_PAGES

@@ -49,6 +49,10 @@ struct Visibility {
   const device MaskElement* mask;
   long mask_head, mask_row, mask_column;
 #endif
+#if MAPS
+  const device uint8_t* map;  // of the array mask
+  long map_head, map_row, map_column;
+#endif
 #if HAS_ALIBI
 #if GQA_PACKED
   const device float* slopes;  // of the heads from the first one on
@@ -120,6 +124,13 @@ struct Visibility {
     mask_head = mask_strides[1];
     mask_row = mask_strides[2];
     mask_column = mask_strides[3];
+#endif
+#if MAPS
+    const constant int64_t* map_strides = args.mask_map.strides;
+    map = args.mask_map.at + b * map_strides[0] + h * map_strides[1];
+    map_head = map_strides[1];
+    map_row = map_strides[2];
+    map_column = map_strides[3];
 #endif
 #if HAS_ALIBI
 #if GQA_PACKED

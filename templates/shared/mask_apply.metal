@@ -17,7 +17,7 @@ METAL_FUNC bool apply(
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
       !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
-#if LOOKS && !SCORE_HIDES
+#if (LOOKS || MAPS) && !SCORE_HIDES
   const bool whole = covered && look.all;
 #elif HAS_MASK || SCORE_HIDES
   const bool whole = false;  // only the values of the mask, or of the scores, tell

@@ -62,6 +62,41 @@ template <int ROWS, int C> struct Look {
   }
 #endif
 };
+#elif MAPS
+// By the mask's map, for all rows of the threadgroup: its simdgroups, those that copy blocks included, agree.
+template <int ROWS, int C> struct Look {
+  bool all;
+
+  METAL_FUNC bool at(
+      thread const Visibility& visibility, int first_row, int first_column, int end, bool, threadgroup Element*,
+      tile::Lane lane) thread {
+    const int l = lane.thread_index % 32, block = first_row - int(lane.simdgroup) * ROWS;
+    const Range rows = {block, min(block + BP, TRANSPOSED ? visibility.keys : visibility.rows)};
+    const Range columns = {first_column, min(first_column + C, end)};
+#if GQA_PACKED
+    const Range heads = {visibility.head_of(rows.begin), visibility.head_of(rows.end - 1) + 1}, keys = columns;
+    const Range queries = {0, visibility.queries};
+#else
+    const Range heads = {0, 1}, queries = TRANSPOSED ? columns : rows, keys = TRANSPOSED ? rows : columns;
+#endif
+    bool some = false;
+    all = true;
+#pragma clang loop unroll(disable)
+    for (int h = heads.begin; h < heads.end; h++) {
+#pragma clang loop unroll(disable)
+      for (int q = queries.begin / MAP_BLOCK + l / 8; q * MAP_BLOCK < queries.end; q += 4) {
+#pragma clang loop unroll(disable)
+        for (int k = keys.begin / MAP_BLOCK + l % 8; k * MAP_BLOCK < keys.end; k += 8) {
+          const uint8_t state = visibility.map[h * visibility.map_head + q * visibility.map_row + k * visibility.map_column];
+          some = some || state != EMPTY;
+          all = all && state == FULL;
+        }
+      }
+    }
+    all = simd_all(all);
+    return simd_any(some);
+  }
+};
 #else
 template <int ROWS, int C> struct Look {};
 #endif

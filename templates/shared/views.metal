@@ -28,6 +28,13 @@ template <typename T> struct Strided {
 };
 #endif
 
+#if MAPS
+using MaskElement = $MASK_ELEMENT;
+// States of a block of the map of an array mask (mask_map.metal)
+constant constexpr int MAP_BLOCK = $MAP_BLOCK;  // its queries, and its keys
+constant constexpr uint8_t EMPTY = 0, FULL = 1, PARTIAL = 2;
+#endif
+
 #if HAS_PAGES
 // Keys or values in pages: [N, heads, PAGE, D], and the pages [B, n] of every batch entry.
 struct PagedView {

@@ -206,6 +206,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void start(int) thread {}
 
+  METAL_FUNC void pass() thread {}  // a block that is not visited takes no stage
+
   METAL_FUNC bool far() const thread { return false; }  // offsets have 64 bits
 
   // The block that begins at `row`: waits until its stage has been filled

@@ -34,6 +34,7 @@ from mlx_flash.problem.kinds import (
     DECODING,
     DELTA,
     FORWARD,
+    MASK_MAP,
     TRAINING,
 )
 
@@ -41,8 +42,9 @@ BEYOND = 392  # a head dimension past the last row of every table
 
 # The gradient of an array mask reads a mask, and so has a test of its own.
 MASK_ROWS = [(*key[1:], index) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK for index in range(len(rows))]
-# Decoding has tests of its own too: its rows serve fewer queries than there are rows in a block.
-OURS = {key: rows for key, rows in TABLE.items() if key[0] not in (BACKWARD_MASK, *DECODING)}
+# Decoding has tests of its own too: its rows serve fewer queries than there are rows in a block. So has the map of a
+# mask, which only tensor cores read: tests/cuda/test_mask_map.py.
+OURS = {key: rows for key, rows in TABLE.items() if key[0] not in (BACKWARD_MASK, MASK_MAP, *DECODING)}
 
 
 def exercised() -> list:

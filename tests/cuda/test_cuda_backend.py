@@ -27,6 +27,7 @@ from mlx_flash.problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
+    MASK_MAP,
 )
 from mlx_flash.problem.variants import Variants
 from mlx_flash.simulator import ToolchainError
@@ -221,6 +222,7 @@ KERNELS = [
     (BACKWARD_QUERY_DELTA, "sm90", "bfloat16", Variants(causal=True)),
     (DECODE, "sm90", "bfloat16", Variants(causal=True)),
     (COMBINE, "sm90", "bfloat16", Variants()),
+    (MASK_MAP, "sm90", "bfloat16", Variants(mask="bool")),
 ]
 # Seconds of clang and ptxas each: these wait for `pytest -m ""`.
 MORE_KERNELS = [

@@ -219,6 +219,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     pipe.producer_commit();
   }
   METAL_FUNC void start(int) thread {}
+  METAL_FUNC void pass() thread {}
   METAL_FUNC bool far() const thread { return false; }
   METAL_FUNC void acquire(int row, int end, bool = true) thread {
     block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;

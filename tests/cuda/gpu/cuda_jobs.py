@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,7 @@ from feature_cases import Variant  # noqa: E402
 
 from mlx_flash import attention
 from mlx_flash.cli.accuracy.oracle import Error, acceptable, exact_tensors, float64, unfused
+from mlx_flash.kernels import mask_map
 from mlx_flash.kernels.apple import candidates
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.problem.kinds import DECODE, DELTA, TRAINING
@@ -112,6 +114,36 @@ def _cotangent(variant: Variant):
     if "lse" not in variant.features:
         return None
     return mx.array(variant.draw("d_lse").standard_normal(variant.shape[:3]).astype(np.float32))
+
+
+def mapped(family: str, dtype: str, additive: bool) -> Job:
+    """An array mask of hidden, full and mixed blocks, long enough for a map: bit for bit what it is without."""
+    length = 2100
+    draw = np.random.default_rng(5)
+    chances = draw.choice([0.0, 0.5, 1.0], (66, 66), p=[0.7, 0.1, 0.2]).repeat(32, 0).repeat(32, 1)
+    keep = mx.array(draw.random((length, length)) < chances[:length, :length])
+
+    def make():
+        inputs = problem(dtype, 64, length)
+        few = [inputs[0][:, :, :4], *(mx.tile(array, (1, 1, 64, 1)) for array in inputs[1:3])]
+        mask = mx.where(keep, 0.0, -mx.inf).astype(inputs[0].dtype) if additive else keep
+
+        def results() -> list[mx.array]:
+            decoded = attention(*few, mask=mx.tile(mask[:4], (1, 64)))
+            return [*with_gradients(inputs, mask=mask), decoded]
+
+        got = results()
+        with patch.multiple(mask_map, LEAST_PAIRS=2**60, LEAST_ELEMENTS=2**60):
+            return got, results()
+
+    def judge(made):
+        got, want = made
+        for name, one, other in zip((*TENSORS, "decoded O"), got, want):
+            assert mx.array_equal(one, other).item(), f"{name} differs where hidden blocks are left out"
+            assert bool(mx.isfinite(one).all()), f"{name} is not finite"
+        return {}
+
+    return Job(family, make, judge)
 
 
 def long(family: str, dtype: str, length: int = 65536) -> Job:
@@ -341,6 +373,9 @@ def jobs(families: list[str]) -> dict[str, tuple]:
         ):
             for name, limits in (("causal", {"causal": True}), ("window", {"window": (100, 0)})):
                 found[f"spoiled {name} {family} {dtype} D={head_dim}"] = (spoiled, family, dtype, head_dim, limits)
+        if FAMILIES[family].tensor in ("sm80", "sm90"):
+            found[f"mask map bool {family}"] = (mapped, family, "bfloat16", False)
+            found[f"mask map additive {family}"] = (mapped, family, "float16", True)
         found[f"views {family}"] = (views, family, "float16")
         for dtype in PRECISIONS:
             for head_dim in decode_dims(family, dtype) if dtype != "float16" else (64,):
