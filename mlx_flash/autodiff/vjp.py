@@ -59,7 +59,8 @@ def run_kernel(
         combine = plan.resources.get(COMBINE)
         if combine is None:
             combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
-        return run_kernel(COMBINE, problem, backend, stream, dict(zip(COMBINE.inputs, outputs)), combine)
+        parts = dict(zip(COMBINE.inputs, outputs)) | {"scale": problem.scale}
+        return run_kernel(COMBINE, problem, backend, stream, parts, combine)
     if plan is not None and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.
@@ -254,9 +255,7 @@ class Attention:
             if name.startswith(SUM) and extra.ndim:  # without axes: an array that has no gradient
                 gradients[name] = self._summed(name).run(BACKWARD_MASK, *arrays)[0]
         if "sinks" in self.names:
-            gradients["sinks"] = sinks_gradient(
-                extras[self.names.index("sinks")], L, delta, self.signature.variants.scaled_first
-            )
+            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], L, delta)
         return (d_q, *self.key_value(arrays, run), *gradients.values())
 
     def _summed(self, name: str) -> Attention:

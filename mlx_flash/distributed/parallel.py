@@ -86,9 +86,7 @@ class ContextParallel:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = call.mask_gradient(masks, mask.shape).astype(mask.dtype)
         if "sinks" in self.names:
-            gradients["sinks"] = sinks_gradient(
-                extras[self.names.index("sinks")], L, delta, self.signature.variants.scaled_first
-            )
+            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], L, delta)
         return (d_q.array, d_k.array, d_v.array, *gradients.values())
 
     def _exact(self, call: _Local, own: Heads, queries: list, keys: list):

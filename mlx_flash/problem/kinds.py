@@ -46,7 +46,7 @@ class KernelKind:
 
 FORWARD = KernelKind("forward", ("Q", "K", "V", "scale"), ("O", "L"), ("Q", "O"), 2)
 DECODE = KernelKind("decode", ("Q", "K", "V", "scale", "decode_params"), ("O", "L"), ("Q", "O"), 2)
-COMBINE = KernelKind("combine", ("O_parts", "L_parts"), ("O", "L"))
+COMBINE = KernelKind("combine", ("O_parts", "L_parts", "scale"), ("O", "L"))
 DELTA = KernelKind("delta", ("dO", "O"), ("delta",))
 BACKWARD_QUERY = KernelKind(
     "backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3

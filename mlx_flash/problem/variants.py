@@ -81,9 +81,9 @@ class Variants:
 
     @property
     def scaled_first(self) -> bool:
-        """Are scores scaled before anything is added to them or caps them? Then exponents, and the maximum of the row
-        statistic, are in natural units; those of plain scores are in base 2, since the scale rides in the exponent."""
-        return self.additive or self.alibi or bool(self.softcap) or self.score is not None
+        """Are scores scaled before they meet other numbers in their units? Then the maximum of the row statistic is
+        such a score; that of plain scores lacks the scale, which enters with the exponents."""
+        return self.additive or self.alibi or self.sinks or bool(self.softcap) or self.score is not None
 
     @cached_property
     def plain(self) -> bool:

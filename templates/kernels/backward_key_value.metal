@@ -3,7 +3,7 @@
 //   for each block of BP keys, in parallel:
 //     dK, dV = 0, 0
 //     for each query head of the group, for each block of BT queries that see any of the keys:
-//       P^T = 2^(scale log2(e) K Q^T - L)  masked elements = 0; L varies along columns
+//       P^T = 2^(f (K Q^T - m) - log2 l)   masked elements = 0; f = scale log2(e); m and log2 l vary along columns
 //       dV = dV + P^T dO
 //       dP^T = V dO^T
 //       dS^T = P^T * (dP^T - delta)
@@ -103,7 +103,7 @@ METAL_FUNC void backward_key_value(
             q.acquire(r, range.end, edge);
             d_o.acquire(r, range.end, edge);
 
-            // P^T = 2^(S^T - L)
+            // P^T = 2^(f (S^T - m) - log2 l)
             tile::Tile<float, R, BT> p;
             tile::multiply_abt(p, k, q);
             softmax::Slope<R, BT> slope;

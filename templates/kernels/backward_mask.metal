@@ -3,7 +3,7 @@
 //   for each block of R queries and BT keys of the mask's own shape, in parallel (one simdgroup):
 //     dM = 0
 //     for each batch entry, head, block of queries and block of keys that reads this part of the mask:
-//       P = exp(scale Q K^T + M - L)
+//       P = exp(scale Q K^T + M - m) / l     m and log2 l are read from L
 //       dP = dO V^T
 //       dM = dM + P * (dP - delta)
 //     dM summed over rows and columns where the mask has only one
@@ -71,7 +71,7 @@ METAL_FUNC void backward_mask(
           k.acquire(c, Lk);
           v.acquire(c, Lk);
 
-          // P = 2^(S - L);  dS = P * (dO V^T - delta);  dM = dM + dS
+          // P = 2^(f (S - m) - log2 l);  dS = P * (dO V^T - delta);  dM = dM + dS
           tile::Tile<float, R, BT> p, ds;
           tile::multiply_abt(p, q, k);
           softmax::Slope<R, BT> slope;

@@ -4,7 +4,7 @@
 //     dQ = 0
 //     delta = rowsum(dO * O)             read, where delta.metal has made it
 //     for each block of BT keys that any of the rows sees:
-//       P = 2^(scale log2(e) Q K^T - L)    masked elements = 0
+//       P = 2^(f (Q K^T - m) - log2 l)     masked elements = 0; f = scale log2(e); m and log2 l are read from L
 //       dP = dO V^T
 //       dS = P * (dP - delta)
 //       dQ = dQ + dS K
@@ -95,7 +95,7 @@ METAL_FUNC void backward_query(
           k.acquire(c, range.end, edge);
           v.acquire(c, range.end, edge);
 
-          // P = 2^(S - L)
+          // P = 2^(f (S - m) - log2 l)
           tile::Tile<float, R, BT> p, ds;
           tile::begin_abt(p, q, k);
           tile::begin_abt(ds, d_o, v);

@@ -2,7 +2,7 @@
 //
 //   for each row (one simdgroup), in parallel:
 //     m = max of the parts' m
-//     l = sum over parts of 2^(m_part - m) l_part      in softmax.metal's units
+//     l = sum over parts of 2^(m_part - m) l_part      differences times factor (exp2.metal)
 //     O = sum over parts of 2^(m_part - m) O_part / l
 //     L = m, log2 l                                    a row that sees no key of any part: O = 0, L = -inf, 0
 //
@@ -14,25 +14,19 @@ using Element = $ELEMENT;  // of O
 constant constexpr int DV = $VALUE_DIM, ROWS = $BLOCK_PARALLEL;
 constant constexpr int RUNS = (DV + 31) / 32, TOGETHER = 8;  // runs of 32 columns; parts read at a time
 
-// 2^(m_part - m)
-#if SCALED_FIRST
-METAL_FUNC float weight_of(float m_part, float m) { return fast_exp2((m_part - m) * M_LOG2E_F); }
-#else
-METAL_FUNC float weight_of(float m_part, float m) { return fast_exp2(m_part - m); }
-#endif
-
 METAL_FUNC void combine(
     thread const Arguments& args, device Element* O, device float* L, uint3 position, uint thread_index) {
   const int lane = thread_index % 32, simdgroup = thread_index / 32, parts = args.parts, rows = args.rows;
   const int row = int(position.x) * ROWS + simdgroup;
   if (row >= rows) return;
+  const float factor = softmax::factor_of(args.scale);
   // Lanes share the parts, then the columns; several loads are in flight at a time, to hide their latency.
   float m = -INFINITY, l = 0;
   for (int part = lane; part < parts; part += 32) m = max(m, args.L_parts[long(part) * rows + row]);
   m = simd_max(m);
   const float reference = m == -INFINITY ? 0 : m;
   for (int part = lane; part < parts; part += 32) {
-    const float weight = weight_of(args.L_parts[long(part) * rows + row], reference);
+    const float weight = fast_exp2(softmax::exponent(args.L_parts[long(part) * rows + row], reference, factor));
     l += weight * args.L_parts[long(parts + part) * rows + row];
   }
   l = simd_sum(l);
@@ -42,7 +36,7 @@ METAL_FUNC void combine(
     for (int i = 0; i < TOGETHER; i++) {
       const bool exists = first + i < parts;  // else the last part is read in its place
       const long place = long(exists ? first + i : parts - 1) * rows + row;
-      const float weight = weight_of(args.L_parts[place], reference);
+      const float weight = fast_exp2(softmax::exponent(args.L_parts[place], reference, factor));
 #pragma clang loop unroll(full)
       for (int run = 0; run < RUNS; run++) {
         const int d = min(run * 32 + lane, DV - 1);

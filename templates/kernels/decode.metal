@@ -118,7 +118,7 @@ METAL_FUNC void decode(
         if (tile::produce(k, v, c, next)) continue;
         k.acquire(c, next, edge);
 
-        // S = scale log2(e) Q K^T, masked
+        // S = Q K^T, masked
         tile::Tile<float, R, BT> s;
         tile::multiply_abt(s, q, k);
         k.release();
@@ -129,7 +129,7 @@ METAL_FUNC void decode(
 #endif
         const bool whole = mask::apply(s, visibility, look, first, c, k.valid, lane, edge);
 
-        // P = 2^(S - m);  O = correction O + P V
+        // P = 2^(f (S - m));  O = correction O + P V
         const tile::RowVector<R> correction = softmax::step(s, state, factor);
         tile::Tile<Element, R, BT> p;
         tile::narrow(p, s);
@@ -141,7 +141,7 @@ METAL_FUNC void decode(
   }
   if (lane.produces()) return;
 #if SPLITS_KEYS
-  if (!key_splits::join(o, state, scratch, slice, lane)) return;
+  if (!key_splits::join(o, state, scratch, slice, factor, lane)) return;
 #endif
 
   // One part: O = O / l;  L = m, log2 l

@@ -3,9 +3,9 @@
 //   for each block of BP query rows (one threadgroup; R rows a simdgroup), in parallel:
 //     m, l, O = -inf, 0, 0
 //     for each block of BT keys that any of the rows sees:
-//       S = scale log2(e) Q K^T            masked elements = -inf
-//       m' = max(m, rowmax S);  P = 2^(S - m');  l = l 2^(m - m') + rowsum P
-//       O = 2^(m - m') O + P V
+//       S = Q K^T                          masked elements = -inf
+//       m' = max(m, rowmax S);  P = 2^(f (S - m'));  c = 2^(f (m - m'))     f = scale log2(e)
+//       l = c l + rowsum P;  O = c O + P V
 //       m = m'
 //     O = O / l;  L = m, log2 l            a row that sees no key: O = 0, L = -inf, 0
 //
@@ -95,7 +95,7 @@ METAL_FUNC void forward(
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
 
-          // S = scale log2(e) Q K^T, masked
+          // S = Q K^T, masked
           tile::Tile<float, R, BT> s;
           tile::begin_abt(s, q, k);
           ping_pong.arrive();
@@ -108,7 +108,7 @@ METAL_FUNC void forward(
 #endif
           const bool whole = mask::apply(s, visibility, look, at.first, c, k.valid, lane, edge);
 
-          // P = 2^(S - m);  O = correction O + P V
+          // P = 2^(f (S - m));  O = correction O + P V
           const tile::RowVector<R> correction = softmax::step(s, state, factor);
 #if HAS_DROPOUT
           dropout::apply(s, drop, at.first, c, lane);

@@ -1,13 +1,13 @@
 // Scores, exponentials and the statistics of rows; masked scores are -inf. Everything stays float32.
 //
-// Plain scores are S = Q K^T, and the scale rides in the exponent: P = 2^(scale log2(e) S - m), m in base 2. Where
-// something is added to the scores or caps them (SCALED_FIRST), they are scaled before, and m is in natural units:
-// P = 2^(log2(e) (S - m)). There the difference comes first, so that no finite score overflows, and whatever all
-// scores of a row have in common cancels without rounding, however large it is.
+// P = 2^(factor (S - m)) / l. Plain scores are S = Q K^T as the products leave them, and the scale is in the factor,
+// scale log2(e). Where something is added to the scores, caps them or stands beside them as a sink does
+// (SCALED_FIRST), they are scaled before, and the factor is log2(e). The difference comes first, so that no finite
+// score overflows, and whatever all scores of a row have in common cancels without rounding, however large it is.
 //
 // A row's statistics are m, its largest score in these units, and log2 l, l its sum of exponentials relative to m.
-// They are apart, because their sum would have no room for log2 l beside a large m, and in the units of the exponents,
-// so that the backward kernels subtract the very m that the forward kernel did: a row of one key has P = 1 exactly.
+// They are apart, because their sum would have no room for log2 l beside a large m, and m is a score as it is, so that
+// the backward kernels subtract the very number that the forward kernel did: a row of one key has P = 1 exactly.
 // A row that sees no key: -inf and 0.
 namespace flash {
 namespace softmax {
@@ -51,15 +51,6 @@ METAL_FUNC void scale_or_cap(
   }
 #endif
 }
-
-// The exponent of a probability in base 2, and the factor it takes
-#if SCALED_FIRST
-METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
-template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
-#else
-METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
-template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
-#endif
 
 }  // namespace softmax
 }  // namespace flash

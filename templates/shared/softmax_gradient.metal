@@ -2,35 +2,24 @@
 namespace flash {
 namespace softmax {
 
-// What the exponents of rows subtract, V a RowVector, or a ColumnVector where the tile is transposed: of scores that
-// are scaled first m and then log2 l, of plain ones both at once. +inf for a row that sees no key makes its
-// probabilities 0.
+// The statistics of rows, V a RowVector, or a ColumnVector where the tile is transposed. Exponents subtract one after
+// the other. m = +inf for a row that sees no key makes its probabilities 0.
 template <typename V> struct Reference {
-  V m;
-#if SCALED_FIRST
-  V log_l;
-#endif
+  V m, log_l;
 
   template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
-#if SCALED_FIRST
     m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
     log_l.at[n] = log_l_n;
-#else
-    m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);
-#endif
   }
 };
 
-// P = 2^(S - L). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible as a whole has
-// none.
+// P = 2^(factor (S - m) - log2 l). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible
+// as a whole has none.
 template <typename V>
 METAL_FUNC tile::Pair<float> probability(
     tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
-  tile::Pair<float> x = exponent(s, tile::broadcast(reference.m, i, c), factor);
-#if SCALED_FIRST
-  x -= tile::broadcast(reference.log_l, i, c);
-#endif
-  const tile::Pair<float> p = fast_exp2(x);
+  const tile::Pair<float> m = tile::broadcast(reference.m, i, c), log_l = tile::broadcast(reference.log_l, i, c);
+  const tile::Pair<float> p = fast_exp2((s - m) * factor - log_l);
   return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
 }
 

@@ -1,7 +1,7 @@
 // Joins the results of simdgroups that own the same rows and walked along different keys (decode.metal).
 //
 //   m = max of the slices' m
-//   l = sum over slices of 2^(m_slice - m) l_slice
+//   l = sum over slices of 2^(m_slice - m) l_slice     differences times factor (exp2.metal)
 //   O = sum over slices of 2^(m_slice - m) O_slice     in the order of the slices, MERGED fragments of columns at once
 //
 // A slice in which a row saw no key has m = -inf, l = 0 and O = 0, and changes no bit of the sums.
@@ -14,18 +14,15 @@ namespace key_splits {
 
 constant constexpr int SIMDGROUPS = BP / R, MERGED = $MERGED < DV / 8 ? $MERGED : DV / 8;
 
-// 2^(m_slice - m), in softmax.metal's units
-#if SCALED_FIRST
-METAL_FUNC float weight_of(float m_slice, float m) { return fast_exp2((m_slice - m) * M_LOG2E_F); }
-#else
-METAL_FUNC float weight_of(float m_slice, float m) { return fast_exp2(m_slice - m); }
-#endif
+METAL_FUNC float weight_of(float m_slice, float m, float factor) {
+  return fast_exp2(softmax::exponent(m_slice, m, factor));
+}
 
 // Returns whether this simdgroup is one of the first slice's, which then hold m, l and O of all.
 template <int BH, bool CACHED>
 METAL_FUNC bool join(
     thread tile::Accumulator<R, DV, BH, CACHED>& o, thread softmax::State<R>& state, threadgroup Element* scratch,
-    int slice, tile::Lane lane) {
+    int slice, float factor, tile::Lane lane) {
   threadgroup float* m = (threadgroup float*)scratch;
   threadgroup float* l = m + SPLITS * BP;
   const int row0 = int(lane.simdgroup) * R + lane.row;
@@ -43,8 +40,8 @@ METAL_FUNC bool join(
     float largest = -INFINITY, sum = 0;
     for (int n = 0; n < SPLITS; n++) largest = max(largest, m[n * BP + row]);
     const float reference = largest == -INFINITY ? 0 : largest;
-    for (int n = 0; n < SPLITS; n++) sum += weight_of(m[n * BP + row], reference) * l[n * BP + row];
-    weight.at[i] = weight_of(state.m[i], reference);
+    for (int n = 0; n < SPLITS; n++) sum += weight_of(m[n * BP + row], reference, factor) * l[n * BP + row];
+    weight.at[i] = weight_of(state.m[i], reference, factor);
     state.m[i] = largest;
     state.l[i] = sum;
   }

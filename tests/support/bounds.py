@@ -61,7 +61,7 @@ def rounding(dtype: str) -> float:
 def score_rounding(largest: float) -> float:
     """What rounding scores does to float32 exponentials, relatively; 0 for the usual small ones: they get no allowance.
 
-    The kernels keep scores in base 2; each is rounded as a dot product, once scaled, and once against the reference.
+    Each is rounded as a dot product, once scaled, once against the row's largest, and once more to base 2.
     """
     return ROUNDINGS * rounding("float32") * largest / math.log(2) if largest > LARGE_SCORE else 0.0
 

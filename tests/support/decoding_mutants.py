@@ -49,10 +49,13 @@ KEY_SPLITS = of(
 
 COMBINE = of(
     "combine",
-    ("parts-not-weighed", "const float weight = weight_of(args.L_parts[place], reference);",
+    ("parts-not-weighed",
+     "const float weight = fast_exp2(softmax::exponent(args.L_parts[place], reference, factor));",
      "const float weight = 1;", DECODING.format("apple7-softcap")),
-    ("plain-parts-in-natural-units", "return fast_exp2(m_part - m);", "return fast_exp2((m_part - m) * M_LOG2E_F);",
-     DECODING.format("apple7-causal")),
+    ("plain-parts-without-the-scale", "softmax::factor_of(args.scale)", "M_LOG2E_F", DECODING.format("apple7-causal")),
+    ("parts-weighed-after-the-factor", "softmax::exponent(args.L_parts[place], reference, factor)",
+     "args.L_parts[place] * factor - reference * factor",
+     "test_huge_scores.py::test_float32[apple9-decode-(17, 0.125)]"),
     ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
      DECODING.format("apple7-softcap")),
     ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",

@@ -18,17 +18,17 @@ def residuals(case: Case, arrays) -> tuple[dict[str, mx.array], dict[str, np.nda
     inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
     inputs["O"] = mx.array(out.astype(np.float32)).astype(arrays["q"].dtype)
     want = {"L": lse, "delta": (bounds.float64(inputs["O"]) * d_o).sum(-1)}
-    inputs["L"] = row_statistics(lse)
+    inputs["L"] = row_statistics(lse, case.scale)
     inputs["delta"] = mx.array((out * d_o).sum(-1).astype(np.float32))
     return inputs, want
 
 
-def row_statistics(lse: np.ndarray, scaled_first: bool = False) -> mx.array:
-    """L [B, Hq, Lq, 2] as kernels read it, from the float64 LSE [B, Hq, Lq]: the maximum in natural units where scores
-    are scaled first, the rest in base 2. Any split whose sum is the LSE gives the same."""
-    seen, unit = np.isfinite(lse), 1.0 if scaled_first else np.log(2)
-    most = (lse / unit).astype(np.float32)
-    rest = np.where(seen, (lse - np.where(seen, most, 0) * unit) / np.log(2), 0).astype(np.float32)
+def row_statistics(lse: np.ndarray, scale: float) -> mx.array:
+    """L [B, Hq, Lq, 2] as kernels read it, from the float64 LSE [B, Hq, Lq]: the maximum in units of the scale (1 where
+    scores are scaled first), the rest in base 2. Any split whose sum is the LSE gives the same."""
+    seen = np.isfinite(lse)
+    most = (lse / scale).astype(np.float32)
+    rest = np.where(seen, (lse - np.where(seen, most, 0) * scale) / np.log(2), 0).astype(np.float32)
     return mx.array(np.stack([most, rest], -1))
 
 
@@ -52,7 +52,7 @@ def check_step(step, case: Case, backend):
             judge.check(**{name: got})
             continue
         assert got.dtype == mx.float32
-        got = bounds.float64(got).sum(-1) * np.log(2) if name == "L" else got
+        got = bounds.float64(got) @ [case.scale, np.log(2)] if name == "L" else got
         finite = np.isfinite(statistics[name])
         assert np.array_equal(np.isneginf(bounds.float64(got)), ~finite), f"{name}: rows that see nothing in {case}"
         want = np.where(finite, statistics[name], 0)

@@ -42,6 +42,7 @@ SCHEDULES = "test_schedules.py::test_every_schedule_gives_the_same_bits[apple7-p
 QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
+HUGE = "test_huge_scores.py::test_float32[{}]"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
 TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
 INSIDE = "test_delta_inside.py::test_the_bits_of_the_separate_kernels[apple9]"
@@ -118,11 +119,14 @@ QUANTIZED = of(
     ("largest-code", "float(m) - 2 : 6", "float(m) - 2 : 5", CODES.format("mxfp44g32")),
     ("smallest-scale", "scale == 0 ? 0x400000u : uint(scale) << 23", "uint(scale) << 23", CODES.format("mxfp44g32")),
 )
-SOFTMAX = of(
-    "softmax",
+EXP2 = of(
+    "exp2",
     ("scale-forgotten", "return scale * M_LOG2E_F;", "return M_LOG2E_F;", SHARED),
     ("difference-after-the-factor", "return (s - m) * factor;", "return s * factor - m * factor;",
-     "test_shifted_rows.py::test_masks_of_any_finite_value[apple7]"),
+     HUGE.format("apple7-forward-(17, 0.125)")),
+)
+SOFTMAX = of(
+    "softmax",
     ("large-cap-caps", "abs(t * inverse) < 0.000244140625f", "false",
      "test_shifted_rows.py::test_a_large_softcap_caps_nothing[1e+300-apple9]"),
     ("cap-without-scale", "cap(s, slope, args.scale, args.softcap)",
@@ -136,23 +140,21 @@ ONLINE_SOFTMAX = of(
     ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
     ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
-    ("sink-in-natural-units", "const float exponent = sink * M_LOG2E_F;", "const float exponent = sink;",
-     output("sinks")),
-    ("largest-sink-is-infinite", "isinf(exponent) && isfinite(sink) ? copysign(FLT_MAX, sink) : exponent",
-     "exponent", "test_shifted_rows.py::test_sinks_and_slopes_of_any_size[apple9]"),
+    ("sink-in-base-2", "m[i] = sink;", "m[i] = sink * M_LOG2E_F;", output("sinks")),
+    ("sum-rescaled-after-the-factor", "fast_exp2(exponent(state.m[i], reference, factor))",
+     "fast_exp2(state.m[i] * factor - reference * factor)", HUGE.format("apple9-decode-(17, 0.125)")),
 )
 SOFTMAX_GRADIENT = of(
     "softmax_gradient",
     ("one-column-for-two", "[COUNT * (fixed + 1)]", "[COUNT * fixed]", PLAIN),
     ("statistics-past-the-end", "if (edge && fixed >= last) return", "if (false) return", PLAIN, "check"),
-    ("p-in-base-e", "const tile::Pair<float> p = fast_exp2(x);", "const tile::Pair<float> p = exp(x);", PLAIN),
+    ("p-in-base-e", "fast_exp2((s - m) * factor - log_l)", "exp((s - m) * factor - log_l)", PLAIN),
+    ("recomputed-after-the-factor", "(s - m) * factor - log_l", "s * factor - m * factor - log_l",
+     HUGE.format("apple7-forward-(17, 0.125)")),
     ("log-of-the-sum-in-base-e", "log_l.at[n] = log_l_n;", "log_l.at[n] = log_l_n * M_LOG2E_F;",
      SHIFTED.format("forward-apple9")),
-    ("log-of-plain-sums-forgotten", "m.at[n] = select(m_n + log_l_n,", "m.at[n] = select(m_n,", PLAIN),
-    ("log-of-the-sum-forgotten", "x -= tile::broadcast(reference.log_l, i, c);", "", SHIFTED.format("decode-apple9")),
-    ("statistics-added-up",
-     "m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = log_l_n;",
-     "m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);\n    log_l.at[n] = T(0);",
+    ("log-of-the-sum-forgotten", "(s - m) * factor - log_l", "(s - m) * factor", PLAIN),
+    ("statistics-added-up", "(s - m) * factor - log_l", "s * factor - (m * factor + log_l)",
      SHIFTED.format("forward-apple7")),
     ("nan-behind-a-mask", "whole ? ds : select(ds, tile::Pair<float>(0), p == 0)", "ds",
      NAN.format("apple7-('v', 'blocks')")),
@@ -338,6 +340,7 @@ MUTANTS = [
     *KEY_SPLITS,
     *COMBINE,
     *QUANTIZED,
+    *EXP2,
     *SOFTMAX,
     *ONLINE_SOFTMAX,
     *SOFTMAX_GRADIENT,

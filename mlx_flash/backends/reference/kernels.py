@@ -1,8 +1,8 @@
 """Every kind of kernel in plain mx operations: the fallback, and the kernels' documentation in Python.
 
 Queries and keys are processed in blocks, as in the kernels, so no array of size Lq x Lk ever exists. All arithmetic is
-float32. L [B, Hq, Lq, 2] holds each row's largest score, in base 2 unless scores are scaled first, as softmax.metal
-defines it, and the base-2 logarithm of its sum of exponentials relative to that.
+float32. L [B, Hq, Lq, 2] holds each row's largest score, without the scale unless scores are scaled first, as
+softmax.metal defines it, and the base-2 logarithm of its sum of exponentials relative to that.
 Formulas: FlashAttention-2 (Dao 2023).
 """
 

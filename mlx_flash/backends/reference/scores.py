@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
-import numpy as np
 
-from ...common.scalars import LARGEST
 from ...problem.formulas.evaluate import evaluate
 from ...problem.formulas.program import Formula
 from ...problem.problem import Problem
@@ -34,7 +32,6 @@ class Scores:
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
         self.offset, self.shifts = problem.key_length - problem.query_length, None
-        self.factor = float(np.float32(problem.scale) * np.float32(LOG2E))  # rounded as in softmax.metal
         if problem.variants.shifts and problem.variants.segments:
             self.shifts = extras["q_segments"][:, problem.query_length : 2 * problem.query_length]
         elif problem.variants.shifts:
@@ -55,8 +52,6 @@ class Scores:
         if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
         sinks = self.extras["sinks"].reshape(1, self.problem.key_heads, -1, 1, 1)
-        if not self.problem.variants.scaled_first:
-            sinks = sink_exponents(sinks)
         m = mx.broadcast_to(sinks, shape)
         if self.lengths:
             m = mx.where(mx.arange(rows.start, rows.stop)[:, None] < self.lengths[0], m, -math.inf)
@@ -64,7 +59,7 @@ class Scores:
 
     def exponential(self, distance: mx.array, log2_sum: mx.array | float = 0.0) -> mx.array:
         """exp of the distance of scores from a row's largest one, over 2^log2_sum."""
-        natural = distance if self.problem.variants.scaled_first else distance * LN2
+        natural = distance if self.problem.variants.scaled_first else distance * self.problem.scale
         return mx.exp(natural - log2_sum * LN2)
 
     def nothing_seen(self, rows: slice, keys: slice) -> bool:
@@ -78,7 +73,7 @@ class Scores:
     def of(self, q: mx.array, k: mx.array, rows: slice, keys: slice) -> tuple[mx.array, mx.array | float, bool]:
         """(S with -inf where masked, derivative of the softcap, whether every pair is surely visible)."""
         variants, s, slope = self.problem.variants, (q @ k.swapaxes(-1, -2)), 1.0
-        s = s * (self.problem.scale if variants.scaled_first else self.factor)
+        s = s * self.problem.scale if variants.scaled_first else s
         if variants.softcap:
             cap = variants.softcap
             x = s * (1 / max(cap, SMALLEST))
@@ -189,12 +184,6 @@ class Scores:
         i = mx.arange(rows.start, rows.stop).astype(mx.uint32)[:, None]
         words = philox(i, mx.arange(keys.start, keys.stop).astype(mx.uint32), heads)
         return mx.where(words < key[2], 0, p * self.extras["survivor_scale"])
-
-
-def sink_exponents(sinks: mx.array) -> mx.array:
-    """Sinks in base 2. The least or the largest float32 number stands for those whose exponent it cannot hold."""
-    exponents = sinks * LOG2E
-    return mx.where(mx.isfinite(sinks), mx.clip(exponents, -LARGEST, LARGEST), exponents)
 
 
 def philox(x: mx.array, y: mx.array, key: mx.array) -> mx.array:

@@ -495,6 +495,10 @@ template <int BP, int D> struct PingPong {
 }
 namespace flash {
 template <typename T> METAL_FUNC T fast_exp2(T x) { return fast::exp2(x); }
+namespace softmax {
+METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
+}
 }
 namespace flash {
 namespace mask {
@@ -674,15 +678,12 @@ METAL_FUNC void scale_or_cap(
     for (int c = 0; c < C / 8; c++) s.at[i][c] *= args.scale;
   }
 }
-METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
-template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
 }
 }
 namespace flash {
 namespace softmax {
 template <typename V> struct Reference {
-  V m;
-  V log_l;
+  V m, log_l;
   template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
     m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
     log_l.at[n] = log_l_n;
@@ -691,9 +692,8 @@ template <typename V> struct Reference {
 template <typename V>
 METAL_FUNC tile::Pair<float> probability(
     tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
-  tile::Pair<float> x = exponent(s, tile::broadcast(reference.m, i, c), factor);
-  x -= tile::broadcast(reference.log_l, i, c);
-  const tile::Pair<float> p = fast_exp2(x);
+  const tile::Pair<float> m = tile::broadcast(reference.m, i, c), log_l = tile::broadcast(reference.log_l, i, c);
+  const tile::Pair<float> p = fast_exp2((s - m) * factor - log_l);
   return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
 }
 METAL_FUNC tile::Pair<float> score_gradient(

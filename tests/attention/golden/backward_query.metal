@@ -485,6 +485,10 @@ template <int BP, int D> struct PingPong {
 }
 namespace flash {
 template <typename T> METAL_FUNC T fast_exp2(T x) { return fast::exp2(x); }
+namespace softmax {
+METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
+}
 }
 namespace flash {
 namespace mask {
@@ -619,23 +623,22 @@ template <int R, int C>
 METAL_FUNC void scale_or_cap(
     thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
 }
-METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
-template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
 }
 }
 namespace flash {
 namespace softmax {
 template <typename V> struct Reference {
-  V m;
+  V m, log_l;
   template <typename T> METAL_FUNC void set(int n, T m_n, T log_l_n) thread {
-    m.at[n] = select(m_n + log_l_n, T(INFINITY), m_n == -INFINITY);
+    m.at[n] = select(m_n, T(INFINITY), m_n == -INFINITY);
+    log_l.at[n] = log_l_n;
   }
 };
 template <typename V>
 METAL_FUNC tile::Pair<float> probability(
     tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
-  tile::Pair<float> x = exponent(s, tile::broadcast(reference.m, i, c), factor);
-  const tile::Pair<float> p = fast_exp2(x);
+  const tile::Pair<float> m = tile::broadcast(reference.m, i, c), log_l = tile::broadcast(reference.log_l, i, c);
+  const tile::Pair<float> p = fast_exp2((s - m) * factor - log_l);
   return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
 }
 METAL_FUNC tile::Pair<float> score_gradient(

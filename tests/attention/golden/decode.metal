@@ -485,6 +485,10 @@ template <int BP, int D> struct PingPong {
 }
 namespace flash {
 template <typename T> METAL_FUNC T fast_exp2(T x) { return fast::exp2(x); }
+namespace softmax {
+METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
+}
 }
 namespace flash {
 namespace mask {
@@ -690,15 +694,10 @@ METAL_FUNC void scale_or_cap(
     thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
   cap(s, slope, args.scale, args.softcap);
 }
-METAL_FUNC float factor_of(float) { return M_LOG2E_F; }
-template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
 }
 }
 namespace flash {
 namespace softmax {
-METAL_FUNC float exponent_of(float sink) {
-  return sink;
-}
 template <int R> struct State {
   float m[R / 8];
   float l[R / 8];
@@ -709,7 +708,7 @@ template <int R> struct State {
     }
   }
   METAL_FUNC void clear(int i, float sink) thread {
-    m[i] = exponent_of(sink);
+    m[i] = sink;
     l[i] = sink == -INFINITY ? 0 : 1;
   }
 };
@@ -744,11 +743,13 @@ namespace flash {
 constant constexpr int SPLITS = 4;
 namespace key_splits {
 constant constexpr int SIMDGROUPS = BP / R, MERGED = 4 < DV / 8 ? 4 : DV / 8;
-METAL_FUNC float weight_of(float m_slice, float m) { return fast_exp2((m_slice - m) * M_LOG2E_F); }
+METAL_FUNC float weight_of(float m_slice, float m, float factor) {
+  return fast_exp2(softmax::exponent(m_slice, m, factor));
+}
 template <int BH, bool CACHED>
 METAL_FUNC bool join(
     thread tile::Accumulator<R, DV, BH, CACHED>& o, thread softmax::State<R>& state, threadgroup Element* scratch,
-    int slice, tile::Lane lane) {
+    int slice, float factor, tile::Lane lane) {
   threadgroup float* m = (threadgroup float*)scratch;
   threadgroup float* l = m + SPLITS * BP;
   const int row0 = int(lane.simdgroup) * R + lane.row;
@@ -765,8 +766,8 @@ METAL_FUNC bool join(
     float largest = -INFINITY, sum = 0;
     for (int n = 0; n < SPLITS; n++) largest = max(largest, m[n * BP + row]);
     const float reference = largest == -INFINITY ? 0 : largest;
-    for (int n = 0; n < SPLITS; n++) sum += weight_of(m[n * BP + row], reference) * l[n * BP + row];
-    weight.at[i] = weight_of(state.m[i], reference);
+    for (int n = 0; n < SPLITS; n++) sum += weight_of(m[n * BP + row], reference, factor) * l[n * BP + row];
+    weight.at[i] = weight_of(state.m[i], reference, factor);
     state.m[i] = largest;
     state.l[i] = sum;
   }
@@ -880,7 +881,7 @@ METAL_FUNC void decode(
     }
   }
   if (lane.produces()) return;
-  if (!key_splits::join(o, state, scratch, slice, lane)) return;
+  if (!key_splits::join(o, state, scratch, slice, factor, lane)) return;
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
     const int row = first + i * 8 + lane.row;

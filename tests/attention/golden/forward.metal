@@ -472,6 +472,10 @@ template <int BP, int D> struct PingPong {
 }
 namespace flash {
 template <typename T> METAL_FUNC T fast_exp2(T x) { return fast::exp2(x); }
+namespace softmax {
+METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
+template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return (s - m) * factor; }
+}
 }
 namespace flash {
 namespace mask {
@@ -585,8 +589,6 @@ template <int R, int C>
 METAL_FUNC void scale_or_cap(
     thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {
 }
-METAL_FUNC float factor_of(float scale) { return scale * M_LOG2E_F; }
-template <typename S, typename M> METAL_FUNC S exponent(S s, M m, float factor) { return s * factor - m; }
 }
 }
 namespace flash {
@@ -608,7 +610,7 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
     float m = -INFINITY;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
-    m = max(state.m[i], factor * tile::row_max(m));
+    m = max(state.m[i], tile::row_max(m));
     const float reference = m == -INFINITY ? 0 : m;
     float l = 0;
 #pragma clang loop unroll(full)
@@ -616,7 +618,7 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
       s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference, factor));
       l += s.at[i][c][0] + s.at[i][c][1];
     }
-    correction.at[i] = fast_exp2(state.m[i] - reference);
+    correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
     state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
     state.m[i] = m;
   }

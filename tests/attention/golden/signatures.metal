@@ -91,11 +91,12 @@
   device float* L [[buffer(11)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
-[[kernel]] void custom_kernel_flash_combine_float16_v64_p8_m0_float_float_float16_t_float(
+[[kernel]] void custom_kernel_flash_combine_float16_v64_p8_m0_float_float_floats_float16_t_float(
   const device float* O_parts [[buffer(0)]],
   const constant int* O_parts_shape [[buffer(1)]],
   const device float* L_parts [[buffer(2)]],
-  device float16_t* O [[buffer(3)]],
-  device float* L [[buffer(4)]],
+  const constant float& scale [[buffer(3)]],
+  device float16_t* O [[buffer(4)]],
+  device float* L [[buffer(5)]],
   uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) 
