@@ -27,7 +27,8 @@ class TileConfig:
     operand, of a tensor-core layer. `splits`: in decoding, simdgroups that own the same rows and walk along different
     keys; split_kv.py says how many. `head_parts`: simdgroups that own the same rows and share the columns of the
     head dimension, of the layer "nax": where one could not hold them all. `resident`: threadgroups that a core of an
-    NVIDIA GPU holds at a time, between which its registers are divided.
+    NVIDIA GPU holds at a time, between which its registers are divided. `overlaps`: in the kernel of dK and dV
+    on Hopper, V dO^T is multiplied during the exponentials, and P^T dO while dS^T is computed (without dropout).
     """
 
     max_head: int
@@ -41,6 +42,7 @@ class TileConfig:
     splits: int = 1
     head_parts: int = 1
     resident: int = 1
+    overlaps: bool = False
 
     @property
     def threads(self) -> int:

@@ -131,6 +131,8 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     if instruction > 1:
         require(row.simdgroup_rows == 16, "a simdgroup has 16 of the 64 rows of a wgmma instruction")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
+    asynchronous = instruction > 1 and {"dK", "dV"} <= set(kind.outputs)
+    require(asynchronous or not row.overlaps, "only wgmma's products of dK and dV together overlap")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
     require(row.parallel % max(instruction, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")

@@ -166,6 +166,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SIMDGROUP_ROWS": row.simdgroup_rows,
         "USES_THREADGROUP": family.uses_threadgroup_memory,
         "SPLITS_KEYS": int(row.splits > 1),
+        "OVERLAPS": int(row.overlaps and not variants.dropout),
         "LOADS_EARLY": int(layer.loads_early),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),
@@ -256,7 +257,8 @@ def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}" + (f"x{row.splits}" if row.splits > 1 else ""),
-            *([f"parts{row.head_parts}"] if row.head_parts > 1 else []), "c" + "".join(row.cached),
+            *([f"parts{row.head_parts}"] if row.head_parts > 1 else []), *(["overlap"] if row.overlaps else []),
+            "c" + "".join(row.cached),
             {"simdgroup": loads, "nax": "nax"}.get(row.tiles, f"{row.tiles}{row.stages}"),
             *variants.names(kind),
         ]  # fmt: skip

@@ -48,8 +48,8 @@ LAYERS = {
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
 PIPELINE = 8 * PANEL  # elements for an operand's mbarriers: keeps what follows aligned to the swizzle's 1024 bytes
 
-# 32-bit registers: the most a thread may have, and what a producer thread keeps
-REGISTERS, PRODUCER_REGISTERS = 255, 40
+# 32-bit registers: the most a thread may have, what a producer thread keeps, and the least that suffices for copies
+REGISTERS, PRODUCER_REGISTERS, LEAST_PRODUCER_REGISTERS = 255, 40, 24
 
 
 def register_reallocation(row) -> tuple[int, int] | None:
@@ -64,9 +64,10 @@ def register_reallocation(row) -> tuple[int, int] | None:
     if layer.mma_rows == 1 or launched >= REGISTERS - 7:
         return None
     available = launched * (producers + consumers)
-    claimed = (available - PRODUCER_REGISTERS * producers) // consumers // 8 * 8
-    assert claimed * consumers + PRODUCER_REGISTERS * producers <= available
-    return PRODUCER_REGISTERS, claimed
+    kept = LEAST_PRODUCER_REGISTERS if row.overlaps else PRODUCER_REGISTERS
+    claimed = (available - kept * producers) // consumers // 8 * 8
+    assert claimed * consumers + kept * producers <= available
+    return kept, claimed
 
 
 def consumer_registers(row) -> int:
@@ -133,7 +134,8 @@ def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
     sixteenths = row.simdgroup_rows // 16
     accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
     cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
-    scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls == 2 else 2)
+    # Of P and dS; narrowed, P is an operand while dS is computed, where products overlap.
+    scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls == 2 else 2.5 if row.overlaps else 2)
     return int(sixteenths * (accumulators + cached + scores))
 
 

@@ -105,7 +105,14 @@ METAL_FUNC void backward_key_value(
 
             // P^T = 2^(f (S^T - m) - log2 l)
             tile::Tile<float, R, BT> p;
+#if OVERLAPS
+            tile::Tile<float, R, BT> ds;
+            tile::begin_abt(p, k, q);
+            tile::begin_abt(ds, v, d_o);
+            tile::finish_abt<1>(p, k, q);
+#else
             tile::multiply_abt(p, k, q);
+#endif
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
 #if HAS_SCORE
@@ -118,6 +125,25 @@ METAL_FUNC void backward_key_value(
             softmax::probabilities(p, args.L + 2 * (statistics0 + r), Lq - r, factor, whole, lane, edge);
 #endif
 
+#if OVERLAPS
+            // As below, but the matrix unit makes V dO^T while P^T is computed, and P^T dO while dS^T is.
+            if (tile::plain(d_o, q, whole)) {
+              tile::begin_ab(d_v, p, d_o);
+              tile::finish_abt<1>(ds, v, d_o);
+              softmax::gradient(ds, p, delta_column, whole && !edge);
+              softmax::apply_slope(ds, slope);
+              tile::begin_ab(d_k, ds, q);
+              tile::finish_ab(d_v);
+              tile::finish_ab(d_k);
+            } else {
+              tile::finish_abt<0>(ds, v, d_o);
+              tile::nan_safe_ab(d_v, p, d_o);
+              softmax::gradient(ds, p, delta_column, whole && !edge);
+              softmax::apply_slope(ds, slope);
+              tile::nan_safe_ab(d_k, ds, q);
+            }
+            d_o.release();
+#else
 #if WANTS_DV
             // dV = dV + P^T dO
 #if HAS_DROPOUT
@@ -148,6 +174,7 @@ METAL_FUNC void backward_key_value(
             tile::multiply_ab<float>(d_k, one, ds, q, whole);
 #else
             d_o.release();
+#endif
 #endif
             q.release();
           }

@@ -16,13 +16,15 @@ from cases import Case, expected
 from feature_cases import Variant
 from kernel_checks import check_step, problem
 from oracle_variants import Facts
-from tensor_rows import FAMILY, LAYERS, small_rows
+from tensor_rows import FAMILY, LAYERS, forget, small_rows
 from views import odd_start
 from watched import kinds, watched
 
 from mlx_flash import BlockMask, attention, vmap
+from mlx_flash.kernels.config import MIXED
+from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.plan import key_value_kinds
-from mlx_flash.problem.kinds import BACKWARD_QUERY, FORWARD
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
 from mlx_flash.simulator import mode, schedule
 
 pytestmark = pytest.mark.simulator
@@ -207,3 +209,26 @@ def test_kernels_that_ran(layer, width):
     last = ["backward_key", "backward_value"] if width == "wide" else ["backward_key_value"]
     assert kinds(ran) == ["forward", "backward_query_delta", *last]
     assert {one.plan.config.tiles for one in ran} == {layer}
+
+
+OVERLAPPED = [Variant(plain((70, 150)), ()), of(24, "float16", "bool", "softcap", "alibi")]
+
+
+@pytest.mark.parametrize("layer", [("wgmma", "narrow")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("garbage", [False, True], ids=["finite", "infinity"])
+@pytest.mark.parametrize("variant", OVERLAPPED, ids=str)
+def test_products_that_overlap_give_the_same_bits(layer, monkeypatch, variant, garbage):
+    """By a row of dK and dV that issues products before those before them are done; infinity in dO takes the other of
+    its two paths."""
+    arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
+    if garbage:
+        arrays["d_o"] = isolation_checks.spoiled(arrays["d_o"], (0, 0, 20), np.inf)
+    want = feature_cases.backward(variant, arrays, arguments)
+    key = (BACKWARD_KEY_VALUE, MIXED, "sm90")
+    monkeypatch.setitem(TENSOR_TABLE, key, tuple(replace(row, overlaps=True) for row in TENSOR_TABLE[key]))
+    forget()
+    with watched() as ran:
+        got = feature_cases.backward(variant, arrays, arguments)
+    (plan,) = [one.plan for one in ran if one.kind is BACKWARD_KEY_VALUE]
+    assert "_overlap_" in plan.kernel.name
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []

@@ -111,6 +111,8 @@ ILLEGAL = [
     (FORWARD, replace(LEGAL, max_head=128), {"parallel": 512}, "registers a thread exceed 56"),
     (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the 64 rows"),
     (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
+    (FORWARD, JOINT, {"overlaps": True}, "dK and dV together"),
+    (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK", "dV"), "overlaps": True}, "dK and dV together"),
 ]
 
 

@@ -449,15 +449,10 @@ METAL_FUNC void multiply_abt(thread S& s, thread const A& a, thread const B& b) 
   begin_abt(s, a, b);
   finish_abt<0>(s, a, b);
 }
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-METAL_FUNC void multiply_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
-  c.multiply(factor);
-  if (!simd_all(whole || all_finite(b))) {
-    nan_safe_ab(c, p, b);
-    return;
-  }
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void issue_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
   uint4 rows[BT / 16];
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
@@ -471,6 +466,17 @@ METAL_FUNC void multiply_ab(
   for (int t = 0; t < BT / 16; t++) {
     nv::multiply_registers<T, D>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
   }
+}
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
+  c.multiply(factor);
+  if (!simd_all(whole || all_finite(b))) {
+    nan_safe_ab(c, p, b);
+    return;
+  }
+  issue_ab(c, p, b);
   nv::wgmma_commit();
   nv::wgmma_wait<0>();
   nv::pin_register(c.at);
