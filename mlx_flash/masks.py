@@ -165,7 +165,7 @@ class BlockMask:
 
     @cached_property
     def arrays(self) -> dict[str, mx.array]:
-        """What the kernels read: the map, the bitmaps, and the lists of visited blocks by row and by column."""
+        """The arrays that kernels read: the map, the bitmaps, and the lists of visited blocks by row and by column."""
         lists, counts = _lists(self.map)
         lists_t, counts_t = _lists(self.map.swapaxes(2, 3))
         named = {

@@ -50,7 +50,7 @@ def _delta(named: dict[str, mx.array]) -> mx.array:
 
 
 def _in_operations(kind: KernelKind, signature: Signature, arrays: Arrays) -> list[mx.array]:
-    """What the kernel computes of its arrays, in operations that MLX can differentiate."""
+    """The kernel's computation in operations that MLX can differentiate."""
     own = array_inputs(kind)
     named, extras = dict(zip(own, arrays)), arrays[len(own) :]
     if kind is DELTA:

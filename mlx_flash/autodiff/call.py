@@ -224,9 +224,9 @@ def _page(k) -> int:
 
 
 def _static(value, name: str = "operand"):
-    """What the checks see of an argument, lengths excepted: of an operand its dtype, heads and head dimension. The
-    type is part of it, since True == 1 in Python. Raises TypeError for an unknown type, and for an array in the place
-    of a number."""
+    """The part of an argument that the checks read, without lengths: of an operand its dtype, heads and head dimension.
+    The type is part of it, since True == 1 in Python. Raises TypeError for an unknown type, and for an array in the
+    place of a number."""
     kind = type(value)
     if kind is mx.array:
         shape = value.shape

@@ -107,8 +107,8 @@ def blocks_of(problem: Problem, visible: Visible) -> BlockMask:
 
 
 def text_data(variants: Variants, arrays: dict[str, mx.array], stream=None) -> mx.array:
-    """What the texts of a call read, as 32-bit patterns in one buffer: of each its numbers, and then its arrays, with
-    their extents in front."""
+    """The data that the texts of a call read, as 32-bit patterns in one buffer: of each its numbers, and then its
+    arrays, with their extents in front."""
     parts = []
     for text in variants.texts:
         bits = [np.array(one, np.int32 if isinstance(one, int) else np.float32) for one in text.numbers]

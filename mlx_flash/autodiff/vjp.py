@@ -153,8 +153,9 @@ class Attention:
         return call(kind, *arrays)
 
     def _traced(self, *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
-        """What calls kernels in the current trace, and the arrays as kernels then get them: found once for all kernels
-        of a pass, since MLX's answers cost as much as a launch. `asked`: by the forward pass, in the same trace."""
+        """The function that calls kernels in the current trace, and the arrays that they then get: found once for all
+        kernels of a pass, since MLX's answers cost as much as a launch. `asked`: by the forward pass, in the same
+        trace."""
         if not asked:
             refuse_shapeless()
         mapped = mapped_array()
@@ -215,7 +216,7 @@ class Attention:
         )  # fmt: skip
 
     def _mappable(self, kind: KernelKind) -> Callable:
-        """What stands for the kernel in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
+        """A stand-in for the kernel in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
         that the rule is asked in any case."""
 
         def rule(arrays, axes):

@@ -79,7 +79,7 @@ def tried_again(plan: Plan) -> Verdict:
 
 
 def describe(plan: Plan) -> str:
-    """What is known of the plan's kernel on this machine, in words; it is not tried."""
+    """The verdict on the plan's kernel on this machine, in words; the kernel is not tried."""
     found = known(plan)
     if found is None:
         return "not tried, as MLX_FLASH_PROBE=0 says" if skipped() else "not tried yet: its first use will"
@@ -105,7 +105,7 @@ def folder() -> Path:
 
 @cache
 def machine_facts() -> dict[str, str]:
-    """What a verdict holds for: chip, system and MLX."""
+    """The scope of a verdict: chip, system and MLX."""
     device = mx.device_info()
     chip = f"{device.get('device_name', 'unknown')} ({device.get('architecture', 'unknown')})"
     system = f"{platform.system()} {platform.mac_ver()[0] or platform.release()}"

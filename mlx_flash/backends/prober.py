@@ -28,8 +28,8 @@ VARIABLE = "MLX_FLASH_PROBE"  # 0: kernels are used without a probe
 
 
 class Answer(NamedTuple):
-    """What a child found: "" or the reason why the kernel must not be used, the largest error relative to the largest
-    magnitude, the seconds until the first result, and whether the same would be found again."""
+    """The verdict of a child process: "" or the reason why the kernel must not be used, the largest error relative to
+    the largest magnitude, the seconds until the first result, and whether the same would be found again."""
 
     reason: str
     error: float = 0.0

@@ -1,4 +1,4 @@
-"""What `python -m mlx_flash tune` measured on this machine, kept in one file of the user's cache folder.
+"""Measurements of `python -m mlx_flash tune` on this machine, kept in one file of the user's cache folder.
 
 Only that command writes the file. Kernels use its rows, and patch() its times, where no family and no table was named.
 A file that is damaged, or of another chip, system, MLX or version of the kernels, is ignored with one warning; a row
@@ -43,7 +43,7 @@ def file_here() -> Path:
 
 
 def identity() -> dict[str, str]:
-    """What measurements hold for."""
+    """The scope of measurements: chip, system, MLX and texts."""
     return {**machine_facts(), "kernels": fingerprint()}
 
 
@@ -57,7 +57,7 @@ def switched_off() -> bool:
 
 @cache
 def tuned(family: Family) -> Tuned:
-    """What the file of this machine says; nothing if there is none, or one that is ignored."""
+    """The measurements in this machine's file; none if there is none, or one that is ignored."""
     if switched_off():
         return Tuned()
     found, reason = read(family)

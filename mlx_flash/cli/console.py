@@ -1,4 +1,4 @@
-"""What the commands share: the backend of this machine and progress bars."""
+"""Helpers of the commands: the backend of this machine and progress bars."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def examples() -> dict[str, tuple[Score | Visible, int, int]]:
 
 
 def scores_of(score: Score, queries: int, keys: int) -> mx.array:
-    """What a score makes of plain ones [Lq, Lk], by the first head; for softcap, of -6 to 6."""
+    """The scores [Lq, Lk] that a function makes of plain ones, in the first head; for softcap, of -6 to 6."""
     plain = mx.ones((queries, keys))
     if "tanh" in score.formula.text:
         plain = mx.broadcast_to(mx.linspace(-6, 6, keys), (queries, keys))

@@ -30,8 +30,9 @@ class Request:
 
 @dataclass
 class Record:
-    """What one run showed. `active`: bytes in use after every step beyond those before the first one, which are the
-    model's; `transient`: bytes that a step needed beyond what was in use before and after it: copies, for the most."""
+    """The measurements of one run. `active`: bytes in use after every step beyond those before the first one, which are
+    the model's; `transient`: bytes that a step needed beyond what was in use before and after it: copies, for the
+    most."""
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
     active: list[int] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""What every other folder may use: errors, numbers as people give them, and what MLX does without promising it."""
+"""Helpers for every other folder: errors, numbers as people give them, and undocumented behaviour of MLX."""

@@ -1,4 +1,4 @@
-"""What MLX does without promising it, and this package relies on: one named function or constant for each fact.
+"""Undocumented behaviour of MLX that this package relies on: one named function or constant for each fact.
 
 tests/project/test_mlx_private.py checks every fact against the MLX that is installed, so that a release which changes
 one of them fails in one named test. pyproject.toml sets no upper bound on MLX for that reason.

@@ -77,7 +77,7 @@ def listed(values) -> list | None:
 
 
 def shown(value) -> str:
-    """What an error says of a value: repr would print whole arrays, and fails for one without a value."""
+    """A value as errors show it: repr would print whole arrays, and fails for one without a value."""
     if isinstance(value, mx.array):
         return f"an array of shape {value.shape}, {value.dtype}"
     if isinstance(value, (tuple, list)) and any(isinstance(one, mx.array) for one in value):

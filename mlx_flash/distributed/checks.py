@@ -9,7 +9,7 @@ from .collectives import agree, group_of
 
 
 def described(q, k, v, options: dict) -> str:
-    """What must be the same on every rank: shapes, dtypes and options, whatever their types. Values of arrays may
+    """The facts that must agree on every rank: shapes, dtypes and options, whatever their types. Values of arrays may
     differ."""
     named = {"q": q, "k": k, "v": v} | {name: value for name, value in options.items() if value is not None}
     return ", ".join(f"{name} {_shown(value)}" for name, value in named.items())

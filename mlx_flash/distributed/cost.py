@@ -1,4 +1,4 @@
-"""What context parallelism sends and holds, in bytes: the rule of the methods, and of how many heads are gathered."""
+"""Bytes that context parallelism sends and holds: the rule of the methods, and of how many heads are gathered."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def key_heads_at_once(problem: Problem, ranks: int) -> int:
 
 
 def own_bytes(problem: Problem) -> int:
-    """What a rank holds of a training step whatever the others do: operands, results, statistics and gradients."""
+    """The bytes that a rank holds of a training step whatever the others do: operands, results, statistics and
+    gradients."""
     row = _row_bytes(problem)
     return problem.query_length * (2 * (row["Q"] + row["K"] + row["V"] + row["dO"]) + row["L and delta"])
 

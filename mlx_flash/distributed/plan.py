@@ -1,4 +1,4 @@
-"""What sharing a sequence would cost on machines that are not here: bytes, memory and time by closed formulas.
+"""The cost of sharing a sequence on machines that are not here: bytes, memory and time by closed formulas.
 
     seconds = visible pairs * operations a pair / FLOP/s / P * imbalance + bytes / bandwidth + collectives * latency
 

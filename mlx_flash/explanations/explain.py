@@ -52,7 +52,8 @@ def explain(
     family: str | None = None,
     **arguments,
 ) -> Explanation:
-    """What ``attention`` would do with the same arguments: backend, table row and blocks of every kernel, and why.
+    """Explains what ``attention`` would do with the same arguments: backend, table row, blocks of every kernel, and
+    why.
 
     Numbers may take the place of arrays: ``explain(head_dim=128, dtype="float16", family="apple9")``.
 

@@ -76,7 +76,7 @@ class KernelExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a call would do.
+    """The backend and kernels that a call would use.
 
     `kernels`: in order, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
     computes the result. `residual_bytes`: L and delta, which are kept for the gradients besides arguments and results.

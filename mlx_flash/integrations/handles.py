@@ -6,8 +6,8 @@ import mlx.core as mx
 
 
 class Handle:
-    """What a cache returns in the place of keys, or of values. A model may pass it on, and ask for its shape and dtype;
-    casting does nothing, since attention takes queries of any dtype.
+    """The handle that a cache returns in place of keys, or of values. A model may pass it on, and ask for its shape and
+    dtype; casting does nothing, since attention takes queries of any dtype.
 
     `shape`: [batch, heads, length, dimension] of the longest row.
     """

@@ -13,7 +13,7 @@ _reasons: dict[tuple, tuple[Backend, str]] = {}
 
 
 def call_key(policy: str | None, args: tuple, kwargs: dict) -> tuple | None:
-    """What the rules look at in a call of the built-in, or None where it is no ordinary one."""
+    """The facts of a call of the built-in that the rules compare, or None where it is no ordinary one."""
     if len(args) != 3:
         return None
     q, k, v = args

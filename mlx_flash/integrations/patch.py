@@ -155,7 +155,7 @@ _compile = Replacement(mx, "compile", lambda name, built_in: compiled.traced_ane
 
 
 def _others() -> list[Replacement]:
-    """What a patch needs besides the functions that it serves."""
+    """The state of a patch besides the functions that it serves."""
     return [*wrappers.REPLACEMENTS, _compile]
 
 

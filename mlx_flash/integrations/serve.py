@@ -18,7 +18,7 @@ FEW = 8
 
 
 class Terms(Protocol):
-    """What a patch was told: see `patch`."""
+    """The arguments of a patch: see `patch`."""
 
     min_queries: int
     policy: str | None

@@ -156,9 +156,12 @@ def lookup(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TileC
 
 
 def tuned_row(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TunedRow | None:
-    """What the tuner found for exactly this kernel."""
+    """The row that the tuner found for exactly this kernel, if any."""
     wanted = (kind.table.name, dtype, head_dim)
-    return next((one for one in family.tuned.rows if one[:3] == wanted), None)
+    for one in family.tuned.rows:
+        if one[:3] == wanted:
+            return one
+    return None
 
 
 def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> None:

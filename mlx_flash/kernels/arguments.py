@@ -68,7 +68,7 @@ def struct(kind: KernelKind, inputs: tuple[str, ...]) -> str:
 
 
 def body(kind: KernelKind, inputs: tuple[str, ...]) -> str:
-    """What MLX puts between the braces of the kernel."""
+    """The body of the kernel, which MLX puts between its braces."""
     filled = {name: value for name, (_, value) in members(inputs).items()} | lengths(kind, inputs)
     scratch = ["alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];"] if kind.tiled else []
     passed = ["args", *kind.outputs, *(["scratch"] if kind.tiled else [])]

@@ -1,4 +1,4 @@
-"""What a row of the parameter table says."""
+"""A row of the parameter table: block sizes, cached operands and the tile layer of a kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table row costs on an Apple GPU: from counted instructions and bytes to the time of one block.
+"""The cost of a table row on an Apple GPU: from counted instructions and bytes to the time of one block.
 
 One simdgroup visits one block of the traversal: `Work` counts what it issues and moves, `cycles` turns that into time
 on a chip, `utilisation` into the share of the multipliers' peak that metal-flash-attention's GINSTRS express:
@@ -56,7 +56,7 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What one simdgroup does for one block: 8x8x8 products, products with a float32 factor, issue slots of other
+    """The work of one simdgroup for one block: 8x8x8 products, products with a float32 factor, issue slots of other
     instructions, bytes moved to and from threadgroup memory or L1, and bytes of accumulators that are paged."""
 
     products: int

@@ -1,4 +1,4 @@
-"""What a GPU is, as plain data: families, and the limits the parameter table is proved against."""
+"""GPUs as plain data: families, and the limits the parameter table is proved against."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TunedCall(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What `python -m mlx_flash tune` measured on this machine."""
+    """A measurement of `python -m mlx_flash tune` on this machine."""
 
     rows: tuple[TunedRow, ...] = ()
     calls: tuple[TunedCall, ...] = ()

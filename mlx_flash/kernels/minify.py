@@ -1,4 +1,4 @@
-"""What a text for MLX can do without: comments, blanks, functions that nothing calls, and long names.
+"""Shortens the text for MLX: removes comments, blanks and functions that nothing calls, and shortens names.
 
 MLX copies the whole text at every call and hashes it at every launch. Lines stay lines, for errors to point at.
 """

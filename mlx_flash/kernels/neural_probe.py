@@ -64,7 +64,7 @@ def in_lanes(array: np.ndarray) -> np.ndarray:
 
 
 def numbers() -> np.ndarray:
-    """What the kernel reads."""
+    """The inputs of the kernel."""
     return np.ascontiguousarray(in_lanes(matrices()))
 
 
@@ -80,7 +80,7 @@ def wanted_places() -> np.ndarray:
 
 
 def difference(places: np.ndarray, products: np.ndarray) -> str:
-    """What of the kernel's outputs is not as the tile layer needs it, in a sentence; "" if all is."""
+    """The first output that differs from what the tile layer needs, as a sentence; "" if none does."""
     places, products = np.reshape(places, PLACES), np.reshape(products, PRODUCTS)
     off = np.argwhere((places != wanted_places()).any(-1))
     if len(off):

@@ -39,8 +39,8 @@ KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 @dataclass(frozen=True)
 class Kernel:
-    """What mx.fast.metal_kernel takes. `name` holds every fact the text is specialised by; `output_dtypes` are the
-    types the kernel writes, float32 where an accumulator is paged."""
+    """The arguments of mx.fast.metal_kernel. `name` holds every fact the text is specialised by; `output_dtypes` are
+    the types the kernel writes, float32 where an accumulator is paged."""
 
     name: str
     header: str
@@ -145,7 +145,7 @@ def build(
 
 
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
-    """What templates may ask in `#if`, or name as $CONSTANT, except for the dimensions."""
+    """Constants that templates test in `#if` or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
         absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "MAPS"), 0)
         own = {**variants.holes(kind), "HAS_MASK": 1, **MAPPED} if kind is MASK_MAP else {}
@@ -212,17 +212,15 @@ def _asked(text: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1024)  # most kernels share most of their files
 def _resolved(text: str, constants: frozenset[tuple[str, str]]) -> str:
-    return "".join(_chosen(text, dict(constants)))
-
-
-def _chosen(text: str, constants: dict[str, str]):
     """Lines of the branches of `#if` that the constants choose; other directives stay as they are."""
+    values = {name: value in ("1", "true") for name, value in constants}
+    lines: list[str] = []
     nested: list[list[bool]] = []  # of every open #if: is this branch chosen, was any so far?
     for line in text.splitlines(keepends=True):
         directive = re.match(r"#(if|elif|else|endif)\b([^/\n]*)", line)
         if directive is None:
             if all(chosen for chosen, _ in nested):
-                yield line
+                lines.append(line)
             continue
         word, condition = directive.groups()
         if word == "endif":
@@ -230,22 +228,18 @@ def _chosen(text: str, constants: dict[str, str]):
         elif word == "if":
             # A condition inside of what is left out is not asked: its constants may be unknown.
             left_out = not all(chosen for chosen, _ in nested)
-            holds = not left_out and _holds(condition, constants)
+            holds = not left_out and _holds(condition, values)
             nested.append([holds, holds or left_out])
         else:
-            chosen = not nested[-1][1] and (word == "else" or _holds(condition, constants))
+            chosen = not nested[-1][1] and (word == "else" or _holds(condition, values))
             nested[-1] = [chosen, nested[-1][1] or chosen]
+    return "".join(lines)
 
 
-def _holds(condition: str, constants: dict[str, str]) -> bool:
+def _holds(condition: str, values: dict[str, bool]) -> bool:
     """The value of a condition of `#if`: names of constants, 0, 1, !, && and ||, and parentheses."""
-    words = {"&&": "and", "||": "or", "!": "not", "0": "False", "1": "True"}
-
-    def python(found):
-        token = found.group()
-        return f" {words[token]} " if token in words else str(constants[token] in ("1", "true"))
-
-    return bool(eval(re.sub(r"\w+|&&|\|\||!", python, condition.strip()), {"__builtins__": {}}))
+    python = condition.replace("&&", " and ").replace("||", " or ").replace("!", " not ").strip()
+    return bool(eval(python, {"__builtins__": {}}, values))
 
 
 def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):

@@ -35,7 +35,8 @@ class ShardedCache:
         self._held, self._own = mlx_lm("models.cache").KVCache(), None
 
     def make_mask(self, count: int, return_array: bool = False, window_size: int | None = None) -> str | None:
-        """What mlx-lm asks: "causal" for the prompt, nothing for a token, which sees all that is cached."""
+        """The mask that mlx-lm asks for: "causal" for the prompt, nothing for a token, which sees all that is
+        cached."""
         if return_array or window_size:
             raise UnsupportedProblem("[mlx_flash.lm.sharded] mask: only causal layers can be shared, not windows.")
         return None if self.offset else "causal"

@@ -1,1 +1,1 @@
-"""What is asked of one call of attention: plain, checked data."""
+"""One call of attention as plain, checked data."""

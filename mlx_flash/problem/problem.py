@@ -27,7 +27,7 @@ def padded(dimension: int) -> int:
 
 @dataclass(frozen=True)
 class Signature:
-    """What kernels, custom functions and plans are made for: everything about a call but its batch and its lengths.
+    """The key of kernels, custom functions and plans: everything about a call but its batch and its lengths.
 
     `dtype` is the name of the type of q, k, v and the result; `scale` multiplies q k^T.
     """

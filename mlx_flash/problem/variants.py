@@ -1,4 +1,4 @@
-"""What a call of attention asks for besides q, k and v: checked values, and what they mean for a kernel's text.
+"""The variants of a call of attention besides q, k and v: checked values, and what they mean for a kernel's text.
 
 One field of `Variants` is one variant. Its metadata names the kernel arguments that it brings, the constant of the
 templates that switches it on, and its part of a kernel's name; a variant that is off leaves no code and no argument.

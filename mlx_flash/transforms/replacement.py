@@ -16,7 +16,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def original(function: Callable) -> Callable:
-    """What stood there before a replacement of ours, also one by another load of this package."""
+    """The original behind a replacement of ours, also behind one by another load of this package."""
     identity, found = getattr(function, _MARK, (None, function))
     return found if identity == id(function) else function  # functools.wraps copies the mark to a wrapper
 
@@ -148,7 +148,7 @@ def _put_in_holders(wanted: dict[int, Replacement]) -> None:
 
 
 def _inside(value: object, module_name: str) -> Iterator[object]:
-    """What a module's value holds in turn: attributes of its classes, defaults and closures of its functions and of
+    """The values that a module's value holds: attributes of its classes, defaults and closures of its functions and of
     their methods, partials, and the elements of its tables."""
     of_class = issubclass(type(value), type)
     for one in _held(value, module_name):

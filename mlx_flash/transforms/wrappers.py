@@ -131,7 +131,7 @@ def _counted(built_in: Callable, depth: str) -> Callable:
 
 
 def wrapper(name: str, built_in: Callable) -> Callable:
-    """What stands in the place of mx's function of that name. `built_in`: what stood there."""
+    """The replacement of mx's function of that name. `built_in`: the function that it replaces."""
     if name in ("vmap", "export_function", "exporter"):
         return {"vmap": vmap, "export_function": export_function, "exporter": exporter}[name]
     if name == "checkpoint":

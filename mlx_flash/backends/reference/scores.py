@@ -104,7 +104,7 @@ class Scores:
         return scores, slope
 
     def _values(self, text: Formula, rows: slice, keys: slice) -> dict:
-        """What a text reads, by name; positions and heads broadcast to [B, Hk, group, r, c]."""
+        """The values that a text reads, by name; positions and heads broadcast to [B, Hk, group, r, c]."""
         problem, segment = self.problem, 0
         shift = self.offset if self.shifts is None else self.shifts[:, None, None, rows, None]
         if problem.variants.segments:

@@ -60,7 +60,7 @@ def causal_table(rows: int, columns: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the options of a call mean, as float64 arrays that broadcast to [B, Hq, Lq, Lk]: which pairs are `seen`,
+    """The options of a call as float64 arrays that broadcast to [B, Hq, Lq, Lk]: which pairs are `seen`,
     the `bias` added to the scores, and the factor that dropout leaves of a weight, `kept`. `sinks`: [Hq]. `mask_shape`:
     of the additive mask whose gradient is wanted; extents of 1 are summed over."""
 

@@ -1,4 +1,4 @@
-"""What `python -m mlx_flash demo` does, in order."""
+"""The steps of `python -m mlx_flash demo`, in order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROMPT, SAMPLED = b"The ", 76
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: a loss per step for mlx_flash and for MLX, the text, and seconds per phase."""
+    """The results of a run: a loss per step for mlx_flash and for MLX, the text, and seconds per phase."""
 
     losses: list[float]
     expected: list[float]

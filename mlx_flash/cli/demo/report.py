@@ -1,4 +1,4 @@
-"""What the demo prints before and after the run."""
+"""The demo's output before and after the run."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def _read_by(text: Formula, problem: Problem) -> dict[str, mx.array]:
 
 
 def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, ...], where: Backend):
-    """What a kind of kernel makes of the arrays on a backend; what it reads of other kernels is the reference's."""
+    """The outputs of a kind of kernel on a backend; results of other kernels that it reads are the reference's."""
     attention = attend(problem.signature, names, where)
     extras = [arrays[name] for name in names]
     if kind in (FORWARD, DECODE, COMBINE):

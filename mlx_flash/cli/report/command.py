@@ -57,7 +57,7 @@ def report() -> int:
 
 
 def _attempted(part: Part, tick: Tick) -> tuple[list[str], bool]:
-    """What a part found; or why it could not, since the others are worth having all the more."""
+    """The result of a part, or the reason why it has none: a part that fails does not stop the others."""
     tick("")
     try:
         return part.run(tick)

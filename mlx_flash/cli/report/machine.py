@@ -1,4 +1,4 @@
-"""What this machine is, in the words that a report needs."""
+"""Facts about this machine for the report."""
 
 from __future__ import annotations
 

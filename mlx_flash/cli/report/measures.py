@@ -1,4 +1,4 @@
-"""What a report measures: agreement with the simulator, speed beside the built-in's, and whether an append copies."""
+"""A report's measurements: agreement with the simulator, speed beside the built-in's, and whether an append copies."""
 
 from __future__ import annotations
 

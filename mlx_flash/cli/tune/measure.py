@@ -1,4 +1,4 @@
-"""What the tuner times: one row of one kernel, and one call beside the built-in's."""
+"""The tuner's timings: one row of one kernel, and one call beside the built-in's."""
 
 from __future__ import annotations
 

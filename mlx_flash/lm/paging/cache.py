@@ -62,7 +62,7 @@ class PagedKVCache:
             return given
 
     def keys_and_values(self) -> tuple[PagedKeys, Values]:
-        """What the last `update_and_fetch` returned, for layers that share the keys of another."""
+        """The result of the last `update_and_fetch`, for layers that share the keys of another."""
         self.check_open()
         if self._given is None:
             raise PagePoolError("[mlx_flash.PagePool] no keys of this step: the model did not share any before")

@@ -1,4 +1,4 @@
-"""What a paged cache gives a model in the place of keys and values, and the attention over it."""
+"""Handles that a paged cache gives a model in place of keys and values, and the attention over them."""
 
 from __future__ import annotations
 

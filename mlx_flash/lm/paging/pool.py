@@ -122,7 +122,7 @@ class PagePool:
 
 
 def _ordinary(model):
-    """What makes mlx-lm's own caches of the model, also where another pool has taken its place."""
+    """The function that makes mlx-lm's own caches of the model, also where another pool has taken its place."""
     own = getattr(model, "make_cache", None)
     pool = getattr(own, "__self__", None)
     if isinstance(pool, PagePool):

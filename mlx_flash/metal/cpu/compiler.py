@@ -273,7 +273,7 @@ def compile_text(
 
 
 def _code(scratch: Path) -> str:
-    """What the compiler left there before its passes, or instead of an object."""
+    """The LLVM text that the compiler left in `scratch`, before its passes or in place of an object."""
     (code,) = scratch.glob("*.ll")
     return code.read_text(encoding="utf-8")
 

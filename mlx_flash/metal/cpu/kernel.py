@@ -46,7 +46,7 @@ def _compile(name, text, mode, count, fast_math, language) -> tuple[Path, dict]:
 
 
 class MetalKernel:
-    """What metal_kernel returns: call it with keywords, as MLX's own."""
+    """The kernel that metal_kernel returns: call it with keywords, as MLX's own."""
 
     def __init__(
         self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options

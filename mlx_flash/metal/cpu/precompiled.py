@@ -17,7 +17,7 @@ INCLUDE = Path(__file__).parent / "include"
 
 
 def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder: Path, identity: str) -> list[str]:
-    """What tells the compiler to start from `prelude` of the shim, compiled with these flags.
+    """The compiler's arguments to start from `prelude` of the shim, compiled with these flags.
 
     folder: the cache. identity: what names the compiler and the contents of the headers.
     """

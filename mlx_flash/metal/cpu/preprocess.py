@@ -33,7 +33,7 @@ class Origin:
 
 
 def version_macros(language: str) -> list[str]:
-    """What Metal's compiler predefines for a language version such as "3.1"."""
+    """The macros that Metal's compiler predefines for a language version such as "3.1"."""
     version = _VERSION.fullmatch(language)
     if not version:
         raise ValueError(f'language must be a version of the Metal Shading Language such as "3.1", not {language!r}.')

@@ -24,7 +24,7 @@ class Target:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What makes the compiler generate code for it."""
+        """The compiler's arguments to generate code for it."""
         return (f"--target={self.machine}-{_SYSTEMS[self.system]}", *self.processor)
 
     @property

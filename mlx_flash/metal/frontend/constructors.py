@@ -96,7 +96,7 @@ def _edits(tokens: list[Token], index: int, known: set) -> Iterator[Edit]:
 
 
 def _key(tokens: list[Token], index: int, close: int) -> tuple[str, ...]:
-    """What tells one constructor from another: its template header and its parameters."""
+    """The signature of a constructor: its template header and its parameters."""
     return tuple(token.text for token in tokens[_start(tokens, index) : close])
 
 

@@ -1,4 +1,4 @@
-"""What the simulator raises."""
+"""The simulator's errors."""
 
 import re
 

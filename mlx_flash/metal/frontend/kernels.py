@@ -134,7 +134,7 @@ class Kernels(Rewriter):
         return closing
 
     def name_at(self, index: int) -> str:
-        """What stands where a kernel's name should, up to its parameters."""
+        """The tokens in the place of a kernel's name, up to its parameters."""
         start, end = self.tokens[index].start, self.tokens[index].end
         return self.source[start : max(end, self.source.find("(", start))]
 

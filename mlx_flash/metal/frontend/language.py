@@ -1,4 +1,4 @@
-"""What the versions of the Metal Shading Language differ in, as far as compute kernels see it."""
+"""Differences between versions of the Metal Shading Language, as far as compute kernels see them."""
 
 VERSIONS = ("3.0", "3.1", "3.2", "4.0", "4.1")
 _BFLOATS = (
@@ -10,7 +10,7 @@ _SINCE = {**dict.fromkeys(_BFLOATS, "3.1"), "coherent(scope)": "3.2", "atomic_th
 
 
 def prefix(version: str) -> str:
-    """What precedes a text of this version: the number, and for names of later versions others that do not exist."""
+    """The lines before a text of this version: the number, and for names of later versions others that do not exist."""
     lines = ['#line 1 "language"', "#undef __METAL_VERSION__", f"#define __METAL_VERSION__ {version.replace('.', '')}0"]
     for name, since in _SINCE.items():
         if version < since:

@@ -89,7 +89,7 @@ class Types:
         return token.text in BUILTIN or self.find(token.text, index) is not None
 
     def find(self, name: str, index: int) -> Known | None:
-        """What a name that is no builtin means at `index`."""
+        """The meaning of a name that is no builtin, at `index`."""
         found = [known for known in self.known.get(name, ()) if known.start <= index < known.end]
         return found[-1] if found else None
 

@@ -1,4 +1,4 @@
-"""What Metal asks of a kernel's parameters: where a value comes from decides which types it may have."""
+"""Metal's rules for a kernel's parameters: where a value comes from decides which types it may have."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What rewriting a Metal text needs: its tokens, its attributes, and the edits that keep every line where it was."""
+"""Rewriting of a Metal text: its tokens, its attributes, and the edits that keep every line where it was."""
 
 from .errors import CompileError
 from .names import whole_number, whole_numbers

@@ -1,4 +1,4 @@
-"""What the Metal Shading Language forbids and clang's C++ for OpenCL would accept: told from tokens, with reasons."""
+"""Rules of the Metal Shading Language that clang's C++ for OpenCL does not check, checked on tokens, with reasons."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What translating a Metal text yields: the new text, its kernels and what a launch has to bind for each."""
+"""The result of translating a Metal text: the new text, its kernels and what a launch has to bind for each."""
 
 from dataclasses import dataclass, field
 

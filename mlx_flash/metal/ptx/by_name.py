@@ -23,7 +23,8 @@ _PROBE = f".version 7.1\n.target sm_80\n.address_size 64\n.visible .entry {_NOTH
 
 
 def code_or_name(name: str, code: bytes) -> bytes:
-    """What to hand over as the code of the kernel with this name: bytes by which MLX finds it, else the code."""
+    """The bytes that MLX gets as the code of the kernel with this name: a key by which it finds the code, else the
+    code."""
     return _stored(name, code) or code if _finds_stored_kernels() else code
 
 

@@ -14,7 +14,7 @@ OUTSIDE = {"float": math.nan, "int": -(2**31), "bool": False}  # what an array h
 
 
 def evaluate(body: Body, values: dict[str, mx.array | int | float]) -> mx.array:
-    """What the text returns: float32 of a score, bool of a predicate.
+    """The value of the text: float32 of a score, bool of a predicate.
 
     `values`: variables, numbers and arrays by name. Variables broadcast against one another.
     """

@@ -53,7 +53,7 @@ class Formula:
         return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
     def operand(self, name: str) -> str:
-        """What an array is called among the operands of a call."""
+        """The name of an array among the operands of a call."""
         return f"{self.owner.lower()}_{name}"
 
     @property

@@ -24,7 +24,7 @@ VARIABLES = frozenset(one.name for one in (SCORE, *POSITIONS))
 
 
 class Text:
-    """What Score and Visible share: a text, and the numbers and arrays that it names.
+    """The common part of Score and Visible: a text, and the numbers and arrays that it names.
 
     Attributes: formula, the checked text with the types of its names; arrays, by name, float32 or int32.
     """
@@ -154,7 +154,7 @@ class Visible(Text):
 
     @property
     def content(self) -> bytes:
-        """What tells its arrays from others."""
+        """A digest of its arrays: equal for equal values."""
         if self._content is None:
             held = [np.array(array) for array in self.arrays.values()]
             self._content = hashlib.sha256(b"".join([repr(self.key).encode(), *map(bytes, held)])).digest()
