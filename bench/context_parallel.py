@@ -172,6 +172,7 @@ def drawn(options, length: int) -> list[mx.array]:
 def timed(work, repeats: int) -> tuple[float, int]:
     """(median seconds of a call, bytes beyond the operands at its peak)."""
     mx.eval(work())
+    mx.synchronize()  # until then a GPU may hold what is no longer needed
     mx.clear_cache()
     before, seconds = mx.get_active_memory(), []
     mx.reset_peak_memory()

@@ -31,7 +31,7 @@ from mlx_flash.cli.console import progress
 from mlx_flash.cli.token_bench import TokenStep, token_cases
 from mlx_flash.integrations.policy import Asked, decide
 
-CALLS, ROUNDS, LEAST_ROUNDS = 32, 20, 5
+CALLS, ROUNDS, LEAST_ROUNDS, WARM_CALLS = 32, 20, 5, 8
 SLOWER = 1.03  # than without the patch: no case may be
 WARM_LENGTH = 384  # lengths are no part of a kernel's text
 
@@ -79,7 +79,8 @@ def measured(case: Case | TokenStep, seconds: float) -> dict:
     while turns < LEAST_ROUNDS or (turns < ROUNDS and time.perf_counter() < end):
         for patched in (False, True) if turns % 2 else (True, False):
             with patch() if patched else nullcontext():
-                round_of(1)  # a model enters a patch once: the search of all modules leaves cold caches behind
+                # A model enters a patch once: the search of all modules leaves cold caches behind.
+                round_of(min(calls, WARM_CALLS))
                 times[patched].append(round_of(calls))
         turns += 1
     without, with_patch = (statistics.median(times[patched]) for patched in (False, True))
