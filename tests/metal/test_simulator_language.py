@@ -1,6 +1,7 @@
 """What the simulator takes and refuses is what Metal takes and refuses: one small program a rule."""
 
 import address_programs
+import class_programs
 import kernel_programs
 import language_programs
 import mlx.core as mx
@@ -11,8 +12,9 @@ from mlx_flash.metal.cpu.settings import MODES
 from mlx_flash.metal.frontend.language import VERSIONS
 from mlx_flash.simulator import CompileError, language, metal_kernel, mode
 
-ACCEPTED = language_programs.ACCEPTED | address_programs.ACCEPTED | kernel_programs.ACCEPTED
-REFUSED = language_programs.REFUSED | address_programs.REFUSED | kernel_programs.REFUSED
+PROGRAMS = (language_programs, address_programs, kernel_programs, class_programs)
+ACCEPTED = {rule: program for one in PROGRAMS for rule, program in one.ACCEPTED.items()}
+REFUSED = {rule: program for one in PROGRAMS for rule, program in one.REFUSED.items()}
 
 
 @pytest.mark.parametrize("rule", ACCEPTED)
@@ -102,3 +104,21 @@ def test_the_version_is_a_setting(monkeypatch):
 
 def test_both_corpora_are_large():
     assert len(ACCEPTED) >= 60 and len(REFUSED) >= 60
+
+
+@pytest.mark.parametrize("how", MODES)
+def test_methods_work_on_their_objects(how):
+    """Their members are references of the thread, and what methods write stays in the object."""
+    header = """void twice(thread float& a) { a *= 2; }
+struct S {
+  float n;
+  simdgroup_matrix<float, 8, 8> m;
+  void f() { twice(n); m.thread_elements() *= n; }
+  float sum() const { return m.thread_elements()[0] + m.thread_elements()[1]; }
+};"""
+    source = "S s; s.n = 3; s.m = simdgroup_matrix<float, 8, 8>(1); s.f(); y[thread_position_in_grid.x] = s.sum();"
+    kernel = metal_kernel("methods", [], ["y"], source, header=header)
+    call = dict(grid=(32, 1, 1), threadgroup=(32, 1, 1), output_shapes=[(32,)], output_dtypes=[mx.float32])
+    with mode(how):
+        (out,) = kernel(inputs=[], **call)
+        assert sorted(out.tolist()) == [0.0] * 24 + [6.0] * 8

@@ -1,4 +1,4 @@
-"""Whole public libraries compile: llama.cpp's, vLLM's paged attention, rasterisers of Gaussian splats.
+"""Whole public libraries compile: llama.cpp's, candle's, vLLM's paged attention, rasterisers of Gaussian splats.
 
 They are not kept here. Each is fetched from its repository, at one commit, into the user's cache, or read from the
 folder that MLX_FLASH_METAL_LIBRARIES names, which holds checkouts as OWNER+NAME. Without either a library is skipped.
@@ -45,6 +45,15 @@ def _splats(repository: str, commit: str, folder: str, **names: int) -> dict[str
     }
 
 
+def _candle(**kernels: int) -> dict[str, Library]:
+    repository, commit = "huggingface/candle", "2a13b0f3ff62f7e67013597f2996f764c5735e21"
+    folder = "candle-metal-kernels/src/metal_src"
+    return {
+        f"candle {name}": Library(repository, commit, (f"{folder}/{name}.metal",), count)
+        for name, count in kernels.items()
+    }
+
+
 LIBRARIES = {
     "llama.cpp": Library(
         "ggml-org/ggml", "d99724f2b141fed9e1a9f402213506c081433465", ("src/ggml-metal/ggml-metal.metal",), 689,
@@ -62,6 +71,10 @@ LIBRARIES = {
     **_splats(
         "a1091150/gsplat-mlx", "cfae9984e1d22afe30a8d2f94019ad76aa40612f", "gsplat_core/metal", gsplat_intersect=3,
         gsplat_projection=3, gsplat_quat_scale_to_covar=2, gsplat_rasterize=2, gsplat_spherical_harmonics=2,
+    ),
+    **_candle(
+        affine=24, binary=648, cast=72, conv=43, fill=6, gemv=144, indexing=70, mlx_gemm=60, mlx_sort=86, quantized=185,
+        random=6, reduce=90, scaled_dot_product_attention=118, sort=12, ternary=18, unary=152,
     ),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..frontend import recursion
@@ -236,6 +237,9 @@ _UNBOUND = re.compile(
     "|cannot deduce a type for '[^']+' that would make '__private"
 )
 _BIND_VALUES = "-DMSL_VALUES_BIND"
+# Members of an object that lies nowhere in particular do not bind to references of the thread.
+_NOWHERE = re.compile("'(?:const )?__generic")
+_THREAD_METHODS = "-DMSL_THREAD_METHODS"
 
 
 def compile_text(
@@ -244,7 +248,8 @@ def compile_text(
     """Runs the compiler on a translated text; raises CompileError. output: flags that say what to make of it.
 
     often: the prelude, one of the shim's, comes with these flags again and again, and so is precompiled.
-    Where values meet such references it runs again with references to constants in every space.
+    Where values meet such references it runs again with references to constants in every space, and where members of
+    objects do, with methods of objects of the thread.
     """
     source = scratch / "kernel.cl"
     source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
@@ -259,10 +264,11 @@ def compile_text(
 
     keep = recursion.kept_in(scratch)
     done = run(flags, [*output, *keep])
-    if done.returncode and _UNBOUND.search(done.stderr):
-        again = run([*flags, _BIND_VALUES], [*output, *keep])
+    for more in _remedies(done):
+        again = run([*flags, *more], [*output, *keep])
         if not again.returncode:
-            done, flags = again, [*flags, _BIND_VALUES]
+            done, flags = again, [*flags, *more]
+            break
     _refuse(done, text, source)
     if recursion.found(_code(scratch)):
         named = scratch / "named.ll"
@@ -270,6 +276,18 @@ def compile_text(
         name, line = recursion.found(named.read_text(encoding="utf-8"))
         message = f"metal:{line}:1: error: Metal has no recursion: '{name}' calls itself"
         raise CompileError(_in_metal_terms(message, text, "metal"))
+
+
+def _remedies(done: subprocess.CompletedProcess) -> Iterator[list[str]]:
+    """Flags to try, one after another, on a text that was refused."""
+    if not done.returncode:
+        return
+    unbound, nowhere = _UNBOUND.search(done.stderr), _NOWHERE.search(done.stderr)
+    if unbound:
+        yield [_BIND_VALUES]
+    if nowhere:
+        yield [_THREAD_METHODS]
+        yield [_THREAD_METHODS, _BIND_VALUES]
 
 
 def _code(scratch: Path) -> str:

@@ -4,6 +4,7 @@ nothing out of the constant space by itself; Metal says where a constructor buil
 
 from collections.abc import Iterator
 
+from .names import template_end
 from .tokens import Token, matching
 
 _BEFORE_BODY = (")", "const", "noexcept", "thread", "threadgroup", "device", "constant")
@@ -33,7 +34,7 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
         elif token.text == "}" and enclosing:
             functions -= functions > 0
             enclosing.pop()
-        elif enclosing and enclosing[-1] and token.text == enclosing[-1][0] and tokens[index + 1].text == "(":
+        elif enclosing and enclosing[-1] and token.text == enclosing[-1][0] and _opening(tokens, index):
             yield from _edits(tokens, index, enclosing[-1][1])
 
 
@@ -46,7 +47,8 @@ def _name(tokens: list[Token], index: int) -> str | None:
 def _copies(tokens: list[Token], opening: int, name: str, local: bool) -> Iterator[Edit]:
     """Defaulted copies from the constant space, which leave an aggregate one. Local classes have no templates."""
     constructors = list(_constructors(tokens, opening, name))
-    parameters = [[t.text for t in tokens[at + 2 : matching(tokens, at + 1)]] for at in constructors]
+    openings = [_opening(tokens, at) for at in constructors]
+    parameters = [[t.text for t in tokens[at + 1 : matching(tokens, at)]] for at in openings]
     if any(pair == (name, "&") for texts in parameters for pair in zip(texts, texts[1:])):
         return  # it copies itself
     default = "" if constructors else f"{name}() = default; "
@@ -65,8 +67,16 @@ def _constructors(tokens: list[Token], opening: int, name: str) -> Iterator[int]
     for index in range(opening, matching(tokens, opening)):
         text = tokens[index].text
         depth += (text in "{(") - (text in "})")
-        if depth == 1 and text == name and tokens[index + 1].text == "(" and tokens[index - 1].text != "~":
+        if depth == 1 and text == name and _opening(tokens, index) and tokens[index - 1].text != "~":
             yield index
+
+
+def _opening(tokens: list[Token], index: int) -> int | None:
+    """The parenthesis of S(...) or S<T>(...), whose name stands at `index`; None of another use of the name."""
+    index += 1
+    if tokens[index].text == "<":
+        index = template_end(tokens, index) + 1
+    return index if index < len(tokens) and tokens[index].text == "(" else None
 
 
 def _conversion(tokens: list[Token], index: int) -> Iterator[Edit]:
@@ -81,7 +91,7 @@ def _conversion(tokens: list[Token], index: int) -> Iterator[Edit]:
 
 
 def _edits(tokens: list[Token], index: int, known: set) -> Iterator[Edit]:
-    close = matching(tokens, index + 1)
+    close = matching(tokens, _opening(tokens, index))
     after = tokens[close + 1]
     key = _key(tokens, index, close)
     if after.text == "constant":

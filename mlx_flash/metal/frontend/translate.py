@@ -11,6 +11,7 @@ from .designators import designator_edits
 from .function_pointers import function_pointer_edits
 from .kernels import Kernels
 from .loops import loop_edits
+from .methods import method_edits
 from .names import BUILTIN
 from .rules import calls_of_kernels, findings
 from .text import beyond_ascii
@@ -84,7 +85,7 @@ class _Translator(Kernels):
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
         for edits in (
             constructor_edits, function_pointer_edits, cast_edits, list_edits, float_edits, designator_edits,
-            address_edits, constant_vector_edits,
+            address_edits, constant_vector_edits, method_edits,
         ):  # fmt: skip
             self.edits += edits(self.tokens)
         self.conditionals()

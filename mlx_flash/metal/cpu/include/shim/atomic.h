@@ -49,7 +49,7 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   static_assert(!__is_same(T, float) || DEVICE, "atomics of float are in device memory, not in threadgroup memory");           \
   static_assert(!__is_same(T, ulong), "atomics of 64 bits have atomic_min_explicit and atomic_max_explicit alone")
 #define MSL_ATOMIC_CHANGE(SPACE, DEVICE, NAME, FLOAT, RESULT)                                                                          \
-  template <typename T> MSL_INLINE_CHECKED T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+  template <typename T> MSL_INLINE_CHECKED T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, msl_same_t<T> v, memory_order) { \
     MSL_ATOMIC_TYPE(T, DEVICE);                                                                         \
     static_assert(!__is_same(T, bool), "atomics of bool are loaded, stored and exchanged; they do not calculate");      \
     static_assert(!__is_same(T, float) || FLOAT, "float atomics only add and subtract");                \
@@ -60,7 +60,7 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
   MSL_ATOMIC_CHANGE(SPACE, DEVICE, add, true, a + b) MSL_ATOMIC_CHANGE(SPACE, DEVICE, sub, true, a - b)                                             \
   MSL_ATOMIC_CHANGE(SPACE, DEVICE, and, false, a & b) MSL_ATOMIC_CHANGE(SPACE, DEVICE, or, false, a | b) MSL_ATOMIC_CHANGE(SPACE, DEVICE, xor, false, a ^ b)         \
   MSL_ATOMIC_CHANGE(SPACE, DEVICE, min, false, b < a ? b : a) MSL_ATOMIC_CHANGE(SPACE, DEVICE, max, false, a < b ? b : a)                             \
-  template <typename T> MSL_INLINE_CHECKED T atomic_exchange_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+  template <typename T> MSL_INLINE_CHECKED T atomic_exchange_explicit(volatile SPACE atomic<T>* p, msl_same_t<T> v, memory_order) { \
     MSL_ATOMIC_TYPE(T, DEVICE);                                                                                          \
     struct change { MSL_INLINE T operator()(T, T b) const { return b; } };                                              \
     return msl_change((__generic T*)&p->msl_value, v, change());                                                        \
@@ -73,14 +73,14 @@ template <typename T, typename F> MSL_INLINE T msl_change(__generic T* p, T oper
     msl_atomic_seen((const __generic void*)&p->msl_value);                                                              \
     return __builtin_bit_cast(T, bits);                                                                                 \
   }                                                                                                                     \
-  template <typename T> MSL_INLINE_CHECKED void atomic_store_explicit(volatile SPACE atomic<T>* p, same_t<T> v, memory_order) { \
+  template <typename T> MSL_INLINE_CHECKED void atomic_store_explicit(volatile SPACE atomic<T>* p, msl_same_t<T> v, memory_order) { \
     MSL_ATOMIC_TYPE(T, DEVICE);                                                                                          \
     using B = typename msl_bits<T>::type;                                                                               \
     msl_atomic((__generic void*)&p->msl_value, sizeof(T), 1);                                                           \
     __atomic_store_n((__generic B*)&p->msl_value, __builtin_bit_cast(B, v), __ATOMIC_RELAXED);                          \
   }                                                                                                                     \
   template <typename T> MSL_INLINE_CHECKED bool atomic_compare_exchange_weak_explicit(                                          \
-      volatile SPACE atomic<T>* p, thread T* expected, same_t<T> desired, memory_order, memory_order) {                 \
+      volatile SPACE atomic<T>* p, thread T* expected, msl_same_t<T> desired, memory_order, memory_order) {                 \
     MSL_ATOMIC_TYPE(T, DEVICE);                                                                                          \
     using B = typename msl_bits<T>::type;                                                                               \
     msl_atomic((__generic void*)&p->msl_value, sizeof(T), 0);                                                           \

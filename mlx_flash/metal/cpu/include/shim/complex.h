@@ -6,7 +6,7 @@ struct complex64_t {
   float real, imag;
   complex64_t() = default;
   MSL_INLINE constexpr complex64_t(float r, float i) : real(r), imag(i) {}
-  template <typename T, typename = metal::scalar_only<T>> MSL_INLINE constexpr complex64_t(T r) : real((float)r), imag(0) {}
+  template <typename T, typename = metal::msl_scalar_only<T>> MSL_INLINE constexpr complex64_t(T r) : real((float)r), imag(0) {}
   MSL_INLINE constexpr complex64_t(const __constant complex64_t& other) : real(other.real), imag(other.imag) {}
   complex64_t(const complex64_t&) = default;
   complex64_t& operator=(const complex64_t&) = default;

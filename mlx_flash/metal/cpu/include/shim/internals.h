@@ -42,6 +42,7 @@ MSL_BUILTIN_FILL(shuffle_and_fill_up) MSL_BUILTIN_FILL(shuffle_and_fill_down)
 template <typename T> MSL_INLINE T __metal_get_simdgroup_size(T) { return 32; }
 template <typename T> MSL_INLINE T __metal_get_thread_index_in_simdgroup(T) { return (T)msl_lane(); }
 
+template <typename T> struct __is_valid_simdgroup_type : metal::bool_constant<metal::msl_simd_v<T>> {};
 template <typename... Ts> struct _disjunction : metal::bool_constant<(Ts::value || ...)> {};
 template <typename... Ts> struct _conjunction : metal::bool_constant<(Ts::value && ...)> {};
 template <typename T> struct _negation : metal::bool_constant<!T::value> {};

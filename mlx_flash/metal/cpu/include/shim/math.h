@@ -19,10 +19,10 @@
 
 namespace metal {
 
-template <typename T> struct same { typedef T type; };
-template <typename T> using same_t = typename same<T>::type;
+template <typename T> struct msl_same { typedef T type; };
+template <typename T> using msl_same_t = typename msl_same<T>::type;
 // The library has no functions of bfloat; those here are templates, so that a source that declares its own takes precedence.
-template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
+template <typename T> using msl_only_bfloat = enable_if_t<__is_same(T, bfloat)>;
 
 // A function of every element of its arguments.
 #define MSL_CALL1(m, NAME) NAME(x.m)
@@ -31,37 +31,37 @@ template <typename T> using only_bfloat = enable_if_t<__is_same(T, bfloat)>;
 
 // Of vectors, where one of the arguments says which: the others may be numbers.
 #define MSL_VECTORS2(NAME, RESULT)                                                                                        \
-  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, same_t<vec<T, N>> y) {                                   \
+  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, msl_same_t<vec<T, N>> y) {                                   \
     MSL_ELEMENTS(RESULT, N, MSL_CALL2, NAME)                                                                              \
   }                                                                                                                       \
-  template <typename T, int N, typename S, typename = scalar_only<S>> MSL_INLINE auto NAME(S x, vec<T, N> y) {             \
+  template <typename T, int N, typename S, typename = msl_scalar_only<S>> MSL_INLINE auto NAME(S x, vec<T, N> y) {             \
     return NAME(vec<T, N>(x), y);                                                                                         \
   }
 #define MSL_VECTORS3(NAME)                                                                                                \
-  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, same_t<vec<T, N>> y, same_t<vec<T, N>> z) {         \
+  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, msl_same_t<vec<T, N>> y, msl_same_t<vec<T, N>> z) {         \
     MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                                                   \
   }                                                                                                                       \
-  template <typename T, int N, typename S, typename = scalar_only<S>>                                                     \
-  MSL_INLINE vec<T, N> NAME(S x, vec<T, N> y, same_t<vec<T, N>> z) { return NAME(vec<T, N>(x), y, z); }                    \
-  template <typename T, int N, typename S, typename U, typename = scalar_only<S>, typename = scalar_only<U>>              \
+  template <typename T, int N, typename S, typename = msl_scalar_only<S>>                                                     \
+  MSL_INLINE vec<T, N> NAME(S x, vec<T, N> y, msl_same_t<vec<T, N>> z) { return NAME(vec<T, N>(x), y, z); }                    \
+  template <typename T, int N, typename S, typename U, typename = msl_scalar_only<S>, typename = msl_scalar_only<U>>              \
   MSL_INLINE vec<T, N> NAME(S x, U y, vec<T, N> z) { return NAME(vec<T, N>(x), vec<T, N>(y), z); }
 
 #define MSL_FLOAT1(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x) { return VALUE; }                                       \
   MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
-  template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x) { return (B)NAME((float)x); } \
+  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x) { return (B)NAME((float)x); } \
   template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
     MSL_ELEMENTS(T, N, MSL_CALL1, NAME)                                                 \
   }
 #define MSL_FLOAT2(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
   MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
-  template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
+  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
   MSL_VECTORS2(NAME, T)
 #define MSL_FLOAT3(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
   MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
-  template <typename B, typename = only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
+  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
   MSL_VECTORS3(NAME)
 #define MSL_TEST1(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x) { return VALUE; }                                        \
@@ -121,7 +121,7 @@ MSL_VECTORS2(nextafter, T)
 
 MSL_INLINE float ldexp(float x, int k) { return MSL_C(ldexpf)(x, k); }
 MSL_INLINE half ldexp(half x, int k) { return (half)MSL_C(ldexpf)((float)x, k); }
-template <typename B, typename = only_bfloat<B>> MSL_INLINE B ldexp(B x, int k) { return (B)MSL_C(ldexpf)((float)x, k); }
+template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B ldexp(B x, int k) { return (B)MSL_C(ldexpf)((float)x, k); }
 MSL_INLINE int ilogb(float x) { return MSL_C(ilogbf)(x); }
 MSL_INLINE float sincos(float x, thread float& c) { c = MSL_C(cosf)(x); return MSL_C(sinf)(x); }
 MSL_INLINE half sincos(half x, thread half& c) { c = (half)MSL_C(cosf)((float)x); return (half)MSL_C(sinf)((float)x); }
@@ -130,7 +130,7 @@ MSL_INLINE half frexp(half x, thread int& e) { return (half)MSL_C(frexpf)((float
 MSL_INLINE float modf(float x, thread float& whole) { return MSL_C(modff)(x, &whole); }
 MSL_INLINE half modf(half x, thread half& whole) { whole = (half)__builtin_truncf((float)x); return x - whole; }
 
-template <typename T, int N> MSL_INLINE vec<T, N> ldexp(vec<T, N> x, same_t<vec<int, N>> y) { MSL_ELEMENTS(T, N, MSL_CALL2, ldexp) }
+template <typename T, int N> MSL_INLINE vec<T, N> ldexp(vec<T, N> x, msl_same_t<vec<int, N>> y) { MSL_ELEMENTS(T, N, MSL_CALL2, ldexp) }
 template <typename T, int N> MSL_INLINE vec<int, N> ilogb(vec<T, N> x) { MSL_ELEMENTS(int, N, MSL_CALL1, ilogb) }
 // Those with a second result
 #define MSL_TWO_RESULTS(NAME, SECOND)                                                     \
@@ -212,7 +212,7 @@ MSL_INTEGER(int) MSL_INTEGER(uint) MSL_INTEGER(long) MSL_INTEGER(ulong)
 MSL_ORDERED(float, __builtin_fminf(x, y), __builtin_fmaxf(x, y))
 MSL_ORDERED(half, (half)__builtin_fminf((float)x, (float)y), (half)__builtin_fmaxf((float)x, (float)y))
 #define MSL_ORDERED_BFLOAT(NAME, PARAMETERS, VALUE) \
-  template <typename B, typename = only_bfloat<B>> MSL_INLINE constexpr B NAME PARAMETERS { return (B)VALUE; }
+  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE constexpr B NAME PARAMETERS { return (B)VALUE; }
 MSL_ORDERED_BFLOAT(min, (B x, B y), min((float)x, (float)y)) MSL_ORDERED_BFLOAT(max, (B x, B y), max((float)x, (float)y))
 MSL_ORDERED_BFLOAT(min3, (B x, B y, B z), min3((float)x, (float)y, (float)z))
 MSL_ORDERED_BFLOAT(max3, (B x, B y, B z), max3((float)x, (float)y, (float)z))
@@ -220,7 +220,7 @@ MSL_ORDERED_BFLOAT(median3, (B x, B y, B z), median3((float)x, (float)y, (float)
 MSL_ORDERED_BFLOAT(clamp, (B x, B y, B z), clamp((float)x, (float)y, (float)z))
 MSL_INLINE float abs(float x) { return __builtin_fabsf(x); }
 MSL_INLINE half abs(half x) { return (half)__builtin_fabsf((float)x); }
-template <typename B, typename = only_bfloat<B>> MSL_INLINE B abs(B x) { return (B)__builtin_fabsf((float)x); }
+template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B abs(B x) { return (B)__builtin_fabsf((float)x); }
 // The low 32 bits, which may wrap
 MSL_INLINE uint mul24(uint x, uint y) { return (x & 0xffffff) * (y & 0xffffff); }
 MSL_INLINE int mul24(int x, int y) { return (int)((uint)((int)((uint)x << 8) >> 8) * (uint)((int)((uint)y << 8) >> 8)); }
@@ -242,50 +242,50 @@ template <typename T, int N> MSL_INLINE vec<T, N> extract_bits(vec<T, N> x, uint
 #define MSL_EXTRACTED(m, ...) extract_bits(x.m, offset, bits)
   MSL_ELEMENTS(T, N, MSL_EXTRACTED)
 }
-template <typename T, int N> MSL_INLINE vec<T, N> insert_bits(vec<T, N> x, same_t<vec<T, N>> y, uint offset, uint bits) {
+template <typename T, int N> MSL_INLINE vec<T, N> insert_bits(vec<T, N> x, msl_same_t<vec<T, N>> y, uint offset, uint bits) {
 #define MSL_INSERTED(m, ...) insert_bits(x.m, y.m, offset, bits)
   MSL_ELEMENTS(T, N, MSL_INSERTED)
 }
 
-template <typename T, typename = enable_if_t<is_arithmetic_v<T>>>
+template <typename T, typename = enable_if_t<msl_arithmetic_v<T>>>
 MSL_INLINE constexpr T select(T no, T yes, bool c) { return c ? yes : no; }
 #define MSL_CHOSEN(m, ...) c.m ? yes.m : no.m
-template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, vec<bool, N> c) {
+template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, msl_same_t<vec<T, N>> yes, vec<bool, N> c) {
   MSL_ELEMENTS(T, N, MSL_CHOSEN)
 }
-template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, same_t<vec<T, N>> yes, bool c) { return c ? yes : no; }
-template <typename T, int N, typename S, typename = scalar_only<S>>
+template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, msl_same_t<vec<T, N>> yes, bool c) { return c ? yes : no; }
+template <typename T, int N, typename S, typename = msl_scalar_only<S>>
 MSL_INLINE vec<T, N> select(S no, vec<T, N> yes, vec<bool, N> c) { return select(vec<T, N>(no), yes, c); }
 MSL_INLINE bool any(bool x) { return x; }
 MSL_INLINE bool all(bool x) { return x; }
 template <int N> MSL_INLINE bool any(vec<bool, N> x) { bool r = false; for (int i = 0; i < N; ++i) r |= x.at(i); return r; }
 template <int N> MSL_INLINE bool all(vec<bool, N> x) { bool r = true; for (int i = 0; i < N; ++i) r &= x.at(i); return r; }
 
-template <typename T, int N> MSL_INLINE T dot(vec<T, N> x, same_t<vec<T, N>> y) {
-  static_assert(is_floating_point_v<T>, "the geometric functions take vectors of floating point, not of integers");
+template <typename T, int N> MSL_INLINE T dot(vec<T, N> x, msl_same_t<vec<T, N>> y) {
+  static_assert(msl_floating_v<T>, "the geometric functions take vectors of floating point, not of integers");
   T sum = x.x * y.x;
   for (int i = 1; i < N; ++i) sum += x.at(i) * y.at(i);
   return sum;
 }
 template <typename T, int N> MSL_INLINE T length_squared(vec<T, N> x) { return dot(x, x); }
 template <typename T, int N> MSL_INLINE T length(vec<T, N> x) { return sqrt(dot(x, x)); }
-template <typename T, int N> MSL_INLINE T distance(vec<T, N> x, same_t<vec<T, N>> y) { return length(x - y); }
-template <typename T, int N> MSL_INLINE T distance_squared(vec<T, N> x, same_t<vec<T, N>> y) { return length_squared(x - y); }
+template <typename T, int N> MSL_INLINE T distance(vec<T, N> x, msl_same_t<vec<T, N>> y) { return length(x - y); }
+template <typename T, int N> MSL_INLINE T distance_squared(vec<T, N> x, msl_same_t<vec<T, N>> y) { return length_squared(x - y); }
 template <typename T, int N> MSL_INLINE vec<T, N> normalize(vec<T, N> x) { return x * rsqrt(dot(x, x)); }
-template <typename T, int N> MSL_INLINE vec<T, N> reflect(vec<T, N> incident, same_t<vec<T, N>> normal) {
+template <typename T, int N> MSL_INLINE vec<T, N> reflect(vec<T, N> incident, msl_same_t<vec<T, N>> normal) {
   return incident - normal * (T(2) * dot(normal, incident));
 }
-template <typename T, int N> MSL_INLINE vec<T, N> refract(vec<T, N> incident, same_t<vec<T, N>> normal, same_t<T> ratio) {
+template <typename T, int N> MSL_INLINE vec<T, N> refract(vec<T, N> incident, msl_same_t<vec<T, N>> normal, msl_same_t<T> ratio) {
   const T along = dot(normal, incident), k = T(1) - ratio * ratio * (T(1) - along * along);
   return k < T(0) ? vec<T, N>(T(0)) : incident * ratio - normal * (ratio * along + sqrt(k));
 }
 template <typename T, int N>
-MSL_INLINE vec<T, N> faceforward(vec<T, N> normal, same_t<vec<T, N>> incident, same_t<vec<T, N>> reference) {
+MSL_INLINE vec<T, N> faceforward(vec<T, N> normal, msl_same_t<vec<T, N>> incident, msl_same_t<vec<T, N>> reference) {
   if (dot(reference, incident) < T(0)) return normal;
   return -normal;
 }
-template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, same_t<vec<T, 3>> b) {
-  static_assert(is_floating_point_v<T>, "the geometric functions take vectors of floating point, not of integers");
+template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, msl_same_t<vec<T, 3>> b) {
+  static_assert(msl_floating_v<T>, "the geometric functions take vectors of floating point, not of integers");
   return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
 }
 
@@ -293,7 +293,7 @@ template <typename T> MSL_INLINE vec<T, 3> cross(vec<T, 3> a, same_t<vec<T, 3>> 
 #define MSL_OF_PACKED1(NAME) \
   template <typename T, int N> MSL_INLINE auto NAME(packed_vec<T, N> x) { return NAME(vec<T, N>(x)); }
 #define MSL_OF_PACKED2(NAME) \
-  template <typename T, int N> MSL_INLINE auto NAME(packed_vec<T, N> x, same_t<vec<T, N>> y) { return NAME(vec<T, N>(x), y); }
+  template <typename T, int N> MSL_INLINE auto NAME(packed_vec<T, N> x, msl_same_t<vec<T, N>> y) { return NAME(vec<T, N>(x), y); }
 MSL_OF_PACKED1(length) MSL_OF_PACKED1(length_squared) MSL_OF_PACKED1(normalize)
 MSL_OF_PACKED2(dot) MSL_OF_PACKED2(distance) MSL_OF_PACKED2(distance_squared) MSL_OF_PACKED2(cross)
 

@@ -5,7 +5,7 @@
 namespace metal {
 
 template <typename T, int C, int R> struct matrix {
-  static_assert(metal::is_floating_point_v<T>, "matrices are of float, half or bfloat");
+  static_assert(metal::msl_floating_v<T>, "matrices are of float, half or bfloat");
   vec<T, R> columns[C];
   matrix() = default;
   matrix(const matrix&) = default;
@@ -16,7 +16,7 @@ template <typename T, int C, int R> struct matrix {
     for (int c = 0; c < C && c < R; ++c) columns[c].set(c, diagonal);
   }
   // All its numbers, column after column
-  template <typename... S, typename = enable_if_t<(sizeof...(S) > 1 && (is_arithmetic_v<S> && ...))>>
+  template <typename... S, typename = enable_if_t<(sizeof...(S) > 1 && (msl_arithmetic_v<S> && ...))>>
   MSL_INLINE constexpr matrix(S... numbers) : columns{} {
     static_assert(sizeof...(S) == C * R, "a matrix is built from one number, from its columns or from all its numbers");
     const T given[sizeof...(S)] = {msl_static_cast<T>(numbers)...};
@@ -69,11 +69,11 @@ template <typename T, int C, int R, int N> MSL_INLINE matrix<T, N, R> operator*(
   for (int n = 0; n < N; ++n) result.columns[n] = a * b[n];
   return result;
 }
-template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator*(matrix<T, C, R> m, same_t<T> s) {
+template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator*(matrix<T, C, R> m, msl_same_t<T> s) {
   for (int c = 0; c < C; ++c) m.columns[c] = m.columns[c] * s;
   return m;
 }
-template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator*(same_t<T> s, matrix<T, C, R> m) { return m * s; }
+template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator*(msl_same_t<T> s, matrix<T, C, R> m) { return m * s; }
 template <typename T, int C, int R> MSL_INLINE matrix<T, C, R> operator+(matrix<T, C, R> a, matrix<T, C, R> b) {
   for (int c = 0; c < C; ++c) a.columns[c] = a.columns[c] + b.columns[c];
   return a;

@@ -8,7 +8,7 @@ namespace metal {
 
 template <typename T, int COLUMNS, int ROWS> struct simdgroup_matrix {
   static_assert(COLUMNS == 8 && ROWS == 8, "simdgroup matrices are 8 by 8");
-  static_assert(is_floating_point_v<T>, "simdgroup matrices hold float, half or bfloat");
+  static_assert(msl_floating_v<T>, "simdgroup matrices hold float, half or bfloat");
   typedef vec<T, 2> storage_type;
   storage_type elements;
   simdgroup_matrix() = default;

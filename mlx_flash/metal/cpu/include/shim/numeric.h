@@ -87,9 +87,11 @@
 
 namespace metal {
 
-template <typename T> struct numeric_limits {
+// Sources in the wild specialise the first by its name in Apple's headers.
+template <typename T> struct _numeric_limits_impl {
   static constant constexpr bool is_specialized = false;
 };
+template <typename T> struct numeric_limits : _numeric_limits_impl<__remove_cv(T)> {};
 
 template <typename T> struct msl_integer_limits {
   static constant constexpr bool is_specialized = true, is_signed = __is_signed(T), is_integer = true, is_exact = true;
@@ -102,16 +104,16 @@ template <typename T> struct msl_integer_limits {
   MSL_INLINE static constexpr T infinity() { return 0; }
   MSL_INLINE static constexpr T quiet_NaN() { return 0; }
 };
-#define MSL_INTEGER_LIMITS(T) template <> struct numeric_limits<T> : msl_integer_limits<T> {};
+#define MSL_INTEGER_LIMITS(T) template <> struct _numeric_limits_impl<T> : msl_integer_limits<T> {};
 MSL_INTEGER_LIMITS(char) MSL_INTEGER_LIMITS(int8_t) MSL_INTEGER_LIMITS(uint8_t) MSL_INTEGER_LIMITS(short) MSL_INTEGER_LIMITS(ushort)
 MSL_INTEGER_LIMITS(int) MSL_INTEGER_LIMITS(uint) MSL_INTEGER_LIMITS(long) MSL_INTEGER_LIMITS(ulong)
-template <> struct numeric_limits<bool> : msl_integer_limits<bool> {
+template <> struct _numeric_limits_impl<bool> : msl_integer_limits<bool> {
   MSL_INLINE static constexpr bool max() { return true; }
   MSL_INLINE static constexpr bool min() { return false; }
 };
 
 #define MSL_FLOAT_LIMITS(T, DIGITS, DIGITS10, MAX, MIN, EPSILON, DENORMAL, EXPONENT)                          \
-  template <> struct numeric_limits<T> {                                                                      \
+  template <> struct _numeric_limits_impl<T> {                                                                \
     static constant constexpr bool is_specialized = true, is_signed = true, is_integer = false, is_exact = false; \
     static constant constexpr bool has_infinity = true, has_quiet_NaN = true, is_iec559 = true;               \
     static constant constexpr int radix = 2, digits = DIGITS, digits10 = DIGITS10, max_exponent = EXPONENT;   \

@@ -4,10 +4,10 @@
 
 #define MSL_ASSIGNING(OP, ALLOWED)                                                                               \
   template <typename T, typename C,                                                                              \
-            typename = metal::enable_if_t<ALLOWED && __is_class(metal::plain_t<C>) && __is_convertible(C, long)>> \
+            typename = metal::enable_if_t<ALLOWED && __is_class(metal::msl_plain_t<C>) && __is_convertible(C, long)>> \
   MSL_INLINE T& operator OP##=(T& left, const C& right) {                                                        \
     return left = left OP (long)right;                                                                           \
   }
-#define MSL_NUMBER_OR_POINTER (__is_pointer(metal::plain_t<T>) || metal::is_integral_v<T>)
+#define MSL_NUMBER_OR_POINTER (__is_pointer(metal::msl_plain_t<T>) || metal::msl_integral_v<T>)
 MSL_ASSIGNING(+, MSL_NUMBER_OR_POINTER) MSL_ASSIGNING(-, MSL_NUMBER_OR_POINTER)
-MSL_ASSIGNING(*, metal::is_integral_v<T>) MSL_ASSIGNING(/, metal::is_integral_v<T>) MSL_ASSIGNING(%, metal::is_integral_v<T>)
+MSL_ASSIGNING(*, metal::msl_integral_v<T>) MSL_ASSIGNING(/, metal::msl_integral_v<T>) MSL_ASSIGNING(%, metal::msl_integral_v<T>)

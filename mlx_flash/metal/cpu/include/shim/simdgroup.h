@@ -14,9 +14,9 @@ MSL_INLINE void threadgroup_barrier(mem_flags flags) { msl_threadgroup_barrier((
 MSL_INLINE void simdgroup_barrier(mem_flags flags) { msl_simdgroup_barrier((uint)flags); }
 
 // Types that simd functions take: numbers of at most 32 bits and their vectors.
-template <typename T> constant constexpr bool is_simd_v =
-    is_arithmetic_v<element_t<plain_t<T>>> && !__is_same(element_t<plain_t<T>>, bool) && sizeof(element_t<plain_t<T>>) <= 4;
-#define MSL_SIMD_TYPE(T) static_assert(is_simd_v<T>, "simd functions take numbers of at most 32 bits: scalars and vectors, not structures")
+template <typename T> constant constexpr bool msl_simd_v =
+    msl_arithmetic_v<msl_element_t<msl_plain_t<T>>> && !__is_same(msl_element_t<msl_plain_t<T>>, bool) && sizeof(msl_element_t<msl_plain_t<T>>) <= 4;
+#define MSL_SIMD_TYPE(T) static_assert(msl_simd_v<T>, "simd functions take numbers of at most 32 bits: scalars and vectors, not structures")
 
 template <typename T> MSL_INLINE T msl_from_lane(T value, uint source) {
   MSL_SIMD_TYPE(T);

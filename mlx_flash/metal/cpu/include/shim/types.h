@@ -22,6 +22,12 @@
 #else
 #define msl_const_thread __private
 #endif
+// Behind the parameters of methods without an address space (see frontend/methods.py).
+#ifdef MSL_THREAD_METHODS
+#define msl_method_space __private
+#else
+#define msl_method_space
+#endif
 // The constant space is constant: a pointer to it needs no const to take the address of what is declared const.
 #define constant const __constant
 // A coherence scope changes nothing where every access goes to the same memory.
@@ -69,6 +75,9 @@ typedef long intptr_t;
 typedef unsigned long uintptr_t;
 typedef __bf16 bfloat;
 
+template <typename T, int N> struct vec;
+template <typename T, int N> struct packed_vec;
+
 namespace metal {
 
 template <typename T, T V> struct integral_constant {
@@ -96,15 +105,15 @@ template <typename T> struct remove_reference { typedef __remove_reference_t(T) 
 template <typename T> using remove_reference_t = typename remove_reference<T>::type;
 
 // The address space is a qualifier here: strip it with const and volatile wherever Metal's traits would not see it.
-template <typename T> struct remove_space { typedef T type; };
-template <typename T> struct remove_space<__global T> { typedef T type; };
-template <typename T> struct remove_space<__local T> { typedef T type; };
-template <typename T> struct remove_space<__private T> { typedef T type; };
-template <typename T> struct remove_space<__constant T> { typedef T type; };
-template <typename T> struct remove_space<__generic T> { typedef T type; };
-template <typename T> using plain_t = __remove_cv(typename remove_space<__remove_cv(__remove_reference_t(T))>::type);
+template <typename T> struct msl_remove_space { typedef T type; };
+template <typename T> struct msl_remove_space<__global T> { typedef T type; };
+template <typename T> struct msl_remove_space<__local T> { typedef T type; };
+template <typename T> struct msl_remove_space<__private T> { typedef T type; };
+template <typename T> struct msl_remove_space<__constant T> { typedef T type; };
+template <typename T> struct msl_remove_space<__generic T> { typedef T type; };
+template <typename T> using msl_plain_t = __remove_cv(typename msl_remove_space<__remove_cv(__remove_reference_t(T))>::type);
 
-template <typename T> struct remove_addrspace { typedef typename remove_space<T>::type type; };
+template <typename T> struct remove_addrspace { typedef typename msl_remove_space<T>::type type; };
 template <typename T> using remove_addrspace_t = typename remove_addrspace<T>::type;
 
 template <typename T> struct remove_const { typedef T type; };
@@ -117,19 +126,37 @@ template <typename T> struct remove_cv { typedef __remove_cv(T) type; };
 template <typename T> using remove_cv_t = typename remove_cv<T>::type;
 template <typename T> struct remove_pointer { typedef __remove_pointer(T) type; };
 template <typename T> using remove_pointer_t = typename remove_pointer<T>::type;
-template <typename T> struct decay { typedef plain_t<T> type; };
+template <typename T> struct decay { typedef msl_plain_t<T> type; };
 template <typename T> using decay_t = typename decay<T>::type;
 
-template <typename T> constant constexpr bool is_floating_point_v =
-    __is_same(plain_t<T>, float) || __is_same(plain_t<T>, half) || __is_same(plain_t<T>, bfloat);
+template <typename T> constant constexpr bool msl_floating_v =
+    __is_same(msl_plain_t<T>, float) || __is_same(msl_plain_t<T>, half) || __is_same(msl_plain_t<T>, bfloat);
+template <typename T> constant constexpr bool msl_integral_v = __is_integral(msl_plain_t<T>);
+template <typename T> constant constexpr bool msl_arithmetic_v = msl_integral_v<T> || msl_floating_v<T>;
+
+// The traits of a vector are those of its elements; what is no vector has none, and is its own element.
+template <typename T> struct msl_elements { typedef T type; static constant constexpr int count = 1; };
+template <typename T, int N> struct msl_elements<vec<T, N>> { typedef T type; static constant constexpr int count = N; };
+template <typename T, int N> struct msl_elements<packed_vec<T, N>> { typedef T type; static constant constexpr int count = N; };
+template <typename T> using msl_element_t = typename msl_elements<T>::type;
+template <typename T> struct make_scalar { typedef msl_element_t<msl_plain_t<T>> type; };
+template <typename T> using make_scalar_t = typename make_scalar<T>::type;
+template <typename T> struct msl_vec_elements : integral_constant<size_t, 0> {};
+template <typename T, int N> struct msl_vec_elements<vec<T, N>> : integral_constant<size_t, N> {};
+template <typename T, int N> struct msl_vec_elements<packed_vec<T, N>> : integral_constant<size_t, N> {};
+template <typename T> struct vec_elements : msl_vec_elements<msl_plain_t<T>> {};
+template <typename T> constant constexpr bool is_vector_v = vec_elements<T>::value > 0;
+template <typename T> struct is_vector : bool_constant<is_vector_v<T>> {};
+
+template <typename T> constant constexpr bool is_floating_point_v = msl_floating_v<make_scalar_t<T>>;
 template <typename T> struct is_floating_point : bool_constant<is_floating_point_v<T>> {};
-template <typename T> constant constexpr bool is_integral_v = __is_integral(plain_t<T>);
+template <typename T> constant constexpr bool is_integral_v = msl_integral_v<make_scalar_t<T>>;
 template <typename T> struct is_integral : bool_constant<is_integral_v<T>> {};
-template <typename T> constant constexpr bool is_arithmetic_v = is_integral_v<T> || is_floating_point_v<T>;
+template <typename T> constant constexpr bool is_arithmetic_v = msl_arithmetic_v<make_scalar_t<T>>;
 template <typename T> struct is_arithmetic : bool_constant<is_arithmetic_v<T>> {};
-template <typename T> constant constexpr bool is_scalar_v = is_arithmetic_v<T>;
+template <typename T> constant constexpr bool is_scalar_v = msl_arithmetic_v<T> || __is_enum(msl_plain_t<T>) || __is_pointer(msl_plain_t<T>);
 template <typename T> struct is_scalar : bool_constant<is_scalar_v<T>> {};
-template <typename T> constant constexpr bool is_signed_v = is_floating_point_v<T> || __is_signed(plain_t<T>);
+template <typename T> constant constexpr bool is_signed_v = is_floating_point_v<T> || __is_signed(make_scalar_t<T>);
 template <typename T> struct is_signed : bool_constant<is_signed_v<T>> {};
 template <typename T> constant constexpr bool is_unsigned_v = is_integral_v<T> && !is_signed_v<T>;
 template <typename T> struct is_unsigned : bool_constant<is_unsigned_v<T>> {};
@@ -149,9 +176,21 @@ template <typename T> constant constexpr bool is_void_v = __is_void(T);
 template <typename T> struct is_void : bool_constant<__is_void(T)> {};
 
 template <typename T> struct make_unsigned { typedef __make_unsigned(T) type; };
+template <typename T, int N> struct make_unsigned<vec<T, N>> { typedef vec<__make_unsigned(T), N> type; };
 template <typename T> using make_unsigned_t = typename make_unsigned<T>::type;
 template <typename T> struct make_signed { typedef __make_signed(T) type; };
+template <typename T, int N> struct make_signed<vec<T, N>> { typedef vec<__make_signed(T), N> type; };
 template <typename T> using make_signed_t = typename make_signed<T>::type;
+template <typename T> struct underlying_type { typedef __underlying_type(T) type; };
+template <typename T> using underlying_type_t = typename underlying_type<T>::type;
+
+template <typename... T> struct disjunction : false_type {};
+template <typename T, typename... U> struct disjunction<T, U...> : conditional_t<bool(T::value), T, disjunction<U...>> {};
+template <typename... T> constant constexpr bool disjunction_v = disjunction<T...>::value;
+template <typename... T> struct conjunction : true_type {};
+template <typename T> struct conjunction<T> : T {};
+template <typename T, typename... U> struct conjunction<T, U...> : conditional_t<bool(T::value), conjunction<U...>, T> {};
+template <typename... T> constant constexpr bool conjunction_v = conjunction<T...>::value;
 
 template <typename T> T&& declval();
 
@@ -163,7 +202,7 @@ template <typename T> struct msl_in_constant<__constant T> { static constexpr __
 // Reads an operand of ?: so that both sides are values, and structures out of the constant space, which the compiler's own copy
 // constructors do not reach (see translate.py).
 template <typename T> MSL_INLINE constexpr auto msl_value(T&& value) {
-  using Plain = metal::plain_t<T>;
+  using Plain = metal::msl_plain_t<T>;
   if constexpr (__is_class(Plain) && msl_in_constant<__remove_reference_t(T)>::value) {
     alignas(Plain) char bytes[sizeof(Plain)];
     __builtin_memcpy(bytes, (const __generic void*)(ulong)&value, sizeof(Plain));
@@ -192,7 +231,7 @@ template <typename R, typename... A> struct msl_function<R (&)(A...)> : msl_func
 MSL_INLINE float msl_hidden(float value) { return value; }
 MSL_INLINE constexpr float msl_float(float value) { return __builtin_is_constant_evaluated() ? value : msl_hidden(value); }
 template <typename T> MSL_INLINE constexpr decltype(auto) msl_named(T&& value) {
-  if constexpr (__is_same(metal::plain_t<T>, float)) return msl_float(value);
+  if constexpr (__is_same(metal::msl_plain_t<T>, float)) return msl_float(value);
   else return (T&&)value;
 }
 MSL_INLINE constexpr float msl_limit(float value) { return msl_float(value); }
@@ -204,7 +243,7 @@ template <typename A, typename B> constant constexpr bool msl_half_and_bfloat =
     (__is_same(A, bfloat) && __is_same(B, half)) || (__is_same(A, half) && __is_same(B, bfloat));
 // The operand of a cast to `To` that is written (To)x.
 template <typename To, typename From> MSL_INLINE constexpr decltype(auto) msl_castable(From&& value) {
-  if constexpr (msl_half_and_bfloat<To, metal::plain_t<From>>) return (float)value;
+  if constexpr (msl_half_and_bfloat<To, metal::msl_plain_t<From>>) return (float)value;
   else return (From&&)value;
 }
 // To(x), which is the same cast.
@@ -215,6 +254,6 @@ template <typename T> constant constexpr bool msl_nowhere = false;
 template <typename T> constant constexpr bool msl_nowhere<__generic T*> = true;
 // In a method that names no space `this` points to the thread's own in Metal, to anywhere here.
 template <typename To, typename From> MSL_INLINE constexpr To msl_static_cast(From&& value) {
-  if constexpr (__is_pointer(To) && msl_nowhere<metal::plain_t<From>>) return (To)value;
+  if constexpr (__is_pointer(To) && msl_nowhere<metal::msl_plain_t<From>>) return (To)value;
   else return static_cast<To>(msl_castable<To>((From&&)value));
 }

@@ -3,18 +3,9 @@
 #pragma once
 #include "types.h"
 
-template <typename T, int N> struct vec;
-template <typename T, int N> struct packed_vec;
-
 namespace metal {
 using ::vec;
-template <typename T> constant constexpr bool is_vector_v = false;
-template <typename T, int N> constant constexpr bool is_vector_v<vec<T, N>> = true;
-template <typename T> struct element { typedef T type; static constant constexpr int count = 1; };
-template <typename T, int N> struct element<vec<T, N>> { typedef T type; static constant constexpr int count = N; };
-template <typename T, int N> struct element<packed_vec<T, N>> { typedef T type; static constant constexpr int count = N; };
-template <typename T> using element_t = typename element<T>::type;
-template <typename T> using scalar_only = enable_if_t<is_arithmetic_v<T> || is_enum_v<plain_t<T>>>;
+template <typename T> using msl_scalar_only = enable_if_t<msl_arithmetic_v<T> || is_enum_v<msl_plain_t<T>>>;
 }  // namespace metal
 
 // A vector of R whose member m is ELEMENT(m, ...): spelt out, because loops over members take the compiler longer than all the rest.
@@ -80,7 +71,7 @@ struct msl_list {};
   }
 #define MSL_MEMBERS(N)                                                                         \
   vec() = default;                                                                             \
-  template <typename U, typename = metal::scalar_only<U>>                                      \
+  template <typename U, typename = metal::msl_scalar_only<U>>                                      \
   MSL_INLINE constexpr vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                  \
   template <typename U>                                                                        \
   MSL_INLINE constexpr explicit vec(const vec<U, N>& a) : MSL_MEMBERS##N(MSL_MEMBER) {}        \
@@ -109,7 +100,7 @@ template <typename T, int... I> struct msl_lanes {
     static_assert(metal::msl_differ<I...>, "a swizzle that is assigned to names a component twice");
     T parts[sizeof...(I)];
     int k = 0;
-    if constexpr (metal::is_arithmetic_v<U>)
+    if constexpr (metal::msl_arithmetic_v<U>)
       ((parts[k++] = (T)value, (void)I), ...);
     else
       ((parts[k] = (T)value.at(k), ++k, (void)I), ...);
@@ -119,7 +110,7 @@ template <typename T, int... I> struct msl_lanes {
   MSL_INLINE vec<T, sizeof...(I)> read() const { return vec<T, sizeof...(I)>(base[I]...); }
 #define MSL_COMPOUND_LANES(OP)                                                                   \
   template <typename U> MSL_INLINE void operator OP##=(const U& v) const {                      \
-    static_assert(metal::is_arithmetic_v<U> || metal::is_vector_v<metal::plain_t<U>>,           \
+    static_assert(metal::msl_arithmetic_v<U> || metal::is_vector_v<metal::msl_plain_t<U>>,           \
                   "a swizzle takes numbers and vectors in a compound assignment, no matrices"); \
     *this = read() OP v;                                                                        \
   }
@@ -131,7 +122,7 @@ template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
   T msl_x, msl_y;
   MSL_COMPONENTS2
   MSL_MEMBERS(2)
-  template <typename A, typename B, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>>
+  template <typename A, typename B, typename = metal::msl_scalar_only<A>, typename = metal::msl_scalar_only<B>>
   MSL_INLINE constexpr vec(A a, B b) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)) {}
   MSL_INLINE constexpr vec(T a, T b) : msl_x(a), msl_y(b) {}
   template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return msl_x; else return msl_y; }
@@ -145,7 +136,7 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
   T msl_x, msl_y, msl_z;
   MSL_COMPONENTS3
   MSL_MEMBERS(3)
-  template <typename A, typename B, typename C, typename = metal::scalar_only<A>>
+  template <typename A, typename B, typename C, typename = metal::msl_scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)) {}
   MSL_INLINE constexpr vec(T a, T b, T c) : msl_x(a), msl_y(b), msl_z(c) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, T b) : msl_x(a.x), msl_y(a.y), msl_z(b) {}
@@ -161,14 +152,14 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   T msl_x, msl_y, msl_z, msl_w;
   MSL_COMPONENTS4
   MSL_MEMBERS(4)
-  template <typename A, typename B, typename C, typename D, typename = metal::scalar_only<A>>
+  template <typename A, typename B, typename C, typename D, typename = metal::msl_scalar_only<A>>
   MSL_INLINE constexpr vec(A a, B b, C c, D d)
       : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)), msl_w(msl_static_cast<T>(d)) {}
   MSL_INLINE constexpr vec(T a, T b, T c, T d) : msl_x(a), msl_y(b), msl_z(c), msl_w(d) {}
   // uint4 v = {a, b, c}; leaves zero in what the list does not name (see casts.py).
-  template <typename A, typename B, typename C, typename = metal::scalar_only<A>, typename = metal::scalar_only<B>, typename = metal::scalar_only<C>>
+  template <typename A, typename B, typename C, typename = metal::msl_scalar_only<A>, typename = metal::msl_scalar_only<B>, typename = metal::msl_scalar_only<C>>
   MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)), msl_w(T(0)) {}
-  template <typename A, typename B, typename C, typename = metal::enable_if_t<!(metal::is_arithmetic_v<A> && metal::is_arithmetic_v<B> && metal::is_arithmetic_v<C>)>, int = 0>
+  template <typename A, typename B, typename C, typename = metal::enable_if_t<!(metal::msl_arithmetic_v<A> && metal::msl_arithmetic_v<B> && metal::msl_arithmetic_v<C>)>, int = 0>
   MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : vec(a, b, c) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : msl_x(a.x), msl_y(a.y), msl_z(b.x), msl_w(b.y) {}
   MSL_INLINE constexpr vec(vec<T, 3> a, T b) : msl_x(a.x), msl_y(a.y), msl_z(a.z), msl_w(b) {}
@@ -207,9 +198,9 @@ template <typename T> struct alignas(8 * sizeof(T)) vec<T, 8> {
     DEMAND                                                                                                \
     MSL_ELEMENTS(RESULT, N, MSL_ELEMENT_OF_TWO, RESULT, OP)                                                \
   }                                                                                                       \
-  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
+  template <typename T, int N, typename U, typename = metal::msl_scalar_only<U>>                              \
   MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a, U b) { return a OP vec<T, N>(b); }          \
-  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                              \
+  template <typename T, int N, typename U, typename = metal::msl_scalar_only<U>>                              \
   MSL_INLINE constexpr vec<RESULT, N> operator OP(U a, vec<T, N> b) { return vec<T, N>(a) OP b; }
 MSL_ARITHMETIC(+) MSL_ARITHMETIC(-) MSL_ARITHMETIC(*) MSL_ARITHMETIC(/) MSL_ARITHMETIC(%)
 MSL_BINARY(&, T) MSL_BINARY(|, T) MSL_BINARY(^, T) MSL_ARITHMETIC(<<) MSL_ARITHMETIC(>>)
@@ -232,7 +223,7 @@ MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO
 #define MSL_PACKED_MEMBERS(N)                                                                        \
   packed_vec() = default;                                                                            \
   MSL_INLINE packed_vec(vec<T, N> a) : MSL_MEMBERS##N(MSL_PLAIN_MEMBER) {}                           \
-  template <typename U, typename = metal::scalar_only<U>>                                            \
+  template <typename U, typename = metal::msl_scalar_only<U>>                                            \
   MSL_INLINE packed_vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                           \
   template <int I> MSL_INLINE T lane() const { return (&msl_x)[I]; }                                     \
   template <int I> MSL_INLINE T lane() const __constant { return (&msl_x)[I]; }                          \
@@ -258,9 +249,9 @@ MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO
       -> decltype(vec<T, N>() OP vec<T, N>()) { return vec<T, N>(a) OP b; }                                            \
   template <typename T, int N> MSL_INLINE auto operator OP(vec<T, N> a, packed_vec<T, N> b)                            \
       -> decltype(vec<T, N>() OP vec<T, N>()) { return a OP vec<T, N>(b); }                                            \
-  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                                           \
+  template <typename T, int N, typename U, typename = metal::msl_scalar_only<U>>                                           \
   MSL_INLINE auto operator OP(packed_vec<T, N> a, U b) -> decltype(vec<T, N>() OP U()) { return vec<T, N>(a) OP b; }   \
-  template <typename T, int N, typename U, typename = metal::scalar_only<U>>                                           \
+  template <typename T, int N, typename U, typename = metal::msl_scalar_only<U>>                                           \
   MSL_INLINE auto operator OP(U a, packed_vec<T, N> b) -> decltype(U() OP vec<T, N>()) { return a OP vec<T, N>(b); }
 #define MSL_PACKED_UNARY(OP)                                                                                           \
   template <typename T, int N> MSL_INLINE auto operator OP(packed_vec<T, N> a) -> decltype(OP vec<T, N>()) {           \

@@ -2,7 +2,7 @@
 #pragma once
 
 namespace metal {
-template <typename T> struct remove_space<__attribute__((opencl_global_host)) T> { typedef T type; };
+template <typename T> struct msl_remove_space<__attribute__((opencl_global_host)) T> { typedef T type; };
 }  // namespace metal
 
 #define MSL_COMPONENTS2 MSL_COMPONENT(x, msl_x) MSL_COMPONENT(r, msl_x) MSL_COMPONENT(y, msl_y) MSL_COMPONENT(g, msl_y)

@@ -1,0 +1,149 @@
+"""Methods without an address space: in Metal they are called on objects of the thread, so that their members bind to
+`thread` references. In C++ for OpenCL they are called on objects anywhere, and their members lie nowhere in particular.
+
+Each gets a macro, which the compiler's driver defines as `thread` where members meet such references. Then values that
+are in no address space yet have no methods, so classes without members of their own, such as functors, are left out.
+"""
+
+from collections.abc import Iterator
+
+from .tokens import Token, matching
+
+MACRO = "msl_method_space"
+_SPACES = frozenset({"thread", "threadgroup", "device", "constant", "threadgroup_imageblock"})
+_NO_MEMBERS = frozenset({"static", "using", "typedef", "friend", "template", "enum", "struct", "class", "union"})
+_NO_METHOD = frozenset({"static", "friend", "operator", "using", "typedef", "static_assert"})
+Edit = tuple[int, int, str]
+
+
+def method_edits(tokens: list[Token]) -> Iterator[Edit]:
+    """The macro behind the parameters of each such method, where it is declared and where it is defined."""
+    stateful = set()
+    for index, token in enumerate(tokens[:-1]):
+        if token.text not in ("struct", "class") or tokens[index - 1].text in ("enum", "<", ","):
+            continue
+        name, opening = _head(tokens, index)
+        if opening is None:
+            continue
+        statements = list(_statements(tokens, opening))
+        derived = any(one.text == ":" for one in tokens[index:opening])
+        if derived or any(_declares_member(tokens[start:end]) for start, end in statements):
+            stateful.add(name)
+            for start, end in statements:
+                yield from _edit(tokens, start, end, name)
+    yield from _outside(tokens, stateful)
+
+
+def _head(tokens: list[Token], index: int) -> tuple[str, int | None]:
+    """(name, index of the opening brace) of the class whose keyword stands at `index`; no brace in a declaration."""
+    name = ""
+    while index + 1 < len(tokens):
+        index += 1
+        text = tokens[index].text
+        if text == "{":
+            return name, index
+        if text == "alignas":
+            index = matching(tokens, index + 1)
+        elif text in (";", ")", "(", "=", "}"):
+            return name, None
+        elif not name and tokens[index].kind == "word":
+            name = text
+    return name, None
+
+
+def _statements(tokens: list[Token], opening: int) -> Iterator[tuple[int, int]]:
+    """[start, end) of each declaration in the class body that opens there; a function's ends before its body."""
+    start = index = opening + 1
+    last = matching(tokens, opening)
+    while index < last:
+        text = tokens[index].text
+        if text in ("(", "[", "[["):
+            index = matching(tokens, index)
+        elif text in (";", "{"):
+            yield start, index
+            if text == "{":
+                index = matching(tokens, index)
+                if tokens[index + 1].text == ";":
+                    index += 1
+            start = index + 1
+        elif tokens[index].kind == "directive":
+            start = index + 1
+        elif text == ":" and tokens[index - 1].text in ("public", "private", "protected"):
+            start = index + 1
+        index += 1
+
+
+def _declares_member(declaration: list[Token]) -> bool:
+    words = [token.text for token in declaration]
+    plain = words[: words.index("=")] if "=" in words else words
+    return bool(words) and "(" not in plain and not _NO_MEMBERS & set(words) and words[0] != "static_assert"
+
+
+def _edit(tokens: list[Token], start: int, end: int, name: str) -> Iterator[Edit]:
+    """The edit of one declaration in a class of that name, if it is a method without an address space."""
+    index = start
+    while tokens[index].text == "template" and tokens[index + 1].text == "<":
+        index = _past_angles(tokens, index + 1)
+    while index < end and tokens[index].text != "(":
+        if tokens[index].text in _NO_METHOD and not _calls(tokens, index):
+            return
+        if tokens[index].text in ("=", "~"):
+            return
+        index = _past_attribute(tokens, index)
+    if tokens[index].text == "(" and tokens[index - 1].text == "operator":
+        index += 2
+    if index >= end or tokens[index].text != "(" or tokens[index - 1].text in (name, "alignas"):
+        return
+    yield from _behind_parameters(tokens, matching(tokens, index))
+
+
+def _calls(tokens: list[Token], index: int) -> bool:
+    """operator()(...), the one operator that is a method like others: conversions have rules of their own."""
+    return tokens[index].text == "operator" and tokens[index + 1].text == "("
+
+
+def _past_attribute(tokens: list[Token], index: int) -> int:
+    """The index behind a token, or behind an attribute with its arguments."""
+    if tokens[index].text in ("__attribute__", "alignas") and tokens[index + 1].text == "(":
+        return matching(tokens, index + 1) + 1
+    if tokens[index].text in ("[[", "["):
+        return matching(tokens, index) + 1
+    return index + 1
+
+
+def _past_angles(tokens: list[Token], index: int) -> int:
+    """The index behind the template header whose < stands at `index`."""
+    depth = 0
+    while index < len(tokens):
+        depth += {"<": 1, ">": -1, ">>": -2}.get(tokens[index].text, 0)
+        index += 1
+        if depth <= 0:
+            return index
+    return index
+
+
+def _behind_parameters(tokens: list[Token], closing: int) -> Iterator[Edit]:
+    at = closing + 1 if tokens[closing + 1].text == "const" else closing
+    following = tokens[at + 1].text if at + 1 < len(tokens) else ""
+    if following not in _SPACES and following != "=" and "volatile" not in (following, tokens[at].text):
+        yield tokens[at].end, tokens[at].end, f" {MACRO}"
+
+
+def _outside(tokens: list[Token], stateful: set[str]) -> Iterator[Edit]:
+    """Definitions outside of their classes: T S::f(...) {...}, T S<N>::f(...) {...}."""
+    for index, token in enumerate(tokens[:-2]):
+        if token.text != "::" or tokens[index + 2].text != "(" or tokens[index + 1].kind != "word":
+            continue
+        before = index - 1
+        if tokens[before].text == ">":
+            depth = 1
+            while depth and before > 0:
+                before -= 1
+                depth += (tokens[before].text == ">") - (tokens[before].text == "<")
+            before -= 1
+        if tokens[before].text not in stateful or tokens[index + 1].text == tokens[before].text:
+            continue
+        closing = matching(tokens, index + 2)
+        at = closing + 2 if tokens[closing + 1].text == "const" else closing + 1
+        if at < len(tokens) and tokens[at].text == "{" and before and tokens[before - 1].kind == "word":
+            yield from _behind_parameters(tokens, closing)

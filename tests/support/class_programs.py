@@ -1,0 +1,66 @@
+"""Programs about classes, their methods and the traits of types, as in language_programs.py: taken, and refused."""
+
+from language_programs import helper
+
+TILE = """template <typename T> struct Tile {
+  simdgroup_matrix<T, 8, 8> parts[2] = {simdgroup_matrix<T, 8, 8>(0)};
+  METAL_FUNC Tile() thread {}
+  METAL_FUNC void load(const threadgroup T* from) { simdgroup_load(parts[0], from, 8); }
+  METAL_FUNC void multiply() {
+    parts[1].thread_elements()[0] = T(1);
+    simdgroup_multiply_accumulate(parts[0], parts[0], parts[1], parts[0]);
+  }
+  METAL_FUNC T first() const { return parts[0].thread_elements()[0]; }
+};
+float twice(thread const short& a) { return 2 * a; }
+"""
+ADD = "void add(thread float& a) { a += 1; }\n"
+COUNTER = ADD + "struct S { float n; void f() { add(n); } float g(float a) const; };\n"
+
+ACCEPTED = {
+    "members as references of the thread": helper(COUNTER, "S s; s.n = 1; s.f(); y[i] = s.n;"),
+    "methods defined outside": helper(COUNTER + "const thread float& same(const thread float& a) { return a; }\n"
+        "float S::g(float a) const { return same(n) + a; }", "S s; s.n = 1; y[i] = s.g(2);"),
+    "methods of templates": helper(ADD + "template <typename T, int N> struct S { T n[N]; "
+        "template <typename U> void f(U a) { add(n[0]); n[1] = a; } T operator()(int k) const { return n[k]; } };",
+        "S<float, 2> s; s.f(1); y[i] = s(0) + s(1);"),
+    "methods that call methods": helper(ADD + "struct S { float n; void f() { add(n); } "
+        "void g() { f(); this->f(); } };", "S s; s.n = 0; s.g(); y[i] = s.n;"),
+    "methods of a base": helper(ADD + "struct A { float n; void f() { add(n); } }; "
+        "struct B : A { void g() { f(); add(n); } };", "B s; s.n = 0; s.g(); y[i] = s.n;"),
+    "matrices as members": helper(TILE, "threadgroup float t[64]; t[i] = 1; Tile<float> a; a.load(t); a.multiply(); "
+        "y[i] = a.first();"),
+    "matrices as members beside bound values": helper(TILE, "const int three = 3; Tile<half> a; a.multiply(); "
+        "y[i] = a.first() + twice(three);"),
+    "functors beside methods": helper(ADD + "struct S { float n; void f() { add(n); } }; "
+        "struct Sum { template <typename T> METAL_FUNC T operator()(T a, T b) { return a + b; } };",
+        "S s; s.n = 0; s.f(); y[i] = Sum()(s.n, 1.0f) + Sum{}(1, 2);"),
+    "constructors by the full name of a template": helper("template <typename T> struct S { T n; "
+        "constexpr S<T>() = default; constexpr S<T>() threadgroup = default; };", "S<float> s; s.n = 1; y[i] = s.n;"),
+    "traits of vectors": """static_assert(vec_elements<float>::value == 0 && vec_elements<float3>::value == 3, "");
+static_assert(vec_elements<const packed_half2>::value == 2 && is_vector_v<packed_float3> && !is_vector_v<float>, "");
+static_assert(is_same_v<make_scalar_t<half4>, half> && is_same_v<make_scalar<int>::type, int>, "");
+static_assert(is_floating_point_v<float4> && !is_integral_v<float4> && is_integral_v<uchar2>, "");
+static_assert(is_arithmetic_v<half3> && !is_scalar_v<half3> && is_scalar_v<half> && is_vector<float2>::value, "");
+static_assert(is_signed_v<int2> && is_unsigned_v<uint4> && !is_unsigned_v<float>, "");
+static_assert(is_same_v<make_unsigned_t<int2>, uint2> && is_same_v<make_signed_t<ushort>, short>, "");
+y[i] = 1;""",
+    "traits of traits": "static_assert(conjunction_v<is_integral<int>, is_signed<int>>, \"\"); "
+        "static_assert(!disjunction_v<is_integral<float>, is_enum<float>>, \"\"); y[i] = 1;",
+    "types below enumerations": helper("enum class E : ushort { A };",
+        "static_assert(is_same_v<underlying_type_t<E>, ushort>, \"\"); y[i] = 1;"),
+    "limits of one's own types": helper("template <typename T> struct Pair { uint at; T value; };\n"
+        "template <typename T> struct _numeric_limits_impl<Pair<T>> { static constexpr METAL_FUNC Pair<T> lowest() { "
+        "return Pair<T>{0, numeric_limits<T>::lowest()}; } };", "y[i] = numeric_limits<Pair<float>>::lowest().value;"),
+    "names that Metal does not have": helper("template <typename T> struct element { T n; }; "
+        "template <typename T> using element_t = element<T>; template <typename T> struct same { T n; }; "
+        "template <typename T> using plain_t = T; struct negation { int n; };",
+        "element_t<plain_t<float>> s{1}; same<int> a{1}; negation w{1}; y[i] = s.n + a.n + w.n;"),
+}  # fmt: skip
+
+REFUSED = {
+    "methods of the thread on device objects": (None, helper("struct S { float n; float f() thread { return n; } };",
+        "device S* s = (device S*)y; y[i] = s->f();")),
+    "device members as references of the thread": ("cannot bind reference", helper(ADD +
+        "struct S { float n; void f() device { add(n); } };", "device S* s = (device S*)y; s->f();")),
+}  # fmt: skip
