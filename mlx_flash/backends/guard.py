@@ -174,20 +174,25 @@ def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
     """A kept verdict; None where there is none, or one that is damaged or of something else."""
     try:
         kept = json.loads(path.read_bytes())
-        found = Verdict(str(kept["reason"]), float(kept["error"]), float(kept["seconds"]))
-        return found if all(kept[name] == value for name, value in identity.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Verdict(kept["reason"], float(kept["error"]), float(kept["seconds"]))
+        same = all(kept[name] == value for name, value in identity.items())
+        return found if same and isinstance(found.reason, str) else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _write(path: Path, contents: dict) -> None:
     """Whole or not at all: another process may write the same file, or read it now."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+            part = Path(file.name)
             json.dump(contents, file, indent=1)
-        os.replace(file.name, path)
+        part.replace(path)
     except OSError as error:
+        if part:
+            part.unlink(missing_ok=True)
         LOGGER.info("the verdict on a kernel is not kept, and will be found again: %s", error)
 
 

@@ -53,30 +53,46 @@ class Prober:
         return self._asked("unit", kernel)
 
     def _asked(self, *question) -> Answer:
+        request = pickle.dumps(question, pickle.HIGHEST_PROTOCOL)
+        request = struct.pack("<Q", len(request)) + request
+        # A child that was idle ends by itself, perhaps just now: then another one is asked.
+        return self._asked_once(request) or self._asked_once(request) or Answer("the process that ran it ended")
+
+    def _asked_once(self, request: bytes) -> Answer | None:
+        """None where the child ended by itself without an answer."""
         try:
             if not self._alive():
                 self._start()
-            request = pickle.dumps(question, pickle.HIGHEST_PROTOCOL)
-            self._process.stdin.write(struct.pack("<Q", len(request)) + request)
+            self._process.stdin.write(request)
             self._process.stdin.flush()
+        except BrokenPipeError:
+            return self._ended()
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             self.close()
             return Answer(f"no process could be started to try it in: {error}", lasting=False)
+        except BaseException:
+            self._end()
+            raise
         return self._answer()
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> Answer | None:
         try:
             line = self._lines.get(timeout=SECONDS)
         except queue.Empty:
             self._end()
             return Answer(f"it did not end within {SECONDS:.0f} s")
-        if line:
-            return Answer(**json.loads(line))
+        except BaseException:  # interrupted: what the child answers now would be taken for the next answer
+            self._end()
+            raise
+        return Answer(**json.loads(line)) if line.endswith(b"\n") else self._ended()
+
+    def _ended(self) -> Answer | None:
+        """How the child ended; None if by itself."""
         code = self._process.wait()
         said = self._said()
         self._end()
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return Answer(f"the process that ran it ended ({how}){said and ': '}{said}")
+        return Answer(f"the process that ran it ended ({how}){said and ': '}{said}") if code else None
 
     def _alive(self) -> bool:
         if self._process is not None and (self._owner != os.getpid() or self._process.poll() is not None):

@@ -7,6 +7,12 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -148,8 +154,8 @@ def test_a_right_kernel_is_used_and_costs_one_look(mac, monkeypatch):
 
 @pytest.mark.parametrize(
     "contents",
-    (b"", b"{", b"[]", b'{"reason": ""}', b"\xff\xfe", "another", None),
-    ids=("empty", "cut", "list", "part", "bytes", "another-version", "deleted"),
+    (b"", b"{", b"[]", b'{"reason": ""}', b"\xff\xfe", b"[" * 10**5, "another", "no-reason", "overflow", None),
+    ids=("empty", "cut", "list", "part", "bytes", "nested", "another-version", "no-reason", "overflow", "deleted"),
 )
 def test_a_damaged_verdict_is_found_again(mac, contents):
     arrays = operands()
@@ -158,14 +164,74 @@ def test_a_damaged_verdict_is_found_again(mac, contents):
     whole = path.read_bytes()
     if contents is None:
         path.unlink()
-    elif contents == "another":
-        path.write_text(json.dumps({**json.loads(whole), "mlx": "0.1.0", "reason": "old"}))
+    elif isinstance(contents, str):
+        changes = {"another": {"mlx": "0.1.0", "reason": "old"}, "no-reason": {"reason": None}}
+        changed = changes.get(contents, {"error": 10**400})
+        path.write_text(json.dumps({**json.loads(whole), **changed}))
     else:
         path.write_bytes(contents)
     pretend_mac.forget()
     check_output(attention(*arrays), *arrays)
     again = json.loads(path.read_text())
     assert again["mlx"] == mx.__version__ and again["reason"] == ""
+
+
+def test_a_folder_in_the_place_of_a_verdict(mac):
+    """Nothing is kept, and nothing left beside it."""
+    arrays = operands()
+    attention(*arrays)
+    path = kept(mac)["forward"]
+    path.unlink()
+    path.mkdir()
+    pretend_mac.forget()
+    check_output(attention(*arrays), *arrays)
+    assert path.is_dir() and not list(mac.glob("*.part"))
+
+
+class Child(prober.Prober):
+    """A prober whose children are small programs: each answers one request as its text says."""
+
+    def __init__(self, *programs: str):
+        super().__init__()
+        self.programs = list(programs)
+
+    def _start(self):
+        read = "import sys; sys.stdin.buffer.read(8); "
+        command = [sys.executable, "-c", read + self.programs.pop(0)]
+        self._errors, self._owner = tempfile.TemporaryFile(), os.getpid()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+        self._lines = queue.Queue()
+        threading.Thread(target=prober._read, args=(self._process.stdout, self._lines), daemon=True).start()
+
+
+ANSWERS = 'print(\'{"reason": "", "error": %s}\'); sys.stdout.flush(); sys.stdin.buffer.read()'
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("ends", ("", "sys.stdout.write('{'); "), ids=("silent", "in-an-answer"))
+def test_a_child_that_was_idle_is_followed_by_another(ends):
+    """It ends by itself just when it is asked: no fault of the kernel, which has another child try it."""
+    child = Child(ends + "sys.exit(0)", ANSWERS % 1.0)
+    assert child._asked("kernel") == prober.Answer("", 1.0)
+    child.close()
+    twice = Child("sys.exit(0)", "sys.exit(0)")
+    assert "ended" in twice._asked("kernel").reason
+
+
+@pytest.mark.process
+def test_an_interrupted_question_is_not_answered_to_the_next(monkeypatch):
+    child = Child("import time; time.sleep(1); " + ANSWERS % 1.0, ANSWERS % 2.0)
+
+    class Interrupted(queue.Queue):
+        def get(self, timeout=None):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(queue, "Queue", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            child._asked("kernel")
+    assert child._asked("kernel").error == 2.0
+    child.close()
 
 
 def test_a_folder_that_cannot_be_written(mac, monkeypatch, caplog):
