@@ -1,4 +1,4 @@
-"""BlockMask: which keys each query sees, in blocks, so that kernels visit only what is not empty."""
+"""BlockMask: which keys each query sees, in blocks, so that kernels skip empty blocks."""
 
 from __future__ import annotations
 

@@ -156,7 +156,8 @@ def _check_part_lengths(k, v, quantization: Quantization) -> None:
     for name, (codes, *others) in (("k", k), ("v", v)):
         for part in others:
             if part.shape[:3] != codes.shape[:3]:
-                shape_of(name, (codes, *others), quantization, part.dtype)  # says which part, and what it should be
+                # Its error names the part and the shape that it should have.
+                shape_of(name, (codes, *others), quantization, part.dtype)
 
 
 def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, quantized_as, arguments: dict) -> Call:
@@ -209,7 +210,7 @@ def prepared(
 
 
 def clear_cache() -> None:
-    """Drops every kept call and what was made for it, as after a change of templates."""
+    """Drops every kept call with its functions and plans, as after a change of templates."""
     _cache.clear()
     attend.cache_clear()
     plan.cache_clear()

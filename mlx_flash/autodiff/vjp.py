@@ -82,7 +82,7 @@ def _refuse(what: str, *_, function: str = "attention"):
 
 
 def refuse_shapeless() -> None:
-    """Raises UnsupportedProblem in a shapeless trace: what it records here fits one set of shapes."""
+    """Raises UnsupportedProblem in a shapeless trace: kernels recorded here fit one set of shapes only."""
     if in_shapeless_trace():
         _refuse(
             "shapeless compilation and export (shapeless=True) are not available, since kernels are chosen by shapes: "

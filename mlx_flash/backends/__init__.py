@@ -133,7 +133,7 @@ def kernel_backend() -> str:
 
 @lru_cache
 def with_table(chosen: Backend, table: str | None) -> Backend:
-    """The backend with the kernel rows of a table: "own", "original", or None for what it has."""
+    """The backend with the kernel rows of a table: "own", "original", or None for its present one."""
     if table not in (None, "own", "original"):
         raise ValueError(f'[mlx_flash] table: expected "own", "original" or None, got {table!r}. Check the spelling.')
     if table is None or chosen.family is None:

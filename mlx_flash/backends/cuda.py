@@ -63,7 +63,7 @@ def _no_compiler(error: ToolchainError) -> str:
 
 @lru_cache
 def family_here() -> Family:
-    """The family of this GPU, with what was tuned on it: "sm90" on Hopper, which has matrix instructions of its own,
+    """The family of this GPU, with the rows tuned on it: "sm90" on Hopper, which has matrix instructions of its own,
     else "sm80"."""
     family = FAMILIES["sm90" if capability()[0] == 9 else "sm80"]
     return replace(family, tuned=tuned(family))

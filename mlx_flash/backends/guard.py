@@ -139,7 +139,7 @@ def _urls_of_the_checkout() -> list[str]:
 
 
 def verdict_of(kernel: Kernel, ask: Callable[[Kernel], Answer]) -> Verdict:
-    """The verdict on a kernel that is no plan's: what is kept of it, else what `ask` says. Untried, where
+    """The verdict on a kernel that is no plan's: the one on disk, else the answer of `ask`. Untried, where
     MLX_FLASH_PROBE=0 forbids to ask."""
     with _lock:
         if skipped():

@@ -18,7 +18,7 @@ from .tuned import tuned
 
 @lru_cache
 def family_here() -> Family:
-    """The family of this GPU, with what was tuned on it."""
+    """The family of this GPU, with the rows tuned on it."""
     family = machine_of(str(mx.device_info().get("architecture", "")))
     return replace(family, tuned=tuned(family))
 

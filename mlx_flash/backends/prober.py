@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 class Prober:
-    """One child and what is said to it. Not for two threads at once."""
+    """One child process and the exchange with it. Not for two threads at once."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
@@ -137,7 +137,7 @@ class Prober:
         for stream in (process.stdin, self._errors):
             try:
                 stream.close()
-            except OSError:  # what was not yet written to it
+            except OSError:  # the pipe is broken, and part of a request unwritten
                 pass
 
     def close(self) -> None:

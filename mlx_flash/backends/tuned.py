@@ -28,7 +28,7 @@ from ..metal.cpu.compiler import cache_directory
 from ..problem.kinds import BACKWARD_KINDS, DECODE, FORWARD
 from .guard import machine_facts
 
-VARIABLE = "MLX_FLASH_TUNED"  # 0: what was tuned is not used
+VARIABLE = "MLX_FLASH_TUNED"  # 0: measurements are not used
 GAIN = 1.02  # that a row must bring over the table's: less is noise
 KINDS = {kind.name: kind for kind in (FORWARD, DECODE, *BACKWARD_KINDS)}
 

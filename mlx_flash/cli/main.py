@@ -106,7 +106,7 @@ def _tuner(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("--dtype", choices=DTYPES, nargs="+", default=["float16", "bfloat16"])
     tune.add_argument("--rows", type=whole_number, default=8, help="that are timed for a kernel, at most (default: 8)")
     tune.add_argument("--seconds", type=whole_number, default=300, help="in all (default: 300); it can go on later")
-    tune.add_argument("--again", action="store_true", help="measure anew what was measured before")
+    tune.add_argument("--again", action="store_true", help="repeat measurements that exist")
     tune.add_argument("--show", action="store_true", help="instead: print the gains found on this machine")
     tune.add_argument("--family", choices=FAMILIES, help="instead: rank the rows of a GPU by the cost model")
 
@@ -170,7 +170,7 @@ def run_explain(arguments) -> int:
 
 
 def run_source(arguments) -> int:
-    """Prints the Metal text of one kernel, or what it becomes for an NVIDIA GPU."""
+    """Prints the Metal text of one kernel, or its PTX for an NVIDIA GPU."""
     from ..explanations.explain import inner_problem
     from ..explanations.metal_text import assembler_text, generated_text
     from ..kernels.plan import key_value_kinds, plan_of

@@ -15,7 +15,7 @@ class UnsupportedProblem(ValueError):
 
 
 def wrong(argument: str, expected: str, got: object, remedy: str, function: str = "attention") -> InvalidArgument:
-    """The error of one wrong argument: what was expected, what came, what to do."""
+    """The error of one wrong argument: expected, got, and the remedy."""
     return InvalidArgument(f"[mlx_flash.{function}] {argument}: expected {expected}, got {got}. {remedy}")
 
 

@@ -65,7 +65,7 @@ def evaluated(array: mx.array) -> mx.array:
 
 
 def listed(values) -> list | None:
-    """The elements of a sequence or array, None for what has none. Arrays inside it become lists too."""
+    """The elements of a sequence or array; None for other values. Arrays inside it become lists too."""
     if isinstance(values, (mx.array, np.ndarray)):
         return values.tolist() if values.ndim and not traced(values) else None
     try:

@@ -22,7 +22,7 @@ def _row_bytes(problem: Problem) -> dict[str, int]:
 def bytes_sent(problem: Problem, ranks: int, method: str) -> dict[str, int]:
     """Bytes that one rank sends, forward and backward. `problem`: of this rank's rows.
 
-    A ring passes what it gathers on P - 1 times; a sum over P ranks sends each element 2 (P - 1) / P times.
+    A ring passes each gathered shard on P - 1 times; a sum over P ranks sends each element 2 (P - 1) / P times.
     """
     rows, row = problem.query_length, _row_bytes(problem)
     gathered = row["K"] + row["V"]

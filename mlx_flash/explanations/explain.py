@@ -37,7 +37,7 @@ from .report import Explanation, KernelExplanation
 
 SHARING = ("group_size", "link", "layout", "method", "flops")
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
-# The arguments of `attention` that choose variants, besides those that `explain` names itself.
+# The arguments of `attention` that choose variants and that `explain` does not name itself.
 OPTIONS = tuple(name for name in inspect.signature(variants_of).parameters if name not in ("heads", "dtype", "causal"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, MASK_MAP, KernelKind
 from ..problem.variants import ARGUMENT_TYPES
 
-# Members by their types. Arrays are in device memory, because launch.py pads those that MLX would pass as constants;
+# Members by their types. Arrays are in device memory, because launch.py pads arrays that MLX would pass as constants;
 # the others here have fewer than eight elements whatever the problem.
 VIEWS = {"Q", "K", "V", "O", "dO"}
 TYPES = {

@@ -47,7 +47,7 @@ def stripped(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def minified(text: str, body: str, names: bool) -> str:
-    """A stripped text without what is not called, and with short names unless `names` are to stay."""
+    """A stripped text without functions that nothing calls, with short names unless `names` are to stay."""
     text = used(text, body)
     return text if names else renamed(text, body)
 

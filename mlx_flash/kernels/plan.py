@@ -41,7 +41,7 @@ class Plan:
     """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup. `readable`:
     the kernel's text keeps comments and names, to be looked at.
 
-    `resources`: what is kept for this kernel: launches, what a backend compiled, by its name, and in decoding the rules
+    `resources`: a cache for this kernel: launches, compiled code by the backend's name, and in decoding the rules
     of the parts, by the number of queries.
     """
 

@@ -117,7 +117,7 @@ def build(
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
     inputs += ("mask_map",) if reads_map(kind, LAYERS[row.tiles].producer_warps, variants) else ()
     parts = {name: resolved(name, constants, readable) for name in files_of(kind, row.tiles, variants, row.splits)}
-    if kind.tiled and variants.texts:  # what is generated of the users' texts
+    if kind.tiled and variants.texts:  # structs generated from the users' texts
         before = "dual" if "dual" in parts else "formula"
         seed = variants.score.arrays[variants.seed - 1].name if variants.seed else "s"
         structs = [struct(one, seed if "dual" in parts else None, kind is not DECODE) for one in variants.texts]
@@ -226,7 +226,7 @@ def _resolved(text: str, constants: frozenset[tuple[str, str]]) -> str:
         if word == "endif":
             nested.pop()
         elif word == "if":
-            # A condition inside of what is left out is not asked: its constants may be unknown.
+            # Conditions inside an excluded branch are not evaluated: their constants may be unknown.
             left_out = not all(chosen for chosen, _ in nested)
             holds = not left_out and _holds(condition, values)
             nested.append([holds, holds or left_out])

@@ -130,7 +130,7 @@ class Variants:
             # Decoding walks no lists of blocks: it looks every block of its keys up in the map.
             found += variant["inputs"][:2] if kind is DECODE else variant["inputs"]
         if self.visible and "block_bitmaps" in found:
-            found.remove("block_bitmaps")  # the text says what is seen of a block that is visible in part
+            found.remove("block_bitmaps")  # the text decides the pairs of a block that is visible in part
         if self.segments and "shifts" in found:
             found.remove("shifts")  # which follow the queries' segments, in one operand
         return tuple(dict.fromkeys(found))  # both texts read one buffer

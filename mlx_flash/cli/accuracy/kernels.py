@@ -38,7 +38,7 @@ def common_plans(family: Family, head_dims: tuple[int, ...], causal: tuple[bool,
 
 
 def try_all(plans: list[Plan], again: bool, tick: Callable[[str], None]) -> Iterator[Tried]:
-    """The verdict on each kernel; those that failed before, and with `again` all, are tried anew."""
+    """The verdict on each kernel. Kernels that failed before are tried anew, and with `again` all of them."""
     for one in plans:
         known = None if again else guard.known(one)
         found = known if known and known.ok else guard.tried_again(one)

@@ -22,7 +22,7 @@ Tick = Callable[[str], None]
 
 
 class Part(NamedTuple):
-    """`run(tick)`: (lines of Markdown, whether all is well); it calls `tick` with what it is at."""
+    """`run(tick)`: (lines of Markdown, whether all is well); it calls `tick` with the name of its current step."""
 
     name: str
     run: Callable[[Tick], tuple[list[str], bool]]

@@ -165,7 +165,7 @@ def rank(name: str, dtypes: list[str], head_dims: list[int], most: int) -> int:
 
 
 def words(row: TileConfig) -> str:
-    """A row in short: P x T x H, what is cached, rows of a simdgroup or stages of the pipeline."""
+    """A row in short: P x T x H, cached operands, rows of a simdgroup or stages of the pipeline."""
     last = f"{row.simdgroup_rows} rows" if row.tiles == "simdgroup" else f"{row.stages} stages"
     return f"{row.parallel}x{row.traversal}x{row.head} {''.join(row.cached) or '-'} {last}"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .launch import Launch, Library
 
-# A NaN as half, as bfloat16 and, twice over, as float32: what was never written shows.
+# A NaN as half, as bfloat16 and, twice over, as float32: memory that was never written shows in results.
 POISON = 0x7FED
 _NUMPY = {
     mx.bool_: np.bool_, mx.uint8: np.uint8, mx.uint16: np.uint16, mx.uint32: np.uint32, mx.uint64: np.uint64,
@@ -107,7 +107,7 @@ class Window:
         return address
 
     def shadow(self, index: int, size: int) -> int:
-        """Memory of `size` zero bytes for what is known of buffer `index`."""
+        """Memory of `size` zero bytes for the known facts about buffer `index`."""
         address = self.base + (index << self.bits) + (1 << (self.bits - 1))
         self.used.append((address, size))
         return address

@@ -26,7 +26,7 @@ FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
 def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
     key = (text, mode, count, fast_math, settings.current_language())
     if key not in _built:
-        # Another text is translated each time, which warns of what is not ASCII.
+        # Another text is translated each time, which warns of characters beyond ASCII.
         remembered = compiler.recall(*key) if text.isascii() else None
         path, facts = remembered or _compile(name, *key)
         _built[key] = BuiltKernel(name, text, path, buffer_names, facts["variables"], facts["max_threads"])

@@ -11,7 +11,7 @@ _SPACES = ("device", "constant", "threadgroup")
 class Profile:
     """The launches of one `with profile()` block, each a dict:
 
-    kernel, threadgroups, threads, threadgroup_bytes: what was launched; bytes of threadgroup memory a threadgroup uses
+    kernel, threadgroups, threads, threadgroup_bytes: the launch; bytes of threadgroup memory a threadgroup uses
     matmuls: 8x8x8 simdgroup matmuls
     tensor_matmuls: 16x16x16 parts of the products of mpp::tensor_ops
     exp2, log2: calls of any exponential and any logarithm, per scalar and thread

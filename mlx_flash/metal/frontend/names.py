@@ -67,7 +67,7 @@ class Types:
         return index if self.tokens[index].kind == "word" else None
 
     def _parameters(self, opening: int):
-        """typename T of a template, known to the end of what it is a template of."""
+        """typename T of a template, known to the end of the function or struct behind it."""
         closing = template_end(self.tokens, opening)
         end = closing
         while end < len(self.tokens) and self.tokens[end].text not in (";", "{"):

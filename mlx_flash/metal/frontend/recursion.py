@@ -16,7 +16,7 @@ _FACTS = re.compile(r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".*?\bline
 
 
 def kept_in(folder: Path) -> tuple[str, ...]:
-    """Flags: what is compiled to an object, leave as code in `folder` before the first pass over it."""
+    """Compiler flags that leave the LLVM text in `folder`, as it is before the first pass over it."""
     return ("-mllvm", "-print-before=annotation2metadata", "-mllvm", f"-ir-dump-directory={folder}")
 
 

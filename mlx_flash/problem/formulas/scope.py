@@ -1,4 +1,4 @@
-"""The names that a text may use, and those that nothing may be called."""
+"""The names that a text may use, and the names that it may not define."""
 
 from __future__ import annotations
 
