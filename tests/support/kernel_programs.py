@@ -4,6 +4,14 @@ language_programs.py: taken, and refused."""
 from language_programs import helper
 
 ACCEPTED = {
+    "hexadecimal integers that end in bf": "uint a = 0xbf; uint b2[2] = {0x12bf, 0xABF}; static_assert(0x12bf == 4799, "
+        "\"\"); y[i] = a + b2[0] + 0xBFu + (float)1.5bf;",
+    "shifts in the condition of a loop": "uint n = 8; for (uint k = i; k < (n >> 1); k += n >> 2) y[k] = 1;",
+    "conditionals of what stands in parentheses": "uint2 a = uint2(1), d = uint2(2); uint n = i; "
+        "uint2 e = a ^ ((n) == 0 ? (a) : (n) == 1 ? uint2(a.y << 1, a.x) : (n) == 3 ? (d) : uint2(1)); y[i] = e.x;",
+    "aligned arrays of the threadgroup": "const uint rows = 8; constexpr uint columns = 4; "
+        "threadgroup half t[rows][columns] __attribute__((aligned(128))), s[4] __attribute__((aligned(16))); "
+        "t[0][0] = 1; s[1] = 2; y[i] = t[0][0] + s[1];",
     "operators of packed vectors": "packed_float3 p(1, 2, 3), q = packed_float3(2); float3 r = -p; bool3 m = p < q; "
         "y[i] = r.x + all(p == q) + m.y; packed_uint4 u = packed_uint4(1); u <<= 2u; u %= 3u; uint4 w = ~u | (u & 3u); "
         "y[i] += w.x;",

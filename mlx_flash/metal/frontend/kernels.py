@@ -3,7 +3,7 @@
 from .names import BUILTIN, Types
 from .parameters import misplaced
 from .rewriter import Rewriter
-from .tokens import Token, matching, split_arguments
+from .tokens import Token, matching, split_arguments, without_alignment
 from .translation import Parameter
 
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
@@ -250,8 +250,9 @@ class Kernels(Rewriter):
 
     def threadgroup_variable(self, begin: int, index: int, stop: int):
         """The declaration from the token `begin` to `stop`, whose address space stands at `index`."""
-        parts = split_arguments(self.tokens[index + 1 : stop])
-        align = self.alignment(begin, parts[0])
+        tokens, aligned = without_alignment(self.tokens[index + 1 : stop])
+        parts = split_arguments(tokens)
+        align = self.alignment(begin, parts[0]) if aligned is None else self.text_of(aligned)
         first, dimensions_at = parts[0], None
         depth = 0
         for position, token in enumerate(first):

@@ -53,12 +53,18 @@ def _step(tokens: list[Token], first: int, start: int, end: int, last: int) -> s
         return STEP
     name, by = begin[1], "1"
     if onward[:2] == [name, "+="] and not _CHANGES & set(onward[2:]):
-        by = " ".join(onward[2:])
+        by = _written(tokens[end + 3 : last])
     elif sorted(onward) != sorted(("++", name)):
         return STEP
     if _changes(tokens, last + 1, name):
         return STEP
-    return f"msl_ends({' '.join(bound[2:])}, {by}) || {STEP}"
+    return f"msl_ends({_written(tokens[start + 3 : end])}, {by}) || {STEP}"
+
+
+def _written(tokens: list[Token]) -> str:
+    """The tokens as they are written, on one line: >> is two of them."""
+    gaps = (" " if before.end < token.start else "" for before, token in zip(tokens, tokens[1:]))
+    return "".join(token.text + gap for token, gap in zip(tokens, (*gaps, "")))
 
 
 def _changes(tokens: list[Token], body: int, name: str) -> bool:

@@ -107,3 +107,12 @@ def split_arguments(tokens: list[Token]) -> list[list[Token]]:
         else:
             parts[-1].append(token)
     return [part for part in parts if part]
+
+
+def without_alignment(tokens: list[Token]) -> tuple[list[Token], list[Token] | None]:
+    """The tokens of a declaration without __attribute__((aligned(N))), and those of N; None where there is none."""
+    for index in range(len(tokens) - 5):
+        if tokens[index].text == "__attribute__" and tokens[index + 3].text in ("aligned", "__aligned__"):
+            rest = [*tokens[:index], *tokens[matching(tokens, index + 1) + 1 :]]
+            return without_alignment(rest)[0], tokens[index + 5 : matching(tokens, index + 4)]
+    return tokens, None

@@ -18,6 +18,7 @@ from .text import beyond_ascii
 from .tokens import matching
 from .translation import Translation
 
+_BFLOAT = re.compile(r"(?!0[xX])[\d.].*(bf|BF)|0[xX].*[pP].*(bf|BF)")  # 0xbf is an integer
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _LANES = {letter: index for letters in ("xyzw", "rgba") for index, letter in enumerate(letters)}
 _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=")
@@ -63,7 +64,7 @@ class _Translator(Kernels):
             if token.kind == "directive":
                 if not self.unrolled and re.match(r"\s*#\s*pragma\s+(clang\s+loop|unroll)", token.text):
                     self.replace(token.start, token.end)
-            elif token.kind == "number" and token.text.endswith(("bf", "BF")):
+            elif token.kind == "number" and _BFLOAT.fullmatch(token.text):
                 self.replace(token.start, token.end, f"((bfloat){token.text[:-2]})")
             elif not self.unrolled and token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
                 self.replace(token.start, self.tokens[index + 3].end)
@@ -106,8 +107,11 @@ class _Translator(Kernels):
         return False
 
     def postfix_end(self, index: int) -> int | None:
-        """The index behind the expression `name`, `a.b[i](c)` ... that starts here; None if something else does."""
-        if self.tokens[index].kind != "word" or self.tokens[index].text in ("true", "false", "nullptr", "sizeof"):
+        """The index behind the expression `name`, `(name)`, `a.b[i](c)` ... that starts here; None if something else
+        does."""
+        if self.tokens[index].text == "(":
+            index = matching(self.tokens, index)
+        elif self.tokens[index].kind != "word" or self.tokens[index].text in ("true", "false", "nullptr", "sizeof"):
             return None
         index += 1
         while index < len(self.tokens):
