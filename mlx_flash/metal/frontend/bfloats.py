@@ -28,18 +28,20 @@ def float_edits(tokens: list[Token]) -> Iterator[Edit]:
     hidden = any(token.text in TYPES for token in tokens)
     named = _named(tokens) if hidden else set()
     for index, token in enumerate(tokens):
-        before, after = tokens[index - 1].text, tokens[index + 1].text if index + 1 < len(tokens) else ""
-        literal = _FLOAT.fullmatch(token.text) if token.kind == "number" else None
-        if literal and hidden:
-            yield token.start, token.end, f"msl_float({literal[1]}f)"
-        elif literal and literal[1] == token.text:
-            yield token.end, token.end, "f"
-        elif token.text in named and before in _BEFORE and after in _AFTER:
-            yield token.start, token.end, f"msl_named({token.text})"
-        elif hidden and token.text == "float" and after == "(":
-            value, closing = tokens[index + 2 : index + 4]
-            if value.kind == "number" and closing.text == ")":
-                yield token.start, token.end, "msl_float"
+        if token.kind == "number":
+            literal = _FLOAT.fullmatch(token.text)
+            if literal and hidden:
+                yield token.start, token.end, f"msl_float({literal[1]}f)"
+            elif literal and literal[1] == token.text:
+                yield token.end, token.end, "f"
+        elif token.text in named or (hidden and token.text == "float"):
+            before, after = tokens[index - 1].text, tokens[index + 1].text if index + 1 < len(tokens) else ""
+            if token.text in named and before in _BEFORE and after in _AFTER:
+                yield token.start, token.end, f"msl_named({token.text})"
+            elif token.text == "float" and after == "(":
+                value, closing = tokens[index + 2 : index + 4]
+                if value.kind == "number" and closing.text == ")":
+                    yield token.start, token.end, "msl_float"
 
 
 def _named(tokens: list[Token]) -> set[str]:

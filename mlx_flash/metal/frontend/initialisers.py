@@ -16,10 +16,9 @@ _COMPUTED = frozenset(
 )
 
 
-def computed_constants(tokens: list[Token], functions: list[tuple]) -> Iterator[tuple[Token, str]]:
+def computed_constants(tokens: list[Token], functions: list[tuple], types: Types) -> Iterator[tuple[Token, str]]:
     """(token, reason) of functions called for a constant outside functions: of the library, and of the text itself
-    where they are no constexpr. functions: as rules.defined_functions finds them."""
-    types = Types(tokens)
+    where they are no constexpr. functions: as rules.defined_functions finds them. types: of these tokens."""
     defined = {tokens[name].text for name, *_ in functions}
     constant = {tokens[name].text for name, *_ in functions if _constexpr(tokens, name) or types.at(name)}
     for start, end in _values(tokens):

@@ -28,7 +28,7 @@ def _macros(tokens: list[Token]) -> dict[str, Macro]:
     found: dict[str, Macro] = {}
     twice = set()
     for token in tokens:
-        inner = macro_tokens(token)
+        inner = macro_tokens(token) if token.kind == "directive" else []
         if len(inner) < 3:
             continue
         name, after = inner[1], inner[2]

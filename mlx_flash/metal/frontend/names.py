@@ -21,6 +21,10 @@ _OPERATORS = {
 }  # fmt: skip
 
 
+_CLASSES = ("struct", "class", "union", "enum")
+_NAMING = frozenset({"using", "typedef", "template", *_CLASSES})
+
+
 class Known(NamedTuple):
     """A name of a type, in the tokens [start, end); meaning: the tokens it stands for, none of a class."""
 
@@ -36,9 +40,12 @@ class Types:
     def __init__(self, tokens: list[Token]):
         self.tokens = tokens
         self.known: dict[str, list[Known]] = {}
-        self.macros = {inner[1].text for token in tokens if len(inner := macro_tokens(token)) > 1}
+        directives = (token for token in tokens if token.kind == "directive")
+        self.macros = {inner[1].text for token in directives if len(inner := macro_tokens(token)) > 1}
         ends = _ends_of_blocks(tokens)
-        for index, token in enumerate(tokens):
+        naming = [index for index, token in enumerate(tokens) if token.text in _NAMING]
+        for index in naming:
+            token = tokens[index]
             if token.text == "using" and index + 2 < len(tokens) and tokens[index + 2].text == "=":
                 end = statement_end(tokens, index)
                 self._add(tokens[index + 1], Known(index, ends[index], tokens[index + 3 : end]))
@@ -46,12 +53,13 @@ class Types:
                 end = statement_end(tokens, index)
                 if tokens[end - 1].kind == "word":
                     self._add(tokens[end - 1], Known(end, ends[index], tokens[index + 1 : end - 1]))
-            elif token.text in ("struct", "class", "union", "enum") and not self._in_brackets(index):
+            elif token.text == "template":
+                if index + 1 < len(tokens) and tokens[index + 1].text == "<":
+                    self._parameters(index + 1)
+            elif token.text in _CLASSES and not self._in_brackets(index):
                 name = self._tag(index + 1)
                 if name is not None:
                     self._add(tokens[name], Known(name, ends[index], []))
-            elif token.text == "template" and index + 1 < len(tokens) and tokens[index + 1].text == "<":
-                self._parameters(index + 1)
 
     def _add(self, name: Token, known: Known):
         if name.kind == "word":
@@ -90,8 +98,10 @@ class Types:
 
     def find(self, name: str, index: int) -> Known | None:
         """The meaning of a name that is no builtin, at `index`."""
-        found = [known for known in self.known.get(name, ()) if known.start <= index < known.end]
-        return found[-1] if found else None
+        for known in reversed(self.known.get(name, ())):
+            if known.start <= index < known.end:
+                return known
+        return None
 
     def spelt_out(self, part: list[Token], index: int) -> list[Token]:
         """The tokens of a type, with other names for types replaced by what they stand for."""
@@ -131,12 +141,16 @@ def statement_end(tokens: list[Token], index: int) -> int:
 def _ends_of_blocks(tokens: list[Token]) -> list[int]:
     """For every token the index of the brace that closes the block around it, or the number of tokens."""
     ends, open_blocks = [len(tokens)] * len(tokens), []
+    around = len(tokens)
     for index in range(len(tokens) - 1, -1, -1):
-        if tokens[index].text == "{" and open_blocks:
+        text = tokens[index].text
+        if text == "{" and open_blocks:
             open_blocks.pop()
-        ends[index] = open_blocks[-1] if open_blocks else len(tokens)
-        if tokens[index].text == "}":
+            around = open_blocks[-1] if open_blocks else len(tokens)
+        ends[index] = around
+        if text == "}":
             open_blocks.append(index)
+            around = index
     return ends
 
 
@@ -144,9 +158,10 @@ def whole_numbers(tokens: list[Token]) -> dict[str, int]:
     """The values of macros, enumerators and constants that are whole numbers."""
     values: dict[str, int] = {}
     for index, token in enumerate(tokens):
-        inner = macro_tokens(token)
-        if len(inner) > 2 and inner[2].start > inner[1].end:
-            _keep(values, inner[1].text, inner[2:])
+        if token.kind == "directive":
+            inner = macro_tokens(token)
+            if len(inner) > 2 and inner[2].start > inner[1].end:
+                _keep(values, inner[1].text, inner[2:])
         elif token.text == "enum":
             opening = index
             while tokens[opening].text not in ("{", ";"):

@@ -66,7 +66,8 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     """(token, reason) of everything that a Metal compiler of this language version would refuse."""
     yield from _words(with_macros(tokens))
     tokens = expanded(tokens)
-    yield from unspaced(tokens, Types(tokens))
+    types = Types(tokens)
+    yield from unspaced(tokens, types)
     yield from _casts(tokens)
     yield from _function_pointers(tokens)
     if language < 4:
@@ -74,7 +75,7 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
         yield from _tensors(tokens)
     functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
-    yield from computed_constants(tokens, functions)
+    yield from computed_constants(tokens, functions, types)
     for name, opening, closing, _, _ in functions:
         yield from _signature(tokens, name, opening, closing)
 
@@ -85,11 +86,14 @@ def _words(tokens: list[Token]) -> Iterator[Finding]:
             before = tokens[index - 1].text if index else ""
             if before not in (".", "->", "::") and not (before == "=" and token.text == "delete"):
                 yield token, _FORBIDDEN[token.text]
-        if token.text == "long" and _follows_long(tokens, index) or _LONG_LONG.fullmatch(token.text):
+        if token.kind == "number":
+            if _LONG_LONG.fullmatch(token.text):
+                yield token, _NO_LONG_LONG
+            elif _LONG_DOUBLE.fullmatch(token.text):
+                yield token, _FORBIDDEN["double"]
+        elif token.text == "long" and _follows_long(tokens, index):
             yield token, _NO_LONG_LONG
-        if _LONG_DOUBLE.fullmatch(token.text):
-            yield token, _FORBIDDEN["double"]
-        if token.text == "std" and tokens[index + 1].text == "::":
+        elif token.text == "std" and tokens[index + 1].text == "::":
             yield token, "Metal has no namespace std; its library is in metal::"
 
 
@@ -166,8 +170,9 @@ def _tensors(tokens: list[Token]) -> Iterator[Finding]:
 
 def defined_functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:
     """(name, opening and closing bracket of the parameters, opening and closing brace) of every function definition."""
-    for index, token in enumerate(tokens):
-        if token.text != "(" or index < 2:
+    brackets = [index for index, token in enumerate(tokens) if token.text == "("]
+    for index in brackets:
+        if index < 2:
             continue
         at = index - 1
         if tokens[at].text == ">":  # the specialisation of a template
@@ -257,31 +262,34 @@ def _outside_templates(part: list[Token]) -> list[Token]:
 
 def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
     """Looks at what every statement starts with, and where it stands: in a function, a structure or a namespace."""
-    bodies = {body: end for _, _, _, body, end in functions}
+    bodies = {body for _, _, _, body, _ in functions}
     scopes: list[str] = []
     structure, namespace, brackets = False, False, 0
+    before, starts = ";", True
     for index, token in enumerate(tokens):
-        before = tokens[index - 1].text if index else ";"
-        brackets += (token.text == "(") - (token.text == ")")
-        inside = scopes[-1] if scopes else "namespace"
-        if token.text == "{":
+        text, inside = token.text, scopes[-1] if scopes else "namespace"
+        if text == "(":
+            brackets += 1
+        elif text == ")":
+            brackets -= 1
+        elif text == "{":
             kind = "function" if index in bodies or "function" in scopes else "structure" if structure else "namespace"
             scopes.append(kind if kind != "namespace" or namespace or before == ")" else "function")
             structure = namespace = False
-        elif token.text == "}" and scopes:
+        elif text == "}" and scopes:
             scopes.pop()
-        elif token.text == ";":
+        elif text == ";":
             structure = namespace = False
-        elif token.text in ("struct", "class", "union", "enum") and before not in ("<", ","):
+        elif text in ("struct", "class", "union", "enum") and before not in ("<", ","):
             structure = True
-        elif token.text == "namespace":
+        elif text == "namespace":
             namespace = True
-        if token.text == "static" and "function" in scopes and inside == "function":
+        elif text == "static" and inside == "function":
             if not _constant({t.text for t in tokens[index : index + 4]}):
                 yield token, "Metal has no static variables in functions"
-        starts = before in (";", "{", "}") or (index and tokens[index - 1].kind == "directive") or index == 0
         if starts and token.kind == "word" and brackets <= 0:
             yield from _statement(tokens, index, inside)
+        before, starts = text, text in (";", "{", "}") or token.kind == "directive"
 
 
 def _constant(words: set[str]) -> bool:

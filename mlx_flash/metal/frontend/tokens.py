@@ -1,7 +1,7 @@
 """Splits Metal text into tokens that remember where they stand, so that rewriting one keeps every line where it was."""
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 _PATTERN = re.compile(
     r"""
@@ -22,7 +22,8 @@ _COMMENT = re.compile(r"""(?P<comment>//[^\n]*|/\*.*?\*/)|"(?:[^"\\\n]|\\.)*"|'(
 _DEFINE = re.compile(r"\s*#\s*define\b")
 
 
-class Token(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Token:
     """One word, number, mark, string or directive of the text, at text[start:end]."""
 
     kind: str
@@ -58,12 +59,18 @@ def macro_tokens(token: Token) -> list[Token]:
         return []
     start = token.start + token.text.index("#") + 1
     inside = tokenize(token.text[start - token.start :])
-    return [Token(kind, text, start + first, start + last) for kind, text, first, last in inside]
+    return [Token(token.kind, token.text, start + token.start, start + token.end) for token in inside]
 
 
 def with_macros(tokens: list[Token]) -> list[Token]:
     """The tokens, with those of a macro's definition in place of its directive."""
-    return [inner for token in tokens for inner in macro_tokens(token) or [token]]
+    found: list[Token] = []
+    for token in tokens:
+        if token.kind == "directive" and (inside := macro_tokens(token)):
+            found += inside
+        else:
+            found.append(token)
+    return found
 
 
 def comments(text: str) -> list[tuple[int, int]]:
