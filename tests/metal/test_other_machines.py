@@ -120,7 +120,7 @@ def library(request):
     text, _ = kernel.text(((mx.float32, 1, 64),), [], (mx.float32,))
     translation = translate(text, 3.1)
     path = compiler.build(
-        prefix("3.1") + translation.text, translation.entry(), "mlx.h", request.param, target=MAC
+        prefix("3.1") + translation.text, translation.entry(), "mlx.h", request.param, lines=True, target=MAC
     )  # fmt: skip
     return path, text
 

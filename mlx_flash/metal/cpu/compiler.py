@@ -28,10 +28,7 @@ _KERNEL_FLAGS = (
     "-Xclang", "-cl-ext=+all,-cl_khr_fp64,-__opencl_c_fp64", "-fno-math-errno", "-fPIC", "-O1",
     "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
-    # Of debug information reports need lines alone; what else it could hold takes a fifth of the time to compile.
-    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing",
-    f"-Wframe-larger-than={_MOST_BYTES}", "-gdwarf-4", "-gline-tables-only",
-    "-mllvm", "-experimental-debug-variable-locations=false",
+    "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing", f"-Wframe-larger-than={_MOST_BYTES}",
     # Merged code is at neither of its lines, and a merged barrier at neither of its places.
     "-mllvm", "-enable-tail-merge=false",
     "-fno-optimize-sibling-calls", "-finstrument-function-entry-bare",
@@ -43,11 +40,17 @@ _CHECK_FLAGS = (
     "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
     "-fno-vectorize", "-fno-slp-vectorize",
 )  # fmt: skip
-# Passes over loops take a third of the time to compile, and kernels full of checks run as fast without them.
-_NO_LOOP_PASSES = (
+# Only a report needs lines, and they take a sixth of the time to compile: for it the kernel is built again, with them.
+# They change nothing of its code.
+_LINE_FLAGS = ("-gdwarf-4", "-gline-tables-only", "-mllvm", "-experimental-debug-variable-locations=false")
+# Passes over loops take a third of the time to compile, and those that order finished code a tenth. Kernels full of
+# checks run as fast without them.
+_FEWER_PASSES = (
     "-mllvm", "-opt-disable=loop-rotate,licm,simple-loop-unswitch,indvars,loop-idiom,loop-deletion,loop-unroll-full"
     ",loop-instsimplify,loop-simplifycfg,loop-simplify,lcssa",
-    "-mllvm", "-disable-lsr",
+    "-mllvm", "-disable-lsr", "-mllvm", "-enable-misched=false", "-mllvm", "-disable-machine-licm",
+    "-mllvm", "-disable-machine-cse", "-mllvm", "-disable-machine-sink", "-mllvm", "-disable-branch-fold",
+    "-mllvm", "-disable-block-placement", "-mllvm", "-disable-early-taildup",
 )  # fmt: skip
 _RUNTIME_FLAGS = (
     "-x",
@@ -100,11 +103,11 @@ def cache_directory() -> Path:
 def _sources_hash() -> str:
     digest = hashlib.sha256()
     # What was accepted once may be refused by a later version of this file.
-    refusing = (_HERE / "compiler.py", _HERE / "recursion.py")
+    refusing = (_HERE / "compiler.py", Path(recursion.__file__))
     for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*"), *refusing]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
-    for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _RUNTIME_FLAGS):
+    for flags in (_KERNEL_FLAGS, _CHECK_FLAGS, _LINE_FLAGS, _RUNTIME_FLAGS):
         digest.update(repr(flags).encode())
     digest.update(toolchain()[2].encode())
     return digest.hexdigest()
@@ -175,31 +178,50 @@ def _runtime_objects(folder: Path, target: Target) -> list[Path]:
 def _quick() -> tuple[str, ...]:
     """Flags that leave passes out, where the compiler knows them: LLVM's since version 21."""
     compiler, _, _ = toolchain()
-    known = _run([*compiler, "-x", "c", "-fsyntax-only", *_NO_LOOP_PASSES, os.devnull]).returncode == 0
-    return _NO_LOOP_PASSES if known else ()
+    known = _run([*compiler, "-x", "c", "-fsyntax-only", *_FEWER_PASSES, os.devnull]).returncode == 0
+    return _FEWER_PASSES if known else ()
 
 
-def _flags(target: Target, check: bool, count: bool) -> list[str]:
+def _flags(target: Target, check: bool, count: bool, lines: bool) -> list[str]:
     # What is counted has its loops as a compiler leaves them: with loads that do not change hoisted.
     purpose = ("-DMSL_COUNT_CALLS",) if count else _quick()
-    return [*_KERNEL_FLAGS, *target.flags, *(_CHECK_FLAGS if check else ()), *purpose]
+    return [
+        *_KERNEL_FLAGS, *target.flags, *(_CHECK_FLAGS if check else ()), *purpose, *(_LINE_FLAGS if lines else ())
+    ]  # fmt: skip
 
 
 def objects(
-    text: str, entry: str, prelude: str, folder: Path, target: Target, check: bool, count: bool = False
+    text: str,
+    entry: str,
+    prelude: str,
+    folder: Path,
+    target: Target,
+    check: bool,
+    count: bool = False,
+    lines: bool = False,
 ) -> list[Path]:
     """The object of a translated kernel, made in `folder`, and the runtime's, which are kept."""
     built = folder / "kernel.o"
-    compile_text(
-        _flags(target, check, count), ["-c", "-o", str(built)], text, entry, _SHIM / prelude, folder, often=True
-    )
+    flags = _flags(target, check, count, lines)
+    compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, folder, often=True)
     return [built, *_runtime_objects(cache_directory(), target)]
 
 
-def build(text: str, entry: str, prelude: str, check: bool, count: bool = False, target: Target | None = None) -> Path:
-    """The shared library of a translated kernel, by default for this machine; compiled at most once per content."""
+def build(
+    text: str,
+    entry: str,
+    prelude: str,
+    check: bool,
+    count: bool = False,
+    lines: bool = False,
+    target: Target | None = None,
+) -> Path:
+    """The shared library of a translated kernel, by default for this machine; compiled at most once per content.
+
+    check, count: what its code does besides; lines: it has the table that `frontend.lines` reads.
+    """
     target, folder = target or here(), cache_directory()
-    parts = [_sources_hash(), text, entry, prelude, *_flags(target, check, count)]
+    parts = [_sources_hash(), text, entry, prelude, *_flags(target, check, count, lines)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     library = folder / f"{key}{target.suffix}"
     if library.exists():
@@ -207,11 +229,11 @@ def build(text: str, entry: str, prelude: str, check: bool, count: bool = False,
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         linked = Path(scratch) / library.name
-        parts = objects(text, entry, prelude, Path(scratch), target, check, count)
+        parts = objects(text, entry, prelude, Path(scratch), target, check, count, lines)
         done = target.link(toolchain()[1], parts, linked)
         if done.returncode:
             raise ToolchainError(f"Linking a kernel failed:\n{done.stderr}")
-        if target.mach_o:
+        if target.mach_o and lines:
             _publish(parts[0], library.with_suffix(".o"))  # the line table stays there
         _publish(linked, library)
     return library

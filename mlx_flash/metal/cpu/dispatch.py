@@ -1,10 +1,13 @@
 """One launch of a built kernel: what metal_kernel and MetalLibrary have in common."""
 
 import ctypes
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ..frontend.images import code
 from ..frontend.lines import line_at
 from . import buffers, settings
 from .launch import Launch, Library, execute
@@ -18,7 +21,8 @@ _MAX_THREADS = 1024
 class BuiltKernel:
     """A kernel that is compiled and loaded.
 
-    text: the Metal text that reports quote; buffer_names, variable_names: what the launch's numbers are called there.
+    text: the Metal text that reports quote; buffer_names, variable_names: what the launch's numbers are called there;
+    with_lines: a function that builds it again, with the lines of its code.
     """
 
     def __init__(
@@ -28,11 +32,12 @@ class BuiltKernel:
         path: Path,
         buffer_names: list[str],
         variable_names: list[str],
+        with_lines: Callable[[], Path],
         max_threads: int = _MAX_THREADS,
     ):
         self.name, self.text, self.path, self.buffer_names = name, text, path, buffer_names
         self.variable_names, self.max_threads = variable_names, max_threads
-        self.library = Library(path)
+        self.library, self._with_lines = Library(path), with_lines
 
     def line(self, number: int) -> str:
         """A line of the Metal text."""
@@ -41,7 +46,13 @@ class BuiltKernel:
 
     def line_of(self, pc: int) -> int:
         """The line an address of the loaded code comes from; 0 if unknown."""
-        return line_at(self.path, pc - self.library.base)
+        return line_at(self._lines, pc - self.library.base) if self._lines else 0
+
+    @cached_property
+    def _lines(self) -> Path | None:
+        """The library with the lines of this one's code; None if a compiler made other code for it."""
+        path = self._with_lines()
+        return path if code(path) == code(self.path) else None
 
 
 def check_grid(grid, threadgroup):

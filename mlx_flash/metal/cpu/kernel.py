@@ -29,19 +29,25 @@ def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKerne
         # Another text is translated each time, which warns of characters beyond ASCII.
         remembered = compiler.recall(*key) if text.isascii() else None
         path, facts = remembered or _compile(name, *key)
-        _built[key] = BuiltKernel(name, text, path, buffer_names, facts["variables"], facts["max_threads"])
+
+        def with_lines() -> Path:
+            return _compile(name, *key, lines=True)[0]
+
+        names = buffer_names, facts["variables"]
+        _built[key] = BuiltKernel(name, text, path, *names, with_lines, facts["max_threads"])
     return _built[key]
 
 
-def _compile(name, text, mode, count, fast_math, language) -> tuple[Path, dict]:
+def _compile(name, text, mode, count, fast_math, language, lines=False) -> tuple[Path, dict]:
     try:
         translation = translate(text, float(language))
         text_in_mode = prefix(language) + (FAST_MATH if fast_math else "") + translation.text
-        path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count)
+        path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count, lines)
     except CompileError as error:
         raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{quoted(str(error), text)}") from None
     facts = {"variables": translation.variable_names(), "max_threads": translation.max_threads}
-    compiler.remember(path, facts, text, mode, count, fast_math, language)
+    if not lines:
+        compiler.remember(path, facts, text, mode, count, fast_math, language)
     return path, facts
 
 

@@ -1,6 +1,6 @@
 """MetalLibrary: a whole Metal source as for Apple's compiler, with includes, entry points and function constants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -157,20 +157,24 @@ class LibraryKernel:
         key = (mode, record.counting())
         if key not in self._built:
             with self.library._named(self.name):
-                path = compiler.build(self._text, self._entry, _PRELUDE, mode == "check", record.counting())
-            self._built[key] = _LibraryBuilt(self, path)
+                path = self._compiled(*key)
+            self._built[key] = _LibraryBuilt(self, path, lambda: self._compiled(*key, lines=True))
         return self._built[key]
+
+    def _compiled(self, mode: str, count: bool, lines: bool = False) -> Path:
+        return compiler.build(self._text, self._entry, _PRELUDE, mode == "check", count, lines)
 
 
 class _LibraryBuilt(BuiltKernel):
     """Reports name files of the source instead of lines of the preprocessed text."""
 
-    def __init__(self, kernel: LibraryKernel, path: Path):
+    def __init__(self, kernel: LibraryKernel, path: Path, with_lines: Callable[[], Path]):
         translation = kernel.library.translation
         names = {p.index: p.name for p in kernel.buffers}
         names = [names.get(index, f"buffer {index}") for index in range(max(names, default=-1) + 1)]
         try:
-            super().__init__(kernel.name, kernel.library.text, path, names, translation.variable_names(kernel.name))
+            variables = translation.variable_names(kernel.name)
+            super().__init__(kernel.name, kernel.library.text, path, names, variables, with_lines)
         except OSError as error:
             unset = [name for name in translation.constants if str(error).endswith(f"undefined symbol: {name}")]
             if not unset:

@@ -1,9 +1,16 @@
 """Sections and symbols of compiled files: ELF libraries on Linux, Mach-O libraries and objects on macOS."""
 
 import struct
+from pathlib import Path
 
 _MACH_O = 0xFEEDFACF
 _LC_SYMTAB, _LC_SEGMENT_64 = 0x2, 0x19
+
+
+def code(library: Path) -> bytes:
+    """The machine code of a library."""
+    image = library.read_bytes()
+    return mach_o_section(image, b"__text") if library.suffix == ".dylib" else elf_section(image, b".text")
 
 
 def elf_section(image: bytes, wanted: bytes) -> bytes:

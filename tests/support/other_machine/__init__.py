@@ -58,7 +58,7 @@ def program(text: str, folder: Path, check: bool) -> Path:
     """A kernel with the runtime and the harness as a program for Linux on arm64, linked with a C library of its own."""
     translation = translate(text, float(LANGUAGE))
     objects = compiler.objects(
-        prefix(LANGUAGE) + translation.text, translation.entry(), "mlx.h", folder, ARM, check
+        prefix(LANGUAGE) + translation.text, translation.entry(), "mlx.h", folder, ARM, check, lines=True
     )  # fmt: skip
     zig, program = compiler.toolchain()[0][0], folder / "program"
     command = [
