@@ -33,6 +33,8 @@ _KERNEL_FLAGS = (
     "-mllvm", "-enable-tail-merge=false",
     "-fno-optimize-sibling-calls", "-finstrument-function-entry-bare",
     "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
+    # What always ends the threadgroup: a compiler keeps nothing for afterwards, and takes a fifth less time.
+    "-fno-sanitize-recover=integer-divide-by-zero,alignment,signed-integer-overflow",
 )  # fmt: skip
 _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",

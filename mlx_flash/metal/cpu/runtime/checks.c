@@ -268,7 +268,7 @@ EXPORTED void* __tsan_memset(void* to, int value, u64 bytes) {
 }
 
 // -fsanitize=alignment: the type promises more than the address keeps.
-EXPORTED void __ubsan_handle_type_mismatch_v1(void* data, void* p) {
+EXPORTED void __ubsan_handle_type_mismatch_v1_abort(void* data, void* p) {
   (void)data;
   report_misaligned(p, HERE);
 }
@@ -284,7 +284,7 @@ EXPORTED void msl_atomic(void* p, u32 size, u32 stores) {
 
 // -fsanitize=signed-integer-overflow and implicit truncation: an index that does not fit its 32 bits.
 #define OVERFLOW(NAME)                                                              \
-  EXPORTED void __ubsan_handle_##NAME(void* data, u64 a, u64 b) {                   \
+  EXPORTED void __ubsan_handle_##NAME##_abort(void* data, u64 a, u64 b) {           \
     (void)data;                                                                     \
     report_access(this_worker(), REPORT_OVERFLOW, SPACE_OTHER, 0, a, 0, READ, HERE); \
   }
@@ -312,7 +312,7 @@ EXPORTED void __ubsan_handle_out_of_bounds(const ArrayAccess* data, u64 index) {
 }
 
 // -fsanitize=integer-divide-by-zero, in both modes: x86-64 would end the process.
-EXPORTED void __ubsan_handle_divrem_overflow(void* data, u64 a, u64 b) {
+EXPORTED void __ubsan_handle_divrem_overflow_abort(void* data, u64 a, u64 b) {
   (void)data;
   (void)b;
   report_access(this_worker(), REPORT_DIVISION, SPACE_OTHER, 0, a, 0, READ, HERE);
