@@ -181,7 +181,7 @@ def test_ranks_that_disagree_find_out_together(name):
 def test_a_lost_peer_is_an_error_soon():
     with tempfile.TemporaryDirectory() as folder:
         processes = start(2, "distributed_work", "waits_for_ever", folder, shape=SHAPE)
-        processes[1].wait(60)
+        processes[1].join(60)
         begin = time.monotonic()
         with pytest.raises(RankFailed, match="RuntimeError: .*a peer was lost"):
             finish(processes, folder, 60)

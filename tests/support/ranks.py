@@ -1,26 +1,23 @@
-"""Several ranks of mx.distributed on this machine: processes that talk over loopback, and never longer than a limit."""
+"""Several ranks of mx.distributed on this machine: processes that talk over loopback, and never longer than a limit.
+
+Each case has new processes. They are forked from one that has imported what they need, and has computed nothing.
+"""
 
 import json
+import multiprocessing
 import os
 import pickle
 import socket
-import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
-SUPPORT = Path(__file__).parent
-RUNNER = """
-import pickle, sys
-from importlib import import_module
-module, name, given, out = sys.argv[1:]
-with open(given, "rb") as file:
-    arguments = pickle.load(file)
-result = getattr(import_module(module), name)(**arguments)
-with open(out, "wb") as file:
-    pickle.dump(result, file)
-"""
+# On macOS a process that has seen its GPU does not survive a fork.
+_PROCESSES = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
+# Not mlx_lm: it makes a stream when it is imported, whose thread would stay behind. Most of its time is transformers'.
+_PROCESSES.set_forkserver_preload(["pytest", "distributed_work", "transformers"])
 
 
 class RankFailed(Exception):
@@ -37,37 +34,54 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(count: int, module: str, name: str, folder: str, **arguments) -> list[subprocess.Popen]:
+def start(count: int, module: str, name: str, folder: str, **arguments) -> list[multiprocessing.Process]:
     """Starts `module.name(**arguments)`, a function of tests/support, on every rank."""
-    hosts = os.path.join(folder, "hosts.json")
-    Path(hosts).write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]), encoding="utf-8")
-    root = Path(__import__("mlx_flash").__file__).parents[1]
-    shared = os.environ | {"MLX_HOSTFILE": hosts, "PYTHONPATH": f"{root}{os.pathsep}{SUPPORT}"}
-    given = Path(folder, "arguments")
-    given.write_bytes(pickle.dumps(arguments))
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", RUNNER, module, name, str(given), os.path.join(folder, f"rank{rank}")],
-            env=shared | {"MLX_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    hosts = Path(folder, "hosts.json")
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]), encoding="utf-8")
+    environment = os.environ | {"MLX_HOSTFILE": str(hosts)}
+    processes = [
+        _PROCESSES.Process(
+            target=_work,
+            args=(module, name, arguments, str(Path(folder, f"rank{rank}")), environment | {"MLX_RANK": str(rank)}),
+            daemon=True,
         )
         for rank in range(count)
-    ]  # fmt: skip
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
-def finish(processes: list[subprocess.Popen], folder: str, limit: float) -> list:
+def _work(module: str, name: str, arguments: dict, out: str, environment: dict[str, str]):
+    """What a rank does: its result goes to the file `out`, what it prints to another beside it."""
+    with open(f"{out}.printed", "wb") as printed:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(printed.fileno(), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    result = getattr(import_module(module), name)(**arguments)
+    Path(out).write_bytes(pickle.dumps(result))
+
+
+def finish(processes: list[multiprocessing.Process], folder: str, limit: float) -> list:
     """What each rank returned. Raises RankFailed where one did not; all are ended after `limit` seconds."""
-    end, printed = time.monotonic() + limit, []
+    end = time.monotonic() + limit
     try:
         for process in processes:
-            printed.append(process.communicate(timeout=max(end - time.monotonic(), 0.1))[0])
+            process.join(max(end - time.monotonic(), 0.1))
+        late = [rank for rank, process in enumerate(processes) if process.exitcode is None]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
-    failed = [text for process, text in zip(processes, printed) if process.returncode]
+            process.join()
+    outs = [Path(folder, f"rank{rank}") for rank in range(len(processes))]
+    if late:
+        raise TimeoutError(f"after {limit} seconds ranks {late} had not ended")
+    failed = [out for out, process in zip(outs, processes) if process.exitcode]
     if failed:
-        raise RankFailed("\n".join(failed))
-    return [pickle.loads(Path(folder, f"rank{rank}").read_bytes()) for rank in range(len(processes))]
+        raise RankFailed("\n".join(Path(f"{out}.printed").read_text(encoding="utf-8") for out in failed))
+    return [pickle.loads(out.read_bytes()) for out in outs]
 
 
 def on_ranks(count: int, module: str, name: str, limit: float = 120, **arguments) -> list:
