@@ -17,11 +17,14 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.kernels
-def test_the_main_job(tmp_path):
-    """As a user runs it: 40 steps on the kernels of this machine, cold cache and all."""
+@pytest.mark.parametrize(
+    "steps", [pytest.param([], marks=pytest.mark.slow, id="40 steps"), pytest.param(["--steps", "3"], id="3 steps")]
+)
+def test_the_main_job(steps, tmp_path):
+    """As a user runs it: on the kernels of this machine, cold cache and all."""
     environment = {**os.environ, "MLX_FLASH_CACHE": str(tmp_path / "cache"), "MLX_FLASH_BACKEND": "", "COLUMNS": "100"}
     done = subprocess.run(
-        [sys.executable, "-m", "mlx_flash", "demo", "--out", str(tmp_path)],
+        [sys.executable, "-m", "mlx_flash", "demo", *steps, "--out", str(tmp_path)],
         capture_output=True, text=True, env=environment, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
