@@ -15,6 +15,7 @@ from string import ascii_lowercase, digits
 BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)|(?<==) (?=\$)")
 # A word, a number or a constant to come; or what holds none of them, a message or a directive.
 TOKEN = re.compile(r'(\$?\w+|"[^"]*"|^#.*$)', re.M)
+WORD = re.compile(r"\w+")
 FUNCTION = re.compile(r"^(?:template<.*>\n?)?(?:static )?METAL_FUNC\b[^;{]*?(\w+)\([^{]*\{", re.M)
 FOREIGN = re.compile(r"\b(?:Vote|fast|mem_flags|metal|mpp|nv|precise)((?:::\w+)+)")  # names in scopes of others
 # Words of the language, of Metal's library and of the layers below the tiles that templates use or may come to use. One
@@ -55,8 +56,13 @@ def minified(text: str, body: str, names: bool) -> str:
 def used(text: str, body: str) -> str:
     """A stripped text without the functions that neither it nor the body names."""
     spans = [(found.start(), _end(text, found.end()), found[1]) for found in FUNCTION.finditer(text)]
-    words = {span: Counter(re.findall(r"\w+", text[span[0] : span[1]])) for span in spans}
-    named = Counter(re.findall(r"\w+", text + body))
+    functions = {span[2] for span in spans}
+
+    def counted(part: str) -> Counter:
+        return Counter(word for word in WORD.findall(part) if word in functions)
+
+    words = {span: counted(text[span[0] : span[1]]) for span in spans}
+    named = counted(f"{text}\n{body}")
     dead = None
     while dead is None or dead:  # what only a function without callers calls goes too
         dead = [span for span in words if named[span[2]] == words[span][span[2]]]

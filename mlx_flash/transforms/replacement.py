@@ -36,6 +36,7 @@ def _standing_for(built_in: Callable, made: Callable, own: bool) -> Callable:
 
 # Types of most values of modules, which hold nothing.
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None), ModuleType})
+_TABLES = frozenset({list, tuple, dict, partial})
 
 
 class Replacement:
@@ -134,14 +135,19 @@ def _put_in_holders(wanted: dict[int, Replacement]) -> None:
         if type(names) is not dict or module_name.partition(".")[0] == _PACKAGE:
             continue
         for name, value in list(names.items()):
-            kind = type(value)
-            if kind in _PLAIN or id(value) in without or (name.startswith("__") and name.endswith("__")):
+            kind, identity = type(value), id(value)
+            if kind in _PLAIN or identity in without or (name.startswith("__") and name.endswith("__")):
                 continue
-            if id(original(value) if kind is FunctionType else value) in wanted:
-                wanted[id(original(value))]._hold(module, name)
+            if kind is FunctionType:
+                identity = id(original(value))
+            if identity in wanted:
+                wanted[identity]._hold(module, name)
+                continue
+            is_class = issubclass(kind, type)
+            if not (is_class or kind in _TABLES or (kind is FunctionType and _holds(value))):
                 continue
             found = {id(inner) for inner in _inside(value, module_name)} & wanted.keys()
-            if not found and not issubclass(kind, type):  # a class is looked into where it is defined
+            if not found and not is_class:  # a class is looked into where it is defined
                 without.add(id(value))
             for held in found:
                 wanted[held].out_of_reach.append(f"{module_name}.{name}")
@@ -152,14 +158,27 @@ def _inside(value: object, module_name: str) -> Iterator[object]:
     their methods, partials, and the elements of its tables."""
     of_class = issubclass(type(value), type)
     for one in _held(value, module_name):
-        one = one.__func__ if type(one) in (staticmethod, classmethod) else one
+        kind = type(one)
+        if kind in _PLAIN:
+            continue
+        if kind is staticmethod or kind is classmethod:
+            one = one.__func__
+            kind = type(one)
         yield one
-        if of_class and type(one) is FunctionType:
+        if of_class and kind is FunctionType and _holds(one):
             yield from _held(one, module_name)
+
+
+def _holds(function: FunctionType) -> bool:
+    """Has a function anything in which another can be?"""
+    return bool(function.__defaults__ or function.__kwdefaults__ or function.__closure__)
 
 
 def _held(value: object, module_name: str) -> Iterable[object]:
     kind = type(value)
+    if issubclass(kind, type):
+        names = _own_names(value)
+        return list(names.values()) if names is not None and names.get("__module__") == module_name else ()
     if kind is FunctionType:
         return [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *_closure(value)]
     if kind is partial:
@@ -168,10 +187,6 @@ def _held(value: object, module_name: str) -> Iterable[object]:
         return value[:MOST_ELEMENTS]
     if kind is dict:
         return list(value.values())[:MOST_ELEMENTS]
-    if issubclass(kind, type):
-        names = _own_names(value)
-        if names is not None and names.get("__module__") == module_name:
-            return list(names.values())
     return ()
 
 

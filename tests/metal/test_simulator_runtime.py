@@ -13,6 +13,10 @@ import mlx.core as mx
 import pytest
 
 from mlx_flash.metal.cpu import compiler, precompiled
+from mlx_flash.metal.cpu.dispatch import BuiltKernel
+from mlx_flash.metal.frontend.images import code
+from mlx_flash.metal.frontend.lines import line_table
+from mlx_flash.metal.frontend.translate import translate
 from mlx_flash.simulator import metal_kernel, mode
 
 RUNTIME = compiler._HERE / "runtime"
@@ -107,6 +111,29 @@ def test_a_second_call_is_cheap():
             best = min(best, time.perf_counter() - start)
     # About 0.15 ms with the comparison; a compile, a load or a search of the disk would show.
     assert best < 2e-3
+
+
+@pytest.mark.parametrize("checked", (True, False), ids=("check", "fast"))
+def test_lines_are_those_of_the_same_code(checked):
+    """A kernel is built without lines, and again with them for a report. Lines of other code are none."""
+    texts = [
+        "#include <metal_stdlib>\nkernel void f(device int* x [[buffer(0)]], uint i [[thread_position_in_grid]]) {\n"
+        f"    threadgroup int shared[64];\n    int sum = x[i];\n    for (int k = 0; k < sum; ++k) sum {sign}= x[k];\n"
+        "    shared[i] = sum;\n    threadgroup_barrier(mem_flags::mem_threadgroup);\n    x[i] = shared[63 - i] / sum;\n}"
+        for sign in "+-"
+    ]
+
+    def built(text: str, lines: bool):
+        translation = translate(text)
+        return compiler.build(translation.text, translation.entry(), "mlx.h", checked, lines=lines)
+
+    plain, lined, other = built(texts[0], False), built(texts[0], True), built(texts[1], True)
+    assert code(plain) == code(lined) != code(other)
+    assert not any(line for _, line in line_table(plain))
+    address, line = next(row for row in line_table(lined) if row[1] == 5)
+    for path, wanted in ((lined, line), (other, 0)):
+        kernel = BuiltKernel("f", texts[0], plain, ["x"], ["shared"], lambda path=path: path)
+        assert kernel.line_of(kernel.library.base + address + 1) == wanted
 
 
 def test_built_kernels_are_found_by_other_processes(tmp_path):
