@@ -119,7 +119,7 @@ def test_lines_are_those_of_the_same_code(checked):
     texts = [
         "#include <metal_stdlib>\nkernel void f(device int* x [[buffer(0)]], uint i [[thread_position_in_grid]]) {\n"
         f"    threadgroup int shared[64];\n    int sum = x[i];\n    for (int k = 0; k < sum; ++k) sum {sign}= x[k];\n"
-        "    shared[i] = sum;\n    threadgroup_barrier(mem_flags::mem_threadgroup);\n    x[i] = shared[63 - i] / sum;\n}"
+        "    shared[i] = sum;\n    threadgroup_barrier(mem_flags::mem_threadgroup);\n    x[i] = shared[i ^ 1] / sum;\n}"
         for sign in "+-"
     ]
 
