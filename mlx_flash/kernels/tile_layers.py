@@ -48,7 +48,7 @@ LAYERS = {
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
 PIPELINE = 8 * PANEL  # elements for an operand's mbarriers: keeps what follows aligned to the swizzle's 1024 bytes
 
-# 32-bit registers: the most a thread may have, what a producer thread keeps, and the least that suffices for copies
+# 32-bit registers: the most a thread may have, what a producer thread keeps, and keeps beside two accumulators
 REGISTERS, PRODUCER_REGISTERS, LEAST_PRODUCER_REGISTERS = 255, 40, 24
 
 
@@ -64,7 +64,7 @@ def register_reallocation(row) -> tuple[int, int] | None:
     if layer.mma_rows == 1 or launched >= REGISTERS - 7:
         return None
     available = launched * (producers + consumers)
-    kept = LEAST_PRODUCER_REGISTERS if row.overlaps else PRODUCER_REGISTERS
+    kept = LEAST_PRODUCER_REGISTERS if {"dK", "dV"} <= set(row.cached) else PRODUCER_REGISTERS
     claimed = (available - kept * producers) // consumers // 8 * 8
     assert claimed * consumers + kept * producers <= available
     return kept, claimed

@@ -130,7 +130,7 @@ METAL_FUNC void backward_key_value(
             if (tile::plain(d_o, q, whole)) {
               tile::begin_ab(d_v, p, d_o);
               tile::finish_abt<1>(ds, v, d_o);
-              softmax::gradient(ds, p, delta_column, whole && !edge);
+              softmax::gradient(ds, p, delta_column, whole);
               softmax::apply_slope(ds, slope);
               tile::begin_ab(d_k, ds, q);
               tile::finish_ab(d_v);
@@ -138,7 +138,7 @@ METAL_FUNC void backward_key_value(
             } else {
               tile::finish_abt<0>(ds, v, d_o);
               tile::nan_safe_ab(d_v, p, d_o);
-              softmax::gradient(ds, p, delta_column, whole && !edge);
+              softmax::gradient(ds, p, delta_column, whole);
               softmax::apply_slope(ds, slope);
               tile::nan_safe_ab(d_k, ds, q);
             }
@@ -164,7 +164,7 @@ METAL_FUNC void backward_key_value(
             dropout::apply(ds, drop, r, first, lane);
 #endif
 #if LOADS_EARLY
-            softmax::gradient(ds, p, delta_column, whole && !edge);
+            softmax::gradient(ds, p, delta_column, whole);
 #else
             softmax::gradient(ds, p, args.delta + (statistics0 + r), Lq - r, whole && !edge, lane, edge);
 #endif

@@ -114,7 +114,11 @@ METAL_FUNC void backward_query(
 #if HAS_DROPOUT
           dropout::apply(ds, drop, at.first, c, lane);
 #endif
+#if LOADS_EARLY
+          softmax::gradient(ds, p, delta_row, whole);
+#else
           softmax::gradient(ds, p, delta_row, whole && !edge);
+#endif
           softmax::apply_slope(ds, slope);
 
           // dQ = dQ + dS K

@@ -118,6 +118,16 @@ METAL_FUNC Reference<tile::RowVector<R>> read_reference(
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(
     thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
+#if LOADS_EARLY
+  // One loop serves all tiles: this copy of what is computed is without selections.
+  if (whole) {
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) s.at[i][c] = probability(s.at[i][c], reference, i, c, factor, true);
+    }
+    return;
+  }
+#endif
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) s.at[i][c] = probability(s.at[i][c], reference, i, c, factor, whole);
@@ -129,6 +139,17 @@ template <int R, int C, typename V>
 METAL_FUNC void gradient(
     thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
     bool whole = false) {
+#if LOADS_EARLY
+  if (whole) {
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) {
+        dp.at[i][c] = score_gradient(dp.at[i][c], p.at[i][c], tile::broadcast(delta, i, c), true);
+      }
+    }
+    return;
+  }
+#endif
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {

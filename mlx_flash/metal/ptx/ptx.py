@@ -59,7 +59,8 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
     Raises CompileError for text that is not valid Metal, ToolchainError if there is no compiler and no cached kernel.
     """
     included = tuple(name for name in _NAMED_HEADERS if f"#include <{name}>" in text)
-    parts = [_sources_hash(included), text, name, *variant.flags()]
+    registers = [str((variant.registers, variant.resident))] if variant.registers else []
+    parts = [_sources_hash(included), text, name, *variant.flags(), *registers]
     stored = cache_directory() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:40]}.ptx"
     if not stored.exists():
         stored.parent.mkdir(parents=True, exist_ok=True)

@@ -665,6 +665,13 @@ METAL_FUNC Reference<tile::RowVector<R>> read_reference(
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(
     thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
+  if (whole) {
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) s.at[i][c] = probability(s.at[i][c], reference, i, c, factor, true);
+    }
+    return;
+  }
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) s.at[i][c] = probability(s.at[i][c], reference, i, c, factor, whole);
@@ -674,6 +681,15 @@ template <int R, int C, typename V>
 METAL_FUNC void gradient(
     thread tile::Tile<float, R, C>& dp, thread const tile::Tile<float, R, C>& p, thread const V& delta,
     bool whole = false) {
+  if (whole) {
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) {
+        dp.at[i][c] = score_gradient(dp.at[i][c], p.at[i][c], tile::broadcast(delta, i, c), true);
+      }
+    }
+    return;
+  }
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
@@ -758,7 +774,7 @@ METAL_FUNC void backward_query(
           softmax::probabilities(p, reference, factor, whole);
           tile::finish_abt<0>(ds, d_o, v);
           v.release();
-          softmax::gradient(ds, p, delta_row, whole && !edge);
+          softmax::gradient(ds, p, delta_row, whole);
           softmax::apply_slope(ds, slope);
           tile::multiply_ab<float>(d_q, one, ds, k, whole);
           k.release();
