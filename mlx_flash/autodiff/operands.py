@@ -188,13 +188,18 @@ def array_inputs(kind: KernelKind) -> tuple[str, ...]:
 def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Problem:
     """The problem whose operands these are, by name: lengths are read off the arrays."""
     if "Q" in arrays:
-        batch, _, queries, _ = arrays["Q"].shape
-        keys = arrays["K"].shape[2] * (arrays["pages"].shape[1] if "pages" in arrays else 1)
+        batch, queries, keys = arrays["Q"].shape[-4], _rows(arrays["Q"]), _rows(arrays["K"])
+        keys *= arrays["pages"].shape[1] if "pages" in arrays else 1
     else:
         batch, _, queries, _ = arrays["dO"].shape
         keys = 0  # delta sums rows of dO and O: no key takes part
     mask = arrays.get(SUM + signature.variants.seeded if signature.variants.seed else "attention_mask")
     return new(Problem, (signature, batch, queries, keys, None if mask is None else tuple(mask.shape)))
+
+
+def _rows(array: mx.array) -> int:
+    """Of the sequence, whose shards may lie along an axis in front."""
+    return array.shape[-2] * (array.shape[0] if array.ndim == 5 else 1)
 
 
 def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array], stream=None) -> dict:

@@ -135,8 +135,9 @@ class Attention:
         self.signature, self.names, self.backend, self.stream = signature, names, backend, stream
         self.with_lse = with_lse
         self._vjp, self._jvp = self._backward, NO_JVP
-        if signature.variants.quantization or signature.variants.page:
-            self._vjp = self._jvp = _FORWARD_ONLY if signature.variants.quantization else _NO_PAGES
+        variants = signature.variants
+        if variants.quantization or variants.page or variants.pieces:
+            self._vjp = self._jvp = _FORWARD_ONLY if variants.quantization else _NO_PAGES
         self._key_value_kinds = key_value_kinds(signature, backend.family)
         self._reads, self._decodes = cache(self._reads_of), backend.decodes and not signature.variants.dropout
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries

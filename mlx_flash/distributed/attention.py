@@ -61,7 +61,8 @@ def attention(
             float32 instead, which sends fewer bytes where many query heads share a key head; "auto": whichever sends
             fewer. `explain(..., group_size=)` tells which.
         heads: key heads that are gathered at once, a divisor of Hk: fewer need less memory. None: as many as keep what
-            is gathered below half of this rank's own q, k, v and output.
+            is gathered below this rank's output in the forward pass, and in the backward pass below half of what it
+            holds anyhow: q, k, v, the output, and their gradients.
         mask: None, "causal", or an array for the whole sequence, [B, Hq, N, N] or broadcast to it, on every rank.
         scale, causal, window, softcap, alibi_slopes, sinks, return_lse, stream: as in `attention`.
         segments: (q_ids, k_ids) of this rank's rows, [B, N / P] or [N / P]; the sequence's own ids, cut by `shard`.
@@ -140,16 +141,16 @@ def _check_trace() -> None:
         raise UnsupportedProblem(f"[mlx_flash.{NAME}] {what} is not available: collectives have no rule for it.")
 
 
-def _method_and_heads(problem: Problem, group, method: str, heads: int | None) -> tuple[str, int]:
-    key_heads = problem.key_heads
+def _method_and_heads(problem: Problem, group, method: str, heads: int | None) -> tuple[str, tuple[int, int]]:
+    key_heads, chosen = problem.key_heads, chosen_method(problem, group.size(), method)
     if heads is None:
-        return chosen_method(problem, group.size(), method), key_heads_at_once(problem, group.size())
+        return chosen, key_heads_at_once(problem, group.size(), chosen)
     if key_heads % whole(heads):
         raise wrong("heads", f"a divisor of the {key_heads} key heads", heads, "Pass None to have it chosen.", NAME)
-    return chosen_method(problem, group.size(), method), whole(heads)
+    return chosen, (whole(heads),) * 2
 
 
-def _parallel(call: Call, names, group, placement: Layout, method: str, heads: int) -> ContextParallel:
+def _parallel(call: Call, names, group, placement: Layout, method: str, heads: tuple[int, int]) -> ContextParallel:
     variants = call.inner.variants
     # Pieces of queries meet keys of the whole sequence: their rows' positions are given by arrays.
     positions = variants.causal or variants.window is not None or variants.alibi

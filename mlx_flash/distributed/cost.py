@@ -6,7 +6,7 @@ from ..problem.problem import Problem
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 METHODS = ("exact", "reduce", "auto")
-SHARE = 0.25  # of this rank's own q, k, v and output that a gathered group of heads may need
+SHARE = 0.5  # of what this rank holds of a training step that a gathered group of heads may need besides
 
 
 def _row_bytes(problem: Problem) -> dict[str, int]:
@@ -42,15 +42,17 @@ def chosen_method(problem: Problem, ranks: int, method: str) -> str:
     return "reduce" if sent["reduce"] < sent["exact"] else "exact"
 
 
-def key_heads_at_once(problem: Problem, ranks: int) -> int:
-    """The largest number of key heads whose gathered operands, of the backward pass, need at most SHARE of this rank's
-    own operands and output; at least one."""
+def key_heads_at_once(problem: Problem, ranks: int, method: str = "exact") -> tuple[int, int]:
+    """The largest numbers of key heads that are gathered at once, forward and backward; at least one.
+
+    Forward, the gathered keys and values are no more than this rank's output: where heads are in several groups, the
+    output stands twice at the end. Backward, what is gathered is at most SHARE of what a rank holds anyhow.
+    """
     row, heads = _row_bytes(problem), problem.key_heads
-    own = row["Q"] + row["K"] + row["V"] + row["dO"]  # gathered, these are the same rows of every rank
-    for count in range(heads, 1, -1):
-        if heads % count == 0 and own * ranks * count / heads <= SHARE * own:
-            return count
-    return 1
+    counts = [count for count in range(heads, 0, -1) if heads % count == 0]
+    most, keys = SHARE * own_bytes(problem), ranks * (row["K"] + row["V"])
+    forward = next((count for count in counts if keys * count <= row["dO"] * heads), 1)
+    return forward, next((count for count in counts if transient_bytes(problem, ranks, count, method) <= most), 1)
 
 
 def own_bytes(problem: Problem) -> int:
@@ -61,17 +63,21 @@ def own_bytes(problem: Problem) -> int:
 
 
 def transient_bytes(problem: Problem, ranks: int, heads: int, method: str) -> int:
-    """The most that a rank holds besides in the backward pass, where `heads` key heads are gathered at once.
+    """The most that a rank holds besides `own_bytes` in the backward pass, `heads` key heads being gathered at once.
 
-    Each group stands twice, as it came and in the sequence's order, and the group after it may be on its way; results
-    stand twice, as parts and as a whole. "reduce" has K and V in place of all operands, but its parts of dK and dV in
-    float32: of two pieces, their sum, the sum over ranks, and the operands in float32.
+    "exact" gathers queries for dK and dV, and then keys for dQ; kernels read both where they lie, and only statistics
+    are put in order. "reduce" has K and V, as they came and in order, and its parts of dK and dV in float32: of two
+    pieces, their sum, the sum over ranks, and the operands in float32. Results of several launches stand twice for a
+    moment: as their parts, and as a whole.
     """
-    row, groups = _row_bytes(problem), min(2, problem.key_heads // heads)
-    gathered = row["K"] + row["V"]
-    bytes_of_row = 2 * (sum(row.values()) if method == "exact" else gathered)
-    if method == "reduce":
-        bytes_of_row += 5 * 4 * (gathered // BYTES[problem.dtype])
-    parts = row["Q"] + gathered + row["dO"]
-    in_flight = ranks * bytes_of_row * groups * heads // problem.key_heads
-    return problem.query_length * (parts + in_flight) if ranks > 1 else 0
+    if ranks == 1:
+        return 0
+    row, share = _row_bytes(problem), heads / problem.key_heads
+    keys, queries = row["K"] + row["V"], row["Q"] + row["dO"]
+    copies = ranks + int(problem.batch > 1 and share < 1)  # some heads of several entries are copied to be sent
+    if method == "exact":
+        gathered = max(copies * queries + 2 * ranks * row["L and delta"], copies * keys)
+    else:
+        gathered = ranks * (2 * keys + 5 * 4 * (keys // BYTES[problem.dtype]))
+    most = max(share * gathered, row["Q"] if share < 1 else 0) + max(row["K"], row["V"])
+    return int(problem.query_length * (most + 16 * problem.batch * ranks))  # and the rows' positions

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..common.errors import wrong
 from ..common.scalars import shown, whole
+from ..problem.shards import in_order, own_rows, piece_numbers
 from .collectives import Collectives, group_of
 
 PIECES = {"zigzag": 2, "contiguous": 1}  # pieces of the sequence that one rank holds
@@ -25,35 +26,26 @@ class Layout:
     name: str
     ranks: int
 
+    @property
+    def pieces_of_a_rank(self) -> int:
+        return PIECES[self.name]
+
     def piece_numbers(self, rank: int) -> tuple[int, ...]:
         """The pieces that a rank holds, in the order in which its shard holds them."""
-        return (rank,) if self.name == "contiguous" else (rank, 2 * self.ranks - 1 - rank)
+        return piece_numbers(rank, self.ranks, self.pieces_of_a_rank)
 
     def pieces(self, rank: int, rows: int) -> list[tuple[int, int]]:
         """(first row in the sequence, number of rows) of each piece of a rank's shard of `rows` rows."""
-        length = rows // PIECES[self.name]
+        length = rows // self.pieces_of_a_rank
         return [(number * length, length) for number in self.piece_numbers(rank)]
 
     def in_order(self, shards: mx.array, axis: int) -> mx.array:
-        """The sequence from the shards of all ranks, [ranks, ...]; `axis` counts the rows of one shard. Each row is
-        copied once."""
-        length = shards.shape[axis + 1] // PIECES[self.name]
-        cut = [slice(None)] * shards.ndim
-        found = {}
-        for rank in range(self.ranks):
-            for place, number in enumerate(self.piece_numbers(rank)):
-                cut[0], cut[axis + 1] = rank, slice(place * length, (place + 1) * length)
-                found[number] = shards[tuple(cut)]
-        return mx.concatenate([found[number] for number in range(len(found))], axis=axis)
+        """The sequence from the shards of all ranks, [ranks, ...]; `axis` counts the rows of one shard."""
+        return in_order(shards, self.pieces_of_a_rank, axis)
 
     def own_rows(self, sequence: mx.array, rank: int, axis: int) -> mx.array:
         """A rank's shard of a sequence."""
-        rows, cut = sequence.shape[axis] // self.ranks, [slice(None)] * sequence.ndim
-        parts = []
-        for first, length in self.pieces(rank, rows):
-            cut[axis] = slice(first, first + length)
-            parts.append(sequence[tuple(cut)])
-        return mx.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0]
+        return own_rows(sequence, rank, self.ranks, self.pieces_of_a_rank, axis)
 
 
 def layout_of(name, ranks: int, function: str = "attention") -> Layout:

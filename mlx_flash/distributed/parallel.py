@@ -2,8 +2,9 @@
 
 Forward: every piece of this rank's queries meets the keys of the whole sequence. Backward: dQ likewise; for dK and dV
 of this rank's keys, queries of the whole sequence are gathered ("exact"), or every rank makes its part of dK and dV of
-all keys and the parts are summed ("reduce"). The collectives of "exact" compute nothing, so its bits are those of one
-process. Key heads are gathered in groups, each freed before the one after the next begins.
+all keys and the parts are summed ("reduce"). The collectives of "exact" compute nothing, and kernels read what is
+gathered where it lies, in the sequence's order: its bits are those of one process. Key heads are gathered in groups,
+one after the other.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ Rows = tuple[int, int]  # first row in the sequence, number of rows
 class ContextParallel:
     """One signature on one backend over one group, as a function of Q, K, V and the operands named by `names`.
 
-    `signature`: of all heads; positions are given by arrays. `own_ids`: queries and keys have segment ids of their own.
+    `signature`: of all heads; positions are given by arrays. `heads`: key heads gathered at once, forward and backward.
+    `own_ids`: queries and keys have segment ids of their own.
     """
 
     def __init__(
         self, signature: Signature, names: tuple[str, ...], backend, stream, with_lse: bool, group, layout: Layout,
-        method: str, heads: int, own_ids: bool,
+        method: str, heads: tuple[int, int], own_ids: bool,
     ):  # fmt: skip
         self.signature, self.names, self.backend, self.stream = signature, names, backend, stream
         self.with_lse, self.group, self.layout = with_lse, group, layout
@@ -44,104 +46,107 @@ class ContextParallel:
 
     def _forward(self, q, k, v, *extras):
         sent = Collectives(self.group)
-        call, done = _Local(self, q.shape, extras, sent), []
-        O, L = _Result(q.shape[:3]), _Result(q.shape[:3])
-        for own in self._groups(k.shape[1]):
-            K, V = (self._gathered(sent, array[:, own.keys], done) for array in (k, v))
-            done.append([])
-            for rows, place in self._pieces(q.shape[2]):
-                parts = call.run(FORWARD, own, rows, call.all_rows, q[:, own.queries, place], K, V)
-                for result, part in zip((O, L), parts):
-                    done[-1].append(result.put(part, own.queries, place))
-        return O.array, L.array
+        call, last, O, L = _Local(self, q.shape, extras, sent), [], [], []
+        for own in self._groups(k.shape[1], self.heads[0]):
+            K, V = (sent.gather(array[:, own.keys], *last) for array in (k, v))
+            runs = self._runs(q.shape[2])
+            parts = [call.run(FORWARD, own, rows, q[:, own.queries, place], K, V, shards=True) for rows, place in runs]
+            last = [one for pair in parts for one in pair]
+            for result, found in zip((O, L), zip(*parts)):
+                result.append(found)
+        return _whole(O), _whole(L)
 
     def _backward(self, primals, cotangents, outputs):
         q, k, v, *extras = primals
         d_o, (o, L) = cotangents[0], outputs
-        exact = self.method == "exact"
         sent = Collectives(self.group, d_o)  # forward collectives of later layers come before these on every rank
         call = _Local(self, q.shape, extras, sent)
         delta = attend(self.signature, self.names, self.backend, self.stream).run(DELTA, d_o, o)[0]
         if self.with_lse:
             delta = with_lse_gradient(delta, L, cotangents[1])
-        done, masks = [], []
-        d_q, d_k, d_v = (_Result(array.shape[:3]) for array in (q, k, v))
-        for own in self._groups(k.shape[1]):
-            queries = [array[:, own.queries] for array in (q, d_o, L, delta)]
-            keys = [array[:, own.keys] for array in (k, v)]
-            K, V = (self._gathered(sent, array, done) for array in keys)
-            done.append([])
-            masks.append([])
-            for rows, place in self._pieces(q.shape[2]):
-                Q, dO, *statistics = (array[:, :, place] for array in queries)
-                (part,) = call.run(BACKWARD_QUERY, own, rows, call.all_rows, Q, K, V, dO, *statistics)
-                done[-1].append(d_q.put(part, own.queries, place))
-                if self.signature.variants.additive:
-                    masks[-1] += call.run(BACKWARD_MASK, own, rows, call.all_rows, Q, K, V, dO, *statistics)
-            parts = self._exact(call, own, queries, keys) if exact else self._reduced(call, own, queries, K, V)
-            for place, *pair in parts:
-                done[-1] += [result.put(part, own.keys, place) for result, part in zip((d_k, d_v), pair)]
+        parts = self._exact if self.method == "exact" else self._reduced
+        d_k, d_v, queries = parts(call, (q, d_o, L, delta), (k, v))
+        d_q, *masks = zip(*queries)
         gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
-        if masks[0]:
+        if masks:
             mask = extras[self.names.index("attention_mask")]
-            gradients["attention_mask"] = call.mask_gradient(masks, mask.shape).astype(mask.dtype)
+            gradients["attention_mask"] = call.mask_gradient(masks[0], mask.shape).astype(mask.dtype)
         if "sinks" in self.names:
             gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], L, delta)
-        return (d_q.array, d_k.array, d_v.array, *gradients.values())
+        return (_whole(d_q), _whole(d_k), _whole(d_v), *gradients.values())
 
-    def _exact(self, call: _Local, own: Heads, queries: list, keys: list):
-        """(place, dK, dV) of each piece of this rank's keys, from the queries of the whole sequence."""
-        Q, dO, L, delta = (self._gathered(call.sent, array) for array in queries)
-        for rows, place in self._pieces(keys[0].shape[2]):
-            K, V = (array[:, :, place] for array in keys)
-            yield place, *call.key_value(own, call.all_rows, rows, Q, K, V, dO, L, delta)
+    def _exact(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:
+        """The parts of dK, of dV and of what `_query` makes, of each group of heads. dK and dV of this rank's keys are
+        made from the queries of the whole sequence, which are freed before dQ exists, from all keys."""
+        last, d_k, d_v, d_q = [], [], [], []
+        for own in self._groups(keys[0].shape[1], self.heads[1]):
+            Q, dO, L, delta = (call.sent.gather(array[:, own.queries], *last) for array in queries)
+            L, delta = self.layout.in_order(L, 2), self.layout.in_order(delta, 2)
+            parts = []
+            for rows, place in self._pieces(keys[0].shape[2]):
+                K, V = (array[:, own.keys, place] for array in keys)
+                parts.append(call.key_value(own, call.all_rows, rows, Q, K, V, dO, L, delta, shards=True))
+            last = [one for pair in parts for one in pair]
+            for result, found in zip((d_k, d_v), zip(*parts)):
+                result.append(found)
+        for own in self._groups(keys[0].shape[1], self.heads[1]):
+            K, V = (call.sent.gather(array[:, own.keys], *last) for array in keys)
+            d_q.append(self._query(call, own, queries, K, V, shards=True))
+            last = [one for found in d_q[-1] for one in found]
+        return d_k, d_v, d_q
 
-    def _reduced(self, call: _Local, own: Heads, queries: list, K, V):
-        """The same, of all pieces at once, from this rank's queries and all keys, summed over ranks in float32: 16 bits
-        would round each rank's part."""
-        parts = []
-        for rows, place in self._pieces(queries[0].shape[2]):
-            Q, dO, L, delta = (array[:, :, place] for array in queries)
-            parts.append(call.key_value(own, rows, call.all_rows, Q, K, V, dO, L, delta, wide=True))
-        totals = (call.sent.sum(sum(both)) for both in zip(*parts))
-        yield slice(None), *(self.layout.own_rows(total, self.group.rank(), 2).astype(K.dtype) for total in totals)
+    def _reduced(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:
+        """The same. Each rank makes its part of dK and dV of all keys, which are summed in float32: 16 bits would round
+        each rank's part. A rank owns all keys there, so that they are put in order."""
+        last, arrange, results = [], partial(self.layout.in_order, axis=2), ([], [], [])
+        for own in self._groups(keys[0].shape[1], self.heads[1]):
+            K, V = (call.sent.gather(array[:, own.keys], *last, arrange=arrange) for array in keys)
+            d_q, parts = self._query(call, own, queries, K, V), []
+            for rows, place in self._pieces(queries[0].shape[2]):
+                Q, dO, L, delta = (array[:, own.queries, place] for array in queries)
+                parts.append(call.key_value(own, rows, call.all_rows, Q, K, V, dO, L, delta, wide=True))
+            sums = [call.sent.sum(sum(both)) for both in zip(*parts)]
+            d_kv = [[self.layout.own_rows(total, self.group.rank(), 2).astype(K.dtype)] for total in sums]
+            last = [one for found in (*d_kv, *d_q) for one in found]
+            for result, found in zip(results, (*d_kv, d_q)):
+                result.append(found)
+        return results
 
-    def _gathered(self, sent: Collectives, array: mx.array, done: list = ()) -> mx.array:
-        """[B, heads, N, ...] in the sequence's order. It begins once the group of heads before the last is computed:
-        one group is on its way while another is worked on, and no third is held."""
-        after = done[-2] if len(done) > 1 else ()
-        return sent.gather(array, *after, arrange=partial(self.layout.in_order, axis=2))
+    def _query(self, call: _Local, own: Heads, queries: tuple, K, V, shards: bool = False) -> list[list[mx.array]]:
+        """The parts of dQ of one group of heads, and of the mask's gradient if it has one."""
+        kinds = [BACKWARD_QUERY, *([BACKWARD_MASK] if self.signature.variants.additive else [])]
+        found = [[] for _ in kinds]
+        for rows, place in self._runs(queries[0].shape[2]):
+            Q, *others = (array[:, own.queries, place] for array in queries)
+            for kind, parts in zip(kinds, found):
+                parts += call.run(kind, own, rows, Q, K, V, *others, shards=shards)
+        return found
 
-    def _groups(self, key_heads: int) -> list[Heads]:
+    def _groups(self, key_heads: int, at_once: int) -> list[Heads]:
         share = self.signature.query_heads // key_heads
         return [
-            Heads(slice(first, first + self.heads), slice(first * share, (first + self.heads) * share))
-            for first in range(0, key_heads, self.heads)
+            Heads(slice(first, first + at_once), slice(first * share, (first + at_once) * share))
+            for first in range(0, key_heads, at_once)
         ]
 
-    def _pieces(self, rows: int):
+    def _pieces(self, rows: int) -> list[tuple[Rows, slice]]:
         """(rows in the sequence, place among this rank's rows) of each piece."""
-        for number, piece in enumerate(self.layout.pieces(self.group.rank(), rows)):
-            yield piece, slice(number * piece[1], (number + 1) * piece[1])
+        pieces = self.layout.pieces(self.group.rank(), rows)
+        return [(piece, slice(n * piece[1], (n + 1) * piece[1])) for n, piece in enumerate(pieces)]
+
+    def _runs(self, rows: int) -> list[tuple[tuple[Rows, ...], slice]]:
+        """(pieces, place) of what one launch computes: all of this rank's queries, whose positions are given by an
+        array, or one piece where a mask would have to be copied to cover two."""
+        pieces = self._pieces(rows)
+        if "attention_mask" in self.names:
+            return [((piece,), place) for piece, place in pieces]
+        return [(tuple(piece for piece, _ in pieces), slice(None))]
 
 
-class _Result:
-    """An array [B, heads, rows, ...] that parts of some heads and rows are written into. `shape`: its first three
-    axes."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape, self.array = shape, None
-
-    def put(self, part: mx.array, heads: slice, rows: slice) -> mx.array:
-        """Writes a part to its heads and rows, and returns it."""
-        whole = (*self.shape, *part.shape[3:])
-        if part.shape == whole:
-            self.array = part
-            return part
-        if self.array is None:
-            self.array = mx.zeros(whole, part.dtype)
-        self.array[:, heads, rows] = part
-        return part
+def _whole(groups) -> mx.array:
+    """An array [B, heads, rows, ...] from its parts: groups of heads, and of each the runs of rows."""
+    parts = [found[0] if len(found) == 1 else mx.concatenate(found, axis=2) for found in groups]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -168,63 +173,78 @@ class _Local:
             else:
                 self.named["k_segments"] = self.named["q_segments"]
 
-    def run(self, kind: KernelKind, own: Heads, queries: Rows, keys: Rows, *arrays: mx.array):
-        """The outputs of one kind of kernel on these rows; `arrays`: Q, K, V and so on, already cut to them."""
-        names, extras = self._operands(own, queries, keys)
-        return self._attention(own, names).run(kind, *arrays, *extras)
+    def run(self, kind: KernelKind, own: Heads, queries: tuple[Rows, ...], *arrays: mx.array, shards: bool = False):
+        """The outputs of one kind of kernel on these rows of queries and all keys; `arrays`: Q, K, V and so on, already
+        cut to them. `shards`: those that kernels walk along are as they were gathered."""
+        names, extras = self._operands(own, queries, self.all_rows)
+        return self._attention(own, names, shards).run(kind, *arrays, *extras)
 
-    def key_value(self, own: Heads, queries: Rows, keys: Rows, *arrays: mx.array, wide: bool = False):
+    def key_value(
+        self, own: Heads, queries: Rows, keys: Rows, *arrays: mx.array, shards: bool = False, wide: bool = False
+    ):
         """dK and dV; in float32 where `wide`."""
-        names, extras = self._operands(own, queries, keys)
+        names, extras = self._operands(own, (queries,), keys)
         if wide:
             arrays = [array.astype(mx.float32) for array in arrays]
-        return self._attention(own, names, "float32" if wide else None).key_value((*arrays, *extras))
+        return self._attention(own, names, shards, "float32" if wide else None).key_value((*arrays, *extras))
 
-    def _attention(self, own: Heads, names: tuple[str, ...], dtype: str | None = None) -> Attention:
+    def _attention(self, own: Heads, names: tuple[str, ...], shards: bool, dtype: str | None = None) -> Attention:
         parallel = self.parallel
         heads = {"query_heads": own.queries.stop - own.queries.start, "key_heads": own.keys.stop - own.keys.start}
-        signature = replace(parallel.signature, **heads, dtype=dtype or parallel.signature.dtype)
+        variants, layout = parallel.signature.variants, parallel.layout
+        if shards:
+            variants = replace(variants, pieces=(layout.ranks, layout.pieces_of_a_rank))
+        signature = replace(parallel.signature, **heads, dtype=dtype or parallel.signature.dtype, variants=variants)
         return attend(signature, names, parallel.backend, parallel.stream)
 
-    def _operands(self, own: Heads, queries: Rows, keys: Rows) -> tuple[tuple[str, ...], list[mx.array]]:
+    def _operands(self, own: Heads, queries: tuple[Rows, ...], keys: Rows) -> tuple[tuple[str, ...], list[mx.array]]:
         """The call's other operands, cut to these rows and heads, and the positions of the rows."""
         named = dict(self.named)
         if "attention_mask" in named:
-            mask = named["attention_mask"]
-            cut = [slice(None), own.queries, _range(queries), _range(keys)]
+            mask, (rows,) = named["attention_mask"], queries
+            cut = [slice(None), own.queries, _range(rows), _range(keys)]
             named["attention_mask"] = mask[tuple(_kept(part, extent) for part, extent in zip(cut, mask.shape))]
         for name, part in (("slopes", own.queries), ("sinks", own.queries)):
             if name in named:
                 named[name] = named[name][part]
-        for name, part in (("q_segments", queries), ("k_segments", keys)):
+        for name, runs in (("q_segments", queries), ("k_segments", (keys,))):
             if name in named:
-                named[name] = contiguous(named[name][:, _range(part)])
+                ids = [named[name][:, _range(rows)] for rows in runs]
+                named[name] = contiguous(ids[0]) if len(ids) == 1 else mx.concatenate(ids, axis=1)
         if self.parallel.signature.variants.shifts:
             named["shifts"] = self._shifts(queries, keys)
         return tuple(named), list(named.values())
 
-    def _shifts(self, queries: Rows, keys: Rows) -> mx.array:
-        """Row i of the queries and row j of the keys are rows queries[0] + i and keys[0] + j of the sequence."""
-        offset, total = queries[0] - keys[0], self.all_rows[1]
-        if self.shifts is None:
-            return mx.full((self.batch, queries[1] + keys[1]), offset, mx.int32)
-        parts = self.shifts[:, :total][:, _range(queries)], self.shifts[:, total:][:, _range(keys)]
-        return mx.concatenate(parts, axis=1) + offset
+    def _shifts(self, queries: tuple[Rows, ...], keys: Rows) -> mx.array:
+        """Row i of the keys is row keys[0] + i of the sequence, and the rows of the queries are those of `queries`."""
+        parts, place, total = [], 0, self.all_rows[1]
+        for rows in queries:
+            offset = rows[0] - place - keys[0]
+            parts.append(self._shift(offset, slice(rows[0], rows[0] + rows[1])))
+            place += rows[1]
+        # Those of keys are asked where keys are owned, which one piece of queries, or all of them, walk along.
+        parts.append(self._shift(queries[0][0] - keys[0], slice(total + keys[0], total + keys[0] + keys[1])))
+        return mx.concatenate(parts, axis=1)
 
-    def mask_gradient(self, parts: list[list[mx.array]], shape: tuple[int, ...]) -> mx.array:
-        """This rank's part of the gradient of the whole sequence's mask: zero in the rows of other ranks. `parts`: of
-        each group of heads, of each piece."""
-        groups = []
-        for pieces in parts:
+    def _shift(self, offset: int, places: slice) -> mx.array:
+        """int32 [B, rows]: an offset, and where segments have positions of their own theirs."""
+        if self.shifts is None:
+            return mx.full((self.batch, places.stop - places.start), offset, mx.int32)
+        return self.shifts[:, places] + offset
+
+    def mask_gradient(self, groups: list[list[mx.array]], shape: tuple[int, ...]) -> mx.array:
+        """This rank's part of the gradient of the whole sequence's mask: zero in the rows of other ranks. `groups`: of
+        heads, and of each its pieces."""
+        layout, found = self.parallel.layout, []
+        numbers = layout.piece_numbers(self.parallel.group.rank())
+        for pieces in groups:
             if shape[2] == 1:
-                groups.append(sum(pieces))
+                found.append(sum(pieces))
                 continue
-            zero = mx.zeros_like(pieces[0])
-            numbers = self.parallel.layout.piece_numbers(self.parallel.group.rank())
-            found = dict(zip(numbers, pieces))
+            zero, own = mx.zeros_like(pieces[0]), dict(zip(numbers, pieces))
             count = self.all_rows[1] // pieces[0].shape[2]
-            groups.append(mx.concatenate([found.get(number, zero) for number in range(count)], axis=2))
-        return sum(groups) if shape[1] == 1 else mx.concatenate(groups, axis=1)
+            found.append(mx.concatenate([own.get(number, zero) for number in range(count)], axis=2))
+        return sum(found) if shape[1] == 1 else mx.concatenate(found, axis=1)
 
 
 def _range(rows: Rows) -> slice:

@@ -58,15 +58,16 @@ class Seconds:
 class SharingPlan:
     """One layer's attention over a group of ranks; bytes are those of one rank.
 
-    `gathered_heads`: key heads that are gathered at once. `own_bytes`: operands, results and gradients.
-    `transient_bytes`: an upper bound of what gathering holds beside them. `pays_from`, `efficient_from`: the lengths
-    from which a training step is faster than on one rank, and at least 0.9 P times as fast; None where no length is.
+    `gathered_heads`: key heads that are gathered at once, forward and backward. `own_bytes`: operands, results and
+    gradients. `transient_bytes`: an upper bound of what gathering holds beside them. `pays_from`, `efficient_from`: the
+    lengths from which a training step is faster than on one rank, and at least 0.9 P times as fast; None where no
+    length is.
     """
 
     ranks: int
     layout: str
     method: str
-    gathered_heads: int
+    gathered_heads: tuple[int, int]
     link: Link
     flops: float
     forward_sent: int
@@ -83,7 +84,9 @@ class SharingPlan:
         return [
             (
                 "shared by",
-                f"{self.ranks} ranks, {self.layout}, {self.method}, key heads at once: {self.gathered_heads}",
+                f"{self.ranks} ranks, {self.layout}, {self.method}, key heads at once: "
+                + " forward, ".join(map(str, self.gathered_heads))
+                + " backward",
             ),
             ("a rank sends", f"{readable(self.forward_sent)} forward, {readable(self.backward_sent)} backward"),
             ("a rank holds", f"{readable(self.own_bytes)}, and gathers at most {readable(self.transient_bytes)}"),
@@ -128,18 +131,19 @@ def planned(
         remedy = "Context parallelism is for self-attention: pass one length."
         raise wrong("length", f"as many keys as queries, a multiple of {multiple}", got, remedy, "explain")
     local = problem._replace(query_length=rows // count, key_length=rows // count)
-    chosen, heads = chosen_method(local, count, method), key_heads_at_once(local, count)
+    chosen = chosen_method(local, count, method)
+    heads = key_heads_at_once(local, count, chosen)
     sent = bytes_sent(local, count, chosen)
-    key, value, groups = problem.head_dim, problem.value_dim, problem.key_heads // heads
+    key, value, groups = problem.head_dim, problem.value_dim, [problem.key_heads // count for count in heads]
     # Columns of the products: S and O forward; S and dP twice, dQ, dK and dV backward. Collectives: K and V forward,
     # all operands backward, or two sums.
-    forward = _seconds(problem, count, layout, key + value, sent["forward"], 2 * groups, between, flops)
-    collectives = (8 if chosen == "exact" else 6) * groups
+    forward = _seconds(problem, count, layout, key + value, sent["forward"], 2 * groups[0], between, flops)
+    collectives = 2 * groups[0] + (6 if chosen == "exact" else 4) * groups[1]
     training = _seconds(problem, count, layout, 5 * key + 4 * value, sum(sent.values()), collectives, between, flops)
     lengths = [None, None] if problem.variants.window else [_from(rows, training, n) for n in (1, EFFICIENT * count)]
     return SharingPlan(
         count, layout, chosen, heads, between, flops, sent["forward"], sent["backward"], own_bytes(local),
-        transient_bytes(local, count, heads, chosen), forward, training, *lengths,
+        transient_bytes(local, count, heads[1], chosen), forward, training, *lengths,
     )  # fmt: skip
 
 

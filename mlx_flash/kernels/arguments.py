@@ -7,6 +7,7 @@ text of the body. So the body names all of them, once, and the templates take a 
 from __future__ import annotations
 
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, MASK_MAP, KernelKind
+from ..problem.shards import walked_along
 from ..problem.variants import ARGUMENT_TYPES
 
 # Members by their types. Arrays are in device memory, because launch.py pads arrays that MLX would pass as constants;
@@ -22,8 +23,11 @@ TYPES = {
 LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_shape[2]"}
 
 
-def lengths(kind: KernelKind, inputs: tuple[str, ...]) -> dict[str, str]:
-    """Axes that the kernel reads, and the expressions that give them."""
+def lengths(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> dict[str, str]:
+    """Axes that the kernel reads, and the expressions that give them. `pieces`: what it walks along is in shards."""
+    if pieces:
+        heads, rows, name = ("Hq", "Lq", "Q") if kind.over_keys else ("Hk", "Lk", "K")
+        return lengths(kind, inputs) | {heads: f"{name}_shape[2]", rows: f"{name}_shape[0] * {name}_shape[3]"}
     if "pages" in inputs:
         return lengths(kind, ()) | {"Lk": "pages_shape[1] * K_shape[2]"}
     if kind is DELTA:
@@ -37,10 +41,11 @@ def lengths(kind: KernelKind, inputs: tuple[str, ...]) -> dict[str, str]:
     return LENGTHS | ({"B": "Q_shape[0]"} if kind is BACKWARD_MASK else {})
 
 
-def members(inputs: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> dict[str, tuple[str, str]]:
     """Member -> (its type, the expression that fills it). Scales and biases of a quantized operand belong to it,
-    and so does the table of its pages."""
+    and so does the table of its pages, or the length of its shards."""
     found = {}
+    shards = walked_along(kind) if pieces else ()
     paged = ("K", "V") if "pages" in inputs else ()  # operands that the table of pages belongs to
     for name in inputs:
         parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
@@ -48,6 +53,8 @@ def members(inputs: tuple[str, ...]) -> dict[str, tuple[str, str]]:
         views += ["{pages, pages_strides}"] if name in paged else []
         if name in VIEWS and parts:
             found[name] = "QuantizedView", f"{{{', '.join(views)}}}"
+        elif name in shards:
+            found[name] = "PiecedView", f"{{{views[0]}, int({shards[0]}_shape[3])}}"
         elif name in paged:
             found[name] = "PagedView", f"{{{', '.join(views)}}}"
         elif name == "pages":
@@ -59,17 +66,17 @@ def members(inputs: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def struct(kind: KernelKind, inputs: tuple[str, ...]) -> str:
+def struct(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> str:
     """The definition of `flash::Arguments`."""
-    lines = [f"  {kept} {name};" for name, (kept, _) in members(inputs).items()]
+    lines = [f"  {kept} {name};" for name, (kept, _) in members(kind, inputs, pieces).items()]
     return "\n".join(
         ["namespace flash {", "struct Arguments {", *lines, f"  int {', '.join(lengths(kind, inputs))};", "};", "}", ""]
     )
 
 
-def body(kind: KernelKind, inputs: tuple[str, ...]) -> str:
+def body(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> str:
     """The body of the kernel, which MLX puts between its braces."""
-    filled = {name: value for name, (_, value) in members(inputs).items()} | lengths(kind, inputs)
+    filled = {name: value for name, (_, value) in members(kind, inputs, pieces).items()} | lengths(kind, inputs, pieces)
     scratch = ["alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];"] if kind.tiled else []
     passed = ["args", *kind.outputs, *(["scratch"] if kind.tiled else [])]
     return "\n".join(

@@ -124,9 +124,10 @@ def build(
         text = "\n".join(["namespace flash {", "namespace formula {", *structs, "}", "}", ""])
         parts[before] += text if readable else stripped(text)
     shared = "constants" if kind.tiled else "views"
-    struct_of_arguments = arguments.struct(kind, inputs)
+    pieces = kind.tiled and variants.pieces is not None
+    struct_of_arguments = arguments.struct(kind, inputs, pieces)
     parts[shared] += struct_of_arguments if readable else stripped(struct_of_arguments)
-    header, body = "".join(parts.values()).replace(REOPENED, ""), arguments.body(kind, inputs)
+    header, body = "".join(parts.values()).replace(REOPENED, ""), arguments.body(kind, inputs, pieces)
     # Users' texts name functions of Metal that no template does.
     header = header if readable else minified(header, body, names=bool(variants.texts))
     attribute = kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else ""
@@ -147,7 +148,8 @@ def build(
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
     """Constants that templates test in `#if` or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
-        absent = dict.fromkeys(("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "MAPS"), 0)
+        named = ("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "HAS_PIECES", "MAPS")
+        absent = dict.fromkeys(named, 0)
         own = {**variants.holes(kind), "HAS_MASK": 1, **MAPPED} if kind is MASK_MAP else {}
         return {**absent, **own, "SCALED_FIRST": int(variants.scaled_first)}
     layer, holes = LAYERS[row.tiles], variants.holes(kind)

@@ -41,7 +41,8 @@ class Parts(NamedTuple):
 
 def decodes(problem: Problem) -> bool:
     """Does the decoding kernel serve the call, or the forward kernel? Asked of backends that have both."""
-    return problem.query_length <= QUERIES and not problem.variants.dropout
+    variants = problem.variants
+    return problem.query_length <= QUERIES and not variants.dropout and not variants.pieces
 
 
 def describe(problem: Problem, decoding: bool, backend: str, parts: int) -> str:

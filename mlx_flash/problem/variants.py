@@ -42,7 +42,8 @@ class Variants:
     """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
     mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
     mask. `shifts`: arrays say where queries are among the keys. `lengths`: batch entries have lengths of their own.
-    `page`: rows of a page of keys and values. `latent`: values are the first columns of keys. `dropout`: a probability.
+    `page`: rows of a page of keys and values. `pieces`: ranks that hold what kernels walk along, and pieces of each
+    rank's shard. `latent`: values are the first columns of keys. `dropout`: a probability.
     `score`, `visible`: users' texts. `seed`: the number, from 1 on, of the array of the score whose gradient a kernel
     sums. `quantization`: the format of keys and values. Values that a kernel reads as arguments (the window's sides,
     the cap, the probability, a text's numbers) do not change its text: see `text`.
@@ -61,6 +62,7 @@ class Variants:
     lengths: bool = _variant(False, "HAS_LENGTHS", "const device int* lengths", name="lengths")
     page: int | None = _variant(None, "HAS_PAGES", "Strided<int> pages", name="pages{}", without=BACKWARD_KINDS)
     latent: bool = _variant(False, "LATENT", name="latent", without=BACKWARD_KINDS)
+    pieces: tuple[int, int] | None = _variant(None, "HAS_PIECES", name="pieces{0[0]}x{0[1]}", without=(DECODE,))
     block: int | None = _variant(
         None, "HAS_BLOCKS", "Strided<int> block_map", "const device uint8_t* block_bitmaps",
         "Strided<int> block_lists", "Strided<int> block_counts", name="blocks{}",
@@ -164,6 +166,8 @@ class Variants:
             "MASK_ELEMENT": METAL_TYPES[self.mask or "bool"],
             "BLOCK": self.block or 1,
             "PAGE": self.page or 1,
+            "SCATTERED": int(bool(named["HAS_PAGES"] or named["HAS_PIECES"])),
+            **dict(zip(("RANKS", "RANK_PIECES"), self.pieces or (1, 1))),
             "HAS_TEXTS": int(bool(self.texts)),
             "SCORE_HIDES": int(bool(self.score and self.score.hides)),
             "WANTS_SLOPE": int(bool(self.score) and kind in BACKWARD_KINDS),

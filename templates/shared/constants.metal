@@ -12,6 +12,9 @@ constant constexpr bool TRANSPOSED = $OVER_KEYS;      // rows of a tile are keys
 #if HAS_MASK && !MAPS
 using MaskElement = $MASK_ELEMENT;
 #endif
+#if HAS_PIECES
+constant constexpr int RANKS = $RANKS, RANK_PIECES = $RANK_PIECES;  // shards of a sequence, and pieces of each
+#endif
 #if HAS_PAGES
 constant constexpr int PAGE = $PAGE;  // rows of a page of keys and values
 #endif

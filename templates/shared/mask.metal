@@ -346,6 +346,14 @@ struct Visibility {
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
     look_at(place, min(place + BT, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
+#if HAS_PIECES
+#if OVER_KEYS
+    const int piece = queries / (RANKS * RANK_PIECES);
+#else
+    const int piece = keys / (RANKS * RANK_PIECES);
+#endif
+    if (place % piece + BT > piece) return true;  // its rows lie in two pieces
+#endif
 #if OVER_KEYS && HAS_LENGTHS
     return !covers(place, place + BT - 1, first, last);  // keys behind the entry's end have gradients too: zeros
 #elif OVER_KEYS

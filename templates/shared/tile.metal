@@ -53,10 +53,44 @@ template <typename T> struct Pages {
     stride = pool.row_stride<T>();
   }
 
+  METAL_FUNC void open(thread const PagedView& view, int b, int h) thread { open(view.pool, view.pages, b, h); }
+
   METAL_FUNC const device T* row(int j) const thread {
     return head + (table[j / PAGE] * page_stride + j % PAGE * stride);
   }
 };
+#endif
+
+#if HAS_PIECES
+// The rows of one head of a sequence in shards. Piece i of the sequence is the first of rank i; where a rank has two, the
+// second is as far from the sequence's end. Blocks may lie in two pieces.
+template <typename T> struct Pieces {
+  const device T* head;      // of the first rank
+  long rank_stride, stride;  // elements between ranks, and between rows
+  int length;                // rows of a piece
+
+  METAL_FUNC void open(thread const PiecedView& view, int b, int h) thread {
+    const constant int64_t* strides = view.shards.strides;
+    head = (const device T*)(view.shards.bytes + b * strides[1] + h * strides[2]);
+    rank_stride = strides[0] / long(sizeof(T));
+    stride = strides[3] / long(sizeof(T));
+    length = view.length / RANK_PIECES;
+  }
+
+  METAL_FUNC const device T* row(int j) const thread {
+    const int piece = j / length, second = piece >= RANKS ? 1 : 0;
+    const int rank = second == 1 ? 2 * RANKS - 1 - piece : piece;
+    return head + (rank * rank_stride + (j - (piece - second) * length) * stride);
+  }
+};
+#endif
+
+#if HAS_PAGES
+template <typename T> using Scattered = Pages<T>;
+using ScatteredView = PagedView;
+#elif HAS_PIECES
+template <typename T> using Scattered = Pieces<T>;
+using ScatteredView = PiecedView;
 #endif
 
 template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {

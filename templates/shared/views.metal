@@ -43,6 +43,14 @@ struct PagedView {
 };
 #endif
 
+#if HAS_PIECES
+// The rows of a sequence as the ranks of a group hold them: [RANKS, B, heads, length, D]
+struct PiecedView {
+  View shards;
+  int length;
+};
+#endif
+
 #if QUANTIZED
 // Keys or values in one of the formats of quantized.metal
 struct QuantizedView {

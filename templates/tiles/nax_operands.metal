@@ -98,13 +98,16 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 // past `valid` read as zero. Where it is known to be BT, the code has no trace of that.
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
-#if HAS_PAGES
-  Pages<T> pages;
+#if SCATTERED
+  Scattered<T> pages;
 #else
   const device T* head;
 #endif
   const device T* block;
   long stride;
+#if HAS_PIECES
+  int first_row;  // of the current block
+#endif
   int valid;  // rows of the current block that exist and are wanted, at most BT
   bool edge;  // not every row of the other factor sees the block whole
   int first, column;
@@ -117,9 +120,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 
   // `view`, `start`, `acquire` and `pass` as in simdgroup_operands.metal
-#if HAS_PAGES
-  METAL_FUNC void view(thread const PagedView& view, int b, int h) thread {
-    pages.open(view.pool, view.pages, b, h);
+#if SCATTERED
+  METAL_FUNC void view(thread const ScatteredView& view, int b, int h) thread {
+    pages.open(view, b, h);
     stride = pages.stride;
   }
 
@@ -129,6 +132,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+#if HAS_PIECES
+    first_row = row;
+#endif
     block = pages.row(row);
     valid = edge ? min(BT, end - row) : BT;
   }
@@ -156,7 +162,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   // Columns [16 d + column, + 4) of a row of the block
   METAL_FUNC Run<T, 4> four(int row, int d) const thread {
+#if HAS_PIECES
+    const device T* from = edge ? pages.row(first_row + row) : block + row * int(stride);
+#else
     const device T* from = edge ? block + row * stride : block + row * int(stride);
+#endif
     return read_four<D>(from, d * 16 + column, valid == BT || row < valid);
   }
 

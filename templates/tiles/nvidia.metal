@@ -164,8 +164,8 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
-#if HAS_PAGES
-  Pages<T> pages;
+#if SCATTERED
+  Scattered<T> pages;
 #else
   const device T* head;
 #endif
@@ -182,9 +182,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
 
-#if HAS_PAGES
-  METAL_FUNC void view(thread const PagedView& view, int b, int h) thread {
-    pages.open(view.pool, view.pages, b, h);
+#if SCATTERED
+  METAL_FUNC void view(thread const ScatteredView& view, int b, int h) thread {
+    pages.open(view, b, h);
     stride = pages.stride;
   }
 #else
@@ -196,7 +196,21 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
-#if HAS_PAGES
+#if HAS_PIECES
+    if (row % pages.length + min(BT, end - row) > pages.length) {  // it lies in two pieces: each thread finds its rows
+      constexpr int STEP = 4 * PRODUCER_WARPS;  // rows that the producers copy at a time
+      const uint thread_index = lane.thread_index - 32 * CONSUMER_WARPS;
+      const int own = thread_index / 8;
+#pragma clang loop unroll(disable)
+      for (int n = 0; n < BT; n += STEP) {
+        const device T* from = pages.row(min(row + n + own, end - 1)) - own * stride;
+        tile::copy<BT, D, STEP, 32 * PRODUCER_WARPS>(to, n, from, stride, end - row - n, thread_index);
+      }
+      pipe.producer_commit();
+      return;
+    }
+#endif
+#if SCATTERED
     const device T* head = pages.row(row) - row * stride;
 #endif
     tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(

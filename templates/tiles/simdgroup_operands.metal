@@ -152,8 +152,8 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
-#if HAS_PAGES
-  Pages<T> pages;
+#if SCATTERED
+  Scattered<T> pages;
 #else
   const device T* head;
 #endif
@@ -170,9 +170,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     lane = lane_;
   }
 
-#if HAS_PAGES
-  METAL_FUNC void view(thread const PagedView& view, int b, int h) thread {
-    pages.open(view.pool, view.pages, b, h);
+#if SCATTERED
+  METAL_FUNC void view(thread const ScatteredView& view, int b, int h) thread {
+    pages.open(view, b, h);
     stride = pages.stride;
   }
 
@@ -180,10 +180,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void pass() thread {}
 
-  // To the block that begins at `row` and lies in one page
+  // To the block that begins at `row`, and lies in one page unless it is at an edge
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
-    first = 0;
+    first = row;
     block = pages.row(row);
     valid = edge ? min(BT, end - row) : BT;
   }
@@ -221,7 +221,9 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #if USES_THREADGROUP
   // Elements of a row, at (row, column) from (row0, column0), which is the same for all lanes
   METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-#if HAS_PAGES
+#if HAS_PIECES
+    if (edge) return *(const device Run<T, RUN>*)(pages.row(first + row0 + row) + (column0 + column));
+#elif HAS_PAGES
     if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
 #else
     // Products with the block's own row: of the other terms each would be kept in registers, also by the other loop.
@@ -246,7 +248,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 #else
   // Where `row` of the block begins; at edges from the head on, as in `run` above
-#if HAS_PAGES
+#if HAS_PIECES
+  METAL_FUNC const device T* source(int row) const thread {
+    return edge ? pages.row(first + row) : block + row * int(stride);
+  }
+#elif HAS_PAGES
   METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
 #else
   METAL_FUNC const device T* source(int row) const thread {

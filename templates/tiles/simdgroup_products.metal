@@ -60,7 +60,12 @@ METAL_FUNC void head_block_abt(
   for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
     if (b.valid < BT && t * 8 + 8 > b.valid) continue;
     for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
+#if HAS_PIECES
+    at = b.source(t * 8 + b.lane.column);
+    direct_fragment<H, R>(sum, rows, b, at, b.source(t * 8 + b.lane.column + 1), column, 2);
+#else
     direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
+#endif
     for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
   }
   if (b.valid % 8 == 0) return;
@@ -151,6 +156,9 @@ METAL_FUNC bool add_product(
     if (b.valid < BT && t * 8 + 8 > b.valid) continue;
 #endif
     for (int i = 0; i < R / 8; i++) rows[i] = p.at[i][t];
+#if HAS_PIECES && !USES_THREADGROUP
+    at = b.source(t * 8 + b.lane.row);
+#endif
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
   }
 #if !USES_THREADGROUP

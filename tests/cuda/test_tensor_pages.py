@@ -1,10 +1,11 @@
-"""Lengths, pages and latent attention on the tensor-core layers, on the simulator: as of contiguous keys apart."""
+"""Lengths, pages, shards and latent attention on the tensor-core layers, on the simulator: as of keys side by side."""
 
 import bounds
 import feature_cases
 import mlx.core as mx
 import pools
 import pytest
+import shards
 from cases import Case
 from feature_cases import Variant
 from tensor_rows import LAYERS, small_rows
@@ -56,3 +57,11 @@ def test_columns_of_keys_are_values(layer, queries):
     with use_backend("reference"):
         want = attention(arrays["q"], arrays["k"], value_dim=24, causal=True)
     near(got, want, DTYPES[layer])
+
+
+@pytest.mark.parametrize("sizes", [(128, 256, 64), (48, 48, 0), (140, 156, 9)], ids=str)
+def test_sequences_in_shards_have_the_bits_of_those_in_order(layer, sizes):
+    """Pieces of whole blocks, shorter than a block, and of odd length."""
+    queries, keys, first = sizes
+    want, got = shards.results(queries, keys, (2, 2), DTYPES[layer], first=first, causal=True)
+    assert got == want

@@ -124,7 +124,7 @@ class NoKernels:
     def run(self, kind, *arrays):
         q, *others = arrays
         if kind.name == "forward":
-            return self._made([q.shape[:3] + others[1].shape[3:], (*q.shape[:3], 2)], [q.dtype, mx.float32], arrays)
+            return self._made([q.shape[:3] + others[1].shape[-1:], (*q.shape[:3], 2)], [q.dtype, mx.float32], arrays)
         return self._made([q.shape[:3] if kind.name == "delta" else q.shape], [q.dtype], arrays)
 
     def key_value(self, arrays):
@@ -134,8 +134,11 @@ class NoKernels:
         return mx.depends([mx.zeros(*one) for one in zip(shapes, dtypes)], list(after))
 
 
-def peak_memory(shape: dict, sharing: dict, dtype: str = "float32", layers: int = 1) -> int:
-    """Bytes at the peak of a forward and backward pass through layers that follow each other, operands included."""
+def peak_memory(
+    shape: dict, sharing: dict, dtype: str = "float32", layers: int = 1, gradients: bool = True, waits: bool = True
+) -> tuple[int, int]:
+    """(bytes of the operands, bytes beyond them at the peak) of layers that follow each other, with gradients or not.
+    MLX allocates ahead of what runs unless its limit is reached, as it is by the operands where it `waits`."""
     from mlx_flash.distributed import parallel
 
     parallel.attend = NoKernels
@@ -143,6 +146,9 @@ def peak_memory(shape: dict, sharing: dict, dtype: str = "float32", layers: int 
     q, k, v, d_o = (mx.contiguous(arrays.pop(name)) for name in ("q", "k", "v", "d_o"))
     mx.eval(q, k, v, d_o)
     del arrays
+    operands = mx.get_active_memory()
+    if waits:
+        mx.set_memory_limit(operands)
 
     def call(q, k, v):
         for _ in range(layers):
@@ -153,8 +159,8 @@ def peak_memory(shape: dict, sharing: dict, dtype: str = "float32", layers: int 
         for _ in range(2):  # the first run also makes what is kept for later runs
             mx.clear_cache()
             mx.reset_peak_memory()
-            mx.eval(mx.vjp(call, [q, k, v], [d_o]))
-    return mx.get_peak_memory()
+            mx.eval(mx.vjp(call, [q, k, v], [d_o]) if gradients else call(q, k, v))
+    return operands, mx.get_peak_memory() - operands
 
 
 def decoded(caches: list[int], options: dict, dtype: str = "float32") -> tuple[list, list]:
@@ -214,15 +220,22 @@ def shared_without_positions(**arguments) -> dict:
     """`shared`, by a product that forgets where this rank's rows are."""
     from mlx_flash.distributed import parallel
 
-    parallel._Local._shifts = lambda self, queries, keys: mx.zeros((self.batch, queries[1] + keys[1]), mx.int32)
+    parallel._Local._shift = lambda self, offset, places: mx.zeros((self.batch, places.stop - places.start), mx.int32)
     return shared(**arguments)
 
 
 def shared_by_mlx(**arguments) -> dict:
-    """`shared`, differentiated by MLX's own gradient of all_gather."""
+    """`shared`, differentiated by MLX's own gradient of all_gather, and those of kernels on sequences in order."""
     from mlx_flash.distributed import parallel
+    from mlx_flash.problem.shards import in_order
 
-    parallel.custom = lambda function, *_: function
+    class InOrder(parallel.Collectives):
+        def gather(self, *arrays):
+            return super().gather(*arrays, arrange=lambda shards: in_order(shards, 2, 2))
+
+    kernels = parallel._Local._attention
+    parallel.custom, parallel.Collectives = lambda function, *_: function, InOrder
+    parallel._Local._attention = lambda self, own, names, shards: kernels(self, own, names, False)
     return shared(**arguments)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -25,6 +26,7 @@ from ...problem.formulas.syntax import Item, Name, expressions
 from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, KINDS, KernelKind
 from ...problem.latent import code_columns_of
 from ...problem.problem import Problem, Signature
+from ...problem.shards import in_shards, walked_along
 
 # Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -87,6 +89,8 @@ def tiny(kind: KernelKind, signature: Signature, family: Family, rows: int) -> P
         keys += keys % 2  # mx.quantize wants whole pairs of nvfp4's groups on the CPU
     if variants.page:
         keys = -(-keys // variants.page) * variants.page
+    if variants.pieces:
+        queries, keys = (-(-length // prod(variants.pieces)) * prod(variants.pieces) for length in (queries, keys))
     inner = replace(
         signature, query_heads=group, key_heads=1, scale=1 / math.sqrt(signature.head_dim), variants=variants
     )
@@ -134,11 +138,16 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
         )
     if variants.visible and variants.block:
         mask = visited_as_a_whole(queries, keys, variants.block)
+    placed = variants.shifts and not variants.segments  # rows of a sequence that several machines share
+    unplaced = replace(problem.signature, variants=replace(variants, shifts=variants.shifts and not placed))
     extras = operands(
-        problem, mask=mask, alibi_slopes=-abs(normal(6, group)) / 8, sinks=normal(7, group), key=mx.random.key(8),
-        segments=(mx.arange(queries) // 50, mx.arange(keys) // 50), pages=mx.arange(pages, 0, -1)[None],
+        problem._replace(signature=unplaced), mask=mask, alibi_slopes=-abs(normal(6, group)) / 8,
+        sinks=normal(7, group), key=mx.random.key(8), pages=mx.arange(pages, 0, -1)[None],
+        segments=(mx.arange(queries) // 50, mx.arange(keys) // 50),
         lengths=(mx.array([max(1, queries - 1)]), mx.array([keys - 5])),
     )  # fmt: skip
+    if placed:
+        extras["shifts"] = mx.full((1, queries + keys), keys - queries - 9, mx.int32)
     for text in variants.texts:
         extras |= _read_by(text, problem)
     quantization, quantized, parts = variants.quantization, {}, {}
@@ -172,16 +181,21 @@ def _read_by(text: Formula, problem: Problem) -> dict[str, mx.array]:
 
 def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, ...], where: Backend):
     """The outputs of a kind of kernel on a backend; results of other kernels that it reads are the reference's."""
-    attention = attend(problem.signature, names, where)
+    attention, pieces = attend(problem.signature, names, where), problem.variants.pieces
     extras = [arrays[name] for name in names]
+
+    def held(name: str) -> mx.array:
+        return in_shards(arrays[name], *pieces) if pieces and name in walked_along(kind) else arrays[name]
+
     if kind in (FORWARD, DECODE, COMBINE):
-        return attention.run(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
-    right = attend(problem.signature, names, backend("reference"))
+        return attention.run(FORWARD, *map(held, "QKV"), *extras)
+    in_order = replace(problem.signature, variants=replace(problem.variants, pieces=None))
+    right = attend(in_order, names, backend("reference"))
     arrays = dict(arrays)
     arrays["O"], arrays["L"] = right.run(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
     if kind is not DELTA:
         arrays["delta"] = right.run(DELTA, arrays["dO"], arrays["O"])[0]
-    own = [arrays[name] for name in array_inputs(kind)]
+    own = [held(name) for name in array_inputs(kind)]
     return attention.run(kind, *own, *(extras if kind is not DELTA else ()))
 
 

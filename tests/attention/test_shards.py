@@ -1,0 +1,63 @@
+"""Kernels that walk along a sequence in the shards of several ranks, where they lie: the bits of one in order."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import shards
+from machines import each_simulated_family
+
+from mlx_flash import use_backend
+from mlx_flash.simulator import mode
+
+TWO = {"pieces": (2, 2)}
+CASES = {  # texts are the same where pieces and options are
+    "pieces of whole blocks": {"queries": 128, "keys": 256, "first": 64, "causal": True, **TWO},
+    "pieces shorter than a block": {"queries": 48, "keys": 48, "causal": True, **TWO},
+    "pieces of odd length": {"queries": 140, "keys": 156, "first": 9, "causal": True, **TWO},
+    "one piece a rank, a window": {"queries": 120, "keys": 180, "first": 33, "pieces": (3, 1), "window": (37, 11)},
+    "four ranks": {"queries": 96, "keys": 136, "pieces": (4, 2), "causal": True},
+}
+SLOW = ("four ranks",)
+
+
+def checked(name: str, dtype: str, **more):
+    want, got = shards.results(**CASES[name], dtype=dtype, **more)
+    assert got == want
+    return got
+
+
+@each_simulated_family
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES])
+def test_shards_have_the_bits_of_the_sequence(name, family):
+    with use_backend("simulator", family), mode("check"):
+        checked(name, "float16")
+
+
+@each_simulated_family
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES)[:4])
+def test_in_float32(name, family):
+    with use_backend("simulator", family), mode("check"):
+        checked(name, "float32")
+
+
+@pytest.mark.simulator
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES)[:4])
+def test_on_neural_accelerators(name):
+    with use_backend("simulator", "apple10"), mode("check"):
+        checked(name, "float16")
+
+
+@each_simulated_family
+def test_an_additive_mask(family):
+    mask = mx.array(np.random.default_rng(0).standard_normal((2, 4, 140, 156)).astype(np.float32))
+    with use_backend("simulator", family), mode("check"):
+        got = checked("pieces of odd length", "float32", mask=mask, alibi_slopes=mx.array([0.5, 0.1, 0.02, 0.3]))
+    assert any(name == "backward_mask" for name, _ in got)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_puts_them_in_order(name):
+    with use_backend("reference"):
+        checked(name, "float32")
