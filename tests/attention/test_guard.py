@@ -345,7 +345,6 @@ VARIANTS = {
     "lengths": {"causal": True, "lengths": mx.zeros((1,), mx.int32)},
     "pages": {"pages": mx.zeros((1, 1), mx.int32), "lengths": mx.zeros((1,), mx.int32)},
     "latent": {"latent": True},
-    "shards": {"causal": True, "pieces": (2, 2)},
 }
 
 
@@ -354,14 +353,10 @@ VARIANTS = {
 def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, name):
     """Every kind of kernel of a signature, on the simulator; and with 2 % more in each of its results."""
     q, k = mx.zeros((1, 4, 1, 24), mx.float16), mx.zeros((1, 2, 64, 24), mx.float16)
-    options = dict(VARIANTS[name])
-    pieces, family = options.pop("pieces", None), FAMILIES["apple7"]
-    signature = signature_of(q, k, k, **options)
-    if pieces:  # as machines that share a sequence ask for it
-        signature = replace(signature, variants=replace(signature.variants, shifts=True, pieces=pieces))
+    signature, family = signature_of(q, k, k, **VARIANTS[name]), FAMILIES["apple7"]
     kinds = [] if signature.variants.page else [DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE]
     kinds += [BACKWARD_MASK] * signature.variants.additive
-    kinds += [FORWARD] if signature.variants.dropout or pieces else [FORWARD, DECODE, COMBINE]
+    kinds += [FORWARD] if signature.variants.dropout else [FORWARD, DECODE, COMBINE]
     for kind in kinds:
         rows = {DECODE: 8, COMBINE: 8}.get(kind, 0)
         kernel = plan(kind, signature, family, rows).kernel

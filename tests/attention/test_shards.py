@@ -1,5 +1,7 @@
 """Kernels that walk along a sequence in the shards of several ranks, where they lie: the bits of one in order."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -7,6 +9,12 @@ import shards
 from machines import each_simulated_family
 
 from mlx_flash import use_backend
+from mlx_flash.backends import simulator
+from mlx_flash.cli.probe import trial
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import plan
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
+from mlx_flash.problem.problem import problem_of
 from mlx_flash.simulator import mode
 
 TWO = {"pieces": (2, 2)}
@@ -55,6 +63,19 @@ def test_an_additive_mask(family):
     with use_backend("simulator", family), mode("check"):
         got = checked("pieces of odd length", "float32", mask=mask, alibi_slopes=mx.array([0.5, 0.1, 0.02, 0.3]))
     assert any(name == "backward_mask" for name, _ in got)
+
+
+@pytest.mark.simulator
+@pytest.mark.parametrize("kind", [FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE], ids=str)
+def test_a_mac_can_try_the_kernels(monkeypatch, kind):
+    """The probe before a kernel's first use: right kernels pass, and 2 % more is noticed."""
+    q, k = mx.zeros((1, 4, 64, 24), mx.float16), mx.zeros((1, 2, 64, 24), mx.float16)
+    signature, family = problem_of(q, k, k, causal=True).signature, FAMILIES["apple7"]
+    signature = replace(signature, variants=replace(signature.variants, shifts=True, pieces=(2, 2)))
+    kernel = plan(kind, signature, family).kernel
+    for factor in (1, 1.02):
+        monkeypatch.setattr(trial, "run", lambda *given, by=factor: [by * one for one in simulator.run(*given)])
+        assert ("numbers are wrong" in trial.trial(kind.name, signature, family, 0, kernel)["reason"]) == (factor != 1)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -65,3 +65,9 @@ def test_sequences_in_shards_have_the_bits_of_those_in_order(layer, sizes):
     queries, keys, first = sizes
     want, got = shards.results(queries, keys, (2, 2), DTYPES[layer], first=first, causal=True)
     assert got == want
+
+
+def test_an_array_mask_over_shards(layer):
+    mask = mx.arange(128)[:, None] // 32 != mx.arange(256) // 64
+    want, got = shards.results(128, 256, (2, 2), DTYPES[layer], mask=mask[None, None])
+    assert got == want
