@@ -11,7 +11,7 @@ import mlx.core as mx
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
 from ..distributed.plan import planned
-from ..kernels import neural
+from ..kernels import mask_map, neural
 from ..kernels.apple import candidates, matrix_rows, tuned_row
 from ..kernels.config import MIXED, precision_of
 from ..kernels.devices import FAMILIES, Family, TunedRow
@@ -218,7 +218,7 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> KernelExplana
         name=kind.name,
         kernel=plan.kernel.name,
         row=_place(plan),
-        why=_why_row(plan) + _why_delta(plan),
+        why=_why_row(plan) + _why_delta(plan) + _why_map(plan, problem),
         blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
         threads=row.threads,
         grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
@@ -315,6 +315,12 @@ def _why_delta(plan: Plan) -> str:
     if plan.kind is not BACKWARD_QUERY_DELTA:
         return ""
     return f"; delta is made here, a launch less, since queries are fewer than {plan.family.delta_apart}"
+
+
+def _why_map(plan: Plan, problem: Problem) -> str:
+    if "mask_map" not in plan.kernel.inputs or not mask_map.pays(plan.kind, problem):
+        return ""
+    return "; a kernel maps the mask first, and blocks that it hides are left out"
 
 
 def _extra_bytes(plan: Plan, problem: Problem) -> int:

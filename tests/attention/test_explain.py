@@ -101,6 +101,10 @@ def test_takes_what_attention_takes():
     seen = explain(q, q, q, mask=bias, return_lse=True, family="apple9")  # the gradient of the LSE enters delta
     assert [step.name for step in seen.kernels] == names
     assert all(word in str(told) for word in ("mask_float32", "window", "softcap", "sinks"))
+    long = mx.zeros((1, 16, 4096, 64), mx.float16)
+    mapped = [explain(long, long, long, mask=mx.zeros((n, 4096), mx.bool_), family="sm90") for n in (1, 4096)]
+    assert all(one.kernels[0].why.endswith("blocks that it hides are left out") for one in mapped)
+    assert not any("maps the mask" in one.why for one in explain(q, q, q, mask=bias, family="sm90").kernels)
     kept = explain(q, q, q, mask=mx.zeros((48, 48), mx.bool_), return_lse=True, stream=mx.cpu, family="apple9")
     assert len(kept.kernels) == len(KERNELS) and "mask_bool" in str(kept)
 
