@@ -6,8 +6,8 @@ It starts the ranks itself, on this machine: on CUDA with NCCL, one GPU each, el
 it is one rank of several. Every measurement is printed and written as soon as it is made; after --limit seconds no new
 one begins, and half a minute later the ranks are ended. NCCL_NVLS_ENABLE=0 where NVLink multicast is off.
 
-Bytes are those at the peak beyond the operands. MLX allocates ahead of a GPU: in the rows "within", its memory limit is
-set to a part of what one GPU needed, and MLX waits where it would exceed that.
+Bytes are those at the peak beyond the operands. MLX allocates for up to ten command buffers ahead of a GPU: in the rows
+"waiting", its memory limit is what the operands take, so that it waits for memory to be freed.
 """
 
 import argparse
@@ -117,22 +117,20 @@ class Measurement:
         else:
             del whole
         count = self.options.key_heads
-        for heads in (None, count, *(one for one in (2,) if count % 2 == 0)):
-            named = {"length": length, "what": "shared", "gathered_heads": heads}
+        groups = (None, count, *(one for one in (2,) if count % 2 == 0))
+        calls = [("shared", None), *(("waiting", one) for one in groups), *(("shared", one) for one in groups[1:])]
+        for what, heads in calls:
+            named = {"length": length, "what": what, "gathered_heads": heads}
             if self.late():
                 return
-            compare(self.measured(self.shared(heads), own, **named), alone, self)
-            if heads is None and alone:
-                self.bits(whole, own, length)
-        for heads, part in ((None, 1.0), (2, 0.7)):
-            if alone is None or count % (heads or 1) or self.late():
-                continue
-            named = {"length": length, "what": f"within {part}", "gathered_heads": heads}
-            before = mx.set_memory_limit(mx.get_active_memory() + int(part * alone["both_bytes"]))
+            limit = mx.set_memory_limit(mx.get_active_memory()) if what == "waiting" else None
             try:
                 compare(self.measured(self.shared(heads), own, **named), alone, self)
             finally:
-                mx.set_memory_limit(before)
+                if limit is not None:
+                    mx.set_memory_limit(limit)
+            if what == "shared" and heads is None and alone:
+                self.bits(whole, own, length)
 
     def shared(self, heads: int | None):
         return lambda *x: distributed.attention(*x, causal=True, group=self.group, heads=heads)
