@@ -1,10 +1,12 @@
 """The Metal text: no dead holes, no accidents of MLX's text scan, one name for one text, the same bytes everywhere."""
 
+import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import pytest
@@ -92,14 +94,14 @@ def test_texts_are_short():
     assert max(size(source.build(*arguments)) for arguments in builds_of(DELTA)) <= 2_000
 
 
-@pytest.fixture
-def text_with_names(monkeypatch):
+@functools.cache
+def text_with_names(arguments: tuple) -> str:
     """The text of a kernel as MLX gets it, but for the names in it."""
-    monkeypatch.setattr(source, "minified", lambda text, body, names: minify.used(text, body))
-    return lambda arguments: source.build.__wrapped__(*arguments).header
+    with mock.patch.object(source, "minified", lambda text, body, names: minify.used(text, body)):
+        return source.build.__wrapped__(*arguments).header
 
 
-def test_texts_hold_only_what_is_used(text_with_names):
+def test_texts_hold_only_what_is_used():
     """No comments, blank lines and branches of variants that are off."""
     for arguments in EVERY:
         text = text_with_names(arguments)
@@ -108,7 +110,7 @@ def test_texts_hold_only_what_is_used(text_with_names):
         assert "store_sums" not in text
 
 
-def test_texts_keep_to_forms_that_apples_compiler_has_seen(text_with_names):
+def test_texts_keep_to_forms_that_apples_compiler_has_seen():
     """Of what has few public precedents a text uses nothing, or one form: casts between pointers and numbers, macros,
     global names beside those of MLX's prelude; and the exponential of the hot loops is the fast one, under "safe"."""
     for arguments in EVERY:

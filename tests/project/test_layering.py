@@ -1,6 +1,7 @@
 """The shape of the code: imports point one way, files and functions stay small, nothing is commented out."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -47,6 +48,12 @@ def for_each(paths):
     return decorate
 
 
+@functools.cache
+def nodes_of(text: str) -> list[ast.AST]:
+    """Every node of a Python text; several tests look through the same files."""
+    return list(ast.walk(ast.parse(text)))
+
+
 def layer_of(path: Path) -> str:
     """The first part of a module's name below mlx_flash; metal's modules have a second."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -57,7 +64,7 @@ def imports(path: Path, text: str | None = None) -> set[str]:
     """Modules that a file imports below mlx_flash, in any place: late and type-only imports count too."""
     package = ("mlx_flash", *path.relative_to(PACKAGE).parent.parts)
     found = set()
-    for node in ast.walk(ast.parse(text or path.read_text(encoding="utf-8"))):
+    for node in nodes_of(text or path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -137,7 +144,7 @@ def test_files_are_short(path):
 
 @for_each(PYTHON)
 def test_functions_are_short(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path.read_text(encoding="utf-8")):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             words = ast.get_docstring(node, clean=False)  # the public function's promises are not code
             length = node.end_lineno - node.lineno + 1 - len((words or "").splitlines())
@@ -145,6 +152,8 @@ def test_functions_are_short(path):
 
 
 def comments(text: str):
+    if "#" not in text:
+        return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.string.lstrip("#! ")
@@ -194,7 +203,7 @@ def test_commented_code_is_seen():
 
 def imported_tests(text: str) -> set[str]:
     """Test modules that a Python text imports."""
-    nodes = list(ast.walk(ast.parse(text)))
+    nodes = nodes_of(text)
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     return {name for name in names if name.split(".")[-1].startswith("test_")}
@@ -218,10 +227,10 @@ def test_tolerances_live_in_one_place(path):
     own = {"bounds.py", "test_oracle.py", "library_expressions.py", "metal", "metal_conformance", "gpu"}
     if own & set(path.parts):
         return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    nodes = nodes_of(path.read_text(encoding="utf-8"))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert not names & {"allclose", "isclose", "assert_allclose", "approx", "array_almost_equal"}
-    for compare in (node for node in ast.walk(tree) if isinstance(node, ast.Compare)):
+    for compare in (node for node in nodes if isinstance(node, ast.Compare)):
         for node in ast.walk(compare):
             tiny = isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < node.value < 0.1
             assert not tiny, f"line {compare.lineno}: the literal {node.value}"
