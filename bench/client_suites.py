@@ -56,7 +56,9 @@ class Suite:
         found = {"outcomes": self.outcomes, "ended": self.ended}
         if self.report is not None:
             found |= {"served": dict(self.report.served), "built_in": dict(self.report.built_in)}
-        Path(os.environ[WRITES]).write_text(json.dumps(found))
+        whole = Path(f"{os.environ[WRITES]}.part")
+        whole.write_text(json.dumps(found))
+        whole.replace(os.environ[WRITES])
 
 
 def pytest_configure(config):
