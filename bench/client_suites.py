@@ -84,10 +84,10 @@ def run(test: Path, patched: bool, limit: float) -> dict:
         return json.loads(out.read_text())
 
 
-def _root(tests: Path) -> Path:
-    """The folder that has to be on the import path: above the package that the tests lie in."""
-    root = tests
-    while (root / "__init__.py").exists() or root == tests:
+def _root(test: Path) -> Path:
+    """The folder that has to be on the import path: above the package that the tests' folder lies in."""
+    root = test.parent
+    while (root / "__init__.py").exists() or root == test.parent:
         root = root.parent
     return root
 

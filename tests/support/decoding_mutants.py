@@ -62,6 +62,7 @@ COMBINE = of(
      "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
 )
 
+ANY = "\n    const bool any = simd_any(some != 0);"  # what follows the vote of a tile: other votes are spelt alike
 MASK_LOOK = of(
     "mask_look",
     ("look-past-the-last-row", "min(first_row + i * 8 + lane.row, last)", "first_row + i * 8 + lane.row",
@@ -69,9 +70,9 @@ MASK_LOOK = of(
     ("look-past-the-last-column", "if (edge && column >= end) continue;", "", DECODING.format("apple9-bool"), "check"),
     ("look-transposed", "? visibility.mask_at(column, row) :", "? visibility.mask_at(row, column) :",
      TILES.format("apple9-bool")),
-    ("every-tile-is-whole", "all = simd_all(all);", "all = true;", TILES.format("apple9-bool")),
-    ("whole-for-one-lane", "all = simd_all(all);", "", TILES.format("apple9-additive")),
-    ("no-tile-is-whole", "all = simd_all(all);", "all = false;",
+    ("every-tile-is-whole", f"all = simd_all(all);{ANY}", f"all = true;{ANY}", TILES.format("apple9-bool")),
+    ("whole-for-one-lane", f"all = simd_all(all);{ANY}", ANY, TILES.format("apple9-additive")),
+    ("no-tile-is-whole", f"all = simd_all(all);{ANY}", f"all = false;{ANY}",
      "test_work.py::test_a_mask_that_hides_nothing_of_a_tile_costs_no_care_for_hidden_nan[apple9-forward]"),
     ("no-tile-is-hidden", "const bool any = simd_any(some != 0);", "const bool any = true;",
      VISITED.format("bool-apple9-forward")),

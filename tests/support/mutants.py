@@ -88,7 +88,7 @@ BACKWARD_KEY_VALUE = of(
      "mask::apply(p, visibility, look, first, r,", CAUSAL),
     ("transposed-dropout-swapped", "dropout::apply(kept, drop, r, first,",
      "dropout::apply(kept, drop, first, r,", gradients("dropout")),
-    ("dk-without-the-slope", "softmax::apply_slope(ds, slope);", "", gradients("softcap")),
+    ("dk-without-the-slope", "softmax::apply_slope(ds, slope);\n\n", "\n\n", gradients("softcap")),
 )
 DELTA = of(
     "row_delta",
@@ -295,7 +295,7 @@ VIEWS = of(
 )
 TILE_TENSOR = of(
     "nvidia",
-    ("producers-count-from-zero", "lane.thread_index - 32 * CONSUMER_WARPS", "lane.thread_index",
+    ("producers-count-from-zero", "end - row, lane.thread_index - 32 * CONSUMER_WARPS", "end - row, lane.thread_index",
      TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
     ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
      TENSOR.format("whole_panels[mma-narrow]")),
