@@ -87,7 +87,8 @@ template <int ROWS, int C> struct Look {
       for (int q = queries.begin / MAP_BLOCK + l / 8; q * MAP_BLOCK < queries.end; q += 4) {
 #pragma clang loop unroll(disable)
         for (int k = keys.begin / MAP_BLOCK + l % 8; k * MAP_BLOCK < keys.end; k += 8) {
-          const uint8_t state = visibility.map[h * visibility.map_head + q * visibility.map_row + k * visibility.map_column];
+          const uint8_t state =
+              visibility.map[h * visibility.map_head + q * visibility.map_row + k * visibility.map_column];
           some = some || state != EMPTY;
           all = all && state == FULL;
         }

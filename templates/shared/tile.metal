@@ -62,8 +62,8 @@ template <typename T> struct Pages {
 #endif
 
 #if HAS_PIECES
-// The rows of one head of a sequence in shards. Piece i of the sequence is the first of rank i; where a rank has two, the
-// second is as far from the sequence's end. Blocks may lie in two pieces.
+// The rows of one head of a sequence in shards. Piece i of the sequence is the first of rank i; where a rank has two,
+// the second is as far from the sequence's end. Blocks may lie in two pieces.
 template <typename T> struct Pieces {
   const device T* head;      // of the first rank
   long rank_stride, stride;  // elements between ranks, and between rows

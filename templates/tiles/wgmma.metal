@@ -81,7 +81,8 @@ template <typename A, typename B> METAL_FUNC bool plain(thread const A& a, threa
 }
 
 // Issues C += P B
-template <typename C, typename P, typename B> METAL_FUNC void begin_ab(thread C& c, thread const P& p, thread const B& b) {
+template <typename C, typename P, typename B>
+METAL_FUNC void begin_ab(thread C& c, thread const P& p, thread const B& b) {
   issue_ab(c, p, b);
   nv::wgmma_commit();
 }

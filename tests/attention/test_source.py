@@ -18,9 +18,10 @@ from mlx_flash.autodiff.vjp import run_kernel
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import minify, source
 from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import MIXED
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
-from mlx_flash.problem.kinds import DELTA, FORWARD
+from mlx_flash.problem.kinds import DELTA, FORWARD, MASK_MAP
 from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
 
@@ -64,6 +65,8 @@ def test_constants_are_what_templates_name(monkeypatch):
         source.build.__wrapped__(*arguments)
         *start, _, threads = arguments
         source.build.__wrapped__(*start, Variants(quantization=Quantization("affine", 4, 64)), threads)
+    (row, *_) = TABLE[MASK_MAP, MIXED, "apple9"]
+    source.build.__wrapped__(MASK_MAP, row, FAMILIES["sm90"], "float16", 64, 64, Variants(mask="bool"), None)
     assert given == set().union(*(constants_of(path.read_text()) for path in TEMPLATES))
 
 
