@@ -11,6 +11,9 @@ from machines import each_simulated_family
 from refusals import refused_call as refused
 
 from mlx_flash import attention, use_backend
+from mlx_flash.kernels.apple import lookup
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.problem.kinds import DECODE
 from mlx_flash.sequences import cascade, cumulative_segments, segments
 from mlx_flash.simulator import mode, profile
 
@@ -61,13 +64,15 @@ def test_gradients(reference):
 
 
 @each_simulated_family
-def test_a_prefix_is_read_once_for_all_entries(family):
-    """By each threadgroup's rows, of which a batch of four single queries fills one half."""
-    q, prefix, rest = operands(Case(1, 9, 16, "float16", group=2, key_heads=2, batch=4))
+@pytest.mark.parametrize("batch", [4, 32])
+def test_a_prefix_is_read_once_for_all_entries(family, batch):
+    """By each threadgroup's rows: a batch of four single queries fills half of one."""
+    q, prefix, rest = operands(Case(1, 9, 16, "float16", group=2, key_heads=2, batch=batch))
     with use_backend("simulator", family), mode("check"), profile() as counted:
         mx.eval(cascade(q, prefix, rest))
     loaded = [one["buffers"]["K"]["loaded"] for one in counted.launches if "K" in one["buffers"]]
-    assert sorted(loaded) == sorted([prefix["k"].nbytes, rest["k"].nbytes])
+    times = -(-2 * batch // lookup(DECODE, "float16", FAMILIES[family], 16).parallel)
+    assert sorted(loaded) == sorted([times * prefix["k"].nbytes, rest["k"].nbytes])
 
 
 def test_bad_parts(reference):

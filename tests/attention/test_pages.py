@@ -84,12 +84,13 @@ def test_masks_of_rows_in_pages(backend, case):
     same(attention(q, k, v, **where, **arguments), want, name)
 
 
+@pytest.mark.parametrize("lengths", [(16, 64), pytest.param((32, 128), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("queries, by_rows", [(1, False), (8, True), (40, True)])
 @each_simulated_family
-def test_only_keys_that_exist_are_read(family, by_rows, queries):
+def test_only_keys_that_exist_are_read(family, by_rows, queries, lengths):
     """By each block of rows once: bytes of K and V are those of the keys, whatever the table has room for."""
     case = Case(queries, 512, 16, "float16", group=2, key_heads=2, batch=3)
-    for page in (16, 64):
+    for page in lengths:
         q, k, v, where = paged(case, KEYS, page, by_rows)
         with use_backend("simulator", family), mode("check"), profile() as counted:
             mx.eval(attention(q, k, v, **where))
