@@ -27,12 +27,17 @@ from ..problem.variants import Variants
 TAG = "[mlx_flash.source]"
 
 
-def generated_text(plan: Plan, problem: Problem) -> str:
-    """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments."""
-    names, arrays = _operands(plan, problem)
+def generated_text(plan: Plan, problem: Problem, given: dict | None = None) -> str:
+    """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments.
+
+    given: operands of options by their names in the kernel, arrays and numbers. UnsupportedProblem if options are
+    asked for and their operands are not given.
+    """
+    numbers = {name: one for name, one in (given or {}).items() if not isinstance(one, mx.array)}
+    names, arrays = _operands(plan, problem, given or {})
 
     def call(*traced):
-        inputs = dict(zip(names, traced)) | _numbers(plan, problem)
+        inputs = dict(zip(names, traced)) | _numbers(plan, problem) | numbers
         return run_with(_verbose(plan.kernel), plan.launch(problem), inputs, mx.gpu)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -57,11 +62,13 @@ def _numbers(plan: Plan, problem: Problem) -> dict:
     )
 
 
-def _operands(plan: Plan, problem: Problem) -> tuple[list[str], list[mx.array]]:
-    if replace(problem.variants, causal=False) != Variants():
+def _operands(plan: Plan, problem: Problem, given: dict | None = None) -> tuple[list[str], list[mx.array]]:
+    given = given or {}
+    if not given and replace(problem.variants, causal=False) != Variants():
         raise UnsupportedProblem(f"{TAG} only plain and causal attention can be printed. Leave out the other options.")
-    names = [name for name in plan.kernel.inputs if name not in _numbers(plan, problem)]
-    return names, [_operand(name, problem) for name in names]
+    numbers = {name for name, one in given.items() if not isinstance(one, mx.array)} | set(_numbers(plan, problem))
+    names = [name for name in plan.kernel.inputs if name not in numbers]
+    return names, [given[name] if name in given else _operand(name, problem) for name in names]
 
 
 def _verbose(kernel):

@@ -33,9 +33,10 @@ PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: 
 TABLE = {
     (FORWARD, MIXED, "apple7"): rows(
         ( 96, 32, 128, 32, "Q O"),
-        (128, 32,  64, 32, "Q O"),
-        (160, 32,  64, 32, "O"),
-        (384, 32, 128, 32, ""),
+        (160, 32,  64, 32, "Q O"),
+        (192, 32,  64, 64, "O"),
+        (224, 32,  64, 32, "O"),
+        (384, 32, 128, 64, ""),
     ),
     (FORWARD, MIXED, "apple9"): rows(
         ( 64, 16, 128, 64, "Q O"),
@@ -52,10 +53,11 @@ TABLE = {
     ),
     (BACKWARD_QUERY, MIXED, "apple7"): rows(
         ( 32, 32,  64, 32, "Q dQ"),
-        ( 56, 32,  64, 56, "dQ"),
-        ( 64, 32,  64, 32, "dQ"),
+        ( 64, 32,  64, 64, "Q dQ"),
         ( 96, 32,  64, 96, "dQ"),
-        (384, 32,  64, 64, ""),
+        (128, 32,  64, 64, "dQ"),
+        (160, 32,  64, 32, "dQ"),
+        (384, 32, 128, 32, ""),
     ),
     (BACKWARD_QUERY, MIXED, "apple9"): rows(
         ( 64, 16,  32, 64, "Q dQ"),
@@ -71,8 +73,10 @@ TABLE = {
     ),
     (BACKWARD_KEY_VALUE, MIXED, "apple7"): rows(
         ( 32, 32,  32, 32, "V dV dK"),
-        ( 56, 32,  32, 56, "dV"),
-        (384, 32,  64, 32, ""),
+        ( 64, 32,  64, 64, "dV"),
+        ( 96, 32,  64, 96, ""),
+        (128, 32,  64, 128, ""),
+        (384, 32,  64, 64, ""),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "apple9"): rows(
         ( 64, 16,  32, 64, ""),
@@ -80,7 +84,7 @@ TABLE = {
     ),
     (BACKWARD_KEY_VALUE, FULL, "apple7"): rows(
         ( 16, 32,  32, 16, "V dV dK"),
-        (384, 64,  32, 16, "", 16),
+        (384, 64,  32, 32, "", 16),
     ),
     (BACKWARD_KEY_VALUE, FULL, "apple9"): rows(
         (384, 16,  32, 16, ""),

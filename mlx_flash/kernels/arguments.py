@@ -49,12 +49,14 @@ def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
     paged = ("K", "V") if "pages" in inputs else ()  # operands that the table of pages belongs to
     for name in inputs:
         parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
-        views = [f"{{{one}, {one}_strides}}" for one in (name, *parts)]
+        strides = "{0}_strides[0], {0}_strides[1], {0}_strides[2]" if name in VIEWS else "{0}_strides"
+        views = [f"{{{one}, {strides.format(one)}}}" for one in (name, *parts)]
         views += ["{pages, pages_strides}"] if name in paged else []
         if name in VIEWS and parts:
             found[name] = "QuantizedView", f"{{{', '.join(views)}}}"
         elif name in shards:
-            found[name] = "PiecedView", f"{{{views[0]}, int({shards[0]}_shape[3])}}"
+            own = ", ".join(f"{name}_strides[{axis}]" for axis in (1, 2, 3))
+            found[name] = "PiecedView", f"{{{{{name}, {own}}}, {name}_strides[0], int({shards[0]}_shape[3])}}"
         elif name in paged:
             found[name] = "PagedView", f"{{{', '.join(views)}}}"
         elif name == "pages":

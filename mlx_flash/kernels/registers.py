@@ -9,15 +9,16 @@ from .split_kv import keys_are_unshared
 # kernels of a kind need, what each operand adds that is read again in every block, and each accumulator that is paged.
 # Fitted on compiles of the generated text for the M1 instruction set (bench/results/apple_rows.csv), within 16 of them.
 OVERHEAD = {
-    (FORWARD, MIXED): (115, 16, 35), (FORWARD, FULL): (111, 38, 51),
-    (DECODE, MIXED): (157, 0, 36), (DECODE, FULL): (168, 0, 41),
-    (BACKWARD_QUERY, MIXED): (88, 21, 64), (BACKWARD_QUERY, FULL): (73, 34, 44),
-    (BACKWARD_KEY_VALUE, MIXED): (126, 21, 12), (BACKWARD_KEY_VALUE, FULL): (126, 35, 11),
+    (FORWARD, MIXED): (90, 13, 57), (FORWARD, FULL): (103, 33, 50),
+    (DECODE, MIXED): (123, 0, 32), (DECODE, FULL): (138, 0, 34),
+    (BACKWARD_QUERY, MIXED): (62, 19, 40), (BACKWARD_QUERY, FULL): (75, 14, 63),
+    (BACKWARD_KEY_VALUE, MIXED): (78, 17, 12), (BACKWARD_KEY_VALUE, FULL): (69, 35, 18),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
 # More, where the last head block is narrower
 RAGGED = {FORWARD: 20, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}
+ROLLED = {BACKWARD_KEY_VALUE: 20}  # more, where its two accumulators are walked over in loops
 UNSHARED_KEYS = 16  # more, where a simdgroup reads keys directly because it shares them with no other
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32
@@ -52,7 +53,8 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     again *= sum(name not in row.cached for name in inputs)
     wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 else 0
     ragged = RAGGED.get(kind.table, 0) if head_dim % row.head_block(head_dim) else 0
-    more = wider + ragged + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
+    rolled = ROLLED.get(kind.table, 0) if row.paged(kind) and head_dim > row.head_block(head_dim) else 0
+    more = wider + ragged + rolled + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
     return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + more
 
 

@@ -32,8 +32,8 @@ class Layer:
 
 LAYERS = {
     "simdgroup": Layer(
-        ("simdgroup", "simdgroup_operands", "simdgroup_products", "synchronous"), fragment_rows=8,
-        looks=True, uses_threadgroup_memory=False,
+        ("simdgroup", "simdgroup_operands", "simdgroup_results", "simdgroup_products", "synchronous"),
+        fragment_rows=8, looks=True, uses_threadgroup_memory=False,
     ),
     "nax": Layer(
         ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",

@@ -64,17 +64,20 @@ METAL_FUNC void backward_key_value(
   visibility.open_rows(block, min(block + BP, Lk), lane);
   mask::Look<R, BT> look;
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
-  for (int h = h_k * group; h < (h_k + 1) * group; h++) {
-    const long statistics0 = (long(b) * args.Hq + h) * Lq;
-    q.view(args.Q, b, h);
-    d_o.view(args.dO, b, h);
+  // From head to head by steps: each product of a head's number would be kept in registers through all loops.
+  const int first_head = h_k * group;
+  long statistics0 = (long(b) * args.Hq + first_head) * Lq;
+  q.view(args.Q, b, first_head);
+  d_o.view(args.dO, b, first_head);
+  for (int n = 0; n < group; n++, statistics0 += Lq, q.next_head(args.Q), d_o.next_head(args.dO)) {
+    const int h = first_head + n;
     visibility.open_head(args, b, h, block);
 #if HAS_DROPOUT
     dropout::Dropout drop;
     drop.open(args, b, h);
 #endif
-    for (int n = 0; n < visibility.ranges(); n++) {
-      const mask::Range range = visibility.range(n, seeing);
+    for (int run = 0; run < visibility.ranges(); run++) {
+      const mask::Range range = visibility.range(run, seeing);
       for (int r = range.begin; r < range.end;) {
         q.start(r);
         d_o.start(r);
@@ -83,14 +86,15 @@ METAL_FUNC void backward_key_value(
           for (; r < range.end; r += BT) {
             const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
             if (at_edge != (edge == 1)) break;
-            if (visibility.skip()) continue;
+            bool shown = !visibility.skip();
 #if LOOKS || MAPS
-            if (!look.at(visibility, first, r, range.end, edge == 1, scratch, lane)) {
+            shown = shown && look.at(visibility, first, r, range.end, edge == 1, scratch, lane);
+#endif
+            if (!shown) {
               q.pass();
               d_o.pass();
               continue;
             }
-#endif
             if (tile::produce(q, d_o, r, range.end)) continue;
 #if LOADS_EARLY
             const softmax::Reference<tile::ColumnVector<BT>> reference =

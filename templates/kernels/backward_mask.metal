@@ -68,6 +68,8 @@ METAL_FUNC void backward_mask(
           k.view(args.K, b, h / group);
           v.open(memory, lane);
           v.view(args.V, b, h / group);
+          k.start(c);
+          v.start(c);
           k.acquire(c, Lk);
           v.acquire(c, Lk);
 

@@ -107,15 +107,20 @@ METAL_FUNC void decode(
 #endif
         const bool at_edge = visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) || k.far() || v.far();
         if (at_edge != (edge == 1)) break;
-        if (!entered || visibility.skip()) continue;
+        bool shown = entered && !visibility.skip();
 #if LOOKS || MAPS
-        if (!look.at(visibility, first, c, next, edge == 1, scratch, lane)) {
+        shown = shown && look.at(visibility, first, c, next, edge == 1, scratch, lane);
+#endif
+        if (!shown) {
           k.pass();
           v.pass();
           continue;
         }
-#endif
         if (tile::produce(k, v, c, next)) continue;
+#if HAS_BLOCKS
+        k.start(c);  // the last one may have been shorter than BT
+        v.start(c);
+#endif
         k.acquire(c, next, edge);
 
         // S = Q K^T, masked

@@ -84,14 +84,15 @@ METAL_FUNC void forward(
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
-          if (visibility.skip()) continue;
+          bool shown = !visibility.skip();
 #if LOOKS || MAPS
-          if (!look.at(visibility, at.first, c, range.end, edge == 1, scratch, lane)) {
+          shown = shown && look.at(visibility, at.first, c, range.end, edge == 1, scratch, lane);
+#endif
+          if (!shown) {
             k.pass();
             v.pass();
             continue;
           }
-#endif
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
 

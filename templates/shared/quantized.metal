@@ -125,8 +125,21 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void release() thread {}
 
-  METAL_FUNC Run<T, 8> run(int row0, int column0, int row_, int column_) const thread {
-    const int row = first + row0 + row_, column = column0 + column_;
+  // A place in the operand
+  struct Place {
+    int row, column;
+  };
+
+  // The run that this lane copies first of columns [column, column + H) of the current block
+  template <int H> METAL_FUNC Place share(int column) const thread {
+    const Share<H, RUN> own = Share<H, RUN>::of(lane);
+    return {first + own.row, column + own.column};
+  }
+
+  METAL_FUNC Place rows_on(Place at, int rows) const thread { return {at.row + rows, at.column}; }
+
+  METAL_FUNC Run<T, 8> run(Place at) const thread {
+    const int row = at.row, column = at.column;
 #if WHOLE_WORDS
     const Run<uint, BITS / 4> codes =
         *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));

@@ -49,7 +49,7 @@ template <typename T> struct Pages {
   METAL_FUNC void open(thread const View& pool, thread const Strided<int>& pages, int b, int h) thread {
     table = pages.at + b * pages.strides[0];
     head = pool.head<T>(0, h);
-    page_stride = pool.strides[0] / long(sizeof(T));
+    page_stride = pool.batch / long(sizeof(T));
     stride = pool.row_stride<T>();
   }
 
@@ -70,12 +70,13 @@ template <typename T> struct Pieces {
   int length;                // rows of a piece
 
   METAL_FUNC void open(thread const PiecedView& view, int b, int h) thread {
-    const constant int64_t* strides = view.shards.strides;
-    head = (const device T*)(view.shards.bytes + b * strides[1] + h * strides[2]);
-    rank_stride = strides[0] / long(sizeof(T));
-    stride = strides[3] / long(sizeof(T));
+    head = view.shards.head<T>(b, h);
+    rank_stride = view.rank / long(sizeof(T));
+    stride = view.shards.row_stride<T>();
     length = view.length / RANK_PIECES;
   }
+
+  METAL_FUNC void next_head(thread const PiecedView& view) thread { head = view.shards.next<T>(head); }
 
   METAL_FUNC const device T* row(int j) const thread {
     const int piece = j / length, second = piece >= RANKS ? 1 : 0;

@@ -8,16 +8,22 @@ namespace flash {
 template <typename T, int N> struct Run { T at[N]; };
 
 // [B, heads, length, D], the last axis contiguous; strides are in bytes.
+// They are values, read when the kernel begins: what loops do not change stays out of the lanes' registers.
 struct View {
   const device uint8_t* bytes;
-  const constant int64_t* strides;
+  long batch, heads, row;
 
-  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
-    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+  template <typename T> METAL_FUNC const device T* head(uint b, uint h) const thread {
+    return (const device T*)(bytes + b * batch + h * heads);
   }
 
-  // Elements from one row to the next
-  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+  // The head after this one
+  template <typename T> METAL_FUNC const device T* next(const device T* head) const thread {
+    return (const device T*)((const device uint8_t*)head + heads);
+  }
+
+  // Elements from one row to the next: of 1, 2 or 4 bytes, whole, so that a shift divides
+  template <typename T> METAL_FUNC long row_stride() const thread { return row >> (sizeof(T) / 2); }
 };
 
 #if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_PAGES
@@ -46,7 +52,8 @@ struct PagedView {
 #if HAS_PIECES
 // The rows of a sequence as the ranks of a group hold them: [RANKS, B, heads, length, D]
 struct PiecedView {
-  View shards;
+  View shards;  // of the first rank
+  long rank;    // bytes from one rank to the next
   int length;
 };
 #endif

@@ -126,6 +126,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     stride = pages.stride;
   }
 
+#if HAS_PIECES
+  METAL_FUNC void next_head(thread const ScatteredView& view) thread { pages.next_head(view); }
+#endif
+
   METAL_FUNC void start(int) thread {}
 
   METAL_FUNC void pass() thread {}
@@ -143,6 +147,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
   }
+
+  METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
 
   METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
 

@@ -187,11 +187,17 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     pages.open(view, b, h);
     stride = pages.stride;
   }
+
+#if HAS_PIECES
+  METAL_FUNC void next_head(thread const ScatteredView& view) thread { pages.next_head(view); }
+#endif
 #else
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
   }
+
+  METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
 #endif
 
   METAL_FUNC void copy(int row, int end) thread {

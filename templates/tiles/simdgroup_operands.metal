@@ -1,4 +1,4 @@
-// Operands and results of the 8x8 simdgroup matrices: how they come into registers, and where results live.
+// Operands of the 8x8 simdgroup matrices: how they come into registers.
 namespace flash {
 namespace tile {
 
@@ -112,27 +112,43 @@ METAL_FUNC void copiers_barrier() {
 #endif
 }
 
+// The run of N elements that a thread copies first of a block of H columns. Its column does not change from pass to
+// pass: RUNS runs make a row, for which there are SLOTS threads.
+template <int H, int N> struct Share {
+  static constant constexpr const int RUNS = H / N;
+  static constant constexpr const int SLOTS =
+      RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
+  static_assert(RUNS <= SLOTS, "a thread stays in its columns");
+  int row, column;
+
+  static METAL_FUNC Share of(Lane lane) {
+    return {int(lane.thread_index / uint(SLOTS)), int(lane.thread_index % uint(SLOTS)) * N};
+  }
+};
+
 // Columns [column, column + H) of a block of BT rows to threadgroup memory, zeros where there is no row; TRANSPOSED:
-// as H rows of BT. A thread's column does not change from pass to pass.
+// as H rows of BT. Where a block is copied both ways, one way begins at its end: addresses that both had would be kept
+// in registers over all that stands between.
 template <int BT, int H, bool TRANSPOSED, typename B>
 METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
-  constexpr int N = B::RUN, RUNS = H / N;
-  constexpr int SLOTS = RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
+  constexpr int N = B::RUN, SLOTS = Share<H, N>::SLOTS, RUNS = H / N;
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
-  const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
+  static_assert(B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
+  const Share<H, N> share = Share<H, N>::of(b.lane);
+  const int row0 = share.row, c = share.column;
+  auto at = b.rows_on(b.template share<H>(column), TRANSPOSED ? (PASSES - 1) * STEP : 0);
   copiers_barrier();
 #if SPLITS_KEYS
 #pragma clang loop unroll_count(4)
 #else
 #pragma clang loop unroll_count(8)
 #endif
-  for (int n = 0; n < PASSES; n++) {
-    const int row = row0 + n * STEP;  // of the block
-    if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row >= BT)) continue;
+  for (int pass = 0; pass < PASSES; pass++, at = b.rows_on(at, TRANSPOSED ? -STEP : STEP)) {
+    const int n = TRANSPOSED ? PASSES - 1 - pass : pass;
+    if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row0 + n * STEP >= BT)) continue;
     Run<T, N> values = {};
-    if (b.valid == BT || row < b.valid) values = b.run(n * STEP, column, row0, c);
+    if (b.valid == BT || n * STEP < b.valid - row0) values = b.run(at);
     if constexpr (TRANSPOSED) {
 #pragma clang loop unroll(full)
       for (int e = 0; e < N; e++) (b.scratch + (c * BT + row0))[e * BT + n * STEP] = values.at[e];
@@ -157,10 +173,25 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #else
   const device T* head;
 #endif
+#if HAS_PIECES
+  // A place in the current block, whose rows may lie in two pieces.
+  struct Place {
+    int row, column;
+  };
   const device T* block;
+  int first;  // the block's first row
+#else
+  using Place = const device T*;
+#endif
+  // Places of this lane's own in the current block: what it copies first, or, where lanes read directly, its element
+  // of the first fragment along the columns, and along the rows with rows and columns exchanged.
+#if USES_THREADGROUP
+  Place copied;
+#else
+  Place across, down;
+#endif
   threadgroup T* scratch;
   long stride;
-  int first;  // the current block's first row
   int valid;  // rows of the block that exist and are wanted, at most BT
   bool edge;  // not every row of the other factor sees the block whole
   Lane lane;
@@ -170,11 +201,31 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     lane = lane_;
   }
 
+  METAL_FUNC void go_to(const device T* begin) thread {
+#if HAS_PIECES
+    block = begin;
+    const Place corner = {0, 0};
+#else
+    const Place corner = begin;
+#endif
+#if USES_THREADGROUP
+    const Share<BH, RUN> share = Share<BH, RUN>::of(lane);
+    copied = columns_on(rows_on(corner, share.row), share.column);
+#else
+    across = columns_on(rows_on(corner, lane.row), lane_column(8 * WIDE, 0, lane.column));
+    down = columns_on(rows_on(corner, lane.column), lane.row * DEEP);
+#endif
+  }
+
 #if SCATTERED
   METAL_FUNC void view(thread const ScatteredView& view, int b, int h) thread {
     pages.open(view, b, h);
     stride = pages.stride;
   }
+
+#if HAS_PIECES
+  METAL_FUNC void next_head(thread const ScatteredView& view) thread { pages.next_head(view); }
+#endif
 
   METAL_FUNC void start(int) thread {}
 
@@ -183,8 +234,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   // To the block that begins at `row`, and lies in one page unless it is at an edge
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
+#if HAS_PIECES
     first = row;
-    block = pages.row(row);
+#endif
+    go_to(pages.row(row));
     valid = edge ? min(BT, end - row) : BT;
   }
 #else
@@ -193,45 +246,58 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     stride = view.row_stride<T>();
   }
 
-  // To the block that begins at `row`; `end`: the last row that is wanted, plus one. Not `edge`: it is whole, and
-  // follows the last one, or is the one given to `start`.
-  METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
+  METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
 
+  // Before the block that begins at `row`
+  METAL_FUNC void start(int row) thread { go_to(head + (row - BT) * stride); }
+
+  // Over a block
+  METAL_FUNC void pass() thread {
+#if USES_THREADGROUP
+    copied = rows_on(copied, BT);
+#else
+    across = rows_on(across, BT);
+    down = rows_on(down, BT);
+#endif
+  }
+
+  // To the next block, which begins at `row`. `end`: the last row that is wanted, plus one. Not `edge`: it is whole.
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
-    first = row;
-    block = edge ? head + row * stride : block + BT * stride;
+    pass();
     valid = edge ? min(BT, end - row) : BT;
   }
-
-  // Over a block that is not visited
-  METAL_FUNC void pass() thread { block = block + BT * stride; }
 #endif
 
-  // Offsets in a whole block have 32 bits. Rows that lie too far apart for that belong to no whole block.
-  METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
+  METAL_FUNC bool far() const thread { return false; }  // rows may lie any distance apart, as strides have 64 bits
 
-  METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
-    return edge ? at + rows * stride : at + rows * int(stride);
+  // The same place so many rows or columns on. Rows are taken step by step: addresses that do not change from block to
+  // block would each be kept in registers.
+#if HAS_PIECES
+  METAL_FUNC Place rows_on(Place at, int rows) const thread { return {at.row + rows, at.column}; }
+  METAL_FUNC Place columns_on(Place at, int columns) const thread { return {at.row, at.column + columns}; }
+  METAL_FUNC const device T* pointer(Place at) const thread {
+    return (edge ? pages.row(first + at.row) : block + at.row * stride) + at.column;
   }
+#else
+  METAL_FUNC Place rows_on(Place at, int rows) const thread { return at + rows * stride; }
+  METAL_FUNC Place columns_on(Place at, int columns) const thread { return at + columns; }
+  METAL_FUNC const device T* pointer(Place at) const thread { return at; }
+#endif
 
   // Nothing to hand back where products are synchronous
   METAL_FUNC void release() thread {}
 
 #if USES_THREADGROUP
-  // Elements of a row, at (row, column) from (row0, column0), which is the same for all lanes
-  METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-#if HAS_PIECES
-    if (edge) return *(const device Run<T, RUN>*)(pages.row(first + row0 + row) + (column0 + column));
-#elif HAS_PAGES
-    if (edge) return *(const device Run<T, RUN>*)(block + ((row0 + row) * stride + (column0 + column)));
-#else
-    // Products with the block's own row: of the other terms each would be kept in registers, also by the other loop.
-    if (edge) return *(const device Run<T, RUN>*)(head + ((first + row0 + row) * stride + (column0 + column)));
-#endif
-    const device T* corner = block + (row0 * int(stride) + column0);
-    return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
+  // What this lane copies first of columns [column, column + H)
+  template <int H> METAL_FUNC Place share(int column) const thread {
+    if constexpr (H == BH) return columns_on(copied, column);
+    const Share<BH, RUN> all = Share<BH, RUN>::of(lane);
+    const Share<H, RUN> own = Share<H, RUN>::of(lane);
+    return columns_on(rows_on(copied, own.row - all.row), column + own.column - all.column);
   }
+
+  METAL_FUNC Run<T, RUN> run(Place at) const thread { return *(const device Run<T, RUN>*)pointer(at); }
 
   METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
   METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
@@ -247,39 +313,30 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
   }
 #else
-  // Where `row` of the block begins; at edges from the head on, as in `run` above
-#if HAS_PIECES
-  METAL_FUNC const device T* source(int row) const thread {
-    return edge ? pages.row(first + row) : block + row * int(stride);
-  }
-#elif HAS_PAGES
-  METAL_FUNC const device T* source(int row) const thread { return rows_on(block, row); }
-#else
-  METAL_FUNC const device T* source(int row) const thread {
-    return edge ? head + (first + row) * stride : block + row * int(stride);
-  }
-#endif
+  // Row `row` of the block, at this lane's columns of a whole group of fragments
+  METAL_FUNC Place source(int row) const thread { return rows_on(across, row - lane.row); }
 
-  // The same 8 rows on. Taken step by step: addresses that did not change from block to block would each be kept in
-  // registers.
-  METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
+  METAL_FUNC Place next(Place source) const thread { return rows_on(source, 8); }
 
   // Fragments (t, d), (t, d + 1), .. of columns [column, column + H), as they lie in memory. at: source of this lane's
   // row, which is read as zeros if it does not exist
   template <int H>
-  METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
+  METAL_FUNC Run<Pair<T>, WIDE> group(Place at, int t, int column, int d, bool exists = true) const thread {
     if (!exists) return {};
-    return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
+    const int narrower = lane_column(H, d, lane.column) - lane_column(8 * WIDE, 0, lane.column);
+    const Place own = columns_on(at, column + fixed_column(d) + narrower);
+    return pairs<T, WIDE>(pointer(own), min(WIDE, H / 8 - d));
   }
 
-  // N fragments (d, t), (d + 1, t), .. of a block that is read directly; first, second: the sources of this lane's
+  // N fragments (d, t), (d + 1, t), .. of a block that is read directly; first_row, second_row: the places of this lane's
   // two rows, of which `existing` exist
   template <int N>
   METAL_FUNC Run<Pair<T>, N> deep_group(
-      const device T* first, const device T* second, int column, int existing) const thread {
+      Place first_row, Place second_row, int column, int existing) const thread {
     Run<T, N> upper = {}, lower = {};
-    if (existing > 0) upper = *(const device Run<T, N>*)(first + (column + lane.row * N));
-    if (existing > 1) lower = *(const device Run<T, N>*)(second + (column + lane.row * N));
+    const int narrower = lane.row * (N - DEEP);
+    if (existing > 0) upper = *(const device Run<T, N>*)pointer(columns_on(first_row, column + narrower));
+    if (existing > 1) lower = *(const device Run<T, N>*)pointer(columns_on(second_row, column + narrower));
     Run<Pair<T>, N> found;
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
@@ -291,83 +348,6 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
 // Apple GPUs have no producer warps: every simdgroup loads and multiplies.
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
-
-// A float32 result of R rows x D columns. CACHED: in registers until `store`. Otherwise paged, the deliberate
-// register spill: it lives in its own float32 output buffer and visits registers BH columns at a time, once per block
-// of the traversal. Every element is read and written by one lane only, so no barrier is needed.
-template <int R, int D, int BH, bool CACHED> struct Accumulator {
-#if CACHES
-  Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
-#endif
-#if PAGES
-  device float* page;
-#endif
-  int offset[R / 8], column;
-  int rows;  // rows of this simdgroup that exist
-
-  template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
-    rows = total - first - lane.row;
-    for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D;
-    column = lane.column;
-#if PAGES
-    if constexpr (!CACHED) page = (device float*)head + long(first) * D;
-#endif
-    for (int i = 0; i < R / 8; i++) {
-#pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
-    }
-  }
-
-  // Where fragment d lies in a row; no group of fragments lies in two head blocks.
-  METAL_FUNC int at(int d) const thread {
-    const int first = d * 8 / BH * BH, f = d - first / 8;
-    return first + fixed_column(f) + lane_column(min(BH, D - first), f, column);
-  }
-
-  METAL_FUNC Pair<float> get(int i, int d) const thread {
-#if CACHES
-    if constexpr (CACHED) return cached[i][d];
-#endif
-#if PAGES
-    if (i * 8 >= rows) return Pair<float>(0);
-    return *(const device Pair<float>*)(page + (offset[i] + at(d)));
-#endif
-  }
-
-  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-#if CACHES
-    if constexpr (CACHED) cached[i][d] = value;
-#endif
-#if PAGES
-    if (!CACHED && i * 8 < rows) *(device Pair<float>*)(page + (offset[i] + at(d))) = value;
-#endif
-  }
-
-  // result = factor * result + sum, where `sum` starts from begin(). In float32 the summation is blocked, so that the
-  // error grows with the number of traversed blocks and not with the number of keys.
-#if BLOCKED_SUM
-  METAL_FUNC Pair<float> begin(int, int, float) const thread { return Pair<float>(0); }
-  METAL_FUNC void end(int i, int d, float factor, Pair<float> sum) thread { set(i, d, get(i, d) * factor + sum); }
-#else
-  METAL_FUNC Pair<float> begin(int i, int d, float factor) const thread { return get(i, d) * factor; }
-  METAL_FUNC void end(int i, int d, float, Pair<float> sum) thread { set(i, d, sum); }
-#endif
-
-  // Out[first + row, :] = factor * result
-  template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
-    for (int i = 0; i < R / 8; i++) {
-      if (i * 8 >= rows) continue;
-      device Out* out = head + long(first) * D + offset[i];
-#pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) {
-        const Pair<float> value = get(i, d) * factor.at[i];
-        Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-        *(device Run<Out, 2>*)(out + at(d)) = run;
-      }
-    }
-  }
-};
 
 }  // namespace tile
 }  // namespace flash

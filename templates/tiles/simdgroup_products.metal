@@ -27,10 +27,10 @@ METAL_FUNC void head_block_abt(
 }
 #else
 // One fragment of columns of S, from the memory at `first` and `second` on: a run of memory serves DEEP fragments.
-template <int H, int R, typename T, typename B>
+template <int H, int R, typename T, typename B, typename Place>
 METAL_FUNC void direct_fragment(
     thread Pair<float> (&s)[R / 8], thread Pair<T> const (&rows)[R / 8][H / 8], thread const B& b,
-    const device T* first, const device T* second, int column, int existing) {
+    Place first, Place second, int column, int existing) {
   constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
 #pragma clang loop unroll(full)
   for (int d = 0; d < FULL; d += DEEP) {
@@ -54,25 +54,21 @@ METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
   Pair<T> rows[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) a.template fragments<H>(i, column, rows[i]);
-  const device T* at = b.source(b.lane.column);
+  auto at = b.down;
   Pair<float> sum[R / 8];
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
     if (b.valid < BT && t * 8 + 8 > b.valid) continue;
     for (int i = 0; i < R / 8; i++) sum[i] = s.at[i][t];
-#if HAS_PIECES
-    at = b.source(t * 8 + b.lane.column);
-    direct_fragment<H, R>(sum, rows, b, at, b.source(t * 8 + b.lane.column + 1), column, 2);
-#else
     direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, 2);
-#endif
     for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
   }
   if (b.valid % 8 == 0) return;
   // The fragment that the end lies in, by itself: only here may rows not exist.
-  const int last = b.valid / 8, first = last * 8 + b.lane.column;
+  const int last = b.valid / 8;
+  at = b.rows_on(b.down, last * 8);
   pick(sum, s, last);
-  direct_fragment<H, R>(sum, rows, b, b.source(first), b.source(first + 1), column, b.valid - first);
+  direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, b.valid - last * 8 - b.lane.column);
   put(s, sum, last);
 }
 #endif
@@ -156,9 +152,6 @@ METAL_FUNC bool add_product(
     if (b.valid < BT && t * 8 + 8 > b.valid) continue;
 #endif
     for (int i = 0; i < R / 8; i++) rows[i] = p.at[i][t];
-#if HAS_PIECES && !USES_THREADGROUP
-    at = b.source(t * 8 + b.lane.row);
-#endif
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
   }
 #if !USES_THREADGROUP
@@ -211,7 +204,7 @@ METAL_FUNC void head_block_ab(
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.begin(i, column / 8 + d, factor.at[i]);
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.initial(i, column, H, d, factor.at[i]);
   }
   // Keeps page accesses out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
@@ -223,7 +216,7 @@ METAL_FUNC void head_block_ab(
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.end(i, column / 8 + d, factor.at[i], block[i][d]);
+    for (int d = 0; d < H / 8; d++) c.add(i, column, H, d, factor.at[i], block[i][d]);
   }
 }
 

@@ -45,7 +45,7 @@ LOADED = {
 # In the whole kernel: (multiplications of 64 bits, divisions). Most stand in the code for edges, whose rows may lie any
 # distance apart.
 SLOW = {
-    "apple7": {FORWARD: (19, 5), BACKWARD_QUERY: (26, 6), BACKWARD_KEY_VALUE: (30, 9)},
+    "apple7": {FORWARD: (16, 4), BACKWARD_QUERY: (25, 2), BACKWARD_KEY_VALUE: (30, 1)},
     "apple9": {FORWARD: (25, 8), BACKWARD_QUERY: (32, 10), BACKWARD_KEY_VALUE: (42, 11)},
     "apple10": {FORWARD: (26, 5), BACKWARD_QUERY: (33, 6), BACKWARD_KEY_VALUE: (44, 5)},
 }

@@ -10,7 +10,7 @@ from mlx_flash.kernels.config import TileConfig, precision_of
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.registers import register_demand
 from mlx_flash.kernels.split_kv import decoding_config
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, DECODE, DECODING, TRAINING
+from mlx_flash.problem.kinds import DECODE, DECODING, TRAINING
 
 COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
 KINDS = {kind.name: kind for kind in (*TRAINING, *DECODING)}
@@ -51,8 +51,6 @@ def of_the_table(kind, precision: str, row: TileConfig) -> bool:
 
 
 CHOSEN = [line for line in counted() if of_the_table(*line[:3])]
-# Both accumulators of dK and dV are paged, and the code for edges keeps some of what the loop of whole blocks needs.
-SPILLS = pytest.mark.xfail(strict=True, reason="0.13 to 0.43 instructions a product save and restore registers")
 
 
 @pytest.mark.parametrize("kind, precision, row, registers, spilled", CHOSEN, ids=str)
@@ -60,14 +58,7 @@ def test_estimate_is_near_the_count(kind, precision, row, registers, spilled):
     assert abs(register_demand(kind, row, precision, row.max_head) - registers) <= NEAR
 
 
-@pytest.mark.parametrize(
-    "kind, precision, row, registers, spilled",
-    [
-        pytest.param(*line, marks=[SPILLS] if not line[2].cached and line[0] is BACKWARD_KEY_VALUE else [])
-        for line in CHOSEN
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("kind, precision, row, registers, spilled", CHOSEN, ids=str)
 def test_hot_loops_do_not_spill(kind, precision, row, registers, spilled):
     ragged = row.max_head % row.head_block(row.max_head) != 0
     assert spilled <= (MOST_SPILLED if ragged else FEW), "instructions a product"

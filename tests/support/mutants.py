@@ -51,6 +51,7 @@ DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
 # fmt: off
 FORWARD = of(
     "forward",
+    ("block-of-a-hidden-one", "            k.pass();\n", "", TILES.format("apple9-bool")),
     ("rescale-skipped", "(o, correction, p, v, whole)", "(o, tile::RowVector<R>{{1}}, p, v, whole)", SHARED),
     ("empty-row-divided", "state.l[i] == 0 ? 0 : 1 / state.l[i]", "1 / state.l[i]", BLIND),
     ("one-row-too-many", "if (row < args.Lq && lane", "if (row <= args.Lq && lane", SHARED, "check"),
@@ -82,8 +83,8 @@ BACKWARD_KEY_VALUE = of(
     "backward_key_value",
     ("dk-forgets-scale", "d_k.store(dK + row0 * D, first, scale_row)", "d_k.store(dK + row0 * D, first, one)", PLAIN),
     ("dv-scaled", "multiply_ab<Element>(d_v, one, p,", "multiply_ab<Element>(d_v, scale_row, p,", PLAIN),
-    ("first-head-of-the-group-only", "h < (h_k + 1) * group", "h < h_k * group + 1", PLAIN),
-    ("statistics-of-key-heads", "(long(b) * args.Hq + h) * Lq", "(long(b) * args.Hk + h) * Lq", PLAIN),
+    ("first-head-of-the-group-only", "n < group; n++", "n < 1; n++", PLAIN),
+    ("statistics-of-key-heads", "(long(b) * args.Hq + first_head) * Lq", "(long(b) * args.Hk + h_k) * Lq", PLAIN),
     ("transposed-mask-swapped", "mask::apply(p, visibility, look, r, first,",
      "mask::apply(p, visibility, look, first, r,", CAUSAL),
     ("transposed-dropout-swapped", "dropout::apply(kept, drop, r, first,",
@@ -254,21 +255,21 @@ TILE_SIMDGROUP = of(
 )
 SIMDGROUP_OPERANDS = of(
     "simdgroup_operands",
-    ("loaded-before-all-have-read", "% uint(SLOTS) * N;\n  copiers_barrier();",
-     "% uint(SLOTS) * N;", SCHEDULES, "check"),
+    ("loaded-before-all-have-read", "* STEP : 0);\n  copiers_barrier();", "* STEP : 0);", SCHEDULES, "check"),
     ("read-before-all-is-staged", "= values;\n    }\n  }\n  copiers_barrier();",
      "= values;\n    }\n  }", SCHEDULES, "check"),
     ("barrier-orders-nothing", "#else\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
      "#else\n  threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
     ("simdgroup-barrier-forgotten", "  simdgroup_barrier(mem_flags::mem_threadgroup);", "",
      "test_quantized.py::test_a_cache_is_read_in_place[apple7-nvfp44g16-2]", "check"),
-    ("block-of-a-hidden-one", "METAL_FUNC void pass() thread { block = block + BT * stride; }",
-     "METAL_FUNC void pass() thread {}", TILES.format("apple9-bool")),
     ("row-past-the-end", "min(first + i * 8 + lane.row, rows - 1) * stride",
      "(first + i * 8 + lane.row) * stride", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
     ("edge-pair-read", "if (existing > 1) lower", "if (existing > 0) lower", ALIGNED, "check"),
-    ("staged-past-the-end", "if (b.valid == BT || row < b.valid) values", "values", SHARED, "check"),
+    ("staged-past-the-end", "if (b.valid == BT || n * STEP < b.valid - row0) values", "values", SHARED, "check"),
+)
+SIMDGROUP_RESULTS = of(
+    "simdgroup_results",
     ("every-row-stored", "if (i * 8 >= rows) continue;", "", SHARED, "check"),
     ("page-not-cleared", "for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));", "{}", PAGED),
     ("float32-sums-run-on", "#if BLOCKED_SUM", "#if 0",
@@ -291,7 +292,7 @@ TILE_SUMS = of(
 )
 VIEWS = of(
     "views",
-    ("strides-swapped", "b * strides[0] + h * strides[1]", "h * strides[0] + b * strides[1]", SHARED, "check"),
+    ("strides-swapped", "b * batch + h * heads", "h * batch + b * heads", SHARED, "check"),
 )
 TILE_TENSOR = of(
     "nvidia",
@@ -351,6 +352,7 @@ MUTANTS = [
     *DROPOUT,
     *TILE_SIMDGROUP,
     *SIMDGROUP_OPERANDS,
+    *SIMDGROUP_RESULTS,
     *SIMDGROUP_PRODUCTS,
     *TILE_SUMS,
     *VIEWS,

@@ -1,4 +1,4 @@
-// flash_backward_key_value_float32_v64_p64_m384_d64_t32_h16_r16_c_threadgroup_dense_mask_float32_dropout
+// flash_backward_key_value_float32_v64_p64_m384_d64_t32_h32_r16_c_threadgroup_dense_mask_float32_dropout
 
 #include <metal_stdlib>
 using namespace metal;
@@ -6,11 +6,14 @@ namespace flash {
 template <typename T, int N> struct Run { T at[N]; };
 struct View {
   const device uint8_t* bytes;
-  const constant int64_t* strides;
-  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
-    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+  long batch, heads, row;
+  template <typename T> METAL_FUNC const device T* head(uint b, uint h) const thread {
+    return (const device T*)(bytes + b * batch + h * heads);
   }
-  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+  template <typename T> METAL_FUNC const device T* next(const device T* head) const thread {
+    return (const device T*)((const device uint8_t*)head + heads);
+  }
+  template <typename T> METAL_FUNC long row_stride() const thread { return row >> (sizeof(T) / 2); }
 };
 template <typename T> struct Strided {
   const device T* at;
@@ -20,9 +23,9 @@ template <typename T> struct Strided {
 namespace flash {
 using Element = float;
 constant constexpr int D = 64, DV = 64;
-constant constexpr int BP = 64, BT = 32, BH = 16, R = 16;
+constant constexpr int BP = 64, BT = 32, BH = 32, R = 16;
 constant constexpr int THREADS = 32 * BP / R;
-constant constexpr int SCRATCH = 520;
+constant constexpr int SCRATCH = 1032;
 constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
 constant constexpr bool ADDITIVE = true;
 constant constexpr bool TRANSPOSED = 1;
@@ -212,21 +215,32 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup
 METAL_FUNC void copiers_barrier() {
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
+template <int H, int N> struct Share {
+  static constant constexpr const int RUNS = H / N;
+  static constant constexpr const int SLOTS =
+      RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
+  static_assert(RUNS <= SLOTS, "a thread stays in its columns");
+  int row, column;
+  static METAL_FUNC Share of(Lane lane) {
+    return {int(lane.thread_index / uint(SLOTS)), int(lane.thread_index % uint(SLOTS)) * N};
+  }
+};
 template <int BT, int H, bool TRANSPOSED, typename B>
 METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
-  constexpr int N = B::RUN, RUNS = H / N;
-  constexpr int SLOTS = RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
+  constexpr int N = B::RUN, SLOTS = Share<H, N>::SLOTS, RUNS = H / N;
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
-  const int row0 = b.lane.thread_index / uint(SLOTS), c = b.lane.thread_index % uint(SLOTS) * N;
+  static_assert(B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
+  const Share<H, N> share = Share<H, N>::of(b.lane);
+  const int row0 = share.row, c = share.column;
+  auto at = b.rows_on(b.template share<H>(column), TRANSPOSED ? (PASSES - 1) * STEP : 0);
   copiers_barrier();
 #pragma clang loop unroll_count(8)
-  for (int n = 0; n < PASSES; n++) {
-    const int row = row0 + n * STEP;
-    if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row >= BT)) continue;
+  for (int pass = 0; pass < PASSES; pass++, at = b.rows_on(at, TRANSPOSED ? -STEP : STEP)) {
+    const int n = TRANSPOSED ? PASSES - 1 - pass : pass;
+    if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row0 + n * STEP >= BT)) continue;
     Run<T, N> values = {};
-    if (b.valid == BT || row < b.valid) values = b.run(n * STEP, column, row0, c);
+    if (b.valid == BT || n * STEP < b.valid - row0) values = b.run(at);
     if constexpr (TRANSPOSED) {
 #pragma clang loop unroll(full)
       for (int e = 0; e < N; e++) (b.scratch + (c * BT + row0))[e * BT + n * STEP] = values.at[e];
@@ -240,10 +254,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
   const device T* head;
-  const device T* block;
+  using Place = const device T*;
+  Place copied;
   threadgroup T* scratch;
   long stride;
-  int first;
   int valid;
   bool edge;
   Lane lane;
@@ -251,28 +265,37 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     scratch = memory.scratch;
     lane = lane_;
   }
+  METAL_FUNC void go_to(const device T* begin) thread {
+    const Place corner = begin;
+    const Share<BH, RUN> share = Share<BH, RUN>::of(lane);
+    copied = columns_on(rows_on(corner, share.row), share.column);
+  }
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
   }
-  METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
+  METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
+  METAL_FUNC void start(int row) thread { go_to(head + (row - BT) * stride); }
+  METAL_FUNC void pass() thread {
+    copied = rows_on(copied, BT);
+  }
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
-    first = row;
-    block = edge ? head + row * stride : block + BT * stride;
+    pass();
     valid = edge ? min(BT, end - row) : BT;
   }
-  METAL_FUNC void pass() thread { block = block + BT * stride; }
-  METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
-  METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
-    return edge ? at + rows * stride : at + rows * int(stride);
-  }
+  METAL_FUNC bool far() const thread { return false; }
+  METAL_FUNC Place rows_on(Place at, int rows) const thread { return at + rows * stride; }
+  METAL_FUNC Place columns_on(Place at, int columns) const thread { return at + columns; }
+  METAL_FUNC const device T* pointer(Place at) const thread { return at; }
   METAL_FUNC void release() thread {}
-  METAL_FUNC Run<T, RUN> run(int row0, int column0, int row, int column) const thread {
-    if (edge) return *(const device Run<T, RUN>*)(head + ((first + row0 + row) * stride + (column0 + column)));
-    const device T* corner = block + (row0 * int(stride) + column0);
-    return *(const device Run<T, RUN>*)(corner + (row * int(stride) + column));
+  template <int H> METAL_FUNC Place share(int column) const thread {
+    if constexpr (H == BH) return columns_on(copied, column);
+    const Share<BH, RUN> all = Share<BH, RUN>::of(lane);
+    const Share<H, RUN> own = Share<H, RUN>::of(lane);
+    return columns_on(rows_on(copied, own.row - all.row), column + own.column - all.column);
   }
+  METAL_FUNC Run<T, RUN> run(Place at) const thread { return *(const device Run<T, RUN>*)pointer(at); }
   METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
   METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
   template <int H>
@@ -284,43 +307,62 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+}
+}
+namespace flash {
+namespace tile {
 template <int R, int D, int BH, bool CACHED> struct Accumulator {
   device float* page;
-  int offset[R / 8], column;
+  int row, column;
   int rows;
   template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
     rows = total - first - lane.row;
-    for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D;
+    row = lane.row;
     column = lane.column;
-    if constexpr (!CACHED) page = (device float*)head + long(first) * D;
+    if constexpr (!CACHED) page = own((device float*)head, first);
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
     }
   }
-  METAL_FUNC int at(int d) const thread {
-    const int first = d * 8 / BH * BH, f = d - first / 8;
-    return first + fixed_column(f) + lane_column(min(BH, D - first), f, column);
+  template <typename Out> METAL_FUNC device Out* own(device Out* head, int first) const thread {
+    return head + (long(first + row) * D + lane_column(8 * WIDE, 0, column));
+  }
+  METAL_FUNC int at(int i, int columns, int f) const thread {
+    return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
+  }
+  METAL_FUNC int width(int begin) const thread { return min(BH, D - begin); }
+  METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
+    if (i * 8 >= rows) return Pair<float>(0);
+    return *(const device Pair<float>*)(page + begin + at(i, columns, f));
+  }
+  METAL_FUNC void set(int i, int begin, int columns, int f, Pair<float> value) thread {
+    if (!CACHED && i * 8 < rows) *(device Pair<float>*)(page + begin + at(i, columns, f)) = value;
   }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
-    if (i * 8 >= rows) return Pair<float>(0);
-    return *(const device Pair<float>*)(page + (offset[i] + at(d)));
+    const int begin = d * 8 / BH * BH;
+    return get(i, begin, width(begin), d - begin / 8);
   }
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-    if (!CACHED && i * 8 < rows) *(device Pair<float>*)(page + (offset[i] + at(d))) = value;
+    const int begin = d * 8 / BH * BH;
+    set(i, begin, width(begin), d - begin / 8, value);
   }
-  METAL_FUNC Pair<float> begin(int, int, float) const thread { return Pair<float>(0); }
-  METAL_FUNC void end(int i, int d, float factor, Pair<float> sum) thread { set(i, d, get(i, d) * factor + sum); }
+  METAL_FUNC Pair<float> initial(int, int, int, int, float) const thread { return Pair<float>(0); }
+  METAL_FUNC void add(int i, int begin, int columns, int f, float factor, Pair<float> sum) thread {
+    set(i, begin, columns, f, get(i, begin, columns, f) * factor + sum);
+  }
   template <typename Out>
   METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+    device Out* out;
+    if constexpr (!CACHED) out = (device Out*)page;
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 >= rows) continue;
-      device Out* out = head + long(first) * D + offset[i];
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) {
+        const int begin = d * 8 / BH * BH;
         const Pair<float> value = get(i, d) * factor.at[i];
         Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-        *(device Run<Out, 2>*)(out + at(d)) = run;
+        *(device Run<Out, 2>*)(out + begin + at(i, width(begin), d - begin / 8)) = run;
       }
     }
   }
@@ -449,7 +491,7 @@ METAL_FUNC void head_block_ab(
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.begin(i, column / 8 + d, factor.at[i]);
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.initial(i, column, H, d, factor.at[i]);
   }
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
@@ -460,7 +502,7 @@ METAL_FUNC void head_block_ab(
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.end(i, column / 8 + d, factor.at[i], block[i][d]);
+    for (int d = 0; d < H / 8; d++) c.add(i, column, H, d, factor.at[i], block[i][d]);
   }
 }
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
@@ -806,15 +848,17 @@ METAL_FUNC void backward_key_value(
   visibility.open_rows(block, min(block + BP, Lk), lane);
   mask::Look<R, BT> look;
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
-  for (int h = h_k * group; h < (h_k + 1) * group; h++) {
-    const long statistics0 = (long(b) * args.Hq + h) * Lq;
-    q.view(args.Q, b, h);
-    d_o.view(args.dO, b, h);
+  const int first_head = h_k * group;
+  long statistics0 = (long(b) * args.Hq + first_head) * Lq;
+  q.view(args.Q, b, first_head);
+  d_o.view(args.dO, b, first_head);
+  for (int n = 0; n < group; n++, statistics0 += Lq, q.next_head(args.Q), d_o.next_head(args.dO)) {
+    const int h = first_head + n;
     visibility.open_head(args, b, h, block);
     dropout::Dropout drop;
     drop.open(args, b, h);
-    for (int n = 0; n < visibility.ranges(); n++) {
-      const mask::Range range = visibility.range(n, seeing);
+    for (int run = 0; run < visibility.ranges(); run++) {
+      const mask::Range range = visibility.range(run, seeing);
       for (int r = range.begin; r < range.end;) {
         q.start(r);
         d_o.start(r);
@@ -823,8 +867,9 @@ METAL_FUNC void backward_key_value(
           for (; r < range.end; r += BT) {
             const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
             if (at_edge != (edge == 1)) break;
-            if (visibility.skip()) continue;
-            if (!look.at(visibility, first, r, range.end, edge == 1, scratch, lane)) {
+            bool shown = !visibility.skip();
+            shown = shown && look.at(visibility, first, r, range.end, edge == 1, scratch, lane);
+            if (!shown) {
               q.pass();
               d_o.pass();
               continue;
@@ -864,10 +909,10 @@ METAL_FUNC void backward_key_value(
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];
 flash::Arguments args;
-args.Q = {Q, Q_strides};
-args.K = {K, K_strides};
-args.V = {V, V_strides};
-args.dO = {dO, dO_strides};
+args.Q = {Q, Q_strides[0], Q_strides[1], Q_strides[2]};
+args.K = {K, K_strides[0], K_strides[1], K_strides[2]};
+args.V = {V, V_strides[0], V_strides[1], V_strides[2]};
+args.dO = {dO, dO_strides[0], dO_strides[1], dO_strides[2]};
 args.L = L;
 args.delta = delta;
 args.scale = scale;

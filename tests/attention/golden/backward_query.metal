@@ -6,11 +6,14 @@ namespace flash {
 template <typename T, int N> struct Run { T at[N]; };
 struct View {
   const device uint8_t* bytes;
-  const constant int64_t* strides;
-  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
-    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+  long batch, heads, row;
+  template <typename T> METAL_FUNC const device T* head(uint b, uint h) const thread {
+    return (const device T*)(bytes + b * batch + h * heads);
   }
-  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+  template <typename T> METAL_FUNC const device T* next(const device T* head) const thread {
+    return (const device T*)((const device uint8_t*)head + heads);
+  }
+  template <typename T> METAL_FUNC long row_stride() const thread { return row >> (sizeof(T) / 2); }
 };
 template <typename T> struct Strided {
   const device T* at;
@@ -212,6 +215,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
   }
+  METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
     tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
@@ -760,7 +764,12 @@ METAL_FUNC void backward_query(
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
-          if (visibility.skip()) continue;
+          bool shown = !visibility.skip();
+          if (!shown) {
+            k.pass();
+            v.pass();
+            continue;
+          }
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
           v.acquire(c, range.end, edge);
@@ -790,10 +799,10 @@ METAL_FUNC void backward_query(
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];
 flash::Arguments args;
-args.Q = {Q, Q_strides};
-args.K = {K, K_strides};
-args.V = {V, V_strides};
-args.dO = {dO, dO_strides};
+args.Q = {Q, Q_strides[0], Q_strides[1], Q_strides[2]};
+args.K = {K, K_strides[0], K_strides[1], K_strides[2]};
+args.V = {V, V_strides[0], V_strides[1], V_strides[2]};
+args.dO = {dO, dO_strides[0], dO_strides[1], dO_strides[2]};
 args.L = L;
 args.delta = delta;
 args.scale = scale;

@@ -6,11 +6,14 @@ namespace flash {
 template <typename T, int N> struct Run { T at[N]; };
 struct View {
   const device uint8_t* bytes;
-  const constant int64_t* strides;
-  template <typename T> METAL_FUNC const device T* head(int b, int h) const thread {
-    return (const device T*)(bytes + b * strides[0] + h * strides[1]);
+  long batch, heads, row;
+  template <typename T> METAL_FUNC const device T* head(uint b, uint h) const thread {
+    return (const device T*)(bytes + b * batch + h * heads);
   }
-  template <typename T> METAL_FUNC long row_stride() const thread { return strides[2] / long(sizeof(T)); }
+  template <typename T> METAL_FUNC const device T* next(const device T* head) const thread {
+    return (const device T*)((const device uint8_t*)head + heads);
+  }
+  template <typename T> METAL_FUNC long row_stride() const thread { return row >> (sizeof(T) / 2); }
 };
 }
 namespace flash {
@@ -188,10 +191,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
   const device T* head;
-  const device T* block;
+  using Place = const device T*;
+  Place across, down;
   threadgroup T* scratch;
   long stride;
-  int first;
   int valid;
   bool edge;
   Lane lane;
@@ -199,38 +202,47 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     scratch = memory.scratch;
     lane = lane_;
   }
+  METAL_FUNC void go_to(const device T* begin) thread {
+    const Place corner = begin;
+    across = columns_on(rows_on(corner, lane.row), lane_column(8 * WIDE, 0, lane.column));
+    down = columns_on(rows_on(corner, lane.column), lane.row * DEEP);
+  }
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
     stride = view.row_stride<T>();
   }
-  METAL_FUNC void start(int row) thread { block = head + (row - BT) * stride; }
+  METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
+  METAL_FUNC void start(int row) thread { go_to(head + (row - BT) * stride); }
+  METAL_FUNC void pass() thread {
+    across = rows_on(across, BT);
+    down = rows_on(down, BT);
+  }
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
-    first = row;
-    block = edge ? head + row * stride : block + BT * stride;
+    pass();
     valid = edge ? min(BT, end - row) : BT;
   }
-  METAL_FUNC void pass() thread { block = block + BT * stride; }
-  METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
-  METAL_FUNC const device T* rows_on(const device T* at, int rows) const thread {
-    return edge ? at + rows * stride : at + rows * int(stride);
-  }
+  METAL_FUNC bool far() const thread { return false; }
+  METAL_FUNC Place rows_on(Place at, int rows) const thread { return at + rows * stride; }
+  METAL_FUNC Place columns_on(Place at, int columns) const thread { return at + columns; }
+  METAL_FUNC const device T* pointer(Place at) const thread { return at; }
   METAL_FUNC void release() thread {}
-  METAL_FUNC const device T* source(int row) const thread {
-    return edge ? head + (first + row) * stride : block + row * int(stride);
-  }
-  METAL_FUNC const device T* next(const device T* source) const thread { return rows_on(source, 8); }
+  METAL_FUNC Place source(int row) const thread { return rows_on(across, row - lane.row); }
+  METAL_FUNC Place next(Place source) const thread { return rows_on(source, 8); }
   template <int H>
-  METAL_FUNC Run<Pair<T>, WIDE> group(const device T* at, int t, int column, int d, bool exists = true) const thread {
+  METAL_FUNC Run<Pair<T>, WIDE> group(Place at, int t, int column, int d, bool exists = true) const thread {
     if (!exists) return {};
-    return pairs<T, WIDE>(at + (column + fixed_column(d) + lane_column(H, d, lane.column)), min(WIDE, H / 8 - d));
+    const int narrower = lane_column(H, d, lane.column) - lane_column(8 * WIDE, 0, lane.column);
+    const Place own = columns_on(at, column + fixed_column(d) + narrower);
+    return pairs<T, WIDE>(pointer(own), min(WIDE, H / 8 - d));
   }
   template <int N>
   METAL_FUNC Run<Pair<T>, N> deep_group(
-      const device T* first, const device T* second, int column, int existing) const thread {
+      Place first_row, Place second_row, int column, int existing) const thread {
     Run<T, N> upper = {}, lower = {};
-    if (existing > 0) upper = *(const device Run<T, N>*)(first + (column + lane.row * N));
-    if (existing > 1) lower = *(const device Run<T, N>*)(second + (column + lane.row * N));
+    const int narrower = lane.row * (N - DEEP);
+    if (existing > 0) upper = *(const device Run<T, N>*)pointer(columns_on(first_row, column + narrower));
+    if (existing > 1) lower = *(const device Run<T, N>*)pointer(columns_on(second_row, column + narrower));
     Run<Pair<T>, N> found;
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
@@ -238,41 +250,62 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+}
+}
+namespace flash {
+namespace tile {
 template <int R, int D, int BH, bool CACHED> struct Accumulator {
   Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
-  int offset[R / 8], column;
+  int row, column;
   int rows;
   template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
     rows = total - first - lane.row;
-    for (int i = 0; i < R / 8; i++) offset[i] = (i * 8 + lane.row) * D;
+    row = lane.row;
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
     }
   }
-  METAL_FUNC int at(int d) const thread {
-    const int first = d * 8 / BH * BH, f = d - first / 8;
-    return first + fixed_column(f) + lane_column(min(BH, D - first), f, column);
+  template <typename Out> METAL_FUNC device Out* own(device Out* head, int first) const thread {
+    return head + (long(first + row) * D + lane_column(8 * WIDE, 0, column));
+  }
+  METAL_FUNC int at(int i, int columns, int f) const thread {
+    return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
+  }
+  METAL_FUNC int width(int begin) const thread { return min(BH, D - begin); }
+  METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
+    if constexpr (CACHED) return cached[i][begin / 8 + f];
+  }
+  METAL_FUNC void set(int i, int begin, int columns, int f, Pair<float> value) thread {
+    if constexpr (CACHED) cached[i][begin / 8 + f] = value;
   }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
-    if constexpr (CACHED) return cached[i][d];
+    const int begin = d * 8 / BH * BH;
+    return get(i, begin, width(begin), d - begin / 8);
   }
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-    if constexpr (CACHED) cached[i][d] = value;
+    const int begin = d * 8 / BH * BH;
+    set(i, begin, width(begin), d - begin / 8, value);
   }
-  METAL_FUNC Pair<float> begin(int i, int d, float factor) const thread { return get(i, d) * factor; }
-  METAL_FUNC void end(int i, int d, float, Pair<float> sum) thread { set(i, d, sum); }
+  METAL_FUNC Pair<float> initial(int i, int begin, int columns, int f, float factor) const thread {
+    return get(i, begin, columns, f) * factor;
+  }
+  METAL_FUNC void add(int i, int begin, int columns, int f, float, Pair<float> sum) thread {
+    set(i, begin, columns, f, sum);
+  }
   template <typename Out>
   METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+    device Out* out;
+    if constexpr (CACHED) out = own(head, first);
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 >= rows) continue;
-      device Out* out = head + long(first) * D + offset[i];
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) {
+        const int begin = d * 8 / BH * BH;
         const Pair<float> value = get(i, d) * factor.at[i];
         Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-        *(device Run<Out, 2>*)(out + at(d)) = run;
+        *(device Run<Out, 2>*)(out + begin + at(i, width(begin), d - begin / 8)) = run;
       }
     }
   }
@@ -281,10 +314,10 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 }
 namespace flash {
 namespace tile {
-template <int H, int R, typename T, typename B>
+template <int H, int R, typename T, typename B, typename Place>
 METAL_FUNC void direct_fragment(
     thread Pair<float> (&s)[R / 8], thread Pair<T> const (&rows)[R / 8][H / 8], thread const B& b,
-    const device T* first, const device T* second, int column, int existing) {
+    Place first, Place second, int column, int existing) {
   constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
 #pragma clang loop unroll(full)
   for (int d = 0; d < FULL; d += DEEP) {
@@ -307,7 +340,7 @@ METAL_FUNC void head_block_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b, int column) {
   Pair<T> rows[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) a.template fragments<H>(i, column, rows[i]);
-  const device T* at = b.source(b.lane.column);
+  auto at = b.down;
   Pair<float> sum[R / 8];
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 8; t++, at = b.next(at)) {
@@ -317,9 +350,10 @@ METAL_FUNC void head_block_abt(
     for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
   }
   if (b.valid % 8 == 0) return;
-  const int last = b.valid / 8, first = last * 8 + b.lane.column;
+  const int last = b.valid / 8;
+  at = b.rows_on(b.down, last * 8);
   pick(sum, s, last);
-  direct_fragment<H, R>(sum, rows, b, b.source(first), b.source(first + 1), column, b.valid - first);
+  direct_fragment<H, R>(sum, rows, b, at, b.rows_on(at, 1), column, b.valid - last * 8 - b.lane.column);
   put(s, sum, last);
 }
 template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
@@ -426,7 +460,7 @@ METAL_FUNC void head_block_ab(
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.begin(i, column / 8 + d, factor.at[i]);
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.initial(i, column, H, d, factor.at[i]);
   }
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
@@ -437,7 +471,7 @@ METAL_FUNC void head_block_ab(
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.end(i, column / 8 + d, factor.at[i], block[i][d]);
+    for (int d = 0; d < H / 8; d++) c.add(i, column, H, d, factor.at[i], block[i][d]);
   }
 }
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
@@ -683,7 +717,12 @@ METAL_FUNC void forward(
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
-          if (visibility.skip()) continue;
+          bool shown = !visibility.skip();
+          if (!shown) {
+            k.pass();
+            v.pass();
+            continue;
+          }
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
           tile::Tile<float, R, BT> s;
@@ -722,9 +761,9 @@ METAL_FUNC void forward(
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];
 flash::Arguments args;
-args.Q = {Q, Q_strides};
-args.K = {K, K_strides};
-args.V = {V, V_strides};
+args.Q = {Q, Q_strides[0], Q_strides[1], Q_strides[2]};
+args.K = {K, K_strides[0], K_strides[1], K_strides[2]};
+args.V = {V, V_strides[0], V_strides[1], V_strides[2]};
 args.scale = scale;
 args.Hq = Q_shape[1];
 args.Hk = K_shape[1];

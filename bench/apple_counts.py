@@ -1,0 +1,260 @@
+"""Counts what the kernels are made of on M1, without a Mac: python bench/apple_counts.py
+
+Needs an offline compiler for the M1 instruction set. The environment variable M1_COMPILER names it: a command that is
+given a file of Metal text and the threads of a threadgroup, and prints its listings (apple_listing.py shows the form),
+a line `AGX-DEMAND: N of M` with the 16-bit registers that are alive at most, and a line with `B bytes` of code.
+
+apple_rows.csv: every row of the table for M1 at the largest head dimension that it serves, and at 64 and 128; lines
+that are there already are renewed. apple_hot_code.csv: the instructions on a whole block's path, and their bytes at the
+kernel's mean length. apple_texts.csv: users' texts beside the built-in option that computes the same.
+"""
+
+import argparse
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+from apple_listing import Loop, UsualPath, every, loops_of, parse
+from rich.progress import track
+
+from mlx_flash import Score, Visible
+from mlx_flash.explanations.explain import explain, inner_problem
+from mlx_flash.explanations.metal_text import generated_text
+from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import FULL, MIXED, TileConfig
+from mlx_flash.kernels.cost import LANES
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.plan import Plan, plan_of
+from mlx_flash.kernels.split_kv import decoding_config
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
+
+RESULTS = Path(__file__).parent / "results"
+COMPILER = "M1_COMPILER"
+KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE, DECODE)
+DTYPES = {MIXED: "float16", FULL: "float32"}
+COMMON, LAST = (64, 128), (256, 320, 384)  # head dimensions that models have, and of the last row, which has no largest
+HEADS, LENGTH = 8, 1024
+# Cycles of a scheduler (cost.py has the sources): what an instruction of a class takes besides products. Waits and
+# moves are the offline compiler's more than Apple's, and count nothing.
+SLOTS = {"exp2": 4, "shuffle": 2, "wait": 0, "move": 0}
+# The same function of scores as a built-in option and as a user's text
+TEXTS = {
+    "softcap": (dict(softcap=30.0), dict(score=Score("c * tanh(s / c)", c=30.0))),
+    "alibi": (
+        dict(alibi_slopes=mx.ones(HEADS)),
+        dict(score=Score("s - slope[h] * abs(q - k)", slope=mx.ones(HEADS))),
+    ),
+    "window": (dict(window=(255, 0)), dict(visible=Visible("k <= q && q - k <= w", w=255))),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel at one head dimension and row. `plan`, `problem`: as the package makes them."""
+
+    plan: Plan
+    problem: object
+    row: TileConfig
+    head_dim: int
+    dtype: str
+
+    @property
+    def kind(self) -> KernelKind:
+        return self.plan.kind
+
+    def products(self) -> list[tuple[int, bool]]:
+        """The products of a block in order: their columns, and whether registers keep the simdgroup's own factor."""
+        names = {
+            FORWARD: "Q O", DECODE: "Q O", BACKWARD_QUERY: "Q dO dQ", BACKWARD_KEY_VALUE: "K dV V dK",
+        }  # fmt: skip
+        return [(self.head_dim, name in self.row.cached) for name in names[self.kind].split()]
+
+    def matmuls(self) -> int:
+        """8x8x8 products of one simdgroup in one visit of a block."""
+        fragments = self.row.simdgroup_rows // 8 * (self.row.traversal // 8)
+        return sum(fragments * (-(-columns // 8)) for columns, _ in self.products())
+
+    def head_loops(self) -> list[int]:
+        """Trips of the loops over head blocks that are not unrolled, in order."""
+        block = self.row.head_block(self.head_dim)
+        return [columns // block for columns, kept in self.products() if not kept and columns // block > 1]
+
+
+def compiler() -> list[str]:
+    """The offline compiler's command. SystemExit with a sentence if there is none."""
+    command = shlex.split(os.environ.get(COMPILER, ""))
+    if not command:
+        raise SystemExit(
+            f"No offline compiler: set {COMPILER} to a command that takes a file of Metal text and a number of threads,"
+            " and prints the M1 instructions of its kernel. The head of bench/apple_counts.py says what it must print."
+        )
+    return command
+
+
+def listing_of(text: str, threads: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.metal"
+        file.write_text(text, encoding="ascii")
+        done = subprocess.run([*compiler(), str(file), str(threads)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{COMPILER} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")
+    return done.stdout
+
+
+def whole_blocks(code: dict, kernel: Kernel) -> tuple[Counter, Counter]:
+    """Instructions by class of one visit of a whole block, and the same with each inner loop taken once."""
+    path, loops = UsualPath(code), list(every(loops_of(code)))
+    for loop in loops:
+        inner = list(every(loop.inner))
+        for one in inner:
+            one.trips = 1
+        once = path.counts(loop)
+        passed = [step for step, _ in path.steps(loop) if isinstance(step, Loop)]
+        rolled = [one for one in passed if path.counts(one)["matmul"]]
+        if len(rolled) != len(kernel.head_loops()):
+            continue
+        for one, trips in zip(rolled, kernel.head_loops()):
+            one.trips = trips
+        counts = path.counts(loop)
+        if round(counts["matmul"]) == kernel.matmuls():
+            return counts, once
+    raise SystemExit(f"no loop of {kernel.kind} {kernel.row} has its {kernel.matmuls()} products: is the text another?")
+
+
+def issue_model(kernel: Kernel, counts: Counter) -> float:
+    """The share of the multipliers' peak if only issue slots count."""
+    rows, kind = kernel.row.simdgroup_rows, kernel.kind
+    single = 1 if kernel.dtype == "float32" else 0 if kind is FORWARD else 1 / kind.matmuls
+    slots = sum(count * SLOTS.get(name, 1) for name, count in counts.items() if name != "matmul")
+    useful = (kind.matmuls * kernel.head_dim + 5) * kernel.row.traversal * rows / LANES
+    return useful / (slots + counts["matmul"] * (17 + single))
+
+
+def counted(kernel: Kernel, text: str) -> tuple[dict, dict]:
+    """The lines of apple_rows.csv and apple_hot_code.csv."""
+    printed = listing_of(text, kernel.row.threads)
+    demand = max(int(found) for found in re.findall(r"AGX-DEMAND: (\d+) of \d+\n", printed))
+    size, code = int(re.search(r"(\d+) bytes", printed)[1]), parse(printed)
+    counts, once = whole_blocks(code, kernel)
+    products, row = counts["matmul"], kernel.row
+    named = {
+        "kind": kernel.kind.name, "dtype": kernel.dtype, "head_dim": kernel.head_dim, "parallel": row.parallel,
+        "traversal": row.traversal, "head": row.head_block(kernel.head_dim), "cached": " ".join(row.cached),
+        "simdgroup_rows": row.simdgroup_rows,
+    }  # fmt: skip
+    line = {"family": "apple7"} | named | {
+        "registers": demand,
+        "spilled_in_loop": round((counts["spill_load"] + counts["spill_store"]) / products, 3),
+        "others": round((sum(counts.values()) - products) / products, 3),
+        "reads": round((counts["tg_load"] + counts["dev_load"]) / products, 3),
+        "code_bytes": size,
+        "issue_model": "" if kernel.kind is DECODE else round(issue_model(kernel, counts), 4),
+    }  # fmt: skip
+    whole = sum(sum(block.counts.values()) for block in code.values())
+    hot = sum(once.values())
+    return line, named | {"hot_instructions": hot, "hot_bytes": round(hot * size / whole), "code_bytes": size}
+
+
+def kernel_of(kind: KernelKind, head_dim: int, dtype: str, row: TileConfig | None = None, **options) -> Kernel:
+    """`row`: instead of the table's."""
+    length = 1 if kind is DECODE else LENGTH
+    facts = dict(head_dim=head_dim, dtype=dtype, heads=HEADS, length=length, key_length=LENGTH, family="apple7")
+    problem = inner_problem(explain(backend="metal", **facts, **options).problem)
+    plan = plan_of(kind, problem, FAMILIES["apple7"])
+    if row and kind is DECODE:
+        plan = Plan(kind, problem.signature, FAMILIES["apple7"], row.parallel)
+    if row:
+        plan.__dict__["config"] = row
+    return Kernel(plan, problem, plan.config, head_dim, dtype)
+
+
+def kernels_of_the_table(kinds: list[str]) -> list[Kernel]:
+    found = []
+    for (kind, precision, family), rows in TABLE.items():
+        if family != "apple7" or kind.name not in kinds:
+            continue
+        least = 0
+        for row in rows:
+            heads = LAST if row is rows[-1] and kind is not DECODE else (row.max_head,)
+            heads = sorted({*heads, *(head for head in COMMON if least < head <= row.max_head)})
+            least = row.max_head
+            own = [row, decoding_config(row, 8, FAMILIES[family])] if kind is DECODE else [row]
+            found += [
+                kernel_of(kind, head, DTYPES[precision], replace(one, max_head=head)) for head in heads for one in own
+            ]
+    return found
+
+
+def renew(file: Path, lines: list[dict]) -> None:
+    """Writes `lines` in the place of those with the same kernel and row, and after the others."""
+    with open(file, newline="") as opened:
+        reader = csv.DictReader(opened)
+        names, kept = reader.fieldnames, list(reader)
+    own = [name for name in names if name in ("family", *FACTS)]
+    known = {tuple(str(line[name]) for name in own): line for line in [*kept, *lines]}
+    order = [kind.name for kind in KINDS]
+    every_line = sorted(
+        known.values(),
+        key=lambda line: (line.get("family", ""), order.index(line["kind"]), line["dtype"], int(line["head_dim"])),
+    )
+    with open(file, "w", newline="") as opened:
+        writer = csv.DictWriter(opened, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(every_line)
+
+
+FACTS = ("kind", "dtype", "head_dim", "parallel", "traversal", "head", "cached", "simdgroup_rows")
+
+
+def count_rows(kinds: list[str]) -> None:
+    for kernel in track(kernels_of_the_table(kinds), "Rows"):
+        line, hot = counted(kernel, generated_text(kernel.plan, kernel.problem))
+        renew(RESULTS / "apple_rows.csv", [line])
+        renew(RESULTS / "apple_hot_code.csv", [hot])
+
+
+def given(kernel: Kernel) -> dict:
+    """Operands of the options in TEXTS by their names in the kernel: shapes and types matter, not what they hold."""
+    blocks = mx.zeros((1, HEADS, LENGTH // 64, LENGTH // 64), mx.int32)
+    every_operand = {
+        "softcap": 30.0, "window": (255, 0), "slopes": mx.zeros(HEADS), "formula_data": mx.zeros(16, mx.int32),
+        "block_map": blocks, "block_lists": blocks, "block_counts": blocks[..., 0],
+    }  # fmt: skip
+    return {name: value for name, value in every_operand.items() if name in kernel.plan.kernel.inputs}
+
+
+def count_texts() -> None:
+    """Instructions of a visit, products included, of a text over those of the built-in option."""
+    with open(RESULTS / "apple_texts.csv", "w", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(["option", "kind", "dtype", "head_dim", "built_in", "text", "ratio"])
+        for name, both in track(TEXTS.items(), "Texts"):
+            for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE):
+                found = []
+                for options in both:
+                    kernel = kernel_of(kind, 64, "float16", **options)
+                    printed = listing_of(generated_text(kernel.plan, kernel.problem, given(kernel)), kernel.row.threads)
+                    found.append(round(sum(whole_blocks(parse(printed), kernel)[0].values())))
+                writer.writerow([name, kind.name, "float16", 64, *found, round(found[1] / found[0], 3)])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS], help="kernels whose rows to count")
+    parser.add_argument("--texts", action="store_true", help="users' texts beside built-in options, and no rows")
+    chosen = parser.parse_args()
+    compiler()
+    count_texts() if chosen.texts else count_rows(chosen.kinds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
