@@ -78,8 +78,11 @@ def measured(case: Case | TokenStep, seconds: float) -> dict:
     end, turns = time.perf_counter() + 2 * seconds, 0
     while turns < LEAST_ROUNDS or (turns < ROUNDS and time.perf_counter() < end):
         for patched in (False, True) if turns % 2 else (True, False):
-            with patch() if patched else nullcontext():
-                # A model enters a patch once: the search of all modules leaves cold caches behind.
+            # A model enters a patch once. Here both kinds of rounds follow its search of all modules, through which the
+            # GPU idles and caches grow cold.
+            with patch() as entered:
+                if not patched:
+                    entered.undo()
                 round_of(min(calls, WARM_CALLS))
                 times[patched].append(round_of(calls))
         turns += 1
