@@ -86,6 +86,7 @@ METAL_FUNC void backward_key_value(
           for (; r < range.end; r += BT) {
             const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || q.far() || d_o.far();
             if (at_edge != (edge == 1)) break;
+#if LOOKS || MAPS || HAS_SEGMENTS
             bool shown = !visibility.skip();
 #if LOOKS || MAPS
             shown = shown && look.at(visibility, first, r, range.end, edge == 1, scratch, lane);
@@ -95,6 +96,7 @@ METAL_FUNC void backward_key_value(
               d_o.pass();
               continue;
             }
+#endif
             if (tile::produce(q, d_o, r, range.end)) continue;
 #if LOADS_EARLY
             const softmax::Reference<tile::ColumnVector<BT>> reference =

@@ -84,6 +84,7 @@ METAL_FUNC void forward(
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
+#if LOOKS || MAPS || HAS_SEGMENTS
           bool shown = !visibility.skip();
 #if LOOKS || MAPS
           shown = shown && look.at(visibility, at.first, c, range.end, edge == 1, scratch, lane);
@@ -93,6 +94,7 @@ METAL_FUNC void forward(
             v.pass();
             continue;
           }
+#endif
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
 

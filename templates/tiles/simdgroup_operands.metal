@@ -28,12 +28,17 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     }
   }
 
+#if USES_THREADGROUP
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
-    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
-    return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
+    return read_pair(row[i] + d * 8);
   }
 
+  template <int H, int M> METAL_FUNC void read(int i, int begin, thread Pair<T> (&found)[M]) const thread {
+#pragma clang loop unroll(full)
+    for (int d = 0; d < H / 8; d++) found[d] = read_pair(row[i] + (begin + d * 8));
+  }
+#else
   // Fragments of columns [column, column + H) of the i-th group of rows
   template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
     if constexpr (CACHED) {
@@ -56,6 +61,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
   }
+#endif
 };
 
 #if USES_THREADGROUP
@@ -118,7 +124,6 @@ template <int H, int N> struct Share {
   static constant constexpr const int RUNS = H / N;
   static constant constexpr const int SLOTS =
       RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
-  static_assert(RUNS <= SLOTS, "a thread stays in its columns");
   int row, column;
 
   static METAL_FUNC Share of(Lane lane) {
@@ -134,7 +139,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
   constexpr int N = B::RUN, SLOTS = Share<H, N>::SLOTS, RUNS = H / N;
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
+  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "columns stay");
   const Share<H, N> share = Share<H, N>::of(b.lane);
   const int row0 = share.row, c = share.column;
   auto at = b.rows_on(b.template share<H>(column), TRANSPOSED ? (PASSES - 1) * STEP : 0);
@@ -161,6 +166,15 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
 
 #endif
 
+#if HAS_PIECES
+// A place in a block whose rows may lie in two pieces
+struct PlaceInPieces {
+  int row, column;
+};
+
+METAL_FUNC PlaceInPieces operator+(PlaceInPieces at, int columns) { return {at.row, at.column + columns}; }
+#endif
+
 #if !QUANTIZED
 // An operand that all simdgroups walk along in blocks of BT rows. USES_THREADGROUP: each BT x BH block is copied to
 // threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
@@ -174,10 +188,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   const device T* head;
 #endif
 #if HAS_PIECES
-  // A place in the current block, whose rows may lie in two pieces.
-  struct Place {
-    int row, column;
-  };
+  using Place = PlaceInPieces;
   const device T* block;
   int first;  // the block's first row
 #else
@@ -210,10 +221,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #endif
 #if USES_THREADGROUP
     const Share<BH, RUN> share = Share<BH, RUN>::of(lane);
-    copied = columns_on(rows_on(corner, share.row), share.column);
+    copied = rows_on(corner, share.row) + share.column;
 #else
-    across = columns_on(rows_on(corner, lane.row), lane_column(8 * WIDE, 0, lane.column));
-    down = columns_on(rows_on(corner, lane.column), lane.row * DEEP);
+    across = rows_on(corner, lane.row) + lane_column(8 * WIDE, 0, lane.column);
+    down = rows_on(corner, lane.column) + lane.row * DEEP;
 #endif
   }
 
@@ -271,17 +282,15 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC bool far() const thread { return false; }  // rows may lie any distance apart, as strides have 64 bits
 
-  // The same place so many rows or columns on. Rows are taken step by step: addresses that do not change from block to
-  // block would each be kept in registers.
+  // The same place so many rows on. They are taken step by step: addresses that do not change from block to block would
+  // each be kept in registers.
 #if HAS_PIECES
   METAL_FUNC Place rows_on(Place at, int rows) const thread { return {at.row + rows, at.column}; }
-  METAL_FUNC Place columns_on(Place at, int columns) const thread { return {at.row, at.column + columns}; }
   METAL_FUNC const device T* pointer(Place at) const thread {
     return (edge ? pages.row(first + at.row) : block + at.row * stride) + at.column;
   }
 #else
   METAL_FUNC Place rows_on(Place at, int rows) const thread { return at + rows * stride; }
-  METAL_FUNC Place columns_on(Place at, int columns) const thread { return at + columns; }
   METAL_FUNC const device T* pointer(Place at) const thread { return at; }
 #endif
 
@@ -291,10 +300,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #if USES_THREADGROUP
   // What this lane copies first of columns [column, column + H)
   template <int H> METAL_FUNC Place share(int column) const thread {
-    if constexpr (H == BH) return columns_on(copied, column);
+    if constexpr (H == BH) return copied + column;
     const Share<BH, RUN> all = Share<BH, RUN>::of(lane);
     const Share<H, RUN> own = Share<H, RUN>::of(lane);
-    return columns_on(rows_on(copied, own.row - all.row), column + own.column - all.column);
+    return rows_on(copied, own.row - all.row) + (column + own.column - all.column);
   }
 
   METAL_FUNC Run<T, RUN> run(Place at) const thread { return *(const device Run<T, RUN>*)pointer(at); }
@@ -324,19 +333,18 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC Run<Pair<T>, WIDE> group(Place at, int t, int column, int d, bool exists = true) const thread {
     if (!exists) return {};
     const int narrower = lane_column(H, d, lane.column) - lane_column(8 * WIDE, 0, lane.column);
-    const Place own = columns_on(at, column + fixed_column(d) + narrower);
-    return pairs<T, WIDE>(pointer(own), min(WIDE, H / 8 - d));
+    return pairs<T, WIDE>(pointer(at + (column + fixed_column(d) + narrower)), min(WIDE, H / 8 - d));
   }
 
-  // N fragments (d, t), (d + 1, t), .. of a block that is read directly; first_row, second_row: the places of this lane's
-  // two rows, of which `existing` exist
+  // N fragments (d, t), (d + 1, t), .. of a block that is read directly; first_row, second_row: the places of this
+  // lane's two rows, of which `existing` exist
   template <int N>
   METAL_FUNC Run<Pair<T>, N> deep_group(
       Place first_row, Place second_row, int column, int existing) const thread {
     Run<T, N> upper = {}, lower = {};
     const int narrower = lane.row * (N - DEEP);
-    if (existing > 0) upper = *(const device Run<T, N>*)pointer(columns_on(first_row, column + narrower));
-    if (existing > 1) lower = *(const device Run<T, N>*)pointer(columns_on(second_row, column + narrower));
+    if (existing > 0) upper = *(const device Run<T, N>*)pointer(first_row + (column + narrower));
+    if (existing > 1) lower = *(const device Run<T, N>*)pointer(second_row + (column + narrower));
     Run<Pair<T>, N> found;
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);

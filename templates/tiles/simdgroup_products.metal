@@ -202,9 +202,15 @@ METAL_FUNC void head_block_ab(
   load_to_threadgroup<BT, H, false>(b, column);
 #endif
   Pair<float> block[R / 8][H / 8];
+  // In float32 the summation is blocked, so that the error grows with the number of traversed blocks and not with the
+  // number of keys.
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.initial(i, column, H, d, factor.at[i]);
+#if BLOCKED_SUM
+    for (int d = 0; d < H / 8; d++) block[i][d] = Pair<float>(0);
+#else
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column, H, d) * factor.at[i];
+#endif
   }
   // Keeps page accesses out of the matmul loop: interleaved they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
@@ -216,7 +222,12 @@ METAL_FUNC void head_block_ab(
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.add(i, column, H, d, factor.at[i], block[i][d]);
+    for (int d = 0; d < H / 8; d++) {
+#if BLOCKED_SUM
+      block[i][d] += c.get(i, column, H, d) * factor.at[i];
+#endif
+      c.set(i, column, H, d, block[i][d]);
+    }
   }
 }
 
@@ -227,13 +238,18 @@ METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     bool whole) {
   constexpr int FULL = D / BH * BH, REST = D - FULL;
+#if CACHES
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)
     for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
-  } else {
+  }
+#endif
+#if PAGES
+  if constexpr (!CACHED) {
 #pragma clang loop unroll(disable)
     for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
   }
+#endif
   if constexpr (REST > 0) head_block_ab<REST, Narrow>(c, factor, p, b, FULL, whole);
 }
 

@@ -24,7 +24,10 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 #endif
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
+      for (int d = 0; d < D / 8; d++) {
+        const int begin = d * 8 / BH * BH;
+        set(i, begin, min(BH, D - begin), d - begin / 8, Pair<float>(0));
+      }
     }
   }
 
@@ -38,10 +41,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
   }
 
-  // Columns of the head block that begins at column `begin`. No group of fragments lies in two head blocks.
-  METAL_FUNC int width(int begin) const thread { return min(BH, D - begin); }
-
-  // Fragment f of the head block of `columns` that begins at column `begin`
+  // Fragment f of the head block of `columns` that begins at column `begin`. No group of fragments lies in two of them.
   METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
 #if CACHES
     if constexpr (CACHED) return cached[i][begin / 8 + f];
@@ -64,27 +64,13 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   // Fragment d of all columns, a constant
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;
-    return get(i, begin, width(begin), d - begin / 8);
+    return get(i, begin, min(BH, D - begin), d - begin / 8);
   }
 
+#if SPLITS_KEYS
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
     const int begin = d * 8 / BH * BH;
-    set(i, begin, width(begin), d - begin / 8, value);
-  }
-
-  // result = factor * result + sum, where `sum` starts from initial(). In float32 the summation is blocked, so that the
-  // error grows with the number of traversed blocks and not with the number of keys.
-#if BLOCKED_SUM
-  METAL_FUNC Pair<float> initial(int, int, int, int, float) const thread { return Pair<float>(0); }
-  METAL_FUNC void add(int i, int begin, int columns, int f, float factor, Pair<float> sum) thread {
-    set(i, begin, columns, f, get(i, begin, columns, f) * factor + sum);
-  }
-#else
-  METAL_FUNC Pair<float> initial(int i, int begin, int columns, int f, float factor) const thread {
-    return get(i, begin, columns, f) * factor;
-  }
-  METAL_FUNC void add(int i, int begin, int columns, int f, float, Pair<float> sum) thread {
-    set(i, begin, columns, f, sum);
+    set(i, begin, min(BH, D - begin), d - begin / 8, value);
   }
 #endif
 
@@ -105,7 +91,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
         const int begin = d * 8 / BH * BH;
         const Pair<float> value = get(i, d) * factor.at[i];
         Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-        *(device Run<Out, 2>*)(out + begin + at(i, width(begin), d - begin / 8)) = run;
+        *(device Run<Out, 2>*)(out + begin + at(i, min(BH, D - begin), d - begin / 8)) = run;
       }
     }
   }

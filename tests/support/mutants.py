@@ -271,12 +271,12 @@ SIMDGROUP_OPERANDS = of(
 SIMDGROUP_RESULTS = of(
     "simdgroup_results",
     ("every-row-stored", "if (i * 8 >= rows) continue;", "", SHARED, "check"),
-    ("page-not-cleared", "for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));", "{}", PAGED),
-    ("float32-sums-run-on", "#if BLOCKED_SUM", "#if 0",
-     "test_gradients.py::test_long_sums[simulator-apple7-(33, 16384)]"),
+    ("page-not-cleared", "        set(i, begin, min(BH, D - begin), d - begin / 8, Pair<float>(0));\n", "", PAGED),
 )
 SIMDGROUP_PRODUCTS = of(
     "simdgroup_products",
+    ("float32-sums-run-on", "block[i][d] = Pair<float>(0);", "block[i][d] = c.get(i, column, H, d) * factor.at[i];",
+     "test_gradients.py::test_long_sums[simulator-apple7-(33, 16384)]"),
     ("last-fragment-read-whole", "t * 8 + 8 > b.valid) continue;\n    for (int i = 0; i < R / 8; i++) sum",
      "t * 8 >= b.valid) continue;\n    for (int i = 0; i < R / 8; i++) sum", DIRECT, "check"),
     ("last-fragment-forgotten", "  put(s, sum, last);", "", DIRECT_OUTPUT),
