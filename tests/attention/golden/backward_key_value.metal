@@ -169,27 +169,11 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
-    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
-    return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
-  }
-  template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
-    if constexpr (CACHED) {
-#pragma clang loop unroll(full)
-      for (int d = 0; d < H / 8; d++) found[d] = cached[i][begin / 8 + d];
-    } else {
-      read<H>(i, begin, found);
-    }
+    return read_pair(row[i] + d * 8);
   }
   template <int H, int M> METAL_FUNC void read(int i, int begin, thread Pair<T> (&found)[M]) const thread {
-    constexpr int FULL = H / 8 / DEEP * DEEP, REST = H / 8 - FULL;
 #pragma clang loop unroll(full)
-    for (int d = 0; d < FULL; d += DEEP) group<DEEP>(row[i] + begin, d, found);
-    if constexpr (REST > 0) group<REST>(row[i] + begin, FULL, found);
-  }
-  template <int N, int M> METAL_FUNC void group(const device T* from, int d, thread Pair<T> (&found)[M]) const thread {
-    const Run<T, 2 * N> run = *(const device Run<T, 2 * N>*)(from + (d * 8 + (DEEP == 1 ? 0 : column * N)));
-#pragma clang loop unroll(full)
-    for (int j = 0; j < N; j++) found[d + j] = Pair<T>(run.at[j], run.at[N + j]);
+    for (int d = 0; d < H / 8; d++) found[d] = read_pair(row[i] + (begin + d * 8));
   }
 };
 template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const threadgroup T* source, int count) {
@@ -219,7 +203,6 @@ template <int H, int N> struct Share {
   static constant constexpr const int RUNS = H / N;
   static constant constexpr const int SLOTS =
       RUNS <= 1 ? 1 : RUNS <= 2 ? 2 : RUNS <= 4 ? 4 : RUNS <= 8 ? 8 : RUNS <= 16 ? 16 : 32;
-  static_assert(RUNS <= SLOTS, "a thread stays in its columns");
   int row, column;
   static METAL_FUNC Share of(Lane lane) {
     return {int(lane.thread_index / uint(SLOTS)), int(lane.thread_index % uint(SLOTS)) * N};
@@ -230,7 +213,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
   constexpr int N = B::RUN, SLOTS = Share<H, N>::SLOTS, RUNS = H / N;
   constexpr int STEP = B::COPYING_THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
-  static_assert(B::COPYING_THREADS % SLOTS == 0, "a thread stays in its columns");
+  static_assert(RUNS <= SLOTS && B::COPYING_THREADS % SLOTS == 0, "columns stay");
   const Share<H, N> share = Share<H, N>::of(b.lane);
   const int row0 = share.row, c = share.column;
   auto at = b.rows_on(b.template share<H>(column), TRANSPOSED ? (PASSES - 1) * STEP : 0);
@@ -268,7 +251,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void go_to(const device T* begin) thread {
     const Place corner = begin;
     const Share<BH, RUN> share = Share<BH, RUN>::of(lane);
-    copied = columns_on(rows_on(corner, share.row), share.column);
+    copied = rows_on(corner, share.row) + share.column;
   }
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
@@ -286,14 +269,13 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
   METAL_FUNC bool far() const thread { return false; }
   METAL_FUNC Place rows_on(Place at, int rows) const thread { return at + rows * stride; }
-  METAL_FUNC Place columns_on(Place at, int columns) const thread { return at + columns; }
   METAL_FUNC const device T* pointer(Place at) const thread { return at; }
   METAL_FUNC void release() thread {}
   template <int H> METAL_FUNC Place share(int column) const thread {
-    if constexpr (H == BH) return columns_on(copied, column);
+    if constexpr (H == BH) return copied + column;
     const Share<BH, RUN> all = Share<BH, RUN>::of(lane);
     const Share<H, RUN> own = Share<H, RUN>::of(lane);
-    return columns_on(rows_on(copied, own.row - all.row), column + own.column - all.column);
+    return rows_on(copied, own.row - all.row) + (column + own.column - all.column);
   }
   METAL_FUNC Run<T, RUN> run(Place at) const thread { return *(const device Run<T, RUN>*)pointer(at); }
   METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
@@ -322,7 +304,10 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     if constexpr (!CACHED) page = own((device float*)head, first);
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
+      for (int d = 0; d < D / 8; d++) {
+        const int begin = d * 8 / BH * BH;
+        set(i, begin, min(BH, D - begin), d - begin / 8, Pair<float>(0));
+      }
     }
   }
   template <typename Out> METAL_FUNC device Out* own(device Out* head, int first) const thread {
@@ -331,7 +316,6 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   METAL_FUNC int at(int i, int columns, int f) const thread {
     return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
   }
-  METAL_FUNC int width(int begin) const thread { return min(BH, D - begin); }
   METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
     if (i * 8 >= rows) return Pair<float>(0);
     return *(const device Pair<float>*)(page + begin + at(i, columns, f));
@@ -341,15 +325,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;
-    return get(i, begin, width(begin), d - begin / 8);
-  }
-  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-    const int begin = d * 8 / BH * BH;
-    set(i, begin, width(begin), d - begin / 8, value);
-  }
-  METAL_FUNC Pair<float> initial(int, int, int, int, float) const thread { return Pair<float>(0); }
-  METAL_FUNC void add(int i, int begin, int columns, int f, float factor, Pair<float> sum) thread {
-    set(i, begin, columns, f, get(i, begin, columns, f) * factor + sum);
+    return get(i, begin, min(BH, D - begin), d - begin / 8);
   }
   template <typename Out>
   METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
@@ -362,7 +338,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
         const int begin = d * 8 / BH * BH;
         const Pair<float> value = get(i, d) * factor.at[i];
         Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-        *(device Run<Out, 2>*)(out + begin + at(i, width(begin), d - begin / 8)) = run;
+        *(device Run<Out, 2>*)(out + begin + at(i, min(BH, D - begin), d - begin / 8)) = run;
       }
     }
   }
@@ -491,7 +467,7 @@ METAL_FUNC void head_block_ab(
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.initial(i, column, H, d, factor.at[i]);
+    for (int d = 0; d < H / 8; d++) block[i][d] = Pair<float>(0);
   }
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
@@ -502,7 +478,10 @@ METAL_FUNC void head_block_ab(
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.add(i, column, H, d, factor.at[i], block[i][d]);
+    for (int d = 0; d < H / 8; d++) {
+      block[i][d] += c.get(i, column, H, d) * factor.at[i];
+      c.set(i, column, H, d, block[i][d]);
+    }
   }
 }
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
@@ -510,10 +489,7 @@ METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p, thread const B& b,
     bool whole) {
   constexpr int FULL = D / BH * BH, REST = D - FULL;
-  if constexpr (CACHED) {
-#pragma clang loop unroll(full)
-    for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
-  } else {
+  if constexpr (!CACHED) {
 #pragma clang loop unroll(disable)
     for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
   }

@@ -764,12 +764,6 @@ METAL_FUNC void backward_query(
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
-          bool shown = !visibility.skip();
-          if (!shown) {
-            k.pass();
-            v.pass();
-            continue;
-          }
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
           v.acquire(c, range.end, edge);

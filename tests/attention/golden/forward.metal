@@ -150,11 +150,6 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       if constexpr (CACHED) read<D>(i, 0, cached[i]);
     }
   }
-  METAL_FUNC Pair<T> fragment(int i, int d) const thread {
-    if constexpr (CACHED) return cached[i][d];
-    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
-    return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
-  }
   template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
     if constexpr (CACHED) {
 #pragma clang loop unroll(full)
@@ -204,8 +199,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
   METAL_FUNC void go_to(const device T* begin) thread {
     const Place corner = begin;
-    across = columns_on(rows_on(corner, lane.row), lane_column(8 * WIDE, 0, lane.column));
-    down = columns_on(rows_on(corner, lane.column), lane.row * DEEP);
+    across = rows_on(corner, lane.row) + lane_column(8 * WIDE, 0, lane.column);
+    down = rows_on(corner, lane.column) + lane.row * DEEP;
   }
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h);
@@ -224,7 +219,6 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
   METAL_FUNC bool far() const thread { return false; }
   METAL_FUNC Place rows_on(Place at, int rows) const thread { return at + rows * stride; }
-  METAL_FUNC Place columns_on(Place at, int columns) const thread { return at + columns; }
   METAL_FUNC const device T* pointer(Place at) const thread { return at; }
   METAL_FUNC void release() thread {}
   METAL_FUNC Place source(int row) const thread { return rows_on(across, row - lane.row); }
@@ -233,16 +227,15 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC Run<Pair<T>, WIDE> group(Place at, int t, int column, int d, bool exists = true) const thread {
     if (!exists) return {};
     const int narrower = lane_column(H, d, lane.column) - lane_column(8 * WIDE, 0, lane.column);
-    const Place own = columns_on(at, column + fixed_column(d) + narrower);
-    return pairs<T, WIDE>(pointer(own), min(WIDE, H / 8 - d));
+    return pairs<T, WIDE>(pointer(at + (column + fixed_column(d) + narrower)), min(WIDE, H / 8 - d));
   }
   template <int N>
   METAL_FUNC Run<Pair<T>, N> deep_group(
       Place first_row, Place second_row, int column, int existing) const thread {
     Run<T, N> upper = {}, lower = {};
     const int narrower = lane.row * (N - DEEP);
-    if (existing > 0) upper = *(const device Run<T, N>*)pointer(columns_on(first_row, column + narrower));
-    if (existing > 1) lower = *(const device Run<T, N>*)pointer(columns_on(second_row, column + narrower));
+    if (existing > 0) upper = *(const device Run<T, N>*)pointer(first_row + (column + narrower));
+    if (existing > 1) lower = *(const device Run<T, N>*)pointer(second_row + (column + narrower));
     Run<Pair<T>, N> found;
 #pragma clang loop unroll(full)
     for (int j = 0; j < N; j++) found.at[j] = Pair<T>(upper.at[j], lower.at[j]);
@@ -264,7 +257,10 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     column = lane.column;
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) set(i, d, Pair<float>(0));
+      for (int d = 0; d < D / 8; d++) {
+        const int begin = d * 8 / BH * BH;
+        set(i, begin, min(BH, D - begin), d - begin / 8, Pair<float>(0));
+      }
     }
   }
   template <typename Out> METAL_FUNC device Out* own(device Out* head, int first) const thread {
@@ -273,7 +269,6 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   METAL_FUNC int at(int i, int columns, int f) const thread {
     return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
   }
-  METAL_FUNC int width(int begin) const thread { return min(BH, D - begin); }
   METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
     if constexpr (CACHED) return cached[i][begin / 8 + f];
   }
@@ -282,17 +277,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;
-    return get(i, begin, width(begin), d - begin / 8);
-  }
-  METAL_FUNC void set(int i, int d, Pair<float> value) thread {
-    const int begin = d * 8 / BH * BH;
-    set(i, begin, width(begin), d - begin / 8, value);
-  }
-  METAL_FUNC Pair<float> initial(int i, int begin, int columns, int f, float factor) const thread {
-    return get(i, begin, columns, f) * factor;
-  }
-  METAL_FUNC void add(int i, int begin, int columns, int f, float, Pair<float> sum) thread {
-    set(i, begin, columns, f, sum);
+    return get(i, begin, min(BH, D - begin), d - begin / 8);
   }
   template <typename Out>
   METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
@@ -305,7 +290,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
         const int begin = d * 8 / BH * BH;
         const Pair<float> value = get(i, d) * factor.at[i];
         Run<Out, 2> run = {Out(value[0]), Out(value[1])};
-        *(device Run<Out, 2>*)(out + begin + at(i, width(begin), d - begin / 8)) = run;
+        *(device Run<Out, 2>*)(out + begin + at(i, min(BH, D - begin), d - begin / 8)) = run;
       }
     }
   }
@@ -460,7 +445,7 @@ METAL_FUNC void head_block_ab(
   Pair<float> block[R / 8][H / 8];
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) block[i][d] = c.initial(i, column, H, d, factor.at[i]);
+    for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column, H, d) * factor.at[i];
   }
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
@@ -471,7 +456,9 @@ METAL_FUNC void head_block_ab(
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int d = 0; d < H / 8; d++) c.add(i, column, H, d, factor.at[i], block[i][d]);
+    for (int d = 0; d < H / 8; d++) {
+      c.set(i, column, H, d, block[i][d]);
+    }
   }
 }
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
@@ -481,9 +468,6 @@ METAL_FUNC void multiply_ab(
   constexpr int FULL = D / BH * BH, REST = D - FULL;
   if constexpr (CACHED) {
 #pragma clang loop unroll(full)
-    for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
-  } else {
-#pragma clang loop unroll(disable)
     for (int column = 0; column < FULL; column += BH) head_block_ab<BH, Narrow>(c, factor, p, b, column, whole);
   }
   if constexpr (REST > 0) head_block_ab<REST, Narrow>(c, factor, p, b, FULL, whole);
@@ -717,12 +701,6 @@ METAL_FUNC void forward(
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
-          bool shown = !visibility.skip();
-          if (!shown) {
-            k.pass();
-            v.pass();
-            continue;
-          }
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
           tile::Tile<float, R, BT> s;
