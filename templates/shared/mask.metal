@@ -300,11 +300,17 @@ struct Visibility {
 #endif
   }
 
-  METAL_FUNC Range range(int n, Range within) thread {
+  // The run that begins with number n, which becomes the number of its end: neighbouring blocks, all full or none
+  METAL_FUNC Range range(thread int& n, Range within) thread {
 #if HAS_BLOCKS
-    const int entry = block_list[n], block = entry >> 1;
-    block_is_full = (entry & 1) != 0;
-    return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
+    const int first = block_list[n];
+    int last = first;
+    while (n + 1 < num_blocks && block_list[n + 1] == last + 2) {
+      last += 2;
+      n++;
+    }
+    block_is_full = (first & 1) != 0;
+    return {max(within.begin, (first >> 1) * BLOCK), min(within.end, ((last >> 1) + 1) * BLOCK)};
 #elif HAS_PAGES
     return {max(within.begin, n * PAGE), min(within.end, (n + 1) * PAGE)};
 #else

@@ -558,10 +558,15 @@ struct Visibility {
   METAL_FUNC int ranges() const thread {
     return num_blocks;
   }
-  METAL_FUNC Range range(int n, Range within) thread {
-    const int entry = block_list[n], block = entry >> 1;
-    block_is_full = (entry & 1) != 0;
-    return {max(within.begin, block * BLOCK), min(within.end, (block + 1) * BLOCK)};
+  METAL_FUNC Range range(thread int& n, Range within) thread {
+    const int first = block_list[n];
+    int last = first;
+    while (n + 1 < num_blocks && block_list[n + 1] == last + 2) {
+      last += 2;
+      n++;
+    }
+    block_is_full = (first & 1) != 0;
+    return {max(within.begin, (first >> 1) * BLOCK), min(within.end, ((last >> 1) + 1) * BLOCK)};
   }
   METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
   }

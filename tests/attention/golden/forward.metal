@@ -534,7 +534,7 @@ struct Visibility {
   METAL_FUNC int ranges() const thread {
     return 1;
   }
-  METAL_FUNC Range range(int n, Range within) thread {
+  METAL_FUNC Range range(thread int& n, Range within) thread {
     return within;
   }
   METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
