@@ -305,10 +305,7 @@ struct Visibility {
 #if HAS_BLOCKS
     const int first = block_list[n];
     int last = first;
-    while (n + 1 < num_blocks && block_list[n + 1] == last + 2) {
-      last += 2;
-      n++;
-    }
+    for (; n + 1 < num_blocks && block_list[n + 1] == last + 2; n++) last += 2;
     block_is_full = (first & 1) != 0;
     return {max(within.begin, (first >> 1) * BLOCK), min(within.end, ((last >> 1) + 1) * BLOCK)};
 #elif HAS_PAGES
