@@ -28,7 +28,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     }
   }
 
-#if USES_THREADGROUP
+#if USES_THREADGROUP && !QUANTIZED
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
     return read_pair(row[i] + d * 8);
@@ -39,6 +39,15 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     for (int d = 0; d < H / 8; d++) found[d] = read_pair(row[i] + (begin + d * 8));
   }
 #else
+#if USES_THREADGROUP
+  // Quantized blocks are copied on every family, and rows stand as the family's own reads have them.
+  METAL_FUNC Pair<T> fragment(int i, int d) const thread {
+    if constexpr (CACHED) return cached[i][d];
+    if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
+    return Pair<T>(row[i][summed_column(D, d, column)], row[i][summed_column(D, d, column + 1)]);
+  }
+
+#endif
   // Fragments of columns [column, column + H) of the i-th group of rows
   template <int H> METAL_FUNC void fragments(int i, int begin, thread Pair<T> (&found)[H / 8]) const thread {
     if constexpr (CACHED) {
