@@ -28,7 +28,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     }
   }
 
-#if USES_THREADGROUP && !QUANTIZED
+#if USES_THREADGROUP && DEEP == 1
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
     return read_pair(row[i] + d * 8);
@@ -40,7 +40,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 #else
 #if USES_THREADGROUP
-  // Quantized blocks are copied on every family, and rows stand as the family's own reads have them.
+  // Some blocks are copied on every family: quantized ones, latent ones. Rows stand as the family reads them itself.
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
     if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
