@@ -67,10 +67,11 @@ class TileConfig:
         fragment = LAYERS[self.tiles].fragment_rows
         return replace(self, traversal=min(self.traversal, max(page // fragment, 1) * fragment))
 
-    def with_blocks(self, block: int) -> TileConfig:
+    def with_blocks(self, block: int, unit: int | None = None) -> TileConfig:
         """The row where rows and keys lie in the blocks of a block mask: a threadgroup's rows are in one, and visits
-        end with one, so that those of a block are as few as they can be, and equally long."""
-        fragment, visits = LAYERS[self.tiles].fragment_rows, -(-block // self.traversal)
+        end with one, so that those of a block are as few as they can be, and equally long. `unit`: of
+        their rows, if it is not the layer's fragment."""
+        fragment, visits = unit or LAYERS[self.tiles].fragment_rows, -(-block // self.traversal)
         parallel = gcd(self.parallel, block)
         return replace(
             self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel),

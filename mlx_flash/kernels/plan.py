@@ -96,7 +96,7 @@ class Plan:
         signature, family = self.signature, self.effective_family
         if not signature.variants.block:
             return self.row
-        row = self.row.with_blocks(signature.variants.block)
+        row = self.row.with_blocks(signature.variants.block, PRODUCT_COLUMNS if self.row.tiles == "nax" else None)
         return sharing_cores(self.kind, row, family, signature.head_dim, signature.value_dim)
 
     @cached_property
