@@ -9,6 +9,7 @@ from problems import make_problem
 from mlx_flash.kernels.apple import MIXED, TABLE, lookup, prove_table, splits_dk_dv
 from mlx_flash.kernels.config import TileConfig
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.neural import PRODUCT_COLUMNS
 from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_registers
 from mlx_flash.kernels.original import ORIGINAL
 from mlx_flash.kernels.plan import key_value_kinds, plan_of
@@ -74,6 +75,7 @@ def test_visits_fit_the_blocks_of_a_block_mask(family, block):
         for step in steps_of(asked, family):
             chosen = plan_of(step, asked, family)
             row, config, fragment = chosen.row, chosen.config, LAYERS[chosen.row.tiles].fragment_rows
+            fragment = PRODUCT_COLUMNS if row.tiles == "nax" else fragment
             visits = -(-block // config.traversal)
             assert visits == -(-block // row.traversal) and config.traversal <= row.traversal
             assert 0 <= visits * config.traversal - block < visits * fragment and config.traversal % fragment == 0
