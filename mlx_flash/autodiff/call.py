@@ -101,7 +101,7 @@ class Call:
         out = out[..., :-value] if value else out
         if not self.return_lse:
             return out
-        return out, self.lse(L)
+        return out, self.lse(L, arguments["sinks"])
 
     def _attend_with(self, names: tuple[str, ...]) -> None:
         parts = self.quantization.inputs if self.quantization else ()
@@ -135,9 +135,9 @@ class Call:
         """Zero columns up to a multiple of 8: they change no dot product, and their gradients are dropped."""
         return mx.pad(array, [(0, 0), (0, 0), (0, 0), (0, columns)], stream=self.stream)
 
-    def lse(self, L: mx.array) -> mx.array:
+    def lse(self, L: mx.array, sinks: mx.array | None) -> mx.array:
         """The kernels' statistics [B, Hq, Lq, 2] as the caller asked for them."""
-        largest, log_sum = natural(L, 1.0 if self.inner.variants.scaled_first else self.inner.scale)
+        largest, log_sum = natural(L, self.inner.lacking_scale, sinks)
         return mx.stack([largest, log_sum]) if self.return_lse == SPLIT else largest + log_sum
 
     def _nothing(self, problem: Problem, dtype, sinks):

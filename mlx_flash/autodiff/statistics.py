@@ -11,14 +11,20 @@ import math
 
 import mlx.core as mx
 
-from ..backends.reference.scores import LN2, LOG2E
+from ..backends.reference.scores import LN2, LOG2E, sink_scores
+from ..common.scalars import LARGEST
 
 
-def natural(L: mx.array, scale: float) -> tuple[mx.array, mx.array]:
-    """(largest score, logarithm of the sum relative to it) in natural units, each [B, Hq, Lq]. `scale`: of the scores
-    that the kernels compared, 1 where they were scaled before."""
-    largest = L[..., 0] if scale == 1 else L[..., 0] * scale
-    return largest, L[..., 1] * LN2
+def natural(L: mx.array, scale: float, sinks: mx.array | None) -> tuple[mx.array, mx.array]:
+    """(largest score, logarithm of the sum relative to it) in natural units, each [B, Hq, Lq]. `scale`: what the scores
+    lacked that the kernels compared, 1 where they were scaled before."""
+    largest, log_sum = L[..., 0], L[..., 1] * LN2
+    if scale == 1:
+        return largest, log_sum
+    if sinks is None:
+        return largest * scale, log_sum
+    beyond = mx.abs(largest) == LARGEST  # stands for a sink that has no place among scores without the scale
+    return mx.where(beyond, sinks.astype(mx.float32)[:, None], largest * scale), log_sum
 
 
 def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
@@ -27,10 +33,11 @@ def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
     return delta - mx.where(L[..., 0] == -math.inf, 0, d_L[..., 1] * LOG2E)
 
 
-def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array) -> mx.array:
-    """A sink takes the part exp(sink - m) / l of each row and has the value 0, so that dP = 0 there. With sinks scores
-    are scaled first."""
+def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array, scale: float) -> mx.array:
+    """A sink takes the part exp(sink - m) / l of each row and has the value 0, so that dP = 0 there. `scale`: as in
+    `natural`."""
     largest, log_sum = mx.where(L[..., 0] == -math.inf, math.inf, L[..., 0]), L[..., 1] * LN2
-    part = mx.exp(sinks[:, None] - largest - log_sum)
+    own, rest = (one[:, None] for one in sink_scores(sinks, scale))
+    part = mx.exp((own - largest) * scale + rest - log_sum)
     # Rows behind the end of their batch entry have no part, and a delta that may be NaN.
     return -mx.where(part == 0, 0, part * delta).sum((0, 2))

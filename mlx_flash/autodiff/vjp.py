@@ -257,7 +257,8 @@ class Attention:
             if name.startswith(SUM) and extra.ndim:  # without axes: an array that has no gradient
                 gradients[name] = self._summed(name).run(BACKWARD_MASK, *arrays)[0]
         if "sinks" in self.names:
-            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], L, delta)
+            sinks = extras[self.names.index("sinks")]
+            gradients["sinks"] = sinks_gradient(sinks, L, delta, self.signature.lacking_scale)
         return (d_q, *self.key_value(arrays, run), *gradients.values())
 
     def _summed(self, name: str) -> Attention:

@@ -102,7 +102,7 @@ def attention(
     out, L = call_parallel(*call.inputs(q, k, v), *extras.values())
     value = call.pads[1]
     out = out[..., :-value] if value else out
-    return (out, call.lse(L)) if return_lse else out
+    return (out, call.lse(L, options["sinks"])) if return_lse else out
 
 
 def _placement(q, layout, ranks: int, method, heads) -> Layout:

@@ -72,7 +72,8 @@ class ContextParallel:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = call.mask_gradient(masks[0], mask.shape).astype(mask.dtype)
         if "sinks" in self.names:
-            gradients["sinks"] = sinks_gradient(extras[self.names.index("sinks")], L, delta)
+            sinks = extras[self.names.index("sinks")]
+            gradients["sinks"] = sinks_gradient(sinks, L, delta, self.signature.lacking_scale)
         return (_whole(d_q), _whole(d_k), _whole(d_v), *gradients.values())
 
     def _exact(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:

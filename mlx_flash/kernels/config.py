@@ -28,8 +28,7 @@ class TileConfig:
     keys; split_kv.py says how many. `head_parts`: simdgroups that own the same rows and share the columns of the
     head dimension, of the layer "nax": where one could not hold them all. `resident`: threadgroups that a core of an
     NVIDIA GPU holds at a time, between which its registers are divided. `overlaps`: in the kernel of dK and dV
-    on Hopper, V dO^T is multiplied during the exponentials, and P^T dO while dS^T is computed (in calls without
-    arrays besides q, k and v).
+    on Hopper, V dO^T is multiplied during the exponentials, and P^T dO while dS^T is computed (without dropout).
     """
 
     max_head: int

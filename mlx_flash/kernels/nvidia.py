@@ -23,12 +23,7 @@ from .tile_layers import LAYERS, consumer_registers, tensor_elements, tensor_reg
 
 
 def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
-    """`lines`: the columns below, and other fields of a row by name where there are any."""
-    found = []
-    for head, parallel, traversal, stages, cached, *others in lines:
-        row = TileConfig(head, parallel, traversal, 64, tuple(cached.split()), 16, tiles, stages)
-        found.append(replace(row, **others[0]) if others else row)
-    return tuple(found)
+    return tuple(TileConfig(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3]) for line in lines)
 
 
 #    max  par-  tra-  stages cached in

@@ -168,7 +168,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SIMDGROUP_ROWS": row.simdgroup_rows,
         "USES_THREADGROUP": family.uses_threadgroup_memory,
         "SPLITS_KEYS": int(row.splits > 1),
-        "OVERLAPS": int(row.overlaps and variants.bare),  # as far as it has been tried on a GPU
+        "OVERLAPS": int(row.overlaps and not variants.dropout),
         "LOADS_EARLY": int(layer.loads_early),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),

@@ -45,6 +45,11 @@ class Signature:
         """Query heads that share a key head."""
         return self.query_heads // self.key_heads if self.key_heads else 1
 
+    @cached_property
+    def lacking_scale(self) -> float:
+        """What the scores that kernels compare are yet to be multiplied by: 1 where they are scaled first."""
+        return 1.0 if self.variants.scaled_first else self.scale
+
 
 class Problem(NamedTuple):
     """One call: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim], v

@@ -83,9 +83,9 @@ class Variants:
 
     @property
     def scaled_first(self) -> bool:
-        """Are scores scaled before they meet other numbers in their units? Then the maximum of the row statistic is
+        """Are scores scaled before something is added to them or caps them? Then the maximum of the row statistic is
         such a score; that of plain scores lacks the scale, which enters with the exponents."""
-        return self.additive or self.alibi or self.sinks or bool(self.softcap) or self.score is not None
+        return self.additive or self.alibi or bool(self.softcap) or self.score is not None
 
     @cached_property
     def plain(self) -> bool:

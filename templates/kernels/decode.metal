@@ -82,7 +82,7 @@ METAL_FUNC void decode(
   state.clear();
 #if HAS_SINKS
   for (int i = 0; i < R / 8 && part == 0 && slice == 0; i++) {
-    state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))]);
+    state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))], args.scale);
   }
 #endif
 
@@ -155,7 +155,7 @@ METAL_FUNC void decode(
     const int row = first + i * 8 + lane.row;
 #if HAS_LENGTHS && HAS_SINKS
     // Behind the entry's end not even the sink is seen.
-    if (visibility.query_of(row) >= visibility.queries) state.clear(i, -INFINITY);
+    if (visibility.query_of(row) >= visibility.queries) state.clear(i, -INFINITY, args.scale);
 #endif
     normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row >= rows || lane.column != 0) continue;

@@ -58,7 +58,7 @@ METAL_FUNC void forward(
   o.open(O + at.row0 * DV, at.first, args.Lq, lane);
   state.clear();
 #if HAS_SINKS
-  for (int i = 0; i < R / 8; i++) state.clear(i, args.sinks[at.h]);
+  for (int i = 0; i < R / 8; i++) state.clear(i, args.sinks[at.h], args.scale);
 #endif
   mask::Visibility visibility;
   visibility.open(args, at.b);
@@ -134,7 +134,8 @@ METAL_FUNC void forward(
   for (int i = 0; i < R / 8; i++) {
     const int row = at.first + i * 8 + lane.row;
 #if HAS_LENGTHS && HAS_SINKS
-    if (row >= visibility.queries) state.clear(i, -INFINITY);  // behind the entry's end not even the sink is seen
+    // Behind the entry's end not even the sink is seen.
+    if (row >= visibility.queries) state.clear(i, -INFINITY, args.scale);
 #endif
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
 #if SPLITS_HEAD

@@ -14,10 +14,17 @@ template <int R> struct State {
   }
 
 #if HAS_SINKS
-  // A sink is a score that every row sees and that has no value: it only adds to the sum.
-  METAL_FUNC void clear(int i, float sink) thread {
+  // A sink is a score that every row sees and that has no value: it only adds to the sum. Where scores lack the scale,
+  // so does m, and l has what the division rounded away. The largest numbers stand for sinks that have no place there.
+  METAL_FUNC void clear(int i, float sink, float scale) thread {
+#if SCALED_FIRST
     m[i] = sink;
     l[i] = sink == -INFINITY ? 0 : 1;
+#else
+    const float own = sink / scale;
+    m[i] = isinf(own) && isfinite(sink) ? copysign(FLT_MAX, sink) : own;
+    l[i] = sink == -INFINITY ? 0 : isinf(own) ? 1 : fast_exp2(fma(-own, scale, sink) * M_LOG2E_F);
+#endif
   }
 #endif
 };

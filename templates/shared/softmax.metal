@@ -1,9 +1,9 @@
 // Scores, exponentials and the statistics of rows; masked scores are -inf. Everything stays float32.
 //
 // P = 2^(factor (S - m)) / l. Plain scores are S = Q K^T as the products leave them, and the scale is in the factor,
-// scale log2(e). Where something is added to the scores, caps them or stands beside them as a sink does
-// (SCALED_FIRST), they are scaled before, and the factor is log2(e). The difference comes first, so that no finite
-// score overflows, and whatever all scores of a row have in common cancels without rounding, however large it is.
+// scale log2(e). Where something is added to the scores or caps them (SCALED_FIRST), they are scaled before, and the
+// factor is log2(e). The difference comes first, so that no finite score overflows, and whatever all scores of a row
+// have in common cancels without rounding, however large it is.
 //
 // A row's statistics are m, its largest score in these units, and log2 l, l its sum of exponentials relative to m.
 // They are apart, because their sum would have no room for log2 l beside a large m, and m is a score as it is, so that

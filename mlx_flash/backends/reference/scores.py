@@ -6,6 +6,7 @@ import math
 
 import mlx.core as mx
 
+from ...common.scalars import LARGEST
 from ...problem.formulas.evaluate import evaluate
 from ...problem.formulas.program import Formula
 from ...problem.problem import Problem
@@ -24,6 +25,27 @@ def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
         reached = seen @ (mx.isnan(b) | (b == infinity)).astype(mx.float32) > 0
         total = mx.where(reached, total + infinity, total)
     return total
+
+
+def sink_scores(sinks: mx.array, scale: float) -> tuple[mx.array, mx.array]:
+    """(sinks as scores that lack the scale, logarithms of what the division rounds away), both float32 of their shape.
+
+    The least or the largest float32 number stands for sinks that have no place there, as in online_softmax.metal."""
+    sinks = sinks.astype(mx.float32)
+    if scale == 1:
+        return sinks, mx.zeros_like(sinks)
+    own = sinks / scale
+    # own * scale in parts of 12 bits, whose products are exact
+    upper, scale_upper = _upper(own), _upper(mx.array(scale, mx.float32))
+    lower, scale_lower = own - upper, mx.array(scale, mx.float32) - scale_upper
+    rest = sinks - upper * scale_upper - upper * scale_lower - lower * scale_upper - lower * scale_lower
+    rest = mx.where(mx.isfinite(own), rest, 0)
+    return mx.where(mx.isfinite(sinks), mx.clip(own, -LARGEST, LARGEST), own), rest
+
+
+def _upper(x: mx.array) -> mx.array:
+    """Float32 numbers without the lower half of their significand."""
+    return mx.bitwise_and(x.view(mx.uint32), mx.array(0xFFFFF000, mx.uint32)).view(mx.float32)
 
 
 class Scores:
@@ -51,15 +73,16 @@ class Scores:
         """m and l of rows before the first key: those of the sink, or -inf and 0."""
         if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
-        sinks = self.extras["sinks"].reshape(1, self.problem.key_heads, -1, 1, 1)
-        m = mx.broadcast_to(sinks, shape)
+        sinks, rest = sink_scores(self.extras["sinks"], self.problem.signature.lacking_scale)
+        m, rest = (one.reshape(1, self.problem.key_heads, -1, 1, 1) for one in (sinks, rest))
+        m = mx.broadcast_to(m, shape)
         if self.lengths:
             m = mx.where(mx.arange(rows.start, rows.stop)[:, None] < self.lengths[0], m, -math.inf)
-        return m, mx.where(m == -math.inf, 0.0, 1.0)
+        return m, mx.where(m == -math.inf, 0.0, mx.exp(rest))
 
     def exponential(self, distance: mx.array, log2_sum: mx.array | float = 0.0) -> mx.array:
         """exp of the distance of scores from a row's largest one, over 2^log2_sum."""
-        natural = distance if self.problem.variants.scaled_first else distance * self.problem.scale
+        natural = distance * self.problem.signature.lacking_scale
         return mx.exp(natural - log2_sum * LN2)
 
     def nothing_seen(self, rows: slice, keys: slice) -> bool:

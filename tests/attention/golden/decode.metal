@@ -729,7 +729,7 @@ template <int R> struct State {
       l[i] = 0;
     }
   }
-  METAL_FUNC void clear(int i, float sink) thread {
+  METAL_FUNC void clear(int i, float sink, float scale) thread {
     m[i] = sink;
     l[i] = sink == -INFINITY ? 0 : 1;
   }
@@ -864,7 +864,7 @@ METAL_FUNC void decode(
   o.open(O + row0 * DV, first, rows, lane);
   state.clear();
   for (int i = 0; i < R / 8 && part == 0 && slice == 0; i++) {
-    state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))]);
+    state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))], args.scale);
   }
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
   const int length = part_length(seen.end - seen.begin, args.decode_params) / SPLITS;
