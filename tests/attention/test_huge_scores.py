@@ -52,7 +52,10 @@ def wanted(q, k, v, d_o, scale: float, d_lse: np.ndarray) -> dict[str, np.ndarra
     scores = scale * q @ keys.swapaxes(-1, -2)
     out, largest = p @ values, scores.max(-1)
     d_s = p * (d_o @ values.swapaxes(-1, -2) - (d_o * out).sum(-1, keepdims=True) + d_lse[..., None])
-    by_key_head = lambda one: one.reshape(1, KEY_HEADS, -1, *one.shape[2:]).sum(2)  # noqa: E731
+
+    def by_key_head(one: np.ndarray) -> np.ndarray:
+        return one.reshape(1, KEY_HEADS, -1, *one.shape[2:]).sum(2)
+
     return {
         "O": out, "largest": largest, "log_sum": np.log(np.exp(scores - largest[..., None]).sum(-1)),
         "dQ": scale * d_s @ keys, "dK": scale * by_key_head(d_s.swapaxes(-1, -2) @ q),

@@ -42,3 +42,29 @@ def test_gradient_over_many_heads(backend, dtype):
         for call in (lambda q, k, v, sinks: attention(q, k, v, sinks=sinks), plain)
     ]
     bounds.check("dsinks", gradients[0], want, dtype, dtype, unfused=bounds.Error.of(gradients[1], want))
+
+
+@pytest.mark.parametrize("queries", [3, 40], ids=["decode", "forward"])
+@pytest.mark.parametrize("size", [1e2, 1e5, 1e8])
+def test_sinks_beside_large_scores(backend, size, queries):
+    """Scores are exact, so that only their distance from the sink counts; no scale here is a power of two, by which a
+    sink could be divided exactly."""
+    largest = 2**20
+    scale = float(np.float32(size / largest))
+    q, k = np.zeros((1, 4, queries, 24)), np.zeros((1, 4, 9, 24))
+    q[..., 0], k[..., 0] = 1, largest - np.arange(9) % 2
+    v, d_o = np.random.default_rng(6).normal(size=(2, 1, 4, 40, 24)).astype(np.float32)
+    v, d_o = v[:, :, :9], d_o[:, :, :queries]
+    sinks = (size + np.array([-3.0, -0.5, 0.25, 2.0])).astype(np.float32)
+    (out,), (d_sinks,) = mx.vjp(
+        lambda sinks: attention(*(mx.array(one.astype(np.float32)) for one in (q, k, v)), scale=scale, sinks=sinks),
+        [mx.array(sinks)], [mx.array(d_o)],
+    )  # fmt: skip
+    distances = scale * (q @ k.swapaxes(-1, -2)) - np.float64(sinks)[None, :, None, None]
+    top = np.maximum(distances.max(-1, keepdims=True), 0)
+    weights, part = np.exp(distances - top), np.exp(-top)
+    total = weights.sum(-1, keepdims=True) + part
+    want = weights / total @ v
+    bounds.near(out, want, bounds.SHIFTED[True])
+    delta = (want * d_o).sum(-1, keepdims=True)
+    bounds.near(d_sinks, -(part / total * delta).sum((0, 2, 3)), bounds.SHIFTED[True])
