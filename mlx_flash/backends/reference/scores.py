@@ -82,7 +82,7 @@ class Scores:
 
     def exponential(self, distance: mx.array, log2_sum: mx.array | float = 0.0) -> mx.array:
         """exp of the distance of scores from a row's largest one, over 2^log2_sum."""
-        natural = distance * self.problem.signature.lacking_scale
+        natural = distance if self.problem.variants.scaled_first else distance * self.problem.scale
         return mx.exp(natural - log2_sum * LN2)
 
     def nothing_seen(self, rows: slice, keys: slice) -> bool:
