@@ -32,7 +32,7 @@ from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import FULL, MIXED, TileConfig
 from mlx_flash.kernels.cost import LANES
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import Plan, plan_of
+from mlx_flash.kernels.plan import Plan, plan, plan_of
 from mlx_flash.kernels.split_kv import decoding_config
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
 
@@ -168,12 +168,11 @@ def kernel_of(kind: KernelKind, head_dim: int, dtype: str, row: TileConfig | Non
     length = 1 if kind is DECODE else LENGTH
     facts = dict(head_dim=head_dim, dtype=dtype, heads=HEADS, length=length, key_length=LENGTH, family="apple7")
     problem = inner_problem(explain(backend="metal", **facts, **options).problem)
-    plan = plan_of(kind, problem, FAMILIES["apple7"])
-    if row and kind is DECODE:
-        plan = Plan(kind, problem.signature, FAMILIES["apple7"], row.parallel)
+    chosen = plan_of(kind, problem, FAMILIES["apple7"])
     if row:
-        plan.__dict__["config"] = row
-    return Kernel(plan, problem, plan.config, head_dim, dtype)
+        rows = row.parallel if kind is DECODE else 0
+        chosen = plan(kind, problem.signature, FAMILIES["apple7"], rows, config=row)
+    return Kernel(chosen, problem, chosen.config, head_dim, dtype)
 
 
 def kernels_of_the_table(kinds: list[str]) -> list[Kernel]:

@@ -16,10 +16,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from mlx_flash.kernels.apple import lookup
 from mlx_flash.kernels.config import TileConfig, precision_of
 from mlx_flash.kernels.cost import CHIPS, LANES, ginstrs, own_work
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,8 +18,8 @@ import numpy as np
 
 from mlx_flash import __version__, attention, explain, use_backend
 from mlx_flash.cli.accuracy.oracle import exact_tensors, float64
-from mlx_flash.kernels.apple import lookup
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.problem.kinds import FORWARD
 
 HEADS, D, FAMILY = 8, 64, "apple7"

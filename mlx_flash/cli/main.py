@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 
 from ..common.errors import CommandError, need
 from .console import kernel_backend
@@ -173,7 +172,7 @@ def run_source(arguments) -> int:
     """Prints the Metal text of one kernel, or its PTX for an NVIDIA GPU."""
     from ..explanations.explain import inner_problem
     from ..explanations.metal_text import assembler_text, generated_text
-    from ..kernels.plan import key_value_kinds, plan_of
+    from ..kernels.plan import key_value_kinds, plan, plan_of
     from ..problem.kinds import KINDS
 
     explanation = _explanation(arguments, arguments.backend or kernel_backend())
@@ -186,9 +185,10 @@ def run_source(arguments) -> int:
         names = " and ".join(one.name for one in own)
         raise CommandError(f"--kernel {kind.name}: of this call dK and dV are made by {names}. Name that")
     text = assembler_text if explanation.backend == "cuda" else generated_text
-    plan = plan_of(kind, problem, explanation.family)
-    plan = plan if arguments.minified else replace(plan, readable=True, resources={"launches": {}})
-    print(text(plan, problem), end="")
+    chosen = plan_of(kind, problem, explanation.family)
+    if not arguments.minified:
+        chosen = plan(kind, problem.signature, explanation.family, chosen.rows, readable=True)
+    print(text(chosen, problem), end="")
     return 0
 
 

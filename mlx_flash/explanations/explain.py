@@ -12,9 +12,9 @@ from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, ker
 from ..backends import backend as backend_of
 from ..distributed.plan import planned
 from ..kernels import mask_map, neural
-from ..kernels.apple import candidates, matrix_rows, tuned_row
 from ..kernels.config import MIXED, precision_of
 from ..kernels.devices import FAMILIES, Family, TunedRow
+from ..kernels.lookup import candidates, matrix_rows, tuned_row
 from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.registers import live_bytes, register_demand

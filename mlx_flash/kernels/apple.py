@@ -1,12 +1,11 @@
-"""The parameter table: block sizes and the register-spill strategy of every kernel, for every head dimension.
+"""Rows of the parameter tables for Apple's 8x8 matrices: block sizes and what stays in registers, for every kernel.
 
 The rows were searched with an offline compiler for the M1 instruction set and the cost model of cost.py; the evidence
-is bench/results/apple_rows.csv. None of them has been timed on a Mac yet; original.py keeps the rows that
-metal-flash-attention tuned on M1 Max and M4, for comparison. Every row proves itself at import.
+is bench/results/apple_rows.csv. None of them has been timed on a Mac yet. original.py keeps the rows that
+metal-flash-attention tuned on M1 Max and M4, for comparison.
 """
 
 from ..problem.kinds import (
-    BACKWARD_KEY,
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
     BACKWARD_QUERY,
@@ -17,13 +16,10 @@ from ..problem.kinds import (
     MASK_MAP,
     KernelKind,
 )
-from .config import FULL, MIXED, TileConfig, precision_of
-from .devices import FAMILIES, TABLE_PREFIX, THREADGROUP_THREADS, Family, TunedRow
-from .neural import NEURAL_TABLE, prove_neural_row
-from .nvidia import TENSOR_TABLE, prove_tensor_row
-from .original import ORIGINAL, rows
+from .config import FULL, MIXED, TileConfig, requirement
+from .devices import THREADGROUP_THREADS, Family
+from .original import rows
 from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
-from .split_kv import decoding_config
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
@@ -130,51 +126,9 @@ TABLE = {
 }  # fmt: skip
 
 
-def matrix_rows(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
-    """The rows for the matrix unit that only this family has."""
-    key = (kind, precision, family.tensor)
-    return TENSOR_TABLE.get(key) or NEURAL_TABLE.get(key, ())
-
-
-def candidates(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
-    """The rows that may serve a problem, in order: those of the family's own matrix unit, then those of its table."""
-    table, kind = family.table.removeprefix(TABLE_PREFIX), kind.table
-    found = ORIGINAL.get((kind, precision, table)) if table != family.table else None
-    return matrix_rows(kind, precision, family) + (found or TABLE.get((kind, precision, table), ()))
-
-
-def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:
-    """Are dK and dV made by kernels of their own? Where a matrix unit has no row for both, but one for each."""
-    both, one = (matrix_rows(kind, precision_of(dtype), family) for kind in (BACKWARD_KEY_VALUE, BACKWARD_KEY))
-    return all(head_dim > row.max_head for row in both) and any(head_dim <= row.max_head for row in one)
-
-
-def lookup(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TileConfig:
-    """The row that was tuned on this machine; without one the first whose `max_head` covers `head_dim`, or the last, as
-    there is no largest head dimension."""
-    tuned = tuned_row(kind, dtype, family, head_dim)
-    if tuned:
-        return tuned.row
-    rows = candidates(kind, precision_of(dtype), family)
-    return next((row for row in rows if head_dim <= row.max_head), rows[-1])
-
-
-def tuned_row(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> TunedRow | None:
-    """The row that the tuner found for exactly this kernel, if any."""
-    wanted = (kind.table.name, dtype, head_dim)
-    for one in family.tuned.rows:
-        if one[:3] == wanted:
-            return one
-    return None
-
-
 def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> None:
-    """Raises ValueError unless the row is legal: what a kernel would otherwise get wrong or spill."""
-
-    def require(holds, what):
-        if not holds:
-            raise ValueError(f"parameter row {row} of {kind} {precision} {family.name}: {what}")
-
+    """Raises ValueError for a row with which a kernel would be wrong, or would spill."""
+    require = requirement(f"parameter row {row} of {kind} {precision} {family.name}")
     blocks = (row.parallel, row.traversal, row.head, row.max_head)
     require(all(block > 0 and block % 8 == 0 for block in blocks), "blocks must be positive multiples of 8")
     require(row.parallel % row.simdgroup_rows == 0, "a threadgroup must hold whole simdgroups")
@@ -191,26 +145,3 @@ def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> 
     elif kind.tiled:
         needed = live_bytes(kind, row, precision, row.max_head)
         require(needed <= PAGED_BUDGET, f"{needed} live bytes a thread exceed {PAGED_BUDGET}")
-
-
-def prove_table(table=None) -> None:
-    """Proves every row for every family that uses it, and that `max_head` increases within each table."""
-    for (kind, precision, name), candidates in (table or TABLE).items():
-        heads = [row.max_head for row in candidates]
-        if heads != sorted(set(heads)):
-            raise ValueError(f"{kind} {precision} {name}: max_head must increase from row to row, got {heads}")
-        for family in FAMILIES.values():
-            if family.table == name:
-                for row in candidates:
-                    prove(kind, precision, family, row)
-                    if kind is DECODE:  # with few rows its simdgroups split the keys
-                        prove(kind, precision, family, decoding_config(row, 8, family))
-    for (kind, _, name), candidates in (TENSOR_TABLE | NEURAL_TABLE).items():
-        prove_row = prove_neural_row if name == "nax" else prove_tensor_row
-        for family in FAMILIES.values():
-            if family.tensor == name:
-                for row in candidates:
-                    prove_row(kind, family, row)
-
-
-prove_table()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -83,3 +84,14 @@ class TileConfig:
         unit = self.simdgroup_rows if rows > self.simdgroup_rows else fragment  # whole simdgroups
         parallel = min(self.parallel, -(-rows // unit) * unit)
         return replace(self, parallel=parallel, simdgroup_rows=min(self.simdgroup_rows, parallel))
+
+
+def requirement(row: str) -> Callable[[bool, str], None]:
+    """A check of one row, for the proofs of the tables: it raises ValueError with the row and the sentence that it is
+    given, unless what it is given holds."""
+
+    def require(holds: bool, sentence: str) -> None:
+        if not holds:
+            raise ValueError(f"{row}: {sentence}")
+
+    return require

@@ -17,7 +17,7 @@ from ..problem.kinds import (
     FORWARD,
     KernelKind,
 )
-from .config import MIXED, TileConfig
+from .config import MIXED, TileConfig, requirement
 from .devices import THREADGROUP_THREADS, Family
 from .tile_layers import exchanged_bytes
 
@@ -73,12 +73,8 @@ def live_bytes(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
 
 
 def prove_neural_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
-    """Raises ValueError unless the row is legal."""
-
-    def require(holds, what):
-        if not holds:
-            raise ValueError(f"parameter row {row} of {kind} {family.name}: {what}")
-
+    """Raises ValueError for a row with which a kernel would be wrong, or would not fit the GPU."""
+    require = requirement(f"parameter row {row} of {kind} {family.name}")
     require(row.simdgroup_rows % PRODUCT_ROWS == 0, f"a simdgroup's rows must be a multiple of {PRODUCT_ROWS}")
     require(row.traversal % PRODUCT_COLUMNS == 0, f"the traversal must be a multiple of {PRODUCT_COLUMNS}")
     require(row.max_head % 8 == 0, "head dimensions are multiples of 8")

@@ -17,7 +17,7 @@ from ..problem.kinds import (
     FORWARD,
     KernelKind,
 )
-from .config import MIXED, TileConfig
+from .config import MIXED, TileConfig, requirement
 from .devices import Family
 from .tile_layers import LAYERS, consumer_registers, tensor_elements, tensor_registers
 
@@ -120,12 +120,8 @@ def sharing_cores(kind: KernelKind, row: TileConfig, family: Family, head_dim: i
 
 
 def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
-    """Raises ValueError unless the row is legal."""
-
-    def require(holds, what):
-        if not holds:
-            raise ValueError(f"parameter row {row} of {kind} {family.name}: {what}")
-
+    """Raises ValueError for a row with which a kernel would be wrong, or would not fit the GPU."""
+    require = requirement(f"parameter row {row} of {kind} {family.name}")
     instruction = LAYERS[row.tiles].mma_rows
     require(row.stages >= 2, "a block is copied while another is read: two stages at least")
     if instruction > 1:

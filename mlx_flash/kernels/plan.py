@@ -16,10 +16,10 @@ from ..problem.kinds import (
 )
 from ..problem.problem import Problem, Signature
 from ..problem.variants import MOST_BUFFERS
-from .apple import lookup, splits_dk_dv
 from .config import TileConfig, precision_of
 from .devices import Family, Tuned
 from .launch import Launch, launch
+from .lookup import lookup, splits_dk_dv
 from .neural import PRODUCT_COLUMNS
 from .nvidia import mma_rows, sharing_cores
 from .registers import max_threads
@@ -27,7 +27,7 @@ from .source import Kernel, build
 from .split_kv import count_of, decoding_config, gqa_rows, keys_are_unshared, rule_of
 from .tile_layers import LAYERS
 
-LAUNCHES = 256  # that one plan keeps
+LAUNCHES = 256  # kept by one plan
 # Rows of a threadgroup in latent attention, and where nothing is cached, in 16 bits. Every block of keys is copied to
 # threadgroup memory once as keys and once as values. Copied once for both it would need all columns there: of 576 no
 # more than 24 keys fit in 32 KiB, and blocks of 24 in the place of 64 page O 2.7 times as often, which moves 13.6 KB a
@@ -38,87 +38,32 @@ LATENT_HEAD = 32  # columns of a head block where a simdgroup owns more rows: as
 
 @dataclass(frozen=True)
 class Plan:
-    """`signature`: head dimensions already multiples of 8. `rows`: in decoding, the rows of a threadgroup. `readable`:
-    the kernel's text keeps comments and names, to be looked at.
+    """One kind of kernel for one signature on one GPU family; `plan` makes it.
 
-    `resources`: a cache for this kernel: launches, compiled code by the backend's name, and in decoding the rules
-    of the parts, by the number of queries.
+    `signature`: its head dimensions are multiples of 8. `rows`: rows of a threadgroup in decoding, 0 for other kinds.
+    The fields that follow from these: `effective_family`, the family as the signature uses it; `table_row`, and
+    `config`, the same row fitted to the signature; `text_family`, the family as the text uses it; `max_threads`, the
+    attribute of M1 and M2; `kernel`, the text.
+
+    `resources` is a cache for this kernel: launches, compiled code by the backend's name, and in decoding the rules of
+    the parts, by the number of queries.
     """
 
     kind: KernelKind
     signature: Signature
     family: Family
-    rows: int = 0
-    readable: bool = False
+    rows: int
+    effective_family: Family
+    table_row: TileConfig
+    config: TileConfig
+    text_family: Family
+    max_threads: int | None
+    kernel: Kernel
     resources: dict = field(default_factory=lambda: {"launches": {}}, compare=False, repr=False)
 
     @property
     def head_dim(self) -> int:
-        """The dimension that picks the row: the larger of q's and v's."""
-        return max(self.signature.head_dim, self.signature.value_dim)
-
-    @cached_property
-    def effective_family(self) -> Family:
-        found = effective_family(self.signature, self.family)
-        # Where simdgroups read keys directly, each would read them for itself.
-        return replace(found, uses_threadgroup_memory=True) if self.latent and found.apple else found
-
-    @property
-    def latent(self) -> bool:
-        """Decoding whose values are columns of keys: one key head for all query heads, and so many rows."""
-        return self.kind is DECODE and self.signature.variants.latent
-
-    @cached_property
-    def table_row(self) -> TileConfig:
-        return lookup(self.kind, self.signature.dtype, self.effective_family, self.head_dim)
-
-    @cached_property
-    def row(self) -> TileConfig:
-        """The table's row with blocks of keys that are no longer than a page, since no block lies in two, and with the
-        many rows of latent attention."""
-        row, page = self.table_row, self.signature.variants.page
-        if self.latent and row.tiles == "simdgroup":
-            row = self._latent_row(row)
-        return row.with_pages(page) if page else row
-
-    def _latent_row(self, row: TileConfig) -> TileConfig:
-        """The row with those of latent attention; more simdgroups than it has now would need too many registers."""
-        if row.cached or self.signature.dtype == "float32" or 0 < self.rows <= LATENT_ROWS:
-            return replace(row, parallel=max(row.parallel, LATENT_ROWS))
-        head = min(row.head, LATENT_HEAD)
-        return replace(row, parallel=MANY_LATENT_ROWS, simdgroup_rows=2 * row.simdgroup_rows, head=head)
-
-    @cached_property
-    def config(self) -> TileConfig:
-        """The table's row, as the signature needs it."""
-        if self.kind is DECODE:
-            return decoding_config(self.row, self.rows, self.effective_family)
-        signature, family = self.signature, self.effective_family
-        if not signature.variants.block:
-            return self.row
-        row = self.row.with_blocks(signature.variants.block, PRODUCT_COLUMNS if self.row.tiles == "nax" else None)
-        return sharing_cores(self.kind, row, family, signature.head_dim, signature.value_dim)
-
-    @cached_property
-    def text_family(self) -> Family:
-        """The family as the kernel's text uses it: a simdgroup that shares no block of keys with another reads them
-        directly, unless they have to be dequantized."""
-        stays = self.latent or self.signature.variants.quantization is not None
-        if stays or not keys_are_unshared(self.kind, self.config):
-            return self.effective_family
-        return replace(self.effective_family, uses_threadgroup_memory=False)
-
-    @cached_property
-    def max_threads(self) -> int | None:
-        return max_threads(self.kind, self.config, precision_of(self.signature.dtype), self.family, self.head_dim)
-
-    @cached_property
-    def kernel(self) -> Kernel:
-        signature = self.signature
-        return build(
-            self.kind, self.config, self.text_family, signature.dtype, signature.head_dim, signature.value_dim,
-            signature.variants.text, self.max_threads, self.readable,
-        )  # fmt: skip
+        return _head_dim(self.signature)
 
     @cached_property
     def casts(self) -> bool:
@@ -151,31 +96,93 @@ class Plan:
         return found
 
 
-@lru_cache(maxsize=1024)
-def plan(kind: KernelKind, signature: Signature, family: Family, rows: int = 0) -> Plan:
-    return Plan(kind, signature, family, rows)
-
-
 def plan_of(kind: KernelKind, problem: Problem, family: Family) -> Plan:
-    """The plan that serves a problem: in decoding its rows are as many as the problem has, up to the table's."""
-    if kind is not DECODE:
-        return plan(kind, problem.signature, family)
-    most = plan(kind, problem.signature, family).row
-    fragment = LAYERS[most.tiles].fragment_rows
-    return plan(kind, problem.signature, family, min(most.parallel, -(-gqa_rows(problem) // fragment) * fragment))
+    """The plan that serves a problem."""
+    return plan(kind, problem.signature, family, decoding_rows(problem, family) if kind is DECODE else 0)
 
 
-def effective_family(signature: Signature, family: Family) -> Family:
-    """The family as the signature uses it. Quantized operands are dequantized in threadgroup memory on every family;
-    Hopper falls back to mma.sync where a tile of a block mask is smaller than a warpgroup, M5 to 8x8 matrices where a
-    page is shorter than a block of keys. Tuned rows are for none of these."""
+@lru_cache(maxsize=1024)
+def plan(
+    kind: KernelKind,
+    signature: Signature,
+    family: Family,
+    rows: int = 0,
+    readable: bool = False,
+    config: TileConfig | None = None,
+) -> Plan:
+    """The plan of a kernel, step by step from the tables to the text.
+
+    `rows`: of a threadgroup, in decoding. `readable`: the text keeps comments and names, for people. `config`: measured
+    in place of the one that follows from the table.
+    """
+    head_dim = _head_dim(signature)
+    effective = effective_family(kind, signature, family)
+    table_row = lookup(kind, signature.dtype, effective, head_dim)
+    config = config or fitted_config(kind, signature, effective, table_row, rows)
+    text_family = effective
+    # A simdgroup that shares no block of keys with another reads them directly, unless they have to be dequantized.
+    copied = _is_latent(kind, signature) or signature.variants.quantization is not None
+    if keys_are_unshared(kind, config) and not copied:
+        text_family = replace(effective, uses_threadgroup_memory=False)
+    threads = max_threads(kind, config, precision_of(signature.dtype), family, head_dim)
+    kernel = build(
+        kind, config, text_family, signature.dtype, signature.head_dim, signature.value_dim, signature.variants.text,
+        threads, readable,
+    )  # fmt: skip
+    return Plan(kind, signature, family, rows, effective, table_row, config, text_family, threads, kernel)
+
+
+def effective_family(kind: KernelKind, signature: Signature, family: Family) -> Family:
+    """The family as a kernel of the signature uses it.
+
+    Quantized operands are dequantized in threadgroup memory on every family, and latent decoding shares its blocks
+    there, since every simdgroup would read the keys for itself. Hopper falls back to mma.sync where a tile of a block
+    mask is smaller than a warpgroup, M5 to 8x8 matrices where a page is shorter than a block of keys. Tuned rows are
+    for none of these but latent decoding.
+    """
+    block, page = signature.variants.block, signature.variants.page
     if signature.variants.quantization is not None:
         return replace(family, uses_threadgroup_memory=True, tensor="", tuned=Tuned())
-    block, page = signature.variants.block, signature.variants.page
     family = replace(family, tuned=Tuned()) if (block or page) and family.tuned.rows else family
     if family.tensor == "nax" and page and page % PRODUCT_COLUMNS:
-        return replace(family, tensor="")
-    return replace(family, tensor="sm80") if block and block % mma_rows(family) else family
+        family = replace(family, tensor="")
+    elif block and block % mma_rows(family):
+        family = replace(family, tensor="sm80")
+    latent = _is_latent(kind, signature) and family.apple
+    return replace(family, uses_threadgroup_memory=True) if latent else family
+
+
+def fitted_config(
+    kind: KernelKind, signature: Signature, family: Family, table_row: TileConfig, rows: int
+) -> TileConfig:
+    """The table's row as the signature needs it. `family`: the effective one."""
+    row, block = fitted_row(kind, signature, table_row, rows), signature.variants.block
+    if kind is DECODE:
+        return decoding_config(row, rows, family)
+    if not block:
+        return row
+    row = row.with_blocks(block, PRODUCT_COLUMNS if row.tiles == "nax" else None)
+    return sharing_cores(kind, row, family, signature.head_dim, signature.value_dim)
+
+
+def fitted_row(kind: KernelKind, signature: Signature, row: TileConfig, rows: int = 0) -> TileConfig:
+    """The table's row with the many rows of latent decoding, and with blocks of keys that are no longer than a page,
+    since no block lies in two. `rows`: of a threadgroup, 0 for as many as there may be."""
+    if _is_latent(kind, signature) and row.tiles == "simdgroup":
+        if row.cached or signature.dtype == "float32" or 0 < rows <= LATENT_ROWS:
+            row = replace(row, parallel=max(row.parallel, LATENT_ROWS))
+        else:  # by more simdgroups than the row has, all of them would need too many registers
+            head = min(row.head, LATENT_HEAD)
+            row = replace(row, parallel=MANY_LATENT_ROWS, simdgroup_rows=2 * row.simdgroup_rows, head=head)
+    return row.with_pages(signature.variants.page) if signature.variants.page else row
+
+
+def decoding_rows(problem: Problem, family: Family) -> int:
+    """Rows of a threadgroup in decoding: as many as the problem has, in whole fragments, up to the table's."""
+    signature = problem.signature
+    found = lookup(DECODE, signature.dtype, effective_family(DECODE, signature, family), _head_dim(signature))
+    most, fragment = fitted_row(DECODE, signature, found), LAYERS[found.tiles].fragment_rows
+    return min(most.parallel, -(-gqa_rows(problem) // fragment) * fragment)
 
 
 def delta_inside(signature: Signature, family: Family | None, queries: int) -> bool:
@@ -189,6 +196,16 @@ def key_value_kinds(signature: Signature, family: Family | None) -> tuple[Kernel
     backend that runs no kernels."""
     if family is None:
         return (BACKWARD_KEY_VALUE,)
-    head_dim = max(signature.head_dim, signature.value_dim)
-    split = splits_dk_dv(signature.dtype, effective_family(signature, family), head_dim)
+    effective = effective_family(BACKWARD_KEY_VALUE, signature, family)
+    split = splits_dk_dv(signature.dtype, effective, _head_dim(signature))
     return (BACKWARD_KEY, BACKWARD_VALUE) if split else (BACKWARD_KEY_VALUE,)
+
+
+def _head_dim(signature: Signature) -> int:
+    """The dimension that picks the row: the larger of q's and v's."""
+    return max(signature.head_dim, signature.value_dim)
+
+
+def _is_latent(kind: KernelKind, signature: Signature) -> bool:
+    """Decoding whose values are columns of keys: one key head for all query heads, and so many rows."""
+    return kind is DECODE and signature.variants.latent

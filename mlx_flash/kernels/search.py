@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..problem.kinds import KernelKind
-from .apple import candidates, lookup, prove
 from .config import TileConfig, precision_of
 from .cost import CHIPS, own_work, utilisation
 from .devices import TABLE_PREFIX, Family, Tuned
-from .neural import prove_neural_row
-from .nvidia import prove_tensor_row
+from .lookup import candidates, lookup, prove_row
 from .tile_layers import LAYERS
 
 CHIP = {"apple7": "M1", "apple8": "M2", "apple9": "M3", "apple10": "M5"}  # that the model takes for a family
@@ -77,12 +75,7 @@ def _distance(row: TileConfig, own: TileConfig) -> float:
 def is_legal(kind: KernelKind, dtype: str, family: Family, row: TileConfig) -> bool:
     """Whether a row can work on the family: a row that cannot would never reach a GPU."""
     try:
-        if row.tiles == "simdgroup":
-            prove(kind, precision_of(dtype), family, row)
-        elif row.tiles == "nax":
-            prove_neural_row(kind, family, row)
-        else:
-            prove_tensor_row(kind, family, row)
+        prove_row(kind, precision_of(dtype), family, row)
     except ValueError:
         return False
     return True

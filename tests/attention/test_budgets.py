@@ -111,7 +111,7 @@ def code_of(kind, family: str) -> str:
     """LLVM's code of a kernel's text after its passes, one thread's."""
     problem = problem_of(*arrays_of(HEAD_DIM, length=LENGTH, key_length=LENGTH))
     plan = plan_of(kind, problem, FAMILIES[family])
-    language = LAYERS[plan.row.tiles].language or "3.1"
+    language = LAYERS[plan.table_row.tiles].language or "3.1"
     translation = translate(generated_text(plan, problem), float(language))
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "code.txt"

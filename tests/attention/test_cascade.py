@@ -11,8 +11,8 @@ from machines import each_simulated_family
 from refusals import refused_call as refused
 
 from mlx_flash import attention, use_backend
-from mlx_flash.kernels.apple import lookup
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.sequences import cascade, cumulative_segments, segments
 from mlx_flash.simulator import mode, profile

@@ -15,8 +15,10 @@ from problems import make_problem
 
 from mlx_flash import BlockMask, attention, explain, use_backend
 from mlx_flash.kernels import split_kv as decoding
-from mlx_flash.kernels.apple import FULL, TABLE, lookup
+from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import FULL
 from mlx_flash.kernels.devices import FAMILIES, family_of, machine_of
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.problem.problem import Problem

@@ -15,7 +15,7 @@ from mlx_flash import attention, quantized_attention, use_backend
 from mlx_flash.kernels.apple import TABLE, prove
 from mlx_flash.kernels.config import FULL
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.plan import plan
+from mlx_flash.kernels.plan import fitted_row
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.simulator import mode, profile
 
@@ -123,7 +123,7 @@ def test_rows_are_legal():
                     if row.tiles == "simdgroup":
                         signature = problem_signature("float32" if precision == FULL else "float16", row.max_head)
                         shared = replace(family, uses_threadgroup_memory=True)
-                        prove(kind, precision, shared, plan(kind, signature, family).row)
+                        prove(kind, precision, shared, fitted_row(kind, signature, row))
 
 
 def test_bad_columns(reference):

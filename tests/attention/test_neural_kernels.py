@@ -198,7 +198,7 @@ def test_options_of_a_row(accelerated, kind, option):
             forget()
             with watched() as ran, profile() as counted:
                 feature_cases.check(Variant(case, ("lse",)), stored_output=True)
-            assert {one.plan.row for one in ran if one.kind.table is kind} == {row}
+            assert {one.plan.table_row for one in ran if one.kind.table is kind} == {row}
             launches = (one for one in counted.launches if one["kernel"].startswith(f"flash_{kind}_"))
             written = sum(buffer["stored"] for one in launches for buffer in one["buffers"].values())
             assert written == sum(

@@ -15,17 +15,10 @@ from problems import with_variants
 
 from mlx_flash.autodiff.vjp import run_kernel
 from mlx_flash.backends import backend as backend_of
-from mlx_flash.kernels.apple import (
-    FULL,
-    MIXED,
-    TABLE,
-    TileConfig,
-    lookup,
-    precision_of,
-    prove,
-    prove_table,
-)
+from mlx_flash.kernels.apple import TABLE, prove
+from mlx_flash.kernels.config import FULL, MIXED, TileConfig, precision_of
 from mlx_flash.kernels.devices import FAMILIES, TABLE_PREFIX
+from mlx_flash.kernels.lookup import lookup, prove_table
 from mlx_flash.kernels.registers import EDGE_SPILL, max_threads, register_demand
 from mlx_flash.problem.kinds import (
     BACKWARD_KEY_VALUE,

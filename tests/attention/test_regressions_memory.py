@@ -14,7 +14,8 @@ from problems import make_problem
 
 from mlx_flash import attention, use_backend
 from mlx_flash.backends.metal import kernel_object
-from mlx_flash.kernels.apple import FULL, TABLE
+from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import FULL
 from mlx_flash.kernels.devices import FAMILIES, THREADGROUP_THREADS
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import FORWARD

@@ -8,8 +8,9 @@ from machines import SIMULATED
 from mlx_flash import attention, use_backend
 from mlx_flash.backends import backend, with_table
 from mlx_flash.explanations.explain import explain
-from mlx_flash.kernels.apple import TABLE, candidates, lookup
+from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import candidates, lookup
 from mlx_flash.kernels.original import ORIGINAL
 
 

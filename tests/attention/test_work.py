@@ -11,8 +11,8 @@ from launches import by_step
 from machines import each_simulated_family
 
 from mlx_flash import BlockMask, attention, use_backend
-from mlx_flash.kernels.apple import lookup
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, TRAINING
 from mlx_flash.simulator import mode, profile
 

@@ -11,9 +11,9 @@ from watched import chosen
 from mlx_flash import UnsupportedProblem, attention, backends, explain, use_backend
 from mlx_flash.backends import Backend, cuda
 from mlx_flash.kernels import source
-from mlx_flash.kernels.apple import candidates
 from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import candidates
 from mlx_flash.kernels.registers import max_threads
 from mlx_flash.kernels.split_kv import QUERIES
 from mlx_flash.metal.ptx import ptx

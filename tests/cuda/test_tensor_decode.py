@@ -20,9 +20,9 @@ from tensor_rows import LAYERS, forget, small_rows
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels import split_kv as decoding
-from mlx_flash.kernels.apple import MIXED, lookup
-from mlx_flash.kernels.config import TileConfig
+from mlx_flash.kernels.config import MIXED, TileConfig
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.tile_layers import tensor_elements
 from mlx_flash.problem.kinds import DECODE

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from problems import make_problem
 
-from mlx_flash.kernels.apple import MIXED, TABLE, lookup, prove_table, splits_dk_dv
-from mlx_flash.kernels.config import TileConfig
+from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import MIXED, TileConfig
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup, prove_table, splits_dk_dv
 from mlx_flash.kernels.neural import PRODUCT_COLUMNS
 from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_registers
 from mlx_flash.kernels.original import ORIGINAL
@@ -74,7 +75,7 @@ def test_visits_fit_the_blocks_of_a_block_mask(family, block):
         asked = problem(head_dim, block=block)
         for step in steps_of(asked, family):
             chosen = plan_of(step, asked, family)
-            row, config, fragment = chosen.row, chosen.config, LAYERS[chosen.row.tiles].fragment_rows
+            row, config, fragment = chosen.table_row, chosen.config, LAYERS[chosen.table_row.tiles].fragment_rows
             fragment = PRODUCT_COLUMNS if row.tiles == "nax" else fragment
             visits = -(-block // config.traversal)
             assert visits == -(-block // row.traversal) and config.traversal <= row.traversal

@@ -4,7 +4,8 @@ import hashlib
 import itertools
 
 from mlx_flash.kernels import source
-from mlx_flash.kernels.apple import FULL, TABLE
+from mlx_flash.kernels.apple import TABLE
+from mlx_flash.kernels.config import FULL
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.registers import max_threads

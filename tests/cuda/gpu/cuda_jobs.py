@@ -22,8 +22,8 @@ from feature_cases import Variant  # noqa: E402
 from mlx_flash import attention
 from mlx_flash.cli.accuracy.oracle import Error, acceptable, exact_tensors, float64, unfused
 from mlx_flash.kernels import mask_map
-from mlx_flash.kernels.apple import candidates
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import candidates
 from mlx_flash.problem.kinds import DECODE, DELTA, TRAINING
 
 PRECISIONS = {"float32": "float32", "float16": "16-bit", "bfloat16": "16-bit"}
