@@ -20,6 +20,7 @@ from mlx_flash.cli.tune import command, measure
 from mlx_flash.integrations.policy import Asked, decide
 from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES, Tuned, TunedRow
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.kernels.plan import plan
 from mlx_flash.kernels.search import is_legal, ranked, table_row
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DECODE, FORWARD
@@ -78,8 +79,8 @@ def test_the_fastest_rows_serve_later_calls(tuner, capsys):
     assert [row.kind for row in family().tuned.rows] == [kind.name for kind in KERNELS]
     for kind in KERNELS:
         wanted = ranked(kind, "float32", FAMILIES["apple7"], 16, 3)[1]
-        assert plan(kind, SIGNATURE, family()).table_row == wanted
-        assert plan(kind, replace(SIGNATURE, head_dim=24), family()).table_row.max_head != 16
+        assert lookup(kind, "float32", family(), 16) == wanted
+        assert lookup(kind, "float32", family(), 24).max_head != 16
     told = explain(mx.zeros((1, 1, 30, 16)), mx.zeros((1, 1, 40, 16)), mx.zeros((1, 1, 40, 16)))
     assert "`tune` timed on this machine: 1 ms, the table's row 2 ms" in told.kernels[0].why
     assert told.kernels[0].row == "tuned for 16"
