@@ -83,15 +83,16 @@ def test_a_rank_of_two_needs_less_memory_than_one_machine(heads, gradients, most
     """32 heads over 8. One machine has O, its statistics and three gradients beside its operands."""
     shape = {"batch": 1, "heads": 32, "key_heads": 8, "rows": 512, "width": 64}
     alone = 4 * shape["rows"] * 32 * (64 + 2) + gradients * 4 * shape["rows"] * (32 * (64 + 1) + 2 * 8 * 64)
-    given = {"shape": shape, "sharing": {"heads": heads}, "gradients": gradients, "runs": 12}
+    given = {"shape": shape, "sharing": {"heads": heads}, "gradients": gradients, "runs": 60}
     for _, beyond in on_ranks(2, "distributed_work", "peak_memory", **given):
         assert 0.4 * alone < beyond <= most * alone, beyond / alone
 
 
 @pytest.mark.process
 def test_one_head_at_a_time_bounds_memory():
-    """Four layers: from two ranks to four, with shards of the same size, the peak grows at most 1.3 times."""
-    shape = {"batch": 1, "heads": 8, "key_heads": 8, "width": 64}
+    """Four layers: from two ranks to four, with shards of the same size, the peak grows at most 1.3 times (both heads
+    at once: 1.54). More heads would hide what is gathered behind how far MLX allocates ahead, by one layer or two."""
+    shape = {"batch": 1, "heads": 2, "key_heads": 2, "width": 64}
     two, four = (
         max(map(sum, on_ranks(ranks, "distributed_work", "peak_memory", shape=shape | {"rows": 1024 * ranks}, **given)))
         for ranks, given in ((n, {"sharing": {"heads": 1}, "layers": 4, "waits": False, "runs": 3}) for n in (2, 4))
