@@ -1,5 +1,6 @@
 """What the ranks of the tests compute: each function runs in a process of its own, and returns numpy arrays."""
 
+import math
 import os
 import socket
 import struct
@@ -142,10 +143,12 @@ def peak_memory(
     gradients: bool = True,
     waits: bool = True,
     runs: int = 1,
+    enough: float = 0,
 ) -> tuple[int, int]:
     """(bytes of the operands, bytes beyond them at the peak) of layers that follow each other, with gradients or not.
     MLX allocates ahead of what runs unless its limit is reached, as it is by the operands where it `waits`; how far
-    depends on the load of the machine too. What is needed is the least of several `runs`."""
+    depends on the load of the machine too. What is needed is the least of several `runs`, which end as soon as every
+    rank has seen that so many bytes are `enough`."""
     from mlx_flash.distributed import parallel
 
     parallel.attend = NoKernels
@@ -163,13 +166,16 @@ def peak_memory(
         return q
 
     with use_backend("reference"):
-        peaks = []
-        for _ in range(1 + runs):  # the first one also makes what is kept for later runs
+        least = math.inf
+        for run in range(1 + runs):
             mx.clear_cache()
             mx.reset_peak_memory()
             mx.eval(mx.vjp(call, [q, k, v], [d_o]) if gradients else call(q, k, v))
-            peaks.append(mx.get_peak_memory())
-    return operands, min(peaks[1:]) - operands
+            if run > 0:  # the first one also makes what is kept for later runs
+                least = min(least, mx.get_peak_memory() - operands)
+                if mx.distributed.all_max(mx.array(float(least))).item() <= enough:
+                    break
+    return operands, int(least)
 
 
 def decoded(caches: list[int], options: dict, dtype: str = "float32") -> tuple[list, list]:
