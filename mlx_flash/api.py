@@ -1,4 +1,48 @@
-"""The public functions: attention, and attention over quantized keys and values."""
+"""The public functions: `attention`, and `quantized_attention` over keys and values as mx.quantize returns them.
+
+Their docstrings name every option in short. In detail:
+
+mask
+    A bool array keeps where it is True. A float array is added to the scores and has a gradient of its own shape; -inf
+    in it masks, and finite values are numbers like any others, the least finite float32 too. Arrays of any strides are
+    read in place.
+causal, window
+    Aligned to the lower right: query i has position i + Lk - Lq among the keys. Segments align to their own lower
+    right: the last query of a segment has the position of its last key.
+softcap, alibi_slopes
+    Fixed numbers: a gradient asked of them raises UnsupportedProblem. The cap comes before masks are added; 0 is none.
+scale
+    An mx.array of one number is a learned scale: q is multiplied by it, and its gradient is MLX's.
+segments
+    Ids of more than 32 bits are read to see that they fit.
+lengths
+    Positions count from each batch entry's own end: its last query has the position of its last key. Queries behind
+    their entry's end give zeros (LSE -inf). Nothing behind an end reaches a result, NaN included. Numbers larger than
+    Lq and Lk count as these. Beside segments, positions count within each segment's part that exists.
+pages
+    Key j of batch entry b is row j % P of page pages[b, j // P], so that Lk is n * P. Needs lengths; P is a multiple of
+    8, and 64 fits the kernels' blocks. A pool [N, P, Hk, D] is read in place through .swapaxes(1, 2). Entries of the
+    table behind the last key are not read. The others must name pages of the pool: the simulator stops at one that does
+    not, a GPU reads what lies there. Forward only; no segments, BlockMask or dropout.
+value_dim
+    Latent attention: where v is None, or k itself, values are columns of keys, which kernels load once for both.
+dropout, key
+    Weights that survive are scaled by 1 / (1 - dropout). The key alone decides the pattern.
+score, visible
+    `Score` replaces scores after the softcap, before anything is added; its class says which of its arrays have
+    gradients. `Visible` combines with all masks but a BlockMask.
+return_lse
+    "split" gives the row's largest score and the logarithm of the sum relative to it, whose sum is the LSE. Where all
+    scores of a row are shifted far away, as by a finite mask of -1e9, only the parts keep every digit; `merge` takes
+    both forms. Gradients belong to functions of the sum of the parts.
+
+mx.grad, mx.compile and mx.checkpoint work around both functions (the simulator runs at once, and so not inside
+mx.compile). mlx_flash.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout
+differ by entry. mlx_flash.export_function exports. There is no shapeless compilation (shapeless=True), since kernels
+are chosen by shapes. Scores, statistics and their gradients are float32 whatever the dtype of q, k and v, and results
+repeat bit for bit. Views are read in place if their last axis is contiguous (on CUDA, if no copy is faster). NaN or
+infinity behind a masked key reaches nothing; what is seen acts as in IEEE arithmetic, unless its weight rounds to 0.
+"""
 
 from __future__ import annotations
 
@@ -41,78 +85,40 @@ def attention(
     """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients.
 
     Args:
-        q: [B, Hq, Lq, D], float32, float16 or bfloat16. Any D of at least 1; multiples of 8 avoid a padded copy.
-        k: [B, Hk, Lk, D], q's dtype. Hq must be a multiple of Hk: query head h uses key head h // (Hq // Hk).
-        v: [B, Hk, Lk, Dv], q's dtype. Latent attention: None, or k itself; values are then the first columns of keys,
-            and forward kernels load keys once for both.
-        value_dim: where v is None, the number of those columns.
-        scale: multiplies q k^T; finite. None means 1/sqrt(D). An mx.array of one number is a learned scale: q is
-            multiplied by it, and its gradient is MLX's.
-        mask: None, "causal", a BlockMask, or an array that broadcasts to [B, Hq, Lq, Lk] and is read through its
-            strides: bool (True = keep), or a float type that is added to the scores, with a gradient of its own shape;
-            -inf there masks; finite values are numbers like any others, the least finite float32 too.
-        causal: the same as mask="causal", and combines with the other masks. Aligned to the lower right: query i has
-            position i + Lk - Lq among the keys and sees those up to it. Segments align to their own lower right: the
-            last query of a segment has the position of its last key.
-        window: (left, right): a query sees that many keys before and after its own position; None or -1: no bound.
-        softcap: scores become softcap * tanh(scores / softcap), before masks are added; None or 0: no cap. It has no
-            gradient: asking for one raises UnsupportedProblem.
-        alibi_slopes: [Hq]: adds -slope * |position of i - j|; fixed: a gradient asked of it raises UnsupportedProblem.
-        sinks: [Hq]: a score per head that every query sees and that has no value (attention sinks); differentiable.
-        segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment (packed sequences).
-            Ids of more than 32 bits are read to see that they fit.
-        lengths: integers [B], the keys of every batch entry; or (of queries or None, of keys). Positions count from
-            each entry's own end: its last query has the position of its last key. Queries behind their entry's end give
-            zeros (LSE -inf); what lies behind an end, NaN too, reaches nothing. Larger numbers than Lq and Lk count as
-            these. Beside segments, positions count within each segment's part that exists.
-        pages: int32 [B, n], or [1, n] for all entries: k is a pool [N, Hk, P, D] and v [N, Hk, P, Dv], and key j of
-            entry b is row j % P of page pages[b, j // P]; Lk is n * P. Needs lengths; P is a multiple of 8, and 64 fits
-            the kernels' blocks. A pool [N, P, Hk, D] is read in place through .swapaxes(1, 2). Entries of the table
-            behind the last key are not read. That the others name pages of the pool is the caller's duty: the simulator
-            stops at one that does not, a GPU reads what lies there. Forward only; no segments, BlockMask, dropout.
-        dropout: probability with which softmax weights are dropped; survivors are scaled by 1 / (1 - dropout).
-        key: mx.random key of the dropout, which decides its pattern; not used where dropout is 0.
-        score: a Score, or its text: a function of your own of every score, compiled into the kernels, after softcap and
-            before anything is added. Its float arrays have gradients (`Score` says which).
-        visible: a Visible, or its text: which pairs see each other, compiled into the kernels, beside all other masks
-            but a BlockMask.
-        return_lse: also return the natural logarithm of each row's sum of exponentials (LSE), differentiable. "split":
-            in two parts, the row's largest score and the logarithm of the sum relative to it, whose sum is the LSE.
-            Where all scores of a row are shifted far away, as by a finite mask of -1e9, only the parts keep every
-            digit; `merge` takes both forms. Gradients belong to functions of the sum of the parts.
+        q: [B, Hq, Lq, D], float32, float16 or bfloat16. D of any size; multiples of 8 avoid a padded copy.
+        k: [B, Hk, Lk, D] in q's dtype. Query head h uses key head h // (Hq // Hk).
+        v: [B, Hk, Lk, Dv] in q's dtype; or None: the first `value_dim` columns of k (latent attention).
+        scale: a finite number, or an array of one (a learned scale); None: 1/sqrt(D).
+        mask: "causal", a BlockMask, or an array for [B, Hq, Lq, Lk], broadcast: bool (True = keep), or added floats.
+        causal: query i sees keys up to its own position, i + Lk - Lq; combines with every other mask.
+        window: (left, right): keys seen before and after the own position; None or -1: no bound.
+        softcap: scores become softcap * tanh(scores / softcap).
+        alibi_slopes: [Hq]: adds -slope * |distance| to the scores.
+        sinks: [Hq]: a score per head that every query sees and that has no value, with a gradient.
+        segments: (q_ids, k_ids), integers [B, L] or [L]: a query sees only keys of its own segment.
+        lengths: integers [B], the keys that exist in each batch entry; or (of queries or None, of keys).
+        pages: int32 [B or 1, n], a table: k [N, Hk, P, D] and v are pools of pages. Needs lengths; forward only.
+        dropout, key: the probability with which weights are dropped, and the mx.random key of the pattern.
+        score, visible: a Score and a Visible, or their texts: your own function of scores, your own mask.
+        return_lse: also return the natural logarithm of each row's sum of exponentials; "split": in two parts.
         stream: stream or device of the launches.
 
-    Returns:
-        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" float32 [2, B, Hq, Lq]. A
-        query that sees no key gives zeros (LSE -inf; split -inf and 0) and takes part in no gradient. Views are read in
-        place if their last axis is contiguous (on CUDA, if no copy is faster). NaN or infinity behind a masked key
-        reaches nothing; what is seen acts as in IEEE, unless its weight rounds to 0.
-
-    Raises:
-        ValueError: an argument is wrong; the message names it, what was expected, what came and what to do.
-        UnsupportedProblem: the chosen backend cannot serve the call. Second derivatives and mx.jvp raise it too.
-
-    mlx_flash.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout differ by
-    entry. mlx_flash.export_function exports. No shapeless compilation (shapeless=True): kernels are chosen by shapes.
-    mx.compile and mx.checkpoint work around it (the simulator runs at once, and so not inside mx.compile). Scores,
-    statistics and their gradients stay float32 whatever the inputs' dtype; results repeat bit for bit.
-    Source: FlashAttention-2 (Dao 2023); kernels after metal-flash-attention (Turner 2024).
+    Returns: [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" [2, B, Hq, Lq]. A
+        query that sees no key gives zeros, an LSE of -inf (split: -inf and 0), and no gradient.
+    Raises: ValueError (which argument, what was expected, what came, what to do). UnsupportedProblem where the backend
+        cannot serve the call, and for second derivatives and mx.jvp.
+    Every option in detail: help(mlx_flash.api). Source: FlashAttention-2 (Dao 2023); kernels after
+    metal-flash-attention (Turner 2024).
     """
-    arguments = {
-        "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
-        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
-        "dropout": dropout, "key": key, "latent": v is None or v is k,
-        "score": None if score is None else text(score, Score),
-        "visible": None if visible is None else text(visible, Visible),
+    options = {
+        "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks,
+        "alibi_slopes": alibi_slopes, "segments": segments, "lengths": lengths, "pages": pages, "dropout": dropout,
+        "key": key, "score": score, "visible": visible, "latent": v is None or v is k,
     }  # fmt: skip
-    if segments is not None and lengths is not None and pages is None and isinstance(q, mx.array):
-        arguments = ended_segments(q, arguments, stream)
-    if v is None or value_dim is not None:
-        v = columns_of(k, v, value_dim)
-    if mx.array in (type(scale), type(softcap), type(dropout)):
-        q, arguments = numbers_of(q, arguments, stream)
-    call = prepared(q, k, v, current_backend(), stream, return_lse, arguments)
-    return call.run(q, k, v, arguments)
+    q, options = _resolved(q, options, stream)
+    v = columns_of(k, v, value_dim) if v is None or value_dim is not None else v
+    call = prepared(q, k, v, current_backend(), stream, return_lse, options)
+    return call.run(q, k, v, options)
 
 
 def quantized_attention(
@@ -141,43 +147,44 @@ def quantized_attention(
 ) -> mx.array | tuple[mx.array, mx.array]:
     """`attention` over keys and values as mx.quantize returns them, dequantized as they are read. Forward only.
 
+    On backends without such kernels the blocks are dequantized one by one, in memory linear in the lengths.
+
     Args:
         q: [B, Hq, Lq, D], float32, float16 or bfloat16.
-        k: what mx.quantize returns for [B, Hk, Lk, D], as mlx-lm's QuantizedKVCache holds it: (codes, uint32
-            [B, Hk, Lk, D * bits / 32], scales [B, Hk, Lk, D / group_size]) and, in mode "affine", biases like scales.
-            Scales and biases of mode "affine" have q's dtype. Slices of a larger cache are read in place.
-        v: the same for [B, Hk, Lk, Dv].
+        k: the tuple that mx.quantize returns for [B, Hk, Lk, D], as mlx-lm's QuantizedKVCache holds it: codes, uint32
+            [B, Hk, Lk, D * bits / 32], scales [B, Hk, Lk, D / group_size], and in mode "affine" biases like the scales,
+            both in q's dtype. Slices of a larger cache are read in place.
+        v: the same for [B, Hk, Lk, Dv]; or None: the first `value_dim` columns of k, whole groups.
         mode, bits, group_size: "affine" with 2, 3, 4, 5, 6 or 8 bits and groups of 32, 64 or 128 (default 4 and 64);
             "mxfp4" (4 bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
-        value_dim: where v is None, as in `attention`: a multiple of group_size.
-        scale, mask, causal, window, softcap, alibi_slopes, sinks, segments, lengths, pages, score, visible, return_lse,
-            stream: as in `attention`; every part of k and v is paged alike. What it has beyond these, dropout, belongs
-            to training.
+        scale, ..., stream: as in `attention`; there is no dropout. Every part of k and v is paged alike.
 
-    Returns:
-        [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" float32 [2, B, Hq, Lq].
-
-    Raises:
-        ValueError: an argument is wrong, or bits, group size or mode have no kernel.
-        UnsupportedProblem: a derivative is asked for. mx.vmap is served as in `attention`.
-
-    Kernels on "metal" and "simulator" read a key once for all query heads that share it, as `attention` does; elsewhere
-    blocks are dequantized one by one, in memory linear in the lengths.
+    Returns: as `attention`.
+    Raises: ValueError as `attention`, and for a mode, bits or group size without a kernel. UnsupportedProblem for
+        derivatives.
     """
-    arguments = {
-        "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
-        "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments, "lengths": lengths, "pages": pages,
-        "latent": v is None or v is k, "score": None if score is None else text(score, Score),
-        "visible": None if visible is None else text(visible, Visible),
+    options = {
+        "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks,
+        "alibi_slopes": alibi_slopes, "segments": segments, "lengths": lengths, "pages": pages, "score": score,
+        "visible": visible, "latent": v is None or v is k,
     }  # fmt: skip
-    if segments is not None and lengths is not None and pages is None and isinstance(q, mx.array):
-        arguments = ended_segments(q, arguments, stream)
+    q, options = _resolved(q, options, stream)
     if v is None or value_dim is not None:
         v = code_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
-    if mx.array in (type(scale), type(softcap)):
-        q, arguments = numbers_of(q, arguments, stream)
-    backend = current_backend()
-    if not backend.dequantizes:
-        backend = backend_of("reference")
-    call = prepared(q, k, v, backend, stream, return_lse, arguments, (mode, bits, group_size))
-    return call.run(q, k, v, arguments)
+    backend = current_backend() if current_backend().dequantizes else backend_of("reference")
+    call = prepared(q, k, v, backend, stream, return_lse, options, (mode, bits, group_size))
+    return call.run(q, k, v, options)
+
+
+def _resolved(q, options: dict, stream) -> tuple[mx.array, dict]:
+    """q and the options as the checks take them: texts as Score and Visible, lengths beside segments as part of these,
+    and numbers in place of arrays of one."""
+    if options["score"] is not None or options["visible"] is not None:
+        texts = {"score": text(options["score"], Score), "visible": text(options["visible"], Visible)}
+        options = options | texts
+    both = options["segments"] is not None and options["lengths"] is not None
+    if both and options["pages"] is None and isinstance(q, mx.array):
+        options = ended_segments(q, options, stream)
+    if mx.array in (type(options["scale"]), type(options["softcap"]), type(options.get("dropout"))):
+        q, options = numbers_of(q, options, stream)
+    return q, options

@@ -52,8 +52,7 @@ def explain(
     family: str | None = None,
     **arguments,
 ) -> Explanation:
-    """Explains what ``attention`` would do with the same arguments: backend, table row, blocks of every kernel, and
-    why.
+    """Explains what `attention` would do with these arguments: backend, table row, blocks of every kernel, and why.
 
     Numbers may take the place of arrays: ``explain(head_dim=128, dtype="float16", family="apple9")``.
 
