@@ -72,7 +72,7 @@ def rows_of(simdgroup_rows: int):
 def ours(head_dim: int) -> list[dict]:
     q, k, v = (mx.random.normal((1, 1, LENGTH, head_dim)).astype(mx.float16) for _ in range(3))
     with mode("check"), use_backend("simulator", "apple10") as backend, profile() as counted:
-        family = replace(backend.family, delta_apart=0)  # as for long rows: what delta reads is not dQ's
+        family = replace(backend.family, separate_delta=0)  # as for long rows: what delta reads is not dQ's
         with chosen(replace(backend, family=family)):
             mx.eval(mx.grad(lambda *qkv: attention(*qkv).astype(mx.float32).sum(), (0, 1, 2))(q, k, v))
     return [counts(launch, head_dim) for launch in counted.launches if launch["tensor_matmuls"]]

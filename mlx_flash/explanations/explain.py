@@ -313,7 +313,7 @@ def _why_this_row(plan: Plan) -> str:
 def _why_delta(plan: Plan) -> str:
     if plan.kind is not BACKWARD_QUERY_DELTA:
         return ""
-    return f"; delta is made here, a launch less, since queries are fewer than {plan.family.delta_apart}"
+    return f"; delta is made here, a launch less, since queries are fewer than {plan.family.separate_delta}"
 
 
 def _why_map(plan: Plan, problem: Problem) -> str:

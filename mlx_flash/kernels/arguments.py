@@ -1,6 +1,6 @@
 """The arguments of a kernel as one Metal struct, and the body that fills it and calls the kernel's function.
 
-MLX gives a kernel its arguments by name, and the shape and the strides of an array only where their names occur in the
+MLX passes arguments to a kernel by name, and the shape and the strides of an array only where these names occur in the
 text of the body. So the body names all of them, once, and the templates take a struct.
 """
 
@@ -10,8 +10,8 @@ from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, MASK_MAP, Ker
 from ..problem.shards import walked_along
 from ..problem.variants import ARGUMENT_TYPES
 
-# Members by their types. Arrays are in device memory, because launch.py pads arrays that MLX would pass as constants;
-# the others here have fewer than eight elements whatever the problem.
+# The types of the struct's members. Arrays are in device memory, because launch.py pads arrays that MLX would pass as
+# constants; the constant ones here have fewer than eight elements in every problem.
 VIEWS = {"Q", "K", "V", "O", "dO"}
 TYPES = {
     **dict.fromkeys(("L", "delta", "O_parts", "L_parts"), "const device float*"),
@@ -24,7 +24,7 @@ LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_
 
 
 def lengths(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> dict[str, str]:
-    """Axes that the kernel reads, and the expressions that give them. `pieces`: what it walks along is in shards."""
+    """The lengths that a kernel reads, and the expressions that give them. `pieces`: traversed operands are shards."""
     if pieces:
         heads, rows, name = ("Hq", "Lq", "Q") if kind.over_keys else ("Hk", "Lk", "K")
         return lengths(kind, inputs) | {heads: f"{name}_shape[2]", rows: f"{name}_shape[0] * {name}_shape[3]"}
@@ -42,8 +42,11 @@ def lengths(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
 
 
 def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> dict[str, tuple[str, str]]:
-    """Member -> (its type, the expression that fills it). Scales and biases of a quantized operand belong to it,
-    and so does the table of its pages, or the length of its shards."""
+    """Every member of the struct: its type, and the expression that fills it.
+
+    The view of a quantized operand includes its scales and biases, that of a paged operand the table of its pages, and
+    that of an operand in shards their length.
+    """
     found = {}
     shards = walked_along(kind) if pieces else ()
     paged = ("K", "V") if "pages" in inputs else ()  # operands that the table of pages belongs to

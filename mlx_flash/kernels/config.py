@@ -19,17 +19,21 @@ def precision_of(dtype: str) -> str:
 
 @dataclass(frozen=True)
 class TileConfig:
-    """One table row, for head dimensions up to `max_head` (the last row of a table: for all that are larger).
+    """One table row, for head dimensions up to `max_head`; the last row of a table serves all larger ones too.
 
-    `parallel`: rows one threadgroup owns; `traversal`: rows it visits at a time; `head`: columns of the head
-    dimension per block; `cached`: operands that stay in registers, the others are re-read or, if they accumulate,
-    paged to their float32 output buffer once per traversal block. `simdgroup_rows`: rows one simdgroup owns.
-    `tiles`: the tile layer, one of tile_layers.LAYERS. `stages`: pipeline buffers, each for one block of a traversed
-    operand, of a tensor-core layer. `splits`: in decoding, simdgroups that own the same rows and walk along different
-    keys; split_kv.py says how many. `head_parts`: simdgroups that own the same rows and share the columns of the
-    head dimension, of the layer "nax": where one could not hold them all. `resident`: threadgroups that a core of an
-    NVIDIA GPU holds at a time, between which its registers are divided. `overlaps`: in the kernel of dK and dV
-    on Hopper, V dO^T is multiplied during the exponentials, and P^T dO while dS^T is computed (without dropout).
+    parallel: rows that one threadgroup owns.
+    traversal: rows that it visits at a time.
+    head: columns of the head dimension in one block.
+    cached: operands that stay in registers. The others are read again in every traversal block, or, if they accumulate,
+        paged to their float32 output buffer once per traversal block.
+    simdgroup_rows: rows that one simdgroup owns.
+    tiles: the tile layer, one of tile_layers.LAYERS.
+    stages: pipeline stages of a tensor-core layer; each holds one block of a traversed operand.
+    splits: simdgroups that own the same rows in decoding, and traverse different keys; set by split_kv.py.
+    head_parts: simdgroups that own the same rows and share the columns of the head dimension, in the layer "nax".
+    resident: threadgroups that a core of an NVIDIA GPU holds at a time, between which its registers are divided.
+    overlaps: in the kernel of dK and dV on Hopper, V dO^T is multiplied during the exponentials, and P^T dO while dS^T
+        is computed (without dropout).
     """
 
     max_head: int
@@ -55,22 +59,24 @@ class TileConfig:
         return tuple(name for name in kind.cacheable if name in ACCUMULATORS and name not in kept)
 
     def scratch_elements(self, family: Family) -> int:
-        """Elements of threadgroup memory: one block of the traversed operand for those that walk along the same rows,
-        or nothing worth naming."""
+        """Elements of threadgroup memory with 8x8 matrices: one block of the traversed operand for every group of
+        simdgroups that traverse the same rows; 1 where operands are read directly."""
         return self.traversal * self.head * self.splits if family.uses_threadgroup_memory else 1
 
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)
 
     def with_pages(self, page: int) -> TileConfig:
-        """The row where keys lie in pages of `page` rows."""
+        """The row for keys in pages of `page` rows: no traversal block is longer than a page."""
         fragment = LAYERS[self.tiles].fragment_rows
         return replace(self, traversal=min(self.traversal, max(page // fragment, 1) * fragment))
 
     def with_blocks(self, block: int, unit: int | None = None) -> TileConfig:
-        """The row where rows and keys lie in the blocks of a block mask: a threadgroup's rows are in one, and visits
-        end with one, so that those of a block are as few as they can be, and equally long. `unit`: of
-        their rows, if it is not the layer's fragment."""
+        """The row for a block mask with blocks of `block` rows and keys.
+
+        A threadgroup's rows lie in one block. A visit ends where a block ends, and the visits of a block are as few as
+        possible and equally long. `unit`: the rows of a visit are a multiple of it; None: of the layer's fragment.
+        """
         fragment, visits = unit or LAYERS[self.tiles].fragment_rows, -(-block // self.traversal)
         parallel = gcd(self.parallel, block)
         return replace(
@@ -87,8 +93,8 @@ class TileConfig:
 
 
 def requirement(row: str) -> Callable[[bool, str], None]:
-    """A check of one row, for the proofs of the tables: it raises ValueError with the row and the sentence that it is
-    given, unless what it is given holds."""
+    """The check that the proofs of the tables use: called with a condition and a sentence, it raises ValueError with
+    the row and the sentence where the condition does not hold."""
 
     def require(holds: bool, sentence: str) -> None:
         if not holds:

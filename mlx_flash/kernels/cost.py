@@ -1,14 +1,15 @@
 """The cost of a table row on an Apple GPU: from counted instructions and bytes to the time of one block.
 
-One simdgroup visits one block of the traversal: `Work` counts what it issues and moves, `cycles` turns that into time
-on a chip, `utilisation` into the share of the multipliers' peak that metal-flash-attention's GINSTRS express:
-(products * D + 5) instructions for each element of the attention matrix, 32 lanes a cycle.
+One simdgroup visits one block of the traversal. `Work` counts the instructions that it issues and the bytes that it
+moves, `cycles` turns these into time on a chip, and `utilisation` into the share of the multipliers' peak that
+metal-flash-attention's GINSTRS express: (products * D + 5) instructions for each element of the attention matrix, 32
+lanes a cycle.
 
     time = soft maximum of (issue slots, bytes of threadgroup memory and L1 over their rate), plus paging
 
-Nothing is fitted for a head dimension. Constants: product cycles, slots of instructions and bytes a cycle from
-philipturner/metal-benchmarks; clocks and cores of the plain chips from the same and from Apple. The SIMD path only:
-M5's neural accelerators are not modelled. Latency is not modelled either, nor the capacity of caches.
+No constant is fitted for a head dimension. Cycles of products, issue slots and bytes per cycle are those of
+philipturner/metal-benchmarks; clocks and cores of the plain chips are from there and from Apple. Neither M5's neural
+accelerators are modelled, nor latency, nor the capacity of caches.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from ..problem.kinds import ACCUMULATORS, FORWARD, KernelKind
 from .config import FULL, TileConfig
 
 LANES = 32
-ELEMENT_SLOTS = 8  # of an element of S on 8 rows of 4 lanes each: FMA, maximum, sum, conversion, and exp2 four times
-SHARPNESS = 12  # of the soft maximum: how well issue and memory hide behind each other
-FILL = 1.5  # bytes that filling threadgroup memory costs over those that are read back: it is written, too
-SEGMENT = 64  # bytes of device memory that are fetched together; rows that do not start on one touch two
+ELEMENT_SLOTS = 8  # issue slots for an element of S: FMA, maximum, sum and conversion take one each, exp2 four
+SHARPNESS = 12  # exponent of the soft maximum: how well issue and memory hide behind each other
+FILL = 1.5  # bytes moved to fill threadgroup memory, for each byte that is read back
+SEGMENT = 64  # bytes of device memory that are fetched together; a row that does not start on one touches two
 SPILL_BUDGET = 104  # 16-bit registers of a thread at the 1024 threads that metal-flash-attention forces
-SPILL_BYTES = 128  # that 32 lanes move to save or restore one 32-bit register
+SPILL_BYTES = 128  # moved by 32 lanes to save or restore one 32-bit register
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Work:
 
 
 def cycles(work: Work, chip: Chip) -> float:
-    """Cycles of one of a core's four schedulers for one visit of a block. The schedulers share the core's memory;
-    paging stands between barriers, so that it overlaps with nothing."""
+    """Cycles of one of a core's four schedulers for one visit of a block.
+
+    The schedulers share the core's memory. Paging stands between barriers, so it overlaps with nothing.
+    """
     issue = work.slots + work.products * chip.half + work.singles * (chip.single - chip.half)
     memory = 4 * work.memory_bytes / chip.bytes_per_cycle
     soft = (issue**SHARPNESS + memory**SHARPNESS) ** (1 / SHARPNESS)
@@ -76,7 +79,7 @@ def cycles(work: Work, chip: Chip) -> float:
 
 
 def utilisation(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: Chip) -> float:
-    """The share of the peak, as published for metal-flash-attention: 1 would be multipliers that never wait."""
+    """The share of the multipliers' peak, as published for metal-flash-attention; 1: they never wait."""
     elements = row.simdgroup_rows * row.traversal
     return (kind.matmuls * head_dim + 5) * elements / LANES / cycles(work, chip)
 
@@ -86,8 +89,8 @@ def ginstrs(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: 
 
 
 def original_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, registers: int) -> Work:
-    """The work of metal-flash-attention's own kernels on M1 and M2: one read a product, asynchronous copies,
-    1024 threads whatever `registers` the row demands."""
+    """The work of metal-flash-attention's own kernels on M1 and M2: one read for each product, asynchronous copies, and
+    1024 threads however many `registers` the row demands."""
     size, columns = _size(precision), _padded(head_dim)
     fragments, products = columns // 8, _products(kind, row, columns)
     paged, again = len(row.paged(kind)), _read_again(kind, row)
@@ -114,14 +117,15 @@ def _products(kind: KernelKind, row: TileConfig, columns: int) -> int:
 
 
 def _singles(kind: KernelKind, precision: str, products: int) -> int:
-    """dS stays float32 on its way into the products of the backward kernels, one of three or four."""
+    """Products with a float32 factor: all of them in float32, and in 16 bits those of dS in the backward kernels, one
+    product in three or four."""
     if precision == FULL:
         return products
     return 0 if kind is FORWARD else products // kind.matmuls
 
 
 def _read_again(kind: KernelKind, row: TileConfig) -> int:
-    """Inputs whose rows belong to the simdgroup and that registers do not keep."""
+    """The number of inputs that every visit reads again, because registers do not keep the simdgroup's rows of them."""
     return sum(name not in row.cached for name in kind.cacheable if name not in ACCUMULATORS)
 
 
@@ -133,7 +137,7 @@ def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, s
     size, columns = _size(precision), _padded(head_dim)
     fragments, products, groups = columns // 8, _products(kind, row, columns), row.simdgroup_rows // 8
     paged, again = len(row.paged(kind)), _read_again(kind, row)
-    run = 16 // size  # elements of a copy; an operand of S lands transposed, element by element
+    run = 16 // size  # elements of one copy; an operand of S is stored transposed, element by element
     copies = row.traversal * columns // run / row.threads
     abt = kind.matmuls - (1 if kind is FORWARD else len([name for name in kind.cacheable if name in ACCUMULATORS]))
     staging = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4) if staged else 0

@@ -1,4 +1,4 @@
-"""GPUs as plain data: families, and the limits the parameter table is proved against."""
+"""GPU families as plain data, with the limits that the rows of the parameter tables are proved against."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from ..common.mlx_private import chip_letter
 
-TABLE_PREFIX = "original "  # of a table's name: the rows of metal-flash-attention
+TABLE_PREFIX = "original "  # in front of a table's name: the rows of metal-flash-attention
 
 
 class TunedRow(NamedTuple):
-    """The row, a TileConfig, that was fastest for one kind of kernel, dtype and head dimension, a multiple of 8;
-    milliseconds of its kernel and of the table's row, on the tuner's problem."""
+    """The fastest row for one kind of kernel, dtype and head dimension (a multiple of 8), as the tuner timed it.
+
+    `row` is a TileConfig. `ms`, `table_ms`: milliseconds of the kernel with this row, and with the table's row.
+    """
 
     kind: str
     dtype: str
@@ -48,15 +50,19 @@ class Tuned(NamedTuple):
 class Family:
     """One generation of GPUs.
 
-    `table`: the family whose parameter rows it uses. `uses_threadgroup_memory`: traversed operands go through it
-    (without the large L1 of M3, direct loads halve the throughput). `register_tiers`: (16-bit registers a
-    thread may use, threads a core then holds), where registers are allocated statically; empty where they are
-    allocated as the program goes. `tensor`: the matrix unit whose rows come before those of `table`, if any: NVIDIA's
-    tensor cores ("sm80", "sm90"), or the neural accelerators of Apple GPUs ("nax").
-    `cores`: of the GPU; those of the plain chip, unless a machine says more. `threadgroups`: of each core, that
-    decoding aims at. `split_kv_threshold`: below this many K and V elements per head, no split-KV: the combine kernel
-    would cost more than it saves. `delta_apart`: queries from which on delta has a kernel of its own. `tuned`: what was
-    measured on this very machine; its rows come before all others.
+    table: the family whose parameter rows it uses.
+    uses_threadgroup_memory: traversed operands go through it. Without the large L1 of M3, direct loads would halve the
+        throughput.
+    register_tiers: pairs (16-bit registers that a thread may use, threads that a core then holds), where registers are
+        allocated statically; empty where they are allocated dynamically.
+    tensor: the matrix unit whose rows come before those of `table`: NVIDIA's tensor cores ("sm80", "sm90"), the neural
+        accelerators of Apple GPUs ("nax"), or none ("").
+    cores: cores of the GPU; of the plain chip, unless the machine is known.
+    threadgroups: threadgroups per core that decoding aims at; 0: as many as fill a core of an Apple GPU.
+    split_kv_threshold: below this many K and V elements per head there is no split-KV, since the combine kernel would
+        cost more than it saves.
+    separate_delta: number of queries from which on delta has a separate kernel.
+    tuned: measurements on this machine, whose rows come before all others.
     """
 
     name: str
@@ -69,7 +75,7 @@ class Family:
     cores: int = 10
     threadgroups: int = 0
     split_kv_threshold: int = 0
-    delta_apart: int = 1025
+    separate_delta: int = 1025
     tuned: Tuned = field(default=Tuned(), hash=False)
 
     @property
@@ -95,7 +101,8 @@ FAMILIES = {
     )
 }
 
-# Cores of a chip's GPU over those of a plain chip: MLX tells no count. Too few or too many cost time, never a result.
+# Cores of a GPU relative to the plain chip, by the last letter of its architecture, since MLX does not tell their
+# number. A wrong guess costs time, never a result.
 SIZES = {"p": 0.5, "g": 1, "s": 4, "d": 8}
 
 THREADGROUP_THREADS = 1024
@@ -110,6 +117,6 @@ def family_of(architecture: str) -> Family:
 
 
 def machine_of(architecture: str) -> Family:
-    """The family of an architecture string, with the cores of a chip of that size."""
+    """The family of an MLX architecture string, with the number of cores of a chip of that size."""
     family = family_of(architecture)
     return replace(family, cores=int(family.cores * SIZES.get(chip_letter(architecture), 1)))

@@ -1,4 +1,4 @@
-"""Kernel + Problem -> what to launch: output shapes, grid, threadgroup, and the arguments a kernel reads."""
+"""Kernel + Problem -> Launch: output shapes, grid, threadgroup, and the arrays that a kernel reads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from .split_kv import Parts, gqa_rows
 
 # Strided operands, passed as bytes: kernels read views of any layout in place.
 STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
-STATISTICS = frozenset({"L", "delta", "L_parts"})  # of rows, whose axes kernels know
-# Arguments of variants, by their Metal types. Kernels index pointers without strides: arrays behind them are copied
-# unless they are row-contiguous.
+STATISTICS = frozenset({"L", "delta", "L_parts"})  # row statistics, indexed without strides or shapes
+# Kernels index plain pointers without strides, so arrays behind them are copied unless they are row-contiguous.
 CONTIGUOUS = frozenset({"L", "delta", *(name for name, kept in ARGUMENT_TYPES.items() if kept.endswith("*"))})
-# Kernels hold device pointers to these, so short ones are padded beyond what MLX passes in the constant address space.
+# Kernels hold device pointers to these, so short arrays are padded until MLX passes them in the device address space.
 NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
     "mask_map",
     *(name for name, kept in ARGUMENT_TYPES.items() if kept.startswith(("const device", "Strided"))),
@@ -32,8 +31,11 @@ NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
 
 @dataclass  # made for every length of a growing cache: a frozen one takes three times as long
 class Launch:
-    """`grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's. `parts`: of the keys,
-    in decoding, and `decode_params` what its kernel is told: queries, and the rule of the parts."""
+    """One launch. `grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's.
+
+    In decoding, `parts` is the number of parts of the keys, and `decode_params` holds the number of queries and the
+    rule by which the kernel splits keys.
+    """
 
     kernel: Kernel
     output_shapes: tuple[tuple[int, ...], ...]
@@ -49,12 +51,12 @@ class Launch:
             raise ValueError(f"{self.kernel.name}: grid {self.grid} is no multiple of {self.threadgroup}")
 
     def arguments(self, inputs: dict[str, mx.array | float]) -> list[mx.array]:
-        """The arrays the kernel reads, in its order.
+        """The arrays that the kernel reads, in its order.
 
-        Strided operands are seen as bytes: that copies few of them, and leaves few so short that MLX would pass them
-        in another address space.
+        Strided operands are passed as bytes: MLX then copies them only where their last axis is not contiguous, and
+        few are so short that they would land in the constant address space.
         """
-        # Numbers are constants of the plan; an array with room to spare is taken as it is, an operand seen as bytes.
+        # Hot path: numbers become cached constants, and only short or contiguous arrays need more than a view.
         return [
             constant(value) if type(value) is not mx.array
             else _argument(name, value) if name in CONTIGUOUS or value.size < CONSTANT_BELOW
@@ -74,7 +76,7 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
     key = (problem.batch, problem.key_heads, problem.key_length)
     if name == "O":
         return (*query, problem.value_dim)
-    if name == "L":  # of each row its largest score, and the logarithm of its sum relative to that
+    if name == "L":  # per row: its largest score, and the logarithm of its sum relative to that
         return (*query, 2)
     if name == "delta":
         return query
@@ -88,9 +90,12 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
 def launch(
     kind: KernelKind, config: TileConfig, kernel: Kernel, problem: Problem, split: Parts | None = None
 ) -> Launch:
-    """One threadgroup per block of the parallel dimension, head and batch; a mask's gradient has its own axes, and so
-    has decoding. `split`: the parts of its keys, whose results are float32 and have an axis in front if they are
-    several."""
+    """The launch of one kernel: one threadgroup per block of the parallel dimension, head and batch entry, with other
+    axes for a mask's gradient, for decoding and for the kernels that stream rows.
+
+    `split`: in decoding, the rule of the parts and their number. Results of several parts are float32, with an axis of
+    the parts in front.
+    """
     parts = split.count if split else 1
     length, heads = problem.query_length, problem.query_heads
     if kind.over_keys:
@@ -108,7 +113,7 @@ def launch(
     if kind is DECODE:
         blocks, heads = parts, problem.key_heads * -(-gqa_rows(problem) // config.parallel)
     shapes = [output_shape(name, problem) for name in kind.outputs]
-    if parts > 1:  # O, and in place of L m and l, of each part
+    if parts > 1:  # O of every part, and m and l in place of L
         query = output_shape("delta", problem)
         shapes = [(parts, *query, problem.value_dim), (2, parts, *query)]
     return Launch(
@@ -135,7 +140,7 @@ def _argument(name: str, value: mx.array) -> mx.array:
         value = contiguous(value)
     if name in NEEDS_DEVICE_ADDRESS_SPACE and value.size < CONSTANT_BELOW:
         value = mx.reshape(value, (-1,)) if name in STATISTICS else value
-        if name == "pages":  # whose rows kernels count
+        if name == "pages":  # kernels read the length of its last axis, so rows are added
             return mx.pad(value, [(0, CONSTANT_BELOW), (0, 0)])
         return mx.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, 8)])
     return value

@@ -1,7 +1,7 @@
-"""The map of an array mask: which blocks of pairs it hides or shows as a whole, made by a kernel of its own.
+"""The map of an array mask, made by a separate kernel: which blocks of pairs the mask hides or shows as a whole.
 
-Where producer warps copy blocks for consumer warps, all of them have to know which blocks are visited before one of
-them has looked at the mask. Layers without producers look at the mask itself (mask_look.metal).
+Producer warps copy blocks for consumer warps, and all of them must agree on the visited blocks in advance. Tile layers
+without producer warps look at the mask itself (mask_look.metal).
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from ..problem.problem import Problem
 from ..problem.variants import MOST_BUFFERS, Variants
 
 BLOCK = 32  # queries and keys of one block of the map
-STRIP = 4  # blocks side by side that one simdgroup looks at
-PARTIAL = 2  # the state of a block of which nothing is known; views.metal has the others
-BUFFERS = 2  # the map and its strides
-# From so many on a map is made: pairs of a query and a key, and in decoding, elements of keys and values. With fewer,
-# its two launches, 8 us on an H200, would cost more than blocks without a visible pair.
+STRIP = 4  # adjacent blocks that one simdgroup looks at
+PARTIAL = 2  # the state of a block that may hold hidden and visible pairs; views.metal has the others
+BUFFERS = 2  # arguments of a kernel: the map and its strides
+# A map is made from this many pairs of a query and a key on (in decoding: elements of keys and values). Below, its two
+# launches, 8 us on an H200, would cost more than the blocks that it leaves out.
 LEAST_PAIRS = LEAST_ELEMENTS = 2**26
 
 
 def reads_map(kind: KernelKind, producer_warps: int, variants: Variants) -> bool:
-    """Does the kernel read a map? Not if that would be more arguments than a kernel may have."""
+    """Whether the kernel reads a map: it has producer warps and an array mask, and room for two more arguments."""
     return bool(producer_warps and kind.tiled and variants.mask and variants.buffers + BUFFERS <= MOST_BUFFERS)
 
 
 def own_shape(problem: Problem) -> tuple[int, int, int, int]:
-    """The shape of the map that the kernel makes, uint8: axes that the mask is broadcast along have one block."""
+    """The shape of the map as it is made, uint8: an axis along which the mask is broadcast has one block."""
     batch, heads, rows, columns = problem.mask_shape
     return batch, heads, -(-rows // BLOCK), -(-columns // BLOCK)
 
 
 def spread(problem: Problem, own: mx.array) -> mx.array:
-    """The map as kernels read it, with blocks for all pairs of the call."""
+    """The map as kernels read it, broadcast to the blocks of all pairs of the call."""
     rows, columns = (-(-length // BLOCK) for length in (problem.query_length, problem.key_length))
     return mx.broadcast_to(own, (problem.batch, problem.query_heads, rows, columns))
 
 
 def pays(kind: KernelKind, problem: Problem) -> bool:
-    """Is a map worth its launch?"""
+    """Whether a map saves more time than its launches take."""
     if kind is DECODE:
         columns = problem.head_dim + problem.value_dim
         return problem.batch * problem.key_heads * problem.key_length * columns >= LEAST_ELEMENTS
@@ -50,7 +50,7 @@ def pays(kind: KernelKind, problem: Problem) -> bool:
 
 
 def unknown(problem: Problem) -> mx.array:
-    """A map of which every block is visited."""
+    """A map that leaves no block out."""
     return spread(problem, _partial())
 
 

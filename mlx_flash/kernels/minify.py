@@ -1,6 +1,7 @@
-"""Shortens the text for MLX: removes comments, blanks and functions that nothing calls, and shortens names.
+"""Shortens Metal text: removes comments, blanks and functions without callers, and shortens names.
 
-MLX copies the whole text at every call and hashes it at every launch. Lines stay lines, for errors to point at.
+MLX copies the whole text at every call and hashes it at every launch. Line breaks stay, so that compilers' messages can
+name a line.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from string import ascii_lowercase, digits
 
 # Blanks that separate no tokens: beside brackets, commas and semicolons, and between a word and an operator.
 BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)|(?<==) (?=\$)")
-# A word, a number or a constant to come; or what holds none of them, a message or a directive.
+# A word, a number or a $CONSTANT; or a message or a directive, in which nothing is renamed.
 TOKEN = re.compile(r'(\$?\w+|"[^"]*"|^#.*$)', re.M)
 WORD = re.compile(r"\w+")
 FUNCTION = re.compile(r"^(?:template<.*>\n?)?(?:static )?METAL_FUNC\b[^;{]*?(\w+)\([^{]*\{", re.M)
 FOREIGN = re.compile(r"\b(?:Vote|fast|mem_flags|metal|mpp|nv|precise)((?:::\w+)+)")  # names in scopes of others
-# Words of the language, of Metal's library and of the layers below the tiles that templates use or may come to use. One
-# that is missing would be renamed, and then no compiler knows it. Names that begin as in OF_METAL need no entry.
+# Words of the language, of Metal's library and of the headers below the tile layers that templates use, or may come to
+# use. A word that is missing here is renamed, and then fails to compile. Names that begin as in OF_METAL need no entry.
 KEPT = frozenset(
     """
     METAL_FUNC as_type auto bool break case char const constant constexpr continue decltype device else enum false
@@ -41,14 +42,14 @@ OPERATORS = {"do", "if", "or"}  # words of two letters that the language has
 
 @lru_cache(maxsize=1024)
 def stripped(text: str) -> str:
-    """The same tokens. Directives, and lines with a message in quotes, keep their blanks."""
+    """The text without comments and needless blanks: the same tokens. Directives and messages keep their blanks."""
     lines = (re.sub(r"[ \t]*//.*", "", line).strip() for line in text.splitlines())
     return "".join((line if line[0] == "#" or '"' in line else BLANK.sub("", line)) + "\n" for line in lines if line)
 
 
 @lru_cache(maxsize=256)
 def minified(text: str, body: str, names: bool) -> str:
-    """A stripped text without functions that nothing calls, with short names unless `names` are to stay."""
+    """A stripped text without functions that have no callers, and with short names unless `names` are kept."""
     text = used(text, body)
     return text if names else renamed(text, body)
 
@@ -64,7 +65,7 @@ def used(text: str, body: str) -> str:
     words = {span: counted(text[span[0] : span[1]]) for span in spans}
     named = counted(f"{text}\n{body}")
     dead = None
-    while dead is None or dead:  # what only a function without callers calls goes too
+    while dead is None or dead:  # removing a function may leave another one without callers
         dead = [span for span in words if named[span[2]] == words[span][span[2]]]
         for span in dead:
             named.subtract(words.pop(span))
@@ -74,7 +75,7 @@ def used(text: str, body: str) -> str:
 
 
 def _end(text: str, place: int) -> int:
-    """Behind the brace that closes the one before a place."""
+    """The place behind the brace that closes the block whose body begins at `place`."""
     depth = 1
     while depth:
         closing = text.index("}", place)
@@ -84,8 +85,8 @@ def _end(text: str, place: int) -> int:
 
 
 def renamed(text: str, body: str) -> str:
-    """A text with names of two letters, given in the order in which words occur. The body and what it names, and words
-    that are not the text's own, keep their names."""
+    """The text with names of two letters, assigned in the order in which words occur. Words of the body, and words that
+    the text does not define, keep their names."""
     pieces = TOKEN.split(text)
     words = dict.fromkeys(word for word in pieces[1::2] if word[0] not in '#"$0123456789')
     kept = KEPT.union("".join(FOREIGN.findall(text)).split("::"), re.findall(r"\w+", body))

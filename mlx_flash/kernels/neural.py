@@ -1,9 +1,9 @@
 """Rows of the parameter table for the neural accelerators of M5 and A19 (16-bit operands), proved at import.
 
-Above 192 columns of the head dimension, whose accumulators no simdgroup can hold, two share them: a threadgroup of 16
-rows. These rows come before those of "apple9", which serve the rest: float32, larger head dimensions, quantized
-operands, the gradient of a mask and decoding. Not timed yet; README.md says why these rows, and what a Mac has to
-measure first.
+Beyond 192 columns of the head dimension no simdgroup can hold the accumulators, so two of them share the columns, in a
+threadgroup of 16 rows. These rows come before those of "apple9", which serve everything else: float32, larger head
+dimensions, quantized operands, the gradient of a mask and decoding. None has been timed; bench/neural.md says how they
+were chosen and what a Mac has to measure first.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .devices import THREADGROUP_THREADS, Family
 from .tile_layers import exchanged_bytes
 
 BUDGET = 560  # bytes of tiles a thread: past it M4 loses throughput, and M5 has the same kind of register file
-PRODUCT_ROWS, PRODUCT_COLUMNS = 16, 32  # of S, by one product
+PRODUCT_ROWS, PRODUCT_COLUMNS = 16, 32  # of S, computed by one matrix product
 
 
 def rows(*lines) -> tuple[TileConfig, ...]:
-    """A line: largest head dimension, parallel, traversal, what is cached and, where two simdgroups share the columns
-    of the head dimension, 2."""
+    """Rows from lines: largest head dimension, parallel, traversal, cached operands, and 2 where two simdgroups share
+    the columns of the head dimension."""
     return tuple(
         TileConfig(*line[:3], line[0], tuple(line[3].split()), 16, "nax", head_parts=line[4] if len(line) > 4 else 1)
         for line in lines
@@ -64,9 +64,12 @@ NEURAL_TABLE = {
 
 
 def live_bytes(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
-    """Bytes a thread holds in tiles. Of 16 rows it has half an element of every column: 2 bytes a column in float32,
-    one in 16 bits, and of S as much in each simdgroup that shares the columns. S lives with dS in the backward kernels,
-    where the one for V alone has no dS; what a product takes of dS lies where S was."""
+    """Bytes that a thread holds in tiles.
+
+    Of 16 rows a thread has half an element of every column: 2 bytes in float32, 1 in 16 bits. Simdgroups that share the
+    head dimension hold all of S each. The backward kernels hold S and dS, but for the one of dV alone, which has no dS;
+    the operand made from dS takes the place of S.
+    """
     scores = 1 if kind in (FORWARD, BACKWARD_VALUE) else 2
     cached = sum(2 if name in ACCUMULATORS else 1 for name in row.cached)
     return row.simdgroup_rows // 16 * (cached * head_dim // row.head_parts + 2 * scores * row.traversal)

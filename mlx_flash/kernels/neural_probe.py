@@ -1,7 +1,7 @@
-"""Does a GPU's matrix unit hold its operands as the tile layer "nax" relies on? A kernel that asks it, and the answer.
+"""A kernel that tests whether a GPU's matrix unit holds its operands as the tile layer "nax" assumes.
 
-Apple documents neither where the elements of a cooperative tensor lie nor that they stay there. The order in
-templates/tiles/nax_operands.metal was found on M5; a unit with another would compute wrong numbers in silence.
+Apple does not document which lane holds which element of a cooperative tensor, nor that this stays so. The order in
+templates/tiles/nax_operands.metal was found on M5; a unit with another order would compute wrong numbers silently.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def kernel() -> Kernel:
 
 
 def matrices() -> np.ndarray:
-    """[4, 16, 16]: small integers, so that every product is exact in every type."""
+    """Four matrices [4, 16, 16] of small integers, whose products are exact in every type."""
     return np.random.default_rng(17).integers(-3, 4, (4, 16, 16)).astype(np.float32)
 
 
 def place(rows_of_parts: int, lane: int, element: int) -> tuple[int, int]:
-    """(column, row) of a lane's element, of matrices of 16x16 side by side (1), or one below the other (2 rows of
-    them)."""
+    """(column, row) of a lane's element, in two 16x16 matrices side by side (`rows_of_parts` 1) or one below the other
+    (2)."""
     part, within = divmod(element, 8)
     row = lane // 16 * 4 + lane // 2 % 4 + within // 4 * 8
     column = lane // 8 % 2 * 8 + lane % 2 * 4 + within % 4
@@ -72,7 +72,7 @@ def numbers() -> np.ndarray:
 
 
 def wanted_places() -> np.ndarray:
-    """[3 shapes, 3 roles, 32 lanes, 16 elements, (column, row)]; -1 for elements that there are none of."""
+    """[3 shapes, 3 roles, 32 lanes, 16 elements, (column, row)]; -1 where a lane has fewer elements."""
     wanted = np.full(PLACES[1:], -1, np.int32)
     for shape, roles in enumerate(STORED):
         for role, (rows, columns) in enumerate(roles):
@@ -83,7 +83,7 @@ def wanted_places() -> np.ndarray:
 
 
 def difference(places: np.ndarray, products: np.ndarray) -> str:
-    """The first output that differs from what the tile layer needs, as a sentence; "" if none does."""
+    """A sentence about the first output that differs from the order the tile layer needs; "" if none does."""
     places, products = np.reshape(places, PLACES), np.reshape(products, PRODUCTS)
     off = np.argwhere((places != wanted_places()).any(-1))
     if len(off):

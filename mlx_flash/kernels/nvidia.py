@@ -1,6 +1,6 @@
-"""Rows of the parameter table for NVIDIA's tensor cores (16-bit operands), and what they prove at import.
+"""Rows of the parameter table for NVIDIA's tensor cores (16-bit operands), and their proof.
 
-They come before a family's other rows: float32 and head dimensions beyond the last row here use those.
+They come before a family's other rows, which serve float32 and head dimensions beyond the last row here.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def thread_registers(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
 
 
 def sharing_cores(kind: KernelKind, row: TileConfig, family: Family, head_dim: int, value_dim: int) -> TileConfig:
-    """The row of a threadgroup that has one warpgroup of consumers, with a second threadgroup on the core, if registers
-    and threadgroup memory suffice for both: one multiplies while the other computes exponentials."""
+    """The row with two threadgroups per core, where a threadgroup has one warpgroup of consumers, and registers and
+    threadgroup memory suffice for both: one multiplies while the other computes exponentials. Else the row itself."""
     pair = replace(row, resident=2)
     if LAYERS[row.tiles].mma_rows != row.parallel:
         return row

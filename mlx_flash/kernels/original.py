@@ -1,7 +1,8 @@
 """The rows of metal-flash-attention's 12 tables (Philip Turner, MIT), tuned on M1 Max and M4 with its own kernels.
 
-`use_backend(name, family, table="original")` runs our kernels with them, to compare on a Mac. On M1 and M2 most of them
-demand more registers of our text than a thread has. NVIDIA GPUs use them where tensor cores have no row.
+`use_backend(name, family, table="original")` runs the kernels of this package with them, to compare on a Mac. On M1 and
+M2 these kernels would need more registers than a thread has with most of them. NVIDIA GPUs use them where tensor cores
+have no row.
 """
 
 from ..problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD

@@ -120,7 +120,7 @@ def plan(
     table_row = lookup(kind, signature.dtype, effective, head_dim)
     config = config or fitted_config(kind, signature, effective, table_row, rows)
     text_family = effective
-    # A simdgroup that shares no block of keys with another reads them directly, unless they have to be dequantized.
+    # A simdgroup that shares no block of keys with another reads keys directly, unless they have to be dequantized.
     copied = _is_latent(kind, signature) or signature.variants.quantization is not None
     if keys_are_unshared(kind, config) and not copied:
         text_family = replace(effective, uses_threadgroup_memory=False)
@@ -186,14 +186,14 @@ def decoding_rows(problem: Problem, family: Family) -> int:
 
 
 def delta_inside(signature: Signature, family: Family | None, queries: int) -> bool:
-    """Is delta made by the kernel of dQ? A launch less, for which those of dK and dV wait for dQ, and an argument more
-    than those have."""
-    return family is not None and queries < family.delta_apart and signature.variants.buffers < MOST_BUFFERS
+    """Whether the kernel of dQ computes delta: one launch less, for which the kernels of dK and dV wait for dQ. It
+    takes one argument more than they do."""
+    return family is not None and queries < family.separate_delta and signature.variants.buffers < MOST_BUFFERS
 
 
 def key_value_kinds(signature: Signature, family: Family | None) -> tuple[KernelKind, ...]:
-    """The kernels that make dK and dV: one, or one each where registers hold one accumulator. `family`: None on a
-    backend that runs no kernels."""
+    """The kernels that compute dK and dV: one for both, or one each where registers hold one accumulator. `family`:
+    None on a backend without kernels."""
     if family is None:
         return (BACKWARD_KEY_VALUE,)
     effective = effective_family(BACKWARD_KEY_VALUE, signature, family)

@@ -1,13 +1,13 @@
-"""Registers that a row of the parameter table demands, and the occupancy that follows from them on M1 and M2."""
+"""Estimates of the registers that a table row demands, and the occupancy that follows from them on M1 and M2."""
 
 from ..problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
 from .config import FULL, MIXED, TileConfig
 from .devices import Family
 from .split_kv import keys_are_unshared
 
-# Registers beyond tiles (addresses, row statistics, fragments in flight, code for edges), in 16-bit registers: what all
-# kernels of a kind need, what each operand adds that is read again in every block, and each accumulator that is paged.
-# Fitted on compiles of the generated text for the M1 instruction set (bench/results/apple_rows.csv), within 16 of them.
+# 16-bit registers beyond tiles (addresses, row statistics, fragments in flight, code for edges): for every kernel of
+# the kind, for each operand that is read again in every block, and for each paged accumulator. Fitted on compiles of
+# the generated text for the M1 instruction set (bench/results/apple_rows.csv), to within 16 registers.
 OVERHEAD = {
     (FORWARD, MIXED): (90, 13, 57), (FORWARD, FULL): (103, 33, 50),
     (DECODE, MIXED): (123, 0, 32), (DECODE, FULL): (138, 0, 34),
@@ -15,11 +15,11 @@ OVERHEAD = {
     (BACKWARD_KEY_VALUE, MIXED): (78, 17, 12), (BACKWARD_KEY_VALUE, FULL): (69, 35, 18),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
-WIDER = {BACKWARD_QUERY: 26}  # more, where a simdgroup owns 16 rows
-# More, where the last head block is narrower
-RAGGED = {FORWARD: 20, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}
-ROLLED = {BACKWARD_KEY_VALUE: 20}  # more, where its two accumulators are walked over in loops
-UNSHARED_KEYS = 16  # more, where a simdgroup reads keys directly because it shares them with no other
+# Added to these:
+WIDER = {BACKWARD_QUERY: 26}  # where a simdgroup owns 16 rows
+RAGGED = {FORWARD: 20, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # where the last head block is narrower
+ROLLED = {BACKWARD_KEY_VALUE: 20}  # where loops go over the two accumulators
+UNSHARED_KEYS = 16  # where a simdgroup reads keys directly because no other simdgroup reads the same ones
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32
 
@@ -27,8 +27,8 @@ EDGE_SPILL = 32
 def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
     """16-bit registers a thread holds in tiles at the fullest moment of the traversal.
 
-    An R x C tile costs R/8 * C/2 of them in float32, half that in 16 bits. Cached operands live throughout; over them
-    come the block of scores, its gradient in the backward kernels (both float32), and the columns of a paged
+    An R x C tile takes R/8 * C/2 registers in float32, half of that in 16 bits. Cached operands live throughout. To
+    them are added the block of scores, its gradient in the backward kernels (both float32), and the columns of a paged
     accumulator in flight.
     """
     groups = row.simdgroup_rows // 8
@@ -44,8 +44,8 @@ def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: 
 
 
 def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim: int) -> int:
-    """Estimated 16-bit registers per thread of the text for M1 and M2: the count of an offline compiler for the M1
-    instruction set, not of Apple's."""
+    """Estimated 16-bit registers per thread on M1 and M2, as an offline compiler for the M1 instruction set counts
+    them; Apple's own may differ."""
     if not kind.tiled:
         return 24
     base, again, page = OVERHEAD[kind.table, precision]
@@ -66,10 +66,10 @@ def live_bytes(kind: KernelKind, row: TileConfig, precision: str, head_dim: int)
 
 
 def max_threads(kind: KernelKind, row: TileConfig, precision: str, family: Family, head_dim: int) -> int | None:
-    """Value of max_total_threads_per_threadgroup: the most threads whose registers hold the row without spilling, or
-    the least that a core holds if none does.
+    """The value of max_total_threads_per_threadgroup: the largest number of threads at which the row does not spill, or
+    the smallest that a core holds where it always does.
 
-    The compiler otherwise picks an occupancy of its own on M1 and M2. None where registers are dynamic.
+    Without the attribute the compiler chooses the occupancy on M1 and M2. None where registers are dynamic.
     """
     if not family.register_tiers:
         return None

@@ -1,4 +1,4 @@
-"""The rows that a kernel may have, likely good ones first: what `python -m mlx_flash tune` times."""
+"""The legal rows of a kernel, most promising first; `python -m mlx_flash tune` times them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .devices import TABLE_PREFIX, Family, Tuned
 from .lookup import candidates, lookup, prove_row
 from .tile_layers import LAYERS
 
-CHIP = {"apple7": "M1", "apple8": "M2", "apple9": "M3", "apple10": "M5"}  # that the model takes for a family
+CHIP = {"apple7": "M1", "apple8": "M2", "apple9": "M3", "apple10": "M5"}  # the cost model's chip for a family
 PARALLEL, TRAVERSAL = (8, 16, 32, 48, 64, 96, 128), (16, 32, 48, 64, 80, 96, 128)
-HEAD = (32, 64, 16)  # the model sees no difference: the first that is legal
+HEAD = (32, 64, 16)  # the cost model sees no difference, so the first legal one is taken
 SIMDGROUP_ROWS = (8, 16)
 TENSOR_TRAVERSAL, STAGES = range(16, 257, 16), (2, 3, 4)
 
@@ -27,8 +27,9 @@ def table_row(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> Ti
 
 
 def ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int, most: int) -> list[TileConfig]:
-    """At most so many legal rows for one head dimension: the table's, metal-flash-attention's where it is legal, then
-    others in the order of the cost model; for tensor cores, which it does not know, by their distance from the table's.
+    """At most `most` legal rows for one head dimension: the table's, metal-flash-attention's where it is legal, then
+    others in the order of the cost model, or for tensor cores, which the model does not cover, by their distance from
+    the table's row.
     """
     own = table_row(kind, dtype, family, head_dim)
     if own.tiles != "simdgroup":

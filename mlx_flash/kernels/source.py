@@ -1,8 +1,8 @@
-"""Templates + table row -> the Metal text of one kernel. Pure: same arguments, same bytes; cached.
+"""Templates + table row -> the Metal text of one kernel. Pure and cached: the same arguments give the same bytes.
 
-MLX copies the whole text at every call and hashes it at every launch, so that a kernel gets only what it uses: the
-files of its kind, without the branches of `#if` that its constants exclude, made small by `minify.py`. All that goes
-there, comments and names included, stays with MLX_FLASH_KEEP_COMMENTS=1 in the environment.
+MLX copies the whole text at every call and hashes it at every launch, so a kernel gets only the text that it uses: the
+template files of its kind, without the branches of `#if` that its constants exclude, shortened by `minify.py`.
+MLX_FLASH_KEEP_COMMENTS=1 in the environment keeps comments and names.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 
 @dataclass(frozen=True)
 class Kernel:
-    """The arguments of mx.fast.metal_kernel. `name` holds every fact the text is specialised by; `output_dtypes` are
-    the types the kernel writes, float32 where an accumulator is paged."""
+    """The arguments of mx.fast.metal_kernel. `name` holds every fact that the text is specialised by. `output_dtypes`:
+    the types that the kernel writes, float32 where an accumulator is paged."""
 
     name: str
     header: str
@@ -62,7 +62,7 @@ def template(name: str) -> str:
 
 @lru_cache
 def fingerprint() -> str:
-    """A hash of all templates: measurements of kernels hold for one of them."""
+    """A hash of all templates. Measurements of kernels are valid for one state of the templates only."""
     package = Path(__file__).parents[1]
     paths = [
         path for folder in (package / "templates", package.parent / "templates") for path in folder.glob("*/*.metal")
@@ -72,7 +72,7 @@ def fingerprint() -> str:
 
 
 def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) -> list[str]:
-    """Templates that a kernel is made of, in order; the struct of its arguments comes behind the shared constants."""
+    """The template files of a kernel, in order; the struct of its arguments follows the shared constants."""
     if not kind.tiled:
         return ["views", *{COMBINE: ["exp2"], MASK_MAP: []}.get(kind, ["row_delta"]), kind.name]
     forward = kind in (FORWARD, DECODE)
@@ -102,7 +102,7 @@ def build(
     readable: bool = False,
 ) -> Kernel:
     """The kernel of one kind. `head_dim`, `value_dim`: multiples of 8. `max_threads`: the attribute of M1 and M2.
-    `readable`: with comments and names, as the environment variable has it."""
+    `readable`: with comments and names, as with the environment variable."""
     readable = readable or bool(os.environ.get(KEEP_COMMENTS))
     constants = {name: _literal(value) for name, value in _constants(kind, row, family, dtype, variants).items()}
     constants |= {"ELEMENT": METAL_TYPES[dtype], "VALUE_DIM": str(value_dim), "BLOCK_PARALLEL": str(row.parallel)}
@@ -146,7 +146,7 @@ def build(
 
 
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
-    """Constants that templates test in `#if` or name as $CONSTANT, except for the dimensions."""
+    """The constants that templates test in `#if` or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
         named = ("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "HAS_PIECES", "MAPS")
         absent = dict.fromkeys(named, 0)
@@ -184,10 +184,11 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
 
 
 def _read_widths(kind: KernelKind, row: TileConfig, family: Family, dtype: str, head_dim: int) -> dict[str, int]:
-    """Fragments that one read of 16 bytes serves: along columns, along rows of a transposed block, along columns that
-    are summed over. Groups of fragments do not cross head blocks."""
+    """The number of fragments that one read of 16 bytes serves: WIDE along columns, WIDE_ROWS along the rows of a
+    transposed block, DEEP along columns that are summed over. Groups of fragments do not cross head blocks."""
     pairs = 2 if dtype == "float32" else 4
-    # The order of sums is that of plain operands, also where quantized ones go through threadgroup memory: equal bits.
+    # By the family itself, not by the kernel's: quantized operands, which always go through threadgroup memory, are
+    # then summed in the order of plain ones, and give the same bits.
     if FAMILIES[family.name].uses_threadgroup_memory and not keys_are_unshared(kind, row):
         return {"WIDE": pairs, "WIDE_ROWS": pairs, "DEEP": 1}
     deep = 2 * pairs if row.head >= head_dim else gcd(2 * pairs, row.head // 8)
@@ -199,8 +200,10 @@ def _literal(value: bool | int | str) -> str:
 
 
 def resolved(name: str, constants: dict[str, str], readable: bool = False) -> str:
-    """A template without the branches that its constants exclude, and without comments and blanks unless it is to be
-    read. Its $CONSTANTS stay: texts that differ only there are made small once."""
+    """A template without the branches that its constants exclude, and without comments and blanks unless `readable`.
+
+    Its $CONSTANTS stay, so that texts which differ only in these are shortened once.
+    """
     text = template(name)
     asked = frozenset((word, constants[word]) for word in _asked(text) if word in constants)
     return _resolved(text, asked) if readable else stripped(_resolved(text, asked))
@@ -208,16 +211,16 @@ def resolved(name: str, constants: dict[str, str], readable: bool = False) -> st
 
 @lru_cache
 def _asked(text: str) -> frozenset[str]:
-    """Words in conditions of a template."""
+    """The names that a template's conditions test."""
     return frozenset(re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(re.findall(r"^#(?:el)?if\b(.*)", text, re.MULTILINE))))
 
 
 @lru_cache(maxsize=1024)  # most kernels share most of their files
 def _resolved(text: str, constants: frozenset[tuple[str, str]]) -> str:
-    """Lines of the branches of `#if` that the constants choose; other directives stay as they are."""
+    """The text with those branches of `#if` that the constants choose; other directives stay as they are."""
     values = {name: value in ("1", "true") for name, value in constants}
     lines: list[str] = []
-    nested: list[list[bool]] = []  # of every open #if: is this branch chosen, was any so far?
+    nested: list[list[bool]] = []  # for every open #if: is this branch chosen, and was any branch so far?
     for line in text.splitlines(keepends=True):
         directive = re.match(r"#(if|elif|else|endif)\b([^/\n]*)", line)
         if directive is None:

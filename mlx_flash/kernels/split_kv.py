@@ -1,13 +1,16 @@
-"""Decoding: few queries, whose heads share one tile, and keys that many simdgroups work on at once (split-KV).
+"""Split-KV for decoding: few queries, whose heads share one tile, and keys that many simdgroups process at once.
 
-Keys are split twice. A threadgroup walks along one part of them, and combine.metal joins the parts; within a part,
-simdgroups that own the same rows walk along slices of it and join them in threadgroup memory, which costs no launch.
-The rule of the parts: as many as give each core the simdgroups its family wants if the batch has one entry, but none
-of fewer than LEAST keys, and at most MOST; one, if the family's threadgroups serve so few keys alone. The kernel
-applies it to each row's own number of keys. The batch has no say, nor have the other rows, although a large batch fills
-the GPU with fewer parts: parts decide how sums round, and a sequence must get the same bits whatever it is batched with
-(joining parts of LEAST keys adds about a hundredth to the bytes of a step). Keys that causality and the window hide
-from every query are in no part. Not yet timed on a Mac; the families of NVIDIA were tuned on an H200.
+Keys are split twice. A threadgroup traverses one part of them, and combine.metal joins the parts. Within a part,
+simdgroups that own the same rows traverse slices of it, and join their results in threadgroup memory, which costs no
+launch.
+
+The number of parts gives each core the simdgroups that its family wants for a batch of one, with at least LEAST keys in
+a part and at most MOST parts; few keys, as the family says, stay in one part. The kernel applies the rule to each row's
+own number of keys. Batch size and other rows have no influence, although a large batch would fill the GPU with fewer
+parts: parts decide how sums round, and a sequence must get the same bits in every batch (joining parts of LEAST keys
+adds about 1 % to the bytes of a step). Keys that causality and the window hide from every query are in no part.
+
+Not yet timed on a Mac; the families of NVIDIA were tuned on an H200.
 """
 
 from __future__ import annotations
@@ -21,17 +24,17 @@ from .config import TileConfig
 from .devices import FAMILIES, Family
 from .tile_layers import LAYERS
 
-QUERIES = 32  # at most: drafts of speculative decoding, whose GQA rows are few
-LEAST, MOST = 256, 512  # keys of a part; parts
+QUERIES = 32  # the most queries that decoding serves: drafts of speculative decoding
+LEAST, MOST = 256, 512  # fewest keys of a part, most parts
 SPLITS = 4  # simdgroups that split the keys of a part
-UNSHARED_TRAVERSAL = 32  # keys of a block that a simdgroup of M1 or M2 reads for itself
-SIMDGROUPS = 32  # of each core of an Apple GPU
+UNSHARED_TRAVERSAL = 32  # keys of a block that one simdgroup of M1 or M2 reads alone
+SIMDGROUPS = 32  # per core of an Apple GPU
 
 
 class Parts(NamedTuple):
     """How the kernel splits a row of n keys: one part where n <= `unsplit`, else as many as hold `least` keys each, but
-    no more than `most`. `count`: parts of the row that has most of them, and of the launch; 0 in a rule that no lengths
-    were asked of."""
+    no more than `most`. `count`: parts of the launch, which are those of the longest row; 0 before lengths are
+    known."""
 
     unsplit: int
     least: int
@@ -40,13 +43,13 @@ class Parts(NamedTuple):
 
 
 def decodes(problem: Problem) -> bool:
-    """Does the decoding kernel serve the call, or the forward kernel? Asked of backends that have both."""
+    """Whether the decoding kernel serves the call rather than the forward kernel, on a backend that has both."""
     variants = problem.variants
     return problem.query_length <= QUERIES and not variants.dropout and not variants.pieces
 
 
 def describe(problem: Problem, decoding: bool, backend: str, parts: int) -> str:
-    """Which kernels make O and L, in words, and why. `decoding`: the backend has the decoding kernel."""
+    """A sentence for `explain`: which kernels compute O and L, and why. `decoding`: the backend has the kernel."""
     if decoding and decodes(problem):
         joined = f"in {parts} parts that combine joins" if parts > 1 else "in one part"
         return f"decode: {gqa_rows(problem)} queries share a key head, keys {joined}"
@@ -61,42 +64,44 @@ def gqa_rows(problem: Problem) -> int:
 
 
 def keys_seen(problem: Problem) -> int:
-    """Keys from the first that any query sees on, by its window: the last query's own key is the last. keys_of in
-    mask.metal says the same."""
+    """The number of keys from the first one that the window shows to any query. keys_of in mask.metal computes the
+    same."""
     keys, window = problem.key_length, problem.variants.window
-    if window is None or problem.variants.shifts:  # shifts are known to the kernel only
+    if window is None or problem.variants.shifts:  # only the kernel knows the shifts
         return keys
     return keys - max(0, keys - problem.query_length - window[0])
 
 
 def unsplit_keys(problem: Problem, family: Family) -> int:
-    """Keys up to which one part is faster than several that have to be joined."""
+    """The number of keys up to which one part is faster than several that have to be joined."""
     return family.split_kv_threshold // (problem.head_dim + problem.value_dim)
 
 
 def decoding_config(row: TileConfig, rows: int, family: Family) -> TileConfig:
-    """The table's row for a threadgroup of `rows` rows, with the simdgroups that split its keys: one where
-    the accumulator is paged, to the only place there is for it, and where several simdgroups copy blocks to threadgroup
-    memory together, since these walk along the same keys."""
+    """The table's row for a threadgroup of `rows` rows, with the number of simdgroups that split its keys.
+
+    It is one where the accumulator is paged, since there is one output buffer for it, and where several simdgroups copy
+    blocks to threadgroup memory together, since they traverse the same keys.
+    """
     found = row.shrink_to(rows)
     together = family.uses_threadgroup_memory and found.parallel > found.simdgroup_rows
     if LAYERS[row.tiles].producer_warps or together or not set(row.cached) & ACCUMULATORS:
         return found
-    # The row is for blocks that are shared, if the family has such. Read directly, wide runs lie along the head
-    # dimension, and addresses take registers of which a shorter block leaves more.
+    # The rows of such a family are for blocks in threadgroup memory. Read directly, wide loads go along the head
+    # dimension, and a shorter block leaves registers for their addresses.
     if FAMILIES[family.name].uses_threadgroup_memory:
         found = replace(found, traversal=min(found.traversal, UNSHARED_TRAVERSAL), head=2 * found.head)
     return replace(found, splits=SPLITS)
 
 
 def keys_are_unshared(kind: KernelKind, config: TileConfig) -> bool:
-    """Does every simdgroup read keys of its own? `config`: as `decoding_config` made it, for 8x8 matrices."""
+    """Whether no two simdgroups read the same keys. `config`: as `decoding_config` made it, for 8x8 matrices."""
     shares = config.parallel > config.simdgroup_rows
     return kind is DECODE and config.tiles == "simdgroup" and (config.splits > 1 or not shares)
 
 
 def rule_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
-    """The rule for all problems with this number of queries. `config`: as `decoding_config` made it."""
+    """The rule of the parts for all problems with this number of queries. `config`: as `decoding_config` made it."""
     blocks = -(-gqa_rows(problem) // config.parallel)
     threadgroups = family.threadgroups or -(-SIMDGROUPS * 32 // config.threads)
     most = min(MOST, -(-family.cores * threadgroups // (problem.key_heads * blocks)))
@@ -104,17 +109,17 @@ def rule_of(problem: Problem, config: TileConfig, family: Family) -> Parts:
 
 
 def count_of(problem: Problem, rule: Parts, config: TileConfig) -> int:
-    """Parts of the launch for a problem."""
+    """The number of parts of a problem's launch."""
     variants = problem.signature.variants
     seen = problem.key_length if variants.window is None else keys_seen(problem)
-    # Where only the kernel knows how many keys a row has, rounding may leave some rows more parts than the longest.
+    # Only the kernel knows the rows' lengths here, and rounding may give a shorter row more parts than the longest has.
     if variants.lengths or (variants.window and variants.shifts):
         return parts_wanted(seen, rule)
     return -(-seen // part_length(seen, rule, config))
 
 
 def parts_wanted(keys: int, rule: Parts) -> int:
-    """Parts of a row before their lengths are rounded up, which may leave fewer."""
+    """The number of parts of a row before their lengths are rounded up, which may leave fewer."""
     if keys <= rule.unsplit or keys < 2 * rule.least:
         return 1
     parts = keys // rule.least
@@ -122,6 +127,6 @@ def parts_wanted(keys: int, rule: Parts) -> int:
 
 
 def part_length(keys: int, rule: Parts, config: TileConfig) -> int:
-    """Keys of one part, a whole number of blocks for each simdgroup; part_length in decode.metal says the same."""
+    """The keys of one part, whole blocks for each simdgroup; part_length in decode.metal computes the same."""
     unit = config.traversal * config.splits
     return -(-keys // (parts_wanted(keys, rule) * unit)) * unit

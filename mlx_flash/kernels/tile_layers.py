@@ -1,4 +1,4 @@
-"""The tile layers, one for each kind of matrix hardware: the templates that implement it, and its demands on a row."""
+"""The tile layers, one for each kind of matrix hardware: its template files, and its demands on a row."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from ..problem.kinds import ACCUMULATORS, KernelKind
 
 @dataclass(frozen=True)
 class Layer:
-    """`files`: templates, in order. `mma_rows`: rows of one matrix instruction (64 with wgmma, a warpgroup; 1: every
-    simdgroup multiplies alone). `producer_warps`: simdgroups that own no rows and copy blocks for the consumer warps.
-    `looks`: an array mask is asked once a tile, so that blocks it hides are not visited (mask_look.metal): simdgroups
-    decide alone, or share a barrier. `fragment_rows`: fewest rows of a simdgroup. `target`: the NVIDIA GPU to compile
-    for; code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only; "" where none has such products.
-    `loads_early`: the statistics of a block are loaded before its products, which hide the latency, where registers
-    hold them so long. `language`: the first version of Metal that has what the layer uses, "" if all have it.
-    `uses_threadgroup_memory`: operands go through it whatever the GPU.
+    """One tile layer.
+
+    files: template files, in order.
+    mma_rows: rows of one matrix instruction: 64 with wgmma, a warpgroup; 1 where every simdgroup multiplies alone.
+    producer_warps: simdgroups that own no rows and copy blocks for the consumer warps.
+    target: the NVIDIA GPU to compile for. Code for sm_80 runs on every newer GPU, code for sm_90a on Hopper only; ""
+        where no NVIDIA GPU has such products.
+    fragment_rows: fewest rows of a simdgroup.
+    looks: kernels look at an array mask once per tile, and do not visit blocks that it hides (mask_look.metal).
+    loads_early: the row statistics of a block are loaded before its products, which hide the latency; this needs
+        registers to hold them.
+    language: the first version of Metal that the layer compiles with; "": any.
+    uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     """
 
     files: tuple[str, ...]
@@ -46,9 +51,9 @@ LAYERS = {
 }  # fmt: skip
 
 PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
-PIPELINE = 8 * PANEL  # elements for an operand's mbarriers: keeps what follows aligned to the swizzle's 1024 bytes
+PIPELINE = 8 * PANEL  # elements for an operand's mbarriers, as many as keep the swizzle's alignment of 1024 bytes
 
-# 32-bit registers: the most a thread may have, what a producer thread keeps, and keeps beside two accumulators
+# 32-bit registers: the most of a thread, those of a producer thread, and those of one beside two accumulators
 REGISTERS, PRODUCER_REGISTERS, LEAST_PRODUCER_REGISTERS = 255, 40, 24
 
 
@@ -82,7 +87,7 @@ def _launched(row) -> int:
 
 
 def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:
-    """(operands whose rows belong to a simdgroup, traversed operands), each with its columns."""
+    """(operands of which each simdgroup owns rows, traversed operands), each with its columns."""
     columns = {"Q": head_dim, "K": head_dim, "V": value_dim, "dO": value_dim}
     own = {name: columns[name] for name in kind.cacheable if name not in ACCUMULATORS and name in kind.inputs}
     return own, {name: columns[name] for name in columns if name in kind.inputs and name not in own}
@@ -95,12 +100,12 @@ def tensor_elements(kind: KernelKind, row, head_dim: int, value_dim: int) -> int
     return kept + sum(row.stages * row.traversal * _panels(columns) + PIPELINE for columns in traversed.values())
 
 
-MERGED = 4  # fragments of columns that simdgroups add together at a time; key_splits.metal
+MERGED = 4  # fragments of columns that simdgroups add at a time in key_splits.metal
 
 
 def merged_bytes(row, value_dim: int) -> int:
-    """Bytes of threadgroup memory through which simdgroups that split the keys add their results: two statistics of
-    each row from all of them, a few columns from all but the first."""
+    """Bytes of threadgroup memory through which simdgroups that split the keys add their results: two statistics per
+    row from each of them, and a few columns from all but the first."""
     if row.splits == 1:
         return 0
     columns = min(MERGED, value_dim // 8) * 8
@@ -108,20 +113,20 @@ def merged_bytes(row, value_dim: int) -> int:
 
 
 def votes_bytes(row) -> int:
-    """Bytes in which simdgroups that copy blocks together say whether their rows see any of the next block."""
+    """Bytes in which simdgroups that share blocks tell each other whether their rows see any of the next block."""
     simdgroups = row.parallel // row.simdgroup_rows
     return 8 * simdgroups if simdgroups > 1 and row.splits == 1 else 0
 
 
 def exchanged_bytes(row) -> int:
-    """Bytes through which simdgroups that share the head dimension add their parts of S."""
+    """Bytes through which simdgroups that share the head dimension add their partial S."""
     return 4 * row.head_parts * row.parallel * row.traversal if row.head_parts > 1 else 0
 
 
 def threadgroup_elements(
     kind: KernelKind, row, family, head_dim: int, value_dim: int, element_bytes: int, masked: bool
 ) -> int:
-    """Elements of a kernel's threadgroup memory, one at least. `masked`: by an array."""
+    """Elements of a kernel's threadgroup memory, at least one. `masked`: there is an array mask."""
     if not LAYERS[row.tiles].uses_threadgroup_memory:
         votes = votes_bytes(row) if masked and family.uses_threadgroup_memory else 0
         shared = max(merged_bytes(row, value_dim), exchanged_bytes(row))
@@ -134,7 +139,7 @@ def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
     sixteenths = row.simdgroup_rows // 16
     accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
     cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
-    # Of P and dS; narrowed, P is an operand while dS is computed, where products overlap.
+    # P and dS; where products overlap, P in 16 bits is an operand while dS is computed.
     scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls == 2 else 2.5 if row.overlaps else 2)
     return int(sixteenths * (accumulators + cached + scores))
 

@@ -1,6 +1,6 @@
-"""The kinds of kernels, as data: what each reads, writes and may keep in registers.
+"""The kinds of kernels, as data: the arrays that each reads and writes, and those that it may keep in registers.
 
-One kind is one template. Operand names are those of the papers; forward.metal holds the glossary.
+Operand names are those of the papers; templates/kernels/forward.metal has the glossary.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from functools import cached_property
 
 @dataclass(frozen=True, eq=False)  # a key of many tables: hashed by identity
 class KernelKind:
-    """`cacheable`: operands whose rows belong to a simdgroup, in order of the template's CACHE_ constants.
+    """One kind of kernel.
 
-    `matmuls`: products of size Lq x Lk x D, for counted work. `template`: where it is not the kind's name. `rows`: the
-    kind whose table rows it has, where they are another's.
+    cacheable: operands of which each simdgroup owns rows, in the order of the template's CACHE_ constants.
+    matmuls: products of size Lq x Lk x D, to count work; 0 for kernels that stream rows.
+    template: its file in templates/kernels, where that is not the kind's name.
+    rows: the kind whose table rows it uses, where that is another.
     """
 
     name: str
@@ -27,17 +29,17 @@ class KernelKind:
 
     @property
     def table(self) -> KernelKind:
-        """The kind under which tables, and estimates of registers, know it."""
+        """The kind under which the tables and the estimates of registers list it."""
         return self.rows or self
 
     @property
     def tiled(self) -> bool:
-        """Does it multiply matrices in tiles? The others stream rows."""
+        """Whether it multiplies matrices in tiles; the other kinds stream rows."""
         return self.matmuls > 0
 
     @cached_property
     def over_keys(self) -> bool:
-        """Do its threadgroups own keys, and walk along the queries?"""
+        """Whether its threadgroups own keys and traverse queries."""
         return "dK" in self.outputs or "dV" in self.outputs
 
     def __repr__(self):
@@ -51,7 +53,7 @@ DELTA = KernelKind("delta", ("dO", "O"), ("delta",))
 BACKWARD_QUERY = KernelKind(
     "backward_query", ("Q", "K", "V", "dO", "L", "delta", "scale"), ("dQ",), ("Q", "dO", "dQ"), 3
 )
-# The same with delta, for other kernels too: one launch less, where queries are so few that launches are what costs.
+# dQ and delta, which the other backward kernels then read: one launch less, for short sequences.
 BACKWARD_QUERY_DELTA = replace(
     BACKWARD_QUERY, name="backward_query_delta", template="backward_query", rows=BACKWARD_QUERY,
     inputs=("Q", "K", "V", "O", "dO", "L", "scale"), outputs=("dQ", "delta"),
@@ -66,15 +68,15 @@ BACKWARD_KEY = replace(
 BACKWARD_VALUE = replace(
     BACKWARD_KEY, name="backward_value", inputs=("Q", "K", "dO", "L", "scale"), outputs=("dV",), matmuls=2
 )
-# What an array mask hides, in blocks: for kernels of tensor cores, before each of them.
+# The blocks of pairs that an array mask hides: runs before each kernel for tensor cores that has such a mask.
 MASK_MAP = KernelKind("mask_map", ("attention_mask",), ("mask_map",))
 BACKWARD_MASK = KernelKind("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
 BACKWARD_KINDS = (
     BACKWARD_QUERY, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK,
 )  # fmt: skip
-# Of one call with its gradients, in order; other kinds take the place of some of these.
+# The kernels of a call with its gradients, in order; other kinds may take the place of some of them.
 TRAINING = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
-DECODING = (DECODE, COMBINE)  # in place of the forward kernel, where queries are few
+DECODING = (DECODE, COMBINE)  # take the place of the forward kernel where queries are few
 KINDS = {one.name: one for one in (*TRAINING, BACKWARD_QUERY_DELTA, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)}
 
 # Operands that a kernel accumulates in float32: without a cache they are paged to their output buffer.

@@ -1,4 +1,4 @@
-"""Latent attention, where values are the first columns of keys: the value operand as a view of k."""
+"""Latent attention, in which values are the first columns of keys: the value operand as a view of k."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .quantization import FUNCTION, Quantization
 
 
 def columns_of(k, v, value_dim) -> mx.array | None:
-    """The first columns of k as v. Raises ValueError where v is given too, or k has fewer columns; the checks of the
-    call refuse everything but arrays."""
+    """The first columns of k, as v. Raises ValueError where v is given too, or k has fewer columns. Other things than
+    arrays are returned unchanged, for the checks of the call to refuse."""
     if not isinstance(k, mx.array) or k.ndim != 4:
         return k
     return k[..., : _checked(v, value_dim, k.shape[3], 1, "attention")]
 
 
 def code_columns_of(k, v, value_dim, quantization: Quantization) -> tuple[mx.array, ...] | None:
-    """`columns_of` for keys as mx.quantize returns them: whole groups of columns."""
+    """`columns_of` for keys as mx.quantize returns them, in whole groups of columns."""
     parts = isinstance(k, (tuple, list)) and len(k) > 1
     if not parts or not all(isinstance(part, mx.array) and part.ndim == 4 for part in k):
         return k

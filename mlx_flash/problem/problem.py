@@ -15,9 +15,9 @@ from .rows import check_extents
 from .variants import Variants, check_lengths, variants_of
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
-SIZED = ("mask", "segments", "lengths", "pages")  # arguments whose axes follow the lengths: checked with every call
-new = tuple.__new__  # of a Problem: its own constructor is a Python function around this one
-MAX_LENGTH = 2**30  # of queries and keys: kernels count rows in 32 bits, and add two of them
+SIZED = ("mask", "segments", "lengths", "pages")  # arguments with axes of the lengths, checked with every call
+new = tuple.__new__  # makes a Problem faster than its own constructor, a Python function around this one
+MAX_LENGTH = 2**30  # rows of queries or keys: kernels count in 32 bits, and add two such numbers
 
 
 def padded(dimension: int) -> int:
@@ -27,7 +27,7 @@ def padded(dimension: int) -> int:
 
 @dataclass(frozen=True)
 class Signature:
-    """The key of kernels, custom functions and plans: everything about a call but its batch and its lengths.
+    """Everything about a call but its batch and lengths: the key of kernels, custom functions and plans.
 
     `dtype` is the name of the type of q, k, v and the result; `scale` multiplies q k^T.
     """
@@ -47,15 +47,16 @@ class Signature:
 
     @cached_property
     def lacking_scale(self) -> float:
-        """What the scores that kernels compare are yet to be multiplied by: 1 where they are scaled first."""
+        """The factor that the kernels' row maxima still lack: the scale, or 1 where scores are scaled first."""
         return 1.0 if self.variants.scaled_first else self.scale
 
 
 class Problem(NamedTuple):
     """One call: q [batch, query_heads, query_length, head_dim], k [batch, key_heads, key_length, head_dim], v
-    [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns. Where keys are in pages,
-    key_length is that of a row of the table, and where entries have lengths of their own, lengths are the longest.
-    `mask_shape`: the array mask's own four axes, each 1 or the full length.
+    [batch, key_heads, key_length, value_dim]; the result has q's shape with value_dim columns.
+
+    With pages, key_length counts the keys of a whole row of the table. Where batch entries have lengths of their own,
+    the lengths here are the arrays'. `mask_shape`: the array mask's four axes, each 1 or the full length.
     """
 
     signature: Signature
@@ -94,7 +95,7 @@ class Problem(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """No query, or nothing to attend to: the result is zeros and no kernel runs."""
+        """Whether there is no query or no key: the result is zeros, and no kernel runs."""
         return 0 in (self.batch, self.signature.query_heads, self.query_length, self.key_length)
 
     @property
@@ -103,8 +104,11 @@ class Problem(NamedTuple):
 
 
 def signature_of(q, k, v, *, scale=None, latent=False, **options) -> Signature:
-    """Checks all that does not depend on lengths. `latent`: v is made of k's first columns. Raises ValueError naming
-    the argument, what was expected, what came and what to do."""
+    """The signature of a call, from its arguments, checked as far as lengths do not matter.
+
+    `latent`: v is a view of k's first columns. Raises ValueError naming the argument, what was expected, what came and
+    what to do.
+    """
     _check_arrays(q, k, v)
     _check_heads(q, k, v)
     if options.get("pages") is not None:
@@ -123,8 +127,8 @@ def signature_of(q, k, v, *, scale=None, latent=False, **options) -> Signature:
 def sized(
     signature: Signature, q_shape, k_shape, v_shape, mask=None, segments=None, lengths=None, pages=None
 ) -> Problem:
-    """The problem of arrays of these shapes, whose heads and dimensions are the signature's. Raises ValueError where
-    batch or lengths do not fit together."""
+    """The problem of arrays of these shapes; heads and dimensions are known to be the signature's. Raises ValueError
+    where batch or lengths do not fit together."""
     if pages is None and k_shape[0] != q_shape[0]:
         raise wrong("k", f"batch {q_shape[0]} as in q", f"batch {k_shape[0]} (shape {k_shape})", "Match axis 0.")
     if v_shape[:3] != k_shape[:3]:

@@ -17,13 +17,13 @@ FORMATS = {
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
-PARTS = {"affine": ("codes", "scales", "biases")}  # of one operand; the other modes have no biases
+PARTS = {"affine": ("codes", "scales", "biases")}  # the arrays of one operand; other modes have no biases
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """One of FORMATS. Affine: element = scale * code + bias, both of the queries' dtype; the others: scale * code,
-    where code is a float of `bits` bits and the scale one of 8."""
+    """One of FORMATS. In mode "affine" an element is scale * code + bias, both in the queries' dtype. In the others it
+    is scale * code, where the code is a float of `bits` bits and the scale a float of 8 bits."""
 
     mode: str
     bits: int
@@ -35,7 +35,7 @@ class Quantization:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Kernel arguments beyond K and V, which are the codes."""
+        """The kernel arguments besides K and V, which hold the codes."""
         return tuple(f"{name}_{part}" for name in "KV" for part in self.parts[1:])
 
     def holes(self) -> dict[str, object]:
@@ -62,7 +62,7 @@ UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "G
 
 
 def quantization_of(mode, bits, group_size) -> Quantization:
-    """Raises ValueError for what no kernel reads."""
+    """The checked format, with defaults filled in. Raises ValueError for one that no kernel reads."""
     if mode not in FORMATS:
         raise wrong("mode", f"one of {', '.join(FORMATS)}", repr(mode), "Check the spelling.", FUNCTION)
     known_bits, known_groups = FORMATS[mode]
@@ -78,9 +78,9 @@ def quantization_of(mode, bits, group_size) -> Quantization:
 
 
 def shape_of(name: str, parts, quantization: Quantization, dtype: mx.Dtype) -> tuple[int, int, int, int]:
-    """The shape of the operand whose parts these are, [B, heads, length, dimension].
+    """The shape [B, heads, length, dimension] of an operand, from its quantized parts.
 
-    Raises ValueError unless they are what mx.quantize returns for such an operand of that dtype.
+    Raises ValueError unless the parts are as mx.quantize returns them for an operand of that shape and dtype.
     """
     expected = quantization.parts
     if not isinstance(parts, (tuple, list)) or len(parts) != len(expected):

@@ -1,6 +1,6 @@
-"""Batch entries of unequal lengths, and keys and values in pages: the checks of `lengths` and `pages`.
+"""The checks of `lengths` (batch entries of unequal lengths) and `pages` (keys and values in pages of a pool).
 
-They never look at the arrays' values: that lengths fit, and that tables name pages of the pool, is the caller's duty.
+They never read the arrays' values: it is the caller's duty that lengths fit and that tables name pages of the pool.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..common.errors import wrong
 
-PAGE_MULTIPLE = 8  # rows: a fragment of the matrix unit lies in one page
+PAGE_MULTIPLE = 8  # rows of a page are a multiple of it, so that a fragment of the matrix unit lies in one page
 
 
 def check_form(lengths, segments) -> None:
@@ -26,7 +26,7 @@ def check_form(lengths, segments) -> None:
 
 
 def pair(lengths) -> tuple:
-    """(of queries or None, of keys)."""
+    """(lengths of queries or None, lengths of keys)."""
     if not isinstance(lengths, (tuple, list)):
         return None, lengths
     if len(lengths) != 2:
@@ -37,7 +37,7 @@ def pair(lengths) -> tuple:
 
 
 def check_pages(pages, page: int, lengths, blocks: bool, dropout) -> None:
-    """Raises ValueError unless `pages` is a table of pages of `page` rows, beside options that can be served."""
+    """Raises ValueError unless `pages` is a table of pages of `page` rows, and the options beside it can be served."""
     if not isinstance(pages, mx.array) or pages.dtype != mx.int32 or pages.ndim != 2:
         got = f"{pages.dtype} of shape {pages.shape}" if isinstance(pages, mx.array) else type(pages).__name__
         raise wrong("pages", "int32 [B, n], or [1, n] for all entries", got, "Pass the numbers of pages of the pool.")

@@ -1,7 +1,7 @@
-"""A sequence as the ranks of a group hold it: in shards of one piece or two, which kernels read where they lie.
+"""A sequence in shards, as the ranks of a group hold it. A shard is one piece of the sequence, or two.
 
-Piece i of the sequence is the first of rank i. Where a rank has two, its second is as far from the sequence's end as
-its first is from the beginning.
+Piece i of the sequence is the first piece of rank i. Where a rank has two, the second is as far from the end of the
+sequence as the first is from its beginning. Kernels read gathered shards in place.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from .kinds import KernelKind
 
 
 def piece_numbers(rank: int, ranks: int, pieces: int) -> tuple[int, ...]:
-    """The pieces of the sequence that a rank holds, in the order in which its shard holds them."""
+    """The numbers of the pieces in a rank's shard, in the shard's order."""
     return (rank,) if pieces == 1 else (rank, 2 * ranks - 1 - rank)
 
 
 def in_order(shards: mx.array, pieces: int, axis: int) -> mx.array:
-    """The sequence from the shards of all ranks, [ranks, ...]; `axis` counts the rows of one shard. Each row is copied
-    once."""
+    """The sequence from the shards of all ranks, [ranks, ...]; `axis`: that of the rows in one shard. Every row is
+    copied once."""
     length, ranks = shards.shape[axis + 1] // pieces, shards.shape[0]
     cut, found = [slice(None)] * shards.ndim, {}
     for rank in range(ranks):
@@ -39,11 +39,11 @@ def own_rows(sequence: mx.array, rank: int, ranks: int, pieces: int, axis: int) 
 
 
 def in_shards(sequence: mx.array, ranks: int, pieces: int, axis: int = 2) -> mx.array:
-    """The shards of all ranks, [ranks, ...]: what a gather gives."""
+    """The shards of all ranks, [ranks, ...], as a gather returns them."""
     return mx.stack([own_rows(sequence, rank, ranks, pieces, axis) for rank in range(ranks)])
 
 
 def walked_along(kind: KernelKind) -> tuple[str, ...]:
-    """The operands of a kind of kernel that may be in shards [ranks, B, heads, rows, D]: those that every threadgroup
-    walks along. The others are arrays as ever."""
+    """The operands of a kind of kernel that may be shards [ranks, B, heads, rows, D]: those that its threadgroups
+    traverse. The others are plain arrays."""
     return tuple(name for name in (("Q", "dO") if kind.over_keys else ("K", "V")) if name in kind.inputs)

@@ -1,7 +1,7 @@
-"""The variants of a call of attention besides q, k and v: checked values, and what they mean for a kernel's text.
+"""The variants of a call: masks and options besides q, k and v, as checked values, and their effect on a kernel's text.
 
-One field of `Variants` is one variant. Its metadata names the kernel arguments that it brings, the constant of the
-templates that switches it on, and its part of a kernel's name; a variant that is off leaves no code and no argument.
+One field of `Variants` is one variant. Its metadata names the kernel arguments that it adds, the constant that switches
+it on in the templates, and its part of a kernel's name. A variant that is off adds neither code nor arguments.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from .rows import check_form, check_pages
 
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat", "bool": "bool"}
 FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
-MOST_BUFFERS, OWN_BUFFERS = 31, 15  # of a Metal function; of the kernel of dK and dV without variants
-UNBOUNDED = 2**30  # a side of a window without a bound: more than any length, and no sum with one leaves 32 bits
+MOST_BUFFERS, OWN_BUFFERS = 31, 15  # arguments: the most of a Metal function; those of dK and dV without variants
+UNBOUNDED = 2**30  # a side of a window without a bound: longer than any sequence, and sums with it fit 32 bits
 
 
 def _variant(default, hole: str, *arguments: str, name: str | None = None, without: tuple[KernelKind, ...] = ()):
-    """A field of Variants. `hole`: its constant in the templates; `arguments`: the kernel arguments that it brings, as
-    Metal declares them; `name`: its part of a kernel's name, formatted with the value; `without`: kinds of kernels that
-    it does not change."""
+    """A field of Variants.
+
+    hole: its constant in the templates.
+    arguments: the kernel arguments that it adds, as Metal declares them.
+    name: its part of a kernel's name, formatted with the value; by default the hole in lower case.
+    without: kinds of kernels that it does not change.
+    """
     types = {declared.rsplit(" ", 1)[1]: declared.rsplit(" ", 1)[0] for declared in arguments}
     facts = {"hole": hole, "inputs": tuple(types), "types": types, "name": name or hole.lower(), "without": without}
     return field(default=default, metadata=facts)
@@ -39,14 +43,20 @@ def _variant(default, hole: str, *arguments: str, name: str | None = None, witho
 
 @dataclass(frozen=True)
 class Variants:
-    """`window`: keys before and after a query's own position, both bounds finite. `mask`: element type of the array
-    mask, "bool" or a float type that is added. `softcap`: the cap. `block`: rows and columns of a block of the block
-    mask. `shifts`: arrays say where queries are among the keys. `lengths`: batch entries have lengths of their own.
-    `page`: rows of a page of keys and values. `pieces`: ranks that hold what kernels walk along, and pieces of each
-    rank's shard. `latent`: values are the first columns of keys. `dropout`: a probability.
-    `score`, `visible`: users' texts. `seed`: the number, from 1 on, of the array of the score whose gradient a kernel
-    sums. `quantization`: the format of keys and values. Values that a kernel reads as arguments (the window's sides,
-    the cap, the probability, a text's numbers) do not change its text: see `text`.
+    """The variants of one call. A kernel reads some values as arguments (the window's sides, the cap, the probability,
+    a text's numbers); these do not change its text, see `text`.
+
+    window: keys before and after a query's own position, both finite.
+    mask: the element type of the array mask: "bool", or a float type that is added.
+    shifts: an array gives the positions of queries among the keys.
+    lengths: batch entries have lengths of their own.
+    page: rows of a page of keys and values.
+    latent: values are the first columns of keys.
+    pieces: (ranks, pieces per rank) of traversed operands that are shards.
+    block: rows and columns of a block of the block mask.
+    score, visible: users' texts.
+    seed: the number, from 1 on, of the score's array whose gradient a kernel sums; 0: none.
+    quantization: the format of keys and values.
     """
 
     causal: bool = _variant(False, "CAUSAL")
@@ -78,24 +88,26 @@ class Variants:
 
     @property
     def additive(self) -> bool:
-        """Is the array mask added to the scores, so that it has a gradient?"""
+        """Whether the array mask is added to the scores, and so has a gradient."""
         return self.mask not in (None, "bool")
 
     @property
     def scaled_first(self) -> bool:
-        """Are scores scaled before something is added to them or caps them? Then the maximum of the row statistic is
-        such a score; that of plain scores lacks the scale, which enters with the exponents."""
+        """Whether kernels scale scores before they compare them, because something is added to the scores or caps them.
+
+        Then a row's maximum is a scaled score. Otherwise it lacks the scale, which enters with the exponents.
+        """
         return self.additive or self.alibi or bool(self.softcap) or self.score is not None
 
     @cached_property
     def plain(self) -> bool:
-        """Do kernels read the arrays of a call as they are, and no number besides the scale?"""
+        """Whether kernels read the arrays of a call unchanged, and no number besides the scale."""
         given = (self.mask, self.block, self.shifts, self.lengths, self.window, self.softcap, self.dropout, self.texts)
         return not any(given)
 
     @cached_property
     def bare(self) -> bool:
-        """Does a call bring no array besides q, k and v, and no number that follows their lengths?"""
+        """Whether a call has no array besides q, k and v, and no number that depends on their lengths."""
         given = (
             self.mask, self.alibi, self.sinks, self.segments, self.lengths, self.page, self.block, self.dropout,
             self.texts,
@@ -104,13 +116,13 @@ class Variants:
 
     @cached_property
     def buffers(self) -> int:
-        """Arguments of the kernel of dK and dV: each array is one, and one more where its strides are asked."""
+        """The number of arguments of the kernel of dK and dV: one for each array, and one more for its strides."""
         names = self.inputs(BACKWARD_KEY_VALUE)
         return OWN_BUFFERS + len(names) + sum(ARGUMENT_TYPES[name].startswith("Strided") for name in names)
 
     @cached_property
     def text(self) -> Variants:
-        """These variants without the values that kernels read as arguments: equal ones share their kernels."""
+        """These variants without the values that kernels read as arguments: calls with equal ones share kernels."""
         return replace(
             self, window=self.window and (0, 0), softcap=self.softcap and 1.0, dropout=0.5 if self.dropout else 0.0,
             score=self.score and self.score.neutral, visible=self.visible and self.visible.neutral,
@@ -124,22 +136,22 @@ class Variants:
                 yield value, one.metadata
 
     def inputs(self, kind: KernelKind) -> tuple[str, ...]:
-        """Kernel arguments beyond the kind's own, in order."""
+        """The kernel arguments that the variants add to the kind's own, in order."""
         if not kind.tiled:
             return ()
         found = [*(self.quantization.inputs if self.quantization else ())]
         for _, variant in self._active(kind):
-            # Decoding walks no lists of blocks: it looks every block of its keys up in the map.
+            # Decoding does not traverse lists of blocks: it looks up every block of its keys in the map.
             found += variant["inputs"][:2] if kind is DECODE else variant["inputs"]
         if self.visible and "block_bitmaps" in found:
             found.remove("block_bitmaps")  # the text decides the pairs of a block that is visible in part
         if self.segments and "shifts" in found:
-            found.remove("shifts")  # which follow the queries' segments, in one operand
+            found.remove("shifts")  # they follow the queries' segments in the same operand
         return tuple(dict.fromkeys(found))  # both texts read one buffer
 
     @property
     def seeded(self) -> str:
-        """The operand, an array of the score, in which the slope is taken."""
+        """The operand of the score with respect to which a kernel differentiates."""
         return self.score.operands[self.seed - 1]
 
     @property
@@ -148,13 +160,13 @@ class Variants:
         return tuple(one for one in (self.score, self.visible) if one)
 
     def absent(self, kind: KernelKind) -> tuple[str, ...]:
-        """Arguments of the kind that the kernel has no use for: its values are columns of keys."""
+        """Arguments of the kind that the kernel does not have, because its values are columns of keys."""
         parts = self.quantization.inputs if self.quantization else ()
         own = self.latent and kind not in BACKWARD_KINDS
         return ("V", *(name for name in parts if name.startswith("V"))) if own else ()
 
     def holes(self, kind: KernelKind) -> dict[str, object]:
-        """Constants of the shared templates."""
+        """The constants of the shared templates."""
         on = {variant["hole"] for _, variant in self._active(kind)}
         named = {one.metadata["hole"]: int(one.metadata["hole"] in on) for one in fields(self) if one.metadata}
         return {
@@ -174,17 +186,17 @@ class Variants:
         }
 
     def names(self, kind: KernelKind) -> list[str]:
-        """Parts of a kernel's name: one for each variant that changes its text."""
+        """The parts of a kernel's name, one for each variant that changes its text."""
         found = [str(self.quantization)] if self.quantization else []
         found += ["causal" if self.causal else "dense"]
         return found + [one["name"].format(value) for value, one in self._active(kind) if one["hole"] != "CAUSAL"]
 
 
-# The Metal type of every kernel argument that a variant brings, and the variants that are numbers of a call.
+# The Metal type of every kernel argument that a variant adds; the variants that are numbers of a call.
 ARGUMENT_TYPES = {name: kept for one in fields(Variants) for name, kept in one.metadata.get("types", {}).items()}
 NUMBERS = tuple(one.name for one in fields(Variants) if one.type.startswith("float"))
 
-# Arguments of `attention` that are arrays: dtype and static axes decide which kernels run, values do not.
+# Arguments of `attention` that are arrays. Their dtypes and static axes decide which kernels run, their values do not.
 ARRAYS = ("mask", "alibi_slopes", "sinks", "segments", "lengths", "pages", "key")
 
 
@@ -211,7 +223,7 @@ def variants_of(
         check_pages(pages, page, lengths, isinstance(mask, BlockMask), dropout)
     causal, window = truth(causal) or isinstance(mask, str), _window(window)
     score, visible = _texts(heads, score, visible, mask)
-    # Where queries and keys have the same ids, every segment begins and ends at the same rows of both.
+    # With one array of ids for queries and keys, every segment begins and ends at the same rows of both: no shifts.
     positions = causal or window is not None or alibi_slopes is not None or score is not None or visible is not None
     found = Variants(
         causal=causal,
@@ -322,7 +334,7 @@ def _check_buffers(variants: Variants) -> None:
 
 
 def _softcap(softcap) -> float | None:
-    """0 switches it off, as in other libraries."""
+    """The checked cap; None for 0, which switches it off, as in other libraries."""
     number = 0.0 if softcap is None else real(softcap)
     if number is None or not (math.isfinite(number) and number >= 0):
         expected = "a finite number above 0, or None or 0 for no cap"
@@ -342,7 +354,8 @@ def check_segments(segments) -> None:
 
 
 def _dropout(dropout, key) -> float:
-    """With a probability of 0 a key is allowed, and not used: one line serves training and evaluation."""
+    """The checked probability. With 0 a key is allowed but not used, so that one line serves training and
+    evaluation."""
     probability = real(dropout)
     if probability is None or not 0 <= probability < 1:
         raise wrong("dropout", "a probability of at least 0 and below 1", shown(dropout), "Pass 0.0 to switch it off.")

@@ -66,7 +66,7 @@ def counted(family: str, inside: bool = False) -> dict:
     case = Case(LENGTH, LENGTH, HEAD_DIM, "float16")
     arrays = {name: mx.zeros(shape, mx.float16) for name, shape in case.shapes.items()}
     with use_backend("simulator", family) as own, mode("check"), profile() as profiled:
-        with watched(own, family=replace(own.family, delta_apart=LENGTH + inside)):
+        with watched(own, family=replace(own.family, separate_delta=LENGTH + inside)):
             mx.eval(list(backward(case, arrays).values()))
     kinds = (BACKWARD_QUERY_DELTA,) if inside else (DELTA, *KINDS)
     return {kind: next(one for one in profiled.launches if f"flash_{kind}_float" in one["kernel"]) for kind in kinds}

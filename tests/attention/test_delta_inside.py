@@ -41,8 +41,8 @@ def kernels_of(family: str):
 def both(backend, gradients) -> tuple[list, list]:
     """What ran, and dQ, dK, dV, with delta inside and apart."""
     found = []
-    for limit in (backend.family.delta_apart, 0):
-        with watched(backend, family=replace(backend.family, delta_apart=limit)) as ran:
+    for limit in (backend.family.separate_delta, 0):
+        with watched(backend, family=replace(backend.family, separate_delta=limit)) as ran:
             made = [bits(one) for one in gradients()]
         found.append((kinds(ran), made))
     return found
