@@ -1,8 +1,8 @@
-"""Derivatives that attention does not have, by MLX's built-in function, for calls that were meant for it.
+"""Derivatives beyond the first, by MLX's built-in function, for calls that patch() serves in its place.
 
-To MLX's transformations the built-in is plain operations, which can be differentiated as often as anybody likes. A
-kernel of the backward pass is one of its gradients, as a function of q, k, v, dO and an added mask. L and delta follow
-from these, so no derivative flows through them.
+MLX composes the built-in of plain operations, which can be differentiated any number of times. Each backward kernel is
+one of its gradients, as a function of q, k, v, dO and an added mask. L and delta follow from these, so no derivative
+flows through them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Arrays = tuple[mx.array, ...]
 
 
 def expressible(names: tuple[str, ...]) -> bool:
-    """Whether this module serves a call with these operands: the gradient of sinks is made of L and delta."""
+    """Whether this module serves a call with these operands. The gradient of sinks, made from L and delta, is
+    excluded."""
     return set(names) <= {"attention_mask"}
 
 

@@ -1,6 +1,6 @@
-"""Validated calls, cached by what their arrays have in common whatever their lengths: checked once per signature.
+"""Validated calls, cached by everything about their arguments but the lengths: checked once per signature.
 
-A call pays for its own arrays only: a cache of keys that grows by a token finds the same Call at every length.
+A call then costs only what its own arrays cost. A cache of keys that grows by a token finds the same Call every time.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from .operands import operands
 from .statistics import natural
 from .vjp import attend, refuse_shapeless
 
-CACHE_SIZE = 1024  # signatures that are kept
-SPLIT = "split"  # of return_lse: largest score and logarithm of the sum in two arrays
-sized_of = itemgetter(*SIZED)  # called with every call: cheaper than a generator
-VALUES = frozenset({bool, int, float, str})  # types whose values are all that the checks see
-SMALLEST = 2.0**-126  # float32 numbers below it count as zero on a GPU
-REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths; different lengths
+CACHE_SIZE = 1024  # signatures
+SPLIT = "split"  # return_lse in two parts: the largest score, and the logarithm of the sum relative to it
+sized_of = itemgetter(*SIZED)  # runs in every call: cheaper than a generator
+VALUES = frozenset({bool, int, float, str})  # types whose values can be part of the cache's key
+SMALLEST = 2.0**-126  # GPUs flush smaller float32 numbers to zero
+REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths before these are replayed; lengths counted
 STREAMS = (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
 NOTHING: dict[str, mx.array] = {}
 _cache: dict[tuple, Call] = {}
 
 
 class Call:
-    """All calls of `attention`, or of `quantized_attention`, with one signature on one backend.
+    """All calls of `attention` or `quantized_attention` with one signature on one backend.
 
     `quantization`: the format of k and v, which are then tuples of arrays as mx.quantize returns them.
+
+    Attributes: signature, as the caller gave it; inner, the signature for the kernels: head dimensions in multiples of
+    8, a positive scale; pads, the columns that q and k, and v, are padded with; of_q, the factor of the scale that q is
+    multiplied by.
     """
 
     def __init__(
@@ -57,8 +61,8 @@ class Call:
         self.return_lse, self.quantization = return_lse, quantization
         head_dim, value_dim = padded(signature.head_dim), padded(signature.value_dim)
         self.pads = (head_dim - signature.head_dim, value_dim - signature.value_dim)
-        # Kernels scale scores by a positive number, so that a row's largest score stays the largest: a sign goes to q.
-        # So does a part of a scale whose product with log2(e) is beyond float32.
+        # Kernels need a positive scale, which keeps a row's largest score the largest, so q takes a sign. q also takes
+        # a factor of a scale whose product with log2(e) would overflow float32, and a zero.
         size = 0.0 if abs(signature.scale) < SMALLEST else 1.0 if abs(signature.scale) < LARGEST / 2 else 2.0
         self.of_q = math.copysign(size, signature.scale)
         self.inner = replace(
@@ -74,7 +78,7 @@ class Call:
         self._seen: dict[tuple, int] = {}
 
     def run(self, q: mx.array, k, v, arguments: dict):
-        """The result of one call; `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
+        """The result of one call. `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
         do not fit together."""
         bare, last = self.inner.variants.bare, self._last
         shapes = (q.shape, k.shape, v.shape) if self.quantization is None else (q.shape, k[0].shape, v[0].shape)
@@ -85,7 +89,7 @@ class Call:
         if not known:
             if self._headless or 0 in problem[1:4] or not shapes[1][0]:
                 return self._nothing(problem, q.dtype, arguments["sinks"])
-            if bare:  # the layers of a model ask for the same lengths one after another
+            if bare:  # the layers of a model call with the same lengths one after another
                 self._last = shapes, problem
         extras = NOTHING if bare else operands(problem, **arguments)
         if self._attention is None:
@@ -106,12 +110,12 @@ class Call:
     def _attend_with(self, names: tuple[str, ...]) -> None:
         parts = self.quantization.inputs if self.quantization else ()
         self._attention = attend(self.inner, (*parts, *names), self.backend, self.stream, bool(self.return_lse))
-        # MLX traces another stream anew, and looks into the function when another transformation traces.
+        # mx.compile traces again for another stream, and passes other transformations through to the function.
         self._replayed = mx.compile(partial(self._attention.run, FORWARD)) if self.backend.replays else None
 
     def _comes_again(self, problem: Problem) -> bool:
-        """Do these lengths come again and again, as in training? A growing cache has each length for as many calls as
-        a model has layers, and every graph that is kept makes the next one longer to find."""
+        """Whether these lengths repeat, as in training. A growing cache has each length only for as many calls as a
+        model has layers, and every graph that mx.compile keeps makes its lookup slower."""
         lengths = problem[1:]
         seen = self._seen.get(lengths, 0)
         if seen >= REPLAYED_AFTER:
@@ -122,7 +126,7 @@ class Call:
         return False
 
     def inputs(self, q: mx.array, k, v) -> tuple[mx.array, ...]:
-        """Q, K and V as the kernels see them, and the other parts of quantized K and V."""
+        """Q, K and V as the kernels read them, then the scales and biases of quantized K and V."""
         q = q if self.of_q == 1 else mx.multiply(q, self.of_q, stream=self.stream)
         if self.quantization:
             return q, k[0], v[0], *k[1:], *v[1:]
@@ -141,7 +145,8 @@ class Call:
         return mx.stack([largest, log_sum]) if self.return_lse == SPLIT else largest + log_sum
 
     def _nothing(self, problem: Problem, dtype, sinks):
-        """Zeros; without keys each row's only score, if any, is its head's sink."""
+        """The result of a call without queries or keys: zeros, and the head's sink, if any, as the only score of a
+        row."""
         refuse_shapeless()
         problem = problem._replace(signature=self.signature)
         out = mx.zeros(problem.output_shape, dtype)
@@ -156,7 +161,7 @@ def _check_part_lengths(k, v, quantization: Quantization) -> None:
     for name, (codes, *others) in (("k", k), ("v", v)):
         for part in others:
             if part.shape[:3] != codes.shape[:3]:
-                # Its error names the part and the shape that it should have.
+                # Raises: its error names the part and the expected shape.
                 shape_of(name, (codes, *others), quantization, part.dtype)
 
 
@@ -167,7 +172,7 @@ def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, quantized_a
         return Call(signature_of(q, k, v, **arguments), backend, stream, return_lse)
     quantization = quantization_of(*quantized_as)
     dtype = q.dtype if isinstance(q, mx.array) else mx.float32
-    # The checks of attention, on operands of the same shapes that are never evaluated
+    # The checks of `attention` run on operands of the dequantized shapes, which are never evaluated.
     logical = [mx.zeros(shape_of(name, parts, quantization, dtype), dtype) for name, parts in (("k", k), ("v", v))]
     return Call(signature_of(q, *logical, **arguments), backend, stream, return_lse, quantization)
 
@@ -175,9 +180,9 @@ def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, quantized_a
 def prepared(
     q, k, v, backend: Backend, stream, return_lse: bool | str, arguments: dict, quantized_as: tuple | None = None
 ) -> Call:
-    """The Call that serves these arguments, checked if none like them came before.
+    """The Call for these arguments: from the cache, or checked and added to it.
 
-    `quantized_as`: (mode, bits, group_size) of quantized k and v. Raises ValueError, as `signature_of` does.
+    `quantized_as`: (mode, bits, group_size) of quantized k and v. Raises ValueError as `signature_of` does.
     """
     if return_lse is not False and return_lse != SPLIT:
         if isinstance(return_lse, str):
@@ -189,7 +194,7 @@ def prepared(
             for name, value in arguments.items()
             if value is not None
         ]
-        where = None if stream is None else (type(stream), str(stream))  # equal streams have unequal hashes
+        where = None if stream is None else (type(stream), str(stream))  # equal streams have different hashes
         page = None if arguments.get("pages") is None else _page(k)
         if quantized_as is None and type(q) is type(k) is type(v) is mx.array and q.ndim == k.ndim == v.ndim == 4:
             (_, heads, _, width), (_, k_heads, _, k_width), (_, v_heads, _, v_width) = q.shape, k.shape, v.shape
@@ -198,7 +203,7 @@ def prepared(
             form = _static(q), _static(k), _static(v), quantized_as and _static(quantized_as, "quantized_as")
         key = (form, backend, where, return_lse, page, *given)
         call = _cache.get(key)
-    except TypeError:  # an argument whose type is unknown here is checked every time
+    except TypeError:  # arguments of other types are checked every time
         key = call = None
     if call is None:
         call = _make(q, k, v, backend, stream, return_lse, quantized_as, arguments)
@@ -210,14 +215,14 @@ def prepared(
 
 
 def clear_cache() -> None:
-    """Drops every kept call with its functions and plans, as after a change of templates."""
+    """Drops all cached calls with their functions and plans, as needed after a change of templates."""
     _cache.clear()
     attend.cache_clear()
     plan.cache_clear()
 
 
 def _page(k) -> int:
-    """Rows of a page of keys, whose number is part of a kernel's text. Raises TypeError where k is no array."""
+    """The rows of a page of keys, which a kernel's text depends on. Raises TypeError where k is not an array."""
     keys = k[0] if isinstance(k, (tuple, list)) and k else k
     if type(keys) is not mx.array or keys.ndim != 4:
         raise TypeError
@@ -225,9 +230,11 @@ def _page(k) -> int:
 
 
 def _static(value, name: str = "operand"):
-    """The part of an argument that the checks read, without lengths: of an operand its dtype, heads and head dimension.
-    The type is part of it, since True == 1 in Python. Raises TypeError for an unknown type, and for an array in the
-    place of a number."""
+    """The part of an argument that decides about kernels: an array's dtype and static axes, a value with its type,
+    since True == 1 in Python. Raises TypeError for other types, and for an array in place of a number.
+
+    `name`: of the argument; "operand" for q, k and v.
+    """
     kind = type(value)
     if kind is mx.array:
         shape = value.shape

@@ -1,4 +1,4 @@
-"""Which kernel serves, where one may have failed its test on this machine."""
+"""The choice of the kernel that serves a call, where one may have failed its probe on this machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..problem.problem import Problem
 
 
 class Choice(NamedTuple):
-    """`plan`: None on the reference. `refused`: why it, or the forward kernel in decoding, takes the place of a kernel
-    that failed its test; "" if none did."""
+    """The kernel that serves. `plan`: None on the reference backend. `refused`: why it takes the place of a kernel that
+    failed its probe; "" where none failed."""
 
     kind: KernelKind
     backend: Backend
@@ -23,10 +23,11 @@ class Choice(NamedTuple):
 
 
 def choose(kind: KernelKind, problem: Problem, own: Backend) -> Choice:
-    """The kernel that serves a call on the backend `own`: decoding's where it can, which gives way to the forward
-    kernel, and every kernel to the reference, where `own` guards its kernels and one of them failed.
+    """The kernel that serves a call on the backend `own`.
 
-    Raises UnsupportedProblem for a kernel that failed on a backend that was chosen by name.
+    Few queries take the decoding kernel. Where the backend guards its kernels, the forward kernel takes the place of a
+    decoding kernel that failed, and the reference that of any other. Raises UnsupportedProblem instead where the
+    backend was chosen by name.
     """
     if own.family is None:
         return Choice(kind, own, None)
@@ -47,7 +48,7 @@ def choose(kind: KernelKind, problem: Problem, own: Backend) -> Choice:
 
 
 def _refusal(plan: Plan, problem: Problem, own: Backend) -> str:
-    """Why a kernel, or the one that joins its parts, must not be used; "" if it may be."""
+    """Why a kernel must not be used, or in decoding the kernel that joins its parts; "" if both may be."""
     if own.guard is None:
         return ""
     plans = [plan, plan_of(COMBINE, problem, own.family)] if plan.kind is DECODE else [plan]

@@ -1,4 +1,4 @@
-"""Numbers of a call given as arrays: a learned scale has a gradient, and no other number a silent gradient of zero."""
+"""Numbers of a call that are given as arrays: a learned scale has its gradient; other numbers refuse to have one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..transforms.trace import trace
 
 
 def numbers_of(q, arguments: dict, stream) -> tuple[mx.array, dict]:
-    """q and the arguments of a call, with numbers in the place of arrays."""
-    if not isinstance(q, mx.array):  # which the checks of the call refuse
+    """q and the arguments of a call, with numbers in place of arrays of one element."""
+    if not isinstance(q, mx.array):  # left to the checks of the call
         return q, arguments
     arguments = dict(arguments)
     for name in NUMBERS:
@@ -25,10 +25,8 @@ def numbers_of(q, arguments: dict, stream) -> tuple[mx.array, dict]:
 
 
 def with_scale(q: mx.array, scale: mx.array, stream) -> mx.array:
-    """q times the scale, whose gradient is then MLX's own: with S = (scale * q) k^T, it is the sum of dQ * q.
-
-    The product is rounded to q's dtype once. Raises ValueError for more than one number.
-    """
+    """scale * q, rounded to q's dtype once, so that MLX computes the gradient of the scale: the sum of dQ * q, since
+    S = (scale * q) k^T. Raises ValueError for more than one number."""
     if scale.size != 1 or not mx.issubdtype(scale.dtype, mx.number):
         remedy = "Multiply q by the scales of its heads, and pass scale=1."
         raise wrong("scale", "a number, or an array of a single one", shown(scale), remedy)
@@ -37,7 +35,7 @@ def with_scale(q: mx.array, scale: mx.array, stream) -> mx.array:
 
 
 def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
-    """(the number in an array, q); the returned q makes a gradient that is asked of the array raise.
+    """(the number in an array, q). The returned q depends on the array, so that asking for its gradient raises.
 
     Raises ValueError for another shape, and inside mx.compile and mx.vmap, where the number is not known yet.
     """
@@ -49,12 +47,12 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
 
 
 def without_gradient(name: str, array: mx.array, remedy: str) -> mx.array:
-    """The argument `name`, of which kernels compute no gradient: UnsupportedProblem where one is asked for."""
+    """The argument `name`, which raises UnsupportedProblem where its gradient is asked for."""
     return array if _exported() else _refusing(name, remedy)(array)
 
 
 def _exported() -> bool:
-    """Exports are graphs without custom functions, and without gradients."""
+    """Whether a function is exported: exports contain neither custom functions nor gradients."""
     return trace.export is not None or in_export_trace()
 
 
@@ -73,7 +71,7 @@ def _refusing(name: str, remedy: str):
 
 @mx.custom_function
 def _tied(q: mx.array, number: mx.array) -> mx.array:
-    """q, as a function of both: MLX asks for the gradient of `number` only if somebody differentiates it."""
+    """q, as a function of both arguments: MLX asks for the gradient of `number` only where it is differentiated."""
     return q
 
 

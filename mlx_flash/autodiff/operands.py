@@ -1,4 +1,4 @@
-"""The arrays a call brings besides q, k and v, in the shapes and dtypes that every backend reads."""
+"""The arrays of a call besides q, k and v, in the shapes and dtypes that every backend reads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from ..transforms.trace import mapped_array
 from .learned import without_gradient
 from .tables import SUM, stand_in
 
-# Gradients flow to these; the others are constants, whose gradient is zero.
-WIDE = (mx.uint32, mx.int64, mx.uint64)
-DIFFERENTIABLE = frozenset({"attention_mask", "sinks"})
+WIDE = (mx.uint32, mx.int64, mx.uint64)  # integer types with values that int32 does not hold
 
 
 def contiguous(array: mx.array) -> mx.array:
-    """The array, copied if it is not contiguous, by operations that can be mapped and exported."""
-    if mapped_array() is not None:  # MLX maps views along their last axis wrongly
+    """The array, copied unless it is contiguous, by operations that can be mapped and exported."""
+    if mapped_array() is not None:  # mx.vmap is wrong for views of another dtype along their last axis
         return mx.concatenate([array[..., :0], array], axis=-1)
     return contiguous_by_views(array)
 
@@ -46,7 +44,7 @@ def operands(
     visible=None,
     **_,
 ) -> dict[str, mx.array]:
-    """Named arrays of the variants that are on, from the checked arguments of `attention`."""
+    """The arrays of the variants that are on, by name, from the checked arguments of `attention`."""
     variants, arrays = problem.variants, {}
     if variants.mask:
         arrays["attention_mask"] = mask.reshape(problem.mask_shape)
@@ -58,14 +56,13 @@ def operands(
     if variants.segments:
         lengths = (problem.query_length, problem.key_length)
         for name, ids, length in zip(("q_segments", "k_segments"), segments, lengths):
-            # Kernels step from one batch entry to the next by the stride, so that shared ids are not repeated.
+            # Kernels step between batch entries by the stride, so shared ids need no copies.
             arrays[name] = mx.broadcast_to(contiguous(_int32(name, ids)), (problem.batch, length))
     if variants.shifts:
         arrays["shifts"] = segment_shifts(arrays["q_segments"], arrays["k_segments"])
     if variants.lengths:
         arrays["lengths"] = row_lengths(problem, lengths)
     if variants.page:
-        # A table that all entries share is not repeated: kernels step from entry to entry by the stride.
         arrays["pages"] = mx.broadcast_to(contiguous(pages), (problem.batch, pages.shape[1]))
     for text in (score, visible):
         if text is not None:
@@ -78,14 +75,15 @@ def operands(
             shared = name == "block_bitmaps"
             arrays[name] = array if shared else mx.broadcast_to(array, (*layers, *array.shape[2:]))
     if variants.dropout:
-        # An element survives if its random word is at least dropout * 2^32.
+        # A weight survives if its random word is at least dropout * 2^32.
         threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)
         arrays["dropout_key"] = mx.concatenate([key, threshold])
     return arrays
 
 
 def text_operands(problem: Problem, text: Text) -> dict[str, mx.array]:
-    """The arrays of a text. Beside a score's float arrays stands what takes their gradient; others have none."""
+    """The arrays of a text. Each float array of a score is accompanied by a stand-in, through which it gets its
+    gradient (tables.py); other arrays have none."""
     formula, found = text.formula, {}
     for one in formula.arrays:
         array, operand = text.arrays[one.name], formula.operand(one.name)
@@ -97,7 +95,7 @@ def text_operands(problem: Problem, text: Text) -> dict[str, mx.array]:
 
 
 def blocks_of(problem: Problem, visible: Visible) -> BlockMask:
-    """The blocks that kernels visit, where the text tells; else all of them, which is as right and slower."""
+    """The blocks that the text shows, where they can be found in advance; else all blocks, which only takes longer."""
     lengths = problem.query_length, problem.key_length
     variants = problem.variants
     regular = not variants.shifts and not variants.lengths and "segment" not in visible.formula.names
@@ -107,8 +105,8 @@ def blocks_of(problem: Problem, visible: Visible) -> BlockMask:
 
 
 def text_data(variants: Variants, arrays: dict[str, mx.array], stream=None) -> mx.array:
-    """The data that the texts of a call read, as 32-bit patterns in one buffer: of each its numbers, and then its
-    arrays, with their extents in front."""
+    """The data of a call's texts, as 32-bit patterns in one buffer: for each text its numbers, then its arrays, each
+    behind its extents."""
     parts = []
     for text in variants.texts:
         bits = [np.array(one, np.int32 if isinstance(one, int) else np.float32) for one in text.numbers]
@@ -122,7 +120,7 @@ def text_data(variants: Variants, arrays: dict[str, mx.array], stream=None) -> m
 
 
 def _int32(name: str, ids) -> mx.array:
-    """Segment ids as kernels read them. Wider integers are looked at: cut off, two ids could become one."""
+    """Segment ids as int32. Values of wider types are checked, since truncation could make two ids equal."""
     ids = ids if isinstance(ids, mx.array) else mx.array(ids)
     if ids.dtype in WIDE and ids.size:
         remedy = "Cast the ids to mx.int32, or renumber them."
@@ -135,7 +133,7 @@ def _int32(name: str, ids) -> mx.array:
 
 
 def row_lengths(problem: Problem, lengths) -> mx.array:
-    """The numbers of queries and of keys that exist in every batch entry, int32 [B, 2]."""
+    """The numbers of queries and keys that exist in every batch entry, int32 [B, 2]."""
     queries, keys = pair(lengths)
     queries = mx.full((problem.batch,), problem.query_length, mx.int32) if queries is None else queries
     return mx.stack(
@@ -144,8 +142,8 @@ def row_lengths(problem: Problem, lengths) -> mx.array:
 
 
 def ended_segments(q, arguments: dict, stream) -> dict:
-    """The arguments of `attention` with `lengths` as part of `segments`: rows behind their entry's end get an id that
-    no row of the other side has, the two least that 32 bits hold."""
+    """The arguments of `attention` with `lengths` turned into `segments`: queries and keys behind the end of their
+    batch entry get two different ids, the smallest of 32 bits, so that they match nothing."""
     check_segments(arguments["segments"])
     check_form(arguments["lengths"], None)
     found = []
@@ -164,13 +162,13 @@ def ended_segments(q, arguments: dict, stream) -> dict:
 
 
 def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:
-    """The shift from a query's row to its position among the keys, and then the shift for the queries that each key
-    meets, int32 [B, Lq + Lk]: the last query of a segment has the position of the segment's last key."""
+    """The shift from rows of queries to positions among the keys, int32 [B, Lq + Lk]: of each query's segment, then of
+    each key's. The last query of a segment has the position of the segment's last key."""
     queries, ids = q_ids.shape[1], mx.concatenate([q_ids, k_ids], axis=1)
     order = mx.argsort(ids, axis=1)
     ordered = mx.take_along_axis(ids, order, axis=1)
     begins = mx.concatenate([mx.zeros_like(ids[:, :1]), (ordered[:, 1:] != ordered[:, :-1]).astype(mx.int32)], axis=1)
-    # Segments numbered from 0 on, in the rows' own order
+    # The number of each row's segment, from 0 on, in the order of the rows.
     numbers = mx.take_along_axis(mx.cumsum(begins, axis=1), mx.argsort(order, axis=1), axis=1)
     batch = mx.arange(ids.shape[0])[:, None]
     last_query, last_key = (
@@ -181,29 +179,29 @@ def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:
 
 
 def array_inputs(kind: KernelKind) -> tuple[str, ...]:
-    """Inputs of a kind of kernel that are arrays of the call; the others are numbers."""
+    """The inputs of a kind of kernel that are arrays; the others are numbers."""
     return tuple(name for name in kind.inputs if name not in ("scale", "extents", "decode_params"))
 
 
 def problem_of_arrays(signature: Signature, arrays: dict[str, mx.array]) -> Problem:
-    """The problem whose operands these are, by name: lengths are read off the arrays."""
+    """The problem with these operands, by name; batch and lengths are read off the arrays."""
     if "Q" in arrays:
         batch, queries, keys = arrays["Q"].shape[-4], _rows(arrays["Q"]), _rows(arrays["K"])
         keys *= arrays["pages"].shape[1] if "pages" in arrays else 1
     else:
         batch, _, queries, _ = arrays["dO"].shape
-        keys = 0  # delta sums rows of dO and O: no key takes part
+        keys = 0  # delta sums rows of dO and O, without keys
     mask = arrays.get(SUM + signature.variants.seeded if signature.variants.seed else "attention_mask")
     return new(Problem, (signature, batch, queries, keys, None if mask is None else tuple(mask.shape)))
 
 
 def _rows(array: mx.array) -> int:
-    """Of the sequence, whose shards may lie along an axis in front."""
+    """The rows of a sequence, whose shards may lie along an axis in front."""
     return array.shape[-2] * (array.shape[0] if array.ndim == 5 else 1)
 
 
 def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array], stream=None) -> dict:
-    """Everything one kernel reads, by name: the call's arrays as this kind of kernel wants them, and its numbers."""
+    """Everything that one kernel reads, by name: the call's arrays as this kind of kernel needs them, and numbers."""
     if kind is DELTA or kind is COMBINE:
         return arrays
     signature = problem.signature
@@ -219,7 +217,7 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
 
 
 def _add_variants(kind: KernelKind, problem: Problem, inputs: dict, stream) -> None:
-    """The arrays and numbers of the variants that are on, in `inputs`, as this kind of kernel wants them."""
+    """Puts the arrays and numbers of the variants that are on into `inputs`, as this kind of kernel needs them."""
     variants = problem.signature.variants
     if variants.score or variants.visible:
         inputs["formula_data"] = text_data(variants, inputs, stream)
@@ -227,7 +225,7 @@ def _add_variants(kind: KernelKind, problem: Problem, inputs: dict, stream) -> N
         full = (problem.batch, problem.query_heads, problem.query_length, problem.key_length)
         inputs["attention_mask"] = mx.broadcast_to(inputs["attention_mask"], full)
     if variants.block:
-        # A kernel that owns keys walks the lists of query blocks, one for each column of blocks.
+        # A kernel that owns keys traverses the lists of query blocks, one for each column of blocks.
         for name in ("block_lists", "block_counts"):
             by_column = inputs.pop(f"{name}_t")
             inputs[name] = by_column if kind.over_keys else inputs[name]

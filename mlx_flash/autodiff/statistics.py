@@ -1,8 +1,8 @@
-"""The row statistic L [B, Hq, Lq, 2] outside of the kernels: as callers see it, and where gradients pass through it.
+"""The row statistic L [B, Hq, Lq, 2] outside of the kernels: as the LSE that callers see, and in gradients.
 
-L holds m, each row's largest score as the kernels compare scores, and log2 l, l the row's sum of exponentials relative
-to m. m is a whole score where scores are scaled first, else one without the scale (softmax.metal says why). A row that
-sees no key has -inf and 0.
+L holds m, each row's largest score as the kernels compare scores, and log2 l, where l is the row's sum of exponentials
+relative to m. m is a scaled score where scores are scaled first, and otherwise lacks the scale (softmax.metal says
+why). A row that sees no key has -inf and 0.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ from ..common.scalars import LARGEST
 
 
 def natural(L: mx.array, scale: float, sinks: mx.array | None) -> tuple[mx.array, mx.array]:
-    """(largest score, logarithm of the sum relative to it) in natural units, each [B, Hq, Lq]. `scale`: what the scores
-    lacked that the kernels compared, 1 where they were scaled before."""
+    """(largest score, logarithm of the sum relative to it) in natural units, each [B, Hq, Lq]. `scale`: the factor that
+    the kernels' maxima lack, 1 where scores are scaled first."""
     largest, log_sum = L[..., 0], L[..., 1] * LN2
     if scale == 1:
         return largest, log_sum
     if sinks is None:
         return largest * scale, log_sum
-    beyond = mx.abs(largest) == LARGEST  # stands for a sink that has no place among scores without the scale
+    beyond = mx.abs(largest) == LARGEST  # stands for a sink that, divided by the scale, leaves float32
     return mx.where(beyond, sinks.astype(mx.float32)[:, None], largest * scale), log_sum
 
 
 def with_lse_gradient(delta: mx.array, L: mx.array, d_L: mx.array) -> mx.array:
-    """dS = P * (dP - delta + dLSE): the gradient of the LSE enters where delta does. It comes through log2 l, which
-    `natural` multiplies by ln 2; m is a constant that cancels. Rows that see nothing have none."""
+    """delta with the gradient of the LSE, since dS = P * (dP - delta + dLSE).
+
+    The gradient comes through log2 l, which `natural` multiplies by ln 2; m cancels. Rows that see no key have none.
+    """
     return delta - mx.where(L[..., 0] == -math.inf, 0, d_L[..., 1] * LOG2E)
 
 
 def sinks_gradient(sinks: mx.array, L: mx.array, delta: mx.array, scale: float) -> mx.array:
-    """A sink takes the part exp(sink - m) / l of each row and has the value 0, so that dP = 0 there. `scale`: as in
-    `natural`."""
+    """The gradient of sinks. A sink has the weight exp(sink - m) / l in each row and the value 0, so that dP = 0 there.
+    `scale`: as in `natural`."""
     largest, log_sum = mx.where(L[..., 0] == -math.inf, math.inf, L[..., 0]), L[..., 1] * LN2
     own, rest = (one[:, None] for one in sink_scores(sinks, scale))
     part = mx.exp((own - largest) * scale + rest - log_sum)
-    # Rows behind the end of their batch entry have no part, and a delta that may be NaN.
+    # Rows behind the end of their batch entry have weight 0, and a delta that may be NaN.
     return -mx.where(part == 0, 0, part * delta).sum((0, 2))

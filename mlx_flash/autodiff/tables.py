@@ -1,9 +1,9 @@
 """Gradients of the arrays that a score reads: slopes, temperatures, tables of relative biases.
 
-A kernel sums dS times the score's slope in the array over all pairs that are sure to read the same element, by the axes
-that its index names (b, h, q, k); what remains is gathered here, in an order that never varies. The kernel's sums have
-an operand of their own, which stands for the array in MLX's eyes: so nothing is done for arrays that nobody
-differentiates, and one that has no gradient says so only then.
+A kernel sums dS times the derivative of the score in the array, over all axes (b, h, q, k) that the array's index does
+not name: pairs along them read the same element. The sums are added up here by element, in an order that never varies.
+In MLX's graph a stand-in operand takes the gradient of these sums, so that nothing is computed for arrays that are not
+differentiated, and an array without a gradient raises an error only when one is asked for.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from ..problem.formulas.syntax import Item, Name, Return, expressions
 from ..problem.problem import Problem
 from ..transforms.trace import trace
 
-SUM = "sum_of_"  # before the operand's name: what stands for the kernel's sums
-MOST_SUMS = 2**24  # elements of these: 64 MiB
-CHUNK = 64  # elements that are added at once
+SUM = "sum_of_"  # prefix of the stand-in of an operand, which takes the gradient of the kernel's sums
+MOST_SUMS = 2**24  # elements of the sums: 64 MiB
+CHUNK = 64  # sums that are added at once
 POSITIONS = ("b", "h", "q", "k")
 
 
 def read_at(formula: Formula, name: str) -> tuple:
-    """The indices with which a text reads an array, () of one without axes. Raises UnsupportedProblem where it has no
-    gradient: it is read at several places, or at one that the position alone does not tell."""
+    """The indices with which a text reads an array; () for one without axes.
+
+    Raises UnsupportedProblem where the array has no gradient, because it is read at several places, or by an index that
+    depends on more than the position of a pair.
+    """
     sites = {one.indices for one in expressions(formula.body) if isinstance(one, Item) and one.array == name}
     if len(sites) > 1:
         raise _refused(name, "the text reads it at several places: name the element in a local, or give it twice")
@@ -44,8 +47,8 @@ def read_at(formula: Formula, name: str) -> tuple:
 
 
 def sum_shape(formula: Formula, name: str, full: tuple[int, int, int, int]) -> tuple[int, ...]:
-    """The shape of the kernel's sums: [B, Hq, Lq, Lk], 1 for what the index does not name. Raises UnsupportedProblem as
-    `read_at`, and for sums of too many pairs."""
+    """The shape of the kernel's sums: [B, Hq, Lq, Lk] with 1 for axes that the index does not name. Raises
+    UnsupportedProblem as `read_at` does, and for too many sums."""
     below = [one for index in read_at(formula, name) for one in expressions(index)]
     names = {one.name for one in below if isinstance(one, Name)}
     shape = tuple(extent if axis in names else 1 for axis, extent in zip(POSITIONS, full))
@@ -60,13 +63,13 @@ def _refused(name: str, why: str) -> UnsupportedProblem:
 
 
 def stand_in(problem: Problem, formula: Formula, name: str, arrays: dict[str, mx.array]) -> mx.array:
-    """Zeros in the shape of the kernel's sums; a gradient of them becomes one of the array."""
+    """Zeros in the shape of the kernel's sums; their gradient becomes that of the array."""
     full = (problem.batch, problem.query_heads, problem.query_length, problem.key_length)
     regular = not (problem.variants.shifts or problem.variants.lengths or problem.variants.page)
     try:
         shape = sum_shape(formula, name, full) if regular else ()
     except UnsupportedProblem:
-        shape = ()  # who differentiates it is told
+        shape = ()  # an error only where its gradient is asked for
     if trace.export is not None or in_export_trace():
         return mx.zeros(shape)
     integers = tuple((one.name, arrays[one.name]) for one in formula.arrays if one.type != "float")
@@ -74,7 +77,7 @@ def stand_in(problem: Problem, formula: Formula, name: str, arrays: dict[str, mx
 
 
 class _Held:
-    """The integer arrays of a text, by identity: a key of caches."""
+    """The integer arrays of a text, compared by identity, as the key of a cache."""
 
     def __init__(self, arrays: tuple):
         self.arrays = arrays
@@ -110,7 +113,7 @@ def _function(formula: Formula, name: str, full: tuple[int, ...], regular: bool,
 
 @lru_cache(maxsize=32)
 def _levels(formula, name, full, shape, table_shape, held: _Held) -> list[mx.array]:
-    """Where each sum belongs in the flattened array, as rounds of additions."""
+    """The rounds of additions (see `rounds`) that bring every sum to its element of the flattened array."""
     places = [np.arange(extent) if own == extent else np.zeros(1, int) for own, extent in zip(shape, full)]
     places[2] = places[2] + (full[3] - full[2] if shape[2] == full[2] else 0)
     grid = np.meshgrid(*places, indexing="ij", sparse=True)
@@ -124,8 +127,11 @@ def _levels(formula, name, full, shape, table_shape, held: _Held) -> list[mx.arr
 
 
 def rounds(element: np.ndarray, size: int) -> list[mx.array]:
-    """Tables of places: those of one round are added row by row, and the last round has one row an element. A place
-    past the end is a zero. element[n]: of sum n, -1 for none."""
+    """Additions in rounds: each is a table of indices into the results of the round before, whose rows are summed. The
+    last round has one row for each element. An index past the end stands for zero.
+
+    element[n]: the element that sum n belongs to, -1 for none. size: the number of elements.
+    """
     found = []
     while True:
         order = np.argsort(element, kind="stable")
@@ -145,7 +151,7 @@ def rounds(element: np.ndarray, size: int) -> list[mx.array]:
 
 
 def gathered(sums: mx.array, levels: list[mx.array]) -> mx.array:
-    """[elements of the array]"""
+    """The gradient of the flattened array, from the kernel's sums."""
     flat = sums.reshape(-1)
     for places in levels:
         flat = mx.concatenate([flat, mx.zeros((1,))])[places].sum(1)

@@ -1,8 +1,8 @@
-"""Attention as one differentiable function: the forward kernel, and a vjp made of the backward kernels.
+"""Attention as one differentiable function: the forward kernel, with a vjp of the backward kernels.
 
-The outputs carry the residuals (O and L), so the backward pass runs no second forward and keeps no state of its own.
-dQ, (dK, dV) and the mask's gradient are separate functions: MLX evaluates only those that are asked for. Where queries
-are few, all of them read delta from the kernel of dQ, which saves a launch.
+The outputs O and L are the residuals, so the backward pass runs no second forward pass, and there is no state between
+the two. dQ, (dK, dV) and the mask's gradient are separate kernels, of which MLX evaluates the ones that are asked for.
+In short sequences all of them read delta from the kernel of dQ, which saves a launch.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Arrays = tuple[mx.array, ...]
 def run_kernel(
     kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict, plan: Plan | None = None
 ) -> Arrays:
-    """The outputs of one kind of kernel, and of combine where decoding's keys are in several parts: those shaped like
-    q, k and v in the problem's dtype, the others float32. `plan`: where the caller knows it."""
+    """The outputs of one kind of kernel: O, dQ, dK and dV in the problem's dtype, the others float32. Where decoding
+    splits the keys into several parts, they are those of `combine`. `plan`: None to look it up."""
     if plan is None and backend.family:
         plan = plan_of(kind, problem, backend.family)
     if kind is DECODE:
@@ -69,8 +69,8 @@ def run_kernel(
 
 
 def map_of_mask(kind: KernelKind, problem: Problem, backend: Backend, stream, mask: mx.array) -> mx.array:
-    """The map by which a kernel of tensor cores leaves out what its array mask hides; of short calls it tells
-    nothing."""
+    """The map by which a kernel for tensor cores leaves out blocks that its array mask hides; in short calls, where it
+    would cost more than it saves, a map that leaves out none."""
     if not mask_map.pays(kind, problem):
         return mask_map.unknown(problem)
     own = mask[tuple(slice(extent) for extent in problem.mask_shape)]
@@ -112,8 +112,8 @@ def custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = NO
     return wrapped
 
 
-# Does nothing, but is the first operation that a map or mx.jvp meets: MLX walks the operations inside a custom function
-# before it asks the function itself, and a kernel would answer that it has no rule. In traces only.
+# An identity that stands in front of every kernel in a trace. mx.vmap and mx.jvp go through the operations inside a
+# custom function before they ask the function for its rule, so this one must refuse before a kernel does, less clearly.
 @cache
 def _guard(jvp: Callable) -> Callable:
     return custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), NO_VMAP, jvp)
@@ -124,11 +124,11 @@ def _passed_on(primals, tangents):
 
 
 class Attention:
-    """The kernels of one signature on one backend as functions of arrays, with gradients. Lengths are the arrays' own.
+    """The kernels of one signature on one backend, as functions of arrays of any lengths, with gradients.
 
-    `run` takes a kind of kernel and what it reads, in order: Q, K, V, dO, L, delta (those the kind has), then the
-    operands, named by `names`. L [B, Hq, Lq, 2] is float32, the row statistic of statistics.py. Gradients flow through
-    it where `with_lse` is set, because a caller sees it. Quantized operands have no gradients.
+    `run` takes a kind of kernel and its arrays, in order: those of Q, K, V, dO, L and delta that the kind has, then the
+    operands that `names` lists. L [B, Hq, Lq, 2] is the float32 row statistic of statistics.py. `with_lse`: the caller
+    sees L, so gradients flow through it. Quantized operands have no gradients.
     """
 
     def __init__(self, signature: Signature, names: tuple[str, ...], backend: Backend, stream=None, with_lse=False):
@@ -141,22 +141,25 @@ class Attention:
         self._key_value_kinds = key_value_kinds(signature, backend.family)
         self._reads, self._decodes = cache(self._reads_of), backend.decodes and not signature.variants.dropout
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
-        self.refused = ""  # why something else serves in place of a kernel of this signature, if it does
+        self.refused = ""  # why a kernel of this signature is not used, if one is not
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
 
     def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
-        """`problem`: where the caller knows it; else it is read off the arrays."""
+        """The outputs of one kind of kernel, differentiable where something traces. `problem`: None to read it off the
+        arrays."""
         if trace.batched is None and trace.export is None and not in_trace():
-            return self._kernel(kind, *arrays, problem=problem)  # a constant to every transformation
+            return self._kernel(kind, *arrays, problem=problem)  # outside of traces no rules are needed
         call, arrays = self._traced(*arrays)
         return call(kind, *arrays)
 
     def _traced(self, *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
-        """The function that calls kernels in the current trace, and the arrays that they then get: found once for all
-        kernels of a pass, since MLX's answers cost as much as a launch. `asked`: by the forward pass, in the same
-        trace."""
+        """(the function that calls kernels in the current trace, the arrays to pass to it).
+
+        Found once for all kernels of a pass, since asking MLX what it traces costs as much as a launch. `asked`: the
+        forward pass has asked already, in the same trace.
+        """
         if not asked:
             refuse_shapeless()
         mapped = mapped_array()
@@ -181,11 +184,11 @@ class Attention:
         return array_inputs(kind) + (self.names if kind is not DELTA else ())
 
     def _kernel(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
-        """The kernel itself, without gradients."""
+        """The outputs of the kernel itself, without rules for transformations."""
         named = dict(zip(self._reads(kind), arrays))
         if problem is None:
             problem = problem_of_arrays(self.signature, named)
-        # Decoding's plan follows the number of its queries; every other kind has one plan.
+        # Decoding has a plan for each number of queries; every other kind has one.
         few = kind is FORWARD and self._decodes and problem.query_length <= QUERIES
         key = problem.query_length if few else kind
         choice = self._choices.get(key)
@@ -203,22 +206,22 @@ class Attention:
         return custom(partial(self._kernel, kind), vjp, NO_VMAP, self._jvp)
 
     def _differentiable_beyond(self, kind: KernelKind) -> Callable:
-        """The same, with the built-in's rules for the derivatives that attention does not have."""
+        """The kernel with the built-in's rules for the derivatives that attention does not have (beyond.py)."""
         vjp, jvp = rules(kind, self.signature)
 
         def backward(*given):
             with changed(beyond=True):
                 return self._backward(*given)
 
-        # Behind stop_gradient, MLX asks the rule for mx.jvp, and not the operations inside.
+        # stop_gradient makes MLX ask the rule for mx.jvp, instead of the operations inside.
         return custom(
             lambda *arrays: self._kernel(kind, *map(mx.stop_gradient, arrays)),
             backward if kind is FORWARD else vjp, NO_VMAP, jvp,
         )  # fmt: skip
 
     def _mappable(self, kind: KernelKind) -> Callable:
-        """A stand-in for the kernel in a trace of mx.vmap. Its last argument is an array that is sure to be mapped, so
-        that the rule is asked in any case."""
+        """A stand-in for the kernel in a trace of mx.vmap, whose rule runs the kernel. Its last argument is an array
+        that is certain to be mapped, so that MLX asks for the rule in any case."""
 
         def rule(arrays, axes):
             names = self._reads(kind)
@@ -237,8 +240,8 @@ class Attention:
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """The gradients of the inputs, in order."""
         (q, k, v, *extras), (O, L) = primals, outputs
-        run, (d_o, d_L) = self._traced(*cotangents, asked=True)  # what else is read has passed through a guard before
-        # Where the caller sees the LSE, delta is not the kernels' alone.
+        run, (d_o, d_L) = self._traced(*cotangents, asked=True)  # all other arrays passed through a guard before
+        # The gradient of the LSE enters delta between two kernels.
         inside = not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
         if inside:
             d_q, delta = run(BACKWARD_QUERY_DELTA, q, k, v, O, d_o, L, *extras)
@@ -254,7 +257,7 @@ class Attention:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
         for name, extra in zip(self.names, extras):
-            if name.startswith(SUM) and extra.ndim:  # without axes: an array that has no gradient
+            if name.startswith(SUM) and extra.ndim:  # an array without a gradient has a stand-in without axes
                 gradients[name] = self._summed(name).run(BACKWARD_MASK, *arrays)[0]
         if "sinks" in self.names:
             sinks = extras[self.names.index("sinks")]
@@ -262,14 +265,14 @@ class Attention:
         return (d_q, *self.key_value(arrays, run), *gradients.values())
 
     def _summed(self, name: str) -> Attention:
-        """These kernels with the slope of the score in one of its arrays, where it is summed."""
+        """The kernels that sum the score's derivative in one of its arrays. `name`: the stand-in of the array."""
         variants = self.signature.variants
         seed = 1 + variants.score.operands.index(name.removeprefix(SUM))
         signature = replace(self.signature, variants=replace(variants, seed=seed))
         return attend(signature, self.names, self.backend, self.stream, self.with_lse)
 
     def key_value(self, arrays: Arrays, run: Callable | None = None) -> Arrays:
-        """dK and dV, by one kernel or by one each. `run`: as `_traced` found it."""
+        """dK and dV, by one kernel or by one each. `run`: in place of this object's own, for the current trace."""
         run = run or self.run
         if len(self._key_value_kinds) == 1:
             return tuple(run(BACKWARD_KEY_VALUE, *arrays))

@@ -23,13 +23,14 @@ from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 class Backend:
     """A place to run kernels, and its capabilities.
 
-    `run(kind, plan, problem, inputs, stream)` returns the outputs of one kind of kernel, in order. `family` selects the
-    rows of the kernel tables; it is None on a backend without kernels, whose plans are None too. `decodes`: the backend
-    has the decoding kernel. `dequantizes`: its kernels read quantized keys and values. `replays`: launches cost the
-    host so much time that calls replay a compiled graph.
-    `guard(plan)`: the verdict on a kernel, found before its first use; None where kernels are used untried.
-    `note`: what of the family this machine cannot use, and why; for `explain`.
-    `falls_back`: the reference takes the place of kernels that failed; otherwise such calls raise an error.
+    family: selects the rows of the kernel tables; None on a backend without kernels, whose plans are None too.
+    run(kind, plan, problem, inputs, stream): the outputs of one kind of kernel, in order.
+    decodes: the backend has the decoding kernel.
+    dequantizes: its kernels read quantized keys and values.
+    replays: launches cost the host so much time that calls replay a compiled graph.
+    guard(plan): the verdict on a kernel, found before its first use; None where kernels are used without a probe.
+    falls_back: the reference takes the place of kernels that failed; otherwise such calls raise an error.
+    note: why this machine cannot use the family's matrix unit, for `explain`; "" if it can.
     """
 
     name: str
@@ -55,7 +56,7 @@ NAMES = tuple(CAPABILITIES)
 
 @lru_cache
 def backend(name: str, family: str | None = None, falls_back: bool = False) -> Backend:
-    """The backend with this name; `falls_back`: see Backend, for a default that nobody asked for by name.
+    """The backend with this name. `falls_back`: see Backend; for a default that nobody chose by name.
 
     Raises ValueError for an unknown name or family, UnsupportedProblem if the backend cannot run on this machine.
     """
@@ -102,7 +103,7 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
             '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference", or name the '
             "family of the Mac that mx.export_function writes for."
         )
-    # What is exported here runs where nothing is known of its matrix unit.
+    # An export made here may run on any GPU of the family, whose matrix unit cannot be probed here.
     found = replace(FAMILIES[family], tensor="") if FAMILIES[family].tensor else FAMILIES[family]
     return Backend(name, found, record, **CAPABILITIES[name])
 
@@ -133,7 +134,7 @@ def kernel_backend() -> str:
 
 @lru_cache
 def with_table(chosen: Backend, table: str | None) -> Backend:
-    """The backend with the kernel rows of a table: "own", "original", or None for its present one."""
+    """The backend with the kernel rows of a table: "own", "original", or None for no change."""
     if table not in (None, "own", "original"):
         raise ValueError(f'[mlx_flash] table: expected "own", "original" or None, got {table!r}. Check the spelling.')
     if table is None or chosen.family is None:
@@ -184,14 +185,15 @@ class use_backend:
     def __init__(self, name: str, family: str | None = None, table: str | None = None):
         self._backend = with_table(backend(name, family), table)
         choices = _choices.get()
-        # This choice may become a block's, after which the one before holds again; no block ends those before that.
+        # A `with` block may take this choice over, and restore the one before it when it ends. Older choices outside of
+        # blocks can never hold again.
         if [block for *_, block in choices[-2:]] == [False, False]:
             choices = (*choices[:-2], choices[-1])
         _choices.set((*choices, (self, self._backend, False)))
 
     def __enter__(self) -> Backend:
         choices = _choices.get()
-        # Where the object was just made, its own choice becomes the block's, and ends with it.
+        # An object that was just made turns its own choice into the block's, which ends with the block.
         made_here = choices[-1:] == ((self, self._backend, False),)
         _choices.set((*(choices[:-1] if made_here else choices), (self, self._backend, True)))
         return self._backend

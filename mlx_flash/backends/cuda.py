@@ -34,7 +34,7 @@ def capability() -> tuple[int, int]:
 
 
 def ready(family: str | None = None) -> str | None:
-    """The reason why the kernels of a family (None: that of this GPU) cannot run here, or None if they can."""
+    """Why the kernels of a family (None: this GPU's) cannot run here; None if they can."""
     if not mx.cuda.is_available():
         return "this machine has no CUDA GPU, or MLX was installed without CUDA: " + _INSTALL
     found, known = capability(), driver.version()
@@ -69,7 +69,7 @@ def family_here() -> Family:
     return replace(family, tuned=tuned(family))
 
 
-# Operands that may be copied. Masks and lists are often broadcast, so that a copy would be far larger.
+# Operands that may be copied. Masks and lists are often broadcast, and a copy would be far larger.
 _COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments", "shifts"})
 _FEW_BYTES, _MOST_BYTES = 2**25, 2**29
 _MANY_QUERIES = 2048
@@ -103,11 +103,10 @@ def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
 
 
 def _copies(plan: Plan, problem: Problem) -> bool:
-    """Whether a launch copies operands that are not contiguous, so that their strides are known.
+    """Whether a launch copies operands that are not contiguous, to know their strides.
 
-    Otherwise an extra launch reads the strides, which takes 25 us on an H200. A contiguous operand is never copied. For
-    other operands a copy takes less time than that launch if there are few keys, and a small part of the work if many
-    queries see each key.
+    Otherwise an additional launch reads the strides, which takes 25 us on an H200. With few keys a copy takes less time
+    than that, and with many queries for each key it is a small part of the work. Contiguous operands are never copied.
     """
     kernel = _of(plan.config)(plan.kernel)
     strided = {name for name, (_, strides, _) in zip(kernel.input_names, kernel.facts) if strides}

@@ -1,8 +1,7 @@
-"""Whether a kernel may be used on this machine: before the first use it is tried on a tiny problem in a child process.
+"""Whether a kernel may be used on this machine: before its first use a child process tries it on a tiny problem.
 
-No kernel of this package has been seen by every compiler and GPU that it meets. The verdict is kept on disk by chip,
-system, MLX and the kernel's text, so that a machine tries each kernel once. Faults that need a large problem to show
-are not found.
+The kernels were not tested with every compiler and GPU that they will meet. Verdicts are kept on disk by chip, system,
+MLX and the kernel's text, so that a machine tries each kernel once. Faults that only large problems show are not found.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ _warned: list[str] = []
 
 
 class Verdict(NamedTuple):
-    """`reason`: why the kernel is not used, or "". `error`: the largest, relative to the result's largest magnitude;
-    `seconds`: until the first result, most of it compilation. `tried`: False where the probe was skipped."""
+    """`reason`: why the kernel is not used, or "". `error`: the largest error, relative to the result's largest
+    magnitude. `seconds`: until the first result, mostly for compilation. `tried`: False where the probe was skipped."""
 
     reason: str = ""
     error: float = 0.0
@@ -50,9 +49,9 @@ class Verdict(NamedTuple):
 
 
 def verdict(plan: Plan) -> Verdict:
-    """The verdict on the plan's kernel, found by a probe if nothing else knows it. Warns of the first that fails.
+    """The verdict on the plan's kernel, from memory, from disk, or by a probe. Warns once, of the first that fails.
 
-    Safe in a trace and in any thread: nothing is evaluated in this process.
+    Safe in traces and in any thread, since nothing is evaluated in this process.
     """
     found = plan.resources.get("verdict")
     if found is None:
@@ -67,19 +66,19 @@ def verdict(plan: Plan) -> Verdict:
 
 
 def known(plan: Plan) -> Verdict | None:
-    """The verdict on the plan's kernel if it was found before, here or by another process; it is not tried."""
+    """The verdict on the plan's kernel if this or another process found it before; the kernel is not tried."""
     return plan.resources.get("verdict") or (None if skipped() else _read(_file(plan.kernel), _identity(plan.kernel)))
 
 
 def tried_again(plan: Plan) -> Verdict:
-    """The verdict of a new probe, whatever was known; for `python -m mlx_flash check`."""
+    """The verdict of a new probe, even where one is known; for `python -m mlx_flash check`."""
     with _lock:
         found = plan.resources["verdict"] = _tried(plan)
     return found
 
 
 def describe(plan: Plan) -> str:
-    """The verdict on the plan's kernel on this machine, in words; the kernel is not tried."""
+    """A sentence about the verdict on the plan's kernel on this machine; the kernel is not tried."""
     found = known(plan)
     if found is None:
         return "not tried, as MLX_FLASH_PROBE=0 says" if skipped() else "not tried yet: its first use will"
@@ -99,7 +98,7 @@ def skipped() -> bool:
 
 
 def folder() -> Path:
-    """Where verdicts are kept, one file each."""
+    """The folder of the verdicts, one file each."""
     return cache_directory().parent / "verdicts"
 
 
@@ -113,7 +112,7 @@ def machine_facts() -> dict[str, str]:
 
 
 def tracker() -> str:
-    """Where failures are reported, as the installed package says; words in its place if it says nothing."""
+    """The address for reports of failures, from the metadata of the installed package; words if there is none."""
     try:
         urls = metadata.metadata(DISTRIBUTION).get_all("Project-URL") or []
     except metadata.PackageNotFoundError:
@@ -124,7 +123,7 @@ def tracker() -> str:
 
 
 def _urls_of_the_checkout() -> list[str]:
-    """`[project.urls]` of the pyproject.toml beside the package, in the words of installed metadata."""
+    """`[project.urls]` of the pyproject.toml beside the package, in the form of installed metadata."""
     path = Path(__file__).parents[2] / "pyproject.toml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if "[project.urls]" not in lines:
@@ -139,8 +138,8 @@ def _urls_of_the_checkout() -> list[str]:
 
 
 def verdict_of(kernel: Kernel, ask: Callable[[Kernel], Answer]) -> Verdict:
-    """The verdict on a kernel that is no plan's: the one on disk, else the answer of `ask`. Untried, where
-    MLX_FLASH_PROBE=0 forbids to ask."""
+    """The verdict on a kernel that belongs to no plan: from disk, or from the answer of `ask`. Where MLX_FLASH_PROBE=0
+    forbids probes, it is refused."""
     with _lock:
         if skipped():
             return Verdict("it was not tried, as MLX_FLASH_PROBE=0 says", tried=False)
@@ -152,7 +151,7 @@ def _tried(plan: Plan) -> Verdict:
 
 
 def _kept(kernel: Kernel, answer: Answer) -> Verdict:
-    """The verdict that an answer gives, written down."""
+    """The verdict of an answer, which is written to disk if it would be found again."""
     found = Verdict(answer.reason, answer.error, answer.seconds)
     LOGGER.info("tried %s: %s", kernel.name, found.reason or f"right, {found.seconds:.1f} s")
     if answer.lasting:
@@ -171,7 +170,7 @@ def _file(kernel: Kernel) -> Path:
 
 
 def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
-    """A kept verdict; None where there is none, or one that is damaged or of something else."""
+    """The verdict in a file; None where the file is missing, damaged or about another kernel."""
     try:
         kept = json.loads(path.read_bytes())
         found = Verdict(kept["reason"], float(kept["error"]), float(kept["seconds"]))
@@ -182,7 +181,7 @@ def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
 
 
 def _write(path: Path, contents: dict) -> None:
-    """Whole or not at all: another process may write the same file, or read it now."""
+    """Writes the file as a whole or not at all, since other processes may read and write it at the same time."""
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,13 +35,13 @@ def run_with(compiled, launch: Launch, inputs: dict, stream) -> list[mx.array]:
     )
 
 
-# -inf and NaN have a meaning in the kernels. It is MLX's default today, and said here so that it stays.
+# The kernels rely on -inf and NaN. "safe" is MLX's default, and is set here in case that changes.
 SAFE = {"math_mode": "safe"}
 
 
 def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
-    """The kernel as an object of MLX. Views are read through their strides without a copy, unless
-    `ensure_row_contiguous` asks for one."""
+    """MLX's object for a kernel. Views are read through their strides without a copy, unless `ensure_row_contiguous` is
+    set. `more`: further arguments of `metal_kernel`."""
     return metal_kernel(
         name=kernel.name,
         input_names=list(kernel.inputs),
@@ -62,7 +62,7 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.arr
 
 
 def record(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
-    """`run` on a machine without a GPU: MLX records kernels while mx.export_function traces, and raises otherwise."""
+    """`run` without a GPU: MLX records kernels while mx.export_function traces, and raises an error otherwise."""
     try:
         return run(kind, plan, problem, inputs, stream)
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""Which Macs get the kernels for neural accelerators (M5, A19): by GPU, by macOS, and by a probe of their matrix unit.
+"""The choice of kernels for neural accelerators (M5, A19): by GPU, by macOS, and by a probe of the matrix unit.
 
-Everybody else gets the kernels for 8x8 matrices, and `explain` says why.
+All other Macs use the kernels for 8x8 matrices, and `explain` says why.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..kernels.devices import Family
 from . import guard
 from .prober import PROBER
 
-LEAST_MACOS = (26, 2)  # earlier compilers have wrong results, or none
+LEAST_MACOS = (26, 2)  # compilers of earlier versions fail, or give wrong results
 LEAST, LEAST_OF_PHONES = 17, 18  # generations of GPUs: M5 is g17, A19 g18p; g17p, of A18 Pro, has no accelerators
 
 
 def reason_against(architecture: str, macos: str) -> str:
-    """Why a GPU of that architecture under that macOS is not even tried; "" if it may have neural accelerators."""
+    """Why a GPU of that architecture under that macOS is not probed; "" if it may have neural accelerators."""
     found = re.search(r"_g(\d+)", architecture)
     least = LEAST_OF_PHONES if chip_letter(architecture) == "p" else LEAST
     if not found or int(found.group(1)) < least:
@@ -39,8 +39,8 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def available(family: Family) -> tuple[Family, str]:
-    """(the family as this Mac can use it, why its neural accelerators are not used or ""). A probe in a child process
-    runs once a machine; its answer is kept as those about kernels are."""
+    """(the family as this Mac can use it, why it cannot use neural accelerators or ""). The unit is probed once per
+    machine, in a child process; the answer is kept like the verdicts on kernels."""
     if family.tensor != "nax":
         return family, ""
     reason = reason_against(str(mx.device_info().get("architecture", "")), platform.mac_ver()[0])

@@ -1,7 +1,8 @@
-"""A child process that runs one kernel after another on tiny problems, so that one that hangs or crashes ends only it.
+"""A child process that runs kernels on tiny problems, so that a kernel which hangs or crashes takes down only the
+child.
 
-A thread could not stop a kernel that does not end. The child starts with the first kernel that is asked about, and ends
-with this process or when it has been idle: `python -m mlx_flash.cli.probe`.
+A kernel that does not end could not be stopped from a thread. The child, `python -m mlx_flash.cli.probe`, starts with
+the first request, and ends with this process or after some idle time.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from typing import NamedTuple
 from ..kernels.plan import Plan
 from ..kernels.source import Kernel
 
-SECONDS = 60.0  # that a kernel may take to compile and run on a tiny problem
-START_SECONDS = 120.0  # that a child may take to import MLX: the first time on a machine that takes long
+SECONDS = 60.0  # time limit for a kernel to compile and run on a tiny problem
+START_SECONDS = 120.0  # time limit for a child to import MLX, which takes long the first time on a machine
 VARIABLE = "MLX_FLASH_PROBE"  # 0: kernels are used without a probe
 
 
 class Answer(NamedTuple):
-    """The verdict of a child process: "" or the reason why the kernel must not be used, the largest error relative to
-    the largest magnitude, the seconds until the first result, and whether the same would be found again."""
+    """The answer of a child process. `reason`: why the kernel must not be used, or "". `error`: the largest error,
+    relative to the largest magnitude. `seconds`: until the first result. `lasting`: the same would be found again."""
 
     reason: str
     error: float = 0.0
@@ -38,24 +39,24 @@ class Answer(NamedTuple):
 
 
 class Prober:
-    """One child process and the exchange with it. Not for two threads at once."""
+    """One child process, and the exchange with it. To be used by one thread at a time."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
         self._owner = 0
 
     def ask(self, plan: Plan) -> Answer:
-        """Has the plan's kernel run by the child; it never raises, and takes SECONDS at most."""
+        """Has the child run the plan's kernel. Never raises, and takes SECONDS at most."""
         return self._asked("kernel", plan.kind.name, plan.signature, plan.family, plan.rows, plan.kernel)
 
     def ask_unit(self, kernel: Kernel) -> Answer:
-        """Has the child ask the GPU's matrix unit by a kernel of neural_probe.py; otherwise as `ask`."""
+        """Has the child test the GPU's matrix unit with the kernel of neural_probe.py; otherwise as `ask`."""
         return self._asked("unit", kernel)
 
     def _asked(self, *question) -> Answer:
         request = pickle.dumps(question, pickle.HIGHEST_PROTOCOL)
         request = struct.pack("<Q", len(request)) + request
-        # A child that was idle ends by itself, perhaps just now: then another one is asked.
+        # An idle child ends by itself, perhaps at this moment: then a new one is asked.
         return self._asked_once(request) or self._asked_once(request) or Answer("the process that ran it ended")
 
     def _asked_once(self, request: bytes) -> Answer | None:
@@ -81,7 +82,7 @@ class Prober:
         except queue.Empty:
             self._end()
             return Answer(f"it did not end within {SECONDS:.0f} s")
-        except BaseException:  # interrupted: what the child answers now would be taken for the next answer
+        except BaseException:  # interrupted: the pending answer would be taken for the next one
             self._end()
             raise
         return Answer(**json.loads(line)) if line.endswith(b"\n") else self._ended()

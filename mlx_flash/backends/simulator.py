@@ -1,4 +1,4 @@
-"""Runs the same kernel text on the CPU with the simulator. Launches run at once, so mx.compile cannot trace them."""
+"""Runs kernel text on the CPU with the simulator. Launches run immediately, so mx.compile cannot trace them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .metal import kernel_object, run_with
 
 
 def ready() -> str | None:
-    """The reason why kernels cannot be compiled on this machine, or None if they can."""
+    """Why kernels cannot be compiled on this machine; None if they can."""
     try:
         toolchain()
     except ToolchainError as error:

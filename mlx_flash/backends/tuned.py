@@ -1,8 +1,8 @@
 """Measurements of `python -m mlx_flash tune` on this machine, kept in one file of the user's cache folder.
 
-Only that command writes the file. Kernels use its rows, and patch() its times, where no family and no table was named.
-A file that is damaged, or of another chip, system, MLX or version of the kernels, is ignored with one warning; a row
-that is not legal makes a file damaged, so that a bad file costs time and never a result.
+Only that command writes the file. Kernels use its rows, and patch() its times, where neither a family nor a table was
+named. A file that is damaged, or from another chip, system, MLX or version of the kernels, is ignored with one warning.
+A row that is not legal counts as damage, so that a bad file can cost time but never a result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..problem.kinds import BACKWARD_KINDS, DECODE, FORWARD
 from .guard import machine_facts
 
 VARIABLE = "MLX_FLASH_TUNED"  # 0: measurements are not used
-GAIN = 1.02  # that a row must bring over the table's: less is noise
+GAIN = 1.02  # the least speedup over the table's row that counts; less is noise
 KINDS = {kind.name: kind for kind in (FORWARD, DECODE, *BACKWARD_KINDS)}
 
 
@@ -43,12 +43,12 @@ def file_here() -> Path:
 
 
 def identity() -> dict[str, str]:
-    """The scope of measurements: chip, system, MLX and texts."""
+    """The scope of measurements: chip, system, MLX and kernel texts."""
     return {**machine_facts(), "kernels": fingerprint()}
 
 
 def switched_off() -> bool:
-    """Whether MLX_FLASH_TUNED=0 says that nothing tuned is used. Raises ValueError for other values."""
+    """Whether MLX_FLASH_TUNED=0 turns measurements off. Raises ValueError for other values."""
     value = os.environ.get(VARIABLE, "1")
     if value not in ("", "0", "1"):
         raise wrong(VARIABLE, "0 or 1", repr(value), "Set 0 to use the tables as they are, or unset it.")
@@ -57,7 +57,7 @@ def switched_off() -> bool:
 
 @cache
 def tuned(family: Family) -> Tuned:
-    """The measurements in this machine's file; none if there is none, or one that is ignored."""
+    """The measurements in this machine's file; none without a file, or where it is ignored."""
     if switched_off():
         return Tuned()
     found, reason = read(family)
@@ -70,7 +70,8 @@ def tuned(family: Family) -> Tuned:
 
 
 def read(family: Family) -> tuple[dict, str]:
-    """(contents of this machine's file, why it is ignored); measurements are empty without a file, and then."""
+    """(contents of this machine's file, why it is ignored or ""); without measurements where it is missing or
+    ignored."""
     empty = {"identity": identity(), "rows": [], "calls": []}
     try:
         found = json.loads(file_here().read_bytes())
@@ -113,7 +114,7 @@ def _call(measured: dict) -> TunedCall:
 
 
 def winners(contents: dict, family: Family) -> Tuned:
-    """The fastest row of every kernel that was timed, where it beats the table's, and the calls."""
+    """The fastest row of every timed kernel, where it beats the table's by GAIN, and the timed calls."""
     timed: dict[tuple, list] = {}
     for one in contents["rows"]:
         if one.get("ms"):
@@ -128,7 +129,7 @@ def winners(contents: dict, family: Family) -> Tuned:
 
 
 def write(contents: dict) -> None:
-    """Whole or not at all. Raises CommandError where the folder cannot be written."""
+    """Writes the file as a whole or not at all. Raises CommandError where the folder cannot be written."""
     path = file_here()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,8 @@ def write(contents: dict) -> None:
 
 @contextmanager
 def tuning_lock() -> Iterator[None]:
-    """Raises CommandError if another process tunes this machine now. The system ends the lock with its process."""
+    """Holds a lock for a block. Raises CommandError if another process is tuning this machine. The system releases the
+    lock with the process."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         lock = (folder() / "lock").open("w")

@@ -1,8 +1,8 @@
 """Every kind of kernel in plain mx operations: the fallback, and the kernels' documentation in Python.
 
-Queries and keys are processed in blocks, as in the kernels, so no array of size Lq x Lk ever exists. All arithmetic is
-float32. L [B, Hq, Lq, 2] holds each row's largest score, without the scale unless scores are scaled first, as
-softmax.metal defines it, and the base-2 logarithm of its sum of exponentials relative to that.
+Queries and keys are processed in blocks, as in the kernels, so that no array of size Lq x Lk ever exists. All
+arithmetic is float32. L [B, Hq, Lq, 2] holds each row's largest score, which lacks the scale unless scores are scaled
+first (softmax.metal), and the base-2 logarithm of the row's sum of exponentials relative to it.
 Formulas: FlashAttention-2 (Dao 2023).
 """
 
@@ -26,7 +26,7 @@ def _blocks(length: int) -> Iterator[slice]:
 
 
 def _after(done: tuple[mx.array, ...], *arrays: mx.array) -> list[mx.array]:
-    """The arrays, readable only after `done` is computed: otherwise MLX holds many blocks of scores at once."""
+    """The arrays, evaluated only after `done`: otherwise MLX would hold many blocks of scores at once."""
     return after(list(done), list(arrays))
 
 
@@ -41,7 +41,7 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
 
 
 def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
-    """Rows of K or V in float32, gathered from their pages and dequantized (after `done`) if they need it."""
+    """Rows of K or V in float32, gathered from pages and dequantized (after `done`) where needed."""
     quantization = problem.variants.quantization
     names = [name, *(one for one in (quantization.inputs if quantization else ()) if one.startswith(f"{name}_"))]
     parts = [operands[one] for one in names]
@@ -54,8 +54,8 @@ def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx
 
 
 def _gathered(problem: Problem, parts: list[mx.array], operands: dict, keys: slice) -> tuple[list[mx.array], slice]:
-    """The pages that hold some keys side by side, and where the keys then are. Entries of the table behind the end of
-    a batch entry mean nothing."""
+    """(the pages that hold these keys, side by side; the slice of the keys in them). Entries of the table behind the
+    end of a batch entry are ignored."""
     page = problem.variants.page
     first, last = keys.start // page, -(-keys.stop // page)
     exists = mx.arange(first, last) * page < operands["lengths"].reshape(-1, 2)[:, 1:]
@@ -162,7 +162,7 @@ def backward_mask(problem: Problem, *, Q, K, V, dO, L, delta, scale, extents, **
     """The gradient of an additive mask in float32 and in the mask's own shape: dS summed over broadcast axes."""
     backward, strips = _Backward(problem, Q, K, V, dO, L, delta, extras), []
     summed = [axis for axis, extent in enumerate(extents) if extent == 1]
-    which = 2 if problem.variants.seed else 1  # of a score's array: with the slope in it
+    which = 2 if problem.variants.seed else 1  # a score's array: dS times the derivative in it
     for rows in _blocks(problem.query_length):
         parts = []
         for keys in _blocks(problem.key_length):

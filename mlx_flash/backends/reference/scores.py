@@ -1,4 +1,4 @@
-"""Scores, masks and dropout of one block of queries and keys in plain mx operations, as in mask.metal."""
+"""Scores, masks and dropout of one block of queries and keys in plain mx operations, as the shared templates do it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINEAR = 2.0**-12  # below it tanh(x) is x in float32
 
 
 def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
-    """P B. If some pairs are masked (not `whole`), NaN and infinity in B reach only rows whose P is not 0 there."""
+    """P B. If some pairs are masked (not `whole`), NaN and infinity in B reach only rows with P != 0 there."""
     if whole:
         return p @ b
     seen, total = (p != 0).astype(mx.float32), p @ mx.where(mx.isfinite(b), b, 0)
@@ -28,14 +28,15 @@ def product(p: mx.array, b: mx.array, whole: bool) -> mx.array:
 
 
 def sink_scores(sinks: mx.array, scale: float) -> tuple[mx.array, mx.array]:
-    """(sinks as scores that lack the scale, logarithms of what the division rounds away), both float32 of their shape.
+    """(sinks as scores that lack the scale, the parts that the division rounds away), both float32 in the sinks' shape.
 
-    The least or the largest float32 number stands for sinks that have no place there, as in online_softmax.metal."""
+    The smallest or largest float32 number stands for sinks beyond the range there, as in online_softmax.metal.
+    """
     sinks = sinks.astype(mx.float32)
     if scale == 1:
         return sinks, mx.zeros_like(sinks)
     own = sinks / scale
-    # own * scale in parts of 12 bits, whose products are exact
+    # own * scale in factors of 12 bits, with exact products
     upper, scale_upper = _upper(own), _upper(mx.array(scale, mx.float32))
     lower, scale_lower = own - upper, mx.array(scale, mx.float32) - scale_upper
     rest = sinks - upper * scale_upper - upper * scale_lower - lower * scale_upper - lower * scale_lower
@@ -49,7 +50,7 @@ def _upper(x: mx.array) -> mx.array:
 
 
 class Scores:
-    """The scores of a call. `extras`: its further operands and numbers, by the names of the kernels' arguments."""
+    """The scores of a call. `extras`: its operands and numbers besides Q, K and V, by the kernels' names for them."""
 
     def __init__(self, problem: Problem, extras: dict):
         self.problem, self.extras = problem, extras
@@ -58,7 +59,7 @@ class Scores:
             self.shifts = extras["q_segments"][:, problem.query_length : 2 * problem.query_length]
         elif problem.variants.shifts:
             self.shifts = extras["shifts"].reshape(problem.batch, -1)[:, : problem.query_length]
-        self.lengths = None  # of queries and of keys, [B, 1, 1, 1, 1] each
+        self.lengths = None  # numbers of queries and of keys that exist, [B, 1, 1, 1, 1] each
         if problem.variants.lengths:
             ends = mx.clip(
                 extras["lengths"].reshape(-1, 2), 0, mx.array([problem.query_length, problem.key_length], mx.int32)
@@ -70,7 +71,7 @@ class Scores:
             self.right = 0
 
     def start(self, shape, rows: slice) -> tuple[mx.array, mx.array]:
-        """m and l of rows before the first key: those of the sink, or -inf and 0."""
+        """m and l of rows before their first key: the sink's, or -inf and 0."""
         if not self.problem.variants.sinks:
             return mx.full(shape, -math.inf), mx.zeros(shape)
         sinks, rest = sink_scores(self.extras["sinks"], self.problem.signature.lacking_scale)
@@ -101,7 +102,7 @@ class Scores:
             cap = variants.softcap
             x = s * (1 / max(cap, SMALLEST))
             u = mx.tanh(x)
-            # Far below the cap scores are what they are, so that a large one caps nothing.
+            # Far below the cap, scores stay exactly as they are, so that a huge cap has no effect.
             s, slope = mx.where(mx.abs(x) < LINEAR, s, u * cap), 1 - u * u
         if variants.score:
             s, own = self._scored(s, rows, keys)
@@ -162,7 +163,7 @@ class Scores:
         return bias
 
     def _visible(self, rows: slice, keys: slice) -> mx.array | None:
-        """Which pairs are visible; None if all are, whatever the arrays contain."""
+        """A bool array of the visible pairs; None if all pairs are visible whatever the arrays contain."""
         variants, distance, tests = self.problem.variants, self._distance(rows, keys), []
         unknown, first, last = self.shifts is not None, rows.start + self.offset, rows.stop - 1 + self.offset
         if self.right is not None and (unknown or keys.stop - 1 > first + self.right):
@@ -187,7 +188,7 @@ class Scores:
         return visible
 
     def _blocks(self, rows: slice, keys: slice) -> mx.array:
-        """[B, Hk, group, r, c], or what broadcasts to it"""
+        """The pairs that the block mask shows, [B, Hk, group, r, c] or broadcast to it."""
         block, text = self.problem.variants.block, self.problem.variants.visible
         i, j = mx.arange(rows.start, rows.stop)[:, None], mx.arange(keys.start, keys.stop)
         states = self._grouped(self.extras["block_map"][:, :, i // block, j // block])
