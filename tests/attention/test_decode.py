@@ -68,6 +68,7 @@ def test_widths_and_types(backend, case):
     check(case)
 
 
+@pytest.mark.all_values
 @pytest.mark.parametrize("backend, case", rows_of_the_table(), indirect=["backend"], ids=str)
 def test_every_row_of_the_table(backend, case):
     check(case)

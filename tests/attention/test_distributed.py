@@ -111,7 +111,7 @@ def test_mistakes_are_noticed(mutant):
 @pytest.mark.parametrize("sharing", [{}, {"method": "reduce"}, {"heads": 1}], ids=str)
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_bytes_are_those_of_the_formulas(ranks, sharing):
-    shape, dtype = {"batch": 1, "heads": 8, "key_heads": 2, "rows": 1024, "width": 32}, "bfloat16"
+    shape, dtype = {"batch": 1, "heads": 8, "key_heads": 2, "rows": 512, "width": 32}, "bfloat16"
     found = on_ranks(ranks, "distributed_work", "counted", shape=shape, sharing=sharing, dtype=dtype)
     rows = shape["rows"] // ranks
     q, k = mx.zeros((1, 8, rows, 32), mx.bfloat16), mx.zeros((1, 2, rows, 32), mx.bfloat16)

@@ -62,14 +62,14 @@ def on_kernels(problems, kinds):
 
 
 @pytest.mark.kernels
-@fuzz(60)
+@fuzz(30)
 @given(on_kernels(cases, [st.just(False), st.just(True)]), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
 def test_any_problem_on_kernels(problem, views):
     check(*problem, views)
 
 
 @pytest.mark.long
-@fuzz(60)
+@fuzz(110)
 @given(cases(), st.sampled_from(BACKENDS[-1:]), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
 def test_any_problem_on_the_reference(case, choice, views):
     check(case, choice, views)
@@ -102,7 +102,7 @@ def test_any_features_on_the_reference(variant):
 
 
 @pytest.mark.kernels
-@fuzz(40)
+@fuzz(20)
 @given(on_kernels(variants, list(map(st.just, FEW))))
 def test_features_on_kernels(problem):
     variant, choice = problem

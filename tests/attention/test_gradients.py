@@ -13,7 +13,7 @@ from mlx_flash.simulator import mode
 
 
 def waits(index: int) -> bool:
-    """Of the three types of a head dimension the kernels of one are compiled, by turns; those of O in all three."""
+    """Of the three types of a head dimension two, by turns: others than in test_forward.py."""
     return index < len(CASES) - len(VALUE_DIMS) and index % 3 != index // 3 % 3
 
 

@@ -349,7 +349,9 @@ VARIANTS = {
 
 
 @pytest.mark.simulator
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place % 2)) for place, name in enumerate(VARIANTS)]
+)
 def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, name):
     """Every kind of kernel of a signature, on the simulator; and with 2 % more in each of its results."""
     q, k = mx.zeros((1, 4, 1, 24), mx.float16), mx.zeros((1, 2, 64, 24), mx.float16)

@@ -68,6 +68,7 @@ def bundles() -> list[tuple[str, ...]]:
 BUNDLES = bundles()
 
 
+@pytest.mark.all_values
 @pytest.mark.parametrize("backend, number", across_backends(range(len(BUNDLES))), indirect=["backend"])
 def test_bundle(backend, number):
     case = Case(45, 70, 24, TYPES[number % 4], group=1 + number % 2, key_heads=2, batch=2)

@@ -25,8 +25,8 @@ DTYPES += [(choice, dtype) for choice in (*METAL, *CUDA, REFERENCE) for dtype in
 
 
 def parameters(values, pairs):
-    """(backend, dtype, value) with a name. Each value meets every simulated family at once, in float32 in one of them
-    and in 16 bits in the other, by turns; the rest waits for `pytest -m ""`."""
+    """(backend, dtype, value) with a name. On the simulator float32 and 16 bits of both families take turns, one for
+    each value; the rest waits for `pytest -m ""`. Pairs of values meet in the bundles of test_mask_pairs.py."""
     return [
         pytest.param(
             choice, dtype, value, id=f"{label(choice)}-{dtype}-{value}",
@@ -38,7 +38,8 @@ def parameters(values, pairs):
 
 
 def waits(choice, dtype: str, index: int) -> bool:
-    return (dtype == "float32") != ((SIMULATED.index(choice) + index) % 2 == 0)
+    turns = [pair for pair in DTYPES if pair[0] in SIMULATED]
+    return (choice, dtype) != turns[index % len(turns)]
 
 
 @pytest.mark.parametrize("backend, dtype, feature", parameters(FEATURES, DTYPES), indirect=["backend"])

@@ -56,6 +56,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.all_values
 @pytest.mark.parametrize(
     "layer, variant", [(layer, variant) for layer in LAYERS for variant in VARIANTS[layer]], ids=str, indirect=["layer"]
 )

@@ -1,5 +1,7 @@
 """Text after a prompt that ranks share: the tokens of one process, each rank holding its part of the cache."""
 
+import itertools
+
 import distributed_work
 import mlx.core as mx
 import numpy as np
@@ -13,9 +15,17 @@ from mlx_flash.lm import sharded_generation
 COUNT = 9
 
 
+SHARED = [(1, 3, "zigzag"), (23, 2, "contiguous"), (23, 3, "zigzag"), (64, 2, "zigzag")]
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("ranks, layout", [(2, "zigzag"), (2, "contiguous"), (3, "zigzag")])
-@pytest.mark.parametrize("length", [1, 23, 64])
+@pytest.mark.parametrize(
+    "length, ranks, layout",
+    [
+        pytest.param(*case, marks=() if case in SHARED else pytest.mark.slow)
+        for case in itertools.product((1, 23, 64), (2, 3), ("zigzag", "contiguous"))
+    ],
+)
 def test_tokens_are_those_of_one_process(ranks, layout, length):
     """Lengths that do not divide are padded, and what pads them is not cached; one token leaves ranks without any."""
     prompt = np.random.default_rng(length).integers(0, 64, length).tolist()

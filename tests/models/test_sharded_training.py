@@ -35,7 +35,7 @@ def test_wrong_tokens():
 @pytest.mark.process
 def test_the_command(capsys):
     """Losses of two processes started by mlx.launch beside those of one, and the memory that a rank needs."""
-    assert cli.main(["lm", "--shards", "2", "--steps", "2", "--length", "400"]) == 0
+    assert cli.main(["lm", "--shards", "2", "--steps", "2", "--length", "200"]) == 0
     said = capsys.readouterr().out
     assert "2 processes" in said and "the losses differ by at most" in said
     assert len([line for line in said.splitlines() if line[:1].isdigit()]) == 2

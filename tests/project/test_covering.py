@@ -29,12 +29,35 @@ def taken(items: list) -> list[tuple]:
     return [tuple(item.callspec.params.values()) for item in items if item.nodeid not in left]
 
 
-def test_of_one_parameter_every_value_is_taken_and_the_families_by_turns():
-    items = collected("test", name="abcde", backend=[*SIMULATED, ("reference", None)])
+def test_of_one_parameter_few_values_are_all_taken_and_the_families_by_turns():
+    items = collected("test", name="abc", backend=[*SIMULATED, ("reference", None)])
     some = [(name, backend) for name, backend in taken(items) if backend in SIMULATED]
-    assert sorted(name for name, _ in some) == list("abcde")
+    assert sorted(name for name, _ in some) == list("abc")
     assert {backend for _, backend in some} == set(SIMULATED)
-    assert taken(items).count(("a", ("reference", None))) == 1 and len(taken(items)) == 10
+    assert taken(items).count(("a", ("reference", None))) == 1 and len(taken(items)) == 6
+
+
+def test_of_many_values_every_second_one_by_turns_of_tests_and_families():
+    items = [
+        *collected("first", name="abcdefg", backend=SIMULATED),
+        *collected("second", name="abcdefg", backend=SIMULATED),
+    ]
+    found = taken(items)
+    assert [name for name, _ in found] == list("acegbdf")
+    assert [family for _, family in found[:4]] == (2 * SIMULATED)[:4]
+
+
+def test_of_a_product_in_one_parameter_every_part_is_taken():
+    pairs = list(itertools.product("abcd", range(6)))
+    found = [pair for pair, _ in taken(collected("test", case=pairs, backend=SIMULATED))]
+    assert len(found) == 12 and {name for name, _ in found} == set("abcd") and {n for _, n in found} == set(range(6))
+
+
+def test_values_that_show_something_only_together_are_all_taken():
+    items = collected("test", name="abcdef", backend=SIMULATED)
+    for item in items:
+        item.get_closest_marker = lambda name: name == "all_values"
+    assert sorted(name for name, _ in taken(items)) == list("abcdef")
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 2), (4, 3), (3, 3, 3)], ids=str)
