@@ -12,14 +12,14 @@ from .common.errors import wrong
 from .common.scalars import listed, shown, traced, whole
 
 SHOWN = 1024  # elements a side: larger masks are drawn block by block
-EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: element by element, by bitmap n
+EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: bitmap n tells the elements
 
 
 class BlockMask:
-    """A mask made of square blocks: empty ones are never visited, full ones are not tested per element.
+    """A mask of square blocks: kernels never visit empty blocks, and do not test full ones element by element.
 
-    Build it with `from_predicate`, `from_array` or a ready-made one (`causal`, `window`, `prefix`, `document`,
-    `dilated`), pass it as ``attention(..., mask=block_mask)``, look at it with `plot`. One mask serves all batch
+    Build it with `from_predicate`, `from_array` or a ready-made constructor (`causal`, `window`, `prefix`, `document`,
+    `dilated`), pass it as ``attention(..., mask=block_mask)``, and look at it with `plot`. One mask serves all batch
     entries and heads, or has one layer for each. The idea and the name are FlexAttention's (PyTorch).
 
     Attributes: shape (B or 1, Hq or 1, Lq, Lk); block: rows and columns of a block; map: int32
@@ -43,11 +43,11 @@ class BlockMask:
         heads: int | None = None,
         block: int = 128,
     ) -> BlockMask:
-        """From ``predicate(i, j)``, or ``predicate(b, h, i, j)`` when `batch` or `heads` is given: does query i see
-        key j? It gets numpy integer arrays that broadcast against one another and returns a bool array. It is
-        evaluated in strips of `block` queries. `block`: a multiple of 32.
+        """A mask in which query i sees key j where ``predicate(i, j)`` is True, or ``predicate(b, h, i, j)`` if `batch`
+        or `heads` is given. The predicate gets numpy integer arrays that broadcast against one another and returns a
+        bool array. It is evaluated in strips of `block` queries. `block`: a multiple of 32.
 
-        Raises ValueError for lengths, blocks or results that make no sense.
+        Raises ValueError for lengths, blocks or results of the predicate that are not as described.
         """
         query_length, key_length = _count("query_length", query_length, 1), _count("key_length", key_length, 1)
         layered = batch is not None or heads is not None
@@ -74,7 +74,7 @@ class BlockMask:
 
     @classmethod
     def from_array(cls, mask, *, block: int = 128) -> BlockMask:
-        """From a bool array of shape [Lq, Lk], [Hq, Lq, Lk] or [B, Hq, Lq, Lk] (axes of 1 are shared), True = keep."""
+        """The mask of a bool array [Lq, Lk], [Hq, Lq, Lk] or [B, Hq, Lq, Lk] (axes of 1 are shared), True = keep."""
         if traced(mask):
             remedy = "Build the mask outside of mx.compile and mx.vmap."
             raise wrong("mask", "an array whose values are known", shown(mask), remedy, "BlockMask")
@@ -132,7 +132,7 @@ class BlockMask:
 
     @classmethod
     def dilated(cls, query_length: int, key_length: int, step: int, *, block: int = 128) -> BlockMask:
-        """Causal, and of the keys before it a query sees every `step`-th, itself included."""
+        """Causal, with every `step`-th key counted back from the query's own position, which it sees too."""
         step = _count("step", step, 1)
         offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
         return cls.from_predicate(
@@ -150,7 +150,7 @@ class BlockMask:
 
     @property
     def visited(self) -> float:
-        """The part of all blocks that is not empty."""
+        """The fraction of all blocks that are visited."""
         return float((self.map != EMPTY).mean())
 
     def visible(self, batch: int = 0, head: int = 0) -> np.ndarray:
@@ -195,8 +195,7 @@ class _Bitmaps:
         self.block, self.known = block, {}
 
     def states(self, strip: np.ndarray) -> np.ndarray:
-        """The state of every block of a strip of queries. Rows and columns past the end count as not seen, and do
-        not make a block partial."""
+        """The state of every block of a strip of queries. Rows and columns past the end do not make a block partial."""
         rows, keys = strip.shape
         columns = -(-keys // self.block)
         padded = np.zeros((self.block, columns * self.block), bool)
@@ -217,7 +216,7 @@ class _Bitmaps:
 
 
 def _lists(map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per row: its visited columns, in order, as column * 2 + (1 if full), and how many there are."""
+    """(the visited columns of every row, in order, as column * 2 + (1 if full); their number in every row)."""
     visited = map != EMPTY
     counts = visited.sum(-1).astype(np.int32)
     width = max(int(counts.max()), 1)

@@ -10,8 +10,8 @@ import numpy as np
 from .common.errors import wrong
 from .common.scalars import evaluated, shown, whole
 
-ODD_PARTS = (1, 12, 20, 28)  # m of the dimensions m * 2^k that mx.hadamard_transform knows
-SPREAD = 16.0  # at most between the scales of a head, whose channels then differ by up to its square
+ODD_PARTS = (1, 12, 20, 28)  # mx.hadamard_transform serves dimensions m * 2^k with these m
+SPREAD = 16.0  # largest ratio of two scales of a head, which serves sizes that differ by up to its square
 
 
 class Rotation:
@@ -23,16 +23,16 @@ class Rotation:
         cache = [mx.quantize(rotation(array), group_size=64, bits=4) for array in (k, v)]
         out = rotation.undo(quantized_attention(rotation(q), *cache))
 
-    An outlier channel inflates the scale that its group shares and costs the other channels precision; rotated, every
-    channel is a mean of all. `Balance` knows which channels are large, and does better: bench/quantization.py measures
-    both. After QuaRot (Ashkboos et al. 2024) and FlashAttention-3 (Shah et al. 2024).
+    An outlier channel inflates the scale that its group shares and costs the other channels precision. After the
+    rotation every channel is a mixture of all. `Balance` also learns which channels are large, and does better;
+    bench/quantization.py measures both. After QuaRot (Ashkboos et al. 2024) and FlashAttention-3 (Shah et al. 2024).
 
     Args:
         dimension: of the heads, m * 2^k with m of 1, 12, 20 or 28.
         key: mx.random key of the signs, which break patterns that a Hadamard matrix could concentrate; None: no signs.
 
     Raises:
-        ValueError: for another dimension, or a key that is none.
+        ValueError: another dimension, or something else than a key.
     """
 
     def __init__(self, dimension: int, key: mx.array | None = None):
@@ -56,10 +56,11 @@ class Rotation:
         return self._signed(self._transformed(self._checked(array), transposed=True))
 
     def _transformed(self, array: mx.array, transposed: bool) -> mx.array:
-        """The Hadamard matrix of order m * 2^k is the Kronecker product of one of order m and one of order 2^k.
+        """The Hadamard transform of the last axis. Its matrix of order m * 2^k is the Kronecker product of one of order
+        m and one of order 2^k.
 
-        mx.hadamard_transform is applied to axes of 2^k only, where its matrix is symmetric: MLX differentiates it as if
-        every matrix were. The factor of order m is a matrix product, whose gradients are right in every transformation.
+        MLX differentiates mx.hadamard_transform as if every matrix were symmetric, which holds for orders 2^k only. So
+        the factor of order m is a matrix product, with right gradients in every transformation.
         """
         odd = _odd_part(self.dimension)
         power, scale = self.dimension // odd, self.dimension**-0.5
@@ -85,22 +86,22 @@ class Rotation:
 
 
 class Balance:
-    """A rotation of channels that are made more alike first: each is divided by the root of its size in a sample.
+    """A rotation of channels that are first made more alike: each is divided by the root of its size in a sample.
 
-    Keys are divided and queries multiplied, so scores are what they were; `undo` multiplies an output by what its
-    values were divided by. One Balance serves all tokens of a cache, those that come later too::
+    Keys are divided and queries multiplied, so that scores do not change; `undo` multiplies an output by the scales
+    that its values were divided by. One Balance serves all tokens of a cache, including later ones::
 
         keys, values = Balance(k), Balance(v)  # k and v of a prompt
         cache = [mx.quantize(balance(array), group_size=64, bits=4) for balance, array in ((keys, k), (values, v))]
         out = values.undo(quantized_attention(keys.queries(q), *cache))
 
     Why the root: channels of sizes s_c, divided by d_c and rotated, all get the error sqrt(mean((s / d)^2)), which
-    comes back d_c times as large. The sum of the squares is least where d_c^2 is s_c; SmoothQuant (Xiao et al. 2023)
-    shares activations and weights out by the same root.
+    `undo` multiplies by d_c. The sum of its squares is smallest for d_c^2 = s_c; SmoothQuant (Xiao et al. 2023) uses
+    the same root between activations and weights.
 
     Args:
-        sample: [B, Hk, L, D] keys or values, such as a prompt's; every head's channels have scales of their own. Any
-            dtype; D as in `Rotation`.
+        sample: [B, Hk, L, D], keys or values such as a prompt's, of any dtype; every head gets its own scales. D as in
+            `Rotation`.
         key: mx.random key of the rotation's signs; None: no signs.
 
     Raises:
@@ -116,19 +117,19 @@ class Balance:
         self.scales = evaluated(_balancing_scales(sample.astype(mx.float32)))
 
     def __call__(self, array: mx.array) -> mx.array:
-        """Keys or values as they are to be quantized, [B, Hk, L, D], in their own dtype."""
+        """Keys or values [B, Hk, L, D], balanced and rotated for quantization, in their own dtype."""
         return self.rotation(array * (1 / self._scales_of(array)).astype(array.dtype))
 
     def queries(self, q: mx.array) -> mx.array:
-        """q [B, Hq, L, D] as it belongs to keys that this Balance changed."""
+        """q [B, Hq, L, D], changed so that its scores with balanced keys are those of the originals."""
         return self.rotation(q * self._scales_of(q).astype(q.dtype))
 
     def undo(self, out: mx.array) -> mx.array:
-        """The output [B, Hq, L, D] for values that this Balance changed, as it would be for the values themselves."""
+        """The output [B, Hq, L, D] for balanced values, turned into that for the original values."""
         return self.rotation.undo(out) * self._scales_of(out).astype(out.dtype)
 
     def _scales_of(self, array: mx.array) -> mx.array:
-        """[1, heads of the array, 1, D]: queries have the scales of the key head that they share."""
+        """The scales, [1, heads of the array, 1, D]; query heads get those of the key head that they share."""
         heads = self.scales.shape[1]
         if array.ndim != 4 or array.shape[1] % heads:
             expected = f"[batch, heads, length, dimension], heads a multiple of the sample's {heads}"
@@ -143,7 +144,7 @@ def _balancing_scales(sample: mx.array) -> mx.array:
     peak = mx.where(peak == 0, 1, peak)  # relative to it, no square overflows or vanishes
     squares = mx.square(sample / peak).mean((0, 2), keepdims=True)
     largest = squares.max(-1, keepdims=True)
-    # A channel that is silent in the sample may not stay silent: no scale is more than SPREAD times below another.
+    # A channel that is silent in the sample may be loud later: no scale is more than SPREAD times below another.
     squares = mx.where(largest == 0, 1, mx.maximum(squares, largest / SPREAD**4))
     return mx.sqrt(mx.sqrt(squares) * peak)
 
@@ -156,6 +157,6 @@ def _odd_part(dimension: int) -> int | None:
 
 @lru_cache
 def _signs_matrix(order: int) -> mx.array:
-    """MLX's Hadamard matrix of order 12, 20 or 28: row j is the transform of unit vector j. Made from numbers of the
-    host, so that every thread and stream can use it."""
+    """MLX's Hadamard matrix of order 12, 20 or 28: row j is the transform of unit vector j. The array is made from host
+    data, so that every thread and stream can use it."""
     return mx.array(np.sign(np.array(mx.hadamard_transform(mx.eye(order)))))

@@ -21,16 +21,17 @@ def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | Non
     """The `segments` argument of ``attention`` for sequences of these lengths: ``segments=segments([120, 80, 56])``.
 
     Args:
-        lengths: of the sequences of a row, in order; or one such list for each batch entry. Lists, numpy arrays or
-            integer arrays.
-        length: of the row, where padding follows the sequences; None: the sum of `lengths`. Padding has an id of its
-            own, -1, so that no sequence sees it.
+        lengths: the lengths of the sequences of a row, in order, or one such list for each batch entry. Lists, numpy
+            arrays or integer arrays.
+        length: the length of the row, where padding follows the sequences; None: the sum of `lengths`. Padding has the
+            id -1, so that no sequence sees it.
 
     Returns:
         (ids, ids), int32 [length] or [B, length]: queries and keys of one sequence share the number of the sequence.
 
     Raises:
-        ValueError: lengths that are no whole numbers of at least 0, or that exceed `length`, or rows that differ.
+        ValueError: lengths that are not whole numbers of at least 0, or that exceed `length`, or rows of different
+            lengths.
     """
     rows = listed(lengths)
     if length is not None and (whole(length) is None or whole(length) < 0):
@@ -46,9 +47,8 @@ def segments(lengths: Sequence[int] | Sequence[Sequence[int]], length: int | Non
 
 
 def _row(lengths, length: int | None) -> np.ndarray:
-    counts = [
-        whole(one) for one in listed(lengths) or ()
-    ]  # Python's integers: a sum of numpy's small ones could overflow
+    # As Python's integers: a sum of numpy's small ones could overflow.
+    counts = [whole(one) for one in listed(lengths) or ()]
     if not counts or any(count is None or count < 0 for count in counts):
         raise wrong("lengths", "whole numbers of at least 0, at least one", shown(lengths), "Pass a list.", "segments")
     total = sum(counts)
@@ -69,17 +69,17 @@ def cumulative_segments(
     sequence's own end, as there.
 
     Args:
-        q_offsets: integers [sequences + 1], beginning with 0 and never falling.
-        k_offsets: those of the keys; None where queries and keys are packed alike.
-        q_length, k_length: of the rows, where padding follows the sequences or the offsets' values are not known yet;
-            None: the last offset, which is then read.
+        q_offsets: integers [sequences + 1], not decreasing, of which the first is 0.
+        k_offsets: the same for keys; None where queries and keys are packed alike.
+        q_length, k_length: the lengths of the rows, where padding follows the sequences, or where the offsets have no
+            values yet; None: the last offset, which is then read.
 
     Returns:
         (q_ids, k_ids), int32 [length] each, one array twice where queries and keys are packed alike; padding has the id
         -1. Sequences may be empty.
 
     Raises:
-        ValueError: no integer arrays of one axis with two numbers at least, or of two lengths; a length that is wrong.
+        ValueError: offsets that are not integer arrays [at least 2] of equal size, or a wrong length.
     """
     pairs = [("q_offsets", q_offsets, "q_length", q_length)]
     if k_offsets is not None and k_offsets is not q_offsets:
@@ -117,15 +117,15 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
 
     Args:
         outputs: arrays [B, H, L, Dv] of ``attention(..., return_lse=True)``, one per set of keys.
-        lses: their natural-log sums of exponentials, float32 [B, H, L]; or, of ``return_lse="split"``, the two parts of
-            them, float32 [2, B, H, L], which stay exact where all scores of a row are shifted far away.
+        lses: their LSEs, float32 [B, H, L]; or their two parts from ``return_lse="split"``, float32 [2, B, H, L], which
+            stay exact where all scores of a row are shifted far away.
 
     Returns:
         (output, lse) as one call over all keys would, with the lse in two parts if any of ``lses`` is. Rows that saw no
         key in any part give zeros and -inf.
 
     Raises:
-        ValueError: no parts, unequal numbers of outputs and lses, other types than mx.array, or shapes that do not
+        ValueError: no parts, different numbers of outputs and lses, other types than mx.array, or shapes that do not
             match.
     """
     outputs, lses = (_parts(name, values) for name, values in (("outputs", outputs), ("lses", lses)))
@@ -135,10 +135,10 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
     lses = [lse.astype(mx.float32) for lse in lses]
     largest = mx.stack([lse[0] if parts else lse for lse, parts in zip(lses, split)])
     logs = mx.stack([lse[1] if parts else mx.zeros_like(lse) for lse, parts in zip(lses, split)])
-    # Any reference cancels; the largest keeps the exponentials in range and must not be differentiated.
+    # Any reference cancels. The largest keeps the exponentials in range; it is a constant for gradients.
     most = mx.stop_gradient(largest.max(0))
     reference = mx.where(most == -math.inf, 0, most)
-    # The difference of large numbers comes first: it is exact, and their logarithms keep every digit.
+    # The difference of the large numbers comes first, where it is exact, so that the logarithms keep every digit.
     parts = mx.where(largest == -math.inf, 0, mx.exp((largest - reference) + logs))
     total = parts.sum(0)
     empty = total == 0
@@ -181,19 +181,20 @@ def _check_parts(outputs: list, lses: list) -> None:
 def cascade(
     q: mx.array, prefix: dict, rest: dict, *, sinks: mx.array | None = None, return_lse: bool | str = False, **options
 ) -> mx.array | tuple[mx.array, mx.array]:
-    """Attention of every batch entry over a common prefix and its own keys, which follow it.
+    """Attention of every batch entry over a common prefix and the entry's own keys, which follow it.
 
-    Queries of all entries become queries of one, which sees the prefix whole; both results are merged. A threadgroup
-    that reads a key of the prefix serves all rows it has: ceil(B G Lq / rows) reads in decoding, and not B.
+    The queries of all entries become those of a single entry, which sees the whole prefix, and the two results are
+    merged. Each key of the prefix is read once per threadgroup, for all rows of it: ceil(B G Lq / rows) times in
+    decoding instead of B times.
 
     Args:
         q: [B, Hq, Lq, D].
-        prefix: the arguments k and v of `attention` for the prefix, [1, Hk, Lp, D], and what belongs to them: pages
-            [1, n] and lengths [1], value_dim.
-        rest: k and v for the rest [B, Hk, Lk, D], and what belongs to them: pages, lengths, mask, causal, window (which
-            must not reach into the prefix), alibi_slopes.
+        prefix: arguments of `attention` for the prefix: k and v [1, Hk, Lp, D], with pages [1, n], lengths [1],
+            value_dim, softcap where needed.
+        rest: arguments of `attention` for the other keys: k and v [B, Hk, Lk, D], with pages, lengths, mask, causal,
+            window (which must not reach into the prefix), alibi_slopes, softcap where needed.
         sinks, return_lse: as in `attention`.
-        options: scale and stream, for both parts. A cap of scores stands in both.
+        options: scale and stream, for both parts.
 
     Returns:
         As `attention` over keys of both parts one after the other.

@@ -15,7 +15,7 @@ class UnsupportedProblem(ValueError):
 
 
 def wrong(argument: str, expected: str, got: object, remedy: str, function: str = "attention") -> InvalidArgument:
-    """The error of one wrong argument: expected, got, and the remedy."""
+    """The error of a wrong argument, in the words of all such errors: argument, expected, got, and what to do."""
     return InvalidArgument(f"[mlx_flash.{function}] {argument}: expected {expected}, got {got}. {remedy}")
 
 

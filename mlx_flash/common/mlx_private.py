@@ -18,10 +18,10 @@ _MAIN_THREAD = main_thread().ident
 
 
 class _Probe:
-    """A compiled identity and the placeholder that stood for its argument when it was traced.
+    """A compiled identity, and the placeholder of its argument from the time when it was traced.
 
-    The placeholder keeps MLX's mark of a tracer forever, and MLX counts an array as a tracer only while something is
-    traced. Then, and only then, a compiled function that is called with one runs its Python function again.
+    The placeholder stays marked as a tracer, and MLX treats such an array as one only while something is traced. Only
+    then does a compiled function that is called with it run its Python function again.
     """
 
     def __init__(self):
@@ -43,8 +43,8 @@ def in_trace() -> bool:
     """Whether a transformation (mx.grad, mx.vjp, mx.jvp, mx.vmap, mx.compile, mx.export_function) traces in this
     thread. Outside the main thread, and where mx.disable_compile was called, the answer is always True.
 
-    An array computed outside every trace is a constant to all transformations, so it needs no rules of its own. The
-    answer costs a microsecond, a custom function six. Only the main thread may use mx.compile (`may_compile`).
+    Outside of traces a kernel needs no rules for transformations. The answer costs 1 us, a custom function 6 us. Only
+    the main thread may use mx.compile (`may_compile`).
     """
     global _probe
     if get_ident() != _MAIN_THREAD:
@@ -58,7 +58,7 @@ def in_trace() -> bool:
 
 @cache
 def _unknown() -> mx.array:
-    """An array of shape [1] that never gets a value: what stood for the entry of a map while it was traced."""
+    """An array of shape [1] without a value: the placeholder of an entry of a map that was traced."""
     found = []
     mx.vmap(lambda entry: found.append(entry) or mx.array(0.0))(mx.zeros((1, 1)))
     return found[0]
@@ -83,9 +83,9 @@ def in_shapeless_trace() -> bool:
 
 
 def in_export_trace() -> bool:
-    """Whether mx.export_function traces in this thread, where this MLX has no Metal back-end. With one it is unknown.
+    """Whether mx.export_function traces in this thread. With a Metal back-end that is unknown, and the answer is False.
 
-    Without Metal, MLX writes a kernel down while it exports, and refuses it otherwise.
+    Without one, MLX records a kernel while it exports, and refuses it otherwise.
     """
     if mx.metal.is_available():
         return False
@@ -114,7 +114,7 @@ def says_no_metal(error: RuntimeError) -> bool:
 
 
 def may_compile() -> bool:
-    """Whether this thread may call compiled functions: a process that did so in others may abort when it ends."""
+    """Whether this thread may call compiled functions. A process that calls them in other threads may abort at exit."""
     return get_ident() == _MAIN_THREAD
 
 
@@ -124,13 +124,13 @@ def says_traced(error: ValueError) -> bool:
 
 
 def after(done: list[mx.array], arrays: list[mx.array]) -> list[mx.array]:
-    """The arrays, to be read only once `done` exists. MLX frees what it no longer needs before it goes on, so that an
-    order bounds the memory: without one it holds many blocks of scores at once."""
+    """The arrays, evaluated only after `done`. In a fixed order MLX can free each block of scores before it computes
+    the next; without one it holds many blocks at once."""
     return mx.depends(arrays, done)
 
 
-# An array seen as bytes, for a kernel that reads it through its strides. MLX copies it only where the last axis is not
-# contiguous, and an array of bytes has at least as many elements.
+# A view as bytes, for a kernel that reads an array through its strides. MLX copies the array only where its last axis
+# is not contiguous, and the view has at least as many elements as the array.
 as_bytes = methodcaller("view", mx.uint8)
 
 # MLX passes inputs of fewer elements to a kernel in the constant address space, as references where they have no axes.
@@ -142,24 +142,25 @@ SHARED_BYTES = 8
 
 
 def contiguous(array: mx.array) -> mx.array:
-    """The array, copied if it is not row-contiguous, by operations that an export can write: mx.contiguous is none."""
+    """The array, copied unless it is row-contiguous, by operations that can be exported, which mx.contiguous cannot."""
     return as_bytes(array).view(array.dtype)
 
 
 def kernel_attribute(attribute: str) -> str:
-    """An attribute of the kernel, as the last text of its header: MLX writes ``[[kernel]] void`` right after it."""
+    """An attribute of the kernel. It must end the header, since MLX writes ``[[kernel]] void`` right behind that."""
     return f"[[{attribute}]]"
 
 
 def printed_source(printed: str) -> str | None:
-    """The Metal text in what a kernel with verbose=True prints, where MLX fences it; None if there is none."""
+    """The Metal text between the fences that MLX prints for a kernel with verbose=True; None if there is none."""
     _, opened, rest = printed.partition("```\n")
     text, closed, _ = rest.rpartition("```\n")
     return text if opened and closed else None
 
 
 def compiled_kernels() -> Path:
-    """The folder where MLX on CUDA keeps compiled kernels, and looks for one before it takes the code it is given."""
+    """The folder in which MLX on CUDA stores compiled kernels, and looks one up before it loads code that it is
+    given."""
     own = os.environ.get("MLX_PTX_CACHE_DIR")
     if own:
         return Path(own)
@@ -172,8 +173,8 @@ LONGEST_COMPILED_NAME = 245
 
 
 def compiled_name(name: str, code: bytes) -> str:
-    """The name, without suffix, of the files of a kernel in that folder: by its own name and the hash of its code, that
-    of libstdc++ (MurmurHash64A) for strings."""
+    """The name, without suffix, of a kernel's files in that folder: its own name and the hash of its code, which is
+    that of libstdc++ for strings (MurmurHash64A)."""
     multiplier, kept = 0xC6A4A7935BD1E995, (1 << 64) - 1
     mixed = 0xC70F6907 ^ (len(code) * multiplier & kept)
     whole = len(code) // 8 * 8
@@ -187,6 +188,6 @@ def compiled_name(name: str, code: bytes) -> str:
 
 
 def chip_letter(architecture: str) -> str:
-    """The last letter of a Metal GPU's architecture, which tells the size of the chip: "p" of a phone, "g" a plain or
-    Pro, "s" a Max, "d" an Ultra chip."""
+    """The last letter of a Metal GPU's architecture, which tells the size of the chip: "p" phone, "g" plain or Pro, "s"
+    Max, "d" Ultra."""
     return architecture[-1:]

@@ -1,4 +1,4 @@
-"""Numbers as people have them: Python's, numpy's and arrays of a single element, read as Python's own."""
+"""Numbers as users pass them (Python's, numpy's, arrays of one element), read as Python's own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LARGEST = (2 - 2.0**-23) * 2.0**127  # finite float32
 def whole(value) -> int | None:
     """The int of a Python or numpy integer or of an integer array without axes; None for everything else.
 
-    A bool is no whole number here, and neither is 2.0: both are mistakes where a count is expected.
+    Neither a bool nor 2.0 counts as a whole number: both are mistakes where a count is expected.
     """
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, (mx.array, np.ndarray)) and value.shape != ()):
         return None
-    if isinstance(value, mx.array):  # which has no __index__ before MLX 0.32.4
+    if isinstance(value, mx.array):  # arrays have no __index__ before MLX 0.32.4
         return value.item() if mx.issubdtype(value.dtype, mx.integer) and not traced(value) else None
     try:
         return operator.index(value)
@@ -47,7 +47,7 @@ def real(value) -> float | None:
 
 
 def traced(value) -> bool:
-    """Is it an array that has no value yet, inside mx.compile or mx.vmap?"""
+    """Whether a value is an array without a value yet, inside mx.compile or mx.vmap."""
     if not isinstance(value, mx.array):
         return False
     try:
@@ -58,8 +58,8 @@ def traced(value) -> bool:
 
 
 def evaluated(array: mx.array) -> mx.array:
-    """The array, computed now, to be kept: a lazy one could be computed only in the thread that made it. Inside
-    mx.compile and mx.vmap it stays lazy, as everything there."""
+    """The array, evaluated now, so that it can be kept and used in any thread: only the thread that made a lazy array
+    can evaluate it. Inside mx.compile and mx.vmap it stays lazy."""
     traced(array)
     return array
 

@@ -1,4 +1,4 @@
-"""Attention whose sequence several ranks share, as one differentiable function of their shards."""
+"""Attention over a sequence that several ranks share, as one differentiable function of their shards."""
 
 from __future__ import annotations
 

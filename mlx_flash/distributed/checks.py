@@ -1,4 +1,4 @@
-"""Do all ranks mean the same call? Asked before anything of it is sent."""
+"""The check that all ranks make the same call, before they send anything of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from .collectives import agree, group_of
 
 
 def described(q, k, v, options: dict) -> str:
-    """The facts that must agree on every rank: shapes, dtypes and options, whatever their types. Values of arrays may
-    differ."""
+    """The facts that must agree on every rank, as text: shapes, dtypes and options. Values of arrays may differ."""
     named = {"q": q, "k": k, "v": v} | {name: value for name, value in options.items() if value is not None}
     return ", ".join(f"{name} {_shown(value)}" for name, value in named.items())
 
@@ -26,8 +25,8 @@ def _shown(value) -> str:
 def check(q, k, v, *, group: mx.distributed.Group | None = None, **options) -> None:
     """Raises ValueError, on every rank, unless all ranks would call `attention` with shapes and options that agree.
 
-    `attention` asks the same whenever Python calls it. A function under mx.compile is called by Python only when it is
-    traced: call `check` before it where shapes could change on one rank alone.
+    `attention` checks this whenever Python calls it, which under mx.compile happens only while it is traced. Call
+    `check` before a compiled function where shapes could change on one rank alone.
     """
     group = group_of(group, "check")
     if group.size() > 1:

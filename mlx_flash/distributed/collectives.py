@@ -1,9 +1,8 @@
-"""Collectives in one order on all ranks.
+"""Collectives in the same order on all ranks.
 
-MLX starts a collective when it is evaluated, and ranks that start them in different orders read each other's messages
-as something else. Each collective of a call therefore depends on the one before it, and the first on what it is told.
-None of them may be differentiated by MLX: its gradient of all_gather is the local slice. They are called inside custom
-functions only.
+MLX starts a collective when it is evaluated, and ranks that start collectives in different orders misinterpret each
+other's messages. So each collective of a call depends on the one before it, and the first on arrays that are named. MLX
+must not differentiate them, since its gradient of all_gather is the local slice: use them inside custom functions only.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import numpy as np
 
 from ..common.errors import wrong
 
-MARK = "attention of "  # a description begins with it; what a lost peer leaves in the buffer does not
-DESCRIPTION_BYTES = 1024  # of a rank's arguments, compared in one message of a fixed size
+MARK = "attention of "  # prefix of a description, by which the garbage of a lost peer is recognised
+DESCRIPTION_BYTES = 1024  # size of the message in which ranks compare their arguments
 
 
 class Collectives:
-    """The collectives of one call over `group`. `after`: arrays that must exist before the first one begins."""
+    """The collectives of one call over `group`. `after`: arrays that must be evaluated before the first one begins."""
 
     def __init__(self, group: mx.distributed.Group, *after: mx.array):
         self.group, self._before = group, list(after)
 
     def gather(self, array: mx.array, *after: mx.array, arrange: Callable | None = None) -> mx.array:
-        """The arrays of all ranks, [ranks, ...], once those in `after` exist, or what `arrange` makes of them. The next
-        collective waits for that too, so that only one array is held as it came."""
+        """The arrays of all ranks, [ranks, ...], gathered after those in `after` are evaluated. `arrange`: a function
+        of the result, for which the next collective waits too, so that only one gathered array is held at a time."""
         gathered = mx.distributed.all_gather(self._ordered(array, after)[None], group=self.group)
         return self._done(arrange(gathered) if arrange else gathered)
 
@@ -45,7 +44,7 @@ class Collectives:
 
 
 def group_of(group, function: str) -> mx.distributed.Group:
-    """The group, or the global one. Raises ValueError for something else."""
+    """The group, or the global one for None. Raises ValueError for anything else."""
     if group is None:
         return mx.distributed.init()
     if not isinstance(group, mx.distributed.Group):
@@ -58,7 +57,7 @@ def agree(description: str, group: mx.distributed.Group, function: str) -> None:
     """Raises ValueError, on every rank, unless all ranks call with the same description of their arguments, and
     RuntimeError where a peer is lost.
 
-    It sends one message of a fixed size at once, so that ranks that disagree about everything else still meet here.
+    It sends one message of a fixed size immediately, in which even ranks that disagree about all else can meet.
     """
     text = (MARK + description).encode()[:DESCRIPTION_BYTES].ljust(DESCRIPTION_BYTES)
     sent = mx.distributed.all_gather(mx.array(np.frombuffer(text, np.uint8))[None], group=group)

@@ -1,4 +1,4 @@
-"""Bytes that context parallelism sends and holds: the rule of the methods, and of how many heads are gathered."""
+"""Bytes that context parallelism sends and holds, from which the method and the number of gathered heads follow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ..problem.problem import Problem
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 METHODS = ("exact", "reduce", "auto")
-SHARE = 0.5  # of what this rank holds of a training step that a gathered group of heads may need besides
+SHARE = 0.5  # memory for a gathered group of heads, relative to what a rank holds of a training step anyway
 
 
 def _row_bytes(problem: Problem) -> dict[str, int]:
-    """Bytes of one row of the sequence, all heads and batch entries, by operand."""
+    """Bytes of one row of the sequence, of all heads and batch entries, by operand."""
     size, batch = BYTES[problem.dtype], problem.batch
     keys, queries = batch * problem.key_heads, batch * problem.query_heads
     return {
@@ -20,7 +20,7 @@ def _row_bytes(problem: Problem) -> dict[str, int]:
 
 
 def bytes_sent(problem: Problem, ranks: int, method: str) -> dict[str, int]:
-    """Bytes that one rank sends, forward and backward. `problem`: of this rank's rows.
+    """Bytes that one rank sends, forward and backward. `problem`: the rows of one rank.
 
     A ring passes each gathered shard on P - 1 times; a sum over P ranks sends each element 2 (P - 1) / P times.
     """
@@ -35,7 +35,7 @@ def bytes_sent(problem: Problem, ranks: int, method: str) -> dict[str, int]:
 
 
 def chosen_method(problem: Problem, ranks: int, method: str) -> str:
-    """ "auto": the method that sends fewer bytes in the backward pass, "exact" where both send as many."""
+    """The method; for "auto" the one that sends fewer bytes in the backward pass, or "exact" where they are equal."""
     if method != "auto":
         return method
     sent = {one: bytes_sent(problem, ranks, one)["backward"] for one in ("exact", "reduce")}
@@ -43,10 +43,10 @@ def chosen_method(problem: Problem, ranks: int, method: str) -> str:
 
 
 def key_heads_at_once(problem: Problem, ranks: int, method: str = "exact") -> tuple[int, int]:
-    """The largest numbers of key heads that are gathered at once, forward and backward; at least one.
+    """The numbers of key heads to gather at once, forward and backward; at least one.
 
-    Forward, the gathered keys and values are no more than this rank's output: where heads are in several groups, the
-    output stands twice at the end. Backward, what is gathered is at most SHARE of what a rank holds anyhow.
+    Forward, gathered keys and values take at most as many bytes as this rank's output, which is held twice at the end
+    where heads are in several groups. Backward, gathered arrays take at most SHARE of `own_bytes`.
     """
     row, heads = _row_bytes(problem), problem.key_heads
     counts = [count for count in range(heads, 0, -1) if heads % count == 0]
@@ -56,19 +56,19 @@ def key_heads_at_once(problem: Problem, ranks: int, method: str = "exact") -> tu
 
 
 def own_bytes(problem: Problem) -> int:
-    """The bytes that a rank holds of a training step whatever the others do: operands, results, statistics and
-    gradients."""
+    """The bytes that a rank holds of a training step in any case: operands, results, statistics and gradients."""
     row = _row_bytes(problem)
     return problem.query_length * (2 * (row["Q"] + row["K"] + row["V"] + row["dO"]) + row["L and delta"])
 
 
 def transient_bytes(problem: Problem, ranks: int, heads: int, method: str) -> int:
-    """The most that a rank holds besides `own_bytes` in the backward pass, `heads` key heads being gathered at once.
+    """The most bytes that a rank holds besides `own_bytes` in the backward pass, with `heads` key heads gathered at
+    once.
 
-    "exact" gathers queries for dK and dV, and then keys for dQ; kernels read both where they lie, and only statistics
-    are put in order. "reduce" has K and V, as they came and in order, and its parts of dK and dV in float32: of two
-    pieces, their sum, the sum over ranks, and the operands in float32. Results of several launches stand twice for a
-    moment: as their parts, and as a whole.
+    "exact" gathers queries for dK and dV, and then keys for dQ; kernels read both in place, and only the statistics are
+    reordered. "reduce" holds K and V as gathered and in order, and in float32 the operands, the partial dK and dV of
+    two pieces, their sum, and the sum over ranks. Results of several launches exist twice for a moment, in parts and
+    whole.
     """
     if ranks == 1:
         return 0

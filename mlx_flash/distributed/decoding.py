@@ -1,4 +1,4 @@
-"""Decoding over a cache whose parts lie on several machines."""
+"""Decoding over a cache that is spread over several machines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which rows of a sequence each rank holds, and how arrays are cut into shards and put together again.
+"""Layouts: the rows of a sequence that each rank holds, and functions that cut arrays into shards and join them.
 
 "zigzag" cuts the sequence into 2P pieces; rank r holds pieces r and 2P - 1 - r, so that causal attention is the same
-work for every rank. "contiguous" cuts it into P pieces, and rank P - 1 then has almost twice the mean work.
+work for every rank. "contiguous" cuts it into P pieces; rank P - 1 then has almost twice the mean work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..common.scalars import shown, whole
 from ..problem.shards import in_order, own_rows, piece_numbers
 from .collectives import Collectives, group_of
 
-PIECES = {"zigzag": 2, "contiguous": 1}  # pieces of the sequence that one rank holds
+PIECES = {"zigzag": 2, "contiguous": 1}  # pieces of the sequence in one rank's shard
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Layout:
         return PIECES[self.name]
 
     def piece_numbers(self, rank: int) -> tuple[int, ...]:
-        """The pieces that a rank holds, in the order in which its shard holds them."""
+        """The numbers of the pieces in a rank's shard, in the shard's order."""
         return piece_numbers(rank, self.ranks, self.pieces_of_a_rank)
 
     def pieces(self, rank: int, rows: int) -> list[tuple[int, int]]:
@@ -60,11 +60,11 @@ def shard(
 ) -> mx.array:
     """This rank's rows of a sequence that every rank holds, such as tokens [B, N] or hidden states [B, N, C].
 
-    Differentiable: the gradient is zero in the rows of the other ranks, as a part of the sum over ranks.
+    Differentiable: this rank's part of the gradient is zero in the rows of the other ranks.
 
     Raises:
-        ValueError: the length is no multiple of 2P (zigzag) or P (contiguous). Pad it, and give the padding a segment
-            of its own: ``segments=segments([length], padded)``.
+        ValueError: the length is not a multiple of 2P (zigzag) or P (contiguous). Pad it, and put the padding into a
+            separate segment: ``segments=segments([length], padded)``.
     """
     group, axis = group_of(group, "shard"), _axis(sequence, axis, "shard")
     placed = layout_of(layout, group.size(), "shard")
@@ -84,8 +84,8 @@ def unshard(
 ) -> mx.array:
     """The whole sequence from the shards of all ranks; every rank must call it.
 
-    Differentiable, where what is differentiated is the sum of the ranks' losses: the gradients of all ranks are summed
-    and cut. (MLX's own gradient of all_gather leaves those of the other ranks out.)
+    Differentiable as part of the sum of the ranks' losses: the gradients of all ranks are summed and cut. (MLX's own
+    gradient of all_gather leaves out those of the other ranks.)
 
     Raises:
         ValueError: an unknown layout, an axis that the array does not have, or rows that do not divide into pieces.
@@ -111,11 +111,11 @@ def unshard(
 def positions(
     rows: int, *, group: mx.distributed.Group | None = None, layout: str = "zigzag"
 ) -> Iterator[tuple[int, int]]:
-    """(first, length) of each piece of this rank's shard, in order: for rotary embeddings, one call a piece with
-    offset=first.
+    """(first row in the sequence, number of rows) of each piece of this rank's shard, in order: rotary embeddings take
+    one call per piece, with offset=first.
 
     Args:
-        rows: of this rank's shard.
+        rows: the number of rows of this rank's shard.
 
     Raises:
         ValueError: an unknown layout, or rows that do not divide into its pieces.

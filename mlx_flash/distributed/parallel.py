@@ -1,10 +1,9 @@
-"""The forward and backward pass over gathered keys and values, made of the kernels of one process.
+"""The forward and backward pass over gathered keys and values, with the kernels of one process.
 
-Forward: every piece of this rank's queries meets the keys of the whole sequence. Backward: dQ likewise; for dK and dV
-of this rank's keys, queries of the whole sequence are gathered ("exact"), or every rank makes its part of dK and dV of
-all keys and the parts are summed ("reduce"). The collectives of "exact" compute nothing, and kernels read what is
-gathered where it lies, in the sequence's order: its bits are those of one process. Key heads are gathered in groups,
-one after the other.
+Forward: this rank's queries attend to the keys of the whole sequence. Backward: dQ likewise. For dK and dV, "exact"
+gathers the queries of the whole sequence for this rank's keys, and "reduce" sums the partial dK and dV of all keys over
+the ranks. The collectives of "exact" compute nothing, and kernels read gathered arrays in place, in the order of the
+sequence, so that the bits are those of one process. Key heads are gathered in groups, one after the other.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ Rows = tuple[int, int]  # first row in the sequence, number of rows
 class ContextParallel:
     """One signature on one backend over one group, as a function of Q, K, V and the operands named by `names`.
 
-    `signature`: of all heads; positions are given by arrays. `heads`: key heads gathered at once, forward and backward.
-    `own_ids`: queries and keys have segment ids of their own.
+    signature: that of all heads, with positions given by arrays.
+    heads: key heads gathered at once, forward and backward.
+    own_ids: queries and keys have different segment ids.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class ContextParallel:
         return (_whole(d_q), _whole(d_k), _whole(d_v), *gradients.values())
 
     def _exact(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:
-        """The parts of dK, of dV and of what `_query` makes, of each group of heads. dK and dV of this rank's keys are
-        made from the queries of the whole sequence, which are freed before dQ exists, from all keys."""
+        """(parts of dK, parts of dV, results of `_query`) of each group of heads. dK and dV of this rank's keys come
+        from the queries of the whole sequence, which are freed before dQ is computed from all keys."""
         last, d_k, d_v, d_q = [], [], [], []
         for own in self._groups(keys[0].shape[1], self.heads[1]):
             Q, dO, L, delta = (call.sent.gather(array[:, own.queries], *last) for array in queries)
@@ -97,8 +97,8 @@ class ContextParallel:
         return d_k, d_v, d_q
 
     def _reduced(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:
-        """The same. Each rank makes its part of dK and dV of all keys, which are summed in float32: 16 bits would round
-        each rank's part. A rank owns all keys there, so that they are put in order."""
+        """As `_exact`. Each rank computes its part of dK and dV of all keys, and the parts are summed in float32, since
+        16 bits would round each of them. The gathered keys are reordered, because the kernels own them here."""
         last, arrange, results = [], partial(self.layout.in_order, axis=2), ([], [], [])
         for own in self._groups(keys[0].shape[1], self.heads[1]):
             K, V = (call.sent.gather(array[:, own.keys], *last, arrange=arrange) for array in keys)
@@ -114,7 +114,7 @@ class ContextParallel:
         return results
 
     def _query(self, call: _Local, own: Heads, queries: tuple, K, V, shards: bool = False) -> list[list[mx.array]]:
-        """The parts of dQ of one group of heads, and of the mask's gradient if it has one."""
+        """The parts of dQ of one group of heads, and of the mask's gradient if there is one."""
         kinds = [BACKWARD_QUERY, *([BACKWARD_MASK] if self.signature.variants.additive else [])]
         found = [[] for _ in kinds]
         for rows, place in self._runs(queries[0].shape[2]):
@@ -131,13 +131,13 @@ class ContextParallel:
         ]
 
     def _pieces(self, rows: int) -> list[tuple[Rows, slice]]:
-        """(rows in the sequence, place among this rank's rows) of each piece."""
+        """(rows in the sequence, slice of this rank's rows) of each piece."""
         pieces = self.layout.pieces(self.group.rank(), rows)
         return [(piece, slice(n * piece[1], (n + 1) * piece[1])) for n, piece in enumerate(pieces)]
 
     def _runs(self, rows: int) -> list[tuple[tuple[Rows, ...], slice]]:
-        """(pieces, place) of what one launch computes: all of this rank's queries, whose positions are given by an
-        array, or one piece where a mask would have to be copied to cover two."""
+        """(pieces, slice of this rank's rows) of each launch: all of this rank's queries, with their positions in an
+        array; or one piece, where a mask would have to be copied to cover two."""
         pieces = self._pieces(rows)
         if "attention_mask" in self.names:
             return [((piece,), place) for piece, place in pieces]
@@ -145,7 +145,7 @@ class ContextParallel:
 
 
 def _whole(groups) -> mx.array:
-    """An array [B, heads, rows, ...] from its parts: groups of heads, and of each the runs of rows."""
+    """An array [B, heads, rows, ...] from its parts: for each group of heads, its runs of rows."""
     parts = [found[0] if len(found) == 1 else mx.concatenate(found, axis=2) for found in groups]
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
@@ -175,15 +175,15 @@ class _Local:
                 self.named["k_segments"] = self.named["q_segments"]
 
     def run(self, kind: KernelKind, own: Heads, queries: tuple[Rows, ...], *arrays: mx.array, shards: bool = False):
-        """The outputs of one kind of kernel on these rows of queries and all keys; `arrays`: Q, K, V and so on, already
-        cut to them. `shards`: those that kernels walk along are as they were gathered."""
+        """The outputs of one kind of kernel on these rows of queries and all keys. `arrays`: Q, K, V and so on, already
+        cut to the rows. `shards`: traversed operands are as they were gathered."""
         names, extras = self._operands(own, queries, self.all_rows)
         return self._attention(own, names, shards).run(kind, *arrays, *extras)
 
     def key_value(
         self, own: Heads, queries: Rows, keys: Rows, *arrays: mx.array, shards: bool = False, wide: bool = False
     ):
-        """dK and dV; in float32 where `wide`."""
+        """dK and dV of these keys from these queries; in float32 where `wide`."""
         names, extras = self._operands(own, (queries,), keys)
         if wide:
             arrays = [array.astype(mx.float32) for array in arrays]
@@ -217,25 +217,26 @@ class _Local:
         return tuple(named), list(named.values())
 
     def _shifts(self, queries: tuple[Rows, ...], keys: Rows) -> mx.array:
-        """Row i of the keys is row keys[0] + i of the sequence, and the rows of the queries are those of `queries`."""
+        """The operand `shifts` for these rows: row i of the keys is row keys[0] + i of the sequence, and the queries
+        are the rows in `queries`."""
         parts, place, total = [], 0, self.all_rows[1]
         for rows in queries:
             offset = rows[0] - place - keys[0]
             parts.append(self._shift(offset, slice(rows[0], rows[0] + rows[1])))
             place += rows[1]
-        # Those of keys are asked where keys are owned, which one piece of queries, or all of them, walk along.
+        # The shifts of keys are read by kernels that own keys, which traverse one piece of queries, or all of them.
         parts.append(self._shift(queries[0][0] - keys[0], slice(total + keys[0], total + keys[0] + keys[1])))
         return mx.concatenate(parts, axis=1)
 
     def _shift(self, offset: int, places: slice) -> mx.array:
-        """int32 [B, rows]: an offset, and where segments have positions of their own theirs."""
+        """int32 [B, rows]: an offset, plus the segments' own shifts where there are any."""
         if self.shifts is None:
             return mx.full((self.batch, places.stop - places.start), offset, mx.int32)
         return self.shifts[:, places] + offset
 
     def mask_gradient(self, groups: list[list[mx.array]], shape: tuple[int, ...]) -> mx.array:
-        """This rank's part of the gradient of the whole sequence's mask: zero in the rows of other ranks. `groups`: of
-        heads, and of each its pieces."""
+        """This rank's part of the gradient of the whole sequence's mask: zero in the rows of other ranks. `groups`: for
+        each group of heads, its pieces."""
         layout, found = self.parallel.layout, []
         numbers = layout.piece_numbers(self.parallel.group.rank())
         for pieces in groups:
@@ -253,5 +254,5 @@ def _range(rows: Rows) -> slice:
 
 
 def _kept(part: slice, extent: int) -> slice:
-    """The part of an axis, or all of one that is broadcast."""
+    """The slice of an axis; all of an axis along which the mask is broadcast."""
     return slice(None) if extent == 1 else part

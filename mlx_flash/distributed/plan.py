@@ -1,9 +1,9 @@
-"""The cost of sharing a sequence on machines that are not here: bytes, memory and time by closed formulas.
+"""Predictions for sharing a sequence on other machines: bytes, memory and time by closed formulas.
 
-    seconds = visible pairs * operations a pair / FLOP/s / P * imbalance + bytes / bandwidth + collectives * latency
+    seconds = visible pairs * operations per pair / FLOP/s / P * imbalance + bytes / bandwidth + collectives * latency
 
-Sending is not assumed to hide behind computing. Computing grows with N^2 and sending with N, so that there is a length
-from which sharing pays, and a longer one from which it is efficient.
+Sending is not assumed to overlap with computing. Computing grows with N^2 and sending with N, so there is a length from
+which sharing pays, and a longer one from which it is efficient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .layout import PIECES, layout_of
 
 @dataclass(frozen=True)
 class Link:
-    """`bandwidth`: bytes a second in one direction; `latency`: seconds that a collective takes however small it is."""
+    """A connection between ranks. `bandwidth`: bytes per second in one direction. `latency`: seconds of a collective
+    without data."""
 
     bandwidth: float
     latency: float
@@ -32,13 +33,13 @@ LINKS = {
     "ethernet10": Link(1.17e9, CROSSING),  # 10 Gbit/s less framing
     "nvlink": Link(197 * 2**30, 20e-6),  # all_gather of 256 MiB a rank by NCCL, measured on two H200
 }
-FLOPS = 15e12  # of an M4 Max: 40 cores, 128 fused multiply-adds a cycle, 1.47 GHz
-EFFICIENT = 0.9  # of P times one rank's speed
+FLOPS = 15e12  # FLOP/s of an M4 Max: 40 cores, 128 fused multiply-adds per cycle, 1.47 GHz
+EFFICIENT = 0.9  # fraction of P times one rank's speed
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Times of one call: the whole call on one rank; with P ranks, computing, sending, and beginning to send."""
+    """Seconds of one call: the whole call on one rank; with P ranks, computing, sending, and starting collectives."""
 
     one_rank: float
     computing: float
@@ -107,12 +108,12 @@ def planned(
     method: str = "exact",
     flops: float = FLOPS,
 ) -> SharingPlan:
-    """The plan of a call whose whole sequence is `problem`'s.
+    """The plan of a call; `problem` is that of the whole sequence.
 
     Args:
-        link: a name in LINKS, or bytes a second in one direction.
+        link: a name in LINKS, or bytes per second in one direction.
         layout, method: as in `distributed.attention`.
-        flops: floating-point operations a second that attention reaches on one rank.
+        flops: floating-point operations per second that attention reaches on one rank.
 
     Raises:
         ValueError: queries and keys of different lengths, a length that the layout cannot cut, an unknown link, layout
@@ -164,7 +165,7 @@ def _positive(name: str, value) -> float:
 
 
 def visible_pairs(problem: Problem) -> float:
-    """(query, key) pairs of one head that causality and a window leave; arrays are taken to hide nothing."""
+    """The (query, key) pairs of one head that causality and a window show; arrays are assumed to hide nothing."""
     rows, variants = problem.query_length, problem.variants
     left, right = variants.window or (None, None)
     left = rows - 1 if left is None else min(left, rows - 1)

@@ -37,7 +37,7 @@ from .report import Explanation, KernelExplanation
 
 SHARING = ("group_size", "link", "layout", "method", "flops")
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
-# The arguments of `attention` that choose variants and that `explain` does not name itself.
+# Arguments of `attention` that choose variants, without those that `explain` names itself.
 OPTIONS = tuple(name for name in inspect.signature(variants_of).parameters if name not in ("heads", "dtype", "causal"))
 
 
@@ -62,9 +62,9 @@ def explain(
         family: GPU family ("apple7" for M1, "apple8" M2, "apple9" M3 and M4, "apple10" M5, "sm80" NVIDIA Ampere and
             later, "sm90" Hopper); None means the backend's.
         arguments: the other arguments of `attention` (mask, window, ...), and the numbers that take the place of
-            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype. With
-            group_size, and link, layout, method and flops if wanted, also what it would cost to share this sequence
-            among so many ranks (`distributed.plan.planned`).
+            q, k and v: head_dim (required), value_dim, heads, key_heads, length, key_length, batch, dtype. group_size,
+            with link, layout, method and flops if needed, adds the cost of sharing the sequence among that many ranks
+            (`distributed.plan.planned`).
 
     Returns:
         An Explanation: plain data that prints itself.
@@ -97,7 +97,7 @@ def explain(
     rows = problem.batch * problem.query_heads * problem.query_length
     return Explanation(
         problem, name, chosen, why, _padding(problem, inner), describe(problem, decoding, name, parts), kernels,
-        residual_bytes=3 * rows * 4,  # a row's statistic is two numbers
+        residual_bytes=3 * rows * 4,  # L holds two numbers per row, delta one
         unfused_bytes=2 * rows * problem.key_length * _size(problem),
         sharing=planned(problem, sharing.pop("group_size"), **sharing) if sharing else None,
     )  # fmt: skip
@@ -154,8 +154,8 @@ def kinds_of(
     """The kernels of a call and of its gradients, in order.
 
     `parts`: the number of parts into which decoding splits the keys. `family`: on some GPU families dK and dV have
-    separate kernels. `with_lse`: the LSE is asked for, whose gradient enters delta between two kernels. The kernel of
-    the mask's gradient is included only for a mask that is added to the scores.
+    separate kernels. `with_lse`: the LSE is returned, so that its gradient enters delta between two kernels. The kernel
+    of the mask's gradient is included only for a mask that is added to the scores.
     """
     inside = not with_lse and delta_inside(problem.signature, family, problem.query_length)
     query = [BACKWARD_QUERY_DELTA] if inside else [DELTA, BACKWARD_QUERY]
@@ -238,13 +238,13 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> KernelExplana
 
 
 def _registers(plan: Plan) -> tuple[int, int | None]:
-    """(registers of 16 bits, bytes that a thread keeps alive, None where they do not limit the row)."""
+    """(16-bit registers, live bytes of a thread or None where these do not limit the row)."""
     kind, row, head_dim = plan.kind, plan.config, plan.head_dim
     precision = precision_of(plan.signature.dtype)
     if row.tiles == "nax":
         live = neural.live_bytes(kind, row, head_dim)
         return live // 2, live
-    if LAYERS[row.tiles].uses_threadgroup_memory:  # tensor cores, whose rows count registers of 32 bits
+    if LAYERS[row.tiles].uses_threadgroup_memory:  # rows for tensor cores count registers of 32 bits
         return 2 * thread_registers(kind, row, head_dim), None
     dynamic = kind.tiled and not plan.max_threads
     demand = register_demand(kind, row, precision, head_dim)
@@ -283,7 +283,7 @@ def _why_row(plan: Plan) -> str:
 
 
 def _why_not_accelerated(plan: Plan) -> str:
-    """Why a kernel does not use the neural accelerators that its family has; "" if it does, or there are none."""
+    """Why a kernel does not use the neural accelerators of its family; "" if it does, or there are none."""
     kind, signature = plan.kind, plan.signature
     if plan.family.tensor != "nax" or not kind.tiled or plan.config.tiles == "nax":
         return ""
@@ -313,17 +313,17 @@ def _why_this_row(plan: Plan) -> str:
 def _why_delta(plan: Plan) -> str:
     if plan.kind is not BACKWARD_QUERY_DELTA:
         return ""
-    return f"; delta is made here, a launch less, since queries are fewer than {plan.family.separate_delta}"
+    return f"; delta is made here too, which saves a launch with fewer than {plan.family.separate_delta} queries"
 
 
 def _why_map(plan: Plan, problem: Problem) -> str:
     if "mask_map" not in plan.kernel.inputs or not mask_map.pays(plan.kind, problem):
         return ""
-    return "; a kernel maps the mask first, and blocks that it hides are left out"
+    return "; another kernel maps the mask first, and blocks that the mask hides are left out"
 
 
 def _extra_bytes(plan: Plan, problem: Problem) -> int:
-    """Bytes of the row statistics, and of float32 buffers of paged accumulators from which a 16-bit result is cast."""
+    """Bytes of the row statistics, and of the float32 buffers of paged accumulators with 16-bit results."""
     launch, dtype = plan.launch(problem), getattr(mx, problem.dtype)
     named = zip(plan.kind.outputs, launch.output_shapes, launch.output_dtypes)
     return sum(

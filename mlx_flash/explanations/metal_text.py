@@ -1,7 +1,7 @@
 """The exact Metal text that MLX would compile for a plan, obtained from MLX itself, and its translation to PTX.
 
-Inside mx.export_function a metal_kernel is recorded and not run, on any machine, and verbose=True makes MLX print the
-text that it generated. MLX prints from C++, so the output is captured at the file descriptor.
+Inside mx.export_function MLX records a metal_kernel without running it, on any machine, and prints the generated text
+with verbose=True. It prints from C++, so the output is captured at the file descriptor.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TAG = "[mlx_flash.source]"
 def generated_text(plan: Plan, problem: Problem, given: dict | None = None) -> str:
     """The Metal source of the plan's kernel, as MLX generates it from the plan's arguments.
 
-    given: operands of options by their names in the kernel, arrays and numbers. UnsupportedProblem if options are
-    asked for and their operands are not given.
+    given: arrays and numbers of the options, by their names in the kernel. Raises UnsupportedProblem for a call with
+    options whose operands are not given.
     """
     numbers = {name: one for name, one in (given or {}).items() if not isinstance(one, mx.array)}
     names, arrays = _operands(plan, problem, given or {})

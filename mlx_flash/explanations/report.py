@@ -1,4 +1,4 @@
-"""Explanations as plain data that prints itself."""
+"""Explanations as dataclasses that print themselves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from ..problem.problem import Problem
 
 @dataclass(frozen=True)
 class KernelExplanation:
-    """One kernel of a call. Sizes are in bytes; `registers` (of 16 bits) and `live_bytes` are estimates for one thread.
+    """One kernel of a call. Sizes are in bytes.
 
-    `row`, `why`: the table row and the reason for it. `blocks`: rows that a threadgroup owns, rows that it traverses at
-    a time, columns of the head dimension in a step (P x T x H). `grid`: threadgroups. `max_threads`: the value of the
-    attribute max_total_threads_per_threadgroup, or None. `tiles`: the tile layer: "simdgroup" for 8x8 matrices, "nax"
-    for the neural accelerators of M5 and A19, "mma" or "wgmma" for NVIDIA's tensor cores. `cached` operands stay in
-    registers; `reread` operands are read again in every
-    traversal block (with tensor cores from threadgroup memory); `paged` accumulators are read and written in their
-    float32 output buffer once per traversal block; `traversed` operands are streamed, through threadgroup memory if
-    the kernel `uses_threadgroup_memory`. `extra_bytes`: memory beyond the results in their own dtype. `verdict`: what
-    the test of the kernel on this machine found, "" on a backend whose kernels are not tested.
+    row, why: the table row, and the reason for it.
+    blocks: rows that a threadgroup owns, rows that it traverses at a time, columns of a head block (P x T x H).
+    grid: threadgroups along each axis.
+    cached: operands that stay in registers.
+    reread: operands that are read again in every traversal block, with tensor cores from threadgroup memory.
+    paged: accumulators that are read and written in their float32 output buffer once per traversal block.
+    traversed: operands that are streamed, through threadgroup memory if the kernel `uses_threadgroup_memory`.
+    tiles: the tile layer: "simdgroup" for 8x8 matrices, "nax" for the neural accelerators of M5 and A19, "mma" or
+        "wgmma" for NVIDIA's tensor cores.
+    registers, live_bytes: estimates for one thread, registers of 16 bits; None where live bytes do not limit the row.
+    max_threads: the value of the attribute max_total_threads_per_threadgroup, or None.
+    extra_bytes: memory beyond the results in their own dtype.
+    verdict: the result of the kernel's probe on this machine; "" on a backend without probes.
     """
 
     name: str
@@ -76,12 +80,15 @@ class KernelExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The backend and kernels that a call would use.
+    """The backend and the kernels that a call would use.
 
-    `kernels`: in order, empty where none runs. `why`: the reason for this backend and family. `forward`: which kernel
-    computes the result. `residual_bytes`: L and delta, which are kept for the gradients besides arguments and results.
-    `unfused_bytes`: scores and probabilities [B, Hq, Lq, Lk], which unfused attention would hold.
-    `sharing`: what context parallelism would cost, where `group_size` was asked for.
+    why: the reason for this backend and family.
+    padding: the copies that head dimensions need which are not multiples of 8.
+    forward: the kernel that computes the result, and why.
+    kernels: in order; empty where none runs.
+    residual_bytes: L and delta, kept for the gradients besides arguments and results.
+    unfused_bytes: scores and probabilities [B, Hq, Lq, Lk], which unfused attention would hold.
+    sharing: the cost of context parallelism, where `group_size` was given.
     """
 
     problem: Problem

@@ -1,4 +1,4 @@
-"""How attention gets into models that do not know it."""
+"""Attention in models that call MLX's own function: patch() and its rules."""
 
 from .patch import QUANTIZED, patch, unpatch
 

@@ -1,4 +1,4 @@
-"""mx.compile while a patch is active: functions are traced anew, and on the CPU for each shape."""
+"""mx.compile while a patch is active: it traces functions again, and on the CPU once for each shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 
-_anew: WeakKeyDictionary[Callable, Callable] = WeakKeyDictionary()  # functions of the current patch, by the user's own
+_anew: WeakKeyDictionary[Callable, Callable] = WeakKeyDictionary()  # the current patch's copy of each user's function
 
 
 def forget() -> None:
@@ -17,10 +17,10 @@ def forget() -> None:
 
 
 def traced_anew(built_in: Callable, active: Callable[[], bool]) -> Callable:
-    """mx.compile, which keeps the traces of a function for all who compile it: those from before the patch too.
+    """mx.compile for the time of a patch. MLX's own would reuse traces of a function from before the patch.
 
-    In a shapeless trace the built-in attention serves, and on the CPU MLX composes it of operations that hold the
-    lengths of the first call: there ``shapeless`` is left out, so that each shape has its own trace.
+    In a shapeless trace the built-in attention serves the calls. On the CPU MLX composes it of operations that are
+    fixed to the lengths of the first call, so ``shapeless`` is dropped there, and each shape has its own trace.
     """
 
     def compile(fun, inputs=None, outputs=None, shapeless=False):
@@ -32,7 +32,7 @@ def traced_anew(built_in: Callable, active: Callable[[], bool]) -> Callable:
 
 
 def _another(fun: Callable) -> Callable:
-    """A function that does the same, one for each function as long as the patch lasts."""
+    """A copy of the function, the same one for as long as the patch lasts."""
 
     @wraps(fun)
     def another(*args, **kwargs):

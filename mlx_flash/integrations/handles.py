@@ -1,4 +1,4 @@
-"""Keys and values that a cache keeps out of a model's sight: a model passes them on, and attention asks them."""
+"""Handles: a cache may return them in place of keys and values; a model passes them on, and attention resolves them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import mlx.core as mx
 
 
 class Handle:
-    """The handle that a cache returns in place of keys, or of values. A model may pass it on, and ask for its shape and
-    dtype; casting does nothing, since attention takes queries of any dtype.
+    """The handle of a cache's keys, or of its values. A model may pass it on and read its shape and dtype. Casting does
+    nothing, since attention over a handle takes queries of any dtype.
 
     `shape`: [batch, heads, length, dimension] of the longest row.
     """
@@ -19,5 +19,5 @@ class Handle:
         return self
 
     def attend(self, q: mx.array, values: Handle, *, scale: float, mask, sinks) -> mx.array:
-        """Attention of q [B, Hq, Lq, D] over what this handle and that of the values stand for."""
+        """Attention of q [B, Hq, Lq, D] over the keys of this handle and the values of the other."""
         raise NotImplementedError

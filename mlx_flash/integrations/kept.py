@@ -1,4 +1,4 @@
-"""Calls that the built-in keeps, remembered: finding that out again should cost next to nothing."""
+"""A memory of calls that the policy leaves to the built-in, so that deciding again costs next to nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _reasons: dict[tuple, tuple[Backend, str]] = {}
 
 
 def call_key(policy: str | None, args: tuple, kwargs: dict) -> tuple | None:
-    """The facts of a call of the built-in that the rules compare, or None where it is no ordinary one."""
+    """The facts of a call of the built-in that the rules compare; None for a call with unusual arguments."""
     if len(args) != 3:
         return None
     q, k, v = args
@@ -33,13 +33,13 @@ def call_key(policy: str | None, args: tuple, kwargs: dict) -> tuple | None:
 
 
 def kept_reason(key: tuple) -> str | None:
-    """Why the built-in keeps such calls, as found before with the same backend, or None."""
+    """Why such calls go to the built-in, if that was decided before with the same backend; else None."""
     found = _reasons.get(key)
     return found[1] if found is not None and found[0] is current_backend() else None
 
 
 def keep(key: tuple, reason: str) -> None:
-    """Remembers why the built-in keeps such calls."""
+    """Remembers why such calls go to the built-in."""
     if len(_reasons) >= MOST_CALLS:
         _reasons.clear()
     _reasons[key] = current_backend(), reason

@@ -1,4 +1,4 @@
-"""mlx_flash in place of mx.fast.scaled_dot_product_attention and of functions like it, for models that know neither."""
+"""patch(): mlx_flash in place of mx.fast.scaled_dot_product_attention and similar functions, in unchanged models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .policy import ALWAYS, POLICIES
 from .serve import KeptByRule, NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
-MOST_REASONS = 32  # different sentences that are counted: some hold shapes, and a server runs for long
+MOST_REASONS = 32  # different sentences that are counted, since some contain shapes and a server runs for long
 
 # Functions with the arguments of mlx-lm's quantized_scaled_dot_product_attention, as (module, name). Each is replaced
 # once its module is imported; append those of other packages before patch().
@@ -28,13 +28,13 @@ QUANTIZED: list[tuple[str, str]] = [
     ("mlx_vlm.models.base", "quantized_scaled_dot_product_attention"),
 ]
 
-_active: tuple[patch, ...] = ()  # never changed in place: calls read it without the lock
-_in_place: dict[tuple[str, str], Replacement] = {}  # what the active patches have replaced, by (module, name)
-_known: dict[tuple[int, str], Replacement] = {}  # every replacement made so far, by module object and name
+_active: tuple[patch, ...] = ()  # never modified in place, since calls read it without the lock
+_in_place: dict[tuple[str, str], Replacement] = {}  # replacements of the active patches, by (module, name)
+_known: dict[tuple[int, str], Replacement] = {}  # every replacement made so far, by (id of the module, name)
 
 
 class _Depth(threading.local):
-    """Whether this thread is in a built-in function that one of ours called: what that calls is no call of its own."""
+    """Whether this thread is inside a built-in function called by one of ours; calls from there are not counted."""
 
     in_built_in = False
 
@@ -46,32 +46,31 @@ class patch:
     """Replaces ``mx.fast.scaled_dot_product_attention`` by `attention`, for a block or until `undo`.
 
     ``with mlx_flash.patch() as report: ...``, or ``report = mlx_flash.patch(); ...; report.undo()``, or
-    ``mlx_flash.unpatch()``, which takes all patches back. Serves ``mlx.nn.MultiHeadAttention`` and every model that
-    calls the function, by whatever name its module holds it, and the functions for quantized caches of mlx-lm and
-    mlx-vlm, which become `quantized_attention`. Neither package is imported for that: where one is imported later, the
-    next other call finds it. ``mlx_flash.integrations.QUANTIZED`` lists these functions and takes more.
+    ``mlx_flash.unpatch()``, which reverts all patches. Serves ``mlx.nn.MultiHeadAttention`` and every model that calls
+    the function, under any name in its module, and the functions for quantized caches of mlx-lm and mlx-vlm, which
+    become `quantized_attention`. Neither package is imported for that; one that is imported later is found by the next
+    call. ``mlx_flash.integrations.QUANTIZED`` lists these functions; more can be appended.
 
-    Calls that cannot be served, wrong ones included, go to the built-in function, which answers or raises as ever; so
-    do those inside ``mx.jvp`` or a gradient of a gradient. A defect of this package is not hidden: it raises. While a
-    patch is active, ``mlx_flash.transforms.installed()`` is too.
+    Calls that cannot be served, wrong ones included, go to the built-in function, which answers or raises as always; so
+    do those inside ``mx.jvp`` or a gradient of a gradient. Defects of this package raise errors. While a patch is
+    active, ``mlx_flash.transforms.installed()`` is too.
 
     Args:
         min_queries: calls with fewer queries go to the built-in: 9 leaves decoding to it.
-        policy: "fastest" leaves those calls to the built-in where it is fused, linear in memory and as fast, by the
-            rules of integrations/policy.py; "always" serves every call that can be. None means "fastest" on a GPU, and
-            "always" without one and where a backend was chosen by name.
+        policy: "fastest" leaves calls to the built-in where that is fused, linear in memory and as fast, by the rules
+            of integrations/policy.py; "always" serves every call that can be served. None means "fastest" on a GPU, and
+            "always" without one or where a backend was chosen by name.
 
-    Attributes: served, a Counter of the calls served here by what they were ("prefill", more than 8 queries, or
-    "decode", and the same with "quantized"); rules, a Counter of (kind, the policy's rule that decided) of the same
-    calls; built_in, a Counter of the reasons of the others, the policy's rules among them; reached, the modules
-    that held a replaced function by name and were served; out_of_reach, the places that hold one and cannot be changed
-    (attributes of classes, defaults of functions, partials). They are logged on leaving (logger "mlx_flash", level
-    INFO); ``print(report)`` shows them.
+    Attributes: served, a Counter of the served calls by kind ("prefill", more than 8 queries, or "decode", and the same
+    with "quantized"); rules, a Counter of (kind, the policy's rule that decided) of these calls; built_in, a Counter of
+    the reasons why the other calls were left to the built-in; reached, modules that held a replaced function by name
+    and were served; out_of_reach, places that hold one and cannot be changed (attributes of classes, defaults of
+    functions, partials). They are logged at the end (logger "mlx_flash", level INFO); ``print(report)`` shows them.
 
     A patch holds for all threads. Patches nest, and a call counts in one of them: the innermost of its own thread, or
-    of all where its thread has none. A compiled function keeps what stood there when it was traced, and is counted when
-    it is traced; what is compiled while a patch is active is traced anew, and on the CPU for each shape, whether
-    shapeless or not.
+    of all threads where its own has none. A compiled function keeps the function that was in place when it was traced,
+    and is counted then. Functions that are compiled while a patch is active are traced again, on the CPU once for each
+    shape, shapeless or not.
 
     One difference from the built-in: a query that sees no key gives zeros.
     """
@@ -112,7 +111,7 @@ class patch:
         self.undo()
 
     def undo(self) -> None:
-        """Takes this patch back; the built-in returns with the last one. A second call does nothing."""
+        """Reverts this patch; with the last one the built-in returns. A second call does nothing."""
         global _active
         with LOCK:
             if self not in _active:
@@ -140,7 +139,7 @@ class patch:
         return "\n  ".join(lines)
 
     def _note(self, replacement: Replacement) -> None:
-        """Where modules held the replaced function."""
+        """Adds the places that held the replaced function to the report."""
         self.reached += sorted({module.__name__ for module, _ in replacement.reached} - set(self.reached))
         self.out_of_reach += [place for place in replacement.out_of_reach if place not in self.out_of_reach]
 
@@ -155,20 +154,20 @@ _compile = Replacement(mx, "compile", lambda name, built_in: compiled.traced_ane
 
 
 def _others() -> list[Replacement]:
-    """The state of a patch besides the functions that it serves."""
+    """The replacements of a patch besides the functions that it serves."""
     return [*wrappers.REPLACEMENTS, _compile]
 
 
 def unpatch() -> None:
-    """Takes every patch back."""
+    """Reverts every patch."""
     with LOCK:
         for one in reversed(_active):
             one.undo()
 
 
 def _replacement(place: tuple[str, str], module, serve: Callable) -> Replacement:
-    """The replacement of the function of that place, until the last patch has gone. The caller has the lock, and puts
-    it there."""
+    """The replacement of the function at a place (module, name), until the last patch is reverted. The caller holds the
+    lock, and puts it in place."""
     key = (id(module), place[1])
     if key not in _known or _known[key].module is not module:
         _known[key] = Replacement(module, place[1], lambda name, built_in: _served_by(serve, built_in), own=True)
@@ -177,19 +176,19 @@ def _replacement(place: tuple[str, str], module, serve: Callable) -> Replacement
 
 
 def _quantized() -> list[Replacement]:
-    """New replacements of the functions of `QUANTIZED` whose modules somebody has imported by now. The caller has the
-    lock."""
+    """Replacements of functions in `QUANTIZED` whose modules have been imported, and that are not yet in place. The
+    caller holds the lock."""
     found = []
     for place in QUANTIZED:
         module = sys.modules.get(place[0])
-        # A module without the function: an import under way.
+        # A module without the function is still being imported.
         if place not in _in_place and module is not None and hasattr(module, place[1]):
             found.append(_replacement(place, module, serve_quantized))
     return found
 
 
 def _find_quantized() -> None:
-    """Replaces the functions of `QUANTIZED` whose modules were imported since the patch began."""
+    """Replaces functions in `QUANTIZED` whose modules were imported since the patch began."""
     if all(place in _in_place or place[0] not in sys.modules for place in QUANTIZED):
         return
     with LOCK:
@@ -210,8 +209,8 @@ def _current() -> patch | None:
 
 
 def _served_by(serve: Callable, built_in: Callable) -> Callable:
-    """A function that tries `serve` for the patch that is active when it is called, and counts; it calls the built-in
-    without a patch, and where the patch may not serve."""
+    """A function that tries `serve` for the patch that is active at each call, and counts. Without a patch, and where
+    the patch must not serve, it calls the built-in."""
 
     # Only functions written in Python can call the other ones that are replaced.
     calls_others = hasattr(built_in, "__code__")

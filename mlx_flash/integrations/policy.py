@@ -1,10 +1,12 @@
-"""Which calls patch() serves and which it leaves to MLX's built-in attention: rules for each family of GPUs.
+"""The rules by which patch() serves a call or leaves it to MLX's built-in attention, for each family of GPUs.
 
 The built-in keeps a call where it is one fused kernel, needs memory linear in the lengths, and is measured or known to
 be as fast. The first rule that fits decides; where none fits, attention serves. Where both need linear memory, times
-that `tune` took on the same machine come first. What MLX fuses was read from its source and its 0.32.4 binary
-(mlx/fast.cpp, mlx/backend/metal/scaled_dot_product_attention.cpp, mlx/backend/cuda). Times on NVIDIA's GPUs are those
-of bench/results/cuda_speed.json (H200, bfloat16, 16 heads). None was taken on a Mac.
+that `tune` took on the same machine come first.
+
+Sources: MLX's code and its 0.32.4 binary for the calls that it fuses (mlx/fast.cpp,
+mlx/backend/metal/scaled_dot_product_attention.cpp, mlx/backend/cuda), and bench/results/cuda_speed.json for times on
+NVIDIA GPUs (H200, bfloat16, 16 heads). No time was taken on a Mac.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ POLICIES = ("fastest", "always")
 HALVES = (mx.float16, mx.bfloat16)
 VERSION = tuple(map(int, re.findall(r"\d+", mx.__version__)[:3]))
 STEEL = (64, 72, 80, 96, 128)  # head dimensions of Metal's full kernel
-VECTOR = (64, 96, 128, 192, 256, 512)  # of its kernel for at most 8 queries
+VECTOR = (64, 96, 128, 192, 256, 512)  # head dimensions of its kernel for at most 8 queries
 
 
 class Asked(NamedTuple):
@@ -60,7 +62,7 @@ class Rule:
     ours: bool
     why: str
     fits: Callable[[Asked], bool]
-    fused: bool = False  # of a rule of ours: the built-in is fused too, so that times decide
+    fused: bool = False  # the built-in is fused too, so that measured times may overrule a rule of ours
 
     @cached_property
     def refusal(self) -> str:
@@ -160,15 +162,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-@lru_cache(maxsize=4096)  # a call that the built-in keeps should cost next to nothing here
+@lru_cache(maxsize=4096)  # deciding for the built-in should cost next to nothing
 def rule_of(family: str, asked: Asked) -> Rule:
     """The rule that decides on a GPU of the family."""
     return next(rule for rule in RULES[family] if rule.fits(asked))
 
 
 def decide(policy: str | None, asked: Asked) -> Rule:
-    """The rule for a call of the current backend. Without a policy a backend chosen by name serves every call, and so
-    does one without a GPU: nothing that was measured there would be fastest."""
+    """The rule for a call on the current backend. Without a policy, a backend that was chosen by name serves every
+    call, and so does one without a GPU."""
     family = ruled_by(policy)
     if family is None:
         return ALWAYS
@@ -183,8 +185,8 @@ def ruled_by(policy: str | None) -> Family | None:
 
 @lru_cache(maxsize=4096)
 def measured_rule(family: Family, asked: Asked) -> Rule:
-    """The rule of the tuner's times on this very machine, where both functions need memory linear in the lengths and a
-    call like this was timed: the nearest of at most twice or half the lengths. Else the family's rule."""
+    """The rule by the tuner's times on this machine, where both functions need memory linear in the lengths and a
+    similar call was timed: the nearest in length, within a factor of 2. Else the family's rule."""
     rule = rule_of(family.name, asked)
     if not (rule.fused or not rule.ours) or asked.sinks or asked.mapped or asked.head_dim != asked.value_dim:
         return rule

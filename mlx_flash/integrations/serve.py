@@ -1,4 +1,4 @@
-"""One call of another's attention function, served by mlx_flash, or the reason why not."""
+"""Calls of MLX's and mlx-lm's attention functions, served by mlx_flash, or the reason why not."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-# Queries, at most, of what the report counts as decoding: those of MLX's own decoding kernels. It tells what was asked,
-# not which kernel answered; ours for decoding take more.
+# The report counts calls with at most this many queries as decoding, the limit of MLX's own decoding kernel. It says
+# which calls were made, not which kernel served them: ours for decoding takes more queries.
 FEW = 8
 
 
 class Terms(Protocol):
-    """The arguments of a patch: see `patch`."""
+    """The arguments of a patch; see `patch`."""
 
     min_queries: int
     policy: str | None
 
 
 class NotServed(Exception):
-    """The call belongs to the built-in function; the text says why."""
+    """The call goes to the built-in function; the message says why."""
 
 
 class KeptByRule(NotServed):
-    """By a rule of the policy, which decides alike for all calls with the same `kept.call_key`."""
+    """A rule of the policy leaves the call to the built-in, as all calls with the same `kept.call_key`."""
 
 
 def serve_attention(
@@ -107,7 +107,7 @@ def serve_quantized(
 
 
 def _added(mask, dtype: mx.Dtype):
-    """The mask as the built-in takes it: integers are added to the scores, in q's dtype."""
+    """The mask as the built-in treats it: integers are added to the scores, in q's dtype."""
     if isinstance(mask, mx.array) and mx.issubdtype(mask.dtype, mx.integer):
         return mask.astype(dtype)
     return mask

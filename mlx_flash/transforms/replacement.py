@@ -1,4 +1,4 @@
-"""Functions of other people's modules, replaced while somebody asks for it, and put back as they were."""
+"""Replaces functions of other modules for a while, and restores them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import FunctionType, ModuleType
 
 LOCK = threading.RLock()
 _MARK = "_mlx_flash_original"  # on a function of ours: (its identity, the function it stands for)
-MOST_ELEMENTS = 256  # of a table that is looked through
+MOST_ELEMENTS = 256  # elements of a list or dict that are searched
 _PACKAGE = __name__.partition(".")[0]
 
 
 def original(function: Callable) -> Callable:
-    """The original behind a replacement of ours, also behind one by another load of this package."""
+    """The function behind a replacement of this package, also where another load of the package made it."""
     identity, found = getattr(function, _MARK, (None, function))
     return found if identity == id(function) else function  # functools.wraps copies the mark to a wrapper
 
@@ -34,20 +34,20 @@ def _standing_for(built_in: Callable, made: Callable, own: bool) -> Callable:
     return function
 
 
-# Types of most values of modules, which hold nothing.
+# The types of most values in modules, which cannot hold a function.
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None), ModuleType})
 _TABLES = frozenset({list, tuple, dict, partial})
 
 
 class Replacement:
-    """`name` of `module`, replaced by `make(name, built_in)` while it has users.
+    """The function `name` of `module`, replaced by `make(name, built_in)` while the replacement has users.
 
-    Code that has imported the new function holds it for good, so the function itself looks up what to do at each call.
-    If other code wraps it in the meantime, the wrapper stays when the replacement is taken back. `own`: `make` returns
-    a new function each time, which can stand there itself; otherwise one that calls it does.
+    Code that imports the new function keeps it, so the function itself must decide at each call what to do. If other
+    code wraps it in the meantime, the wrapper stays when the replacement is reverted. `own`: `make` returns a new
+    function each time, which is put in place itself; otherwise a function that calls it is.
 
-    Attributes: built_in, the function that stood there; reached, (module, name) of the places that held it by name and
-    now hold the new function; out_of_reach, descriptions of those that hold it and cannot be changed.
+    Attributes: built_in, the original function; reached, (module, name) of the places that held it by name and now hold
+    the new function; out_of_reach, descriptions of places that hold the original and cannot be changed.
     """
 
     def __init__(self, module: ModuleType, name: str, make: Callable[[str, Callable], Callable], own: bool = False):
@@ -90,8 +90,8 @@ class Replacement:
 
 
 def put(replacements: Iterable[Replacement], holders: bool) -> None:
-    """Adds a user to each; the first puts the new functions in their places. `holders`: also where modules that are
-    already imported hold the built-in by name."""
+    """Adds a user to each replacement; the first one puts the new functions in place. `holders`: also where modules
+    that are already imported hold the original by name."""
     with LOCK:
         for one in replacements:
             one._put()
@@ -107,7 +107,8 @@ def put(replacements: Iterable[Replacement], holders: bool) -> None:
 
 
 def take_back(replacements: Iterable[Replacement], holders: bool) -> None:
-    """Removes a user from each. With the last one the built-in returns, unless another function stands there by now."""
+    """Removes a user from each replacement. After the last one the original returns, unless other code has put another
+    function there."""
     with LOCK:
         for one in replacements:
             one._take_back()
@@ -119,7 +120,7 @@ def take_back(replacements: Iterable[Replacement], holders: bool) -> None:
 
 @contextmanager
 def replaced(replacements: Iterable[Replacement], holders: bool = False) -> Iterator[None]:
-    """The new functions in their places, for a block."""
+    """Puts the new functions in place for a block."""
     put(replacements, holders)
     try:
         yield
@@ -128,8 +129,8 @@ def replaced(replacements: Iterable[Replacement], holders: bool = False) -> Iter
 
 
 def _put_in_holders(wanted: dict[int, Replacement]) -> None:
-    """`wanted`: replacements by the identity of the function that they stand for."""
-    without: set[int] = set()  # values that hold none; many modules import the same ones
+    """Searches all modules. `wanted`: replacements by the identity of the original function."""
+    without: set[int] = set()  # values that hold no original; many modules import the same ones
     for module_name, module in list(sys.modules.items()):
         names = _own_names(module)
         if type(names) is not dict or module_name.partition(".")[0] == _PACKAGE:
@@ -147,7 +148,7 @@ def _put_in_holders(wanted: dict[int, Replacement]) -> None:
             if not (is_class or kind in _TABLES or (kind is FunctionType and _holds(value))):
                 continue
             found = {id(inner) for inner in _inside(value, module_name)} & wanted.keys()
-            if not found and not is_class:  # a class is looked into where it is defined
+            if not found and not is_class:  # classes are searched in the module that defines them
                 without.add(id(value))
             for held in found:
                 wanted[held].out_of_reach.append(f"{module_name}.{name}")
@@ -170,7 +171,7 @@ def _inside(value: object, module_name: str) -> Iterator[object]:
 
 
 def _holds(function: FunctionType) -> bool:
-    """Has a function anything in which another can be?"""
+    """Whether a function has defaults or a closure, which may hold other functions."""
     return bool(function.__defaults__ or function.__kwdefaults__ or function.__closure__)
 
 
@@ -199,8 +200,8 @@ def _closure(function: FunctionType) -> Iterator[object]:
 
 
 def _own_names(value: object):
-    """The names that a module or class holds itself, looked up without running code of its own: modules that load
-    lazily, and objects that warn of their deprecation, act when any attribute is asked for."""
+    """The dictionary of a module or class, looked up without running its code: modules that load lazily, and objects
+    that warn of their deprecation, react to any access to an attribute."""
     lookup = type.__getattribute__ if issubclass(type(value), type) else object.__getattribute__
     try:
         return lookup(value, "__dict__")

@@ -1,4 +1,4 @@
-"""Which of MLX's transformations are tracing in this thread, as far as the wrappers tell."""
+"""The transformations of MLX that are tracing in this thread, as the wrappers report them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import mlx.core as mx
 class Export:
     """A function that is being exported, traced as the only entry of a map.
 
-    `entry`: an array that is mapped; None while the rules of that map run. `differentiated`: whether a call needed a
-    gradient, and so left a stand-in.
+    `entry`: a mapped array; None while the rules of that map run. `differentiated`: whether a call needed a gradient,
+    and so left a stand-in.
     """
 
     entry: mx.array | None = None
@@ -43,7 +43,7 @@ trace = Trace()
 
 @contextmanager
 def changed(**facts) -> Iterator[None]:
-    """The trace with other facts, for a block."""
+    """Changes facts of the trace for a block."""
     before = {name: getattr(trace, name) for name in facts}
     vars(trace).update(facts)
     try:
@@ -53,9 +53,10 @@ def changed(**facts) -> Iterator[None]:
 
 
 def mapped_array() -> mx.array | None:
-    """An array that is sure to be mapped, where a call has to leave a stand-in for the rule of a map; else None.
+    """An array that is certain to be mapped, where a call must leave a stand-in for the rule of a map; else None.
 
-    In an export these are the calls that are differentiated, and all later ones, whose inputs may depend on a stand-in.
+    In an export these are the calls that are differentiated, and all later ones, since their inputs may depend on a
+    stand-in.
     """
     if trace.batched is not None:
         return trace.batched
@@ -67,7 +68,7 @@ def mapped_array() -> mx.array | None:
 
 
 def unavailable(gradients: int = 1) -> str | None:
-    """Why a function with this many gradients cannot be differentiated as the current trace asks, or None."""
+    """Why a function with this many derivatives cannot be differentiated as the current trace asks; None if it can."""
     if trace.forward_mode:
         return "a forward-mode derivative (mx.jvp)"
     if trace.gradients > gradients:

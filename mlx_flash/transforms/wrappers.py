@@ -1,9 +1,9 @@
-"""Wrappers of MLX's transformations that tell attention what is being traced.
+"""Wrappers of MLX's transformations that tell attention which of them trace.
 
-MLX maps the operations inside a custom function before it asks the function for its rule, and a Metal kernel has none.
-It cannot export a custom function either. So while a function is traced for a map, attention leaves a stand-in: a
-custom function with no operations inside, whose rule runs the kernels on the folded arrays. An export is traced as the
-one entry of a map, so that the same rule takes the custom functions of differentiated calls out of the graph.
+MLX maps the operations inside a custom function before it asks the function for its rule, and a Metal kernel has no
+rule. Nor can MLX export a custom function. So while a function is traced for a map, attention leaves a stand-in: a
+custom function without operations inside, whose rule runs the kernels on the folded arrays. An export is traced as the
+only entry of a map, so that the same rule removes the custom functions of differentiated calls from the graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _leaves(tree) -> list[mx.array]:
 
 
 def _mapped_leaf(outside: tuple, inside: tuple) -> mx.array | None:
-    """A mapped array as the traced function sees it: one axis fewer. Gradients do not flow to it."""
+    """A mapped array as the traced function sees it, with one axis fewer and without gradients; None if none is
+    mapped."""
     pairs = zip(_leaves(outside), _leaves(inside))
     found = next((inner for outer, inner in pairs if inner.ndim != outer.ndim), None)
     return None if found is None else mx.stop_gradient(found)
@@ -34,11 +35,11 @@ def _mapped_leaf(outside: tuple, inside: tuple) -> mx.array | None:
 def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
     """mx.vmap, for functions that call attention.
 
-    Arguments and result are those of mx.vmap. While ``fun`` is traced, the wrappers stand in MLX's place, so that maps
-    and checkpoints inside of it work too. A checkpoint made before that has to be made inside, or under
+    Arguments and result are those of mx.vmap. While ``fun`` is traced, the wrappers take the place of MLX's functions,
+    so that maps and checkpoints inside of it work too. Make checkpoints inside of ``fun``, or under
     ``mlx_flash.transforms.installed()``.
     """
-    MLX["vmap"](fun, in_axes, out_axes)  # refuses at once what it refuses
+    MLX["vmap"](fun, in_axes, out_axes)  # so that wrong arguments raise here, as in mx.vmap
 
     def mapped(*args, **named):
         if named:
@@ -55,8 +56,9 @@ def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
 
 def _checkpoint(built_in: Callable) -> Callable:
     def checkpoint(fun: Callable) -> Callable:
-        """The function itself inside a map or an export: MLX maps a checkpoint by tracing the function anew, out of
-        sight, and cannot export one. Elsewhere the second trace counts the gradients of the first."""
+        """mx.checkpoint; inside a map or an export the function itself, since MLX maps a checkpoint by tracing the
+        function again, unseen by the wrappers, and cannot export one. Elsewhere the second trace counts the derivatives
+        of the first."""
 
         def checkpointed(*args, **kwargs):
             if trace.batched is not None or trace.export is not None:
@@ -76,7 +78,7 @@ def _checkpoint(built_in: Callable) -> Callable:
 
 
 def _exported(fun: Callable) -> Callable:
-    """The function as a graph without custom functions; each trace of it calls the function once."""
+    """The function, traced as a graph without custom functions. Each trace calls the function once."""
 
     def traced_once(*args, **kwargs):
         export, outputs = Export(), None
@@ -113,8 +115,8 @@ def exporter(file, fun: Callable, **kwargs):
 
 
 def _counted(built_in: Callable, depth: str) -> Callable:
-    """The derivative `built_in`, which counts itself in the trace's `depth` while it traces its function. Training
-    calls it at every step: it costs a microsecond."""
+    """The derivative `built_in`, which counts itself in the trace's `depth` while it traces its function. It costs 1 us
+    in every step of a training."""
 
     def derivative(fun, *args, **kwargs):
         def traced(*inside, **named):
@@ -143,5 +145,5 @@ REPLACEMENTS = [Replacement(mx, name, wrapper) for name in NAMES]
 
 
 def in_place(holders: bool = False):
-    """The wrappers in MLX's place, for a block. `holders`: also where modules hold MLX's functions by name."""
+    """Puts the wrappers in place for a block. `holders`: also where modules hold MLX's functions by name."""
     return replaced(REPLACEMENTS, holders)
