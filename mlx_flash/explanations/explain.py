@@ -319,7 +319,7 @@ def _why_delta(plan: Plan) -> str:
 def _why_map(plan: Plan, problem: Problem) -> str:
     if "mask_map" not in plan.kernel.inputs or not mask_map.pays(plan.kind, problem):
         return ""
-    return "; another kernel maps the mask first, and blocks that the mask hides are left out"
+    return "; another kernel maps the mask first, and blocks that it hides are left out"
 
 
 def _extra_bytes(plan: Plan, problem: Problem) -> int:

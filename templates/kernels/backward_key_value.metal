@@ -10,11 +10,11 @@
 //       dK = dK + dS^T Q
 //     dK = scale * dK
 //
-// Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over keys (Turner 2024). The group's heads are
-// walked inside one threadgroup, so every element has one writer and results repeat bit for bit.
+// Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over keys (Turner 2024). One threadgroup goes
+// through all heads of the group, so every element has one writer and results repeat bit for bit.
 // Glossary in forward.metal. Written by: dK and dV, each element by one lane.
 //
-// Where registers hold one accumulator only, dK and dV have a kernel each (WANTS_DK, WANTS_DV).
+// Where registers hold only one accumulator, dK and dV have separate kernels (WANTS_DK, WANTS_DV).
 namespace flash {
 
 constant constexpr bool CACHE_K = $CACHE_K, CACHE_V = $CACHE_V, CACHE_DK = $CACHE_DK, CACHE_DV = $CACHE_DV;
@@ -64,7 +64,7 @@ METAL_FUNC void backward_key_value(
   visibility.open_rows(block, min(block + BP, Lk), lane);
   mask::Look<R, BT> look;
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
-  // From head to head by steps: each product of a head's number would be kept in registers through all loops.
+  // Pointers step from head to head: products with the head's number would occupy registers through all loops.
   const int first_head = h_k * group;
   long statistics0 = (long(b) * args.Hq + first_head) * Lq;
   q.view(args.Q, b, first_head);
@@ -132,7 +132,7 @@ METAL_FUNC void backward_key_value(
 #endif
 
 #if OVERLAPS
-            // As below, but the matrix unit makes V dO^T while P^T is computed, and P^T dO while dS^T is.
+            // As below, but the matrix unit computes V dO^T during P^T, and P^T dO during dS^T.
             if (tile::plain(d_o, q, whole)) {
               tile::begin_ab(d_v, p, d_o);
               tile::finish_abt<1>(ds, v, d_o);

@@ -9,8 +9,8 @@
 //     dM summed over rows and columns where the mask has only one
 //
 // With SEEDED, dM is the sum of dS times the slope of the user's score in one of its arrays (autodiff/tables.py).
-// The mask has the shape dM_shape = [1 or B, 1 or Hq, 1 or Lq, 1 or Lk]. One simdgroup walks everything that is summed
-// into its elements, in order: no atomics. Glossary in forward.metal. Written by: dM, each element by one lane.
+// The mask has the shape [1 or B, 1 or Hq, 1 or Lq, 1 or Lk] in `extents`. One simdgroup goes through everything that
+// its elements sum, in order and without atomics. Glossary in forward.metal. Written by: dM, each element by one lane.
 namespace flash {
 
 METAL_FUNC void backward_mask(

@@ -2,7 +2,7 @@
 //
 //   for each block of BP query rows, in parallel:
 //     dQ = 0
-//     delta = rowsum(dO * O)             read, where delta.metal has made it
+//     delta = rowsum(dO * O)             read, where delta.metal has computed it
 //     for each block of BT keys that any of the rows sees:
 //       P = 2^(f (Q K^T - m) - log2 l)     masked elements = 0; f = scale log2(e); m and log2 l are read from L
 //       dP = dO V^T

@@ -6,7 +6,7 @@
 //     O = sum over parts of 2^(m_part - m) O_part / l
 //     L = m, log2 l                                    a row that sees no key of any part: O = 0, L = -inf, 0
 //
-// O_parts [parts, B, Hq, Lq, DV] and L_parts [2, parts, B, Hq, Lq], m and l, are what decode.metal wrote.
+// O_parts [parts, B, Hq, Lq, DV] and L_parts [2, parts, B, Hq, Lq] (m and l) come from decode.metal.
 // Written by: O and L, each element by one lane.
 namespace flash {
 

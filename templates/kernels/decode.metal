@@ -3,7 +3,7 @@
 //   for each key head, block of BP rows and part of the keys (one threadgroup; R rows a simdgroup), in parallel:
 //     rows: all queries of all query heads that share the key head (GQA packing), so that K and V are read once
 //     for each of SPLITS slices of the part (one simdgroup, or as many as the rows need), in parallel:
-//       m, l, O = -inf, 0, 0               a sink is seen in the first slice only
+//       m, l, O = -inf, 0, 0               the sink is counted in the first slice only
 //       for each block of BT keys of this slice that any of the rows sees:
 //         S, P, m, l, O as in forward.metal
 //     m, l, O of the slices are joined in threadgroup memory (key_splits.metal)
@@ -27,7 +27,7 @@ constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_O = $CACHE_O;
 constant constexpr int SPLITS = 1;
 #endif
 
-// Keys of one part of a row that has `keys` of them, in whole blocks; split_kv.py says the same
+// The keys of one part of a row that has `keys` of them, in whole blocks; split_kv.py computes the same
 METAL_FUNC int part_length(int keys, const constant int* params) {
   const int unsplit = params[1], least = params[2], most = params[3], unit = BT * SPLITS;
   const int parts = keys <= unsplit ? 1 : max(1, min(most, keys / least));
@@ -39,7 +39,7 @@ METAL_FUNC void decode(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
     uint thread_index) {
 #if SPLITS_KEYS
-  // Simdgroups of one slice see each other only: their threads count from 0, and their blocks have memory of their own.
+  // Each slice is a small threadgroup of its own: its threads count from 0, and it has separate memory for its blocks.
   const int slice = thread_index / THREADS;
   const tile::Lane lane = tile::Lane::of(thread_index % THREADS);
 #if USES_THREADGROUP

@@ -1,4 +1,4 @@
-// What every tiled kernel is specialised by; the glossary in forward.metal explains the names.
+// The constants of every tiled kernel; the glossary in forward.metal explains the names.
 namespace flash {
 
 using Element = $ELEMENT;  // of Q, K, V and dO

@@ -1,5 +1,5 @@
-// Dropout of probabilities: element (i, j) of head n survives by a random word that depends on (key, n, i, j) alone, so
-// that every kernel draws the same pattern whatever its blocks. Survivors are scaled to keep the expectation.
+// Dropout of probabilities. A random word that depends on (key, n, i, j) alone decides whether element (i, j) of head n
+// survives, so that all kernels draw the same pattern with any blocks. Survivors are scaled to keep the expectation.
 //
 // Generator: Philox-2x32-10 (Salmon et al. 2011), a counter-based generator.
 namespace flash {

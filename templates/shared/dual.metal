@@ -1,6 +1,7 @@
-// Dual numbers: a value with its slope in the score, so that a backward kernel differentiates a user's text exactly.
+// Dual numbers: a value and its derivative in the score (or in an array), by which backward kernels differentiate a
+// user's text exactly.
 //
-// Where a function has a corner: the slope of abs at 0 is 0, of min and max of equals it is that of the second.
+// At corners, the slope of abs at 0 is 0, and min and max of equal values have the slope of the second argument.
 namespace flash {
 namespace formula {
 

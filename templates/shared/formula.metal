@@ -1,12 +1,12 @@
-// What texts of users are made of, where Metal leaves something open: reads of arrays, integer division, conversions.
+// Operations of users' texts that Metal leaves undefined somewhere: reads of arrays, integer division, conversions.
 //
-// Arrays that a text reads lie behind one another in one buffer, formula_data, as 32-bit patterns, each with its
-// extents in front. An element beyond an array's ends is NaN, of an integer array the least integer.
-// The structs Score and Visible behind this file are generated (mlx_flash/problem/formulas/metal.py).
+// The arrays that a text reads lie one behind the other in one buffer, formula_data, as 32-bit patterns, each behind
+// its extents. An element beyond an array's ends is NaN; of an integer array it is the smallest integer. The structs
+// Score and Visible, which follow this file, are generated (mlx_flash/problem/formulas/metal.py).
 namespace flash {
 namespace formula {
 
-// What a text is told of a query and a key: batch entry, query head, their positions, the query's segment
+// The variables of a text for one query and key: batch entry, query head, positions, and the query's segment
 struct Pair {
   int b, h, q, k, segment;
 };
@@ -55,13 +55,13 @@ METAL_FUNC float read_float(
   return read_float(array, i, extent, j, extent_j, inside ? l * extent_m + m : -1, extent_l * extent_m);
 }
 
-// Integers divided towards zero; 0 where C has no answer
+// Integers divided towards zero; 0 where C leaves the result undefined
 METAL_FUNC int quotient(int a, int b) { return b == 0 ? 0 : b == -1 ? int(0u - uint(a)) : a / b; }
 METAL_FUNC int residue(int a, int b) { return b == 0 || b == -1 ? 0 : a % b; }
 METAL_FUNC int left_shifted(int a, int b) { return int(uint(a) << uint(b & 31)); }
 METAL_FUNC int right_shifted(int a, int b) { return a >> (b & 31); }
 
-// The nearest integer towards zero that there is; 0 of NaN
+// The nearest int32 towards zero; 0 for NaN
 METAL_FUNC int whole(float x) { return x == x ? int(clamp(x, -2147483648.0f, 2147483520.0f)) : 0; }
 METAL_FUNC float fraction(float x) { return x - floor(x); }
 

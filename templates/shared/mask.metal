@@ -1,21 +1,21 @@
-// Which keys a query sees and what is added to its scores: the only place that decides it, for every kernel.
+// Visible pairs of queries and keys, and the bias of their scores: the only place that decides these, for all kernels.
 //
-//   seen_by(...)    which run of a tile's columns may a row see, by their positions?
-//   admits(i, j)    may query i see key j, by everything except its position?
-//   bias(i, j)      what is added to their score
+//   seen_by(...)    the run of a tile's columns that a row sees by their positions
+//   admits(i, j)    whether query i sees key j by everything except positions
+//   bias(i, j)      the number that is added to their score
 //   range(n)        the n-th run of traversed rows to visit, which causality, windows and block lists leave
-//   look_at, skip   does no pair of a block belong to one segment? Then the block is not visited
-//   covers(...)     is every pair of a rectangle visible, array masks aside? Then positions are not tested per element
+//   look_at, skip   whether no pair of a block belongs to one segment, so that the block is not visited
+//   covers(...)     whether every pair of a rectangle is visible, array masks aside: then elements are not tested
 //
 // A row is a query, except in decoding (GQA_PACKED): there the rows of an operand are all queries that share a key
-// head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of know.
+// head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of depend on that.
 //
-// A query's own position among the keys is i + keys - queries: causality and windows align to the lower right. With
-// HAS_LENGTHS both are those of the batch entry, lengths [B, 2], at most Lq and Lk: queries behind the entry's end see
-// nothing, and nothing sees keys behind it. With
-// HAS_SHIFTS it is i + q_shifts[i], and k_shifts[j] for the queries that key j meets: segments of unequal lengths align
-// to their own lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow q_segments' rows,
-// because Metal gives a kernel no more than 31 buffers.
+// The position of query i among the keys is i + keys - queries: causality and windows align to the lower right.
+// With HAS_LENGTHS, queries and keys are those of the batch entry, lengths [B, 2], at most Lq and Lk. Queries behind
+// the end of their entry see no key, and no query sees keys behind the end.
+// With HAS_SHIFTS the position of query i is i + q_shifts[i], and k_shifts[j] is the shift of the queries that key j
+// meets, so that segments of unequal lengths align to their own lower right. Both are in one operand, shifts
+// [B, Lq + Lk]; with segments they follow the rows of q_segments, because Metal allows a kernel 31 buffers at most.
 namespace flash {
 namespace mask {
 
@@ -24,7 +24,7 @@ struct Range {
 };
 
 #if HAS_SEGMENTS || HAS_SHIFTS
-// The least and largest segment, or shift, in a run of rows.
+// The smallest and the largest segment, or shift, in a run of rows
 METAL_FUNC Range span(const device int* segments, int begin, int end, tile::Lane lane) {
   Range found = {INT_MAX, INT_MIN};
   for (int i = begin + int(lane.thread_index % 32); i < end; i += 32) {
@@ -82,7 +82,7 @@ struct Visibility {
   bool block_is_full;  // is every pair of the visited block visible?
 #endif
 
-  // What does not vary with the head
+  // Sets everything that does not vary with the head.
   METAL_FUNC void open(thread const Arguments& args, int b) thread {
     queries = args.Lq;
 #if GQA_PACKED
@@ -113,7 +113,7 @@ struct Visibility {
 #endif
   }
 
-  // What varies with the head (the group's first head in decoding); `row` is the first of this threadgroup's rows.
+  // Sets everything that varies with the head (in decoding, the group's first). `row`: this threadgroup's first row.
   METAL_FUNC void open_head(thread const Arguments& args, int b, int h, int row) thread {
 #if HAS_TEXTS
     texts.open(args, b, h);
@@ -300,7 +300,7 @@ struct Visibility {
 #endif
   }
 
-  // The run that begins with number n, which becomes the number of its end: neighbouring blocks, all full or none
+  // The run of neighbouring blocks, all full or none, that begins with number n, which becomes that of its last block
   METAL_FUNC Range range(thread int& n, Range within) thread {
 #if HAS_BLOCKS
     const int first = block_list[n];
@@ -315,7 +315,7 @@ struct Visibility {
 #endif
   }
 #elif HAS_BLOCKS
-  // In decoding, where every head may have blocks of its own: false if the block of key j is empty for all heads
+  // In decoding, where heads may have different blocks: false if the block of key j is empty for all of them
   METAL_FUNC bool enter_gqa_block(int first_row, int last_row, int j) thread {
     bool found = false;
     block_is_full = true;
@@ -328,14 +328,14 @@ struct Visibility {
   }
 #endif
 
-  // Learns the segments of the traversed block: of rows [begin, end)
+  // Finds the segments of the traversed block, rows [begin, end)
   METAL_FUNC void look_at(int begin, int end, tile::Lane lane) thread {
 #if HAS_SEGMENTS
     tile_segments = span(TRANSPOSED ? q_segments : k_segments, begin, end, lane);
 #endif
   }
 
-  // Does no pair of this threadgroup's rows and the traversed block belong to one segment?
+  // Whether no pair of this threadgroup's rows and the traversed block belongs to one segment
   METAL_FUNC bool skip() const thread {
 #if HAS_SEGMENTS
     return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;
@@ -344,8 +344,8 @@ struct Visibility {
 #endif
   }
 
-  // Is this block of BT traversed rows an edge: partly past the end, or visible to rows [first, last] only in part,
-  // array masks aside? The other blocks have a loop of their own. Rows past the end do not count.
+  // Whether this block of BT traversed rows is an edge: partly past the end, or partly hidden from rows [first, last],
+  // array masks aside. The other blocks have a separate loop. Rows past the end do not count.
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
     look_at(place, min(place + BT, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
@@ -355,10 +355,10 @@ struct Visibility {
 #else
     const int piece = keys / (RANKS * RANK_PIECES);
 #endif
-    if (place % piece + BT > piece) return true;  // its rows lie in two pieces
+    if (place % piece + BT > piece) return true;  // rows in two pieces
 #endif
 #if OVER_KEYS && HAS_LENGTHS
-    return !covers(place, place + BT - 1, first, last);  // keys behind the entry's end have gradients too: zeros
+    return !covers(place, place + BT - 1, first, last);  // keys behind the entry's end get gradients of zero
 #elif OVER_KEYS
     return !covers(place, place + BT - 1, first, min(last, keys - 1));
 #else
@@ -366,7 +366,7 @@ struct Visibility {
 #endif
   }
 
-  // Is every pair of the rectangle visible, array masks aside?
+  // Whether every pair of the rectangle is visible, array masks aside
   METAL_FUNC bool covers(int first_query, int last_query, int first_key, int last_key) const thread {
 #if GQA_PACKED
     first_query = 0;  // any query may be among the rows; rows past the end repeat the last one and are never stored
@@ -384,7 +384,7 @@ struct Visibility {
 #endif
 #if HAS_SEGMENTS
     if (row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end) return false;
-    if (row_segments.begin != tile_segments.begin) return false;  // one segment each, but not the same
+    if (row_segments.begin != tile_segments.begin) return false;  // one segment each, but different ones
 #endif
 #if HAS_BLOCKS
     return block_is_full;

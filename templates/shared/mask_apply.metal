@@ -1,17 +1,17 @@
-// Masks on a tile of scores: what mask.metal decides of pairs, and of rectangles where all their pairs agree.
+// Applies masks to a tile of scores: pair by pair, or as a whole where mask.metal says that all its pairs are visible.
 namespace flash {
 namespace mask {
 
 template <int ROWS, int C> struct Look;  // mask_look.metal
 
-// S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all are seen.
-// `valid`: columns that this visit of the block covers. `edge`: whether positions may hide any. `look`: what the array
-// mask shows of the tile, where it was asked before.
+// S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all pairs are
+// visible. `valid`: the columns that this visit covers. `edge`: whether positions may hide pairs. `look`: the parts of
+// the tile that the array mask shows, where it was looked at before.
 template <int R, int C>
 METAL_FUNC bool apply(
     thread tile::Tile<float, R, C>& s, thread const Visibility& visibility, thread const Look<R, C>& look,
     int first_query, int first_key, int valid, tile::Lane lane, bool edge = true) {
-  // All simdgroups of a warpgroup must take the same path: the question is asked for all their rows.
+  // All simdgroups of a warpgroup must take the same path, so the rectangle has the rows of all of them.
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
@@ -20,7 +20,7 @@ METAL_FUNC bool apply(
 #if (LOOKS || MAPS) && !SCORE_HIDES
   const bool whole = covered && look.all;
 #elif HAS_MASK || SCORE_HIDES
-  const bool whole = false;  // only the values of the mask, or of the scores, tell
+  const bool whole = false;  // values of the mask, or of the scores, decide
 #else
   const bool whole = covered;
 #endif
@@ -30,14 +30,14 @@ METAL_FUNC bool apply(
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
   for (int i = 0; i < R / 8; i++) {
-    // Rows past the end are never stored. Where positions hide none, they repeat the last row, whose mask exists.
+    // Rows past the end are never stored. Where positions hide no pair they repeat the last row, whose mask exists.
     const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
     const int row = edge ? own_row : min(own_row, last_row);
     const Range seen = visibility.seen_by(row);
     const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      // Compared are constants with what is the same for all fragments: sums of the two would take a register each.
+      // Comparing constants with numbers that all fragments share avoids one register for each sum of the two.
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
@@ -47,8 +47,8 @@ METAL_FUNC bool apply(
         visible = visible && look.shows(i, c, e);
 #endif
 #if HAS_VISIBLE && !HAS_SEGMENTS && !HAS_SHIFTS && !HAS_MASK
-        // A text may be asked of any pair. Where one loop serves all tiles, lanes that part at every element would cost
-        // more than to ask of those that are hidden anyway.
+        // A text may be evaluated for any pair. Where one loop serves all tiles, divergent lanes at every element would
+        // cost more than evaluating pairs that are hidden anyway.
         if (!tile::SPLIT) visible = (int(visible) & int(visibility.admits(query, key))) != 0;
         if (!visible || (tile::SPLIT && !visibility.admits(query, key))) {
 #else
@@ -58,7 +58,7 @@ METAL_FUNC bool apply(
           continue;
         }
 #if ADDITIVE || HAS_ALIBI
-        // A bias of -inf hides the key, and with it a score that is NaN.
+        // A bias of -inf hides the key, also where its score is NaN.
         const float bias = visibility.bias(query, key);
         s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
 #endif

@@ -1,30 +1,30 @@
-// What the array mask shows of a tile, asked once before the tile is worked on: a block that it hides from all rows is
-// not visited, and one that it shows to all rows needs no care for hidden NaN.
+// Looks at the array mask once per tile, before anything else: a block that it hides from all rows is not visited, and
+// a block that it shows to all rows needs no protection from hidden NaN.
 namespace flash {
 namespace mask {
 
 #if LOOKS
 constant constexpr int SIMDGROUPS = BP / R;
-// Elements at the end of threadgroup memory in which simdgroups that copy blocks together tell what they found, twice
+// Elements at the end of threadgroup memory in which simdgroups that share blocks exchange their findings, in two turns
 constant constexpr int VOTES = 2 * SIMDGROUPS * sizeof(uint) / sizeof(Element);
 
 template <int ROWS, int C> struct Look {
   static_assert(C <= 128, "a word has a bit for each of a lane's elements of a row");
-  uint shown[ROWS / 8];  // of element e of fragment c: bit 2 c + e
+  uint shown[ROWS / 8];  // bit 2 c + e: is element e of fragment c shown?
   bool all;              // is every element of the tile shown?
   int turn = 0;
 
   METAL_FUNC bool shows(int i, int c, int e) const thread { return (shown[i] >> (2 * c + e) & 1) != 0; }
 
-  // Looks at the tile that begins at (first_row, first_column), its columns before `end`. Returns whether any element
-  // is shown, to this simdgroup or to one that copies blocks together with it.
+  // Looks at the tile that begins at (first_row, first_column), at columns before `end`. Returns whether any element is
+  // shown to this simdgroup, or to one that shares its blocks.
   METAL_FUNC bool at(
       thread const Visibility& visibility, int first_row, int first_column, int end, bool edge,
       threadgroup Element* scratch, tile::Lane lane) thread {
     uint some = 0;
     all = true;
     for (int i = 0; i < ROWS / 8; i++) {
-      // Rows past the end repeat the last one; an entry of no length has the first.
+      // Rows past the end repeat the last one; an empty batch entry looks at row 0.
       const int last = max(0, (TRANSPOSED ? visibility.keys : visibility.rows) - 1);
       const int row = min(first_row + i * 8 + lane.row, last);
       shown[i] = 0;
@@ -50,7 +50,7 @@ template <int ROWS, int C> struct Look {
   }
 
 #if USES_THREADGROUP && !SPLITS_KEYS
-  // One barrier suffices: when a place is written again, all have passed the barrier of the other one.
+  // One barrier suffices: before a place is written again, all simdgroups pass the barrier of the other place.
   METAL_FUNC bool any_votes(bool any, threadgroup Element* scratch, tile::Lane lane) thread {
     threadgroup uint* votes = (threadgroup uint*)(scratch + (SCRATCH - VOTES)) + turn * SIMDGROUPS;
     turn = 1 - turn;
@@ -63,7 +63,7 @@ template <int ROWS, int C> struct Look {
 #endif
 };
 #elif MAPS
-// By the mask's map, for all rows of the threadgroup: its simdgroups, those that copy blocks included, agree.
+// Looks at the mask's map instead, for all rows of the threadgroup, so that consumer and producer warps agree.
 template <int ROWS, int C> struct Look {
   bool all;
 

@@ -14,8 +14,9 @@ template <int R> struct State {
   }
 
 #if HAS_SINKS
-  // A sink is a score that every row sees and that has no value: it only adds to the sum. Where scores lack the scale,
-  // so does m, and l has what the division rounded away. The largest numbers stand for sinks that have no place there.
+  // A sink is a score that every row sees, without a value: it only adds to the sum. Where scores lack the scale, m
+  // lacks it too, and l corrects the rounding of the division. The largest numbers stand for sinks beyond float32
+  // there.
   METAL_FUNC void clear(int i, float sink, float scale) thread {
 #if SCALED_FIRST
     m[i] = sink;
@@ -30,8 +31,8 @@ template <int R> struct State {
 };
 
 // m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m'); differences times factor.
-// A row that has seen no key yet has m = -inf and l = 0; its exponentials use 0 in place of m, so that they come out as
-// 0 and never as -inf - (-inf).
+// A row that has not seen a key has m = -inf and l = 0. Its exponentials use 0 in place of m, so that they are 0 and
+// not 2^(-inf - (-inf)) = NaN.
 template <int R, int C>
 METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
   tile::RowVector<R> correction;

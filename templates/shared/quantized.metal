@@ -49,7 +49,7 @@ METAL_FUNC float value_of(uint code, float scale, float bias) {
 #endif
 }
 
-// Takes the place of the tile layer's Traversed, and always goes through threadgroup memory.
+// Takes the place of the tile layer's Traversed. Blocks always go through threadgroup memory.
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   static_assert(GROUP % 8 == 0, "eight elements are dequantized at a time");
   using Element = T;
@@ -69,7 +69,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   long bias_stride;
 #endif
   threadgroup T* scratch;
-  int first, valid;  // first row of the current block, and how many of its rows exist and are wanted, at most BT
+  int first, valid;  // first row of the current block, and the number of its rows to use, at most BT
   bool edge;
   Lane lane;
 
@@ -109,7 +109,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
 #if HAS_PAGES
-    first = 0;  // of the block, to which the pointers go
+    first = 0;  // the pointers are those of the block
     words = word_pages.row(row);
     scales = scale_pages.row(row);
 #if AFFINE
@@ -130,7 +130,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     int row, column;
   };
 
-  // The run that this lane copies first of columns [column, column + H) of the current block
+  // The first run that this lane copies, of columns [column, column + H) of the current block
   template <int H> METAL_FUNC Place share(int column) const thread {
     const Share<H, RUN> own = Share<H, RUN>::of(lane);
     return {first + own.row, column + own.column};
@@ -144,7 +144,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     const Run<uint, BITS / 4> codes =
         *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));
 #else
-    // Eight elements take BITS bytes, wherever words end.
+    // Eight elements take BITS bytes, which may begin and end inside of words.
     const device uint8_t* source = (const device uint8_t*)(words + row * word_stride) + column / 8 * BITS;
     const Run<uint8_t, BITS> bytes = *(const device Run<uint8_t, BITS>*)source;
     ulong codes = 0;

@@ -1,4 +1,4 @@
-// One row of delta = rowsum(dO * O), in float32 and in the same order wherever it is summed.
+// One row of delta = rowsum(dO * O) in float32, summed in the same order by every kernel that computes it.
 namespace flash {
 
 constant constexpr int COLUMNS = $VALUE_DIM;

@@ -2,8 +2,8 @@
 namespace flash {
 namespace formula {
 
-// In place, for query first_query + i and key first_key + j. Backward kernels get its derivative in `slope`, the cap's
-// included. Pairs past the end get a score too, that of the last row or column, which the mask replaces.
+// In place, for query first_query + i and key first_key + j. In backward kernels `slope` becomes its derivative, times
+// the cap's. Pairs past the end get the score of the last row or column, which the mask replaces.
 template <int R, int C>
 METAL_FUNC void apply(
     thread tile::Tile<float, R, C>& s, thread softmax::Slope<R, C>& slope, thread const mask::Visibility& visibility,

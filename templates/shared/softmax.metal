@@ -1,20 +1,20 @@
-// Scores, exponentials and the statistics of rows; masked scores are -inf. Everything stays float32.
+// Scores, exponentials and row statistics, all in float32; masked scores are -inf.
 //
-// P = 2^(factor (S - m)) / l. Plain scores are S = Q K^T as the products leave them, and the scale is in the factor,
-// scale log2(e). Where something is added to the scores or caps them (SCALED_FIRST), they are scaled before, and the
-// factor is log2(e). The difference comes first, so that no finite score overflows, and whatever all scores of a row
-// have in common cancels without rounding, however large it is.
+// P = 2^(factor (S - m)) / l. Plain scores are S = Q K^T without the scale, which is part of the factor scale log2(e).
+// Where something is added to the scores or caps them (SCALED_FIRST), they are scaled before, and the factor is
+// log2(e). The difference comes first, so that no finite score overflows, and a term that all scores of a row share
+// cancels without rounding, however large it is.
 //
-// A row's statistics are m, its largest score in these units, and log2 l, l its sum of exponentials relative to m.
-// They are apart, because their sum would have no room for log2 l beside a large m, and m is a score as it is, so that
-// the backward kernels subtract the very number that the forward kernel did: a row of one key has P = 1 exactly.
-// A row that sees no key: -inf and 0.
+// The statistics of a row are m, its largest score in these units, and log2 l, where l is its sum of exponentials
+// relative to m. They are stored separately, since beside a large m their sum would lose the digits of log2 l. m is
+// exactly one of the scores, so that the backward kernels subtract the same number as the forward kernel, and a row of
+// one key has P = 1 exactly. A row that sees no key has -inf and 0.
 namespace flash {
 namespace softmax {
 
 #if HAS_SOFTCAP
-// t = scale S;  u = tanh(t / cap);  S = cap u;  returns dS/dt = 1 - u^2 in `slope`. Far below the cap S = t, so that a
-// large cap caps nothing.
+// t = scale S;  u = tanh(t / cap);  S = cap u;  returns dS/dt = 1 - u^2 in `slope`. Far below the cap S = t exactly, so
+// that a huge cap has no effect.
 template <int R, int C>
 METAL_FUNC void cap(
     thread tile::Tile<float, R, C>& s, thread tile::Tile<float, R, C>& slope, float scale, float cap) {
@@ -38,7 +38,7 @@ template <int R, int C> using Slope = tile::Tile<float, R, C>;
 template <int R, int C> struct Slope {};
 #endif
 
-// Scales the scores, and caps them, where this has to come before anything is added
+// Scales and caps the scores where that must precede what is added to them
 template <int R, int C>
 METAL_FUNC void scale_or_cap(
     thread tile::Tile<float, R, C>& s, thread Slope<R, C>& slope, thread const Arguments& args) {

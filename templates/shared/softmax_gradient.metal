@@ -2,8 +2,8 @@
 namespace flash {
 namespace softmax {
 
-// The statistics of rows, V a RowVector, or a ColumnVector where the tile is transposed. Exponents subtract one after
-// the other. m = +inf for a row that sees no key makes its probabilities 0.
+// Row statistics, as a RowVector, or as a ColumnVector where the tile is transposed. m = +inf for a row that sees no
+// key makes its probabilities 0.
 template <typename V> struct Reference {
   V m, log_l;
 
@@ -13,8 +13,8 @@ template <typename V> struct Reference {
   }
 };
 
-// P = 2^(factor (S - m) - log2 l). Masked elements are 0 even in rows whose statistics are NaN; a tile that is visible
-// as a whole has none.
+// P = 2^(factor (S - m) - log2 l). Masked elements are 0 even in rows whose statistics are NaN. `whole`: the tile has
+// no masked elements.
 template <typename V>
 METAL_FUNC tile::Pair<float> probability(
     tile::Pair<float> s, thread const Reference<V>& reference, int i, int c, float factor, bool whole) {
@@ -23,8 +23,8 @@ METAL_FUNC tile::Pair<float> probability(
   return whole ? p : select(p, tile::Pair<float>(0), s == -INFINITY);
 }
 
-// dS = P * (dP - delta); unless the tile is visible as a whole, 0 where P is 0, even if dP is NaN because a masked key
-// holds NaN
+// dS = P * (dP - delta). Unless the tile is visible as a `whole`, dS is 0 where P is 0, even if a masked key makes dP
+// NaN.
 METAL_FUNC tile::Pair<float> score_gradient(
     tile::Pair<float> dp, tile::Pair<float> p, tile::Pair<float> delta, bool whole) {
   const tile::Pair<float> ds = p * (dp - delta);
@@ -32,8 +32,8 @@ METAL_FUNC tile::Pair<float> score_gradient(
 }
 
 #if OVER_KEYS && !LOADS_EARLY
-// Numbers of fragment c of C columns: the COUNTth of each row from `source` on, of which memory has `rows`. Past them
-// the last one repeats. edge: there may be fewer than C.
+// One number for each column of fragment c of C columns, COUNT apart in memory, which has `rows` of them; the last one
+// repeats. edge: there may be fewer than C.
 template <int COUNT, int C>
 METAL_FUNC tile::Pair<float> columns_of(const device float* source, int c, int rows, tile::Lane lane, bool edge) {
   const int fixed = tile::fixed_place(c), own = tile::lane_place(C, c, lane.column), last = rows - 1 - own;
@@ -41,7 +41,7 @@ METAL_FUNC tile::Pair<float> columns_of(const device float* source, int c, int r
   return tile::Pair<float>((source + COUNT * own)[COUNT * fixed], (source + COUNT * own)[COUNT * (fixed + 1)]);
 }
 
-// In place of S, whose columns are queries. Their statistics are read one fragment at a time: those of a whole tile
+// P in place of S, whose columns are queries. Statistics are read one fragment at a time, because those of a whole tile
 // would take as many registers as its scores.
 template <int R, int C>
 METAL_FUNC void probabilities(
@@ -69,7 +69,7 @@ METAL_FUNC void gradient(
 }
 #else
 #if OVER_KEYS
-// One number per column of a tile from memory that has `columns`; past them the last one repeats
+// One number for each column of a tile, from memory that has `columns` of them; the last one repeats
 template <int C>
 METAL_FUNC void read_columns(
     thread tile::ColumnVector<C>& vector, const device float* source, int columns, tile::Lane lane) {
@@ -82,8 +82,8 @@ METAL_FUNC void read_columns(
 }
 #endif
 
-// Of rows [first, first + R) of this simdgroup, or of the columns of a tile, from the statistics of `rows` rows;
-// past them the last one repeats.
+// The statistics of rows [first, first + R) of this simdgroup, or of the columns of a tile, from memory that has those
+// of `rows` rows; the last one repeats.
 #if OVER_KEYS
 template <int C>
 METAL_FUNC Reference<tile::ColumnVector<C>> read_reference(const device float* statistics, int rows, tile::Lane lane) {
@@ -114,12 +114,12 @@ METAL_FUNC Reference<tile::RowVector<R>> read_reference(
 }
 #endif
 
-// In place of S
+// P in place of S
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(
     thread tile::Tile<float, R, C>& s, thread const Reference<V>& reference, float factor, bool whole) {
 #if LOADS_EARLY
-  // One loop serves all tiles: this copy of what is computed is without selections.
+  // One loop serves all tiles here, so this function has a copy without selections for tiles without masked elements.
   if (whole) {
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)

@@ -25,7 +25,7 @@ struct Texts {
   }
 };
 
-// What the texts are told of a query's row and a key
+// The variables of the texts for a query's row and a key
 template <typename V> METAL_FUNC Pair pair(thread const V& visibility, int row, int j) {
   const int query = visibility.query_of(row);
 #if HAS_SEGMENTS
