@@ -10,7 +10,7 @@ from programs import compiled
 
 from mlx_flash.metal.cpu.settings import MODES
 from mlx_flash.metal.frontend.language import VERSIONS
-from mlx_flash.simulator import CompileError, language, metal_kernel, mode
+from mlx_flash.simulator import CompileError, SimulatorError, language, metal_kernel, mode
 
 PROGRAMS = (language_programs, address_programs, kernel_programs, class_programs)
 ACCEPTED = {rule: program for one in PROGRAMS for rule, program in one.ACCEPTED.items()}
@@ -122,3 +122,20 @@ struct S {
     with mode(how):
         (out,) = kernel(inputs=[], **call)
         assert sorted(out.tolist()) == [0.0] * 24 + [6.0] * 8
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("operator", ["", class_programs.OWN])
+def test_components_of_vectors_whose_type_is_a_templates(how, operator):
+    """The steps change the vector itself, whatever an operator of one's own makes of it."""
+    kernel = metal_kernel("steps", ["x"], ["y"], "y[0] = steps(x[0]);", header=operator + class_programs.STEPS)
+    call = dict(grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32])
+    with mode(how):
+        (out,) = kernel(inputs=[mx.array([3.0])], **call)
+    assert out.item() == (3 + 3 + 1) + ((3 - 1) * 3 + 1)
+
+
+def test_a_threadgroup_numbers_constant_is_not_stored():
+    kernel = metal_kernel("unwritten", [], ["y"], "threadgroup float t = 0.0f; y[0] = t;")
+    with pytest.raises(SimulatorError, match="unwritten"):
+        kernel(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32])

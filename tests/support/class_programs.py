@@ -58,9 +58,34 @@ y[i] = 1;""",
         "element_t<plain_t<float>> s{1}; same<int> a{1}; negation w{1}; y[i] = s.n + a.n + w.n;"),
 }  # fmt: skip
 
+NUMBER = "template <int N> struct Number { constexpr operator int() const { return N; } };\n"
+STEPS = ("template <typename T> T steps(T a) { vec<T, 2> v = {a, a}; v.x += a; v.y -= T(1); v.g *= a; "
+    "v.xy += 1; return v.x + v.y; }\n")  # fmt: skip
+OWN = "struct S { float n; }; thread S& operator+=(thread S& a, S b) { a.n += b.n; return a; }\n"
+ACCEPTED |= {
+    "steps of components of a template's vectors": helper(STEPS, "y[i] = steps(x[i]) + steps(h[i]) + steps(int(i));"),
+    "the same beside an operator of one's own": helper(OWN + STEPS, "S s = {1}; s += s; y[i] = steps(x[i]) + s.n;"),
+    "steps by an object that converts to a number": helper(NUMBER, "int n = i; n += Number<2>(); n *= Number<3>(); "
+        "device float* at = y; at += Number<1>(); at[0] = n;"),
+    "the same beside steps of components": helper(NUMBER + STEPS, "int n = i; n -= Number<2>(); y[i] = steps(n);"),
+    "functions that return constant pointers": helper("constant float table[2] = {1, 2}; "
+        "template <int N> inline constant float* chosen() { return table + N; }\n"
+        "inline uchar low(float a) { return a < 0; }", "y[i] = chosen<1>()[0] + low(x[i]);"),
+    "C linkage": helper("extern \"C\" struct S { uint a; uint b; }; extern \"C\" { float f(float a) { return a; } }\n"
+        "extern \"C\" float g(float a) { return f(a); }", "S s = {1, 2}; y[i] = g(s.b);"),
+    "thread pointers to other spaces": "thread const device float* p[2]; p[1] = x; const thread device float* q = x; "
+        "device thread float* w = y; w[i] = p[1][i] + q[i];",
+    "threadgroup number with a constant": "threadgroup float t = 0.0f; threadgroup half u = -1, w; if (i == 0) t = 1; "
+        "threadgroup_barrier(mem_flags::mem_threadgroup); w = u = 1; y[i] = t + u + w;",
+}  # fmt: skip
+
 REFUSED = {
     "methods of the thread on device objects": (None, helper("struct S { float n; float f() thread { return n; } };",
         "device S* s = (device S*)y; y[i] = s->f();")),
     "device members as references of the thread": ("cannot bind reference", helper(ADD +
         "struct S { float n; void f() device { add(n); } };", "device S* s = (device S*)y; s->f();")),
+    "threadgroup number with a value that runs": ("constant expression", "threadgroup float t = x[i]; y[i] = t;"),
+    "two spaces of a pointer": ("multiple address spaces", "device threadgroup float* p = 0; y[i] = p[0];"),
+    "objects that convert to no number": ("invalid operands", helper("struct S { float n; };",
+        "int n = i; n += S{1}; y[i] = n;")),
 }  # fmt: skip

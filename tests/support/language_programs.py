@@ -323,7 +323,6 @@ REFUSED = {
     "static local": ("static variables", "static int n = 0; y[i] = n++;"),
     "threadgroup variable in a helper": (None, helper("float f() { threadgroup float t[4]; return t[0]; }",
         "y[i] = f();")),
-    "threadgroup variable with a value": (None, "threadgroup float t = 1; y[i] = t;"),
     "array of variable length": (None, "int n = (int)i; float a[n]; a[0] = 1; y[i] = a[0];"),
     "threadgroup array of variable length": (None, "threadgroup float t[i]; y[i] = t[0];"),
     "virtual functions": ("no virtual", helper("struct S { virtual float f() { return 1; } };", "y[i] = 1;")),

@@ -264,6 +264,12 @@ _BIND_VALUES = "-DMSL_VALUES_BIND"
 # Members of an object that lies nowhere in particular do not bind to references of the thread.
 _NOWHERE = re.compile("'(?:const )?__generic")
 _THREAD_METHODS = "-DMSL_THREAD_METHODS"
+# x += c, where c is of a class that converts to a number.
+_STEP = re.compile("no viable overloaded '[-+*/%]='|invalid operands to binary expression \\('[^<]")
+_CLASS_STEPS = "-DMSL_CLASS_STEPS"
+# v.x += 1 in a template, in a text with an operator += of its own: clang looks for a function only.
+_PROPERTY = re.compile("invalid operands to binary expression .*'<pseudo-object type>'")
+_PLAIN_COMPONENTS = "-DMSL_PLAIN_COMPONENTS"
 
 
 def compile_text(
@@ -306,12 +312,22 @@ def _remedies(done: subprocess.CompletedProcess) -> Iterator[list[str]]:
     """Flags to try, one after another, on a text that was refused."""
     if not done.returncode:
         return
-    unbound, nowhere = _UNBOUND.search(done.stderr), _NOWHERE.search(done.stderr)
-    if unbound:
-        yield [_BIND_VALUES]
-    if nowhere:
-        yield [_THREAD_METHODS]
-        yield [_THREAD_METHODS, _BIND_VALUES]
+    said = {
+        flag: bool(words.search(done.stderr))
+        for flag, words in (
+            (_CLASS_STEPS, _STEP), (_PLAIN_COMPONENTS, _PROPERTY), (_THREAD_METHODS, _NOWHERE), (_BIND_VALUES, _UNBOUND)
+        )
+    }  # fmt: skip
+    operators = [flag for flag in (_CLASS_STEPS, _PLAIN_COMPONENTS) if said[flag]]
+    if said[_BIND_VALUES]:
+        yield [*operators, _BIND_VALUES]
+    if said[_THREAD_METHODS]:
+        yield [*operators, _THREAD_METHODS]
+        yield [*operators, _THREAD_METHODS, _BIND_VALUES]
+    if operators:
+        yield operators
+    if said[_CLASS_STEPS] and not said[_PLAIN_COMPONENTS]:  # the operators are in the way of v.x += 1
+        yield [_CLASS_STEPS, _PLAIN_COMPONENTS]
 
 
 def _code(scratch: Path) -> str:

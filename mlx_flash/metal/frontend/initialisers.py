@@ -21,7 +21,8 @@ def computed_constants(tokens: list[Token], functions: list[tuple], types: Types
     where they are no constexpr. functions: as rules.defined_functions finds them. types: of these tokens."""
     defined = {tokens[name].text for name, *_ in functions}
     constant = {tokens[name].text for name, *_ in functions if _constexpr(tokens, name) or types.at(name)}
-    for start, end in _values(tokens):
+    bodies = {opening: body for _, opening, _, body, _ in functions}
+    for start, end in _values(tokens, bodies):
         for name, after in zip(tokens[start:end], tokens[start + 1 : end]):
             computed = name.text not in constant if name.text in defined else name.text in _COMPUTED
             if computed and after.text == "(":
@@ -40,8 +41,9 @@ def _constexpr(tokens: list[Token], name: int) -> bool:
     return False
 
 
-def _values(tokens: list[Token]) -> Iterator[tuple[int, int]]:
-    """Where the values of constants stand that lie in no function and no class."""
+def _values(tokens: list[Token], bodies: dict[int, int]) -> Iterator[tuple[int, int]]:
+    """Where the values of constants stand that lie in no function and no class. bodies: the brace of each function's
+    body, by the bracket of its parameters: `constant float* f() { ... }` is no constant."""
     index = 0
     while index < len(tokens):
         text = tokens[index].text
@@ -53,7 +55,9 @@ def _values(tokens: list[Token]) -> Iterator[tuple[int, int]]:
             while end < len(tokens) and tokens[end].text not in ("=", "(", "{", ";", "<", "["):
                 end += 1
             words = {token.text for token in tokens[start:end]}
-            if "constant" in words and not words & _NO_VARIABLE:
+            if end in bodies:
+                index = matching(tokens, bodies[end])
+            elif "constant" in words and not words & _NO_VARIABLE:
                 index = statement_end(tokens, end)
                 yield end, index
         index += 1

@@ -77,6 +77,11 @@ class _Translator(Kernels):
                 self.replace(token.start, token.end, "msl_const_thread")
             elif token.text == "const" and following == "thread" and self.binds_value(index + 2):
                 self.replace(self.tokens[index + 1].start, self.tokens[index + 1].end, "msl_const_thread")
+            elif token.text == "thread" and self.second_space(index):
+                self.replace(token.start, token.end, "")
+            elif token.text == "extern" and following == '"C"':
+                # What the translation adds to a class may be templates, which C linkage excludes.
+                self.replace(self.tokens[index + 1].start, self.tokens[index + 1].end, '"C++"')
             elif token.text == "static_cast":
                 self.replace(token.start, token.end, "msl_static_cast")
             elif index and self.tokens[index - 1].text in (".", "->") and _SWIZZLE.fullmatch(token.text):
@@ -91,6 +96,16 @@ class _Translator(Kernels):
             self.edits += edits(self.tokens)
         self.conditionals()
         self.constant_copies()
+
+    def second_space(self, index: int) -> bool:
+        """thread const device T*: beside another address space `thread` says where the pointer itself is kept."""
+        for step in (-1, 1):
+            at = index + step
+            while 0 <= at < len(self.tokens) and self.tokens[at].text in ("const", "volatile"):
+                at += step
+            if 0 <= at < len(self.tokens) and self.tokens[at].text in ("device", "constant", "threadgroup"):
+                return True
+        return False
 
     def binds_value(self, index: int) -> bool:
         """Does the type at `index` end in a reference? One to a constant thread object also takes values."""

@@ -1,5 +1,16 @@
 // The components of a vector are properties, and v[i] lies in a space to which no reference of a kernel binds.
+// With MSL_PLAIN_COMPONENTS they are plain members: for texts with an operator += of their own (shim/operators.h).
 #pragma once
+
+#ifdef MSL_PLAIN_COMPONENTS
+#define msl_x x
+#define msl_y y
+#define msl_z z
+#define msl_w w
+#define MSL_COMPONENTS2 MSL_COMPONENT(r, x) MSL_COMPONENT(g, y)
+#define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(b, z)
+#define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(a, w)
+#else
 
 namespace metal {
 template <typename T> struct msl_remove_space<__attribute__((opencl_global_host)) T> { typedef T type; };
@@ -8,6 +19,7 @@ template <typename T> struct msl_remove_space<__attribute__((opencl_global_host)
 #define MSL_COMPONENTS2 MSL_COMPONENT(x, msl_x) MSL_COMPONENT(r, msl_x) MSL_COMPONENT(y, msl_y) MSL_COMPONENT(g, msl_y)
 #define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(z, msl_z) MSL_COMPONENT(b, msl_z)
 #define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(w, msl_w) MSL_COMPONENT(a, msl_w)
+#endif
 // v[i] has no address either: what it returns lies in a space, or is volatile, to which no reference of a kernel binds.
 #define msl_element __attribute__((opencl_global_host))
 #define msl_held volatile
