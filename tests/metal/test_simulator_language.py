@@ -135,7 +135,7 @@ def test_components_of_vectors_whose_type_is_a_templates(how, operator):
     assert out.item() == (3 + 3 + 1) + ((3 - 1) * 3 + 1)
 
 
-def test_a_threadgroup_numbers_constant_is_not_stored():
+def test_constants_of_threadgroup_memory_are_not_stored():
     kernel = metal_kernel("unwritten", [], ["y"], "threadgroup float t = 0.0f; y[0] = t;")
     with pytest.raises(SimulatorError, match="unwritten"):
         kernel(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32])

@@ -1,4 +1,4 @@
-"""Whole public libraries compile: llama.cpp's, candle's, vLLM's paged attention, rasterisers of Gaussian splats.
+"""Whole public libraries compile: llama.cpp's, candle's, mistral.rs', vLLM's attention, rasterisers of Gaussian splats.
 
 They are not kept here. Each is fetched from its repository, at one commit, into the user's cache, or read from the
 folder that MLX_FLASH_METAL_LIBRARIES names, which holds checkouts as OWNER+NAME. Without either a library is skipped.
@@ -54,6 +54,16 @@ def _candle(**kernels: int) -> dict[str, Library]:
     }
 
 
+def _mistral(included: tuple[str, ...], **kernels: int) -> dict[str, Library]:
+    repository, commit = "EricLBuehler/mistral.rs", "9e922623f24b32d41f3892b74f0eed18707f4e6c"
+    folder = "mistralrs-quant/src/metal_kernels"
+    headers = tuple(f"{folder}/{name}.metal" for name in included)
+    return {
+        f"mistral.rs {name}": Library(repository, commit, (f"{folder}/{name}.metal",), count, headers)
+        for name, count in kernels.items()
+    }
+
+
 LIBRARIES = {
     "llama.cpp": Library(
         "ggml-org/ggml", "d99724f2b141fed9e1a9f402213506c081433465", ("src/ggml-metal/ggml-metal.metal",), 689,
@@ -76,6 +86,9 @@ LIBRARIES = {
         affine=24, binary=648, cast=72, conv=43, fill=6, gemv=144, indexing=70, mlx_gemm=60, mlx_sort=86, quantized=185,
         random=6, reduce=90, scaled_dot_product_attention=118, sort=12, ternary=18, unary=152,
     ),
+    **_mistral(("float8", "utils"), blockwise_fp8=3, scalar_fp8=12),
+    **_mistral(("utils", "copy_impl"), copy=1920),
+    **_mistral(("utils", "bf16"), mxfp4=8, quantized=2688, sdpa_with_sinks=87),
 }  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.filterwarnings("ignore:.*not ASCII")]

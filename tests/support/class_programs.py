@@ -75,8 +75,10 @@ ACCEPTED |= {
         "extern \"C\" float g(float a) { return f(a); }", "S s = {1, 2}; y[i] = g(s.b);"),
     "thread pointers to other spaces": "thread const device float* p[2]; p[1] = x; const thread device float* q = x; "
         "device thread float* w = y; w[i] = p[1][i] + q[i];",
-    "threadgroup number with a constant": "threadgroup float t = 0.0f; threadgroup half u = -1, w; if (i == 0) t = 1; "
-        "threadgroup_barrier(mem_flags::mem_threadgroup); w = u = 1; y[i] = t + u + w;",
+    "threadgroup memory with constants": "constexpr int N = 4; threadgroup float t = 0.0f, a[N] = {0}; "
+        "threadgroup half u = -1, w; a[i] = t = 1; w = u = 1; y[i] = t + u + w + a[i];",
+    "logs": helper("#include <metal_logging>\nconstant os_log shared(\"a\", \"b\");", "os_log mine(\"a\", \"c\"); "
+        "mine.log(\"%d\", i); shared.log_debug(\"%f\", x[i]); os_log_default.log_info(\"none\"); y[i] = 1;"),
 }  # fmt: skip
 
 REFUSED = {
@@ -84,7 +86,6 @@ REFUSED = {
         "device S* s = (device S*)y; y[i] = s->f();")),
     "device members as references of the thread": ("cannot bind reference", helper(ADD +
         "struct S { float n; void f() device { add(n); } };", "device S* s = (device S*)y; s->f();")),
-    "threadgroup number with a value that runs": ("constant expression", "threadgroup float t = x[i]; y[i] = t;"),
     "two spaces of a pointer": ("multiple address spaces", "device threadgroup float* p = 0; y[i] = p[0];"),
     "objects that convert to no number": ("invalid operands", helper("struct S { float n; };",
         "int n = i; n += S{1}; y[i] = n;")),

@@ -91,10 +91,14 @@ TWINS = {
     "function constant with a value": ("gets its value when a kernel is made",
         "constant int k [[function_constant(0)]] = 3; kernel void f(device float* y [[buffer(0)]]) { y[0] = k; }",
         "constant int k = 3; kernel void f(device float* y [[buffer(0)]]) { y[0] = k; }"),
-    "threadgroup array with an initialiser": ("takes no initialiser",
-        "threadgroup float t[2] = {1, 2}; y[i] = t[0];", "threadgroup float t[2]; t[i] = 1; y[i] = t[i];"),
-    "threadgroup variable in braces": ("takes no initialiser", "threadgroup float t{1}; y[i] = t;",
-        "float t{1}; y[i] = t;"),
+    "threadgroup array of values that are computed": ("constant expression",
+        "threadgroup float t[2] = {x[0], 2}; y[i] = t[0];", "threadgroup float t[2] = {1, 2}; t[i] = 1; y[i] = t[i];"),
+    "threadgroup variable with a value that is computed": ("constant expression",
+        "threadgroup float t{x[0]}; y[i] = t;", "threadgroup float t{1}, u = 0; t = 1; y[i] = t;"),
+    "constructors of the thread in threadgroup memory": ("no object with a constructor", helper(
+        "struct S { float v; constexpr S() thread : v(0) {} };", "threadgroup S s; s.v = 1; y[i] = s.v;"), helper(
+        "struct S { float v; constexpr S() thread : v(0) {} constexpr S() threadgroup : v(0) {} };",
+        "threadgroup S s, t[4]; s.v = 1; t[i].v = 2; y[i] = s.v + t[i].v;")),
     "name of a kernel with a minus": ("name of a kernel is one word.*'a-b'",
         "[[kernel]] void a-b(device float* y [[buffer(0)]]) { y[0] = 1; }",
         "[[kernel]] void a_b(device float* y [[buffer(0)]]) { y[0] = 1; }"),

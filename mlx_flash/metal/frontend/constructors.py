@@ -9,6 +9,8 @@ from .tokens import Token, matching
 
 _BEFORE_BODY = (")", "const", "noexcept", "thread", "threadgroup", "device", "constant")
 _SPACES = ("thread", "threadgroup", "device", "constant")
+# Of a class that says how its objects begin in threadgroup memory: target/entry.h.
+THREADGROUP = "typedef void msl_threadgroup_object;"
 Edit = tuple[int, int, str]
 
 
@@ -97,10 +99,14 @@ def _edits(tokens: list[Token], index: int, known: set) -> Iterator[Edit]:
     if after.text == "constant":
         yield after.start, after.end, "__constant"
         return
+    start = tokens[_start(tokens, index)].start
+    marked = THREADGROUP if after.text == "threadgroup" and "constexpr" in key and tokens[close - 1].text == "(" else ""
     if after.text in _SPACES and key in known:
-        yield tokens[_start(tokens, index)].start, tokens[_end(tokens, close + 2)].end, ""
+        yield start, tokens[_end(tokens, close + 2)].end, marked
         return
     known.add(key)
+    if marked:
+        yield start, start, f"{marked} "
     if after.text in _SPACES:
         yield after.start, after.end, ""
 

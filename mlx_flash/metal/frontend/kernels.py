@@ -267,15 +267,13 @@ class Kernels(Rewriter):
         element = " ".join([self.text_of(self.tokens[begin:index]), self.text_of(first[:name_at])]).strip()
         declared = []
         for part in [first[name_at:], *parts[1:]]:
-            name, dimensions, value = part[0].text, self.text_of(part[1:]), ""
-            if len(part) > 2 and part[1].text == "=" and part[2].text != "{":
-                # A constant is taken, of a single number, but nothing stores it: the memory is unwritten all the same.
-                dimensions, value = "", f" {{ constexpr auto value_of_{name} = {self.text_of(part[2:])}; }}"
-            elif {"=", "{"} & {token.text for token in part}:
-                reason = f"threadgroup memory holds nothing at first: '{name}' takes no initialiser"
-                self.fail(part[0], reason)
+            value = next((at for at, token in enumerate(part) if token.text in ("=", "{")), len(part))
+            name, dimensions, check = part[0].text, self.text_of(part[1:value]), ""
+            if value < len(part):
+                # As for a static variable of C++ a constant is taken, but nothing stores it: reading it is reported.
+                check = f" {{ constexpr {element} value_of_{name}{dimensions} {self.text_of(part[value:])}; }}"
             slot = len(self.variables)
             self.variables.append(name)
             made = f"msl_threadgroup_variable<{element}{dimensions}, {slot}, {align}>()"
-            declared.append(f"threadgroup auto& {name} = {made};{value}")
+            declared.append(f"threadgroup auto& {name} = {made};{check}")
         self.replace(self.tokens[begin].start, self.tokens[stop].end, " ".join(declared))

@@ -6,9 +6,12 @@ namespace metal {
 
 struct os_log {
   MSL_INLINE constexpr os_log(constant char*, constant char*) {}
-#define MSL_LOG(NAME) \
-  template <typename... A> MSL_INLINE void NAME(constant char*, A...) const constant {}
+  MSL_INLINE constexpr os_log(constant char*, constant char*) __constant {}
+#define MSL_LOG(NAME)                                                                    \
+  template <typename... A> MSL_INLINE void NAME(constant char*, A...) const constant {} \
+  template <typename... A> MSL_INLINE void NAME(constant char*, A...) const {}
   MSL_LOG(log) MSL_LOG(log_debug) MSL_LOG(log_info) MSL_LOG(log_error) MSL_LOG(log_fault)
 };
+constexpr constant os_log os_log_default("", "");
 
 }  // namespace metal

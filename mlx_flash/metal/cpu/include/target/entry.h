@@ -34,7 +34,12 @@ template <uint WHICH> struct msl_attribute_argument {
   }
 };
 
+// Has a class a constant constructor of threadgroup objects? The translation (frontend/constructors.py) marks those.
+template <typename T, typename = void> constexpr bool msl_constructed = false;
+template <typename T> constexpr bool msl_constructed<T, typename T::msl_threadgroup_object> = true;
+template <typename T, int N> constexpr bool msl_constructed<T[N], void> = msl_constructed<T>;
+
 template <typename T, uint INDEX, uint ALIGN> MSL_INLINE threadgroup T& msl_threadgroup_variable() {
-  static_assert(__is_trivially_constructible(T), "threadgroup memory holds nothing at first: no object with a constructor or initialised members");
+  static_assert(__is_trivially_constructible(T) || msl_constructed<T>, "threadgroup memory holds nothing at first: no object with a constructor or initialised members");
   return *(threadgroup T*)(ulong)msl_variable(INDEX, sizeof(T), ALIGN > alignof(T) ? ALIGN : alignof(T));
 }
