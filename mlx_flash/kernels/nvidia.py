@@ -23,7 +23,10 @@ from .tile_layers import LAYERS, consumer_registers, tensor_elements, tensor_reg
 
 
 def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
-    return tuple(TileConfig(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3]) for line in lines)
+    return tuple(
+        TileConfig(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3], overlaps="overlaps" in line[5:])
+        for line in lines
+    )
 
 
 #    max  par-  tra-  stages cached in
@@ -63,7 +66,7 @@ TENSOR_TABLE = {
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  96, 2, "dK dV"),
+        ( 64, 128,  96, 2, "dK dV", "overlaps"),
         (128, 128,  64, 2, "dK dV"),
     ),
     (BACKWARD_KEY, MIXED, "sm90"): rows(
@@ -109,14 +112,21 @@ def thread_registers(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
     return tensor_registers(kind, row, head_dim) + OVERHEAD
 
 
+MOST_RESIDENT = 4  # more leave a thread fewer registers than any row takes
+
+
 def sharing_cores(kind: KernelKind, row: TileConfig, family: Family, head_dim: int, value_dim: int) -> TileConfig:
-    """The row with two threadgroups per core, where a threadgroup has one warpgroup of consumers, and registers and
-    threadgroup memory suffice for both: one multiplies while the other computes exponentials. Else the row itself."""
-    pair = replace(row, resident=2)
+    """The row with as many threadgroups per core as registers and threadgroup memory suffice for, where a threadgroup
+    has one warpgroup of consumers: one multiplies while others compute exponentials. Else the row itself."""
     if LAYERS[row.tiles].mma_rows != row.parallel:
         return row
-    fits = 2 * 2 * tensor_elements(kind, row, head_dim, value_dim) <= family.threadgroup_bytes
-    return pair if fits and thread_registers(kind, row, max(head_dim, value_dim)) <= consumer_registers(pair) else row
+    taken = 2 * tensor_elements(kind, row, head_dim, value_dim)
+    needed = thread_registers(kind, row, max(head_dim, value_dim))
+    for count in range(MOST_RESIDENT, 1, -1):
+        shared = replace(row, resident=count)
+        if count * taken <= family.threadgroup_bytes and needed <= consumer_registers(shared):
+            return shared
+    return row
 
 
 def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:

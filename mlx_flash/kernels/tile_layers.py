@@ -69,7 +69,8 @@ def register_reallocation(row) -> tuple[int, int] | None:
     if layer.mma_rows == 1 or launched >= REGISTERS - 7:
         return None
     available = launched * (producers + consumers)
-    kept = LEAST_PRODUCER_REGISTERS if {"dK", "dV"} <= set(row.cached) else PRODUCER_REGISTERS
+    few = {"dK", "dV"} <= set(row.cached) or row.resident > 2
+    kept = LEAST_PRODUCER_REGISTERS if few else PRODUCER_REGISTERS
     claimed = (available - kept * producers) // consumers // 8 * 8
     assert claimed * consumers + kept * producers <= available
     return kept, claimed
