@@ -28,6 +28,7 @@ class BlockMask:
 
     def __init__(self, shape: tuple[int, ...], block: int, map: np.ndarray, bitmaps: np.ndarray):
         self.shape, self.block, self.map, self.bitmaps = shape, block, map, bitmaps
+        self._layers: dict[tuple[int, int], dict[str, mx.array]] = {}
 
     def __repr__(self) -> str:
         return f"BlockMask(shape={self.shape}, block={self.block}, visited={self.visited:.1%})"
@@ -173,6 +174,19 @@ class BlockMask:
             "block_lists_t": lists_t, "block_counts_t": counts_t,
         }  # fmt: skip
         return {name: mx.array(np.ascontiguousarray(array)) for name, array in named.items()}
+
+    def layers(self, batch: int, heads: int) -> dict[str, mx.array]:
+        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps: a layer that several
+        share is not repeated in memory. Kept, and evaluated, so that every thread can use them."""
+        key = batch, heads
+        if key not in self._layers:
+            named = {
+                name: array if name == "block_bitmaps" else mx.broadcast_to(array, (*key, *array.shape[2:]))
+                for name, array in self.arrays.items()
+            }
+            mx.eval(*named.values())
+            self._layers = {key: named}
+        return self._layers[key]
 
     def plot(self, path: str | None = None, *, batch: int = 0, head: int = 0):
         """A picture of one layer: empty, partial and full blocks, partial ones by element. Returns the matplotlib

@@ -70,10 +70,7 @@ def operands(
     if visible is not None and variants.block:
         mask = blocks_of(problem, visible)
     if variants.block:
-        layers = (problem.batch, problem.query_heads)
-        for name, array in mask.arrays.items():
-            shared = name == "block_bitmaps"
-            arrays[name] = array if shared else mx.broadcast_to(array, (*layers, *array.shape[2:]))
+        arrays |= mask.layers(problem.batch, problem.query_heads)
     if variants.dropout:
         # A weight survives if its random word is at least dropout * 2^32.
         threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)

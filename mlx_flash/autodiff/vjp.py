@@ -114,9 +114,22 @@ def custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = NO
 
 # An identity that stands in front of every kernel in a trace. mx.vmap and mx.jvp go through the operations inside a
 # custom function before they ask the function for its rule, so this one must refuse before a kernel does, less clearly.
+# MLX's time for it grows with the square of the arrays.
 @cache
 def _guard(jvp: Callable) -> Callable:
     return custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), NO_VMAP, jvp)
+
+
+@lru_cache(maxsize=256)
+def _no_gradient(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Zeros for an operand that has no gradient, in the memory of one. Evaluated, so that every thread can use them."""
+    zeros = mx.broadcast_to(mx.array(0, dtype), shape)
+    mx.eval(zeros)
+    return zeros
+
+
+# Behind the gradients of a kernel: the first operation that a second derivative meets.
+_once = custom(lambda *gradients: gradients, _NO_SECOND, NO_VMAP)
 
 
 def _passed_on(primals, tangents):
@@ -139,11 +152,13 @@ class Attention:
         if variants.quantization or variants.page or variants.pieces:
             self._vjp = self._jvp = _FORWARD_ONLY if variants.quantization else _NO_PAGES
         self._key_value_kinds = key_value_kinds(signature, backend.family)
-        self._reads, self._decodes = cache(self._reads_of), backend.decodes and not signature.variants.dropout
+        self._reads, self._followed = cache(self._reads_of), cache(self._followed_of)
+        self._decodes = backend.decodes and not signature.variants.dropout
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
         self.refused = ""  # why a kernel of this signature is not used, if one is not
         self._guard = _guard(self._jvp)
-        self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
+        self._function = custom(partial(self._kernel, FORWARD), self._vjp, NO_VMAP, self._jvp)
+        self._stand_in = cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
 
     def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
@@ -151,14 +166,14 @@ class Attention:
         arrays."""
         if trace.batched is None and trace.export is None and not in_trace():
             return self._kernel(kind, *arrays, problem=problem)  # outside of traces no rules are needed
-        call, arrays = self._traced(*arrays)
+        call, arrays = self._traced(self._followed(kind), *arrays)
         return call(kind, *arrays)
 
-    def _traced(self, *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
+    def _traced(self, followed: tuple[bool, ...], *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
         """(the function that calls kernels in the current trace, the arrays to pass to it).
 
-        Found once for all kernels of a pass, since asking MLX what it traces costs as much as a launch. `asked`: the
-        forward pass has asked already, in the same trace.
+        Found once for all kernels of a pass, since asking MLX what it traces costs as much as a launch. `followed`:
+        which of the arrays a transformation may follow. `asked`: the forward pass has asked already, in the same trace.
         """
         if not asked:
             refuse_shapeless()
@@ -167,12 +182,19 @@ class Attention:
             return lambda kind, *given: self._stand_in(kind)(*given, mapped), arrays
         if trace.export is not None or (not asked and in_export_trace()):  # MLX cannot export a custom function
             return self._kernel, arrays
-        if trace.beyond and self._expressible:
-            return self._wrapped_beyond, _guard(_passed_on)(*arrays)
-        return self._wrapped, self._guard(*arrays)
+        beyond = trace.beyond and self._expressible
+        guard = _guard(_passed_on) if beyond else self._guard
+        guarded = iter(guard(*[one for one, follows in zip(arrays, followed) if follows]))
+        arrays = tuple([next(guarded) if follows else one for one, follows in zip(arrays, followed)])
+        return self._wrapped_beyond if beyond else self._wrapped, arrays
 
     def _wrapped(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
-        return self._function(kind)(*arrays)
+        if kind is FORWARD:
+            return self._function(*arrays)
+        outputs = self._kernel(kind, *arrays)
+        if kind is DELTA:
+            return outputs
+        return (*_once(outputs[0]), outputs[1]) if kind is BACKWARD_QUERY_DELTA else _once(*outputs)
 
     def _wrapped_beyond(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         return self._function_beyond(kind)(*arrays)
@@ -182,6 +204,10 @@ class Attention:
 
     def _reads_of(self, kind: KernelKind) -> tuple[str, ...]:
         return array_inputs(kind) + (self.names if kind is not DELTA else ())
+
+    def _followed_of(self, kind: KernelKind) -> tuple[bool, ...]:
+        """Which of the arrays a transformation may follow: all but those of a block mask, which are constants."""
+        return tuple(not name.startswith("block_") for name in self._reads(kind))
 
     def _kernel(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
         """The outputs of the kernel itself, without rules for transformations."""
@@ -200,10 +226,6 @@ class Attention:
         kind, backend, plan, _ = choice
         inputs = kernel_inputs(kind, problem, named, self.stream)
         return run_kernel(kind, problem, backend, self.stream, inputs, plan)
-
-    def _differentiable(self, kind: KernelKind) -> Callable:
-        vjp = self._vjp if kind is FORWARD else _NO_SECOND
-        return custom(partial(self._kernel, kind), vjp, NO_VMAP, self._jvp)
 
     def _differentiable_beyond(self, kind: KernelKind) -> Callable:
         """The kernel with the built-in's rules for the derivatives that attention does not have (beyond.py)."""
@@ -240,7 +262,8 @@ class Attention:
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """The gradients of the inputs, in order."""
         (q, k, v, *extras), (O, L) = primals, outputs
-        run, (d_o, d_L) = self._traced(*cotangents, asked=True)  # all other arrays passed through a guard before
+        # All other arrays passed through a guard before.
+        run, (d_o, d_L) = self._traced((True, True), *cotangents, asked=True)
         # The gradient of the LSE enters delta between two kernels.
         inside = not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
         if inside:
@@ -252,7 +275,7 @@ class Attention:
         arrays = (q, k, v, d_o, L, delta, *extras)
         if not inside:
             (d_q,) = run(BACKWARD_QUERY, *arrays)
-        gradients = {name: mx.zeros_like(extra) for name, extra in zip(self.names, extras)}
+        gradients = {name: _no_gradient(extra.shape, extra.dtype) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)

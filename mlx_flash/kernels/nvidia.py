@@ -29,8 +29,8 @@ def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
     )
 
 
-#    max  par-  tra-  stages cached in
-#    head allel versal       registers
+#    max  par-  tra-  stages cached in   products that
+#    head allel versal       registers   overlap
 TENSOR_TABLE = {
     (FORWARD, MIXED, "sm80"): rows(
         "mma",
@@ -67,7 +67,8 @@ TENSOR_TABLE = {
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
         ( 64, 128,  96, 2, "dK dV", "overlaps"),
-        (128, 128,  64, 2, "dK dV"),
+        ( 96, 128,  64, 2, "dK dV", "overlaps"),
+        (128, 128,  48, 2, "dK dV", "overlaps"),
     ),
     (BACKWARD_KEY, MIXED, "sm90"): rows(
         "wgmma",
