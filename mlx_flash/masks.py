@@ -13,6 +13,8 @@ from .common.scalars import listed, shown, traced, whole
 
 SHOWN = 1024  # elements a side: larger masks are drawn block by block
 EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: bitmap n tells the elements
+LAYERED = ("block_map", "block_lists", "block_counts", "block_lists_t", "block_counts_t")
+REPEATED_BYTES = 2**22  # the most memory in which a layer of blocks is repeated
 
 
 class BlockMask:
@@ -176,14 +178,15 @@ class BlockMask:
         return {name: mx.array(np.ascontiguousarray(array)) for name, array in named.items()}
 
     def layers(self, batch: int, heads: int) -> dict[str, mx.array]:
-        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps: a layer that several
-        share is not repeated in memory. Kept, and evaluated, so that every thread can use them."""
+        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps. A layer that several
+        share is repeated in memory only where all together are small, so that nobody has to ask for strides. Kept, and
+        evaluated, so that every thread can use them."""
         key = batch, heads
         if key not in self._layers:
-            named = {
-                name: array if name == "block_bitmaps" else mx.broadcast_to(array, (*key, *array.shape[2:]))
-                for name, array in self.arrays.items()
-            }
+            named = dict(self.arrays)
+            for name in LAYERED:
+                array = mx.broadcast_to(named[name], (*key, *named[name].shape[2:]))
+                named[name] = mx.contiguous(array) if array.nbytes <= REPEATED_BYTES else array
             mx.eval(*named.values())
             self._layers = {key: named}
         return self._layers[key]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 
 from ..common.errors import wrong
 from ..common.mlx_private import contiguous as contiguous_by_views
@@ -106,8 +105,7 @@ def text_data(variants: Variants, arrays: dict[str, mx.array], stream=None) -> m
     behind its extents."""
     parts = []
     for text in variants.texts:
-        bits = [np.array(one, np.int32 if isinstance(one, int) else np.float32) for one in text.numbers]
-        parts += [constant(tuple(int(one.view(np.int32)) for one in bits))] if bits else []
+        parts += [constant(text.bits)] if text.bits else []
         for name in text.operands:
             array = arrays[name]
             parts += [constant(tuple(array.shape))] if array.ndim else []

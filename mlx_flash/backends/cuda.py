@@ -13,6 +13,7 @@ from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
 from ..kernels.tile_layers import LAYERS, register_reallocation
+from ..masks import LAYERED, REPEATED_BYTES
 from ..metal import ToolchainError
 from ..metal.cpu.compiler import toolchain
 from ..metal.ptx import driver, metal_kernel
@@ -102,7 +103,7 @@ def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
     return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid, known)
 
 
-def _copies(plan: Plan, problem: Problem) -> bool:
+def _copies(plan: Plan, problem: Problem, inputs: dict) -> bool:
     """Whether a launch copies operands that are not contiguous, to know their strides.
 
     Otherwise an additional launch reads the strides, which takes 25 us on an H200. With few keys a copy takes less time
@@ -114,7 +115,8 @@ def _copies(plan: Plan, problem: Problem) -> bool:
     keys = problem.batch * problem.key_heads * problem.key_length * columns * size
     queries = problem.batch * problem.query_heads * problem.query_length * columns * size
     many = problem.query_length * (problem.query_heads // problem.key_heads) >= _MANY_QUERIES
-    return strided <= _COPIED and (keys <= _FEW_BYTES or (many and keys + queries <= _MOST_BYTES))
+    small = {name for name in strided if name in LAYERED and inputs[name].nbytes <= REPEATED_BYTES}
+    return strided - small <= _COPIED and (keys <= _FEW_BYTES or (many and keys + queries <= _MOST_BYTES))
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class _Ready:
     @classmethod
     def of(cls, plan: Plan, problem: Problem, inputs: dict) -> _Ready:
         launch = plan.launch(problem)
-        kernel, arrays = _of(plan.config, _copies(plan, problem))(launch.kernel), launch.arguments(inputs)
+        kernel, arrays = _of(plan.config, _copies(plan, problem, inputs))(launch.kernel), launch.arguments(inputs)
         given = [inputs[name] for name in kernel.input_names]
         known = {index: value for index, value in enumerate(given) if not isinstance(value, mx.array)}
         prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup, known=known)

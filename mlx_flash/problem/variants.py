@@ -154,7 +154,7 @@ class Variants:
         """The operand of the score with respect to which a kernel differentiates."""
         return self.score.operands[self.seed - 1]
 
-    @property
+    @cached_property
     def texts(self) -> tuple[Formula, ...]:
         """The texts of users that are compiled into the kernels."""
         return tuple(one for one in (self.score, self.visible) if one)

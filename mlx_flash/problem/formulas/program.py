@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import numpy as np
+
 from .scope import Scope
 from .statements import Statements
 from .syntax import Body, Item, Name, Named, expressions, returns
@@ -32,7 +34,7 @@ class Formula:
         """Raises InvalidArgument, with line and column, where the text is wrong."""
         _parsed(self.owner, self.text, self.named)
 
-    @property
+    @cached_property
     def arrays(self) -> tuple[Named, ...]:
         return self.named[len(self.numbers) :]
 
@@ -40,6 +42,12 @@ class Formula:
     def values(self) -> dict[str, int | float]:
         """Its numbers by name"""
         return {one.name: number for one, number in zip(self.named, self.numbers)}
+
+    @cached_property
+    def bits(self) -> tuple[int, ...]:
+        """Its numbers as kernels read them: patterns of 32 bits."""
+        found = [np.array(one, np.int32 if isinstance(one, int) else np.float32) for one in self.numbers]
+        return tuple(int(one.view(np.int32)) for one in found)
 
     @cached_property
     def neutral(self) -> Formula:
@@ -56,7 +64,7 @@ class Formula:
         """The name of an array among the operands of a call."""
         return f"{self.owner.lower()}_{name}"
 
-    @property
+    @cached_property
     def operands(self) -> tuple[str, ...]:
         return tuple(self.operand(one.name) for one in self.arrays)
 
