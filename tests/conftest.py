@@ -10,6 +10,10 @@ import os
 import platform
 import sys
 
+# Before numpy starts: threads that wait for each other's small products take more time than the products, and the
+# processes of xdist have the cores already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pretend_mac
 
 if "--pretend-mac" in sys.argv or pretend_mac.VARIABLE in os.environ:
@@ -45,7 +49,10 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marks that this adds
 def pytest_collection_modifyitems(items):
     missing = needs.missing()
-    for item in covering.waiting(items):
+    waits = covering.waiting(items)
+    for item in covering.seldom(items, waits):
+        item.add_marker("long")
+    for item in waits:
         item.add_marker("slow")
     for item in items:
         wanted = needs.of(item)

@@ -84,6 +84,7 @@ def kept(path: Path, text: str) -> str:
     return path.read_text(encoding="ascii")
 
 
+@pytest.mark.long
 def test_every_kernel_is_the_one_kept():
     found = {name: digest(kept) for step in KINDS for name, kept in sorted(texts(step).items())}
     text = json.dumps(found, indent=0) + "\n"

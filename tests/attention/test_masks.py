@@ -91,6 +91,7 @@ def test_masks_with_fewer_axes(backend, shape):
         assert np.array_equal(np.array(few[name]).reshape(-1), np.array(all_four[name]).reshape(-1)), name
 
 
+@pytest.mark.long
 def test_masks_are_read_through_their_strides(backend):
     """Transposed, sliced and broadcast views give the very bits of a contiguous copy, and gradients of their shape."""
     arrays, draw = GROUPED.arrays(), np.random.default_rng(2)

@@ -72,6 +72,7 @@ def texts() -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
+@pytest.mark.long
 def test_names_change_one_to_one(texts):
     """A new name stands for one old one and occurs nowhere before; what is not the text's own stays as it is."""
     for before, body, after in texts:

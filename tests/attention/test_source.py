@@ -104,6 +104,7 @@ def text_with_names(arguments: tuple) -> str:
         return source.build.__wrapped__(*arguments).header
 
 
+@pytest.mark.long
 def test_texts_hold_only_what_is_used():
     """No comments, blank lines and branches of variants that are off."""
     for arguments in EVERY:
@@ -113,6 +114,7 @@ def test_texts_hold_only_what_is_used():
         assert "store_sums" not in text
 
 
+@pytest.mark.long
 def test_texts_keep_to_forms_that_apples_compiler_has_seen():
     """Of what has few public precedents a text uses nothing, or one form: casts between pointers and numbers, macros,
     global names beside those of MLX's prelude; and the exponential of the hot loops is the fast one, under "safe"."""

@@ -122,6 +122,7 @@ def live(name: str, operations: int, seed: int) -> dict[str, int]:
     return done
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LIVES)
 def test_random_lives_of_sequences(name):
     """Inserted, stepped, padded, trimmed, evicted, forked: every token as of the text without a cache."""
@@ -134,6 +135,7 @@ def test_two_thousand_operations(name):
     live(name, 2000, seed=2)
 
 
+@pytest.mark.long
 def test_pages_behind_a_window_are_given_back(monkeypatch):
     """But for a reserve; nothing that a query still sees is lost."""
     monkeypatch.setattr(row, "RESERVE", 8)

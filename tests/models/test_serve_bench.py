@@ -13,6 +13,7 @@ from mlx_flash.cli.token_bench import ServedBatch
 FEW = ["serve-bench", "--requests", "3", "--backend", "reference", "--seed", "5"]
 
 
+@pytest.mark.long
 def test_both_runs_give_the_same_tokens(capsys, tmp_path):
     results, picture = tmp_path / "runs.json", tmp_path / "memory.png"
     assert status_of([*FEW, "--json", str(results), "--plot", str(picture)]) == 0

@@ -72,6 +72,7 @@ def test_both_are_measured_and_agree(monkeypatch, tmp_path):
             assert np.linalg.norm(mine - other) < bounds.BENCH * np.linalg.norm(other), case.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backward", [False, True])
 def test_neighbourhoods_beside_the_same_mask(backward):
     case = Neighbourhood((6, 5), (3, 3), backward, heads=2, head_dim=16, block=32, dtype="float32")

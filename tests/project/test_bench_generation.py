@@ -23,6 +23,7 @@ def few(monkeypatch):
     monkeypatch.setattr(token_bench, "LEAST_TURNS", 2)
 
 
+@pytest.mark.long
 def test_it_writes_what_it_measured(few, monkeypatch, tmp_path, capsys):
     out = tmp_path / "generation.json"
     monkeypatch.setattr(
@@ -38,6 +39,7 @@ def test_it_writes_what_it_measured(few, monkeypatch, tmp_path, capsys):
     assert "tokens/s" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_attention_is_called_where_it_says(few, monkeypatch):
     """By the built-in: not at all; under "always": once a layer and step."""
     built_in, served, turns = mx.fast.scaled_dot_product_attention, serve.attention, []

@@ -30,6 +30,7 @@ def facts(drawn: fuzz.Drawn) -> Facts:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_its_float64_side_is_the_oracle():
     for number in range(40):
         drawn = fuzz.draw(number, False)
@@ -59,11 +60,13 @@ def test_kernels_pass(choice):
         assert fuzz.fuzz(4, 0, True, lambda note: None) == []
 
 
+@pytest.mark.long
 def test_all_pass(capsys):
     assert cli.main(["check", "--backend", "reference", "--fuzz", "20"]) == 0
     assert "20 random problems on reference, all pass" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_failure_is_printed_with_its_command(capsys, monkeypatch):
     """attention that forgets its window: every failing problem has one, and its command shows it again."""
     monkeypatch.setattr(fuzz, "attention", lambda *x, window=None, **options: attention(*x, **options))

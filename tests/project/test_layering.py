@@ -7,7 +7,11 @@ import re
 import tokenize
 from pathlib import Path
 
+import pytest
+
 import mlx_flash
+
+pytestmark = pytest.mark.long  # every file of the project is parsed
 
 PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parents[1]

@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 README = (TESTS / "README.md").read_text(encoding="utf-8")
 PROPERTIES = (TESTS / "PROPERTIES.md").read_text(encoding="utf-8")
@@ -53,6 +55,7 @@ def named(text: str) -> set[str]:
     return {f"{owner}-{number}" for owner, numbers in found for number in numbers[1:].split("-")}
 
 
+@pytest.mark.long
 def test_every_thread_is_named_by_a_test():
     found = set().union(*(named(text) for name, text in SOURCES.items() if name != Path(__file__).name))
     assert len(set(ELSEWHERE)) == len(ELSEWHERE) > 100

@@ -260,6 +260,7 @@ def test_maps_and_exports():
     file.unlink()
 
 
+@pytest.mark.long
 def test_the_places_of_a_new_variant_are_all_there_are():
     """Modules whose code names a variant: those of the list. Besides, commands and probes draw problems at random, and
     attention over several machines is a function of its own."""

@@ -17,7 +17,7 @@ import itertools
 from collections import Counter, defaultdict
 
 from host_mutants import HOST_MUTANTS
-from machines import SIMULATED
+from machines import BACKENDS, SIMULATED
 from mutants import MUTANTS
 
 FEW = 3  # values of one parameter that are all taken
@@ -43,12 +43,34 @@ def waiting(items: list) -> list:
     return left
 
 
+def seldom(items: list, left: list) -> list:
+    """Cases on other backends that the quick run does without: their values are in no case on the simulator but those
+    that `waiting` found."""
+    tests = defaultdict(lambda: (set(), set(), []))
+    waits = set(map(id, left))
+    for item in items:
+        if hasattr(item, "callspec"):
+            values = _values(item)
+            family = values.pop("family", None)
+            met, missed, others = tests[item.nodeid.partition("[")[0]]
+            if family is None:
+                others.append(item)
+            else:
+                (missed if id(item) in waits else met).add(frozenset(values.items()))
+    return [
+        item for met, missed, others in tests.values() for item in others
+        if missed and frozenset(_values(item).items()) in missed - met
+    ]  # fmt: skip
+
+
 def _values(item) -> dict[str, str]:
     """What tells a case from the others of its test; "family" is the simulated one, or a layer of tensor cores."""
     found = {}
     for name, value in item.callspec.params.items():
         if isinstance(value, tuple) and value in SIMULATED:
             found["family"] = value[1]
+        elif isinstance(value, tuple) and value in BACKENDS:
+            continue
         elif name == "family" and value in _FAMILIES:
             found[name] = value
         elif name == "layer" and isinstance(value, tuple):

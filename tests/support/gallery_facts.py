@@ -4,6 +4,7 @@ q and k are positions. A mask: (the Visible, Lq, Lk, a function (q, k) -> bool);
 (s, h, q, k) -> (score, slope in s)).
 """
 
+import functools
 import math
 
 import mlx.core as mx
@@ -20,10 +21,12 @@ GRID, VIDEO, LENGTHS, PARENTS, IMAGES = (
 )
 
 
+@functools.cache
 def place(n: int, shape) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.unravel_index(n, shape))
 
 
+@functools.cache
 def near(i: int, j: int, size: int, kernel: int, dilation: int) -> bool:
     """Is j among the `kernel` tokens of i's remainder that lie around it, moved inwards at the borders?"""
     own = [n for n in range(size) if n % dilation == i % dilation]
@@ -55,7 +58,7 @@ def shifted_windows(rows: int, columns: int, size: int, shift: int):
 
 def tiles(q, k, shape, kernel, tile, text):
     """Sliding tiles: tokens go tile by tile."""
-    total, counts = math.prod(shape), [size // one for size, one in zip(shape, tile)]
+    total, counts = math.prod(shape), tuple(size // one for size, one in zip(shape, tile))
     if q >= total or k >= total:
         return q < total + text and k < total + text
     for i, j, count, width in zip(
@@ -124,6 +127,7 @@ MASKS = {
 }  # fmt: skip
 
 
+@functools.cache
 def table(name: str) -> np.ndarray:
     """bool [Lq, Lk] of one mask, pair by pair."""
     _, queries, keys, seen = MASKS[name]

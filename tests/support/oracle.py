@@ -5,6 +5,7 @@ every key through `visible`, and gradients are the chain rule written out. `*_by
 element; the array forms below are what the tests use, and test_oracle.py proves that both agree.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ def visible(i: int, j: int, query_length: int, key_length: int, causal: bool) ->
     return not causal or j <= i + (key_length - query_length)
 
 
+@functools.lru_cache(64)
 def visibility(query_length: int, key_length: int, causal: bool) -> np.ndarray:
     table = [[visible(i, j, query_length, key_length, causal) for j in range(key_length)] for i in range(query_length)]
     return np.array(table, dtype=bool).reshape(query_length, key_length)
@@ -53,9 +55,19 @@ def _summed(array: np.ndarray, key_heads: int) -> np.ndarray:
     return array.reshape(batch, key_heads, heads // key_heads, length, dimension).sum(2)
 
 
+def _on_keys(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """[B, H, Lq, Lk]: the product of each row with each key."""
+    return rows @ keys.swapaxes(-1, -2)
+
+
+def _over_queries(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """[B, H, Lk, D]: for each key the rows of all queries, weighed by weights [B, H, Lq, Lk]."""
+    return weights.swapaxes(-1, -2) @ rows
+
+
 def probabilities(q, k, scale: float, causal: bool) -> tuple[np.ndarray, np.ndarray]:
     """P [B, Hq, Lq, Lk] with zeros where masked, and the natural-log LSE."""
-    scores = scale * np.einsum("bhid,bhjd->bhij", q, _repeated(k, q.shape[1]))
+    scores = scale * _on_keys(q, _repeated(k, q.shape[1]))
     scores = np.where(visibility(q.shape[2], k.shape[2], causal), scores, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
@@ -67,7 +79,7 @@ def probabilities(q, k, scale: float, causal: bool) -> tuple[np.ndarray, np.ndar
 
 def forward(q, k, v, scale: float, causal: bool) -> tuple[np.ndarray, np.ndarray]:
     p, lse = probabilities(q, k, scale, causal)
-    return np.einsum("bhij,bhjd->bhid", p, _repeated(v, q.shape[1])), lse
+    return p @ _repeated(v, q.shape[1]), lse
 
 
 def gradients(q, k, v, d_o, scale: float, causal: bool) -> dict[str, np.ndarray]:
@@ -75,12 +87,12 @@ def gradients(q, k, v, d_o, scale: float, causal: bool) -> dict[str, np.ndarray]
     heads, key_heads = q.shape[1], k.shape[1]
     keys, values = _repeated(k, heads), _repeated(v, heads)
     p, _ = probabilities(q, k, scale, causal)
-    d_p = np.einsum("bhid,bhjd->bhij", d_o, values)
+    d_p = _on_keys(d_o, values)
     d_s = p * (d_p - (p * d_p).sum(-1, keepdims=True))  # the Jacobian of softmax: diag(p) - p p^T
     return {
-        "dQ": scale * np.einsum("bhij,bhjd->bhid", d_s, keys),
-        "dK": _summed(scale * np.einsum("bhij,bhid->bhjd", d_s, q), key_heads),
-        "dV": _summed(np.einsum("bhij,bhid->bhjd", p, d_o), key_heads),
+        "dQ": scale * d_s @ keys,
+        "dK": _summed(scale * _over_queries(d_s, q), key_heads),
+        "dV": _summed(_over_queries(p, d_o), key_heads),
     }
 
 
@@ -93,19 +105,19 @@ def term_magnitudes(q, k, v, d_o, scale: float, causal: bool) -> dict[str, float
     heads, key_heads = q.shape[1], k.shape[1]
     keys, values = np.abs(_repeated(k, heads)), np.abs(_repeated(v, heads))
     p, _ = probabilities(q, k, scale, causal)
-    d_p = np.einsum("bhid,bhjd->bhij", np.abs(d_o), values)
+    d_p = _on_keys(np.abs(d_o), values)
     d_s = p * (d_p + (p * d_p).sum(-1, keepdims=True))
     results = {
-        "O": np.einsum("bhij,bhjd->bhid", p, values),
-        "dQ": abs(scale) * np.einsum("bhij,bhjd->bhid", d_s, keys),
-        "dK": _summed(abs(scale) * np.einsum("bhij,bhid->bhjd", d_s, np.abs(q)), key_heads),
-        "dV": _summed(np.einsum("bhij,bhid->bhjd", p, np.abs(d_o)), key_heads),
+        "O": p @ values,
+        "dQ": abs(scale) * d_s @ keys,
+        "dK": _summed(abs(scale) * _over_queries(d_s, np.abs(q)), key_heads),
+        "dV": _summed(_over_queries(p, np.abs(d_o)), key_heads),
     }
     return {name: float(array.max(initial=0.0)) for name, array in results.items()}
 
 
 def largest_score(q, k, scale: float) -> float:
-    return float(np.abs(scale * np.einsum("bhid,bhjd->bhij", q, _repeated(k, q.shape[1]))).max(initial=0.0))
+    return float(np.abs(scale * _on_keys(q, _repeated(k, q.shape[1]))).max(initial=0.0))
 
 
 def moved_by_output(q, k, v, d_o, scale: float, causal: bool, rounding: float) -> dict[str, float]:
@@ -113,8 +125,8 @@ def moved_by_output(q, k, v, d_o, scale: float, causal: bool, rounding: float) -
     O in 16 bits computes rowsum(dO * O) from what it kept, and dS = P * (dP - rowsum(dO * O)) cancels only in part."""
     heads, key_heads = q.shape[1], k.shape[1]
     p, _ = probabilities(q, k, scale, causal)
-    out = np.einsum("bhij,bhjd->bhid", p, _repeated(v, heads))
+    out = p @ _repeated(v, heads)
     d_s = p * (np.abs(d_o) * np.abs(out) * rounding).sum(-1, keepdims=True)
-    d_q = abs(scale) * np.einsum("bhij,bhjd->bhid", d_s, np.abs(_repeated(k, heads)))
-    d_k = _summed(abs(scale) * np.einsum("bhij,bhid->bhjd", d_s, np.abs(q)), key_heads)
+    d_q = abs(scale) * d_s @ np.abs(_repeated(k, heads))
+    d_k = _summed(abs(scale) * _over_queries(d_s, np.abs(q)), key_heads)
     return {"dQ": float(d_q.max(initial=0.0)), "dK": float(d_k.max(initial=0.0))}
