@@ -1,5 +1,5 @@
-// delta = rowsum(dO * O), the term that both backward kernels subtract from dP. It has a kernel of its own, so that
-// neither of them waits for the other; where queries are few, the kernel of dQ makes it instead.
+// delta = rowsum(dO * O), the term that both backward kernels subtract from dP. A separate kernel computes it, so that
+// neither of them waits for the other; in short sequences the kernel of dQ does, which saves a launch.
 //
 //   for each row (one simdgroup), in parallel:
 //     delta = sum over columns of dO * O   in float32

@@ -20,10 +20,10 @@
 //   scale       scalar           float32, multiplies Q K^T
 //   S P dP dS   BP x BT tiles    scores, probabilities and their gradients; float32 in registers
 //   m l         per row          running maximum and sum; float32
-//   args        the kernel's arguments, in a struct that source.py generates
+//   args        the kernel's arguments, in a struct that kernels/arguments.py generates
 //   BP BT BH    block sizes: parallel dimension, traversed dimension, head dimension
 //   R           rows of the parallel dimension that one simdgroup owns
-//   acquire     waits for the pipeline stage that holds an operand's next block; release hands it back to the producer
+//   acquire     waits for the pipeline stage that holds an operand's next block; release returns it to the producer
 //   produce     in producer warps: copies the next blocks and returns true; Apple GPUs have no producer warps
 //   ping_pong   ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other
 // Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
@@ -78,7 +78,7 @@ METAL_FUNC void forward(
     for (int c = range.begin; c < range.end;) {
       k.start(c);
       v.start(c);
-      // Unrolled: `edge` is a constant of either copy of the loop, and the one of whole blocks holds no code for edges.
+      // Unrolled, so that `edge` is a constant in each copy of the loop, and whole blocks run without code for edges.
 #pragma clang loop unroll(full)
       for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
         for (; c < range.end; c += BT) {
@@ -134,7 +134,7 @@ METAL_FUNC void forward(
   for (int i = 0; i < R / 8; i++) {
     const int row = at.first + i * 8 + lane.row;
 #if HAS_LENGTHS && HAS_SINKS
-    // Behind the entry's end not even the sink is seen.
+    // Rows behind the end of their batch entry do not see the sink either.
     if (row >= visibility.queries) state.clear(i, -INFINITY, args.scale);
 #endif
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];

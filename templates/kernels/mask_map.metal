@@ -1,7 +1,7 @@
-// The map of an array mask: which blocks of pairs it hides, and which it shows as a whole. Kernels whose producer warps
-// and consumer warps have to agree on the blocks that they visit read it (mask_look.metal).
+// The map of an array mask: the blocks of pairs that it hides or shows as a whole. Kernels with producer warps read it,
+// because these must agree with the consumer warps on the blocks to visit (mask_look.metal).
 //
-//   for each block of MAP_BLOCK queries and MAP_BLOCK keys, STRIP of them side by side a simdgroup, in parallel:
+//   for each block of MAP_BLOCK queries and MAP_BLOCK keys (STRIP adjacent ones a simdgroup), in parallel:
 //     map = EMPTY if no pair is shown, FULL if every pair is, else PARTIAL
 //
 // The mask has its own shape here, [1 or B, 1 or Hq, 1 or Lq, 1 or Lk], and so has the map.

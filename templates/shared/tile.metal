@@ -1,4 +1,4 @@
-// Tiles: the part that all kinds of matrix hardware share.
+// Tiles: the types and functions that all kinds of matrix hardware share.
 //
 // A simdgroup owns R rows (a multiple of 8) of the parallel dimension. A tile is cut into 8x8 fragments; of each
 // fragment a lane holds two adjacent elements of one row: at[i][c] are its elements in the i-th group of 8 rows and the
@@ -62,8 +62,8 @@ template <typename T> struct Pages {
 #endif
 
 #if HAS_PIECES
-// The rows of one head of a sequence in shards. Piece i of the sequence is the first of rank i; where a rank has two,
-// the second is as far from the sequence's end. Blocks may lie in two pieces.
+// The rows of one head of a sequence in shards. Piece i of the sequence is the first piece of rank i; where a rank has
+// two, the second is as far from the end of the sequence as the first from its beginning. Blocks may lie in two pieces.
 template <typename T> struct Pieces {
   const device T* head;      // of the first rank
   long rank_stride, stride;  // elements between ranks, and between rows

@@ -1,4 +1,4 @@
-// Arrays as kernels receive them: operands are bytes with strides, so that views of any layout are read in place.
+// Arrays as kernels receive them. Operands are bytes with strides, so that views of any layout are read in place.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -8,7 +8,7 @@ namespace flash {
 template <typename T, int N> struct Run { T at[N]; };
 
 // [B, heads, length, D], the last axis contiguous; strides are in bytes.
-// They are values, read when the kernel begins: what loops do not change stays out of the lanes' registers.
+// Strides are read when the kernel begins, as values that all lanes share: they take no registers of the lanes.
 struct View {
   const device uint8_t* bytes;
   long batch, heads, row;
@@ -22,7 +22,7 @@ struct View {
     return (const device T*)((const device uint8_t*)head + heads);
   }
 
-  // Elements from one row to the next: of 1, 2 or 4 bytes, whole, so that a shift divides
+  // Elements of 1, 2 or 4 bytes from one row to the next; strides are multiples of these, so a shift divides
   template <typename T> METAL_FUNC long row_stride() const thread { return row >> (sizeof(T) / 2); }
 };
 

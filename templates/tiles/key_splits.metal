@@ -1,4 +1,4 @@
-// Joins the results of simdgroups that own the same rows and walked along different keys (decode.metal).
+// Joins the results of simdgroups that own the same rows and traversed different keys (decode.metal).
 //
 //   m = max of the slices' m
 //   l = sum over slices of 2^(m_slice - m) l_slice     differences times factor (exp2.metal)
@@ -18,7 +18,7 @@ METAL_FUNC float weight_of(float m_slice, float m, float factor) {
   return fast_exp2(softmax::exponent(m_slice, m, factor));
 }
 
-// Returns whether this simdgroup is one of the first slice's, which then hold m, l and O of all.
+// Returns whether this simdgroup belongs to the first slice, whose simdgroups then hold the joined m, l and O.
 template <int BH, bool CACHED>
 METAL_FUNC bool join(
     thread tile::Accumulator<R, DV, BH, CACHED>& o, thread softmax::State<R>& state, threadgroup Element* scratch,

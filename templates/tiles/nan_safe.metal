@@ -27,13 +27,14 @@ template <typename T> METAL_FUNC uint finite(uint pair) {
   return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
 }
 
-// Is every element of the block finite? Asked where a row sees the block only in part, since masked keys may hold NaN.
-// The simdgroups of a warpgroup share the search.
+// Whether every element of the block is finite, for blocks that a row sees only in part, since masked keys may hold
+// NaN. The simdgroups of a warpgroup share the search.
 template <typename T, int BT, int D, int BH, int THREADS>
 METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
   constexpr int VOTERS = (MMA_ROWS + 15) / 16;
   using Vote = nv::GroupVote<VOTERS>;
-  // Added to the bits of a magnitude, the least step of the exponent reaches the sign where that was infinity or NaN.
+  // Adding the smallest step of the exponent to the bits of a magnitude carries into the sign for infinity and NaN
+  // only.
   const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
   uint found = 0, thread_index = b.lane.thread_index;
   nv::pin_register(thread_index);
@@ -55,8 +56,8 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
   return Vote::all((found & 0x80008000u) == 0, thread_index);
 }
 
-// C += P B where B holds NaN or infinity that some row of P may not see: these enter the product as 0. Where P is not
-// 0, an infinity is then added, and for NaN both infinities, whose sum is NaN.
+// C += P B where B holds NaN or infinity that some row of P may not see. They enter the product as 0. Where P is not 0,
+// an infinity is added afterwards, and for NaN both infinities, whose sum is NaN.
 template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void nan_safe_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,

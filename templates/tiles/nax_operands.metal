@@ -1,12 +1,12 @@
 // Operands and results on the neural accelerators of M5 and A19, whose products (mpp::tensor_ops) take 16x16 matrices.
 //
-// Tiles lie in lanes as in simdgroup.metal. The unit's own order is another: of a 16x16 matrix a lane holds elements 0
-// to 3 of row lane.row and 4 to 7 of the row eight below, in columns 2 lane.column to 2 lane.column + 3. Apple
-// documents no order; this one was found on M5, and backends/neural.py asks the GPU for it before its first use. The
-// columns of S are those of a tile if the 16 rows of a traversed operand enter each product in an order of their own:
-// place p of the unit, in bits p3 p2 p1 p0, takes row 8 p1 + 4 p3 + 2 p2 + p0. So a lane, whose places are lane.row and
-// lane.row + 8, reads rows `first` and `first` + 4, and the same for P V. Columns of the head dimension stay as they
-// are in memory.
+// Lanes hold tiles as in simdgroup.metal. The unit has a different order: of a 16x16 matrix a lane holds elements 0 to
+// 3 of row lane.row and 4 to 7 of the row eight below, in columns 2 lane.column to 2 lane.column + 3. Apple does not
+// document this; the order was found on M5, and backends/neural.py tests the GPU for it before its first use.
+//
+// S has its columns in the order of a tile if the 16 rows of a traversed operand enter each product permuted: place p
+// of the unit, in bits p3 p2 p1 p0, takes row 8 p1 + 4 p3 + 2 p2 + p0. So a lane, whose places are lane.row and
+// lane.row + 8, reads rows `first` and `first` + 4, also for P V. Columns of the head dimension keep their order.
 #include <metal_tensor>
 #include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
 
@@ -18,8 +18,8 @@ template <typename T> struct Matrix {
   T at[8];
 };
 
-// 16x16 matrices along D columns, a multiple of 8, or along a simdgroup's part of them; what is missing of the last
-// ones is zero.
+// The number of 16x16 matrices along D columns, a multiple of 8, or along a simdgroup's part of them; columns that the
+// last ones lack are zero.
 #if SPLITS_HEAD
 template <int D> constant constexpr int STEPS = (D + 16 * HEAD_PARTS - 1) / (16 * HEAD_PARTS);
 template <int D> constant constexpr bool WHOLE_STEPS = D % (16 * HEAD_PARTS) == 0;
@@ -35,7 +35,7 @@ template <typename T> struct Memory {
   threadgroup T* scratch;
 };
 
-// Four neighbouring elements of `row` from `column` on; zeros where there are none
+// Four adjacent elements of `row` from `column` on; zeros past the end
 template <int D, typename T> METAL_FUNC Run<T, 4> read_four(const device T* row, int column, bool exists) {
   Run<T, 4> found = {};
   if (exists && (WHOLE_STEPS<D> || column < D)) found = *(const device Run<T, 4>*)(row + column);
@@ -52,8 +52,8 @@ template <typename T> METAL_FUNC Matrix<T> joined(Run<T, 4> upper, Run<T, 4> low
   return found;
 }
 
-// An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: their results are never
-// stored, and no address outside the operand is ever formed.
+// An operand of which this simdgroup owns rows. Rows past the end repeat the last one: their results are never stored,
+// and no address outside the operand is formed.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* row[R / 8];
   int column;
@@ -94,8 +94,8 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
-// An operand that all simdgroups walk along in blocks of BT rows; the cache serves what they read alike. Rows at or
-// past `valid` read as zero. Where it is known to be BT, the code has no trace of that.
+// An operand that all simdgroups traverse in blocks of BT rows; they share its elements through the cache. Rows from
+// `valid` on read as zero; where `valid` is known to be BT, that takes no code.
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
 #if SCATTERED
@@ -108,8 +108,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #if HAS_PIECES
   int first_row;  // of the current block
 #endif
-  int valid;  // rows of the current block that exist and are wanted, at most BT
-  bool edge;  // not every row of the other factor sees the block whole
+  int valid;  // rows of the current block to use, at most BT
+  bool edge;  // the block may be partly hidden, or end early
   int first, column;
   Lane lane;
 
@@ -163,7 +163,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void release() thread {}
 
-  // Offsets in a whole block have 32 bits. Rows that lie too far apart for that belong to no whole block.
+  // Offsets in a whole block have 32 bits. A block with rows too far apart for that counts as an edge.
   METAL_FUNC bool far() const thread { return stride > INT_MAX / BT || stride < -(INT_MAX / BT); }
 
   // Columns [16 d + column, + 4) of a row of the block
@@ -203,7 +203,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
 
   METAL_FUNC void multiply(RowVector<R> factor) thread {
-    // Once the largest scores have been seen, which is soon, the factors are 1.
+    // The factors are 1 once a row's largest score has come, which is soon.
     bool unchanged = true;
     for (int i = 0; i < R / 8; i++) unchanged = unchanged && factor.at[i] == 1;
     if (simd_all(unchanged)) return;

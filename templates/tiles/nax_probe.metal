@@ -1,5 +1,5 @@
-// What the neural accelerators of this GPU do, for neural_probe.py to compare with what nax_operands.metal relies on:
-// one simdgroup writes where each of its elements lies, and products of small integers.
+// Tests the neural accelerators of this GPU: one simdgroup writes the place of each of its elements, and products of
+// small integers, which neural_probe.py compares with the order that nax_operands.metal assumes.
 namespace flash {
 namespace tile {
 

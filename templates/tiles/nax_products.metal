@@ -1,8 +1,8 @@
-// Products of tiles on the neural accelerators, and how NaN and infinities stay with the rows that see them.
+// Products of tiles on the neural accelerators. NaN and infinities reach only the rows that see them.
 namespace flash {
 namespace tile {
 
-// The two shapes of matmul2d for operands in registers. Relaxed: of float factors it takes 10 bits of mantissa.
+// The two shapes of matmul2d for operands in registers, in relaxed precision: float factors keep 10 bits of mantissa.
 constant constexpr auto ADDS = mpp::tensor_ops::matmul2d_descriptor::mode::multiply_accumulate;
 
 // (c0 | c1) += a (b0 | b1); TRANSPOSED: b0 lies above b1, and the product takes the transpose of both together
@@ -91,7 +91,7 @@ METAL_FUNC void step_abt(
 }
 
 #if SPLITS_HEAD
-// S of all columns of the head dimension, from the parts that two simdgroups have of it, alike in both of them
+// Adds the partial S of two simdgroups that share the head dimension; both get the same sum
 template <int R, int BT>
 METAL_FUNC void add_parts(thread Tile<float, R, BT>& s, threadgroup Pair<float>* exchange, Lane lane) {
   static_assert(HEAD_PARTS == 2, "a sum of two is the same in either order");
@@ -111,8 +111,8 @@ METAL_FUNC void add_parts(thread Tile<float, R, BT>& s, threadgroup Pair<float>*
 }
 #endif
 
-// S = A B^T. Where A sits in registers, which have no index, the loop unrolls. Where it does not, unrolling would only
-// hoist the re-reads back into registers.
+// S = A B^T. Where A is in registers, which cannot be indexed, the loop must be unrolled. Elsewhere, unrolling would
+// only make the compiler keep the re-read fragments in registers.
 template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void multiply_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b) {
@@ -143,12 +143,12 @@ template <typename T> METAL_FUNC bool make_finite(thread Matrix<T>& matrix) {
   return found;
 }
 
-// Of float factors the unit takes 10 bits of mantissa. Where results have as many, in float16, that would double their
-// error, so that what it leaves of dS is multiplied too: by the same B, which is in registers already.
+// The unit keeps 10 bits of mantissa of float factors. For float16 results, which have as many, that would double the
+// error, so the rest of dS is multiplied too, by the same B, which is in registers already.
 template <typename Narrow, typename T>
 constant constexpr int PARTS = is_same_v<Narrow, float> && is_same_v<T, half> ? 2 : 1;
 
-// The parts of a factor, each of which the unit takes as it is: 10 bits of mantissa, then the rest of them, which an
+// The parts of a factor that the unit multiplies exactly: its first 10 bits of mantissa, then the rest, which an
 // infinity does not have
 template <int N, typename T> METAL_FUNC void split(thread Matrix<T> (&parts)[N]) {
   if constexpr (N == 2) {
@@ -212,8 +212,8 @@ METAL_FUNC bool add_product(
   return FINITE && simd_any(found);
 }
 
-// What `add_product` left out: an infinity or NaN of B reaches the rows whose P is not 0 there. Rare, and so written
-// for few registers: row by row of B, with the weight of each row of P from the lane that holds it.
+// Adds what `add_product` left out: an infinity or NaN of B goes to the rows with P != 0 there. This is rare, so the
+// code aims at few registers: row by row of B, with the weight of each row of P from the lane that holds it.
 template <typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void add_not_finite(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p, thread const B& b) {
@@ -240,7 +240,7 @@ METAL_FUNC void add_not_finite(
   }
 }
 
-// C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit.
+// C = factor * C + P B. P is converted to the type `Narrow` for the matrix unit.
 // whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void multiply_ab(

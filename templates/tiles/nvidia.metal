@@ -1,8 +1,8 @@
-// The tile layer for NVIDIA's tensor cores, the part that mma.sync and wgmma share: lanes, panels of threadgroup
-// memory, operands, accumulators, and products by mma.sync. Operations as in simdgroup.metal; 16-bit operands only.
+// The tile layer for NVIDIA's tensor cores, as far as mma.sync and wgmma share it: lanes, panels of threadgroup memory,
+// operands, accumulators, and products by mma.sync. Operations as in simdgroup.metal; 16-bit operands only.
 //
-//   panel     64 columns of a block: rows of 128 bytes, whose eight 16-byte chunks lie at chunk ^ (row & 7). So neither
-//             ldmatrix nor wgmma meets a bank conflict; it is wgmma's "128-byte swizzle".
+//   panel     64 columns of a block: rows of 128 bytes, with their eight 16-byte chunks at chunk ^ (row & 7). Neither
+//             ldmatrix nor wgmma has bank conflicts then; it is wgmma's "128-byte swizzle".
 //   stage     a pipeline buffer for one traversed block: producer warps copy the next blocks (cp.async) while consumer
 //             warps multiply this one
 //
@@ -64,9 +64,9 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
 }
 
-// COUNT rows of D columns to the rows of a block from `first` on, by THREADS threads, eight a row; rows at or past
-// `valid`, and the columns up to a whole step, become zero. Sixteen bytes at a time without waiting, unless an address
-// forbids it.
+// Copies COUNT rows of D columns to the rows of a block from `first` on, by THREADS threads, eight for each row. Rows
+// from `valid` on, and the columns up to a whole step, become zero. Sixteen bytes at a time asynchronously, where
+// addresses are aligned.
 template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
   constexpr int STEP = THREADS / 8;
@@ -119,8 +119,8 @@ template <typename T> struct Memory {
   }
 };
 
-// An operand whose rows belong to this simdgroup; rows past the end are zero. CACHED: fragments in registers;
-// otherwise in threadgroup memory, where the rows of all simdgroups make one block of BP rows.
+// An operand of which this simdgroup owns rows; rows past the end are zero. CACHED: fragments in registers; otherwise
+// in threadgroup memory, where the rows of all simdgroups form one block of BP rows.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   uint4 cached[R / 16][CACHED ? STEPS<D> : 1];
   threadgroup T* block;
@@ -160,7 +160,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
-// An operand that all simdgroups walk along in blocks of BT rows, in threadgroup memory.
+// An operand that all simdgroups traverse in blocks of BT rows, in threadgroup memory.
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
@@ -173,7 +173,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   threadgroup T* block;
   nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
   long stride;
-  int valid;  // rows of the current block that exist and are wanted, at most BT
+  int valid;  // rows of the current block to use, at most BT
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
@@ -203,7 +203,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
 #if HAS_PIECES
-    if (row % pages.length + min(BT, end - row) > pages.length) {  // it lies in two pieces: each thread finds its rows
+    if (row % pages.length + min(BT, end - row) > pages.length) {  // in two pieces: each thread looks its rows up
       constexpr int STEP = 4 * PRODUCER_WARPS;  // rows that the producers copy at a time
       const uint thread_index = lane.thread_index - 32 * CONSUMER_WARPS;
       const int own = thread_index / 8;
@@ -277,7 +277,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
 
   METAL_FUNC void multiply(RowVector<R> factor) thread {
-    // Once the largest scores have been seen, which is soon, the factors are 1.
+    // The factors are 1 once a row's largest score has come, which is soon.
     bool unchanged = true;
     for (int i = 0; i < R / 8; i++) unchanged = unchanged && factor.at[i] == 1;
     if (simd_all(unchanged)) return;
@@ -288,7 +288,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     }
   }
 
-  // Columns [8 d, 8 d + 8), where only the run knows d: registers have no index.
+  // Columns [8 d, 8 d + 8) for a d that is no constant: registers cannot be indexed.
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     Pair<float> found = at[i][0];
 #pragma clang loop unroll(full)

@@ -1,14 +1,14 @@
-// The tile layer for Apple's 8x8 simdgroup matrices: the only file that knows how a tile is spread over lanes.
+// The tile layer for Apple's 8x8 simdgroup matrices: only its files know which lane holds which element of a tile.
 //
-// The operations the kernels speak in, the same for any other matrix hardware:
+// The operations that kernels are written in; the layers for other matrix hardware have the same:
 //
 //   Lane                     which (row, column) of every fragment this lane holds
-//   Rows<...>                an operand whose rows belong to this simdgroup: cached in registers, or re-read per block
-//   Traversed<...>           an operand that every simdgroup walks along: through threadgroup memory, or read directly
+//   Rows<...>                an operand of which this simdgroup owns rows: cached in registers, or re-read per block
+//   Traversed<...>           an operand that every simdgroup traverses: through threadgroup memory, or read directly
 //   Accumulator<...>         a float32 result of R x D: cached in registers, or paged to its output buffer
 //   multiply_abt             S = A B^T
-//   begin_abt, finish_abt<N> the same, asynchronously: issued early, waited for when needed, with N products issued
-//                            since; on this hardware finish_abt does the whole product
+//   begin_abt, finish_abt<N> the same, asynchronously: issue the product, and wait for it with at most N later products
+//                            in flight; on this hardware finish_abt computes the whole product
 //   multiply_ab              C = factor * C + P B
 //   row_max, row_sum         reductions over the columns of a tile
 //
@@ -20,15 +20,15 @@ namespace flash {
 namespace tile {
 
 constant constexpr int MMA_ROWS = $MMA_ROWS;  // rows of one matrix instruction: 1, a simdgroup works alone
-constant constexpr bool SPLIT = true;         // whole blocks have a copy of the loop that has no code for edges
+constant constexpr bool SPLIT = true;         // blocks that are no edge have a separate loop without code for edges
 // Fragments that one read of 16 bytes serves, 1 where each is read by itself: along the columns of a block's rows,
 // along the rows of a block that lies transposed in threadgroup memory, and along the columns that S = A B^T sums over.
 constant constexpr int WIDE = $WIDE, WIDE_ROWS = $WIDE_ROWS, DEEP = $DEEP;
 
-// A product does not ask which columns of memory its fragments hold, as long as both factors agree. So neighbouring
-// fragments hold neighbouring pairs: the four lanes of a row own a quarter of the group's columns each, and read it at
-// once. A last group of fewer fragments is narrower. The part that is the same for all lanes is kept apart from the
-// lane's own, since constants cost a lane no register.
+// The fragments of a product may hold the columns of memory in any order, as long as both factors agree. So
+// neighbouring fragments hold neighbouring pairs: each of the four lanes of a row owns a quarter of the group's
+// columns, and reads it at once. A last group of fewer fragments is narrower. Places are sums of a part that all lanes
+// share and a part of the lane, because the shared part is constant and takes no register.
 template <int GROUP> METAL_FUNC int fixed_part(int f) { return f / GROUP * GROUP * 8 + f % GROUP * 2; }
 
 template <int GROUP> METAL_FUNC int lane_part(int columns, int f, int k) {
@@ -57,7 +57,7 @@ struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
   uint thread_index, simdgroup;
 #if SPLITS_HEAD
-  // Simdgroups with the same rows count as one; each has a part of the columns of the head dimension.
+  // The number of the simdgroup; those with the same rows, which share the columns of the head dimension, count as one.
   METAL_FUNC int part() const thread { return thread_index / 32 % HEAD_PARTS; }
 #endif
   static METAL_FUNC Lane of(uint thread_index) {
@@ -94,7 +94,7 @@ METAL_FUNC float row_sum(float x) {
   return x + simd_shuffle_xor(x, ushort(8));
 }
 
-// One fragment of columns of a tile, where registers have no index
+// One fragment of columns of a tile; its index must be constant, because registers cannot be indexed
 template <typename T, int R, int C>
 METAL_FUNC void pick(thread Pair<T> (&found)[R / 8], thread const Tile<T, R, C>& tile, int c) {
   for (int i = 0; i < R / 8; i++) {

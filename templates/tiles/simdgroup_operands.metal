@@ -1,4 +1,4 @@
-// Operands of the 8x8 simdgroup matrices: how they come into registers.
+// Operands of the 8x8 simdgroup matrices, and how they are loaded into registers.
 namespace flash {
 namespace tile {
 
@@ -7,10 +7,10 @@ template <typename T> struct Memory {
   threadgroup T* scratch;
 };
 
-// An operand whose rows belong to this simdgroup. Rows past the end repeat the last one: their results are never
-// stored, and no address outside the operand is ever formed.
+// An operand of which this simdgroup owns rows. Rows past the end repeat the last one: their results are never stored,
+// and no address outside the operand is formed.
 //
-// S = A B^T sums over its columns in any order; fragments hold them as summed_column says.
+// S = A B^T may sum over the columns in any order; fragments hold them in the order of summed_column.
 template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   const device T* row[R / 8];  // this lane's pair of the first fragment; where reads are DEEP, of the row
   int column;
@@ -40,7 +40,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 #else
 #if USES_THREADGROUP
-  // Some blocks are copied on every family: quantized ones, latent ones. Rows stand as the family reads them itself.
+  // Quantized and latent blocks are copied to threadgroup memory on every family; Rows keeps the family's own order.
   METAL_FUNC Pair<T> fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
     if constexpr (DEEP == 1) return read_pair(row[i] + d * 8);
@@ -74,7 +74,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 };
 
 #if USES_THREADGROUP
-// Fragments f, f + 1, .. of a group, side by side from `source` on: `count` of them, as many as `place` puts there
+// Fragments f, f + 1, .. of a group, adjacent in memory from `source` on: `count` of them, as `place` groups them
 template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const threadgroup T* source, int count) {
   Run<Pair<T>, MOST> group = {};
   if (count == MOST) {
@@ -87,7 +87,7 @@ template <int MOST, typename T> METAL_FUNC Run<Pair<T>, MOST> side_by_side(const
 }
 
 #else
-// `count` pairs, MOST at most, that lie side by side in the device's memory: by one read if it is aligned as it asks
+// `count` adjacent pairs in device memory, at most MOST, by one read if its alignment permits
 template <typename T, int MOST> METAL_FUNC Run<Pair<T>, MOST> pairs(const device T* source, int count) {
   Run<Pair<T>, MOST> found = {};
   if (count == MOST) {
@@ -111,14 +111,14 @@ METAL_FUNC Run<Pair<T>, WIDE> from_threadgroup(const threadgroup T* scratch, int
   return side_by_side<WIDE>(own + (fixed_place(t) * pitch + fixed_column(d)), min(WIDE, H / 8 - d));
 }
 
-// Fragments (d, t), (d, t + 1), .. of a block of BT rows and H columns that lies there transposed
+// Fragments (d, t), (d, t + 1), .. of a block of BT rows and H columns that is stored there transposed
 template <int BT, int H, typename T>
 METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup T* scratch, int t, int d, Lane lane) {
   const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
 
-// Waits for all that copy the same block: the threadgroup, or one simdgroup where simdgroups split the keys.
+// Waits for all threads that copy the same block: the threadgroup, or one simdgroup where simdgroups split the keys.
 METAL_FUNC void copiers_barrier() {
 #if SPLITS_KEYS
   simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -127,8 +127,8 @@ METAL_FUNC void copiers_barrier() {
 #endif
 }
 
-// The run of N elements that a thread copies first of a block of H columns. Its column does not change from pass to
-// pass: RUNS runs make a row, for which there are SLOTS threads.
+// The first run of N elements that a thread copies of a block of H columns. RUNS runs make a row and SLOTS threads
+// serve it, so that a thread stays in its column from pass to pass.
 template <int H, int N> struct Share {
   static constant constexpr const int RUNS = H / N;
   static constant constexpr const int SLOTS =
@@ -140,9 +140,9 @@ template <int H, int N> struct Share {
   }
 };
 
-// Columns [column, column + H) of a block of BT rows to threadgroup memory, zeros where there is no row; TRANSPOSED:
-// as H rows of BT. Where a block is copied both ways, one way begins at its end: addresses that both had would be kept
-// in registers over all that stands between.
+// Copies columns [column, column + H) of a block of BT rows to threadgroup memory, with zeros where there is no row;
+// TRANSPOSED: as H rows of BT. Where a block is copied in both ways, one of them begins at its end: otherwise the
+// compiler would keep the addresses that both share in registers in between.
 template <int BT, int H, bool TRANSPOSED, typename B>
 METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   using T = typename B::Element;
@@ -185,9 +185,9 @@ METAL_FUNC PlaceInPieces operator+(PlaceInPieces at, int columns) { return {at.r
 #endif
 
 #if !QUANTIZED
-// An operand that all simdgroups walk along in blocks of BT rows. USES_THREADGROUP: each BT x BH block is copied to
-// threadgroup memory first (M1, M2); otherwise lanes read the device directly (M3 and later, whose L1 serves it).
-// Rows at or past `valid` read as zero. Where it is known to be BT, the code has no trace of that.
+// An operand that all simdgroups traverse in blocks of BT rows. USES_THREADGROUP: each BT x BH block is copied to
+// threadgroup memory first (M1, M2); otherwise lanes read device memory directly (M3 and later, from a large L1).
+// Rows from `valid` on read as zero; where `valid` is known to be BT, that takes no code.
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr const int HEAD_BLOCK = BH, RUN = 16 / sizeof(T), COPYING_THREADS = THREADS;
@@ -203,8 +203,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #else
   using Place = const device T*;
 #endif
-  // Places of this lane's own in the current block: what it copies first, or, where lanes read directly, its element
-  // of the first fragment along the columns, and along the rows with rows and columns exchanged.
+  // This lane's places in the current block: its first run to copy; or, where lanes read directly, its element of the
+  // first fragment along the columns, and along the rows with rows and columns exchanged.
 #if USES_THREADGROUP
   Place copied;
 #else
@@ -212,8 +212,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #endif
   threadgroup T* scratch;
   long stride;
-  int valid;  // rows of the block that exist and are wanted, at most BT
-  bool edge;  // not every row of the other factor sees the block whole
+  int valid;  // rows of the block to use, at most BT
+  bool edge;  // the block may be partly hidden, or end early
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
@@ -251,7 +251,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void pass() thread {}
 
-  // To the block that begins at `row`, and lies in one page unless it is at an edge
+  // Moves to the block that begins at `row`, which lies in one page unless it is an edge
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
 #if HAS_PIECES
@@ -268,10 +268,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
   METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
 
-  // Before the block that begins at `row`
+  // Prepares for the block that begins at `row`
   METAL_FUNC void start(int row) thread { go_to(head + (row - BT) * stride); }
 
-  // Over a block
+  // Skips a block
   METAL_FUNC void pass() thread {
 #if USES_THREADGROUP
     copied = rows_on(copied, BT);
@@ -281,7 +281,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #endif
   }
 
-  // To the next block, which begins at `row`. `end`: the last row that is wanted, plus one. Not `edge`: it is whole.
+  // Moves to the next block, which begins at `row`. `end`: behind the last row to use. Without `edge`, it has BT rows.
   METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
     edge = edge_;
     pass();
@@ -289,10 +289,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 #endif
 
-  METAL_FUNC bool far() const thread { return false; }  // rows may lie any distance apart, as strides have 64 bits
+  METAL_FUNC bool far() const thread { return false; }  // strides of 64 bits allow any distance between rows
 
-  // The same place so many rows on. They are taken step by step: addresses that do not change from block to block would
-  // each be kept in registers.
+  // The same place `rows` rows later, reached step by step: addresses that are constant from block to block would each
+  // be kept in a register.
 #if HAS_PIECES
   METAL_FUNC Place rows_on(Place at, int rows) const thread { return {at.row + rows, at.column}; }
   METAL_FUNC const device T* pointer(Place at) const thread {
@@ -303,11 +303,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC const device T* pointer(Place at) const thread { return at; }
 #endif
 
-  // Nothing to hand back where products are synchronous
+  // Synchronous products have no pipeline stage to release
   METAL_FUNC void release() thread {}
 
 #if USES_THREADGROUP
-  // What this lane copies first of columns [column, column + H)
+  // The first run that this lane copies of columns [column, column + H)
   template <int H> METAL_FUNC Place share(int column) const thread {
     if constexpr (H == BH) return copied + column;
     const Share<BH, RUN> all = Share<BH, RUN>::of(lane);

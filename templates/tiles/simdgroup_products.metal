@@ -1,4 +1,4 @@
-// Products of tiles on 8x8 simdgroup matrices, and how NaN and infinities stay with the rows that see them.
+// Products of tiles on 8x8 simdgroup matrices. NaN and infinities reach only the rows that see them.
 namespace flash {
 namespace tile {
 
@@ -64,7 +64,7 @@ METAL_FUNC void head_block_abt(
     for (int i = 0; i < R / 8; i++) s.at[i][t] = sum[i];
   }
   if (b.valid % 8 == 0) return;
-  // The fragment that the end lies in, by itself: only here may rows not exist.
+  // The fragment that contains the end, separately: only here some rows may not exist.
   const int last = b.valid / 8;
   at = b.rows_on(b.down, last * 8);
   pick(sum, s, last);
@@ -73,8 +73,8 @@ METAL_FUNC void head_block_abt(
 }
 #endif
 
-// S = A B^T. Where A sits in registers, which have no index, the loop over head blocks unrolls. Where it does not,
-// unrolling would only hoist the re-reads back into registers.
+// S = A B^T. Where A is in registers, which cannot be indexed, the loop over head blocks must be unrolled. Elsewhere,
+// unrolling would only make the compiler keep the re-read fragments in registers.
 template <typename T, int BP, int R, int D, int BT, bool CACHED, typename B>
 METAL_FUNC void multiply_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a, thread const B& b) {
@@ -90,8 +90,8 @@ METAL_FUNC void multiply_abt(
   if constexpr (REST > 0) head_block_abt<REST>(s, a, b, FULL);
 }
 
-// Bits of a pair whose elements are infinite or NaN: the sign bit of each, since the least step of the exponent, added
-// to a magnitude, reaches it there only.
+// Marks infinite and NaN elements of a pair by their sign bits: adding the smallest step of the exponent to the bits of
+// a magnitude carries into the sign bit for these only.
 template <typename T> METAL_FUNC auto not_finite(Pair<T> pair) {
   if constexpr (sizeof(T) == 2) {
     const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
@@ -101,7 +101,7 @@ template <typename T> METAL_FUNC auto not_finite(Pair<T> pair) {
   }
 }
 
-// The pair with 0 in place of what `bad` marks
+// The pair with 0 in place of the elements that `bad` marks
 template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint bad) {
   return as_type<Pair<T>>(as_type<uint>(pair) & ~((bad >> 15) * 0xffffu));
 }
@@ -155,7 +155,7 @@ METAL_FUNC bool add_product(
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, at, t, column);
   }
 #if !USES_THREADGROUP
-  if (b.valid % 8 != 0) {  // the fragment that the end lies in, as in head_block_abt
+  if (b.valid % 8 != 0) {  // the fragment that contains the end, as in head_block_abt
     const int last = b.valid / 8, row = last * 8 + b.lane.row;
     pick(rows, p, last);
     found |= add_fragment<H, FINITE, Narrow, R>(block, rows, b, b.source(row), last, column, row < b.valid);
@@ -164,8 +164,9 @@ METAL_FUNC bool add_product(
   return FINITE && simd_any(found != 0);
 }
 
-// What `add_product` left out: an infinity or NaN of B reaches the rows whose P is not 0 there. Rare, and so written
-// for few registers, not for speed: row by row of B, with the weight of each row of P from the lane that holds it.
+// Adds what `add_product` left out: an infinity or NaN of B goes to the rows with P != 0 there. This is rare, so the
+// code aims at few registers, not at speed: row by row of B, with the weight of each row of P from the lane that holds
+// it.
 template <int H, typename P, int R, int BT, typename B>
 METAL_FUNC void add_not_finite(
     thread Pair<float> (&block)[R / 8][H / 8], thread const Tile<P, R, BT>& p, thread const B& b, int column) {
@@ -212,7 +213,7 @@ METAL_FUNC void head_block_ab(
     for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column, H, d) * factor.at[i];
 #endif
   }
-  // Keeps page accesses out of the matmul loop: interleaved they cost M4 a third of its throughput.
+  // Keeps accesses to the page out of the matmul loop: interleaved with it they cost M4 a third of its throughput.
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
     add_product<H, false, Narrow>(block, p, b, column);
@@ -231,7 +232,7 @@ METAL_FUNC void head_block_ab(
   }
 }
 
-// C = factor * C + P B, P narrowed to the type `Narrow` on its way into the matrix unit.
+// C = factor * C + P B. P is converted to the type `Narrow` for the matrix unit.
 // whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
 template <typename Narrow, typename P, int R, int D, int BT, int BH, bool CACHED, typename B>
 METAL_FUNC void multiply_ab(

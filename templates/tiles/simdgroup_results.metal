@@ -1,4 +1,4 @@
-// Results of the 8x8 simdgroup matrices: in registers, or paged.
+// Results of products on 8x8 simdgroup matrices: accumulators in registers, or paged.
 namespace flash {
 namespace tile {
 
@@ -10,10 +10,10 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   Pair<float> cached[R / 8][CACHED ? D / 8 : 1];
 #endif
 #if PAGES
-  device float* page;  // at this lane's row, and its column in a whole group of fragments
+  device float* page;  // at this lane's row and its column of a whole group of fragments
 #endif
   int row, column;
-  int rows;  // rows of this simdgroup that exist, from this lane's on
+  int rows;  // the number of this simdgroup's rows that exist, from this lane's row on
 
   template <typename Out> METAL_FUNC void open(device Out* head, int first, int total, Lane lane) thread {
     rows = total - first - lane.row;

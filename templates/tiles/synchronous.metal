@@ -1,4 +1,4 @@
-// The asynchronous interface for layers with synchronous products: finish_abt does the whole product.
+// The asynchronous interface for layers with synchronous products: finish_abt computes the whole product.
 namespace flash {
 namespace tile {
 

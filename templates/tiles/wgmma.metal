@@ -24,7 +24,7 @@ METAL_FUNC void begin_abt(
   nv::wgmma_commit();
 }
 
-// Waits for it; LATER: products that were issued since
+// Waits for S; LATER: the number of products that were issued after it
 template <int LATER, typename S, typename A, typename B>
 METAL_FUNC void finish_abt(thread S& s, thread const A&, thread const B&) {
   nv::wgmma_wait<LATER>();
@@ -75,7 +75,7 @@ METAL_FUNC void multiply_ab(
 }
 
 #if OVERLAPS
-// Is no care for hidden NaN needed in products with these two blocks?
+// Whether products with these two blocks need no protection from hidden NaN
 template <typename A, typename B> METAL_FUNC bool plain(thread const A& a, thread const B& b, bool whole) {
   return simd_all(whole || (all_finite(a) && all_finite(b)));
 }
@@ -94,9 +94,9 @@ template <typename C> METAL_FUNC void finish_ab(thread C& c) {
 }
 #endif
 
-// Ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other. The more columns, the
-// smaller the share of the softmax: on an H200 it saves 9 % of the time for 64 columns, 3 % for 128, and costs 5 % for
-// 256, where it is off.
+// Ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other. With more columns the
+// softmax is a smaller share of the work: on an H200 it saves 9 % of the time for 64 columns and 3 % for 128; for 256
+// it would cost 5 %, and is off.
 template <int BP, int D> struct PingPong {
   nv::PingPong<(D <= 128 ? BP / MMA_ROWS : 1)> ping_pong;
   METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
