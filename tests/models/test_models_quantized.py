@@ -3,6 +3,7 @@
 import sys
 
 import mlx.core as mx
+import mlx_lm
 import pytest
 from machines import across_backends
 from mlx_lm.models import base
@@ -72,6 +73,8 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(reference, name):
+    if name == "left padding" and mlx_lm.__version__ < "0.32":
+        pytest.skip("mlx-lm before 0.32 takes the batch of a mask for the heads of a group")
     want = call(mask=MASKS[name])
     with mlx_flash.patch() as report:
         close(call(mask=MASKS[name]), want)
