@@ -1,4 +1,7 @@
-"""The command line and its commands. Bad input is one sentence and status 2, never a traceback."""
+"""The command line: parses arguments and calls one function for each command.
+
+Bad input gets one sentence and exit status 2, never a traceback.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .console import kernel_backend
 DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("metal", "cuda", "simulator", "reference")
 FAMILIES = ("apple7", "apple8", "apple9", "apple10", "sm80", "sm90")
-KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
+KV_BITS, KV_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # the formats of mx.quantize
 PROMPT = "Attention is a weighted mean of values: each query weighs them by how well their keys fit."
 KERNELS = (
     "forward", "decode", "combine", "delta", "backward_query", "backward_query_delta", "backward_key_value",
@@ -21,7 +24,7 @@ KERNELS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence without the usage block."""
+    """A parser with errors of one sentence, without the usage block."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}. See {self.prog} --help\n")
@@ -45,66 +48,74 @@ def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     main_parser = Parser(prog="python -m mlx_flash", description="FlashAttention for MLX as Metal kernels.")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def added(name: str, words: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=parents, help=words, description=f"{words[0].upper()}{words[1:]}.")
+
     backend = Parser(add_help=False)
-    backend.add_argument("--backend", choices=BACKENDS, help="what runs attention")
+    backend.add_argument("--backend", choices=BACKENDS, help="where attention runs (default: this machine's GPU)")
     backend.add_argument("--family", choices=FAMILIES, help="GPU whose kernels run: M1, M2, M3 and M4, M5, NVIDIA")
 
-    demo = commands.add_parser("demo", parents=[backend], help="train a small language model and compare with MLX")
+    demo = added("demo", "train a small language model, and again with MLX's attention, and compare", backend)
     demo.add_argument("--steps", type=whole_number, default=40, help="training steps (default: 40)")
     demo.add_argument("--dtype", choices=DTYPES, default="float32", help="type of q, k and v (default: float32)")
     demo.add_argument("--text", metavar="FILE", help="text to learn (default: Python's own documentation)")
     demo.add_argument("--out", default=".", metavar="DIR|PNG", help="where the plot goes (default: this folder)")
 
-    _language_model(commands.add_parser("lm", parents=[backend], help="mlx-lm's generation with and without mlx_flash"))
+    _language_model(added("lm", "run mlx-lm's generation with and without mlx_flash, and compare", backend))
 
-    gallery = commands.add_parser("gallery", help="draw the ready-made scores and masks")
+    gallery = added("gallery", "draw the ready-made scores and masks")
     gallery.add_argument("--out", default="gallery", metavar="DIR", help="folder of the pictures (default: gallery)")
 
     shared = _numbers(backend)
-    explain = commands.add_parser("explain", parents=[shared], help="which kernels a call would run, and why")
-    explain.add_argument(
-        "--group-size", type=whole_number, metavar="P", help="what P machines that share it would gain"
-    )
-    explain.add_argument("--flops", type=float, help="operations a second of one of them (default: an M4 Max's, 15e12)")
-    explain.add_argument(
-        "--link", default="thunderbolt5", help="between them, or bytes a second (default: thunderbolt5)"
-    )
-    source = commands.add_parser("source", parents=[shared], help="print the Metal text MLX would compile, or PTX")
+    _sharing(added("explain", "tell which kernels a call would run, and why", shared))
+    source = added("source", "print the text of a kernel, as MLX or an NVIDIA driver would compile it", shared)
     source.add_argument("--kernel", choices=KERNELS, default="forward", help="which kernel (default: forward)")
-    source.add_argument("--minified", action="store_true", help="as MLX gets it: no comments, short names")
+    source.add_argument("--minified", action="store_true", help="exactly as MLX gets it: no comments, short names")
 
-    check = commands.add_parser("check", parents=[backend], help="compare with a float64 computation")
+    check = added("check", "compare results and gradients with a float64 computation", backend)
     check.add_argument("--quick", action="store_true", help="fewer head dimensions")
-    check.add_argument(
-        "--report", action="store_true", help="instead: all that this machine shows, to paste into a report"
-    )
+    check.add_argument("--report", action="store_true", help="instead: describe this machine, to paste into a report")
     check.add_argument("--fuzz", type=whole_number, metavar="N", help="instead: N random problems over every option")
     check.add_argument("--seed", type=from_zero, default=0, help="number of the first random problem (default: 0)")
-    _tuner(commands.add_parser("tune", help="find the fastest rows of this GPU by the clock"))
-    bench = commands.add_parser("bench", help="time it on this GPU beside MLX's own attention and torch's")
-    bench.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches, as 'D=128 N=16384'")
+    _tuner(added("tune", "find the fastest table rows on this GPU by timing them"))
+    bench = added("bench", "time attention on this GPU beside MLX's own and torch's")
+    bench.add_argument("--only", default="", metavar="REGEX", help="cases with matching names, as 'D=128 N=16384'")
     bench.add_argument("--seconds", type=float, default=0.4, help="for each case and provider (default: 0.4)")
-    bench.add_argument("--out", metavar="JSON", help="write the results")
-    bench.add_argument("--plot", metavar="PNG", help="draw those of the length that most have")
-    serving = commands.add_parser(
-        "serve-bench", parents=[backend], help="serve random requests with mlx-lm's caches and with pages"
-    )
-    serving.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
-    serving.add_argument("--requests", type=whole_number, default=24, metavar="N", help="default: 24")
-    serving.add_argument("--seed", type=from_zero, default=0, help="of prompts and arrivals (default: 0)")
-    serving.add_argument("--page", type=whole_number, default=64, help="tokens of a page (default: 64)")
-    serving.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize pages (default: no)")
-    serving.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
-    serving.add_argument("--json", metavar="FILE", help="write the results")
-    serving.add_argument("--plot", metavar="PNG", help="draw the memory of both runs over time")
+    bench.add_argument("--out", metavar="JSON", help="write the results to a file")
+    bench.add_argument("--plot", metavar="PNG", help="draw the cases of the most common length")
+    _serving(added("serve-bench", "serve random requests with mlx-lm's caches and with pages, and compare", backend))
     return main_parser
+
+
+def _sharing(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument(
+        "--group-size", type=whole_number, metavar="P", help="predict the gain of sharing the sequence on P machines"
+    )
+    explain.add_argument("--flops", type=float, help="FLOP/s of one of these machines (default: an M4 Max's, 15e12)")
+    explain.add_argument(
+        "--link", default="thunderbolt5", help="link between them, or its bytes per second (default: thunderbolt5)"
+    )
+
+
+def _serving(serving: argparse.ArgumentParser) -> None:
+    serving.add_argument("--model", metavar="FOLDER", help="a model mlx-lm can load (default: a tiny random Llama)")
+    serving.add_argument("--requests", type=whole_number, default=24, metavar="N", help="requests (default: 24)")
+    serving.add_argument("--seed", type=from_zero, default=0, help="seed of prompts and arrivals (default: 0)")
+    serving.add_argument("--page", type=whole_number, default=64, help="tokens of a page (default: 64)")
+    serving.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize pages to so many bits (default: no)")
+    serving.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="for --kv-bits (default: 64)")
+    serving.add_argument("--json", metavar="FILE", help="write the results to a file")
+    serving.add_argument("--plot", metavar="PNG", help="draw the memory of both runs over time")
 
 
 def _tuner(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("--head-dim", type=whole_number, nargs="+", default=[64, 128], help="default: 64 128")
-    tune.add_argument("--dtype", choices=DTYPES, nargs="+", default=["float16", "bfloat16"])
-    tune.add_argument("--rows", type=whole_number, default=8, help="that are timed for a kernel, at most (default: 8)")
-    tune.add_argument("--seconds", type=whole_number, default=300, help="in all (default: 300); it can go on later")
+    tune.add_argument(
+        "--dtype", choices=DTYPES, nargs="+", default=["float16", "bfloat16"], help="default: both halves"
+    )
+    tune.add_argument("--rows", type=whole_number, default=8, help="rows to time for a kernel, at most (default: 8)")
+    tune.add_argument("--seconds", type=whole_number, default=300, help="time limit (default: 300); rerun to go on")
     tune.add_argument("--again", action="store_true", help="repeat measurements that exist")
     tune.add_argument("--show", action="store_true", help="instead: print the gains found on this machine")
     tune.add_argument("--family", choices=FAMILIES, help="instead: rank the rows of a GPU by the cost model")
@@ -116,21 +127,21 @@ def _language_model(lm: argparse.ArgumentParser) -> None:
     lm.add_argument("--max-tokens", type=whole_number, default=32, metavar="N", help="tokens to write (default: 32)")
     lm.add_argument("--shards", type=whole_number, metavar="N", help="instead: train it, each sequence on N processes")
     lm.add_argument("--steps", type=whole_number, default=5, help="training steps with --shards (default: 5)")
-    lm.add_argument("--length", type=whole_number, default=512, help="tokens of a sequence there (default: 512)")
+    lm.add_argument("--length", type=whole_number, default=512, help="tokens per sequence with --shards (default: 512)")
     lm.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the KV cache (default: no)")
-    lm.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="of that (default: 64)")
+    lm.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="for --kv-bits (default: 64)")
 
 
 def _numbers(backend: argparse.ArgumentParser) -> argparse.ArgumentParser:
     numbers = Parser(add_help=False, parents=[backend])
     numbers.add_argument("--head-dim", type=whole_number, required=True, help="columns of q and k")
     numbers.add_argument("--value-dim", type=whole_number, help="columns of v (default: head-dim)")
-    numbers.add_argument("--dtype", choices=DTYPES, default="float16", help="default: float16")
+    numbers.add_argument("--dtype", choices=DTYPES, default="float16", help="type of q, k and v (default: float16)")
     numbers.add_argument("--heads", type=whole_number, default=8, help="query heads (default: 8)")
     numbers.add_argument("--key-heads", type=whole_number, help="key and value heads (default: heads)")
     numbers.add_argument("--length", type=whole_number, default=1024, help="queries (default: 1024)")
     numbers.add_argument("--key-length", type=whole_number, help="keys (default: length)")
-    numbers.add_argument("--batch", type=whole_number, default=1, help="default: 1")
+    numbers.add_argument("--batch", type=whole_number, default=1, help="batch entries (default: 1)")
     numbers.add_argument("--causal", action="store_true", help="queries see no later keys")
     return numbers
 

@@ -15,9 +15,9 @@ from ..api import attention
 from ..common.errors import CommandError
 from .turns import take_turns
 
-TOKENS = 16  # of a round, queued without waiting, as mlx-lm queues one ahead
+TOKENS = 16  # tokens of a round, queued without waiting, as mlx-lm queues one ahead
 MOST_ROUNDS = 40
-ALWAYS, LEAST_TURNS, MOST_TURNS = 'patch(policy="always")', 3, 20  # of generation
+ALWAYS, LEAST_TURNS, MOST_TURNS = 'patch(policy="always")', 3, 20  # turns of generation
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Generation:
                 with patched():
                     turns[-1][name] = generate()
             tick()
-        del turns[0]  # which compiles kernels
+        del turns[0]  # the first turn compiles kernels
         found = {}
         for name in providers:
             speeds = [turn[name][0] for turn in turns]

@@ -1,4 +1,4 @@
-"""Times of several providers of the same result, which take turns so that a change of clocks meets all of them."""
+"""Times several providers of the same result in turns, so that a change of clocks affects all of them alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 4, 40
 
 
 def take_turns(providers: dict[str, Callable], calls: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Median milliseconds of a call of each provider, with so many calls queued, over `seconds` for each of them.
+    """Median milliseconds of a call of each provider, with `calls` calls queued, over `seconds` for each of them.
 
     providers: functions without arguments that return arrays or nested lists of arrays. Their first round, which may
     compile kernels, does not count.

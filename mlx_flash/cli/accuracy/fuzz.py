@@ -75,7 +75,7 @@ def draw(number: int, kernels: bool) -> Drawn:
     else:
         chosen = [name for name in FEATURES if random.random() < 0.4]
         chosen = [str(random.choice(["bool", "additive", "blocks"])) if name == "mask" else name for name in chosen]
-    for name in sorted(chosen, key=lambda name: name != "segments"):  # which decide where queries are
+    for name in sorted(chosen, key=lambda name: name != "segments"):  # segments first: they decide positions
         _ADD[name](drawn, random)
     return drawn
 

@@ -14,7 +14,7 @@ from ...problem.variants import Variants
 
 DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS, FEW_HEAD_DIMS = (64, 80, 96, 128, 256), (64, 128)
-ROWS = 8  # of the decoding kernel: one query of up to 8 heads
+ROWS = 8  # rows of a decoding threadgroup: one query of up to 8 heads
 
 
 class Tried(NamedTuple):
@@ -33,7 +33,7 @@ def common_plans(family: Family, head_dims: tuple[int, ...], causal: tuple[bool,
                 for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_QUERY_DELTA, *key_value_kinds(signature, family)):
                     yield plan(kind, signature, family)
                 yield plan(DECODE, signature, family, ROWS)
-            yield plan(DELTA, signature, family)  # which know nothing of the mask
+            yield plan(DELTA, signature, family)  # this and the next do not depend on the mask
             yield plan(COMBINE, signature, family, ROWS)
 
 

@@ -18,7 +18,8 @@ FLOAT32 = {"O": 2e-6, "LSE": 1e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "dM": 1e-
 LARGEST, RMS = 2.0, {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2}  # 16 bits: times the unfused error
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude
 FRACTION_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
-# Where terms cancel: float32 roundings of the largest sum of |terms|, and the score above which its own one matters.
+# Where terms cancel: float32 roundings of the largest sum of |terms|, and the score above which its own rounding
+# counts.
 ROUNDINGS, LARGE_SCORE = 4 * 2.0**-23, 16.0
 
 
@@ -41,7 +42,7 @@ class Error:
 
 
 def acceptable(tensor: str, dtype: str, ours: Error, unfused: Error) -> bool:
-    """The criterion."""
+    """Whether the error of a tensor meets the criterion at the head of this file."""
     if dtype == "float32":
         return ours.largest <= FLOAT32[tensor]
     ulp = 2.0 ** -FRACTION_BITS[dtype]
@@ -60,9 +61,9 @@ def causal_table(rows: int, columns: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Terms:
-    """The options of a call as float64 arrays that broadcast to [B, Hq, Lq, Lk]: which pairs are `seen`,
-    the `bias` added to the scores, and the factor that dropout leaves of a weight, `kept`. `sinks`: [Hq]. `mask_shape`:
-    of the additive mask whose gradient is wanted; extents of 1 are summed over."""
+    """The options of a call as float64 arrays that broadcast to [B, Hq, Lq, Lk]: the pairs that are `seen`, the `bias`
+    added to the scores, and the factor that dropout leaves of a weight, `kept`. `sinks`: [Hq]. `mask_shape`: the shape
+    of an additive mask whose gradient is wanted; extents of 1 are summed over."""
 
     seen: np.ndarray | bool = True
     bias: np.ndarray | float = 0.0

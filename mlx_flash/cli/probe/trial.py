@@ -28,9 +28,9 @@ from ...problem.latent import code_columns_of
 from ...problem.problem import Problem, Signature
 from ...problem.shards import in_shards, walked_along
 
-# Of the result's largest magnitude: a right kernel stays far below. How accurate it is, `check` measures.
+# Errors relative to the largest magnitude, far above those of a right kernel; `check` measures accuracy.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-LENGTHS = (83, 147)  # of queries and keys: several blocks of every table row, and the edge of one
+LENGTHS = (83, 147)  # queries and keys: several blocks of every table row, and a partial one
 CHARACTERS = 600  # kept of a compiler's message
 
 
@@ -45,7 +45,7 @@ def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Ke
         mx.eval(want, *arrays.values())
     except Exception as error:  # a defect of this package, which another version may not have
         return {"reason": f"it could not be tried: {_said(error)}", "lasting": False}
-    # The very text that was asked about, should this installation have another.
+    # Tries the text of the request, in case this process would generate another one.
     vars(plan_of(kind, problem, family))["kernel"] = kernel
     start = time.perf_counter()
     try:
@@ -99,7 +99,8 @@ def tiny(kind: KernelKind, signature: Signature, family: Family, rows: int) -> P
 
 
 def _filling(problem: Problem, family: Family, rows: int) -> Problem:
-    """The problem with so many queries that a threadgroup has these rows: a kernel is launched with its own threads."""
+    """The problem with as many queries as give a threadgroup these rows, since a kernel needs its own number of
+    threads."""
     for queries in range(1, QUERIES + 1):
         shape = problem.mask_shape and (*problem.mask_shape[:2], queries, problem.key_length)
         found = problem._replace(query_length=queries, mask_shape=shape)
@@ -163,7 +164,7 @@ def tensors(problem: Problem) -> tuple[dict[str, mx.array], tuple[str, ...]]:
 
 
 def _read_by(text: Formula, problem: Problem) -> dict[str, mx.array]:
-    """The arrays that a text reads: small numbers, and room for every position."""
+    """Arrays for a text: small numbers, long enough for every position."""
     found, indices = {}, {one.array: one.indices for one in expressions(text.body) if isinstance(one, Item)}
     for number, one in enumerate(text.arrays):
         names = [

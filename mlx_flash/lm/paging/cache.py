@@ -22,8 +22,8 @@ class PagedKVCache:
     def __init__(self, pool, number: int, rows: list[Row] | None = None, batch: bool = False):
         self.pool, self.number, self.step = pool, number, 0
         self._rows, self._batch, self._released = rows or [], batch, False
-        self._given: tuple[PagedKeys, Values] | None = None  # in this step, where other layers ask for it
-        self._coming: list[int] | None = None  # of right-padded inputs: tokens of every row that are still to come
+        self._given: tuple[PagedKeys, Values] | None = None  # the handles of this step, where other layers share them
+        self._coming: list[int] | None = None  # right-padded inputs: tokens of every row that are still to come
 
     @property
     def layer(self) -> Layer:
@@ -38,7 +38,7 @@ class PagedKVCache:
         with self.pool.entered():
             self._rows, self._given, self._released = [], None, True
 
-    # What models call
+    # Methods that models call
 
     def update_and_fetch(self, k: mx.array, v: mx.array) -> tuple[PagedKeys, Values]:
         """Takes the keys and values [B, heads, L, columns] of the next tokens. Raises PagePoolFull, and has then
@@ -82,7 +82,7 @@ class PagedKVCache:
             return mx.array(lengths)
         return lengths[0] if lengths else 0
 
-    # What generators and servers call
+    # Methods that generators and servers call
 
     @property
     def state(self):

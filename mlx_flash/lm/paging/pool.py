@@ -95,8 +95,8 @@ class PagePool:
         return self.bytes - sum(layer.capacity_bytes for layer in self.layers if layer)
 
     def reserve(self, number: int, count: int) -> None:
-        """Makes sure that a layer and those after it have so many free pages. Raises PagePoolFull; then none of the
-        layers has written anything of the step, since the first one asks for all of them."""
+        """Makes sure that a layer and all layers after it have `count` free pages. Raises PagePoolFull, before any
+        layer has written anything of the step, because the first layer reserves for all of them."""
         first = next(n for n, layer in enumerate(self.layers) if layer)
         if number == first:
             for layer in self.layers:

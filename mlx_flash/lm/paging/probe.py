@@ -1,4 +1,4 @@
-"""Does a model pass the handles of its caches on to attention? It is asked on two tokens, and nothing is computed."""
+"""The test whether a model passes the handles of its caches on to attention, on two tokens and without computing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Trial(Handle):
 
 
 class _TrialCache:
-    """As much of a cache as models ask for."""
+    """The part of a cache's interface that models use."""
 
     def __init__(self, layer: Layer):
         self.layer, self.offset, self.asked = layer, 0, 0
@@ -50,7 +50,7 @@ class _TrialCache:
 
 
 def refusal(model, pool) -> str:
-    """Why the model cannot use handles; "" if it can. Layers learn their heads and dimensions."""
+    """Why the model cannot use handles; "" if it can. The layers get their heads and dimensions on the way."""
     caches = pool.caches()
     trials = [_TrialCache(layer) if layer else cache for layer, cache in zip(pool.layers, caches)]
     asked = [trial for trial in trials if isinstance(trial, _TrialCache)]

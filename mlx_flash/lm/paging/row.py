@@ -55,17 +55,18 @@ class Row:
         return len(self) if not self.dropped else max(0, len(self) - self.dropped - self.layer.window)
 
     def wanted(self, count: int) -> int:
-        """Free pages that so many more stored tokens need, a copy of a shared last page among them."""
+        """The number of free pages that `count` more stored tokens need, including a copy of a shared last page."""
         if not count:
             return 0
         return -(-(self.stored + count) // self.layer.page) - len(self.pages) + self._shared()
 
     def _shared(self) -> bool:
-        """Is the page that the next token goes to held by another row too?"""
+        """Whether another row holds the page of the next token too."""
         return self.stored % self.layer.page != 0 and self.layer.holders[self.pages[-1]] > 1
 
     def extend(self, count: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-        """Room for so many tokens: (pages to copy first, page of each token, its slot). Pages have been reserved."""
+        """Makes room for `count` tokens, from reserved pages: (pages to copy first, page of each token, slot of
+        each)."""
         page, copies = self.layer.page, []
         if count and self._shared():
             copies.append((self.pages[-1], self.layer.take()))
@@ -78,7 +79,7 @@ class Row:
         return copies, [self.pages[j // page] for j in places], [j % page for j in places]
 
     def drop(self) -> None:
-        """Releases pages that no query will see any more, and a reserve behind the window."""
+        """Releases pages that no query will see any more, except for a reserve behind the window."""
         if self.layer.window is None:
             return
         behind = len(self) - self.layer.window - RESERVE - self.dropped

@@ -23,7 +23,7 @@ class Layer:
         self.heads = self.dims = self.dtype = None
         self.shared = False  # do other layers of the model ask for these keys too?
         self.arrays: list[mx.array] = []  # the parts of keys, then those of values
-        self.holders: list[int] = []  # of every page
+        self.holders: list[int] = []  # the number of rows that hold each page
         self._free: list[int] = []
 
     def known(self, k: mx.array, v: mx.array) -> None:
@@ -56,7 +56,7 @@ class Layer:
         return len(self.holders) * self.page_bytes if self.holders else 0
 
     def reserve(self, count: int) -> None:
-        """Makes sure that so many pages are free. Raises PagePoolFull, and has then changed nothing."""
+        """Makes sure that `count` pages are free. Raises PagePoolFull without having changed anything."""
         missing = count - len(self._free)
         if missing <= 0:
             return
@@ -90,14 +90,14 @@ class Layer:
                 self._free.append(page)
 
     def copy(self, copies: list[tuple[int, int]]) -> None:
-        """Pages to pages: (from, to)."""
+        """Copies pages: pairs (from, to)."""
         if copies:
             source, target = (mx.array(pages) for pages in zip(*copies))
             for array in self.arrays:
                 array[target] = array[source]
 
     def write(self, pages: list[int], slots: list[int], k: mx.array, v: mx.array) -> None:
-        """Keys and values [T, heads, columns] to rows of pages, quantized on the way if the layer is."""
+        """Writes keys and values [T, heads, columns] to rows of pages, quantized if the layer is."""
         where, slot = mx.array(pages), mx.array(slots)
         for array, part in zip(self.arrays, (*self._parts(k), *self._parts(v))):
             array[where, :, slot] = part

@@ -10,7 +10,7 @@ from .functions import FUNCTIONS
 from .syntax import Assign, Binary, Body, Call, Choice, Expression, For, If, Item, Literal, Name, Unary
 
 DTYPES = {"bool": mx.bool_, "int": mx.int32, "float": mx.float32}
-OUTSIDE = {"float": math.nan, "int": -(2**31), "bool": False}  # what an array holds beyond its ends
+OUTSIDE = {"float": math.nan, "int": -(2**31), "bool": False}  # the value of an element beyond an array's ends
 
 
 def evaluate(body: Body, values: dict[str, mx.array | int | float]) -> mx.array:
@@ -29,7 +29,7 @@ def quotient(a: mx.array, b: mx.array) -> mx.array:
 
 
 def read(array: mx.array, indices: list[mx.array], type: str) -> mx.array:
-    """An element of an array, or what stands for those beyond its ends."""
+    """An element of an array, or the value of an element beyond its ends."""
     inside, place = None, 0
     for index, extent in zip(indices, array.shape):
         within = (index >= 0) & (index < extent)

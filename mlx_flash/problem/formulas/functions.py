@@ -1,7 +1,7 @@
-"""The functions of the language: their types, how Metal spells them, what they are in mx operations.
+"""The functions of the language: their types, their names in Metal, and their mx operations.
 
-`SMOOTH` functions have a slope (templates/shared/dual.metal); `STEPS` are constant between jumps, and `TESTS` are bool:
-neither has one. `POLYMORPH` keep integers integers.
+`SMOOTH` functions have a derivative (templates/shared/dual.metal). `STEPS` are constant between jumps and `TESTS` are
+bool, so these have none. `POLYMORPH` functions of integers are integers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Function(NamedTuple):
 
 
 def largest(a, b):
-    """max as Metal has it: of a number and a NaN the number."""
+    """max as in Metal: of a number and a NaN it is the number."""
     return mx.where(a > b, a, mx.where(b == b, b, a))
 
 

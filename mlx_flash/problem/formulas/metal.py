@@ -1,7 +1,7 @@
-"""A formula as a Metal struct that kernels ask: the numbers and arrays it reads, and a function of one pair.
+"""A formula as a Metal struct: the numbers and arrays that it reads, and a function of one pair of query and key.
 
-Names of the user's carry the prefix u_, so that none meets one of the kernel's. What varies with the head alone is
-computed once per head. In backward kernels what depends on the score is a Dual (templates/shared/dual.metal).
+The user's names get the prefix u_, so that they cannot clash with a kernel's. Expressions that depend only on the head
+are computed once per head. In backward kernels expressions that depend on the score are Duals (dual.metal).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ INDENT = "  "
 def struct(formula: Formula, seed: str | None, by_head: bool) -> str:
     """The definition of `formula::Score` or `formula::Visible`.
 
-    `seed`: what the slope of a score is wanted in, "s" or one of its arrays. `by_head`: whether a kernel walks the
-    heads one by one.
+    `seed`: the variable of the derivative of a score, "s" or one of its arrays; None: no derivative. `by_head`: whether
+    a kernel processes heads one by one.
     """
     seed = seed if formula.owner == "Score" else None
     text = _Text(formula, seed, by_head)
@@ -64,7 +64,7 @@ def struct(formula: Formula, seed: str | None, by_head: bool) -> str:
 
 
 class _Text:
-    """`seed`: in which the slope is taken, s or an array; None for values alone."""
+    """The Metal text of a formula. `seed`: the variable of the derivative, s or an array; None for values alone."""
 
     def __init__(self, formula: Formula, seed: str | None, by_head: bool):
         self.formula, self.seed, self.by_head = formula, seed, by_head
@@ -73,12 +73,12 @@ class _Text:
         self.active_locals: set[str] = set()
         assigned = [one for one in statements(formula.body) if isinstance(one, Assign) and one.type == "float"]
         before = -1
-        while len(self.active_locals) != before:  # a loop may pass a slope on to what stands above
+        while len(self.active_locals) != before:  # in a loop, a later statement may make an earlier local active
             before = len(self.active_locals)
             self.active_locals |= {one.name for one in assigned if self.active(one.value)}
 
     def active(self, node: Expression) -> bool:
-        """Does it vary with the seed, smoothly?"""
+        """Whether the expression has a derivative in the seed."""
         if node.type != "float":
             return False
         if isinstance(node, Name):
@@ -103,7 +103,7 @@ class _Text:
         return found + [f"{type} {name}" for name, (type, _) in self.hoisted.items()]
 
     def opens(self) -> list[str]:
-        """Reads of numbers, and of arrays' extents in front of their elements"""
+        """The statements that read numbers, and the extents in front of arrays."""
         found = []
         for one in self.formula.named:
             if not one.axes:
@@ -145,11 +145,11 @@ class _Text:
         return self.of(node) if self.active(node) else f"Dual({self.of(node)})"
 
     def value(self, node: Expression) -> str:
-        """Without its slope"""
+        """The expression without its derivative."""
         return f"({self.of(node)}).value" if self.active(node) else self.of(node)
 
     def fixed(self, node: Expression) -> bool:
-        """Is it the same for all pairs of a head, and more than a name?"""
+        """Whether the expression is the same for all pairs of a head, and more than a name."""
         if isinstance(node, (Literal, Name)) or not self.by_head or self.active(node):
             return False
         below = list(expressions(node))
@@ -159,7 +159,7 @@ class _Text:
         return names <= known and (read or bool(names)) and not any(self.active(one) for one in below)
 
     def of(self, node: Expression) -> str:
-        """The expression, in parentheses where that matters"""
+        """The expression, in parentheses where needed; computed once per head where possible."""
         if self.fixed(node):
             return self.hoist(node)
         return self.written(node)

@@ -1,6 +1,6 @@
 """Tokens -> checked nodes: a recursive descent over Metal's expressions, and over the statements of a function body.
 
-What is not in this grammar does not exist in the language: no pointers, memory, macros, casts of addresses, recursion.
+The grammar has no pointers, writes to memory, macros, casts of addresses or recursion, and so no text can use them.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Parser:
             raise self.error(f"at most {DEEPEST} levels of nesting", remedy="Name a part of it in a local.")
 
     def expression(self) -> Expression:
-        """condition ? then : other, or what binds closer"""
+        """An expression of any precedence, `condition ? then : other` included."""
         self.deeper()
-        condition, at = self.binary(0), self.token
+        condition = self.binary(0)
         if self.accepts("?"):
-            condition = self.converted(condition, "bool", at)
+            condition = self.converted(condition, "bool")
             then = self.expression()
             self.expect(":", "between the two values of ?")
             condition = self.choice(condition, then, self.expression())
@@ -69,7 +69,7 @@ class Parser:
 
     def choice(self, condition: Expression, then: Expression, other: Expression) -> Choice:
         wider = max(then.type, other.type, key=TYPES.index)
-        return Choice(wider, condition, self.widened(then, wider), self.widened(other, wider))
+        return Choice(wider, condition, self.converted(then, wider), self.converted(other, wider))
 
     def binary(self, level: int) -> Expression:
         if level == len(PRECEDENCE):
@@ -84,13 +84,13 @@ class Parser:
         """Two operands, converted as C converts them."""
         sign = at.text
         if sign in LOGIC:
-            return Binary("bool", sign, self.converted(left, "bool", at), self.converted(right, "bool", at))
+            return Binary("bool", sign, self.converted(left, "bool"), self.converted(right, "bool"))
         wider = max(left.type, right.type, "int", key=TYPES.index)
         if sign in WHOLE and wider == "float":
             remedy = "Use fmod(x, y), or convert with int(...)."
             raise self.source.error(at, f"integers beside {sign}", f"{left.type} and {right.type}", remedy)
         type = "bool" if sign in COMPARISONS else wider
-        return Binary(type, sign, self.widened(left, wider), self.widened(right, wider))
+        return Binary(type, sign, self.converted(left, wider), self.converted(right, wider))
 
     def unary(self) -> Expression:
         at = self.token
@@ -99,10 +99,10 @@ class Parser:
             of = self.unary()
             self.depth -= 1
             if at.text == "!":
-                return Unary("bool", "!", self.converted(of, "bool", at))
+                return Unary("bool", "!", self.converted(of, "bool"))
             if at.text == "~" and of.type == "float":
                 raise self.source.error(at, "an integer beside ~", "a float", "Convert it with int(...).")
-            of = self.widened(of, max(of.type, "int", key=TYPES.index))
+            of = self.converted(of, max(of.type, "int", key=TYPES.index))
             return of if at.text == "+" else Unary(of.type, at.text, of)
         return self.primary()
 
@@ -153,7 +153,7 @@ class Parser:
         self.expect("]", "behind an index")
         if index.type == "float":
             raise self.source.error(at, "an integer as index", "a float", "Convert it with int(...).")
-        return self.widened(index, "int")
+        return self.converted(index, "int")
 
     def call(self, at: Token) -> Expression:
         name, arguments = at.text, []
@@ -170,23 +170,20 @@ class Parser:
             got = f"{len(arguments)} for {name}"
             raise self.source.error(at, f"{arity} argument{'s' * (arity > 1)}", got, "Add or drop some.")
         if name in TYPES:
-            return self.converted(arguments[0], name, at)
+            return self.converted(arguments[0], name)
         if name == "select":  # Metal's order: the value where the condition holds comes second
-            return self.choice(self.converted(arguments[2], "bool", at), arguments[1], arguments[0])
+            return self.choice(self.converted(arguments[2], "bool"), arguments[1], arguments[0])
         return self.function(name, arguments)
 
     def function(self, name: str, arguments: list[Expression]) -> Call:
         type = "float"
         if name in POLYMORPH:
             type = max(*(one.type for one in arguments), "int", key=TYPES.index)
-        arguments = [self.widened(one, type) for one in arguments]
+        arguments = [self.converted(one, type) for one in arguments]
         return Call("bool" if name in TESTS else type, name, tuple(arguments))
 
-    def widened(self, of: Expression, type: str) -> Expression:
+    def converted(self, of: Expression, type: str) -> Expression:
+        """The expression as another type; integer literals become float literals."""
         if isinstance(of, Literal) and (of.type, type) == ("int", "float"):
             return Literal("float", float(of.value))
         return of if of.type == type else Call(type, type, (of,))
-
-    def converted(self, of: Expression, type: str, at: Token) -> Expression:
-        """An explicit conversion, or a number where C wants a condition."""
-        return self.widened(of, type)

@@ -19,7 +19,8 @@ SCORE = Named("s", "float")
 
 @dataclass(frozen=True)
 class Formula:
-    """`owner`: "Score" or "Visible". `named`: its numbers, and then its arrays. `numbers`: their values, in order."""
+    """A checked text. `owner`: "Score" or "Visible". `named`: the numbers that it names, then the arrays. `numbers`:
+    the numbers' values, in order."""
 
     owner: str
     text: str
@@ -40,7 +41,7 @@ class Formula:
 
     @property
     def values(self) -> dict[str, int | float]:
-        """Its numbers by name"""
+        """The numbers' values by name."""
         return {one.name: number for one, number in zip(self.named, self.numbers)}
 
     @cached_property
@@ -51,12 +52,12 @@ class Formula:
 
     @cached_property
     def neutral(self) -> Formula:
-        """Without the values of its numbers, which kernels read as arguments."""
+        """The formula without its numbers' values, which kernels read as arguments."""
         return replace(self, numbers=(0,) * len(self.numbers))
 
     @cached_property
     def digest(self) -> str:
-        """Eight letters that tell its kernels from those of other texts."""
+        """Eight letters that distinguish its kernels from those of other texts."""
         facts = repr((self.owner, self.text, self.named, len(self.numbers)))
         return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
@@ -78,7 +79,7 @@ class Formula:
 
     @property
     def hides(self) -> bool:
-        """Does a text name INFINITY? Then its scores of -INFINITY hide keys, as those of an added mask do."""
+        """Whether a score's text names INFINITY, so that its scores of -INFINITY hide keys as an added mask does."""
         return self.owner == "Score" and "INFINITY" in self.text
 
     def __str__(self) -> str:

@@ -49,7 +49,7 @@ class Text:
             owner, text, (*(kind for kind, _ in numbers), *kinds), tuple(value for _, value in numbers)
         )
         self.formula.check()
-        # What the checks of a call see: two texts with equal keys are the same but for what their arrays hold.
+        # The key for cached calls: texts with equal keys differ at most in the values of their arrays.
         self.key = self.formula, tuple(array.shape for array in self.arrays.values())
 
     def __repr__(self) -> str:
@@ -101,12 +101,13 @@ class Score(Text):
 
 
 class Visible(Text):
-    """Which pairs see each other, as text: ``attention(..., visible=Visible("k <= q || k < prefix", prefix=256))``.
+    """A mask as text: ``attention(..., visible=Visible("k <= q || k < prefix", prefix=256))``.
 
-    The text is as in Score, without s, and returns a bool. Kernels ask it for every pair of a block that it hides in
-    part, and never visit blocks that it hides as a whole: which these are is found once for every pair of lengths, and
-    kept by what text, numbers and arrays hold. Where arrays have no values yet (inside mx.compile and mx.vmap), where
-    queries are few, and where positions depend on segments of unequal lengths or on `lengths`, every block is visited.
+    The text is as in Score, without s, and returns a bool: whether query and key see each other. Kernels evaluate it
+    for the pairs of blocks that it hides in part, and never visit blocks that it hides as a whole. These are found once
+    for every pair of lengths, and cached by text, numbers and values of arrays. Every block is visited where arrays
+    have no values yet (inside mx.compile and mx.vmap), where queries are few, and where positions depend on segments of
+    unequal lengths or on `lengths`.
 
     Args:
         text, named: as in Score.
@@ -122,7 +123,7 @@ class Visible(Text):
         self._content: bytes | None = None
 
     def block_mask(self, query_length: int, key_length: int, batch: int = 1, heads: int = 1) -> BlockMask:
-        """The same as a BlockMask, of one layer unless the text reads b or h: to look at (`plot`), and to count.
+        """The mask as a BlockMask, of one layer unless the text reads b or h, to look at (`plot`) or to count blocks.
 
         Raises ValueError where arrays have no values yet, or the text asks for segments.
         """
@@ -149,7 +150,7 @@ class Visible(Text):
 
     @property
     def known(self) -> bool:
-        """Do all arrays have values?"""
+        """Whether all arrays have values."""
         return not any(traced(array) for array in self.arrays.values())
 
     @property
@@ -165,7 +166,7 @@ _masks: dict[tuple, BlockMask] = {}
 
 
 def visited_as_a_whole(query_length: int, key_length: int, block: int) -> BlockMask:
-    """A mask of which kernels ask every pair."""
+    """A mask of partial blocks only: kernels evaluate every pair."""
     blocks = (1, 1, -(-query_length // block), -(-key_length // block))
     return _all_partial(blocks, block)
 
@@ -177,7 +178,7 @@ def _all_partial(blocks: tuple[int, ...], block: int) -> BlockMask:
 
 
 def text(given, kind: type[Text]) -> Text:
-    """An argument of a call, where a text without arrays may stand for its Score or Visible."""
+    """The argument of a call; a string becomes a Score or Visible without arrays."""
     return _text(given, kind) if type(given) is str else given
 
 
@@ -234,7 +235,7 @@ def _array(name: str, given, owner: str) -> tuple[mx.array, str]:
 
 
 def _narrow(name: str, array, owner: str) -> mx.array:
-    """Integers as int32. Wider ones are looked at: cut off, they would be other numbers."""
+    """Integers as int32. Values of wider types are checked, since truncation would change them."""
     wide = array.dtype in WIDE if isinstance(array, mx.array) else array.dtype.itemsize > 2
     if wide and array.size:
         if traced(array):

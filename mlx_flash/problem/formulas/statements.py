@@ -8,7 +8,7 @@ from .scope import Scope
 from .syntax import Assign, Binary, Body, For, If, Literal, Name, Return, Unary
 from .tokens import Source, Token
 
-MOST_ROUNDS = 256  # of all loops around a statement together
+MOST_ROUNDS = 256  # the most times that nested loops may run a statement
 DECLARES = ("const", *TYPES)
 COMPOUND = ("+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=")
 
@@ -39,7 +39,7 @@ class Statements(Parser):
         if not fits:
             remedy = "Compare, as in k <= q." if self.result == "bool" else "Write condition ? s : -INFINITY."
             raise self.source.error(at, f"a result of type {self.result}", value.type, remedy)
-        return self.widened(value, self.result)
+        return self.converted(value, self.result)
 
     def statement(self):
         at = self.token
@@ -72,8 +72,8 @@ class Statements(Parser):
         return tuple(found)
 
     def condition(self) -> If:
-        at = self.expect("(", "behind if")
-        condition = self.converted(self.expression(), "bool", at)
+        self.expect("(", "behind if")
+        condition = self.converted(self.expression(), "bool")
         self.expect(")", "behind a condition")
         then = self.block()
         return If(condition, then, self.block() if self.accepts("else") else ())
@@ -88,7 +88,7 @@ class Statements(Parser):
         value = self.expression()
         self.expect(";", "behind a statement")
         self.scope.declare(self, name, kept.text)
-        return Assign(name.text, kept.text, self.widened(value, kept.text), declares=True)
+        return Assign(name.text, kept.text, self.converted(value, kept.text), declares=True)
 
     def assignment(self) -> Assign:
         at = self.take()
@@ -104,7 +104,7 @@ class Statements(Parser):
         else:
             raise self.error("an assignment", sign, "Arrays cannot be written, and expressions do nothing alone.")
         self.expect(";", "behind a statement")
-        return Assign(at.text, local.type, self.widened(value, local.type), declares=False)
+        return Assign(at.text, local.type, self.converted(value, local.type), declares=False)
 
     def loop(self) -> For:
         """for (int i = first; i < last; i += step)"""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Named(NamedTuple):
-    """A name that was given beside the text: a number (`axes` None), or an array of so many axes."""
+    """A name that was given beside the text: a number (`axes` None), or an array with `axes` axes."""
 
     name: str
     type: str
@@ -70,7 +70,7 @@ class Call(Expression):
 
 @dataclass(frozen=True)
 class Assign:
-    """`declares`: of a new local, which has the value's place from here on."""
+    """An assignment. `declares`: it declares the local."""
 
     name: str
     type: str
@@ -87,7 +87,7 @@ class If:
 
 @dataclass(frozen=True)
 class For:
-    """The body once for each number."""
+    """A loop that runs the body once for each number."""
 
     name: str
     numbers: range
@@ -136,6 +136,6 @@ def statements(body: Body) -> Iterator:
 
 
 def returns(body: Body) -> bool:
-    """Does every way through the statements end at a return?"""
+    """Whether every path through the statements ends at a return."""
     last = body[-1] if body else None
     return isinstance(last, Return) or (isinstance(last, If) and returns(last.then) and returns(last.other))
