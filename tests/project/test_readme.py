@@ -66,6 +66,15 @@ def test_every_folder_says_what_lives_there_and_how_to_add_one():
         assert re.search(r"\bTo (add|serve|explain|change)\b", path.read_text(encoding="utf-8")), place(path)
 
 
+@pytest.mark.parametrize("path", [path for path in FOLDERS if "mlx_flash" in path.parts], ids=place)
+def test_a_folder_names_its_modules(path):
+    """In its README, or as a part of a package that has one of its own."""
+    text, explained = path.read_text(encoding="utf-8"), {one.parent for one in FOLDERS}
+    modules = [one for one in path.parent.rglob("*.py") if not one.name.startswith("__")]
+    own = [one for one in modules if path.parent == next(folder for folder in one.parents if folder in explained)]
+    assert [one.name for one in own if not re.search(rf"\b{one.stem}\b", text)] == []
+
+
 @pytest.mark.simulator
 @pytest.mark.parametrize("path", [path for path in (README, *FOLDERS) if snippets(path)], ids=place)
 def test_the_snippets_run(path):
