@@ -18,7 +18,7 @@ _NUMPY = {
     mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.complex64: np.complex64,
 }  # fmt: skip
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
-# Of every allocation, as on a GPU: what a kernel may load at once is aligned to no more.
+# Alignment of every allocation, as on a GPU: no load that a kernel may issue needs more.
 _ALIGNMENT = 64
 _OFFSET = 16  # no type is aligned to more: of where a view begins, this is kept
 _SLOT_BITS = 36
@@ -33,7 +33,7 @@ def view(array: mx.array) -> np.ndarray:
 
 
 def row_contiguous(array: np.ndarray) -> bool:
-    """As MLX sees it: axes of length one may have any stride."""
+    """Whether an array is row-contiguous in MLX's sense: axes of length one may have any stride."""
     return array.flags.c_contiguous
 
 
@@ -101,7 +101,7 @@ class Window:
         self.used: list[tuple[int, int]] = []
 
     def place(self, index: int, size: int) -> int:
-        """The address of buffer `index`, whose memory is fresh."""
+        """The address of buffer `index`, in newly allocated memory."""
         address = self.base + (index << self.bits) + (1 << (self.bits - 2))
         self.used.append((address, size))
         return address

@@ -198,7 +198,8 @@ def _evaluate(arrays, name: str):
 
 
 def _without_gradient(run, arrays):
-    """As MLX's own: no gradient unless the caller wraps the kernel in mx.custom_function, never a silent zero."""
+    """Runs a kernel that refuses derivatives, as MLX's do: without a custom function around it a kernel must not pass for a
+    constant."""
     call = mx.custom_function(run)
 
     def refuse(*_):

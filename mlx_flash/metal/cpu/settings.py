@@ -14,7 +14,7 @@ LANGUAGE = "3.1"
 SCHEDULES = ("forward", "reversed", "random")
 # How cooperative tensors lie in lanes: as on M5, or as on no known GPU, where only get_multidimensional_index knows.
 TENSOR_LAYOUTS = ("m5", "opaque")
-# What the tensor unit does with the float factors of a relaxed product, of whose mantissa it takes 10 bits.
+# How the tensor unit reduces the mantissa of float factors to 10 bits in a relaxed product.
 TENSOR_ROUNDINGS = ("nearest", "truncated")
 
 
