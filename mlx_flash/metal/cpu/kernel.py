@@ -198,8 +198,8 @@ def _evaluate(arrays, name: str):
 
 
 def _without_gradient(run, arrays):
-    """Runs a kernel that refuses derivatives, as MLX's do: without a custom function around it a kernel must not pass for a
-    constant."""
+    """Runs a kernel that refuses derivatives, as MLX's own does: it must not pass for a constant. Callers that need
+    gradients wrap the kernel in mx.custom_function."""
     call = mx.custom_function(run)
 
     def refuse(*_):
