@@ -122,7 +122,7 @@ METAL_FUNC void backward_key_value(
             softmax::Slope<R, BT> slope;
             softmax::scale_or_cap(p, slope, args);
 #if HAS_SCORE
-            formula::apply(p, slope, visibility, r, first, lane);
+            formula::apply(p, slope, visibility, r, first, lane, edge);
 #endif
             const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
 #if LOADS_EARLY

@@ -106,7 +106,7 @@ METAL_FUNC void backward_query(
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(p, slope, args);
 #if HAS_SCORE
-          formula::apply(p, slope, visibility, at.first, c, lane);
+          formula::apply(p, slope, visibility, at.first, c, lane, edge);
 #endif
           const bool whole = mask::apply(p, visibility, look, at.first, c, k.valid, lane, edge);
           softmax::probabilities(p, reference, factor, whole);

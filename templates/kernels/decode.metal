@@ -82,7 +82,8 @@ METAL_FUNC void decode(
   state.clear();
 #if HAS_SINKS
   for (int i = 0; i < R / 8 && part == 0 && slice == 0; i++) {
-    state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))], args.scale);
+    const float sink = args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))];
+    state.clear(i, sink, args.scale, lane.column == 0);
   }
 #endif
 
@@ -130,7 +131,7 @@ METAL_FUNC void decode(
         softmax::Slope<R, BT> slope;
         softmax::scale_or_cap(s, slope, args);
 #if HAS_SCORE
-        formula::apply(s, slope, visibility, first, c, lane);
+        formula::apply(s, slope, visibility, first, c, lane, edge);
 #endif
         const bool whole = mask::apply(s, visibility, look, first, c, k.valid, lane, edge);
 
@@ -145,6 +146,7 @@ METAL_FUNC void decode(
     }
   }
   if (lane.produces()) return;
+  state.finish();
 #if SPLITS_KEYS
   if (!key_splits::join(o, state, scratch, slice, factor, lane)) return;
 #endif
@@ -155,7 +157,7 @@ METAL_FUNC void decode(
     const int row = first + i * 8 + lane.row;
 #if HAS_LENGTHS && HAS_SINKS
     // Behind the entry's end not even the sink is seen.
-    if (visibility.query_of(row) >= visibility.queries) state.clear(i, -INFINITY, args.scale);
+    if (visibility.query_of(row) >= visibility.queries) state.clear(i, -INFINITY, args.scale, false);
 #endif
     normaliser.at[i] = parts > 1 ? 1 : state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row >= rows || lane.column != 0) continue;

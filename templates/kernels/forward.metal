@@ -58,7 +58,7 @@ METAL_FUNC void forward(
   o.open(O + at.row0 * DV, at.first, args.Lq, lane);
   state.clear();
 #if HAS_SINKS
-  for (int i = 0; i < R / 8; i++) state.clear(i, args.sinks[at.h], args.scale);
+  for (int i = 0; i < R / 8; i++) state.clear(i, args.sinks[at.h], args.scale, lane.column == 0);
 #endif
   mask::Visibility visibility;
   visibility.open(args, at.b);
@@ -107,7 +107,7 @@ METAL_FUNC void forward(
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(s, slope, args);
 #if HAS_SCORE
-          formula::apply(s, slope, visibility, at.first, c, lane);
+          formula::apply(s, slope, visibility, at.first, c, lane, edge);
 #endif
           const bool whole = mask::apply(s, visibility, look, at.first, c, k.valid, lane, edge);
 
@@ -127,6 +127,7 @@ METAL_FUNC void forward(
     }
   }
   if (lane.produces()) return;
+  state.finish();
   ping_pong.arrive();
 
   // O = O / l;  L = m, log2 l
@@ -135,7 +136,7 @@ METAL_FUNC void forward(
     const int row = at.first + i * 8 + lane.row;
 #if HAS_LENGTHS && HAS_SINKS
     // Rows behind the end of their batch entry do not see the sink either.
-    if (row >= visibility.queries) state.clear(i, -INFINITY, args.scale);
+    if (row >= visibility.queries) state.clear(i, -INFINITY, args.scale, false);
 #endif
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
 #if SPLITS_HEAD

@@ -10,12 +10,12 @@
 // A row is a query, except in decoding (GQA_PACKED): there the rows of an operand are all queries that share a key
 // head, and row i is query i % queries of the group's head i / queries. Only query_of and head_of depend on that.
 //
-// The position of query i among the keys is i + keys - queries: causality and windows align to the lower right.
-// With HAS_LENGTHS, queries and keys are those of the batch entry, lengths [B, 2], at most Lq and Lk. Queries behind
-// the end of their entry see no key, and no query sees keys behind the end.
-// With HAS_SHIFTS the position of query i is i + q_shifts[i], and k_shifts[j] is the shift of the queries that key j
-// meets, so that segments of unequal lengths align to their own lower right. Both are in one operand, shifts
-// [B, Lq + Lk]; with segments they follow the rows of q_segments, because Metal allows a kernel 31 buffers at most.
+// The position of query i among the keys is i + keys - queries: causality and windows align to the lower right. With
+// HAS_LENGTHS, queries and keys are those of the batch entry, lengths [B, 2]. Queries behind the end of their entry see
+// no key, and no query sees keys behind the end. With HAS_SHIFTS the position of query i is i + q_shifts[i], and
+// k_shifts[j] is the shift of the queries that key j meets, so that segments of unequal lengths align to their own
+// lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow the rows of q_segments, because
+// Metal allows a kernel 31 buffers at most.
 namespace flash {
 namespace mask {
 
@@ -195,31 +195,32 @@ struct Visibility {
 #if HAS_ALIBI
   METAL_FUNC int distance(int i, int j) const thread { return j - i - shift_of_query(i); }
 #endif
-
 #if HAS_MASK
   METAL_FUNC MaskElement mask_at(int row, int j) const thread {
     return mask[head_of(row) * mask_head + query_of(row) * mask_row + j * mask_column];
   }
 #endif
 
+#if (HAS_MASK && !LOOKS) || HAS_SEGMENTS || HAS_BLOCKS
   METAL_FUNC bool admits(int row, int j) const thread {
+    bool met = true;
 #if HAS_SEGMENTS
-    if (q_segments[query_of(row)] != k_segments[j]) return false;
+    met = q_segments[query_of(row)] == k_segments[j];
 #endif
 #if HAS_MASK && !ADDITIVE && !LOOKS
-    if (mask_at(row, j) == MaskElement(0)) return false;
+    if (!met || mask_at(row, j) == MaskElement(0)) return false;
 #endif
 #if HAS_VISIBLE
-    return texts.visible.of(formula::pair(*this, row, j));
+    met = (int(met) & int(texts.visible.of(formula::pair(*this, row, j)))) != 0;
 #elif HAS_BLOCKS
     const int i = query_of(row);
     const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
-    if (block < 2) return block == 1;
-    return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
-#else
-    return true;
+    const uint8_t bit = bitmaps[long(max(block - 2, 0)) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK];
+    met = (int(met) & (int(block == 1) | (int(block > 1) & int(bit != 0)))) != 0;
 #endif
+    return met;
   }
+#endif
 
 #if ADDITIVE || HAS_ALIBI
   METAL_FUNC float bias(int row, int j) const thread {

@@ -15,8 +15,9 @@ METAL_FUNC bool apply(
   const int mma_rows = max(R, tile::MMA_ROWS), queries = TRANSPOSED ? C : mma_rows, keys = TRANSPOSED ? mma_rows : C;
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
+  // Both conditions are evaluated: with two paths to the code of masks, registers would hold the scores for either.
   const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+      !edge || (int(valid == C) & int(visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1))) != 0;
 #if (LOOKS || MAPS) && !SCORE_HIDES
   const bool whole = covered && look.all;
 #elif HAS_MASK || SCORE_HIDES
@@ -29,38 +30,58 @@ METAL_FUNC bool apply(
 #endif
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_ALIBI
+  // Memory holds masks and segments of rows and columns before the end only. Those past it repeat the last one: such
+  // rows are never stored, and such columns are hidden.
+  const int last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
+  const int last_column = (TRANSPOSED ? visibility.queries : visibility.keys) - 1;
+#endif
   for (int i = 0; i < R / 8; i++) {
-    // Rows past the end are never stored. Where positions hide no pair they repeat the last row, whose mask exists.
-    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-    const int row = edge ? own_row : min(own_row, last_row);
-    const Range seen = visibility.seen_by(row);
+    const int own_row = first_row + i * 8 + lane.row;
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_ALIBI
+    const int row = min(own_row, last_row);
+#endif
+    const Range seen = visibility.seen_by(own_row);
     const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       // Comparing constants with numbers that all fragments share avoids one register for each sum of the two.
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
+        const int fixed = tile::fixed_place(c) + e;
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_ALIBI
+        const int own_column = first_column + own + fixed;
+#if ADDITIVE
+        const int column = min(own_column, last_column);  // a plain sum would keep its addresses in registers
+#else
+        const int column = edge ? min(own_column, last_column) : own_column;
+#endif
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
+#endif
         bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
 #if LOOKS
         visible = visible && look.shows(i, c, e);
 #endif
-#if HAS_VISIBLE && !HAS_SEGMENTS && !HAS_SHIFTS && !HAS_MASK
-        // A text may be evaluated for any pair. Where one loop serves all tiles, divergent lanes at every element would
-        // cost more than evaluating pairs that are hidden anyway.
-        if (!tile::SPLIT) visible = (int(visible) & int(visibility.admits(query, key))) != 0;
-        if (!visible || (tile::SPLIT && !visibility.admits(query, key))) {
-#else
-        if (!visible || !visibility.admits(query, key)) {
+#if HAS_MASK && !LOOKS
+        visible = visible && visibility.admits(query, key);  // reads no mask of hidden pairs
+#elif HAS_SEGMENTS || HAS_BLOCKS
+        // Evaluated for all pairs: divergent lanes at every element would cost more than pairs that are hidden anyway,
+        // and values that only some paths write would occupy registers throughout the loop of whole blocks.
+        visible = (int(visible) & int(visibility.admits(query, key))) != 0;
 #endif
+#if ADDITIVE && !LOOKS
+        if (!visible) {
           s.at[i][c][e] = -INFINITY;
           continue;
         }
+#endif
 #if ADDITIVE || HAS_ALIBI
         // A bias of -inf hides the key, also where its score is NaN.
         const float bias = visibility.bias(query, key);
-        s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
+        visible = (int(visible) & int(bias != -INFINITY)) != 0;
+        s.at[i][c][e] = visible ? s.at[i][c][e] + bias : -INFINITY;
+#else
+        s.at[i][c][e] = visible ? s.at[i][c][e] : -INFINITY;
 #endif
       }
     }

@@ -1,10 +1,14 @@
 // The running softmax of the forward kernels (Milakov and Gimelshein 2018).
+//
+// Each lane sums the columns that it holds; the lanes of a row exchange their sums once, after the last block. Where O
+// is paged (PAGES) they do so at every block: compilers would move an unused sum behind the loop over the pages, and
+// the exponentials would occupy registers until then.
 namespace flash {
 namespace softmax {
 
 template <int R> struct State {
   float m[R / 8];  // largest score so far
-  float l[R / 8];  // sum of 2^(factor (score - m)) so far
+  float l[R / 8];  // sum of 2^(factor (score - m)) so far; before `finish` of this lane's columns, unless O is paged
 
   METAL_FUNC void clear() thread {
     for (int i = 0; i < R / 8; i++) {
@@ -17,7 +21,8 @@ template <int R> struct State {
   // A sink is a score that every row sees, without a value: it only adds to the sum. Where scores lack the scale, m
   // lacks it too, and l corrects the rounding of the division. The largest numbers stand for sinks beyond float32
   // there.
-  METAL_FUNC void clear(int i, float sink, float scale) thread {
+  // `adds`: whether this lane of the row adds the sink to its sum.
+  METAL_FUNC void clear(int i, float sink, float scale, bool adds) thread {
 #if SCALED_FIRST
     m[i] = sink;
     l[i] = sink == -INFINITY ? 0 : 1;
@@ -26,11 +31,21 @@ template <int R> struct State {
     m[i] = isinf(own) && isfinite(sink) ? copysign(FLT_MAX, sink) : own;
     l[i] = sink == -INFINITY ? 0 : isinf(own) ? 1 : fast_exp2(fma(-own, scale, sink) * M_LOG2E_F);
 #endif
+#if !PAGES
+    if (!adds) l[i] = 0;
+#endif
   }
 #endif
+
+  // After the last block
+  METAL_FUNC void finish() thread {
+#if !PAGES
+    for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
+#endif
+  }
 };
 
-// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + rowsum P;  returns 2^(m - m'); differences times factor.
+// m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + sum P;  returns 2^(m - m'); differences times factor.
 // A row that has not seen a key has m = -inf and l = 0. Its exponentials use 0 in place of m, so that they are 0 and
 // not 2^(-inf - (-inf)) = NaN.
 template <int R, int C>
@@ -49,7 +64,10 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
       l += s.at[i][c][0] + s.at[i][c][1];
     }
     correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
-    state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
+#if PAGES
+    l = tile::row_sum(l);
+#endif
+    state.l[i] = state.l[i] * correction.at[i] + l;
     state.m[i] = m;
   }
   return correction;

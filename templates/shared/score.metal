@@ -3,11 +3,12 @@ namespace flash {
 namespace formula {
 
 // In place, for query first_query + i and key first_key + j. In backward kernels `slope` becomes its derivative, times
-// the cap's. Pairs past the end get the score of the last row or column, which the mask replaces.
+// the cap's. Pairs past the end, whose columns are in blocks at the `edge`, get the score of the last row or column,
+// which the mask replaces.
 template <int R, int C>
 METAL_FUNC void apply(
     thread tile::Tile<float, R, C>& s, thread softmax::Slope<R, C>& slope, thread const mask::Visibility& visibility,
-    int first_query, int first_key, tile::Lane lane) {
+    int first_query, int first_key, tile::Lane lane, bool edge = true) {
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   const int last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
   const int last_column = (TRANSPOSED ? visibility.queries : visibility.keys) - 1;
@@ -17,7 +18,8 @@ METAL_FUNC void apply(
     for (int c = 0; c < C / 8; c++) {
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        const int column = min(first_column + own + tile::fixed_place(c) + e, last_column);
+        const int own_column = first_column + own + tile::fixed_place(c) + e;
+        const int column = edge ? min(own_column, last_column) : own_column;
         const Pair at = pair(visibility, TRANSPOSED ? column : row, TRANSPOSED ? row : column);
 #if WANTS_SLOPE
 #if SEEDED

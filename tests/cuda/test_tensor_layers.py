@@ -140,12 +140,21 @@ def test_views_that_are_not_aligned(layer, view):
 
 
 @pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
-@pytest.mark.parametrize("garbage", [mx.nan, mx.inf])
-def test_garbage_in_masked_keys(layer, garbage):
+@pytest.mark.parametrize(
+    "garbage, added",
+    [
+        pytest.param(mx.nan, False, id="nan"),
+        pytest.param(mx.inf, False, id="inf"),
+        pytest.param(mx.nan, True, id="added"),
+    ],
+)
+def test_garbage_in_masked_keys(layer, garbage, added):
+    """`added`: a mask of 0 and -inf hides them."""
     variant = VARIANTS["mma" if layer.family.name == FAMILY["mma"] else "wgmma", "narrow"][1]
-    arrays, mask = variant.case.arrays(), {"mask": mx.array(isolation_checks.KEEP)}
+    arrays, keep = variant.case.arrays(), mx.array(isolation_checks.KEEP)
+    mask = {"mask": mx.where(keep, 0.0, -mx.inf).astype(arrays["q"].dtype) if added else keep}
     want = feature_cases.backward(variant, arrays, mask)
-    spoiled = {name: mx.where(mask["mask"][:, None], arrays[name], garbage).astype(arrays[name].dtype) for name in "kv"}
+    spoiled = {name: mx.where(keep[:, None], arrays[name], garbage).astype(arrays[name].dtype) for name in "kv"}
     got = feature_cases.backward(variant, arrays | spoiled, mask)
     assert [name for name in want if bits(got[name]) != bits(want[name])] == []
 

@@ -116,11 +116,7 @@ def test_products_of_a_block(tool):
 def ratios() -> list:
     with open(BENCH / "results" / "apple_texts.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    lists = pytest.mark.xfail(strict=True, reason="a list of blocks takes 46 to 56 half-registers more than a window")
-    return [
-        pytest.param(line, id=f"{line['option']}-{line['kind']}", marks=[lists] if line["option"] == "window" else [])
-        for line in lines
-    ]
+    return [pytest.param(line, id=f"{line['option']}-{line['kind']}") for line in lines]
 
 
 @pytest.mark.parametrize("line", ratios())

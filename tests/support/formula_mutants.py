@@ -32,7 +32,7 @@ FORMULA = of(
      "test_score_tables.py::test_against_the_definition[simulator-apple7-slope]"),
 ) + of(
     "mask",
-    ("predicate-not-asked", "return texts.visible.of(formula::pair(*this, row, j));", "return true;",
+    ("predicate-not-asked", "int(texts.visible.of(formula::pair(*this, row, j)))", "1",
      OUTPUT.format("visible")),
 )
 # fmt: on

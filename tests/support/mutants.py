@@ -138,10 +138,11 @@ ONLINE_SOFTMAX = of(
     "online_softmax",
     ("log-of-the-sum-in-natural-units", "to[1] = l == 0 ? 0 : log2(l);", "to[1] = l == 0 ? 0 : log(l);", PLAIN),
     ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
-    ("row-sum-of-one-lane", "correction.at[i] + tile::row_sum(l)", "correction.at[i] + l", SHARED),
+    ("row-sum-of-one-lane", "l[i] = tile::row_sum(l[i]);", "l[i] = l[i];", SHARED),
+    ("sink-counted-by-every-lane", "if (!adds) l[i] = 0;", "", output("sinks")),
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
-    ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("sinks")),
-    ("sink-in-base-2", "m[i] = sink;", "m[i] = sink * M_LOG2E_F;", output("sinks")),
+    ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("everything")),
+    ("sink-in-base-2", "m[i] = sink;", "m[i] = sink * M_LOG2E_F;", output("everything")),
     ("sum-rescaled-after-the-factor", "fast_exp2(exponent(state.m[i], reference, factor))",
      "fast_exp2(state.m[i] * factor - reference * factor)", HUGE.format("apple9-decode-(17, 0.125)")),
 )
@@ -225,12 +226,14 @@ MASK = of(
 MASK_APPLY = of(
     "mask_apply",
     ("queries-before-the-diagonal", "HAS_WINDOW || (TRANSPOSED && CAUSAL)", "HAS_WINDOW", CAUSAL),
-    ("rows-past-the-end-of-a-mask", "edge ? own_row : min(own_row, last_row)", "own_row",
+    ("rows-past-the-end-of-a-mask", "row = min(own_row, last_row)", "row = own_row",
      DECODING.format("apple9-additive"), "check"),
     ("no-bias-in-whole-tiles", "#if !ADDITIVE && !HAS_ALIBI", "#if 1", output("alibi")),
     ("columns-of-another-visit", "min(seen.end - first_column, valid)", "(seen.end - first_column)", output("blocks")),
-    ("bias-added-to-a-hidden-nan", "bias == -INFINITY ? -INFINITY : s.at", "s.at",
-     "test_tensor_decode.py::test_garbage_in_masked_keys[mma-narrow-nan]"),
+    ("columns-past-the-end-of-segments", "edge ? min(own_column, last_column) : own_column", "own_column",
+     output("segments"), "check"),
+    ("bias-added-to-a-hidden-nan", "visible = (int(visible) & int(bias != -INFINITY)) != 0;", "",
+     TENSOR.format("garbage_in_masked_keys[added-mma-narrow]")),
 )
 PAGES = of(
     "tile",

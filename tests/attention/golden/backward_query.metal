@@ -537,10 +537,12 @@ struct Visibility {
   METAL_FUNC int least_shift() const thread { return keys - queries; }
   METAL_FUNC int largest_shift() const thread { return keys - queries; }
   METAL_FUNC bool admits(int row, int j) const thread {
+    bool met = true;
     const int i = query_of(row);
     const int block = block_map[head_of(row) * map_head + i / BLOCK * block_columns + j / BLOCK];
-    if (block < 2) return block == 1;
-    return bitmaps[long(block - 2) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK] != 0;
+    const uint8_t bit = bitmaps[long(max(block - 2, 0)) * (BLOCK * BLOCK) + i % BLOCK * BLOCK + j % BLOCK];
+    met = (int(met) & (int(block == 1) | (int(block > 1) & int(bit != 0)))) != 0;
+    return met;
   }
   METAL_FUNC Range keys_at(int first, int last) const thread {
     Range seen = {0, keys};
@@ -600,27 +602,29 @@ METAL_FUNC bool apply(
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+      !edge || (int(valid == C) & int(visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1))) != 0;
   const bool whole = covered;
   if (whole) return true;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
+  const int last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
+  const int last_column = (TRANSPOSED ? visibility.queries : visibility.keys) - 1;
   for (int i = 0; i < R / 8; i++) {
-    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-    const int row = edge ? own_row : min(own_row, last_row);
-    const Range seen = visibility.seen_by(row);
+    const int own_row = first_row + i * 8 + lane.row;
+    const int row = min(own_row, last_row);
+    const Range seen = visibility.seen_by(own_row);
     const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
+        const int fixed = tile::fixed_place(c) + e;
+        const int own_column = first_column + own + fixed;
+        const int column = edge ? min(own_column, last_column) : own_column;
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
         bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
-        if (!visible || !visibility.admits(query, key)) {
-          s.at[i][c][e] = -INFINITY;
-          continue;
-        }
+        visible = (int(visible) & int(visibility.admits(query, key))) != 0;
+        s.at[i][c][e] = visible ? s.at[i][c][e] : -INFINITY;
       }
     }
   }

@@ -566,8 +566,9 @@ struct Visibility {
     return mask[head_of(row) * mask_head + query_of(row) * mask_row + j * mask_column];
   }
   METAL_FUNC bool admits(int row, int j) const thread {
-    if (q_segments[query_of(row)] != k_segments[j]) return false;
-    return true;
+    bool met = true;
+    met = q_segments[query_of(row)] == k_segments[j];
+    return met;
   }
   METAL_FUNC float bias(int row, int j) const thread {
     float sum = 0;
@@ -665,29 +666,31 @@ METAL_FUNC bool apply(
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+      !edge || (int(valid == C) & int(visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1))) != 0;
   const bool whole = covered && look.all;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
+  const int last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
+  const int last_column = (TRANSPOSED ? visibility.queries : visibility.keys) - 1;
   for (int i = 0; i < R / 8; i++) {
-    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-    const int row = edge ? own_row : min(own_row, last_row);
-    const Range seen = visibility.seen_by(row);
+    const int own_row = first_row + i * 8 + lane.row;
+    const int row = min(own_row, last_row);
+    const Range seen = visibility.seen_by(own_row);
     const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
+        const int fixed = tile::fixed_place(c) + e;
+        const int own_column = first_column + own + fixed;
+        const int column = min(own_column, last_column);
         const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
         bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
         visible = visible && look.shows(i, c, e);
-        if (!visible || !visibility.admits(query, key)) {
-          s.at[i][c][e] = -INFINITY;
-          continue;
-        }
+        visible = (int(visible) & int(visibility.admits(query, key))) != 0;
         const float bias = visibility.bias(query, key);
-        s.at[i][c][e] = bias == -INFINITY ? -INFINITY : s.at[i][c][e] + bias;
+        visible = (int(visible) & int(bias != -INFINITY)) != 0;
+        s.at[i][c][e] = visible ? s.at[i][c][e] + bias : -INFINITY;
       }
     }
   }
@@ -729,9 +732,13 @@ template <int R> struct State {
       l[i] = 0;
     }
   }
-  METAL_FUNC void clear(int i, float sink, float scale) thread {
+  METAL_FUNC void clear(int i, float sink, float scale, bool adds) thread {
     m[i] = sink;
     l[i] = sink == -INFINITY ? 0 : 1;
+    if (!adds) l[i] = 0;
+  }
+  METAL_FUNC void finish() thread {
+    for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
   }
 };
 template <int R, int C>
@@ -750,7 +757,7 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
       l += s.at[i][c][0] + s.at[i][c][1];
     }
     correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
-    state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
+    state.l[i] = state.l[i] * correction.at[i] + l;
     state.m[i] = m;
   }
   return correction;
@@ -864,7 +871,8 @@ METAL_FUNC void decode(
   o.open(O + row0 * DV, first, rows, lane);
   state.clear();
   for (int i = 0; i < R / 8 && part == 0 && slice == 0; i++) {
-    state.clear(i, args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))], args.scale);
+    const float sink = args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))];
+    state.clear(i, sink, args.scale, lane.column == 0);
   }
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
   const int length = part_length(seen.end - seen.begin, args.decode_params) / SPLITS;
@@ -904,6 +912,7 @@ METAL_FUNC void decode(
     }
   }
   if (lane.produces()) return;
+  state.finish();
   if (!key_splits::join(o, state, scratch, slice, factor, lane)) return;
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {

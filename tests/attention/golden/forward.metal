@@ -515,9 +515,6 @@ struct Visibility {
   METAL_FUNC int shift_of_query(int) const thread { return keys - queries; }
   METAL_FUNC int least_shift() const thread { return keys - queries; }
   METAL_FUNC int largest_shift() const thread { return keys - queries; }
-  METAL_FUNC bool admits(int row, int j) const thread {
-    return true;
-  }
   METAL_FUNC Range keys_at(int first, int last) const thread {
     Range seen = {0, keys};
     if (CAUSAL) seen.end = min(seen.end, last + 1);
@@ -572,27 +569,22 @@ METAL_FUNC bool apply(
   const int query0 = TRANSPOSED ? first_query : first_query / mma_rows * mma_rows;
   const int key0 = TRANSPOSED ? first_key / mma_rows * mma_rows : first_key;
   const bool covered =
-      !edge || (valid == C && visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1));
+      !edge || (int(valid == C) & int(visibility.covers(query0, query0 + queries - 1, key0, key0 + keys - 1))) != 0;
   const bool whole = covered;
   if (whole) return true;
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);
   for (int i = 0; i < R / 8; i++) {
-    const int own_row = first_row + i * 8 + lane.row, last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
-    const int row = edge ? own_row : min(own_row, last_row);
-    const Range seen = visibility.seen_by(row);
+    const int own_row = first_row + i * 8 + lane.row;
+    const Range seen = visibility.seen_by(own_row);
     const int begin = seen.begin - first_column, end = min(seen.end - first_column, valid);
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
-        const int fixed = tile::fixed_place(c) + e, column = first_column + own + fixed;
-        const int query = TRANSPOSED ? column : row, key = TRANSPOSED ? row : column;
+        const int fixed = tile::fixed_place(c) + e;
         bool visible = !edge || ((!BEGINS || fixed >= begin - own) && fixed < end - own);
-        if (!visible || !visibility.admits(query, key)) {
-          s.at[i][c][e] = -INFINITY;
-          continue;
-        }
+        s.at[i][c][e] = visible ? s.at[i][c][e] : -INFINITY;
       }
     }
   }
@@ -620,6 +612,9 @@ template <int R> struct State {
       l[i] = 0;
     }
   }
+  METAL_FUNC void finish() thread {
+    for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
+  }
 };
 template <int R, int C>
 METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
@@ -637,7 +632,7 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
       l += s.at[i][c][0] + s.at[i][c][1];
     }
     correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
-    state.l[i] = state.l[i] * correction.at[i] + tile::row_sum(l);
+    state.l[i] = state.l[i] * correction.at[i] + l;
     state.m[i] = m;
   }
   return correction;
@@ -723,6 +718,7 @@ METAL_FUNC void forward(
     }
   }
   if (lane.produces()) return;
+  state.finish();
   ping_pong.arrive();
   tile::RowVector<R> normaliser;
   for (int i = 0; i < R / 8; i++) {
