@@ -12,10 +12,9 @@
 //
 // The position of query i among the keys is i + keys - queries: causality and windows align to the lower right. With
 // HAS_LENGTHS, queries and keys are those of the batch entry, lengths [B, 2]. Queries behind the end of their entry see
-// no key, and no query sees keys behind the end. With HAS_SHIFTS the position of query i is i + q_shifts[i], and
-// k_shifts[j] is the shift of the queries that key j meets, so that segments of unequal lengths align to their own
-// lower right. Both are in one operand, shifts [B, Lq + Lk]; with segments they follow the rows of q_segments, because
-// Metal allows a kernel 31 buffers at most.
+// no key, and no query sees keys behind it. With HAS_SHIFTS the position of query i is i + q_shifts[i], and k_shifts[j]
+// that of the queries that key j meets, so that segments of unequal lengths align to their own lower right. Both are in
+// one operand, [B, Lq + Lk]; with segments they follow the rows of q_segments, as kernels have 31 buffers.
 namespace flash {
 namespace mask {
 
