@@ -88,7 +88,7 @@ LIBRARIES = {
     ),
     **_mistral(("float8", "utils"), blockwise_fp8=3, scalar_fp8=12),
     **_mistral(("utils", "copy_impl"), copy=1920),
-    **_mistral(("utils", "bf16"), mxfp4=8, quantized=2688, sdpa_with_sinks=87),
+    **_mistral(("utils", "float4"), mxfp4=8, quantized=2688, sdpa_with_sinks=87),
 }  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.filterwarnings("ignore:.*not ASCII")]

@@ -75,6 +75,20 @@ ACCEPTED |= {
         "extern \"C\" float g(float a) { return f(a); }", "S s = {1, 2}; y[i] = g(s.b);"),
     "thread pointers to other spaces": "thread const device float* p[2]; p[1] = x; const thread device float* q = x; "
         "device thread float* w = y; w[i] = p[1][i] + q[i];",
+    "functions as arguments of functions": helper("float add(float a, float b) { return a + b; }\n"
+        "template <typename T> T twice(T a, T (*op)(T, T)) { return op(op(a, a), a); }\n"
+        "struct S { static float f(vec<float, 2> (*op)(float2, vec<float, 2>), float (*g)(float, float)) "
+        "{ return twice(op(1, 2).x, g); } }; float2 sum(float2 a, float2 b) { return a + b; }",
+        "y[i] = twice(x[i], add) + S::f(sum, add);"),
+    "a circle of calls that no number closes": helper("float small(float a); float large(float a) "
+        "{ if (a < 12) return log(small(a)); return a; }\n"
+        "float small(float a) { if (a >= 12) return exp(large(a)); return a * a; }",
+        "y[i] = large(x[i]) + small(x[i]);"),
+    "kernels declared before their definition": "template <typename T> kernel void f(device T* y, uint i); "
+        "template [[host_name(\"g\")]] kernel void ::f<float>(device float* y, uint i); template <typename T> kernel void "
+        "f(device T* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }",
+    "types of expressions in a namespace metal of one's own": helper("namespace a { namespace metal { struct S { float n; "
+        "float f() const { decltype(n) m = n; return m; } }; } }", "a::metal::S s = {1}; y[i] = s.f();"),
     "threadgroup memory with constants": "constexpr int N = 4; threadgroup float t = 0.0f, a[N] = {0}; "
         "threadgroup half u = -1, w; a[i] = t = 1; w = u = 1; y[i] = t + u + w + a[i];",
     "logs": helper("#include <metal_logging>\nconstant os_log shared(\"a\", \"b\");", "os_log mine(\"a\", \"c\"); "
@@ -86,6 +100,10 @@ REFUSED = {
         "device S* s = (device S*)y; y[i] = s->f();")),
     "device members as references of the thread": ("cannot bind reference", helper(ADD +
         "struct S { float n; void f() device { add(n); } };", "device S* s = (device S*)y; s->f();")),
+    "a circle of calls that a number closes": ("no recursion", helper("float g(float a, int n); "
+        "float f(float a, int n) { return n > 0 ? g(2 * a, n - 1) : a; } float g(float a, int n) "
+        "{ return f(a + 1, n - 1); }", "y[i] = f(x[i], i);")),
+    "functions as members": ("no function pointers", helper("struct S { float (*op)(float, float); };", "y[i] = 1;")),
     "two spaces of a pointer": ("multiple address spaces", "device threadgroup float* p = 0; y[i] = p[0];"),
     "objects that convert to no number": ("invalid operands", helper("struct S { float n; };",
         "int n = i; n += S{1}; y[i] = n;")),

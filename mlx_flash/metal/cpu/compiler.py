@@ -284,7 +284,7 @@ def compile_text(
     source = scratch / "kernel.cl"
     source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
 
-    def run(flags: list[str], output: list[str]) -> subprocess.CompletedProcess:
+    def run(flags: list[str], output: list[str], often: bool = often) -> subprocess.CompletedProcess:
         compiler, _, _ = toolchain()
         if often:
             headers = precompiled.arguments(compiler, flags, prelude.name, cache_directory(), _sources_hash())
@@ -301,9 +301,13 @@ def compile_text(
             break
     messages.refuse(done, text, source)
     if recursion.found(_code(scratch)):
-        named = scratch / "named.ll"
+        named, optimised = scratch / "named.ll", scratch / "optimised.ll"
         run(flags, [*recursion.OUTPUT, "-o", str(named)])
-        name, line = recursion.found(named.read_text(encoding="utf-8"))
+        run(flags, [*recursion.OPTIMISED, "-o", str(optimised)], often=False)
+        code = named.read_text(encoding="utf-8")
+        if not recursion.direct(code) and not recursion.found(optimised.read_text(encoding="utf-8")):
+            return
+        name, line = recursion.found(code)
         message = f"metal:{line}:1: error: Metal has no recursion: '{name}' calls itself"
         raise CompileError(messages.in_metal_terms(message, text, "metal"))
 

@@ -1,6 +1,6 @@
-"""Functions as template arguments. Clang's OpenCL keeps pointers to functions in an address space in which no function
-lies; msl_function (types.h of the shim) names the type of a function's address instead. The address of a static member
-function has another one there: in a text that passes any, `auto` takes both.
+"""Functions as arguments of templates and of functions. Clang's OpenCL keeps pointers to functions in an address space
+in which no function lies; msl_function (types.h of the shim) names the type of a function's address instead. The address
+of a static member function has another one there: in a text that passes any to a template, `auto` takes both.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ Edit = tuple[int, int, str]
 def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
     """(start, end, replacement): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type F."""
     aliases = set(_aliases(tokens))
+    for name in parameters(tokens):
+        yield from _named(tokens, _type_start(tokens, name - 2), name - 2, name + 1, matching(tokens, name + 2) + 1)
     found = []
     for index, token in enumerate(tokens[:-1]):
         if token.text == "template" and tokens[index + 1].text == "<":
@@ -22,6 +24,31 @@ def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
     members = bool(found) and _passes_members(tokens)
     for parameter in found:
         yield from _untyped(parameter) if members else parameter
+
+
+def parameters(tokens: list[Token]) -> Iterator[int]:
+    """Where the names of a function's parameters stand that are functions themselves: void f(R (*name)(A)) {...}."""
+    open_brackets: list[str] = []
+    for index, token in enumerate(tokens[:-5]):
+        if token.text in ("(", "{", "["):
+            marks = [t.text for t in tokens[index + 1 : index + 5]]
+            named = tokens[index + 2].kind == "word" and (marks[0], *marks[2:]) == ("*", ")", "(")
+            typed = tokens[index - 1].kind == "word" or tokens[index - 1].text in (">", "*", "&")
+            behind = tokens[matching(tokens, index + 4) + 1].text if named else ""
+            if named and typed and open_brackets[-1:] == ["("] and behind in (",", ")"):
+                yield index + 2
+            open_brackets.append(token.text)
+        elif token.text in (")", "}", "]") and open_brackets:
+            open_brackets.pop()
+
+
+def _type_start(tokens: list[Token], index: int) -> int:
+    """The first token of the parameter whose declarator stands at `index`."""
+    depth = 0
+    while depth or tokens[index - 1].text not in ("(", ","):
+        index -= 1
+        depth += (tokens[index].text == ">") - (tokens[index].text == "<")
+    return index
 
 
 def _untyped(parameter: list[Edit]) -> Iterator[Edit]:

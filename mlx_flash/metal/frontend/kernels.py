@@ -75,13 +75,15 @@ class Kernels(Rewriter):
             last = self.opening(end - 1, "(", ")")
         first = self.opening(last - 1, "<", ">") - 1 if self.tokens[last - 1].text == ">" else last - 1
         while self.tokens[first - 1].text == "::" and self.tokens[first - 2].kind == "word":
+            if self.tokens[first - 2].text == "void":  # void ::name<A>
+                break
             first -= 2
         if self.tokens[last - 1].text != ">" and last < end:
             parts = split_arguments(self.tokens[last + 1 : end - 1])
             self.result.types[host_name] = [self.text_of(part[:-1]) for part in parts]
         call = self.source[self.tokens[first].start : self.tokens[last].start]
         self.result.instances[host_name] = " ".join(call.split())
-        self.result.places[host_name] = self.namespace
+        self.result.places[host_name] = () if self.tokens[first - 1].text == "::" else self.namespace
         self.replace(self.tokens[index - 1].start, self.tokens[end].end)
         return end
 
@@ -110,6 +112,8 @@ class Kernels(Rewriter):
                 name, f"the name of a kernel is one word of letters, digits and _, not '{self.name_at(index + 1)}'"
             )
         closing = matching(self.tokens, opening)
+        if self.tokens[closing + 1].text == ";" and not special and not host_name:
+            return closing  # declared here, with no attributes yet, and defined below
         plain = "::".join([*filter(None, self.namespace), name.text])
         called = self.text_of(self.tokens[index + 1 : opening])
         if special or host_name:

@@ -8,6 +8,15 @@ from pathlib import Path
 
 # Instead of an object; with names and lines.
 OUTPUT = ("-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-gline-tables-only")
+# The same of optimised code, in which calls are left out where they are never reached, not where nothing comes of them.
+OPTIMISED = (
+    "-O2",
+    "-fno-sanitize=all",
+    "-mllvm",
+    "-opt-disable=ipsccp,sccp,function-attrs,rpo-function-attrs,tailcallelim",
+    "-S",
+    "-emit-llvm",
+)
 _DEFINED = re.compile(r'define .*?@("[^"]+"|[\w.$]+)\((?:.*!dbg !(\d+))?')
 _CALLED = re.compile(r'\bcall .*?@("[^"]+"|[\w.$]+)\(')
 _JUMP = re.compile(r"br label %([\w.]+)")
@@ -20,8 +29,25 @@ def kept_in(folder: Path) -> tuple[str, ...]:
     return ("-mllvm", "-print-before=annotation2metadata", "-mllvm", f"-ir-dump-directory={folder}")
 
 
+def direct(code: str) -> bool:
+    """Does a function call itself? Where functions only call each other in a circle, Metal takes what optimised code
+    does not do: PyTorch's gamma calls log_gamma of large numbers, which calls gamma of small ones."""
+    calls, _ = _calls(code)
+    return any(name in called for name, called in calls.items())
+
+
 def found(code: str) -> tuple[str, int] | None:
     """(name, line) of a function that reaches itself; (mangled name, 0) in code without lines."""
+    calls, places = _calls(code)
+    again = _cycle(calls)
+    if again is None:
+        return None
+    facts = {number: (name, int(line)) for number, name, line in _FACTS.findall(code)}
+    return facts.get(places[again], (again, 0))
+
+
+def _calls(code: str) -> tuple[dict[str, set[str]], dict[str, str | None]]:
+    """The functions that each one calls, and the number of each one's place."""
     calls: dict[str, set[str]] = {}
     places, inside, name, rows = {}, set(), "", code.splitlines()
     for at, row in enumerate(rows):
@@ -33,11 +59,7 @@ def found(code: str) -> tuple[str, int] | None:
         elif " call " in row and (call := _CALLED.search(row)):
             if call[1] != name or not _ends(rows, at + 1):
                 inside.add(call[1])
-    again = _cycle(calls)
-    if again is None:
-        return None
-    facts = {number: (name, int(line)) for number, name, line in _FACTS.findall(code)}
-    return facts.get(places[again], (again, 0))
+    return calls, places
 
 
 def _ends(rows: list[str], at: int) -> bool:

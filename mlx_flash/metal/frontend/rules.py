@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from .function_pointers import parameters
 from .initialisers import computed_constants
 from .macros import expanded
 from .names import BUILTIN, Types, statement_end, template_end
@@ -135,14 +136,14 @@ def _has_space(part: list[Token]) -> bool:
 
 
 def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
-    """A function is a template's argument; it is in no variable."""
-    allowed = -1
+    """A function is an argument of a template or of a function; it is in no other variable."""
+    allowed, arguments = -1, {name - 2 for name in parameters(tokens)}
     for index, token in enumerate(tokens[:-5]):
         if token.text == "<" and tokens[index - 1].text == "template":
             allowed = max(allowed, template_end(tokens, index))
         elif token.text == "typedef":
             allowed = max(allowed, statement_end(tokens, index))
-        if token.text != "(" or index < allowed:
+        if token.text != "(" or index < allowed or index in arguments:
             continue
         marks = [t.text for t in tokens[index : index + 5]]
         if marks[:2] == ["(", "*"] and marks[3:] == [")", "("] and tokens[index + 2].kind == "word":

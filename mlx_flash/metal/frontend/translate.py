@@ -70,7 +70,7 @@ class _Translator(Kernels):
                 self.replace(token.start, self.tokens[index + 3].end)
             elif token.text == "decltype" and self.tokens[index + 2].text != "auto":
                 # Of a variable it would name the address space too, which Metal's does not.
-                self.replace(token.start, token.start, "metal::remove_addrspace_t<")
+                self.replace(token.start, token.start, " ::metal::remove_addrspace_t<")
                 end = self.tokens[matching(self.tokens, index + 1)].end
                 self.replace(end, end, ">")
             elif token.text == "thread" and self.tokens[index + 1].text == "const" and self.binds_value(index + 2):
