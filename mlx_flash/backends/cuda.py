@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 import mlx.core as mx
 
 from ..common.errors import UnsupportedProblem
+from ..common.scalars import dotted
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
@@ -40,22 +41,18 @@ def ready(family: str | None = None) -> str | None:
         return "this machine has no CUDA GPU, or MLX was installed without CUDA: " + _INSTALL
     found, known = capability(), driver.version()
     if found < LEAST_CAPABILITY:
-        return f"compute capability {_dotted(LEAST_CAPABILITY)} or later is needed, this GPU has {_dotted(found)}"
+        return f"compute capability {dotted(LEAST_CAPABILITY)} or later is needed, this GPU has {dotted(found)}"
     if known and known < LEAST_DRIVER:
-        of = f"of this GPU (compute capability {_dotted(found)})"
-        return f"a driver for CUDA {_dotted(LEAST_DRIVER)} or later is needed, that {of} is for {_dotted(known)}"
+        of = f"of this GPU (compute capability {dotted(found)})"
+        return f"a driver for CUDA {dotted(LEAST_DRIVER)} or later is needed, that {of} is for {dotted(known)}"
     if family == "sm90" and found[0] != 9:
-        return f"the kernels of sm90 need compute capability 9.0, this GPU has {_dotted(found)}"
+        return f"the kernels of sm90 need compute capability 9.0, this GPU has {dotted(found)}"
     try:
         toolchain()
     except ToolchainError as error:
         # Cached kernels run without a compiler.
         return None if any(cache_directory().glob("*.ptx")) else _no_compiler(error)
     return None
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
 
 
 def _no_compiler(error: ToolchainError) -> str:

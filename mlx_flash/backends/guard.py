@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -22,7 +20,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..common.errors import wrong
+from ..common.environment import switched_off
+from ..common.files import write_json
 from ..kernels.plan import Plan
 from ..kernels.source import Kernel
 from ..metal.cpu.compiler import cache_directory
@@ -91,10 +90,7 @@ def describe(plan: Plan) -> str:
 
 def skipped() -> bool:
     """Whether MLX_FLASH_PROBE=0 says that kernels are used without a probe. Raises ValueError for other values."""
-    value = os.environ.get(VARIABLE, "1")
-    if value not in ("", "0", "1"):
-        raise wrong(VARIABLE, "0 or 1", repr(value), "Set 0 to use kernels that were not tried, or unset it.")
-    return value == "0"
+    return switched_off(VARIABLE, "Set 0 to use kernels that were not tried, or unset it.")
 
 
 def folder() -> Path:
@@ -181,17 +177,9 @@ def _read(path: Path, identity: dict[str, str]) -> Verdict | None:
 
 
 def _write(path: Path, contents: dict) -> None:
-    """Writes the file as a whole or not at all, since other processes may read and write it at the same time."""
-    part = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            json.dump(contents, file, indent=1)
-        part.replace(path)
+        write_json(path, contents)
     except OSError as error:
-        if part:
-            part.unlink(missing_ok=True)
         LOGGER.info("the verdict on a kernel is not kept, and will be found again: %s", error)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from ..common.mlx_private import chip_letter
+from ..common.scalars import dotted
 from ..kernels import neural_probe
 from ..kernels.devices import Family
 from . import guard
@@ -28,14 +29,10 @@ def reason_against(architecture: str, macos: str) -> str:
     if not found or int(found.group(1)) < least:
         return f"{architecture or 'this GPU'} has no neural accelerators"
     if not re.fullmatch(r"\d+(\.\d+)*", macos):
-        return f"neural accelerators need macOS {_dotted(LEAST_MACOS)}, and this system says {macos!r}"
+        return f"neural accelerators need macOS {dotted(LEAST_MACOS)}, and this system says {macos!r}"
     if tuple(map(int, macos.split("."))) < LEAST_MACOS:
-        return f"neural accelerators need macOS {_dotted(LEAST_MACOS)}, and this is {macos}"
+        return f"neural accelerators need macOS {dotted(LEAST_MACOS)}, and this is {macos}"
     return ""
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
 
 
 def available(family: Family) -> tuple[Family, str]:

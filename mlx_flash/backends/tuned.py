@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,9 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from ..common.errors import CommandError, wrong
+from ..common.environment import switched_off
+from ..common.errors import CommandError
+from ..common.files import write_json
 from ..kernels.config import TileConfig
 from ..kernels.devices import Family, Tuned, TunedCall, TunedRow
 from ..kernels.search import is_legal
@@ -47,18 +47,10 @@ def identity() -> dict[str, str]:
     return {**machine_facts(), "kernels": fingerprint()}
 
 
-def switched_off() -> bool:
-    """Whether MLX_FLASH_TUNED=0 turns measurements off. Raises ValueError for other values."""
-    value = os.environ.get(VARIABLE, "1")
-    if value not in ("", "0", "1"):
-        raise wrong(VARIABLE, "0 or 1", repr(value), "Set 0 to use the tables as they are, or unset it.")
-    return value == "0"
-
-
 @cache
 def tuned(family: Family) -> Tuned:
-    """The measurements in this machine's file; none without a file, or where it is ignored."""
-    if switched_off():
+    """The measurements in this machine's file; none without a file, where it is ignored, or with MLX_FLASH_TUNED=0."""
+    if switched_off(VARIABLE, "Set 0 to use the tables as they are, or unset it."):
         return Tuned()
     found, reason = read(family)
     if reason:
@@ -132,10 +124,7 @@ def write(contents: dict) -> None:
     """Writes the file as a whole or not at all. Raises CommandError where the folder cannot be written."""
     path = file_here()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump(contents, file, indent=1)
-        os.replace(file.name, path)
+        write_json(path, contents)
     except OSError as error:
         raise CommandError(f"{path} cannot be written ({error}): set MLX_FLASH_CACHE to another folder") from None
 

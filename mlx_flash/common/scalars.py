@@ -92,3 +92,8 @@ def readable(size: int) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size} bytes"
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """A version as text: "26.2"."""
+    return ".".join(map(str, version))
