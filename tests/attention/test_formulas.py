@@ -51,6 +51,15 @@ def test_an_error_points_at_its_place():
     assert lines[1] == "  return s + slop * x;" and lines[2].index("^") == lines[1].index("slop ")
 
 
+@pytest.mark.parametrize("text", ["s + " * 900 + "slop", "(" * 5000 + "s" + ")" * 5000], ids=["near-its-end", "all"])
+def test_errors_of_long_lines_are_short(text):
+    with pytest.raises(ValueError) as found:
+        Score(text)
+    said, shown, mark = str(found.value).splitlines()
+    column = int(said.split("column ")[1].split(":")[0])
+    assert len(shown) <= 130 and shown[mark.index("^")] == text[column - 1]
+
+
 @pytest.mark.parametrize(
     "named",
     [

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ...common.errors import InvalidArgument
 
 LONGEST = 4096  # characters of a text
+AROUND = 60  # characters that an error shows before and behind its place
 TOKEN = re.compile(
     r"(?P<space>\s+|//[^\n]*)"
     r"|(?P<float>(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?[fF]?|\d+[eE][+-]?\d+[fF]?)"
@@ -34,12 +35,13 @@ class Source(NamedTuple):
     text: str
 
     def error(self, token: Token, expected: str, got: str, remedy: str) -> InvalidArgument:
-        """The error of one place in the text, shown with its line."""
-        line = self.text.split("\n")[token.line - 1]
-        shown = "".join(sign if " " <= sign <= "~" else "?" for sign in line)
+        """The error of one place in the text, shown with its line, or with the part of a long one around the place."""
+        line, place = self.text.split("\n")[token.line - 1], token.column - 1
+        begin = max(0, place - AROUND)
+        shown = "".join(sign if " " <= sign <= "~" else "?" for sign in line[begin : place + AROUND])
         return InvalidArgument(
             f"[mlx_flash.{self.owner}] text, line {token.line}, column {token.column}: expected {expected}, got {got}. "
-            f"{remedy}\n  {shown}\n  {' ' * (token.column - 1)}^"
+            f"{remedy}\n  {shown}\n  {' ' * (place - begin)}^"
         )
 
 
