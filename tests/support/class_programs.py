@@ -85,10 +85,12 @@ ACCEPTED |= {
         "float small(float a) { if (a >= 12) return exp(large(a)); return a * a; }",
         "y[i] = large(x[i]) + small(x[i]);"),
     "kernels declared before their definition": "template <typename T> kernel void f(device T* y, uint i); "
-        "template [[host_name(\"g\")]] kernel void ::f<float>(device float* y, uint i); template <typename T> kernel void "
-        "f(device T* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }",
-    "types of expressions in a namespace metal of one's own": helper("namespace a { namespace metal { struct S { float n; "
-        "float f() const { decltype(n) m = n; return m; } }; } }", "a::metal::S s = {1}; y[i] = s.f();"),
+        "template [[host_name(\"g\")]] kernel void ::f<float>(device float* y, uint i); "
+        "template <typename T> kernel void f(device T* y [[buffer(0)]], uint i [[thread_position_in_grid]]) "
+        "{ y[i] = 1; }",
+    "types of expressions in a namespace metal of one's own": helper("namespace a { namespace metal { "
+        "struct S { float n; float f() const { decltype(n) m = n; return m; } }; } }",
+        "a::metal::S s = {1}; y[i] = s.f();"),
     "threadgroup memory with constants": "constexpr int N = 4; threadgroup float t = 0.0f, a[N] = {0}; "
         "threadgroup half u = -1, w; a[i] = t = 1; w = u = 1; y[i] = t + u + w + a[i];",
     "logs": helper("#include <metal_logging>\nconstant os_log shared(\"a\", \"b\");", "os_log mine(\"a\", \"c\"); "

@@ -1,6 +1,6 @@
 """Functions as arguments of templates and of functions. Clang's OpenCL keeps pointers to functions in an address space
-in which no function lies; msl_function (types.h of the shim) names the type of a function's address instead. The address
-of a static member function has another one there: in a text that passes any to a template, `auto` takes both.
+in which no function lies; msl_function (types.h of the shim) names the type of a function's address instead. That of a
+static member function has another one there: in a text that passes any to a template, `auto` takes both.
 """
 
 from collections.abc import Iterator
