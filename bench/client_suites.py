@@ -1,4 +1,4 @@
-"""Test suites of mlx-lm, mlx-vlm and mlx-embeddings, as they are and under patch().
+"""Test suites of mlx-lm, mlx-vlm, mlx-audio and others, as they are and under patch().
 
 `python bench/client_suites.py mlx-lm=CHECKOUT/tests mlx-vlm=CHECKOUT/mlx_vlm/tests` runs each file twice, in processes
 of their own, and writes bench/results/client_suites.json: how many tests passed, failed and were skipped, the tests

@@ -277,6 +277,21 @@ def test_a_backend_that_cannot_serve_falls_through(kernels):
         assert report.ours == 0 and "outside mx.compile" in str(report)
 
 
+def test_each_patch_traces_a_function_anew(reference):
+    """One that was compiled during an earlier patch too; during one patch its trace is kept."""
+
+    def attend(q):
+        return mx.fast.scaled_dot_product_attention(q, K, V, scale=0.25)
+
+    compiled = []  # MLX forgets the traces of functions that nobody holds
+    for _ in range(2):
+        with mlx_flash.patch() as report:
+            for _ in range(2):
+                compiled.append(mx.compile(attend))
+                close(compiled[-1](Q), built_in(Q, K, V, scale=0.25))
+        assert report.ours == 1
+
+
 def test_leaving_is_logged(reference, caplog):
     with caplog.at_level(logging.INFO, "mlx_flash"), mlx_flash.patch():
         call()

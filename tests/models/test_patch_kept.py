@@ -137,3 +137,18 @@ def test_wrong_calls_get_the_built_in_s_own_error():
             attend(q, k[:, :, :, :32], v)
         with pytest.raises(TypeError):
             mx.fast.scaled_dot_product_attention(q, k, v, scale="wrong")
+
+
+def test_mapped_calls_are_others():
+    """The rules look at mx.vmap, where grouped heads are ours."""
+    keys = []
+
+    def note(q, k, v):
+        keys.append(kept.call_key("fastest", (q, k, v), {}))
+        return q
+
+    with mlx_flash.patch():
+        note(*arrays())
+        mx.vmap(note)(*(array[None] for array in arrays()))
+    assert len(set(keys)) == 2 and None not in keys
+    assert keys[0][:5] == keys[1][:5]  # shapes and dtypes are the same

@@ -1,6 +1,7 @@
 """Which calls patch() leaves to the built-in: rules for each family of GPUs, checked against what was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import mlx_flash
 from mlx_flash import backends, use_backend
 from mlx_flash.integrations import policy
 from mlx_flash.integrations.policy import RULES, Asked, rule_of
-from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.devices import FAMILIES, Tuned, TunedCall
 
 MEASURED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "cuda_speed.json").read_text("utf-8"))
 PREFILL = Asked(mx.bfloat16, 128, 128, 4096, 4096, mask="causal")
@@ -55,6 +56,28 @@ NVIDIA = {
 }
 
 
+LARGE = PREFILL._replace(head_dim=256, value_dim=256)
+SMALL = TRAINING._replace(head_dim=64, value_dim=64)
+# Limits of the rules: (family, the last call that fits, its rule, what the next call has, the next call's rule).
+LIMITS = {
+    "32 rows": ("apple9", DECODING._replace(queries=8, keys=99), "decoding", {"group": 5}, "elsewhere"),
+    "8 queries": ("apple9", DECODING._replace(queries=8), "decoding", {"queries": 9}, "fused forward"),
+    "queries as keys": ("apple9", DECODING._replace(queries=4, keys=4), "decoding", {"keys": 3}, "elsewhere"),
+    "2048 queries": ("apple9", LARGE._replace(queries=2048, keys=2048), "fused forward at D = 256",
+        {"queries": 2047, "keys": 2047}, "elsewhere"),
+    "as many keys": ("apple9", LARGE, "fused forward at D = 256", {"keys": 4097}, "elsewhere"),
+    "8 queries of a gradient": ("apple9", TRAINING._replace(queries=8), "few queries under a gradient",
+        {"queries": 9}, "blocked backward"),
+    "3 queries": ("sm90", DECODING._replace(queries=3, dtype=mx.float32), "decoding", {"queries": 4}, "elsewhere"),
+    "128 queries": ("sm90", TRAINING._replace(queries=1152), "fused gradient", {"queries": 1088}, "ragged training"),
+    "4096 queries": ("sm90", TRAINING, "long causal training", {"queries": 3968}, "fused gradient"),
+    "8192 queries": ("sm90", SMALL._replace(queries=8192, keys=8192), "long causal training",
+        {"queries": 8064}, "fused gradient"),
+    "D = 128": ("sm90", PREFILL, "fused forward", {"head_dim": 136}, "elsewhere"),
+    "D of 8": ("sm90", PREFILL._replace(value_dim=72), "fused forward", {"value_dim": 76}, "elsewhere"),
+}  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def newest_mlx(monkeypatch):
     """The rules are about the gradient that MLX has since 0.32.4."""
@@ -76,6 +99,24 @@ def test_nvidia(name):
     asked, rule = NVIDIA[name]
     for family in ("sm80", "sm90"):
         assert rule_of(family, asked).name == rule
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(name):
+    family, last, rule, change, other = LIMITS[name]
+    assert rule_of(family, last).name == rule
+    assert rule_of(family, last._replace(**change)).name == other
+
+
+@pytest.mark.parametrize(
+    "lengths, used", [((600, 2400), True), ((601, 1200), False), ((300, 2401), False), ((150, 600), True)]
+)
+def test_times_of_similar_lengths_alone_decide(lengths, used):
+    """Both lengths of the call that was timed are within a factor of 2."""
+    timed = TunedCall("bfloat16", 128, 300, 1200, None, False, 1.0, 3.0)
+    family = replace(FAMILIES["apple9"], tuned=Tuned((), (timed,)))
+    asked = PREFILL._replace(mask=None, queries=lengths[0], keys=lengths[1])
+    assert (policy.measured_rule(family, asked).name == "timed on this machine") == used
 
 
 def test_the_m5():
