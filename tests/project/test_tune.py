@@ -170,6 +170,7 @@ DAMAGES = {
     "negative-size": lambda found: changed(
         found, rows=[{**found["rows"][0], "row": {**found["rows"][0]["row"], "stages": -2}}]
     ),
+    "row-without-a-time": lambda found: changed(found, rows=[{**found["rows"][0], "ms": 0, "failure": ""}]),
     "no-time": lambda found: changed(found, calls=[{**found["calls"][0], "ms": 0}]),
     "other-chip": lambda found: changed(found, identity={**found["identity"], "chip": "Apple M9"}),
     "other-mlx": lambda found: changed(found, identity={**found["identity"], "mlx": "0.1.0"}),
