@@ -91,6 +91,9 @@ ACCEPTED |= {
     "types of expressions in a namespace metal of one's own": helper("namespace a { namespace metal { "
         "struct S { float n; float f() const { decltype(n) m = n; return m; } }; } }",
         "a::metal::S s = {1}; y[i] = s.f();"),
+    "barriers of both memories": "threadgroup_barrier(mem_flags::mem_device_and_threadgroup); y[i] = 1;",
+    "loops over constant arrays": "const array<float, 2> a = {1, 2}; for (auto v : a) y[i] += v; "
+        "for (float v : a) y[i] += v;",
     "threadgroup memory with constants": "constexpr int N = 4; threadgroup float t = 0.0f, a[N] = {0}; "
         "threadgroup half u = -1, w; a[i] = t = 1; w = u = 1; y[i] = t + u + w + a[i];",
     "logs": helper("#include <metal_logging>\nconstant os_log shared(\"a\", \"b\");", "os_log mine(\"a\", \"c\"); "

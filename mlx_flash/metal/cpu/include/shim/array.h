@@ -20,6 +20,8 @@ template <typename T, size_t N> struct array {
   MSL_INLINE constexpr SPACE T* data() SPACE { return msl_elements; }                               \
   MSL_INLINE constexpr SPACE T* begin() SPACE { return msl_elements; }                              \
   MSL_INLINE constexpr SPACE T* end() SPACE { return msl_elements + N; }                            \
+  MSL_INLINE constexpr const SPACE T* begin() const SPACE { return msl_elements; }                  \
+  MSL_INLINE constexpr const SPACE T* end() const SPACE { return msl_elements + N; }                \
   MSL_INLINE constexpr void fill(const T& v) SPACE { for (size_t i = 0; i < N; ++i) msl_elements[i] = v; }
   MSL_ARRAY(__private) MSL_ARRAY(__local) MSL_ARRAY(__global)
 };
