@@ -12,8 +12,8 @@ from mlx_flash.kernels.plan import plan
 from mlx_flash.simulator import SimulatorError, mode
 
 TESTS = Path(__file__).parents[1]
-# Every tenth; the others wait for `pytest -m ""`: together they take minutes.
-FEW = MUTANTS[::10]
+# Every sixteenth; the others wait for `pytest -m ""`: together they take minutes.
+FEW = MUTANTS[::16]
 IN_TURNS = [
     pytest.param(mutant, id=mutant.name, marks=[] if mutant in FEW else [pytest.mark.slow]) for mutant in MUTANTS
 ]

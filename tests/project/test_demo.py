@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.mark.kernels
 @pytest.mark.parametrize(
-    "steps", [pytest.param([], marks=pytest.mark.slow, id="40 steps"), pytest.param(["--steps", "3"], id="3 steps")]
+    "steps", [pytest.param([], marks=pytest.mark.slow, id="40 steps"), pytest.param(["--steps", "2"], id="2 steps")]
 )
 def test_the_main_job(steps, tmp_path):
     """As a user runs it: on the kernels of this machine, cold cache and all."""
@@ -34,13 +34,21 @@ def test_the_main_job(steps, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """A trained model that writes a few letters in place of a line."""
+    monkeypatch.setattr(command, "SAMPLED", 4)
+
+
 @pytest.mark.training
+@pytest.mark.usefixtures("brief")
 def test_every_backend(backend, tmp_path, capsys):
     family = ["--family", backend.family.name] if backend.name == "simulator" else []
     trains(tmp_path, capsys, backend.name, "float16", family)
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_every_dtype(dtype, tmp_path, capsys):
     trains(tmp_path, capsys, "reference", dtype)
@@ -70,6 +78,7 @@ def test_repeats_exactly_and_replaces_its_own_plot(tmp_path, capsys):
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("brief")
 def test_a_wrong_attention_fails(tmp_path, monkeypatch, capsys):
     right = command.attention
     monkeypatch.setattr(command, "attention", lambda q, k, v, causal: right(q, k, v, causal=causal) * 1.1)

@@ -4,8 +4,8 @@ A test runs for the product of its parameters and for every simulated family, an
 own to compile. The default run takes
 
 - of a product of two parameters or more as many cases as let every two values meet, the family's among them,
-- of one parameter every value of a few; of more every second one, by turns of the tests in a file, so that each of a
-  product's values is there with half of the others; the families by turns,
+- of one parameter every value of a few; of more every second one, of many more every third, by turns of the tests in a
+  file, so that each of a product's values is there with some of the others; the families by turns,
 - all values of a test that is marked `all_values`, since only together they show what it is about,
 - of a test for every family alone one of them, by turns of the tests in a file,
 - and each case that a mutant names as its killer.
@@ -20,7 +20,7 @@ from host_mutants import HOST_MUTANTS
 from machines import BACKENDS, SIMULATED
 from mutants import MUTANTS
 
-FEW = 3  # values of one parameter that are all taken
+FEW, MANY = 3, 8  # most values of one parameter that are all taken; and of which every second one is
 _FAMILIES = {name for _, name in SIMULATED}
 _KILLERS = {mutant.killed_by for mutant in (*MUTANTS, *HOST_MUTANTS)}
 
@@ -85,15 +85,17 @@ def _left_out(items: list, place: int) -> list:
     values = _apart([_values(item) for item in items])
     ranks = _ranks(values)
     (many,) = {name for name in ranks if name != "family"} if len(ranks) == 2 else {""}
-    halved = len(ranks.get(many, ())) > FEW and not items[0].get_closest_marker("all_values")
+    stride = 1 + (len(ranks.get(many, ())) > FEW) + (len(ranks.get(many, ())) > MANY)
+    if items[0].get_closest_marker("all_values"):
+        stride = 1
     turns = []  # is it the turn of the case's family?
     for one in values:
         turn = sum(ranks[name][value] for name, value in one.items() if name != "family") if len(one) > 1 else place
-        turns.append(ranks["family"][one["family"]] == turn // (1 + halved) % len(ranks["family"]))
+        turns.append(ranks["family"][one["family"]] == turn // stride % len(ranks["family"]))
     missing, left = list(map(_meetings, values)), dict(enumerate(items))
-    if halved:
-        steps = _steps(items, [ranks[many][one[many]] for one in values], many[:-1])
-        missing = [met if step % 2 == place % 2 else set() for met, step in zip(missing, steps)]
+    if stride > 1:
+        steps = _steps(items, [ranks[many][one[many]] for one in values], many[:-1], stride)
+        missing = [met if step % stride == place % stride else set() for met, step in zip(missing, steps)]
 
     def take(index: int):
         met = missing[index]
@@ -110,14 +112,14 @@ def _left_out(items: list, place: int) -> list:
     return list(left.values())
 
 
-def _steps(items: list, places: list[int], name: str) -> list[int]:
-    """Numbers of which every second one is taken: the places of the values, or, of tuples, of their parts together, so
-    that a product is taken as a chessboard has its black squares."""
+def _steps(items: list, places: list[int], name: str, stride: int) -> list[int]:
+    """Numbers of which every second or third is taken: the places of the values, or, of tuples, of their parts
+    together, so that a product is taken along its diagonals."""
     parts = [item.callspec.params.get(name) for item in items]
     if all(type(part) is tuple for part in parts) and len(set(map(len, parts))) == 1:
         columns = [list(dict.fromkeys(map(repr, column))) for column in zip(*parts)]
         sums = [sum(column.index(repr(one)) for column, one in zip(columns, part)) for part in parts]
-        if len({one % 2 for one in sums}) == 2:
+        if len({one % stride for one in sums}) == stride:
             return sums
     return places
 
