@@ -63,7 +63,7 @@ def test_two_ranks_have_the_bits_of_one_process(name):
     check_bits(*shared(2, name), name)
 
 
-@pytest.mark.parametrize("name", ["causal", "window", "alibi"])
+@pytest.mark.parametrize("name", [pytest.param("causal", marks=pytest.mark.slow), "window", "alibi"])
 def test_four_ranks_have_the_bits_of_one_process(name):
     check_bits(*shared(4, name), name)
 

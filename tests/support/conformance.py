@@ -8,7 +8,7 @@ from metal_conformance import cases
 # Of these the default run takes the first alone.
 _FIRST = ("gathered gemm", "segmented gemm", "masked gemm", "convolution", "fft", "arg_reduce", "random")
 # Products of types, kernels and options, of which the default run takes two of seven: each value is among them, as
-# nothing in them repeats every seven. Of the other families it takes every second case.
+# nothing in them repeats every seven. Of the other families it takes every third case.
 _PRODUCTS = ("steel attention", "reduce", "quantized", "scan")
 # Families that multiply with tensor operations begin so; the default run takes the first case of these.
 _TENSORS, _FEW_TENSORS = "tensor ", ("tensor attention", "tensor gemm", "tensor thin gemm", "tensor fp quantized")
@@ -20,7 +20,7 @@ def slow(case, place: int) -> bool:
         return place > 0 or case.family not in _FEW_TENSORS
     if case.family in _PRODUCTS:
         return place % 7 not in (0, 3)
-    return place > 0 if case.family in (*_FIRST, "rms_norm vjp", "layer_norm vjp") else place % 2 > 0
+    return place > 0 if case.family in (*_FIRST, "rms_norm vjp", "layer_norm vjp") else place % 3 > 0
 
 
 def parameters(chosen: list) -> list:
