@@ -1,4 +1,4 @@
-"""tests/PROPERTIES.md and tests/README.md say what is tested where; what they name is there."""
+"""tests/PROPERTIES.md and tests/REPORTS.md say what is tested where; what they name is there."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-README = (TESTS / "README.md").read_text(encoding="utf-8")
+REPORTS = (TESTS / "REPORTS.md").read_text(encoding="utf-8")
 PROPERTIES = (TESTS / "PROPERTIES.md").read_text(encoding="utf-8")
 ROWS = [line.split("|")[1:-1] for line in PROPERTIES.splitlines() if re.match(r"\| *\d+ *\|", line)]
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
@@ -30,14 +30,14 @@ def test_the_named_tests_exist():
 
 
 def test_the_tests_of_reports_exist():
-    for file, functions in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", README):
+    for file, functions in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", REPORTS):
         assert file in SOURCES, file
         assert not functions or re.search(rf"^def {functions}\(", SOURCES[file], re.M), functions
 
 
 def threads(heading: str) -> list[str]:
     """ "owner-number" of every thread in the list of a section."""
-    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = REPORTS.split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = re.findall(r"^- ([\w-]+): ([\d ]+)$", section, re.M)
     return [f"{owner}-{number}" for owner, numbers in lines for number in numbers.split()]
 
