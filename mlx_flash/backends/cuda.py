@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import prod
 
 import mlx.core as mx
 
@@ -20,6 +21,7 @@ from ..metal.cpu.compiler import toolchain
 from ..metal.ptx import driver, metal_kernel
 from ..metal.ptx.kernel import CudaKernel, Grid, Prepared
 from ..metal.ptx.ptx import Ptx, cache_directory
+from ..problem.kinds import DECODE
 from ..problem.problem import Problem
 from .metal import kernel_object
 from .tuned import tuned
@@ -71,6 +73,7 @@ def family_here() -> Family:
 _COPIED = frozenset({"Q", "K", "V", "O", "dO", "q_segments", "k_segments", "shifts"})
 _FEW_BYTES, _MOST_BYTES = 2**25, 2**29
 _MANY_QUERIES = 2048
+_FEW_ROUNDS = 12  # threadgroups of a core
 
 
 @lru_cache
@@ -95,9 +98,22 @@ def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
     """The compiled kernel that `run` would launch. It needs a compiler, but no GPU."""
     launch = plan.launch(problem)
     arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
-    grid = Grid(launch.grid, launch.threadgroup)
+    grid = Grid(launch.grid, launch.threadgroup, _heads_first(plan, launch))
     known = [index for index, name in enumerate(plan.kernel.inputs) if not isinstance(inputs[name], mx.array)]
     return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid, known)
+
+
+def _heads_first(plan: Plan, launch: Launch) -> bool:
+    """Whether the same rows of all heads are started one after another, and not all rows of a head.
+
+    Causal attention starts with the longest rows of a head. Where a core runs few threadgroups, those of the last head
+    would keep some cores busy while the others have finished: with 16 heads of 4096 queries on 132 cores, a kernel
+    would take 1.26 times the mean of a core, and this way takes 1.02. Where it runs many, nothing is lost, and the keys
+    of few heads at a time stay in the cache.
+    """
+    groups = prod(launch.grid) // launch.threadgroup[0]
+    ordered = plan.signature.variants.causal and plan.kind.tiled and plan.kind is not DECODE
+    return ordered and groups <= _FEW_ROUNDS * plan.family.cores
 
 
 def _copies(plan: Plan, problem: Problem, inputs: dict) -> bool:
@@ -134,7 +150,9 @@ class _Ready:
         kernel, arrays = _of(plan.config, _copies(plan, problem, inputs))(launch.kernel), launch.arguments(inputs)
         given = [inputs[name] for name in kernel.input_names]
         known = {index: value for index, value in enumerate(given) if not isinstance(value, mx.array)}
-        prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup, known=known)
+        prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup, known=known,
+            y_first=_heads_first(plan, launch),
+        )  # fmt: skip
         varied = [name for name in kernel.input_names if isinstance(inputs[name], mx.array) and name not in _SHAPED]
         others = {name: _form(inputs[name]) for name in varied}
         return cls(launch, kernel, prepared, others)

@@ -263,17 +263,23 @@ def bench(only: str, seconds: float, out: str | None, picture: str | None) -> in
         providers = measured(case, seconds) if isinstance(case, Case) else case.measured(seconds)
         results.append({"name": case.name, "case": asdict(case), "providers": providers})
         print(shown(results[-1]), flush=True)
+        _write(out, results, {})  # after every case: what was measured outlives an interruption
     widths = sorted({case.head_dim for case in chosen if isinstance(case, Case)})
     accuracy = {str(d): errors(Case(d, 1000)) for d in widths}
     for d, found in accuracy.items():
         for name, tensors in found.items():
             figures = "  ".join(f"{tensor} {error:.1e}" for tensor, error in tensors.items())
             print(f"relative error D={d:4} {name:10} {figures}")
-    if out:
-        facts = mx.device_info(mx.gpu)
-        device = {name: facts[name] for name in ("device_name", "architecture", "memory_size") if name in facts}
-        whole = {"device": device, "mlx": mx.__version__, "results": results, "relative_errors": accuracy}
-        Path(out).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    _write(out, results, accuracy)
     if picture:
         plot(results, Path(picture))
     return 0
+
+
+def _write(out: str | None, results: list[dict], accuracy: dict) -> None:
+    if not out:
+        return
+    facts = mx.device_info(mx.gpu)
+    device = {name: facts[name] for name in ("device_name", "architecture", "memory_size") if name in facts}
+    whole = {"device": device, "mlx": mx.__version__, "results": results, "relative_errors": accuracy}
+    Path(out).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -114,6 +114,12 @@ def test_a_grid_of_any_size():
     deep = Grid((64, 70001, 3), (64, 1, 1))
     assert deep.folded and deep.launched() == {"grid": (64, 65535, 4), "threadgroup": (64, 1, 1)}
     assert deep.launched()["grid"][1] * deep.launched()["grid"][2] >= 70001 * 3
+    swapped = Grid((640, 3, 2), (64, 1, 1), y_first=True)
+    assert swapped.swapped and swapped.launched() == {"grid": (3 * 64, 10, 2), "threadgroup": (64, 1, 1)}
+    wide = Grid((64 * 70001, 3, 2), (64, 1, 1), y_first=True)  # more along x than rows can be
+    assert not wide.swapped and wide.launched()["grid"] == (64 * 70001, 3, 2)
+    tall = Grid((640, 70001, 1), (64, 1, 1), y_first=True)
+    assert not tall.folded and tall.launched()["grid"] == (70001 * 64, 10, 1)
     square = Grid((30, 17, 1), (8, 8, 1))
     assert square.ragged and square.launched() == {"grid": (4 * 64, 3, 1), "threadgroup": (64, 1, 1)}
 

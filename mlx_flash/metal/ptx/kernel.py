@@ -35,18 +35,27 @@ def gpu() -> str | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """A launch in Metal's terms, converted to a CUDA launch whose blocks are one row of threads."""
+    """A launch in Metal's terms, converted to a CUDA launch whose blocks are one row of threads.
+
+    `y_first`: threadgroups that differ along y start one after another, if the GPU can count those along x as rows.
+    """
 
     threads: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
+    y_first: bool = False
 
     @property
     def groups(self) -> tuple[int, int, int]:
         return tuple(-(-threads // size) for threads, size in zip(self.threads, self.threadgroup))
 
     @property
+    def swapped(self) -> bool:
+        x, _, z = self.groups
+        return self.y_first and max(x, z) <= _MOST_GROUPS
+
+    @property
     def folded(self) -> bool:
-        return max(self.groups[1:]) > _MOST_GROUPS
+        return not self.swapped and max(self.groups[1:]) > _MOST_GROUPS
 
     @property
     def ragged(self) -> bool:
@@ -55,6 +64,8 @@ class Grid:
     def launched(self) -> dict[str, tuple[int, int, int]]:
         """The CUDA launch: threads along each axis, and threads of a block."""
         x, y, z = self.groups
+        if self.swapped:
+            x, y = y, x
         if self.folded:
             y, z = _MOST_GROUPS, -(-y * z // _MOST_GROUPS)
         size = prod(self.threadgroup)
@@ -166,7 +177,7 @@ class CudaKernel(MetalKernel):
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
         layout = self.layout(inputs, known)
         variant = Variant(
-            grid.threadgroup, grid.folded, grid.ragged, self.target, fast_math=self.fast_math,
+            grid.threadgroup, grid.folded, grid.swapped, grid.ragged, self.target, fast_math=self.fast_math,
             facts=layout.places, facts_at=len(layout.sources), **self.compiling,
         )  # fmt: skip
         if (text, variant) not in self._built:
@@ -201,12 +212,15 @@ class CudaKernel(MetalKernel):
             **prepared.fixed,
         )
 
-    def prepare(self, arrays, dtypes, grid, threadgroup, template=(), verbose=False, known=None) -> Prepared:
+    def prepare(
+        self, arrays, dtypes, grid, threadgroup, template=(), verbose=False, known=None, y_first=False
+    ) -> Prepared:
         """The part of a launch that all arrays with these shapes and dtypes share.
 
-        `known`: the values of inputs that are numbers, by index; of their arrays only the dtype is used.
+        `known`: the values of inputs that are numbers, by index; of their arrays only the dtype is used. `y_first`: as
+        in Grid.
         """
-        place, known = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid))), known or {}
+        place, known = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid)), y_first), known or {}
         inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
         ptx, layout = self._code(inputs, template, dtypes, place, known, verbose)
         fixed = dict(
@@ -223,7 +237,7 @@ class CudaKernel(MetalKernel):
         find them by the kernel's text would cost more than all else that a new length of a growing cache needs."""
         forms = tuple([(dtype, ndim, min(size, CONSTANT_BELOW)) for dtype, ndim, size in inputs])
         chosen = tuple([(name, type(value), value) for name, value in template])
-        key = (forms, chosen, tuple(dtypes), place.threadgroup, place.folded, place.ragged, tuple(known))
+        key = (forms, chosen, tuple(dtypes), place.threadgroup, place.folded, place.swapped, place.ragged, tuple(known))
         found = self._fitting.get(key)
         if found is None or verbose:
             ptx = self.compiled(inputs, template, dtypes, place, known, verbose)

@@ -36,6 +36,7 @@ class Variant:
     """Facts that a kernel is compiled for, besides its text. `threadgroup`: threads along each axis.
 
     `folded`: the grid has more threadgroups along y or z than a launch may have, so that both axes are rearranged.
+    `swapped`: threadgroups along y come first, before those along x.
     `ragged`: the grid is not a multiple of the threadgroup. `converged`: simdgroup functions are called only where all
     lanes are active, so that they need not check. `fast_math`: the value of __FAST_MATH__ that the text sees.
     `facts`: (index of a buffer, offset in bytes) of the buffers that lie together in one array of facts, which is
@@ -46,6 +47,7 @@ class Variant:
 
     threadgroup: tuple[int, int, int]
     folded: bool = False
+    swapped: bool = False
     ragged: bool = False
     target: str = "sm_80"
     converged: bool = False
@@ -59,7 +61,7 @@ class Variant:
     def flags(self) -> list[str]:
         sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
         sizes.append(f"-DMSL_SM={re.sub('[^0-9]', '', self.target)}")
-        facts = {"FOLDED": self.folded, "RAGGED": self.ragged, "CONVERGED": self.converged}
+        facts = {"FOLDED": self.folded, "SWAPPED": self.swapped, "RAGGED": self.ragged, "CONVERGED": self.converged}
         options = [f"-DMSL_{name}" for name, on in facts.items() if on]
         options += ["-D__FAST_MATH__=1"] if self.fast_math else []
         options += [f"-DMSL_FACT_{buffer}={offset}" for buffer, offset in self.facts]

@@ -28,9 +28,16 @@ struct msl_grid {
   }
   MSL_INLINE bool unwanted() const { return folded() >= groups(1) * groups(2); }
 #else
+  // Threadgroups along the launch's first axis start one after another.
+#ifdef MSL_SWAPPED
+  MSL_INLINE static uint launched(uint axis) { return axis == 0 ? 1 : axis == 1 ? 0 : 2; }
+#else
+  MSL_INLINE static uint launched(uint axis) { return axis; }
+#endif
   MSL_INLINE uint group(uint axis) const {
-    if (axis == 0) return __nvvm_read_ptx_sreg_ctaid_x();
-    return axis == 1 ? __nvvm_read_ptx_sreg_ctaid_y() : __nvvm_read_ptx_sreg_ctaid_z();
+    const uint own = launched(axis);
+    if (own == 0) return __nvvm_read_ptx_sreg_ctaid_x();
+    return own == 1 ? __nvvm_read_ptx_sreg_ctaid_y() : __nvvm_read_ptx_sreg_ctaid_z();
   }
   MSL_INLINE bool unwanted() const { return false; }
 #endif
