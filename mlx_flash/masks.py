@@ -30,7 +30,7 @@ class BlockMask:
 
     def __init__(self, shape: tuple[int, ...], block: int, map: np.ndarray, bitmaps: np.ndarray):
         self.shape, self.block, self.map, self.bitmaps = shape, block, map, bitmaps
-        self._layers: dict[tuple[int, int], dict[str, mx.array]] = {}
+        self._layers: dict[tuple[int, int, bool], dict[str, mx.array]] = {}
 
     def __repr__(self) -> str:
         return f"BlockMask(shape={self.shape}, block={self.block}, visited={self.visited:.1%})"
@@ -177,16 +177,16 @@ class BlockMask:
         }  # fmt: skip
         return {name: mx.array(np.ascontiguousarray(array)) for name, array in named.items()}
 
-    def layers(self, batch: int, heads: int) -> dict[str, mx.array]:
-        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps. A layer that several
-        share is repeated in memory only where all together are small, so that nobody has to ask for strides. Kept, and
-        evaluated, so that every thread can use them."""
-        key = batch, heads
+    def layers(self, batch: int, heads: int, repeats: bool = False) -> dict[str, mx.array]:
+        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps. Kept, and evaluated,
+        so that every thread can use them. `repeats`: a layer that several share is repeated in memory where all
+        together are small, so that strides need not be asked for."""
+        key = batch, heads, repeats
         if key not in self._layers:
             named = dict(self.arrays)
             for name in LAYERED:
-                array = mx.broadcast_to(named[name], (*key, *named[name].shape[2:]))
-                named[name] = mx.contiguous(array) if array.nbytes <= REPEATED_BYTES else array
+                array = mx.broadcast_to(named[name], (batch, heads, *named[name].shape[2:]))
+                named[name] = mx.contiguous(array) if repeats and array.nbytes <= REPEATED_BYTES else array
             mx.eval(*named.values())
             self._layers = {key: named}
         return self._layers[key]

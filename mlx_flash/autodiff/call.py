@@ -91,7 +91,7 @@ class Call:
                 return self._nothing(problem, q.dtype, arguments["sinks"])
             if bare:  # the layers of a model call with the same lengths one after another
                 self._last = shapes, problem
-        extras = NOTHING if bare else operands(problem, **arguments)
+        extras = NOTHING if bare else operands(problem, repeats=self.backend.asks_strides, **arguments)
         if self._attention is None:
             self._attend_with(tuple(extras))
         arrays = (q, k, v) if self._as_they_are else self.inputs(q, k, v)

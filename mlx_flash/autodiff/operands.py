@@ -41,9 +41,11 @@ def operands(
     key=None,
     score=None,
     visible=None,
+    repeats: bool = False,
     **_,
 ) -> dict[str, mx.array]:
-    """The arrays of the variants that are on, by name, from the checked arguments of `attention`."""
+    """The arrays of the variants that are on, by name, from the checked arguments of `attention`. `repeats`: as in
+    BlockMask.layers."""
     variants, arrays = problem.variants, {}
     if variants.mask:
         arrays["attention_mask"] = mask.reshape(problem.mask_shape)
@@ -69,7 +71,7 @@ def operands(
     if visible is not None and variants.block:
         mask = blocks_of(problem, visible)
     if variants.block:
-        arrays |= mask.layers(problem.batch, problem.query_heads)
+        arrays |= mask.layers(problem.batch, problem.query_heads, repeats)
     if variants.dropout:
         # A weight survives if its random word is at least dropout * 2^32.
         threshold = mx.array([min(round(variants.dropout * 2**32), 2**32 - 1)], mx.uint32)

@@ -28,6 +28,7 @@ class Backend:
     decodes: the backend has the decoding kernel.
     dequantizes: its kernels read quantized keys and values.
     replays: launches cost the host so much time that calls replay a compiled graph.
+    asks_strides: strides of operands that are not contiguous cost a launch of their own.
     guard(plan): the verdict on a kernel, found before its first use; None where kernels are used without a probe.
     falls_back: the reference takes the place of kernels that failed; otherwise such calls raise an error.
     note: why this machine cannot use the family's matrix unit, for `explain`; "" if it can.
@@ -39,6 +40,7 @@ class Backend:
     decodes: bool = False
     dequantizes: bool = False
     replays: bool = False
+    asks_strides: bool = False
     guard: Callable | None = None
     falls_back: bool = False
     note: str = ""
@@ -47,7 +49,7 @@ class Backend:
 # The capabilities of each backend, also known before it is created (`explain` may describe another machine).
 CAPABILITIES = {
     "metal": {"decodes": True, "dequantizes": True},
-    "cuda": {"decodes": True, "replays": True},
+    "cuda": {"decodes": True, "replays": True, "asks_strides": True},
     "simulator": {"decodes": True, "dequantizes": True},
     "reference": {},
 }
