@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from watched import chosen
 
-from mlx_flash import UnsupportedProblem, attention, backends, explain, use_backend
+from mlx_flash import BlockMask, UnsupportedProblem, Visible, attention, backends, explain, use_backend
 from mlx_flash.backends import Backend, cuda
 from mlx_flash.kernels import source
 from mlx_flash.kernels.config import precision_of
@@ -99,6 +99,8 @@ def views(*, keys, queries=48, query_heads=2):
         ({"keys": 300}, {}, True),
         ({"keys": 300}, {"segments": (mx.zeros(48, mx.int32), mx.zeros(300, mx.int32))}, True),
         ({"keys": 300}, {"mask": mx.ones((1, 1, 48, 300), mx.bool_)}, False),  # full size if copied
+        ({"keys": 300}, {"mask": BlockMask.causal(48, 300, block=32)}, True),
+        ({"keys": 300}, {"visible": Visible("k <= q", block=32)}, True),
         ({"keys": 2**16}, {}, True),
         ({"keys": 2**16 + 1}, {}, False),
         ({"keys": 2**16 + 1, "queries": 2047}, {}, False),
@@ -131,6 +133,23 @@ def test_views_are_copied_where_that_is_cheap(gpu, launches, shape, options, cop
     for strides in dense:  # of a copy they are known before the launch, else no fact at all
         found = any(facts[start : start + 4] == strides for start in range(len(facts)))
         assert found == copied
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "queries, first", [(2048, True), (12 * 132 // 2 * 128, True), (12 * 132 // 2 * 128 + 1, False)]
+)
+def test_few_threadgroups_of_causal_attention_start_heads_first(gpu, launches, queries, first, causal):
+    """The last head's longest rows would keep few cores busy: with two heads and 132 cores, up to 12 threadgroups for
+    each core. Others, whose work is equal, go head by head."""
+    q = mx.zeros((1, 2, queries, 64), mx.float16)
+    mx.vjp(lambda q: attention(q, q, q, causal=causal), [q], [q])
+    tiled = [launch for launch in launches if "flash_delta_" not in launch["name"]]
+    assert len(tiled) == 3
+    for launch in tiled:
+        groups = [extent // size for extent, size in zip(launch["grid"], launch["threadgroup"])]
+        blocks = -(-queries // 128)
+        assert groups == ([2, blocks, 1] if causal and first else [blocks, 2, 1]), launch["name"]
 
 
 def test_no_gpu(monkeypatch, cleared_caches):
