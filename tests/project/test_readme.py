@@ -164,6 +164,8 @@ def test_the_figures_of_pages_and_neighbourhoods_are_the_measured_ones():
     near, far = ms["fwd neighbourhood 7x7 of 56x56"], ms["fwd+bwd neighbourhood 7x7 of 56x56"]
     want = [*rows.values(), near["mlx_flash"], far["mlx_flash"], near["mx.fast"], far["mx.fast"]]
     assert re.findall(r"\d+\.\d\d", row) == [f"{value:.2f}" for value in want]
+    for name, found in ms.items():
+        assert "neighbourhood" not in name or 4 * found["mlx_flash"] <= found["mx.fast"], name
     assert rows["mlx_flash"] <= 1.1 * rows["mlx_flash, contiguous"] and rows["mlx_flash"] <= 0.6 * rows["mx.fast"]
 
 
