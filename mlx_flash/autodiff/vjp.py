@@ -128,7 +128,7 @@ def _no_gradient(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     return zeros
 
 
-# Behind the gradients of a kernel: the first operation that a second derivative meets.
+# Behind every kernel of the backward pass: the first operation that a second derivative meets.
 _once = custom(lambda *gradients: gradients, _NO_SECOND, NO_VMAP)
 
 
@@ -191,10 +191,7 @@ class Attention:
     def _wrapped(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         if kind is FORWARD:
             return self._function(*arrays)
-        outputs = self._kernel(kind, *arrays)
-        if kind is DELTA:
-            return outputs
-        return (*_once(outputs[0]), outputs[1]) if kind is BACKWARD_QUERY_DELTA else _once(*outputs)
+        return _once(*self._kernel(kind, *arrays))
 
     def _wrapped_beyond(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
         return self._function_beyond(kind)(*arrays)

@@ -196,6 +196,19 @@ def test_second_derivatives_refuse(backend):
         mx.eval(mx.grad(outer)(*arrays()))
 
 
+@pytest.mark.parametrize("argument", ["k", "sinks"])
+def test_second_derivatives_of_what_a_kernel_leaves_to_operations_refuse(backend, argument):
+    """The gradient of sinks is made of delta and the statistics."""
+    sinks = mx.zeros(arrays()[0].shape[1])
+
+    def inner(q, k, sinks):
+        return mx.grad(lambda sinks: attention(q, k, arrays()[2], sinks=sinks).sum())(sinks).sum()
+
+    given = {"k": arrays()[1], "sinks": sinks}
+    with pytest.raises(UnsupportedProblem, match="gradients of gradients are not available"):
+        mx.eval(mx.grad(lambda one: inner(arrays()[0], **given | {argument: one}))(given[argument]))
+
+
 def test_forward_mode_refuses(backend):
     with pytest.raises(UnsupportedProblem, match=r"forward-mode derivatives \(mx\.jvp\).*use mx\.grad or mx\.vjp"):
         mx.eval(mx.jvp(attention, arrays(), arrays()))
