@@ -30,7 +30,7 @@ class BlockMask:
 
     def __init__(self, shape: tuple[int, ...], block: int, map: np.ndarray, bitmaps: np.ndarray):
         self.shape, self.block, self.map, self.bitmaps = shape, block, map, bitmaps
-        self._layers: dict[tuple[int, int, bool], dict[str, mx.array]] = {}
+        self._repeated: dict[tuple[int, int], dict[str, mx.array]] = {}
 
     def __repr__(self) -> str:
         return f"BlockMask(shape={self.shape}, block={self.block}, visited={self.visited:.1%})"
@@ -178,18 +178,21 @@ class BlockMask:
         return {name: mx.array(np.ascontiguousarray(array)) for name, array in named.items()}
 
     def layers(self, batch: int, heads: int, repeats: bool = False) -> dict[str, mx.array]:
-        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps. Kept, and evaluated,
-        so that every thread can use them. `repeats`: a layer that several share is repeated in memory where all
-        together are small, so that strides need not be asked for."""
-        key = batch, heads, repeats
-        if key not in self._layers:
-            named = dict(self.arrays)
-            for name in LAYERED:
-                array = mx.broadcast_to(named[name], (batch, heads, *named[name].shape[2:]))
-                named[name] = mx.contiguous(array) if repeats and array.nbytes <= REPEATED_BYTES else array
-            mx.eval(*named.values())
-            self._layers = {key: named}
-        return self._layers[key]
+        """The arrays with a layer for each entry of the batch and each head, all but the bitmaps. `repeats`: layers
+        that several share are repeated in memory where all together are small, so that strides need not be asked for.
+        """
+        found = dict(self.arrays)
+        for name in LAYERED:
+            # Not evaluated: of what has no memory of its own for every layer, MLX's export writes whatever lies behind.
+            found[name] = mx.broadcast_to(found[name], (batch, heads, *found[name].shape[2:]))
+        if not repeats or max(found[name].nbytes for name in LAYERED) > REPEATED_BYTES:
+            return found
+        key = batch, heads
+        if key not in self._repeated:
+            copies = {name: mx.contiguous(found[name]) for name in LAYERED}
+            mx.eval(*copies.values())  # so that every thread can use them
+            self._repeated = {key: found | copies}
+        return self._repeated[key]
 
     def plot(self, path: str | None = None, *, batch: int = 0, head: int = 0):
         """A picture of one layer: empty, partial and full blocks, partial ones by element. Returns the matplotlib

@@ -120,12 +120,9 @@ def _guard(jvp: Callable) -> Callable:
     return custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), NO_VMAP, jvp)
 
 
-@lru_cache(maxsize=256)
-def _no_gradient(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    """Zeros for an operand that has no gradient, in the memory of one. Evaluated, so that every thread can use them."""
-    zeros = mx.broadcast_to(mx.array(0, dtype), shape)
-    mx.eval(zeros)
-    return zeros
+@cache
+def _zero(dtype: mx.Dtype) -> mx.array:
+    return mx.array(0, dtype)  # from the host's memory, so that every thread can use it
 
 
 # Behind every kernel of the backward pass: the first operation that a second derivative meets.
@@ -272,7 +269,7 @@ class Attention:
         arrays = (q, k, v, d_o, L, delta, *extras)
         if not inside:
             (d_q,) = run(BACKWARD_QUERY, *arrays)
-        gradients = {name: _no_gradient(extra.shape, extra.dtype) for name, extra in zip(self.names, extras)}
+        gradients = {name: mx.broadcast_to(_zero(extra.dtype), extra.shape) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)

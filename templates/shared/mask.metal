@@ -200,7 +200,7 @@ struct Visibility {
   }
 #endif
 
-#if (HAS_MASK && !LOOKS) || HAS_SEGMENTS || HAS_BLOCKS
+#if (HAS_MASK && !LOOKS) || HAS_SEGMENTS || HAS_BLOCKS || HAS_VISIBLE
   METAL_FUNC bool admits(int row, int j) const thread {
     bool met = true;
 #if HAS_SEGMENTS

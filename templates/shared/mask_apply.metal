@@ -30,7 +30,7 @@ METAL_FUNC bool apply(
 #endif
   const int first_row = TRANSPOSED ? first_key : first_query, first_column = TRANSPOSED ? first_query : first_key;
   constexpr bool BEGINS = HAS_WINDOW || (TRANSPOSED && CAUSAL);  // else every row sees the first column
-#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_ALIBI
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_VISIBLE || HAS_ALIBI
   // Memory holds masks and segments of rows and columns before the end only. Those past it repeat the last one: such
   // rows are never stored, and such columns are hidden.
   const int last_row = (TRANSPOSED ? visibility.keys : visibility.rows) - 1;
@@ -38,7 +38,7 @@ METAL_FUNC bool apply(
 #endif
   for (int i = 0; i < R / 8; i++) {
     const int own_row = first_row + i * 8 + lane.row;
-#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_ALIBI
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_VISIBLE || HAS_ALIBI
     const int row = min(own_row, last_row);
 #endif
     const Range seen = visibility.seen_by(own_row);
@@ -49,7 +49,7 @@ METAL_FUNC bool apply(
       const int own = tile::lane_place(C, c, lane.column);
       for (int e = 0; e < 2; e++) {
         const int fixed = tile::fixed_place(c) + e;
-#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_ALIBI
+#if HAS_MASK || HAS_SEGMENTS || HAS_BLOCKS || HAS_VISIBLE || HAS_ALIBI
         const int own_column = first_column + own + fixed;
 #if ADDITIVE
         const int column = min(own_column, last_column);  // a plain sum would keep its addresses in registers
@@ -64,7 +64,7 @@ METAL_FUNC bool apply(
 #endif
 #if HAS_MASK && !LOOKS
         visible = visible && visibility.admits(query, key);  // reads no mask of hidden pairs
-#elif HAS_SEGMENTS || HAS_BLOCKS
+#elif HAS_SEGMENTS || HAS_BLOCKS || HAS_VISIBLE
         // Evaluated for all pairs: divergent lanes at every element would cost more than pairs that are hidden anyway,
         // and values that only some paths write would occupy registers throughout the loop of whole blocks.
         visible = (int(visible) & int(visibility.admits(query, key))) != 0;
