@@ -15,6 +15,7 @@ from mlx_flash import attention, quantized_attention, vmap
 CASE = Case(40, 150, 16, group=2, key_heads=2, batch=3)
 QUERIES, KEYS = [40, 9, 25], [150, 17, 64]
 OPTIONS = {
+    "plain": {},
     "causal": {"causal": True},
     "window, alibi, sinks": {
         "causal": True, "window": (30, 0), "alibi_slopes": mx.array([0.3, 0.02, 0.1, 0.5]),

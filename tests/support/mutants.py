@@ -189,7 +189,7 @@ MASK = of(
     ("window-ignored-by-loops", "seen = Range{max(0, first - left), min(seen.end, last + right + 1)};", "",
      REACH.format("forward")),
     ("keys-past-the-end", "if (key >= keys) return {0, 0};", "",
-     gradients("segments"), "check"),
+     "test_lengths.py::test_entries_are_as_alone_whatever_lies_behind_them[simulator-apple7-plain]"),
     ("whole-tile-past-the-diagonal", "CAUSAL && farthest > 0", "CAUSAL && nearest > 0", output("causal")),
     ("whole-tile-past-the-window", "nearest < -left", "farthest < -left", output("wide-window")),
     ("segment-span-of-one-lane", "found.end = simd_max(found.end);", "", output("segments")),
