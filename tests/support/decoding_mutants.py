@@ -44,7 +44,7 @@ KEY_SPLITS = of(
     ("slices-reference-of-nothing", "const float reference = largest == -INFINITY ? 0 : largest;",
      "const float reference = largest;", "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
     ("blocks-still-read", "threadgroup_barrier(mem_flags::mem_threadgroup);  // the memory held blocks of keys", "",
-     "test_quantized.py::test_features_are_those_of_attention[simulator-apple7-('causal', 2)]", "check"),
+     "test_quantized.py::test_a_cache_is_read_in_place[apple7-nvfp44g16-2]", "check"),
 )
 
 COMBINE = of(
