@@ -28,7 +28,6 @@ import needs
 import pytest
 from cases import SEED
 from machines import BACKENDS, KERNELS, label
-from unchecked import unchecked
 
 from mlx_flash import use_backend
 from mlx_flash.metal.cpu.settings import SCHEDULES
@@ -90,7 +89,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    with needs.enforced(item), unchecked(item):
+    with needs.enforced(item):
         return (yield)
 
 

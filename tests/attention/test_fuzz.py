@@ -62,7 +62,7 @@ def on_kernels(problems, kinds):
 
 
 @pytest.mark.kernels
-@fuzz(30)
+@fuzz(60)
 @given(on_kernels(cases, [st.just(False), st.just(True)]), st.tuples(*[st.sampled_from([None, *VIEWS])] * 4))
 def test_any_problem_on_kernels(problem, views):
     check(*problem, views)
@@ -102,7 +102,7 @@ def test_any_features_on_the_reference(variant):
 
 
 @pytest.mark.kernels
-@fuzz(20)
+@fuzz(40)
 @given(on_kernels(variants, list(map(st.just, FEW))))
 def test_features_on_kernels(problem):
     variant, choice = problem

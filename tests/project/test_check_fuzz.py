@@ -57,7 +57,7 @@ def test_a_number_is_a_problem():
 @pytest.mark.parametrize("choice", KERNELS, ids=str)
 def test_kernels_pass(choice):
     with use_backend(*choice):
-        assert fuzz.fuzz(2, 0, True, lambda note: None) == []
+        assert fuzz.fuzz(4, 0, True, lambda note: None) == []
 
 
 @pytest.mark.long
