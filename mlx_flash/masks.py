@@ -181,18 +181,20 @@ class BlockMask:
         """The arrays with a layer for each entry of the batch and each head, all but the bitmaps. `repeats`: layers
         that several share are repeated in memory where all together are small, so that strides need not be asked for.
         """
+        kept = self._repeated.get((batch, heads)) if repeats else None
+        if kept is not None:
+            return kept
         found = dict(self.arrays)
         for name in LAYERED:
             # Not evaluated: of what has no memory of its own for every layer, MLX's export writes whatever lies behind.
             found[name] = mx.broadcast_to(found[name], (batch, heads, *found[name].shape[2:]))
         if not repeats or max(found[name].nbytes for name in LAYERED) > REPEATED_BYTES:
             return found
-        key = batch, heads
-        if key not in self._repeated:
-            copies = {name: mx.contiguous(found[name]) for name in LAYERED}
-            mx.eval(*copies.values())  # so that every thread can use them
-            self._repeated = {key: found | copies}
-        return self._repeated[key]
+        copies = {name: mx.contiguous(found[name]) for name in LAYERED}
+        mx.eval(*copies.values())  # so that every thread can use them
+        found |= copies
+        self._repeated = {(batch, heads): found}
+        return found
 
     def plot(self, path: str | None = None, *, batch: int = 0, head: int = 0):
         """A picture of one layer: empty, partial and full blocks, partial ones by element. Returns the matplotlib
