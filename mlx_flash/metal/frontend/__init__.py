@@ -1,1 +1,1 @@
-"""Metal text to C++ that clang accepts: tokens, rules, rewriting."""
+"""Translates Metal text to C++ that clang compiles: tokens, Metal's own rules, and the rewriting itself."""

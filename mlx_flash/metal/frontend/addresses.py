@@ -1,6 +1,7 @@
-"""References and pointers whose type `auto` leaves open: a component of a vector, v[1] or m[0][1], has no address.
+"""References and pointers declared with `auto` that are bound to one element, such as a[1] or m[0][1].
 
-Where the type is written, none that a kernel can write leads to a component; here the compiler is asked.
+A component of a vector has no address. Where a declaration spells its type out, no type that a kernel can write leads
+to a component. Behind `auto` only the compiler knows the type, so the translation has it checked there.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ Edit = tuple[int, int, str]
 
 
 def address_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): auto& r = a[1], auto p = &a[1] and f(&a[1]) with the element in msl_addressed(...)."""
+    """Yields (start, end, new text): auto& r = a[1], auto p = &a[1] and f(&a[1]) get a check around the element."""
     kept = set()
     for index, token in enumerate(tokens[:-4]):
         if token.text == "auto":
@@ -26,7 +27,8 @@ def address_edits(tokens: list[Token]) -> Iterator[Edit]:
 
 
 def _wrapped(tokens: list[Token], start: int, end: int, function: str) -> Iterator[Edit]:
-    """The operand in tokens[start:end], if it is an element of something."""
+    """Wraps the operand in tokens[start:end] in a call of `function` if the operand is an element of an array or
+    vector."""
     last = end - 1
     while last > start and tokens[last].text == ")":
         last -= 1
@@ -36,10 +38,13 @@ def _wrapped(tokens: list[Token], start: int, end: int, function: str) -> Iterat
 
 
 def _value_of(tokens: list[Token], auto: int) -> int | None:
-    """Where the lvalue starts that `auto& r =`, `auto&& r =`, `decltype(auto) r =` or `auto p = &` names, if it does.
-    What a const reference binds to may be a copy."""
+    """Returns the index at which the lvalue behind `auto& r =`, `auto&& r =`, `decltype(auto) r =` or `auto p = &`
+    starts.
+
+    None for other declarations, and for a const reference, which may be bound to a copy.
+    """
     at = auto + 1
-    if tokens[at].text == ")":  # of decltype(auto)
+    if tokens[at].text == ")":  # the closing bracket of decltype(auto)
         refers, at = True, at + 1
     else:
         refers = tokens[at].text in ("&", "&&")
@@ -59,7 +64,7 @@ def _value_end(tokens: list[Token], index: int) -> int:
 
 
 def _operand_end(tokens: list[Token], index: int) -> int:
-    """The index behind a name or a bracket and all that is applied to it."""
+    """The index behind an operand: a name or a bracket with its subscripts, calls and members."""
     if tokens[index].text == "(":
         index = matching(tokens, index) + 1
     elif tokens[index].kind == "word":

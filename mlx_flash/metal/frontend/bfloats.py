@@ -1,7 +1,8 @@
-"""Float constants in a text that has bfloat: one that fits converts without loss, so the compiler says nothing.
+"""Float constants in a text that uses bfloat.
 
-msl_float hides from it what the constant is, but where a constant is what it needs; msl_named does so for a name, which
-may be that of something else elsewhere in the text.
+Metal refuses to convert a float to bfloat without a cast, whereas clang accepts a constant that converts without loss.
+msl_float hides the value of a literal from clang, except where the language needs a constant. msl_named does the same
+for a named constant, whose name may belong to something else elsewhere in the text.
 """
 
 import re
@@ -13,16 +14,17 @@ TYPES = frozenset({"bfloat", "bfloat16_t"})
 _FLOAT = re.compile(
     r"((?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|0[xX][0-9a-fA-F.]+[pP][+-]?\d+|\d+(?=[fF]))[fF]?"
 )
-# Between these a name is a value and no declaration.
+# Between these tokens a name is used as a value and is not being declared.
 _BEFORE = ("=", "return", "(", "?", ":", "{", "-")
 _AFTER = (";", ")", ",", "}", ":", "?")
 Edit = tuple[int, int, str]
 
 
 def float_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text) of every float constant, in macros too.
+    """Yields (start, end, new text) for every float constant, those in macros included.
 
-    One without a suffix is a float in Metal; the compiler's option for that forgets it in instances of templates.
+    A literal without a suffix is a float in Metal. Clang has an option for that, which instances of templates ignore,
+    so the suffix is written out.
     """
     tokens = with_macros(tokens)
     hidden = any(token.text in TYPES for token in tokens)
@@ -45,7 +47,7 @@ def float_edits(tokens: list[Token]) -> Iterator[Edit]:
 
 
 def _named(tokens: list[Token]) -> set[str]:
-    """Names of float constants, and of nothing else: constexpr float third = 1.0f / 3;"""
+    """Names that the text uses for float constants only, as in constexpr float third = 1.0f / 3;"""
     found: dict[str, set[bool]] = {}
     for index, token in enumerate(tokens[:-1]):
         if token.kind == "word" and tokens[index + 1].text == "=" and tokens[index - 1].kind == "word":

@@ -1,4 +1,4 @@
-"""Casts between half and bfloat, which clang refuses, and lists of three values for a vector of four."""
+"""Casts between half and bfloat, which clang refuses, and lists of three values that initialise a vector of four."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ Edit = tuple[int, int, str]
 
 
 def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): half(x), (half)x and so on, in a text that has both types."""
+    """Yields (start, end, new text) for half(x), (half)x and so on, in a text that uses both types."""
     words = {token.text for token in with_macros(tokens)}
     if not (words & _HALVES and words & _BFLOATS):
         return
@@ -33,7 +33,7 @@ def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
 
 
 def _may_be_either(tokens: list[Token]) -> set[str]:
-    """half and bfloat, the types that are parameters of templates, and other names for these."""
+    """half, bfloat, template parameters that may be either of them, and other names for these types."""
     names = _HALVES | _BFLOATS
     for index, token in enumerate(tokens[:-4]):
         name, after = tokens[index + 1], tokens[index + 2]
@@ -51,14 +51,14 @@ def _may_be_either(tokens: list[Token]) -> set[str]:
 
 
 def _calls(tokens: list[Token], opening: int) -> bool:
-    """sizeof(half), f(half): the bracket belongs to the word before it."""
+    """Whether the bracket belongs to the word before it, as in sizeof(half) and f(half)."""
     return (
         tokens[opening - 1].kind == "word" and tokens[opening - 1].text != "return" or tokens[opening - 1].text == ">"
     )
 
 
 def _is_value(tokens: list[Token], opening: int) -> bool:
-    """Does the bracket hold one value? half (&a)[4] and half (*f)(int) declare."""
+    """Whether the bracket holds one value; in half (&a)[4] and half (*f)(int) it belongs to a declaration."""
     end = matching(tokens, opening)
     inside = tokens[opening + 1 : end]
     if not inside or inside[0].text == "&" or len(split_arguments(inside)) != 1:
@@ -67,7 +67,7 @@ def _is_value(tokens: list[Token], opening: int) -> bool:
 
 
 def _operand_end(tokens: list[Token], index: int) -> int | None:
-    """The index behind what a cast before `index` applies to; None where no operand starts."""
+    """The index behind the operand of a cast that ends before `index`; None if no operand starts there."""
     start = index
     while tokens[index].text in _UNARY:
         index += 1
@@ -85,7 +85,7 @@ def _operand_end(tokens: list[Token], index: int) -> int | None:
 
 
 def list_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """uint4 v = {a, b, c} leaves zero in what the list does not name; uint4(a, b, c) is a mistake."""
+    """Fills short lists: uint4 v = {a, b, c} leaves the last component 0, whereas uint4(a, b, c) stays an error."""
     for index, token in enumerate(tokens[:-3]):
         if token.kind == "word" and _OF_FOUR.fullmatch(token.text):
             at = index + 1

@@ -1,4 +1,7 @@
-"""Vectors in the constant address space that a list initialises: clang's constructors reach them by a value alone."""
+"""Vectors in the constant address space with a list as initialiser.
+
+Clang finds the constructors of such a vector only if the initialiser is a value of its type.
+"""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +14,8 @@ Edit = tuple[int, int, str]
 
 
 def constant_vector_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): constant float4 k = {1, 2, 3, 4}, k{...}, k(...), and lists in an array of them."""
+    """Yields (start, end, new text) for constant float4 k = {1, 2, 3, 4}, k{...} and k(...), and for arrays of such
+    lists."""
     for index, token in enumerate(tokens[:-4]):
         if token.text != "constant":
             continue
@@ -25,14 +29,14 @@ def constant_vector_edits(tokens: list[Token]) -> Iterator[Edit]:
         while tokens[at].text == "[":
             at, axes = matching(tokens, at) + 1, axes + 1
         if not axes and tokens[at].text in ("{", "("):
-            if tokens[at + 1].kind != "word" or tokens[matching(tokens, at) + 1].text == ";":  # else a function
+            if tokens[at + 1].kind != "word" or tokens[matching(tokens, at) + 1].text == ";":  # not a function
                 yield name.end, name.end, f" = {kind.text}"
         elif tokens[at].text == "=" and tokens[at + 1].text == "{":
             yield from _lists(tokens, at + 1, axes, kind.text)
 
 
 def _lists(tokens: list[Token], opening: int, axes: int, kind: str) -> Iterator[Edit]:
-    """The lists `axes` brackets deep, each of one vector."""
+    """Inserts the type before every list that is nested `axes` brackets deep and so initialises one vector."""
     if axes == 0:
         yield tokens[opening].start, tokens[opening].start, kind
         return

@@ -1,4 +1,4 @@
-"""Function constants: values a Metal kernel gets when it is built rather than when it runs."""
+"""Function constants: values that a Metal kernel gets when it is built, not when it runs."""
 
 import re
 from collections.abc import Mapping
@@ -10,12 +10,15 @@ _DEFINED = re.compile(r"\bis_function_constant_defined\s*\(\s*(\w+)\s*\)")
 
 
 def lookup(values: Mapping[str, object], name: str, index: int):
-    """The value given for a function constant by its name or its index; None if there is none."""
+    """The value given for a function constant, by its name or by its index; None if there is none."""
     return values.get(name, values.get(str(index)))
 
 
 def specialise(text: str, constants: Mapping[str, int], values: Mapping[str, object]) -> str:
-    """The translated text with its function constants' values. One without a value may be declared but not used."""
+    """The translated text with values for its function constants.
+
+    A function constant without a value may be declared, but using it is an error.
+    """
     known = {*constants, *map(str, constants.values())}
     for key in values:
         if key not in known:

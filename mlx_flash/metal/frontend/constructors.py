@@ -1,5 +1,7 @@
-"""Constructors, conversions and copies: C++ for OpenCL builds values that are in no address space yet, and copies
-nothing out of the constant space by itself; Metal says where a constructor builds, and copies from everywhere.
+"""Constructors, conversions and copies of classes.
+
+C++ for OpenCL constructs a value before the value is in any address space, and copies nothing out of the constant space
+by itself. In Metal a constructor may name the space that it builds in, and values are copied from every space.
 """
 
 from collections.abc import Iterator
@@ -9,13 +11,14 @@ from .tokens import Token, matching
 
 _BEFORE_BODY = (")", "const", "noexcept", "thread", "threadgroup", "device", "constant")
 _SPACES = ("thread", "threadgroup", "device", "constant")
-# Of a class that says how its objects begin in threadgroup memory: target/entry.h.
+# Added to a class with a constructor for threadgroup memory: target/entry.h looks for this type.
 THREADGROUP = "typedef void msl_threadgroup_object;"
 Edit = tuple[int, int, str]
 
 
 def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, replacement) of each: spaces of constructors dropped, copies out of the constant space added."""
+    """Yields (start, end, new text): drops the address spaces of constructors and adds copies out of the constant
+    space."""
     enclosing: list[tuple[str, set] | None] = []
     pending, functions = None, 0
     for index, token in enumerate(tokens):
@@ -24,7 +27,7 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
         elif token.text in ("struct", "class", "union") and tokens[index - 1].text not in ("enum", "<", ","):
             pending = _name(tokens, index + 1)
             if pending and token.text == "union":
-                pending = f" {pending}"  # has constructors, but is not copied member by member
+                pending = f" {pending}"  # A union has constructors, but is not copied member by member.
         elif token.text in (";", ")"):
             pending = None
         elif token.text == "{":
@@ -47,12 +50,15 @@ def _name(tokens: list[Token], index: int) -> str | None:
 
 
 def _copies(tokens: list[Token], opening: int, name: str, local: bool) -> Iterator[Edit]:
-    """Defaulted copies from the constant space, which leave an aggregate one. Local classes have no templates."""
+    """Adds defaulted copies, from the constant space too, which leave an aggregate an aggregate.
+
+    local: the class is defined in a function, where it may not have templates.
+    """
     constructors = list(_constructors(tokens, opening, name))
     openings = [_opening(tokens, at) for at in constructors]
     parameters = [[t.text for t in tokens[at + 1 : matching(tokens, at)]] for at in openings]
     if any(pair == (name, "&") for texts in parameters for pair in zip(texts, texts[1:])):
-        return  # it copies itself
+        return  # The class has a copy constructor of its own.
     default = "" if constructors else f"{name}() = default; "
     copies = f"{name}(const {name}&) = default; {name}(const __constant {name}&) = default; "
     # Its type depends on a parameter, so that a structure with constant members is no error until one is assigned.
@@ -74,7 +80,7 @@ def _constructors(tokens: list[Token], opening: int, name: str) -> Iterator[int]
 
 
 def _opening(tokens: list[Token], index: int) -> int | None:
-    """The parenthesis of S(...) or S<T>(...), whose name stands at `index`; None of another use of the name."""
+    """The index of the parenthesis in S(...) or S<T>(...), named at `index`; None for other uses of the name."""
     index += 1
     if tokens[index].text == "<":
         index = template_end(tokens, index) + 1
@@ -82,7 +88,8 @@ def _opening(tokens: list[Token], index: int) -> int | None:
 
 
 def _conversion(tokens: list[Token], index: int) -> Iterator[Edit]:
-    """operator T() const thread: without its `thread` it also converts values that are in no address space yet."""
+    """Drops `thread` from `operator T() const thread`, so that it also converts values that are in no address space
+    yet."""
     while tokens[index].text != "(":
         index += 1
     index = matching(tokens, index) + 1
@@ -117,14 +124,14 @@ def _key(tokens: list[Token], index: int, close: int) -> tuple[str, ...]:
 
 
 def _start(tokens: list[Token], index: int) -> int:
-    """The first token of the declaration whose name stands at `index`."""
+    """The index of the first token of the declaration whose name is at `index`."""
     while tokens[index - 1].text not in (";", "{", "}", ":") and tokens[index - 1].kind != "directive":
         index -= 1
     return index
 
 
 def _end(tokens: list[Token], index: int) -> int:
-    """The last token of the constructor whose initialisers, body or semicolon starts at `index`."""
+    """The index of the last token of the constructor whose initialisers, body or semicolon start at `index`."""
     if tokens[index].text == ":":
         while tokens[index].text in (":", ","):
             index += 1

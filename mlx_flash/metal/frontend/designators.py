@@ -1,4 +1,7 @@
-"""Ranges in an array's initialiser, { [0 ... 3] = 1 }, which clang reads in every language and compiles in C alone."""
+"""Ranges in an array's initialiser, as in { [0 ... 3] = 1 }.
+
+Clang parses them in every language and generates code for them in C only.
+"""
 
 from collections.abc import Iterator
 
@@ -8,7 +11,7 @@ Edit = tuple[int, int, str]
 
 
 def designator_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): T a[4] = { [0 ... 3] = 1 }; is cleared first and then filled in a loop."""
+    """Yields (start, end, new text): T a[4] = { [0 ... 3] = 1 }; becomes an empty list followed by a loop."""
     for index in range(2, len(tokens) - 2):
         if tokens[index].text != "=" or tokens[index - 1].text != "]" or tokens[index + 1].text != "{":
             continue
@@ -29,7 +32,7 @@ def designator_edits(tokens: list[Token]) -> Iterator[Edit]:
 
 
 def _range(part: list[Token]) -> tuple[str, str, str] | None:
-    """(first, last, value) of [first ... last] = value."""
+    """The parts (first, last, value) of `[first ... last] = value`; None for any other initialiser."""
     if part[0].text != "[":
         return None
     closing = matching(part, 0)
@@ -42,7 +45,7 @@ def _range(part: list[Token]) -> tuple[str, str, str] | None:
 
 
 def _array(tokens: list[Token], closing: int) -> str | None:
-    """The name of the array of one dimension whose `]` stands at `closing`."""
+    """The name of the one-dimensional array whose closing bracket is at `closing`; None if it has more dimensions."""
     opening = closing
     while opening > 0 and tokens[opening].text != "[":
         opening -= 1

@@ -1,4 +1,4 @@
-"""The simulator's errors."""
+"""The exceptions that the simulator raises."""
 
 import re
 
@@ -6,7 +6,7 @@ _PLACE = re.compile(r"line (\d+): ")
 
 
 def quoted(message: str, source: str) -> str:
-    """A compiler's message about a translated text, with the lines it quotes as they were written."""
+    """A compiler's message about a translated text, with the quoted lines replaced by the lines of `source`."""
     lines, rows = source.splitlines(), message.splitlines()
     for at, row in enumerate(rows[1:], 1):
         place = _PLACE.match(rows[at - 1])
@@ -16,7 +16,7 @@ def quoted(message: str, source: str) -> str:
 
 
 class SimulatorError(RuntimeError):
-    """A kernel did what a GPU would silently do wrong; `reports` lists every finding."""
+    """A kernel did something that a GPU would silently do wrong; `reports` lists every finding."""
 
     def __init__(self, message: str, reports=()):
         super().__init__(message)
@@ -24,7 +24,7 @@ class SimulatorError(RuntimeError):
 
 
 class TracedError(ValueError):
-    """A kernel that runs at once was called on arrays that have no values yet, inside mx.compile or mx.vmap."""
+    """A kernel that runs when it is called got arrays without values, inside mx.compile or mx.vmap."""
 
 
 class CompileError(RuntimeError):
@@ -32,4 +32,4 @@ class CompileError(RuntimeError):
 
 
 class ToolchainError(RuntimeError):
-    """No compiler that can build kernels was found."""
+    """There is no compiler that can build kernels."""

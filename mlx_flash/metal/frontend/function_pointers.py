@@ -1,6 +1,8 @@
-"""Functions as arguments of templates and of functions. Clang's OpenCL keeps pointers to functions in an address space
-in which no function lies; msl_function (types.h of the shim) names the type of a function's address instead. That of a
-static member function has another one there: in a text that passes any to a template, `auto` takes both.
+"""Functions as arguments of templates and of functions.
+
+Clang's C++ for OpenCL puts pointers to functions in an address space that holds no function. msl_function (types.h of
+the shim) names the type of a function's address instead. The address of a static member function has yet another space:
+in a text that passes such a function to a template, the parameter's type becomes `auto`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ Edit = tuple[int, int, str]
 
 
 def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, replacement): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type F."""
+    """Yields (start, end, new text): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type
+    F."""
     aliases = set(_aliases(tokens))
     for name in parameters(tokens):
         yield from _named(tokens, _type_start(tokens, name - 2), name - 2, name + 1, matching(tokens, name + 2) + 1)
@@ -27,7 +30,7 @@ def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
 
 
 def parameters(tokens: list[Token]) -> Iterator[int]:
-    """Where the names of a function's parameters stand that are functions themselves: void f(R (*name)(A)) {...}."""
+    """Yields the indices of the names of parameters that are functions, as in void f(R (*name)(A)) {...}."""
     open_brackets: list[str] = []
     for index, token in enumerate(tokens[:-5]):
         if token.text in ("(", "{", "["):
@@ -43,7 +46,7 @@ def parameters(tokens: list[Token]) -> Iterator[int]:
 
 
 def _type_start(tokens: list[Token], index: int) -> int:
-    """The first token of the parameter whose declarator stands at `index`."""
+    """The index of the first token of the parameter whose declarator is at `index`."""
     depth = 0
     while depth or tokens[index - 1].text not in ("(", ","):
         index -= 1
@@ -52,14 +55,14 @@ def _type_start(tokens: list[Token], index: int) -> int:
 
 
 def _untyped(parameter: list[Edit]) -> Iterator[Edit]:
-    """The same parameter, of any type."""
+    """The edits that declare the same parameter with the type `auto`."""
     (start, _, _), (_, _, last) = parameter[0], parameter[-1]
     end = max(end for _, end, _ in parameter)
     yield start, end, "auto " + last.removeprefix(">::type ")
 
 
 def _passes_members(tokens: list[Token]) -> bool:
-    """Is a static function of a class a template's argument: <S::f>, <T, &S::f<int>>?"""
+    """Whether a static member function is an argument of a template, as in <S::f> or <T, &S::f<int>>."""
     classes, functions = set(), set()
     for index, token in enumerate(tokens[:-1]):
         if token.text in ("struct", "class"):
@@ -74,7 +77,7 @@ def _passes_members(tokens: list[Token]) -> bool:
 
 
 def _aliases(tokens: list[Token]) -> Iterator[str]:
-    """using F = R (*)(A); and typedef R (*F)(A);"""
+    """Yields the names declared by using F = R (*)(A); and typedef R (*F)(A);"""
     for index, token in enumerate(tokens[:-2]):
         if token.text not in ("using", "typedef"):
             continue
@@ -87,7 +90,7 @@ def _aliases(tokens: list[Token]) -> Iterator[str]:
 
 
 def _parameters(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[list[Edit]]:
-    """The edits of every template parameter between two angle brackets that is a function."""
+    """Yields the edits of each template parameter between two angle brackets that is a function."""
     depth, index = 0, start
     while index <= end:
         if tokens[index].text in ("(", "["):
@@ -103,7 +106,7 @@ def _parameters(tokens: list[Token], start: int, end: int, aliases: set[str]) ->
 
 
 def _parameter(tokens: list[Token], start: int, end: int, aliases: set[str]) -> Iterator[Edit]:
-    """One parameter: the tokens [start, end)."""
+    """The edits of one template parameter, which is tokens[start:end]."""
     last = next((at for at in range(start, end) if tokens[at].text == "="), end)
     if last - start < 2:
         return
@@ -113,7 +116,7 @@ def _parameter(tokens: list[Token], start: int, end: int, aliases: set[str]) -> 
         return
     for at in range(start + 1, last - 1):
         if tokens[at + 1].text == "(" and tokens[at].kind == "word" and tokens[at].text not in _NO_FUNCTION:
-            if matching(tokens, at + 1) == last - 1:  # written as a function
+            if matching(tokens, at + 1) == last - 1:  # declared as a function, without a pointer
                 yield from _named(tokens, start, at, at, last)
             return
         pointer = [token.text for token in tokens[at : at + 2]] in (["(", "*"], ["(", "&"])
@@ -123,7 +126,7 @@ def _parameter(tokens: list[Token], start: int, end: int, aliases: set[str]) -> 
 
 
 def _named(tokens: list[Token], start: int, first: int, closing: int, last: int) -> Iterator[Edit]:
-    """The declarator is the tokens from `first` to `closing`."""
+    """The edits of a parameter whose declarator is made of the tokens from `first` to `closing`."""
     name = tokens[first] if first == closing else tokens[first + 2]
     yield _type_at(tokens[start])
     yield tokens[first].start, tokens[closing].end, " "

@@ -1,4 +1,4 @@
-"""Sections and symbols of compiled files: ELF libraries on Linux, Mach-O libraries and objects on macOS."""
+"""Reads sections and symbols of compiled files: ELF libraries on Linux, Mach-O libraries and objects on macOS."""
 
 import struct
 from pathlib import Path
@@ -8,13 +8,13 @@ _LC_SYMTAB, _LC_SEGMENT_64 = 0x2, 0x19
 
 
 def code(library: Path) -> bytes:
-    """The machine code of a library."""
+    """The machine code of a shared library."""
     image = library.read_bytes()
     return mach_o_section(image, b"__text") if library.suffix == ".dylib" else elf_section(image, b".text")
 
 
 def elf_section(image: bytes, wanted: bytes) -> bytes:
-    """A section of a 64-bit ELF file by name; empty if there is none."""
+    """The contents of a section of a 64-bit ELF file, by name; empty if there is no such section."""
     table = struct.unpack_from("<Q", image, 40)[0]
     size, count, names = struct.unpack_from("<HHH", image, 58)
     headers = [struct.unpack_from("<IIQQQQ", image, table + i * size) for i in range(count)]
@@ -27,7 +27,7 @@ def elf_section(image: bytes, wanted: bytes) -> bytes:
 
 
 def load_commands(image: bytes) -> list[tuple[int, int]]:
-    """(kind, offset in the file) of the load commands of a 64-bit Mach-O file. Raises ValueError for other files."""
+    """(kind, offset in the file) for each load command of a 64-bit Mach-O file. Raises ValueError for other files."""
     magic, _, _, _, count = struct.unpack_from("<5I", image)
     if magic != _MACH_O:
         raise ValueError(f"expected a 64-bit Mach-O file, got one that begins with {magic:#x}")
@@ -40,7 +40,7 @@ def load_commands(image: bytes) -> list[tuple[int, int]]:
 
 
 def mach_o_section(image: bytes, wanted: bytes) -> bytes:
-    """A section of a 64-bit Mach-O file by name; empty if there is none."""
+    """The contents of a section of a 64-bit Mach-O file, by name; empty if there is no such section."""
     for kind, at in load_commands(image):
         if kind != _LC_SEGMENT_64:
             continue
@@ -52,7 +52,7 @@ def mach_o_section(image: bytes, wanted: bytes) -> bytes:
 
 
 def mach_o_symbols(image: bytes) -> dict[bytes, tuple[int, int]]:
-    """Name -> (type byte, address) of the symbols of a 64-bit Mach-O file, those for debuggers left out."""
+    """{name: (type byte, address)} for the symbols of a 64-bit Mach-O file, without symbols for debuggers."""
     symbols = {}
     for kind, at in load_commands(image):
         if kind != _LC_SYMTAB:

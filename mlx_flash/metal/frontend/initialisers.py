@@ -1,4 +1,4 @@
-"""The values of a text's constants are known when it is compiled: no function of the library is called for one."""
+"""Checks that the constants of a text have values known at compile time, as Metal demands."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,8 @@ from .names import Types, statement_end, template_end
 from .tokens import Token, matching
 
 _NO_VARIABLE = frozenset({"using", "typedef", "struct", "class", "union", "enum", "extern", "friend"})
-# Those that clang could compute here; what a constant may call are constructors, as_type, limits, min and max.
+# Library functions that clang could evaluate here, but Apple's compiler does not. Constructors, as_type, limits, min
+# and max are allowed.
 _COMPUTED = frozenset(
     "exp exp2 exp10 log log2 log10 sqrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh "
     "acosh atanh sinpi cospi tanpi floor ceil trunc rint round fabs fract saturate sign pow powr fmod "
@@ -17,8 +18,12 @@ _COMPUTED = frozenset(
 
 
 def computed_constants(tokens: list[Token], functions: list[tuple], types: Types) -> Iterator[tuple[Token, str]]:
-    """(token, reason) of functions called for a constant outside functions: of the library, and of the text itself
-    where they are no constexpr. functions: as rules.defined_functions finds them. types: of these tokens."""
+    """Yields (token, reason) for every function call in the initialiser of a constant outside functions that Metal
+    refuses.
+
+    These are calls of library functions, and of functions of the text that are not constexpr. functions: as
+    rules.defined_functions finds them. types: the types of these tokens.
+    """
     defined = {tokens[name].text for name, *_ in functions}
     constant = {tokens[name].text for name, *_ in functions if _constexpr(tokens, name) or types.at(name)}
     bodies = {opening: body for _, opening, _, body, _ in functions}
@@ -33,7 +38,7 @@ def computed_constants(tokens: list[Token], functions: list[tuple], types: Types
 
 
 def _constexpr(tokens: list[Token], name: int) -> bool:
-    """Is the function whose name stands there declared constexpr, or by a macro that may say so?"""
+    """Whether the function whose name is at `name` is declared constexpr, or with a macro that may mean so."""
     while name and tokens[name - 1].text not in (";", "{", "}"):
         name -= 1
         if tokens[name].text in ("constexpr", "consteval") or tokens[name].text.isupper():
@@ -42,8 +47,11 @@ def _constexpr(tokens: list[Token], name: int) -> bool:
 
 
 def _values(tokens: list[Token], bodies: dict[int, int]) -> Iterator[tuple[int, int]]:
-    """Where the values of constants stand that lie in no function and no class. bodies: the brace of each function's
-    body, by the bracket of its parameters: `constant float* f() { ... }` is no constant."""
+    """Yields (start, end) of the initialiser of every constant that is declared outside functions and classes.
+
+    bodies: {index of the bracket that opens a function's parameters: index of the brace that opens its body}. It tells
+    a function such as `constant float* f() { ... }` from a constant.
+    """
     index = 0
     while index < len(tokens):
         text = tokens[index].text

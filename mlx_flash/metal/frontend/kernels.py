@@ -7,12 +7,12 @@ from .tokens import Token, matching, split_arguments, without_alignment
 from .translation import Parameter
 
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
-_MAX_BUFFER = 30  # Metal binds 31
+_MAX_BUFFER = 30  # the last of Metal's 31 buffers
 _MAX_CONSTANT = 65535
 
 
 def namespaces(tokens: list[Token]) -> dict[int, tuple[str, ...]]:
-    """Index of a brace that opens a namespace -> the names it adds; one without a name adds ""."""
+    """{index of a brace that opens a namespace: the names it adds}; a namespace without a name adds an empty one."""
     found = {}
     for index, token in enumerate(tokens):
         if token.text != "namespace" or (index and tokens[index - 1].text == "using"):
@@ -27,7 +27,7 @@ def namespaces(tokens: list[Token]) -> dict[int, tuple[str, ...]]:
 
 
 class Kernels(Rewriter):
-    """The part of the translator that knows what a kernel is."""
+    """The part of the translator that recognises kernels and records them in `result`."""
 
     def kernels(self):
         """Finds kernel functions and explicit instantiations of kernel templates."""
@@ -45,7 +45,8 @@ class Kernels(Rewriter):
             index += 1
 
     def declaration(self, index: int) -> int:
-        """A kernel's definition or instantiation at `index`; returns the index of its last token that was looked at."""
+        """Handles a kernel's definition or instantiation at `index`; returns the index of the last token that it
+        used."""
         token = self.tokens[index]
         keyword = token.text == "kernel" and self.tokens[index + 1].text == "void"
         host = self.host_name(index) or (keyword and self.host_name(index + 1)) or None
@@ -61,12 +62,15 @@ class Kernels(Rewriter):
         return self.kernel(index, host)
 
     def host_name(self, index: int) -> str | None:
-        """The name that [[host_name("...")]] before a token gives a kernel."""
+        """The name that an attribute [[host_name("...")]] before a token gives to a kernel, or None."""
         attribute = self.attribute_at(index, "host_name")
         return "".join(t.text.strip('"') for t in attribute if t.kind == "string") if attribute else None
 
     def instance(self, index: int, host_name: str) -> int:
-        """template <type> f<A>; or template void f<A>(parameters); the type is that of the function, in any words."""
+        """Records an instantiation: template <type> f<A>; or template void f<A>(parameters);
+
+        Returns the index of its semicolon. The type may be written in any way, decltype included.
+        """
         end = index
         while self.tokens[end].text != ";":
             end += 1
@@ -75,7 +79,7 @@ class Kernels(Rewriter):
             last = self.opening(end - 1, "(", ")")
         first = self.opening(last - 1, "<", ">") - 1 if self.tokens[last - 1].text == ">" else last - 1
         while self.tokens[first - 1].text == "::" and self.tokens[first - 2].kind == "word":
-            if self.tokens[first - 2].text == "void":  # void ::name<A>
+            if self.tokens[first - 2].text == "void":  # `void ::name<A>`: void is the result type, not a namespace
                 break
             first -= 2
         if self.tokens[last - 1].text != ">" and last < end:
@@ -88,11 +92,11 @@ class Kernels(Rewriter):
         return end
 
     def opening(self, index: int, opens: str, closes: str) -> int:
-        """The index of the bracket that the one at `index` closes."""
+        """The index of the opening bracket that belongs to the closing one at `index`."""
         depth = inner = 0
         while index > 0:
             text = self.tokens[index].text
-            # A comparison in round brackets closes no argument of a template.
+            # In parentheses, > is a comparison and does not close the template arguments.
             inner += (text == ")") - (text == "(") if opens == "<" else 0
             depth += ((text == closes) - (text == opens)) * (inner == 0)
             if depth == 0:
@@ -101,10 +105,10 @@ class Kernels(Rewriter):
         self.fail(self.tokens[index], f"no '{opens}' for a '{closes}'")
 
     def kernel(self, index: int, host_name: str | None) -> int:
-        """The kernel whose result type stands at `index`; returns the index of the bracket behind its parameters."""
+        """Records the kernel whose result type is at `index`; returns the index of its parameters' closing bracket."""
         name, opening = self.tokens[index + 1], index + 2
         special = self.tokens[opening].text == "<"
-        if special:  # of one instance of a template
+        if special:  # a specialisation, or an instance of a template
             while self.tokens[opening].text not in ("(", ";", "{"):
                 opening += 1
         if name.kind != "word" or self.tokens[opening].text != "(":
@@ -113,7 +117,7 @@ class Kernels(Rewriter):
             )
         closing = matching(self.tokens, opening)
         if self.tokens[closing + 1].text == ";" and not special and not host_name:
-            return closing  # declared here, with no attributes yet, and defined below
+            return closing  # a declaration without attributes; the definition follows
         plain = "::".join([*filter(None, self.namespace), name.text])
         called = self.text_of(self.tokens[index + 1 : opening])
         if special or host_name:
@@ -138,12 +142,12 @@ class Kernels(Rewriter):
         return closing
 
     def name_at(self, index: int) -> str:
-        """The tokens in the place of a kernel's name, up to its parameters."""
+        """The text between a kernel's result type and its parameters, for messages about the kernel's name."""
         start, end = self.tokens[index].start, self.tokens[index].end
         return self.source[start : max(end, self.source.find("(", start))]
 
     def parameters(self, opening: int, closing: int) -> list[Parameter]:
-        """The parameters between two brackets; a buffer without a number gets the first one that is free."""
+        """The parameters between two brackets; a buffer without a number gets the first free one."""
         parameters, start = [], opening + 1
         for part in split_arguments(self.tokens[opening + 1 : closing]):
             end = start + len(part)
@@ -189,7 +193,7 @@ class Kernels(Rewriter):
             self.fail(part[-1], f"parameter '{new.name}' {reason}")
 
     def function_constants(self):
-        """constant bool x [[function_constant(3)]]; gets its value when the kernel is built."""
+        """Replaces constant bool x [[function_constant(3)]]; by a declaration whose value a built kernel sets."""
         for index, attributes in list(self.attached.items()):
             for attribute in attributes:
                 name, after = self.tokens[index - 1], self.tokens[index]
@@ -213,7 +217,7 @@ class Kernels(Rewriter):
                 self.replace(self.tokens[start].start, name.end, declared)
 
     def of_numbers(self, kind: str) -> bool:
-        """Is this the type of a number or of a vector? Names that only macros or headers know pass for one."""
+        """Whether the type is a number or a vector; a name that only macros or headers define counts as one."""
         name = kind.split()[-1]
         if name in BUILTIN:
             return not name.startswith(("packed_", "atomic", "simdgroup", "void")) and "x" not in name
@@ -221,7 +225,7 @@ class Kernels(Rewriter):
         return not any(a.text in classes and b.text == name for a, b in zip(self.tokens, self.tokens[1:]))
 
     def threadgroup_variables(self, start: int, end: int):
-        """threadgroup T x[N]; inside a kernel becomes a reference into the threadgroup's arena."""
+        """Replaces threadgroup T x[N]; inside a kernel by a reference into the threadgroup's memory."""
         index = start
         while index < end:
             token, first = self.tokens[index], index
@@ -238,7 +242,7 @@ class Kernels(Rewriter):
             index += 1
 
     def alignment(self, index: int, first: list[Token]) -> str:
-        """The argument of an alignas before `threadgroup` or right after it, which is cut out of `first`."""
+        """The argument of an alignas before `threadgroup`, or right behind it, which is then removed from `first`."""
         if first[0].text == "alignas":
             close = matching(first, 1)
             words = self.text_of(first[2:close])
@@ -253,7 +257,7 @@ class Kernels(Rewriter):
         return "1"
 
     def threadgroup_variable(self, begin: int, index: int, stop: int):
-        """The declaration from the token `begin` to `stop`, whose address space stands at `index`."""
+        """Replaces the declaration from the token `begin` to `stop`, whose address space is at `index`."""
         tokens, aligned = without_alignment(self.tokens[index + 1 : stop])
         parts = split_arguments(tokens)
         align = self.alignment(begin, parts[0]) if aligned is None else self.text_of(aligned)
@@ -263,7 +267,7 @@ class Kernels(Rewriter):
             depth += (token.text in "<(") - (token.text in ">)")
             inside = position > 0 and first[position - 1].text == "("
             if token.text in ("*", "&") and (depth == 0 or inside):
-                return  # a pointer to threadgroup memory, or a reference
+                return  # a pointer or a reference to threadgroup memory
             if depth == 0 and token.text in ("[", "=", "{"):
                 dimensions_at = position
                 break
@@ -274,7 +278,8 @@ class Kernels(Rewriter):
             value = next((at for at, token in enumerate(part) if token.text in ("=", "{")), len(part))
             name, dimensions, check = part[0].text, self.text_of(part[1:value]), ""
             if value < len(part):
-                # As for a static variable of C++ a constant is taken, but nothing stores it: reading it is reported.
+                # A constant initialiser is accepted, as for a static variable of C++, but nothing stores it: reading it
+                # is reported.
                 check = f" {{ constexpr {element} value_of_{name}{dimensions} {self.text_of(part[value:])}; }}"
             slot = len(self.variables)
             self.variables.append(name)

@@ -1,4 +1,4 @@
-"""Turns an address of a loaded kernel into a line of its Metal text, by the DWARF 4 line table of the library."""
+"""Finds the Metal line of an address in a loaded kernel, from the DWARF 4 line table of its library."""
 
 import bisect
 import functools
@@ -42,7 +42,7 @@ class _Reader:
 
 
 def _unit(reader: _Reader) -> list[tuple[int, int]]:
-    """(address, line or 0) of one compilation unit; 0 where the line is not one of the Metal text."""
+    """(address, line) for each row of one compilation unit; the line is 0 for code that is not from the Metal text."""
     end = reader.number("I") + reader.at
     if reader.number("H") != 4:
         reader.at = end
@@ -52,7 +52,7 @@ def _unit(reader: _Reader) -> list[tuple[int, int]]:
     minimum, _, _, line_base, line_range, opcode_base = (reader.number(form) for form in "BBBbBB")
     lengths = [0] + [reader.number("B") for _ in range(opcode_base - 1)]
     while reader.string():
-        pass  # directories
+        pass  # skips the names of directories
     files = [b""]
     while name := reader.string():
         files.append(name)
@@ -75,7 +75,7 @@ def _unit(reader: _Reader) -> list[tuple[int, int]]:
             length = reader.unsigned()
             next_at = reader.at + length
             kind = reader.number("B")
-            if kind == 1:  # end of a sequence
+            if kind == 1:  # the end of a sequence
                 rows.append((address, 0))
                 address, line, file = 0, 1, 1
             elif kind == 2:
@@ -99,15 +99,15 @@ def _unit(reader: _Reader) -> list[tuple[int, int]]:
     return rows
 
 
-# The first function of every kernel's object, by which the object is found again in the library.
+# The first function of every kernel's object. Its address locates the object's code in the library.
 _LANDMARK = b"_msl_kernel_entry"
 
 
 def _table_of(path: Path) -> tuple[bytes, int]:
-    """(a library's line table, what to add to its addresses)."""
+    """(line table of a library, what to add to its addresses)."""
     if path.suffix != ".dylib":
         return images.elf_section(path.read_bytes(), b".debug_line"), 0
-    # On macOS the table stays in the object, beside the library, with addresses of the object.
+    # On macOS the table stays in the object beside the library, and holds addresses of the object.
     kernel, library = path.with_suffix(".o").read_bytes(), path.read_bytes()
     found = [images.mach_o_symbols(image)[_LANDMARK][1] for image in (kernel, library)]
     return images.mach_o_section(kernel, b"__debug_line"), found[1] - found[0]
@@ -115,7 +115,7 @@ def _table_of(path: Path) -> tuple[bytes, int]:
 
 @functools.lru_cache(maxsize=64)
 def line_table(path: Path) -> list[tuple[int, int]]:
-    """Sorted (address in the file, line) of a library."""
+    """(address in the file, line) for each entry of a library's line table, sorted by address."""
     data, shift = _table_of(Path(path))
     reader, rows = _Reader(data), []
     while reader.at < len(data):
@@ -124,7 +124,7 @@ def line_table(path: Path) -> list[tuple[int, int]]:
 
 
 def line_at(path: Path, address: int) -> int:
-    """The Metal line of a return address, counted from where the library is loaded; 0 if it is not of the text."""
+    """The Metal line of a return address, counted from the load address of the library; 0 if no line is known."""
     rows = line_table(path)
     position = bisect.bisect_right(rows, (address - 1, 1 << 60)) - 1
     return rows[position][1] if position >= 0 else 0

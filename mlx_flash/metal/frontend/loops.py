@@ -1,7 +1,7 @@
-"""Every round of a loop counts as a step, so that a loop that never ends is noticed even if it touches no memory.
+"""Counts the iterations of loops, so that an endless loop is noticed even if it accesses no memory.
 
-The count also keeps the compiler from assuming that the loop ends, which C++ allows it to. A counter that only climbs
-to a small constant ends by itself: counting there would only keep the compiler from unrolling.
+The count also keeps the compiler from assuming that a loop ends, which C++ allows it to. A loop whose counter rises to
+a small constant always ends. It is not counted, because the count would only prevent unrolling.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Edit = tuple[int, int, str]
 
 
 def loop_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """(start, end, new text): what loops' conditions become, in the text and in its macros."""
+    """Yields (start, end, new text) for the conditions of all loops, in the text and in its macros."""
     for index, token in enumerate(tokens):
         if token.kind == "directive":
             yield from loop_edits(macro_tokens(token))
@@ -28,7 +28,7 @@ def _loop(tokens: list[Token], kind: str, first: int, last: int) -> Iterator[Edi
     if kind == "for":
         ends = _semicolons(tokens, first, last)
         if len(ends) != 2:
-            return  # for (x : range)
+            return  # a loop over a range: for (x : range)
         step = _step(tokens, first, *ends, last)
         first, last = ends[0] + 1, ends[1]
     condition = tokens[first:last]
@@ -37,7 +37,7 @@ def _loop(tokens: list[Token], kind: str, first: int, last: int) -> Iterator[Edi
         return
     before = f"({step}) && ("
     if _declares(condition):
-        # A declaration cannot be an operand, but its value can.
+        # A declaration cannot be an operand, but its initialiser can.
         first += [token.text for token in condition].index("=") + 1
         before = f"({STEP}, "
     yield tokens[first].start, tokens[first].start, before
@@ -45,7 +45,10 @@ def _loop(tokens: list[Token], kind: str, first: int, last: int) -> Iterator[Edi
 
 
 def _step(tokens: list[Token], first: int, start: int, end: int, last: int) -> str:
-    """for (int i = a; i < n; i += b) is free where n and b are small constants and nothing else changes i."""
+    """The code that counts an iteration of a `for` loop; empty if the loop always ends.
+
+    That is for (int i = a; i < n; i += b) where n and b are small constants and nothing else changes i.
+    """
     begin, bound, onward = (
         [token.text for token in tokens[a:b]] for a, b in ((first, start), (start + 1, end), (end + 1, last))
     )
@@ -62,13 +65,13 @@ def _step(tokens: list[Token], first: int, start: int, end: int, last: int) -> s
 
 
 def _written(tokens: list[Token]) -> str:
-    """The tokens as they are written, on one line: >> is two of them."""
+    """The tokens as written, on one line; >> is two tokens."""
     gaps = (" " if before.end < token.start else "" for before, token in zip(tokens, tokens[1:]))
     return "".join(token.text + gap for token, gap in zip(tokens, (*gaps, "")))
 
 
 def _changes(tokens: list[Token], body: int, name: str) -> bool:
-    """Does the statement at `body` assign to a name or take its address, or is it unknown what does?"""
+    """Whether the statement at `body` assigns to a name or takes its address, or might do so."""
     stop = matching(tokens, body) if body < len(tokens) and tokens[body].text == "{" else body
     while stop < len(tokens) and tokens[stop].text not in (";", "}"):
         stop += 1
@@ -81,7 +84,7 @@ def _changes(tokens: list[Token], body: int, name: str) -> bool:
 
 
 def _semicolons(tokens: list[Token], first: int, last: int) -> list[int]:
-    """Places of the semicolons between the parts of a `for`."""
+    """The indices of the semicolons between the parts of a `for`."""
     found, index = [], first
     while index < last:
         if tokens[index].text in ("(", "[", "{"):
@@ -93,6 +96,6 @@ def _semicolons(tokens: list[Token], first: int, last: int) -> list[int]:
 
 
 def _declares(condition: list[Token]) -> bool:
-    """while (int n = ...): a declaration cannot be an operand."""
+    """Whether the condition is a declaration, as in while (int n = ...), which cannot be an operand."""
     names = [token.kind == "word" for token in condition[:2]]
     return names == [True, True] and any(token.text == "=" for token in condition)

@@ -1,7 +1,7 @@
-"""The tokens of a text as the preprocessor leaves them: macros of the text replaced by what they stand for.
+"""Expands the macros of a text, for rules that have to see through them.
 
-For rules that have to see through macros, not for the compiler: conditions are not evaluated, and a macro that is
-defined twice, or that pastes or quotes its arguments, stays a name.
+The result is not meant for the compiler: conditions such as #if are not evaluated, and a macro that is defined twice,
+or that pastes or quotes its arguments, is not expanded.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 from .tokens import Token, macro_tokens, matching
 
-DEEPEST = 16  # macros inside of macros
+DEEPEST = 16  # levels of macros within macros
 
 
 class Macro(NamedTuple):
-    parameters: list[str] | None  # None of an object-like macro
+    parameters: list[str] | None  # None for an object-like macro
     body: list[Token]
 
 
 def expanded(tokens: list[Token]) -> list[Token]:
-    """The tokens, in place of every use of a macro its body, whose tokens keep their place in the definition."""
+    """The tokens with each use of a macro replaced by its body; the tokens of a body keep their position in the
+    definition."""
     macros = _macros(tokens)
     return _expand(tokens, macros, frozenset(), 0) if macros else tokens
 
@@ -65,7 +66,7 @@ def _expand(tokens: list[Token], macros: dict[str, Macro], inside: frozenset[str
 
 
 def _arguments(tokens: list[Token]) -> list[list[Token]]:
-    """The arguments of a macro: the preprocessor knows no brackets but round ones."""
+    """The arguments of a macro. The preprocessor matches parentheses only, so a comma within <>, [] or {} separates."""
     parts: list[list[Token]] = [[]]
     depth = 0
     for token in tokens:

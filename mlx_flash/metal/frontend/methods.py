@@ -1,8 +1,11 @@
-"""Methods without an address space: in Metal they are called on objects of the thread, so that their members bind to
-`thread` references. In C++ for OpenCL they are called on objects anywhere, and their members lie nowhere in particular.
+"""Methods declared without an address space.
 
-Each gets a macro, which the compiler's driver defines as `thread` where members meet such references. Then values that
-are in no address space yet have no methods, so classes without members of their own, such as functors, are left out.
+In Metal such a method is called on objects in the thread's memory, and members of the object bind to references of type
+`thread`. In C++ for OpenCL it is called on objects in any space, so its members are in the generic space.
+
+Each such method gets a macro, which the compiler's driver defines as `thread` if members are bound to such references.
+A method of the thread's space cannot be called on a temporary, which is in no address space yet. Classes without data
+members, such as functors, are therefore left alone.
 """
 
 from collections.abc import Iterator
@@ -17,7 +20,8 @@ Edit = tuple[int, int, str]
 
 
 def method_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """The macro behind the parameters of each such method, where it is declared and where it is defined."""
+    """Yields the edit that puts the macro behind the parameters of each such method, at its declaration and
+    definition."""
     stateful = set()
     for index, token in enumerate(tokens[:-1]):
         if token.text not in ("struct", "class") or tokens[index - 1].text in ("enum", "<", ","):
@@ -35,7 +39,8 @@ def method_edits(tokens: list[Token]) -> Iterator[Edit]:
 
 
 def _head(tokens: list[Token], index: int) -> tuple[str, int | None]:
-    """(name, index of the opening brace) of the class whose keyword stands at `index`; no brace in a declaration."""
+    """(name, index of the opening brace) of the class whose keyword is at `index`; a mere declaration has no brace:
+    None."""
     name = ""
     while index + 1 < len(tokens):
         index += 1
@@ -52,7 +57,7 @@ def _head(tokens: list[Token], index: int) -> tuple[str, int | None]:
 
 
 def _statements(tokens: list[Token], opening: int) -> Iterator[tuple[int, int]]:
-    """[start, end) of each declaration in the class body that opens there; a function's ends before its body."""
+    """Yields [start, end) of each declaration in the class body that opens there; for a function, without its body."""
     start = index = opening + 1
     last = matching(tokens, opening)
     while index < last:
@@ -80,7 +85,7 @@ def _declares_member(declaration: list[Token]) -> bool:
 
 
 def _edit(tokens: list[Token], start: int, end: int, name: str) -> Iterator[Edit]:
-    """The edit of one declaration in a class of that name, if it is a method without an address space."""
+    """The edit of one declaration in a class called `name`, if it is a method without an address space."""
     index = start
     while tokens[index].text == "template" and tokens[index + 1].text == "<":
         index = _past_angles(tokens, index + 1)
@@ -98,12 +103,12 @@ def _edit(tokens: list[Token], start: int, end: int, name: str) -> Iterator[Edit
 
 
 def _calls(tokens: list[Token], index: int) -> bool:
-    """operator()(...), the one operator that is a method like others: conversions have rules of their own."""
+    """Whether this is operator()(...), the only operator handled as a method; conversions are handled elsewhere."""
     return tokens[index].text == "operator" and tokens[index + 1].text == "("
 
 
 def _past_attribute(tokens: list[Token], index: int) -> int:
-    """The index behind a token, or behind an attribute with its arguments."""
+    """The index behind a token, or behind an attribute and its arguments."""
     if tokens[index].text in ("__attribute__", "alignas") and tokens[index + 1].text == "(":
         return matching(tokens, index + 1) + 1
     if tokens[index].text in ("[[", "["):
@@ -112,7 +117,7 @@ def _past_attribute(tokens: list[Token], index: int) -> int:
 
 
 def _past_angles(tokens: list[Token], index: int) -> int:
-    """The index behind the template header whose < stands at `index`."""
+    """The index behind the template header whose < is at `index`."""
     depth = 0
     while index < len(tokens):
         depth += {"<": 1, ">": -1, ">>": -2}.get(tokens[index].text, 0)
@@ -130,7 +135,7 @@ def _behind_parameters(tokens: list[Token], closing: int) -> Iterator[Edit]:
 
 
 def _outside(tokens: list[Token], stateful: set[str]) -> Iterator[Edit]:
-    """Definitions outside of their classes: T S::f(...) {...}, T S<N>::f(...) {...}."""
+    """Yields the edits of methods defined outside their classes: T S::f(...) {...} and T S<N>::f(...) {...}."""
     for index, token in enumerate(tokens[:-2]):
         if token.text != "::" or tokens[index + 2].text != "(" or tokens[index + 1].kind != "word":
             continue

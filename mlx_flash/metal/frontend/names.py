@@ -1,4 +1,4 @@
-"""The names that a Metal text gives to types and to whole numbers, and where each is known."""
+"""The names that a Metal text gives to types and to whole numbers, and the scope of each name."""
 
 import ast
 import operator
@@ -26,16 +26,16 @@ _NAMING = frozenset({"using", "typedef", "template", *_CLASSES})
 
 
 class Known(NamedTuple):
-    """A name of a type, in the tokens [start, end); meaning: the tokens it stands for, none of a class."""
+    """A name of a type, known in tokens [start, end). `meaning`: the tokens it abbreviates; empty for a class."""
 
     start: int
     end: int
     meaning: list[Token]
-    parameter: bool = False  # of a template
+    parameter: bool = False  # whether it is a template parameter
 
 
 class Types:
-    """The types of a text: `at(i)` says whether the token i names one."""
+    """The types of a text: `at(i)` tells whether token i names a type."""
 
     def __init__(self, tokens: list[Token]):
         self.tokens = tokens
@@ -66,7 +66,7 @@ class Types:
             self.known.setdefault(name.text, []).append(known)
 
     def _in_brackets(self, index: int) -> bool:
-        """template <class T>, enum class"""
+        """Whether the keyword is in a template header or follows `enum`: template <class T>, enum class."""
         return index > 0 and self.tokens[index - 1].text in ("<", ",", "enum")
 
     def _tag(self, index: int) -> int | None:
@@ -75,7 +75,7 @@ class Types:
         return index if self.tokens[index].kind == "word" else None
 
     def _parameters(self, opening: int):
-        """typename T of a template, known to the end of the function or struct behind it."""
+        """Records `typename T` of a template header, known to the end of the function or struct behind it."""
         closing = template_end(self.tokens, opening)
         end = closing
         while end < len(self.tokens) and self.tokens[end].text not in (";", "{"):
@@ -88,23 +88,23 @@ class Types:
                 self._add(self.tokens[index], Known(index, end, [], True))
 
     def at(self, index: int) -> bool:
-        """Does the token at `index` name a type?"""
+        """Whether the token at `index` names a type."""
         token = self.tokens[index]
         if token.kind != "word" or (index and self.tokens[index - 1].text in (".", "->")):
-            # auto f() -> float: no member has the name of a builtin type.
-            known = self.find(token.text, index)  # a template's parameter is no member either
+            # A builtin type's name is a type even behind `->`, as in auto f() -> float: no member can have that name.
+            known = self.find(token.text, index)  # a template parameter is not a member either
             return self.tokens[index - 1].text == "->" and (token.text in BUILTIN or bool(known and known.parameter))
         return token.text in BUILTIN or self.find(token.text, index) is not None
 
     def find(self, name: str, index: int) -> Known | None:
-        """The meaning of a name that is no builtin, at `index`."""
+        """The meaning at `index` of a name that is not builtin; None if it does not name a type there."""
         for known in reversed(self.known.get(name, ())):
             if known.start <= index < known.end:
                 return known
         return None
 
     def spelt_out(self, part: list[Token], index: int) -> list[Token]:
-        """The tokens of a type, with other names for types replaced by what they stand for."""
+        """The tokens of a type, with aliases replaced by the types they abbreviate."""
         words: list[Token] = []
         for token in part:
             known = self.find(token.text, index) if token.kind == "word" else None
@@ -116,7 +116,7 @@ class Types:
 
 
 def template_end(tokens: list[Token], index: int) -> int:
-    """The index of the > that closes the < at `index`; of the last token where none does."""
+    """The index of the > that closes the < at `index`; of the last token if none does."""
     depth = 0
     while index < len(tokens):
         text = tokens[index].text
@@ -132,14 +132,15 @@ def template_end(tokens: list[Token], index: int) -> int:
 
 
 def statement_end(tokens: list[Token], index: int) -> int:
-    """The index of the semicolon behind `index`; of the last token without one."""
+    """The index of the next semicolon from `index` on; of the last token if there is none."""
     while index < len(tokens) - 1 and tokens[index].text != ";":
         index = matching(tokens, index) + 1 if tokens[index].text in ("(", "{", "[") else index + 1
     return min(index, len(tokens) - 1)
 
 
 def _ends_of_blocks(tokens: list[Token]) -> list[int]:
-    """For every token the index of the brace that closes the block around it, or the number of tokens."""
+    """For every token the index of the brace that closes the enclosing block, or the number of tokens outside
+    blocks."""
     ends, open_blocks = [len(tokens)] * len(tokens), []
     around = len(tokens)
     for index in range(len(tokens) - 1, -1, -1):
@@ -155,7 +156,7 @@ def _ends_of_blocks(tokens: list[Token]) -> list[int]:
 
 
 def whole_numbers(tokens: list[Token]) -> dict[str, int]:
-    """The values of macros, enumerators and constants that are whole numbers."""
+    """{name: value} for macros, enumerators and constants that are whole numbers."""
     values: dict[str, int] = {}
     for index, token in enumerate(tokens):
         if token.kind == "directive":
@@ -193,13 +194,13 @@ def _keep(values: dict[str, int], name: str, tokens: list[Token]):
 
 
 def number(literal: str) -> int:
-    """An integer literal of C++."""
+    """The value of an integer literal of C++."""
     literal = literal.rstrip("uUlL")
     return int(literal, 8 if literal.strip("0") and literal[0] == "0" and literal.isdigit() else 0)
 
 
 def whole_number(tokens: list[Token], values: dict[str, int]) -> int | None:
-    """The value of an expression of literals and known names; None if it is another."""
+    """The value of an expression of literals and known names; None for other expressions."""
     words = []
     for token in tokens:
         if token.kind == "number":

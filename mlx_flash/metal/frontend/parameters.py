@@ -1,4 +1,4 @@
-"""Metal's rules for a kernel's parameters: where a value comes from decides which types it may have."""
+"""Metal's rules for the parameters of a kernel: the attribute of a parameter decides which types it may have."""
 
 from collections.abc import Iterator
 
@@ -14,14 +14,17 @@ _SPACES = {"device", "constant", "threadgroup"}
 
 
 def misplaced(part: list[Token], parameters: list[Parameter], types: Types, index: int) -> Iterator[str]:
-    """Reasons against the last of these parameters, whose tokens are `part` and whose types are those at `index`."""
+    """Yields the reasons why Metal refuses the last of these parameters.
+
+    part: the tokens of that parameter. types: the types of the text, looked up at `index`.
+    """
     new = parameters[-1]
     if any(_same(new, before) for before in parameters[:-1]):
         what = f"threadgroup({new.index})" if new.attribute == "threadgroup" else new.attribute
         yield f"parameter '{new.name}' is a second one with [[{what}]]"
     kind = types.spelt_out(part[:-1], index)
     words = [token.text for token in kind if token.text not in ("const", "volatile")]
-    # The type of a template's parameter is known to its instances only.
+    # The type of a template parameter is known in its instances only.
     open_type = any((known := types.find(t.text, index)) and known.parameter for t in part[:-1])
     points = any(token.text in ("*", "&", "[") for token in [*kind, *part])
     if new.attribute in ("buffer", "threadgroup"):
@@ -41,12 +44,12 @@ def misplaced(part: list[Token], parameters: list[Parameter], types: Types, inde
 
 
 def _measured(parameter: Parameter) -> bool:
-    """Is it a position or a size in the grid, of known components?"""
+    """Whether the parameter is a position or a size in the grid with a known number of components."""
     return parameter.axes > 0 and _ATTRIBUTE_TYPES.get(parameter.attribute) == "uint3"
 
 
 def _axes(words: list[str]) -> int:
-    """The components of a position of this type."""
+    """The number of components of a position of this type."""
     vector = next((word for word in words if word[-1] in "23" and not word.startswith("vec")), None)
     return int(vector[-1]) if vector else 1
 
@@ -66,7 +69,7 @@ def _position(new: Parameter, words: list[str], points: bool) -> Iterator[str]:
 
 
 def _fits(words: list[str], vectors: bool) -> bool:
-    """Is this an unsigned number of 16 or 32 bits, or where `vectors` says so a vector of two or three?"""
+    """Whether this is an unsigned integer of 16 or 32 bits or, if `vectors`, a vector of two or three of them."""
     plain = [word for word in words if word != "int"] if "unsigned" in words else words
     if plain in (["unsigned"], ["unsigned", "short"], ["short", "unsigned"]):
         return True

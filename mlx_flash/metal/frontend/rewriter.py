@@ -1,4 +1,4 @@
-"""Rewriting of a Metal text: its tokens, its attributes, and the edits that keep every line where it was."""
+"""Rewrites a Metal text: its tokens, its attributes, and edits that leave every line where it is."""
 
 from .errors import CompileError
 from .names import whole_number, whole_numbers
@@ -13,7 +13,8 @@ _KNOWN_ATTRIBUTES = {
 
 
 class Rewriter:
-    """The tokens of a text and the edits to it. `attached` keeps the attributes, which no compiler sees."""
+    """The tokens of a text and the edits to it. `attached` holds the attributes, which are removed before
+    compilation."""
 
     def __init__(self, text: str):
         self.source = text
@@ -29,11 +30,11 @@ class Rewriter:
         raise CompileError(f"line {line}: error: {message}\n    {shown}")
 
     def replace(self, start: int, end: int, new: str = ""):
-        """text[start:end] becomes `new`."""
+        """Replaces text[start:end] by `new`."""
         self.edits.append((start, end, new))
 
     def apply(self) -> str:
-        """The text after all edits; of two that overlap the first counts."""
+        """The text after all edits; if two overlap, the first one is applied."""
         pieces, at = [], 0
         for start, end, new in sorted(self.edits):
             if start < at:
@@ -44,7 +45,7 @@ class Rewriter:
         return "".join(pieces)
 
     def attributes(self):
-        """Blanks every [[...]]; remembers its words at the token that follows or precedes it."""
+        """Blanks every [[...]] and records its words with the token that follows or precedes it."""
         self.attached: dict[int, list[list[Token]]] = {}
         kept: list[Token] = []
         index = 0
@@ -60,14 +61,14 @@ class Rewriter:
                     self.fail(attribute[0], f"unknown attribute '{attribute[0].text}'")
                 self.attached.setdefault(len(kept), []).append(attribute)
                 if attribute[0].text == "max_total_threads_per_threadgroup":
-                    # That of a template's parameter is known to its instances only.
+                    # A value that depends on a template parameter is known in the instances only.
                     self.result.max_threads = whole_number(attribute[2:-1], self.values) or self.result.max_threads
             self.replace(token.start, self.tokens[end].end)
             index = end + 1
         self.tokens = kept
 
     def argument(self, attribute: list[Token]) -> int | None:
-        """The whole number in [[attribute(number)]]; None where there is none."""
+        """The whole number in [[attribute(number)]]; None if there is none."""
         if len(attribute) < 4:
             return None
         value = whole_number(attribute[2:-1], self.values)
@@ -76,7 +77,7 @@ class Rewriter:
         return value
 
     def attribute_at(self, index: int, name: str) -> list[Token] | None:
-        """The tokens of the attribute `name` that stands before a token."""
+        """The tokens of the attribute `name` before a token; None if it has no such attribute."""
         return next((a for a in self.attached[index] if a[0].text == name), None) if index in self.attached else None
 
     def text_of(self, tokens: list[Token]) -> str:

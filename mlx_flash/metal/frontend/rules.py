@@ -1,4 +1,4 @@
-"""Rules of the Metal Shading Language that clang's C++ for OpenCL does not check, checked on tokens, with reasons."""
+"""Rules of the Metal Shading Language that clang's C++ for OpenCL does not enforce, checked on tokens."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -64,7 +64,7 @@ Finding = tuple[Token, str]
 
 
 def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
-    """(token, reason) of everything that a Metal compiler of this language version would refuse."""
+    """Yields (token, reason) for everything that a Metal compiler of this language version would refuse."""
     yield from _words(with_macros(tokens))
     tokens = expanded(tokens)
     types = Types(tokens)
@@ -99,7 +99,7 @@ def _words(tokens: list[Token]) -> Iterator[Finding]:
 
 
 def _follows_long(tokens: list[Token], index: int) -> bool:
-    """long long, unsigned long int long, ..."""
+    """Whether this `long` follows another one in the same type, as in long long and unsigned long int long."""
     while index and tokens[index - 1].text in _OF_LONG:
         index -= 1
         if tokens[index].text == "long":
@@ -108,13 +108,13 @@ def _follows_long(tokens: list[Token], index: int) -> bool:
 
 
 def _casts(tokens: list[Token]) -> Iterator[Finding]:
-    """(float*)p and reinterpret_cast<float*>(p) without a space."""
+    """Yields casts to pointers without an address space: (float*)p and reinterpret_cast<float*>(p)."""
     for index, token in enumerate(tokens[:-3]):
         inside = index + 1
         if token.text == "(" and (tokens[index - 1].kind != "word" or tokens[index - 1].text == "return"):
             end = matching(tokens, index)
             part = tokens[inside:end]
-            # (float * x) with a name is a parameter list, looked at elsewhere.
+            # (float * x) with a name is a parameter list, which _signature checks.
             if (
                 part
                 and part[-1].text in ("*", "&")
@@ -136,7 +136,7 @@ def _has_space(part: list[Token]) -> bool:
 
 
 def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
-    """A function is an argument of a template or of a function; it is in no other variable."""
+    """Yields variables that hold functions: only parameters of templates and of functions may."""
     allowed, arguments = -1, {name - 2 for name in parameters(tokens)}
     for index, token in enumerate(tokens[:-5]):
         if token.text == "<" and tokens[index - 1].text == "template":
@@ -170,13 +170,15 @@ def _tensors(tokens: list[Token]) -> Iterator[Finding]:
 
 
 def defined_functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:
-    """(name, opening and closing bracket of the parameters, opening and closing brace) of every function definition."""
+    """Yields the indices (name, bracket opening and closing the parameters, brace opening and closing the body) of
+    every function definition.
+    """
     brackets = [index for index, token in enumerate(tokens) if token.text == "("]
     for index in brackets:
         if index < 2:
             continue
         at = index - 1
-        if tokens[at].text == ">":  # the specialisation of a template
+        if tokens[at].text == ">":  # a specialisation of a template
             at = _template_start(tokens, at) - 1
         name, before = tokens[at], tokens[at - 1]
         if not any(tokens[i].text == "operator" for i in range(max(0, index - 4), index)):
@@ -219,10 +221,10 @@ def _body(tokens: list[Token], at: int) -> int | None:
 
 
 def _signature(tokens: list[Token], name: int, opening: int, closing: int) -> Iterator[Finding]:
-    """Parameters and results that point without a space."""
+    """Yields parameters and results that are pointers or references without an address space."""
     for part in split_arguments(tokens[opening + 1 : closing]):
         plain = _without_attributes(part)
-        # A default value is an expression, and a template argument may multiply.
+        # A default value is an expression, and a template argument may contain a product.
         head = _outside_templates(plain)
         if any(token.text in ("*", "&", "&&") for token in head) and not _has_space(plain):
             yield plain[0], needs_space(head)
@@ -262,7 +264,7 @@ def _outside_templates(part: list[Token]) -> list[Token]:
 
 
 def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
-    """Looks at what every statement starts with, and where it stands: in a function, a structure or a namespace."""
+    """Checks the start of every statement, by where it stands: in a function, a structure or a namespace."""
     bodies = {body for _, _, _, body, _ in functions}
     scopes: list[str] = []
     structure, namespace, brackets = False, False, 0
@@ -294,7 +296,7 @@ def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
 
 
 def _constant(words: set[str]) -> bool:
-    """A macro such as MTL_CONST may stand for the keyword."""
+    """Whether the words declare a constant; a macro such as MTL_CONST may stand for the keyword."""
     return any(word == "constant" or word.endswith("_CONST") for word in words)
 
 
@@ -322,10 +324,10 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
 
 
 def calls_of_kernels(tokens: list[Token], kernels: Iterable[str]) -> Iterator[Finding]:
-    """A kernel is called by a launch alone."""
+    """Yields calls of kernels: only a launch may call one."""
     for _, _, _, body, end in defined_functions(tokens):
         for before, token, after in zip(*(tokens[body + k : end] for k in range(3))):
-            # Behind a type it is a variable of the same name.
+            # Behind a type, the name declares a variable.
             declares = before.kind == "word" and before.text not in ("return", "else", "do", "case")
             if token.text in kernels and after.text == "(" and not declares and before.text not in (".", "->", "::"):
                 yield token, f"'{token.text}' is a kernel, which no function calls"

@@ -1,8 +1,8 @@
-"""Writes the Metal text of a kernel as `mx.fast.metal_kernel` writes it: signature, body and instantiation."""
+"""Writes the Metal text of a kernel as `mx.fast.metal_kernel` does: signature, body and instantiation."""
 
 import mlx.core as mx
 
-# (name, type) of every attribute MLX looks for in the body; their order fixes the order of the parameters.
+# (name, type) of every attribute that MLX looks for in the body. The order is that of the kernel's parameters.
 ATTRIBUTES = (
     ("dispatch_quadgroups_per_threadgroup", "uint"),
     ("dispatch_simdgroups_per_threadgroup", "uint"),
@@ -26,7 +26,7 @@ ATTRIBUTES = (
     ("threads_per_threadgroup", "uint3"),
 )
 
-# Smaller inputs travel in the constant address space.
+# MLX passes inputs with fewer elements in the constant address space.
 CONSTANT_BELOW = 8
 
 _TYPE_NAMES = {
@@ -53,7 +53,10 @@ def type_name(dtype: mx.Dtype) -> str:
 
 
 def shape_facts(input_names: list[str], source: str) -> list[tuple[bool, bool, bool]]:
-    """For every input: does the body mention its shape, its strides, its ndim? MLX searches the text, and so do we."""
+    """For each input, whether the body mentions its shape, its strides and its ndim.
+
+    MLX searches the text for these words, so they are searched for here too.
+    """
     return [tuple(f"{name}_{what}" in source for what in ("shape", "strides", "ndim")) for name in input_names]
 
 
@@ -72,7 +75,7 @@ def _template_parameter(value) -> str:
 
 
 def kernel_name(name, template, inputs, output_dtypes) -> str:
-    """The name MLX gives the specialised function. inputs: (dtype, ndim, size) of each."""
+    """The name that MLX gives to the specialised function. inputs: (dtype, ndim, size) of each."""
     words = ["custom_kernel_" + name]
     if template:
         arguments = "_".join(_template_argument(value) for _, value in template)
@@ -86,7 +89,7 @@ def kernel_name(name, template, inputs, output_dtypes) -> str:
 def kernel_text(
     function, header, source, input_names, inputs, output_names, output_dtypes, template, atomic_outputs
 ) -> str:
-    """The whole Metal text. inputs: (dtype, ndim, size) of each; function: what kernel_name returned."""
+    """The whole Metal text. inputs: (dtype, ndim, size) of each; function: the result of kernel_name."""
     text = [header]
     if template:
         parameters = ", ".join(f"{_template_parameter(value)} {name}" for name, value in template)
@@ -107,7 +110,7 @@ def kernel_text(
     for name, dtype in zip(output_names, output_dtypes):
         kind = f"atomic<{type_name(dtype)}>" if atomic_outputs else type_name(dtype)
         text.append(f"  device {kind}* {name} [[buffer({index})]]")
-        # MLX compares with the number of arrays and not of buffers: shapes without any attribute close the list early.
+        # MLX compares with the number of arrays and not of buffers, so shapes without attributes end the list early.
         goes_on = index < len(inputs) + len(output_names) - 1 or attributes
         text.append(",\n" if goes_on else ") {\n")
         index += 1

@@ -1,6 +1,6 @@
-"""Pointers and references name an address space in Metal, wherever their type is written.
+"""Checks that pointers and references name an address space, as Metal demands wherever their type is written.
 
-A name that is known to be a type and a * or & behind it are no product: with that, all of a text can be looked at.
+A * or & behind a name that is known to be a type is not an operator, so this check covers the whole text.
 """
 
 from collections.abc import Iterator
@@ -11,24 +11,24 @@ from .tokens import Token, matching
 SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
 _POINTS = ("*", "&", "&&")
 _QUALIFIERS = frozenset({"const", "volatile", "restrict", "__restrict"})
-# What may stand before a declaration's type beside qualifiers: the space is among them or nowhere.
+# Words that may precede a declaration's type, besides qualifiers. The address space is among them or missing.
 _BEFORE = frozenset({"static", "constexpr", "inline", "extern", "typename", "struct", "union", "mutable", "coherent"})
 Finding = tuple[Token, str]
 
 
 def needs_space(part: list[Token]) -> str:
-    """The sentence about a type that points somewhere without saying where."""
+    """The error message for a pointer or reference type without an address space."""
     kind = "reference" if any(token.text in ("&", "&&") for token in part) else "pointer"
     return f"a {kind} needs an address space: device, threadgroup, thread or constant"
 
 
 def names_space(words: set[str]) -> bool:
-    """A macro such as MTL_CONST may stand for the keyword."""
+    """Whether the words name an address space; a macro such as MTL_CONST may stand for the keyword."""
     return bool(words & SPACES) or any(word.endswith("_CONST") for word in words)
 
 
 def unspaced(tokens: list[Token], types: Types) -> Iterator[Finding]:
-    """Pointers and references to known types without an address space."""
+    """Yields pointers and references to known types that name no address space."""
     for index, token in enumerate(tokens[:-2]):
         declared = token.text == "decltype" and tokens[index + 1].text == "("
         if token.kind != "word" or not (declared or types.at(index)):
@@ -57,12 +57,12 @@ def _behind(tokens: list[Token], index: int) -> int:
 
 
 def _leading(tokens: list[Token], index: int) -> set[str]:
-    """The words of the declaration before its type's name."""
+    """The words of the declaration that precede the name of its type."""
     words, at = set(), index - 1
     while at >= 0 and (tokens[at].kind == "word" or tokens[at].text == "::"):
         words.add(tokens[at].text)
         at -= 1
-    if at >= 3 and tokens[at].text == ")":  # coherent(device) device T*, alignas(16) device T*
+    if at >= 3 and tokens[at].text == ")":  # as in coherent(device) device T*, alignas(16) device T*
         opening = at
         while opening > 0 and tokens[opening].text != "(":
             opening -= 1
@@ -72,7 +72,8 @@ def _leading(tokens: list[Token], index: int) -> set[str]:
 
 
 def _to_array(tokens: list[Token], index: int) -> bool:
-    """T (&r)[4], T (*p)[4], T (*)[4]; T(*p) is a conversion."""
+    """Whether this declares a pointer or reference to an array: T (&r)[4], T (*p)[4], T (*)[4]. T(*p) is a
+    conversion."""
     if tokens[index].text != "(" or tokens[index + 1].text not in _POINTS:
         return False
     closing = matching(tokens, index)
@@ -82,7 +83,7 @@ def _to_array(tokens: list[Token], index: int) -> bool:
 
 
 def _starts(tokens: list[Token], index: int) -> bool:
-    """Does the type at `index` start a declaration of variables?"""
+    """Whether the type at `index` starts a declaration of variables."""
     at = index - 1
     while at >= 0 and (tokens[at].text in _QUALIFIERS or tokens[at].text in _BEFORE or tokens[at].text == "::"):
         at -= 1
@@ -91,7 +92,7 @@ def _starts(tokens: list[Token], index: int) -> bool:
 
 
 def _later_declarators(tokens: list[Token], index: int) -> Iterator[Finding]:
-    """float a = 1, *p = &a;"""
+    """Yields pointers among the later variables of a declaration, as p in float a = 1, *p = &a;"""
     if tokens[index + 1].text not in ("=", ",", "[", "(", "{"):
         return
     while index < len(tokens) - 1 and tokens[index].text not in (";", ")", "}"):

@@ -1,4 +1,4 @@
-"""Characters beyond ASCII: a comment may hold them, code and strings may not."""
+"""Non-ASCII characters: comments may contain them, code and strings may not."""
 
 import warnings
 
@@ -7,7 +7,10 @@ from .tokens import comments, line_of
 
 
 def beyond_ascii(text: str) -> str:
-    """The text with blanks for what its comments hold beyond ASCII, with a warning; raises CompileError elsewhere."""
+    """The text with non-ASCII characters of comments replaced by blanks, which is reported as a warning.
+
+    Raises CompileError for such characters elsewhere.
+    """
     if text.isascii():
         return text
     pieces, at, first = [], 0, None

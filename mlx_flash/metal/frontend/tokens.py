@@ -1,4 +1,4 @@
-"""Splits Metal text into tokens that remember where they stand, so that rewriting one keeps every line where it was."""
+"""Splits Metal text into tokens that know their position, so that a rewritten text keeps every line where it was."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _PATTERN = re.compile(
     re.VERBOSE | re.DOTALL | re.MULTILINE,
 )
 
-# Strings too: what looks like a comment in one is none.
+# Strings are matched too, because text in a string is not a comment, whatever it looks like.
 _COMMENT = re.compile(r"""(?P<comment>//[^\n]*|/\*.*?\*/)|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 
 
@@ -33,7 +33,7 @@ class Token:
 
 
 def tokenize(text: str) -> list[Token]:
-    """All tokens but comments and white space, in order. `]]` is two tokens unless it closes an attribute."""
+    """All tokens except comments and white space, in order. `]]` is two tokens unless it closes an attribute."""
     found = []
     depth = 0
     for match in _PATTERN.finditer(text):
@@ -44,7 +44,7 @@ def tokenize(text: str) -> list[Token]:
         if piece == "[[":
             depth += 1
         elif piece == "]]":
-            # a[b[i]] closes two brackets and no attribute.
+            # a[b[i]] closes two brackets and not an attribute.
             if depth == 0:
                 found += (Token("mark", "]", start, start + 1), Token("mark", "]", start + 1, end))
                 continue
@@ -54,7 +54,7 @@ def tokenize(text: str) -> list[Token]:
 
 
 def macro_tokens(token: Token) -> list[Token]:
-    """The tokens of a macro's definition, where they stand in the whole text; of another token none."""
+    """The tokens of a macro definition, with positions in the whole text; empty for any other token."""
     if token.kind != "directive" or not _DEFINE.match(token.text):
         return []
     start = token.start + token.text.index("#") + 1
@@ -63,7 +63,7 @@ def macro_tokens(token: Token) -> list[Token]:
 
 
 def with_macros(tokens: list[Token]) -> list[Token]:
-    """The tokens, with those of a macro's definition in place of its directive."""
+    """The tokens, with each macro definition replaced by its own tokens."""
     found: list[Token] = []
     for token in tokens:
         if token.kind == "directive" and (inside := macro_tokens(token)):
@@ -74,12 +74,12 @@ def with_macros(tokens: list[Token]) -> list[Token]:
 
 
 def comments(text: str) -> list[tuple[int, int]]:
-    """Where the comments stand."""
+    """(start, end) of each comment."""
     return [match.span() for match in _COMMENT.finditer(text) if match.lastgroup == "comment"]
 
 
 def line_of(text: str, position: int) -> int:
-    """The line, counted from 1, of a position in the text."""
+    """The line of a position in the text, counted from 1."""
     return text.count("\n", 0, position) + 1
 
 
@@ -101,7 +101,7 @@ def matching(tokens: list[Token], index: int) -> int:
 
 
 def split_arguments(tokens: list[Token]) -> list[list[Token]]:
-    """Splits at the commas outside all brackets, template brackets included."""
+    """Splits at the commas that are outside all brackets, template brackets included."""
     parts: list[list[Token]] = [[]]
     depth = 0
     for token in tokens:
@@ -117,7 +117,7 @@ def split_arguments(tokens: list[Token]) -> list[list[Token]]:
 
 
 def without_alignment(tokens: list[Token]) -> tuple[list[Token], list[Token] | None]:
-    """The tokens of a declaration without __attribute__((aligned(N))), and those of N; None where there is none."""
+    """(tokens of a declaration without __attribute__((aligned(N))), tokens of N or None)."""
     for index in range(len(tokens) - 5):
         if tokens[index].text == "__attribute__" and tokens[index + 3].text in ("aligned", "__aligned__"):
             rest = [*tokens[:index], *tokens[matching(tokens, index + 1) + 1 :]]

@@ -1,4 +1,5 @@
-"""Rewrites Metal text into what clang's C++ for OpenCL compiles, line for line: errors and reports name Metal lines."""
+"""Rewrites Metal text to clang's C++ for OpenCL line by line, so that errors and reports name lines of the Metal
+text."""
 
 import re
 
@@ -42,7 +43,7 @@ class _Translator(Kernels):
         return self.result
 
     def redundant_definitions(self):
-        """constant T S::x[8]; outside its class, where the constexpr member needs no definition any more."""
+        """Blanks constant T S::x[8]; outside its class: a constexpr member needs no definition since C++17."""
         start, possible = 0, False
         for index, token in enumerate(self.tokens):
             if token.text == "constexpr":
@@ -54,7 +55,7 @@ class _Translator(Kernels):
                 start, possible = index + 1, False
 
     def words(self):
-        """Rewrites that need no context but a neighbour."""
+        """Rewrites that depend on a word and its neighbours only."""
         words = ((i, t) for i, t in enumerate(self.tokens) if t.kind == "word")
         own = {t.text for i, t in words if self.tokens[i - 1].text not in (".", "->")}
         for index, token in enumerate(self.tokens):
@@ -69,7 +70,7 @@ class _Translator(Kernels):
             elif not self.unrolled and token.text == "_Pragma" and "unroll" in self.tokens[index + 2].text:
                 self.replace(token.start, self.tokens[index + 3].end)
             elif token.text == "decltype" and self.tokens[index + 2].text != "auto":
-                # Of a variable it would name the address space too, which Metal's does not.
+                # Clang's type of a variable includes its address space, which Metal's does not.
                 self.replace(token.start, token.start, " ::metal::remove_addrspace_t<")
                 end = self.tokens[matching(self.tokens, index + 1)].end
                 self.replace(end, end, ">")
@@ -80,7 +81,7 @@ class _Translator(Kernels):
             elif token.text == "thread" and self.second_space(index):
                 self.replace(token.start, token.end, "")
             elif token.text == "extern" and following == '"C"':
-                # What the translation adds to a class may be templates, which C linkage excludes.
+                # The translation may add templates to a class, which C linkage does not allow.
                 self.replace(self.tokens[index + 1].start, self.tokens[index + 1].end, '"C++"')
             elif token.text == "static_cast":
                 self.replace(token.start, token.end, "msl_static_cast")
@@ -98,7 +99,7 @@ class _Translator(Kernels):
         self.constant_copies()
 
     def second_space(self, index: int) -> bool:
-        """thread const device T*: beside another address space `thread` says where the pointer itself is kept."""
+        """Whether another space beside `thread` is that of the pointee, as in thread const device T*."""
         for step in (-1, 1):
             at = index + step
             while 0 <= at < len(self.tokens) and self.tokens[at].text in ("const", "volatile"):
@@ -108,7 +109,7 @@ class _Translator(Kernels):
         return False
 
     def binds_value(self, index: int) -> bool:
-        """Does the type at `index` end in a reference? One to a constant thread object also takes values."""
+        """Whether the type at `index` ends in a reference: a const thread reference also binds to values."""
         depth = 0
         while index < len(self.tokens):
             text = self.tokens[index].text
@@ -122,8 +123,8 @@ class _Translator(Kernels):
         return False
 
     def postfix_end(self, index: int) -> int | None:
-        """The index behind the expression `name`, `(name)`, `a.b[i](c)` ... that starts here; None if something else
-        does."""
+        """The index behind the expression that starts here: a name or (name) with members, subscripts and calls;
+        else None."""
         if self.tokens[index].text == "(":
             index = matching(self.tokens, index)
         elif self.tokens[index].kind != "word" or self.tokens[index].text in ("true", "false", "nullptr", "sizeof"):
@@ -140,7 +141,7 @@ class _Translator(Kernels):
         return None
 
     def constant_copies(self):
-        """S s = constants[0]; the structures behind constant pointers and references are read byte by byte."""
+        """Reads structures behind constant pointers and references byte by byte, as in S s = constants[0];"""
         roots = set()
         for index, token in enumerate(self.tokens[:-3]):
             if token.text == "constant":
@@ -159,7 +160,8 @@ class _Translator(Kernels):
                 self.replace(self.tokens[end].start, self.tokens[end].start, ")")
 
     def conditionals(self):
-        """c ? lvalue : value of one class type: clang sees two address spaces, so the lvalue is read first."""
+        """Reads the lvalue first in c ? lvalue : value of one class type, as clang gives the two different address
+        spaces."""
         for index, token in enumerate(self.tokens):
             if token.text not in ("?", ":"):
                 continue
@@ -168,7 +170,7 @@ class _Translator(Kernels):
                 self.open_conditionals = getattr(self, "open_conditionals", 0) + 1
                 wanted = (":",)
             else:
-                # A colon of a case, a label, an access or a constructor closes no conditional.
+                # The colon of a case, a label, an access specifier or a constructor does not belong to a conditional.
                 if not getattr(self, "open_conditionals", 0):
                     continue
                 self.open_conditionals -= 1
@@ -179,9 +181,9 @@ class _Translator(Kernels):
 
 
 def translate(text: str, language: float = 3.1, unrolled: bool = False) -> Translation:
-    """Translates Metal text; raises CompileError for what Metal of that version forbids and clang would accept.
+    """Translates Metal text; raises CompileError for text that this version of Metal forbids, even if clang accepts it.
 
-    unrolled: what the text says of unrolling its loops stays; a CPU is better off without.
+    unrolled: keeps the text's pragmas about unrolling loops, which slow down code for a CPU.
     """
     text = beyond_ascii(text)
     translator = _Translator(text, unrolled)

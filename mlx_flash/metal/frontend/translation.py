@@ -1,4 +1,4 @@
-"""The result of translating a Metal text: the new text, its kernels and what a launch has to bind for each."""
+"""The result of a translation: the new text, its kernels, and what a launch has to bind for each of them."""
 
 from dataclasses import dataclass, field
 
@@ -13,37 +13,37 @@ class Parameter:
 
     name: str
     attribute: str
-    index: int = 0  # of the buffer or of the threadgroup memory
-    writable: bool = False  # a buffer that the kernel may write
-    condition: str = ""  # the function constant that says whether it is there
+    index: int = 0  # number of the buffer or of the threadgroup memory
+    writable: bool = False  # whether the kernel may write the buffer
+    condition: str = ""  # the function constant that decides whether the parameter exists
     variable: int = 0  # threadgroup memory: its number among the kernel's threadgroup variables
-    constant: bool = False  # a buffer in the constant address space
-    axes: int = 0  # of a position or a size: its components; 0 where its type is not known here
+    constant: bool = False  # whether the buffer is in the constant address space
+    axes: int = 0  # components of a position or a size; 0 if its type is not known here
 
 
 @dataclass
 class Translation:
-    """The translated text and what a launch has to know of it."""
+    """The translated text and everything that a launch needs to know about it."""
 
     text: str
-    kernels: dict = field(default_factory=dict)  # function name, with its namespaces -> parameters
+    kernels: dict = field(default_factory=dict)  # function name, with its namespaces: its parameters
     templates: set = field(default_factory=set)  # names of the kernels that are templates
-    renamed: set = field(default_factory=set)  # names of the kernels that are found by their host name alone
-    places: dict = field(default_factory=dict)  # name of a kernel or an instance -> the namespaces around it
-    instances: dict = field(default_factory=dict)  # host name -> expression to call
-    types: dict = field(default_factory=dict)  # host name -> types of the parameters, where they choose the instance
-    variables: dict = field(default_factory=dict)  # function name -> names of its threadgroup variables
-    constants: dict = field(default_factory=dict)  # name of a function constant -> its index
+    renamed: set = field(default_factory=set)  # names of the kernels that are found by their host name only
+    places: dict = field(default_factory=dict)  # name of a kernel or an instance: the namespaces around it
+    instances: dict = field(default_factory=dict)  # host name: expression to call
+    types: dict = field(default_factory=dict)  # host name: types of the parameters, if they select the instance
+    variables: dict = field(default_factory=dict)  # function name: names of its threadgroup variables
+    constants: dict = field(default_factory=dict)  # name of a function constant: its index
     max_threads: int = 1024
 
     def callee(self, host_name: str | None = None) -> str:
-        """The expression that names the function of a kernel; without a name the first kernel's."""
+        """The expression that names a kernel's function; the first kernel's without a host name."""
         if host_name is None:
             host_name = next(iter(self.instances or self.kernels))
         return self.instances.get(host_name, host_name)
 
     def within(self, host_name: str | None, code: str) -> str:
-        """Code that stands in the namespaces of a kernel, so that names mean what they mean there."""
+        """The code inside the namespaces of a kernel, where names have the kernel's meaning."""
         if host_name is None:
             host_name = next(iter(self.instances or self.kernels))
         for name in reversed(self.places.get(host_name, ())):
@@ -51,7 +51,7 @@ class Translation:
         return code + "\n"
 
     def function(self, host_name: str | None = None) -> str:
-        """The name of a kernel's function, with its namespaces and without arguments of a template."""
+        """The name of a kernel's function, with namespaces and without template arguments."""
         if host_name is None:
             host_name = next(iter(self.instances or self.kernels))
         plain = "".join(self.callee(host_name).split("<")[0].split())
@@ -60,7 +60,7 @@ class Translation:
         return next((name for name in candidates if name in self.kernels), plain)
 
     def call(self, host_name: str | None = None) -> str:
-        """The kernel called with what the launch bound."""
+        """A call of the kernel with the values that the launch bound."""
         arguments = []
         for parameter in self.kernels[self.function(host_name)]:
             if parameter.attribute == "buffer":
@@ -74,7 +74,7 @@ class Translation:
         return f"{self.callee(host_name)}({', '.join(arguments)})"
 
     def entry(self, host_name: str | None = None) -> str:
-        """The function the runtime calls in every thread."""
+        """The function that the runtime calls in every thread."""
         return self.within(host_name, f'extern "C" void msl_kernel_entry() {{ {self.call(host_name)}; }}')
 
     def variable_names(self, host_name: str | None = None) -> list[str]:
