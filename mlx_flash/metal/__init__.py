@@ -1,4 +1,5 @@
-"""A Metal simulator for the CPU: runs the text of `mx.fast.metal_kernel` kernels and reports what a GPU would hide."""
+"""A Metal simulator for the CPU: runs the text of `mx.fast.metal_kernel` kernels and reports errors that a GPU
+hides."""
 
 from .cpu.kernel import metal_kernel
 from .cpu.library import MetalLibrary

@@ -1,4 +1,4 @@
-"""`python -m mlx_flash.simulator run FILE.py ...` runs a script whose Metal kernels run here."""
+"""`python -m mlx_flash.simulator run FILE.py ...` runs a script with its Metal kernels on the simulator."""
 
 import argparse
 import runpy
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 1 if a kernel was reported or did not compile."""
+    """Runs a command. Returns 1 if a kernel was reported or did not compile, else 0."""
     options = parser().parse_args(arguments)
     saved = sys.argv
     sys.argv = [options.file, *options.arguments]

@@ -1,1 +1,1 @@
-"""The simulator: runs translated kernels on the CPU and checks what a GPU would hide."""
+"""The simulator: runs translated kernels on the CPU and checks for errors that a GPU would hide."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from .launch import Launch, Library
 
-# A NaN as half, as bfloat16 and, twice over, as float32: memory that was never written shows in results.
+# The bits of a NaN as half, as bfloat16 and, twice over, as float32: memory that was never written shows in results.
 POISON = 0x7FED
 _NUMPY = {
     mx.bool_: np.bool_, mx.uint8: np.uint8, mx.uint16: np.uint16, mx.uint32: np.uint32, mx.uint64: np.uint64,
@@ -18,15 +18,15 @@ _NUMPY = {
     mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.complex64: np.complex64,
 }  # fmt: skip
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32, mx.complex64)
-# Alignment of every allocation, as on a GPU: no load that a kernel may issue needs more.
+# Every allocation is aligned to this, as on a GPU: no load that a kernel may issue needs more.
 _ALIGNMENT = 64
-_OFFSET = 16  # no type is aligned to more: of where a view begins, this is kept
+_OFFSET = 16  # The start of a view is kept modulo this: no type has a larger alignment.
 _SLOT_BITS = 36
-_CELL_BYTES = 32  # a Cell of runtime/shadow.h
+_CELL_BYTES = 32  # sizeof(Cell) in runtime/shadow.h
 
 
 def view(array: mx.array) -> np.ndarray:
-    """The memory of an evaluated array, without a copy and with its strides; bfloat16 as its bits."""
+    """The memory of an evaluated array, without a copy and with its strides; bfloat16 as uint16."""
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.asarray(array)
@@ -38,7 +38,7 @@ def row_contiguous(array: np.ndarray) -> bool:
 
 
 def allocate(shape, dtype: mx.Dtype, init_value: float | None) -> np.ndarray:
-    """An output: filled with init_value, else poisoned."""
+    """The memory of an output: filled with init_value, or poisoned if that is None."""
     memory = np.empty(int(np.prod(shape)) * dtype.size + _ALIGNMENT, np.uint8)
     array = memory[_gap(memory) : memory.size - _ALIGNMENT + _gap(memory)].view(_NUMPY[dtype]).reshape(shape)
     if init_value is not None:
@@ -52,24 +52,24 @@ def allocate(shape, dtype: mx.Dtype, init_value: float | None) -> np.ndarray:
 
 
 def _gap(memory: np.ndarray) -> int:
-    """How many bytes of it lie before the first that is aligned."""
+    """The number of bytes before the first aligned one."""
     return -memory.__array_interface__["data"][0] % _ALIGNMENT
 
 
 @functools.cache
 def _header() -> int:
-    """Where MLX's allocations begin, which need not be where memory is aligned: modulo _OFFSET."""
+    """The address of MLX's allocations modulo _OFFSET, which need not be 0."""
     return view(mx.ones(1024) + 1).__array_interface__["data"][0] % _OFFSET
 
 
 def to_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
-    """The output as an MLX array that owns its memory."""
+    """An MLX array that owns a copy of the output's memory."""
     result = mx.array(array)
     return result.view(mx.bfloat16) if dtype == mx.bfloat16 else result
 
 
 def extent(array: np.ndarray) -> tuple[int, int]:
-    """(offset of the lowest byte from element 0, number of bytes up to the highest)."""
+    """(offset of the lowest byte from element 0, number of bytes from there to the highest)."""
     if array.size == 0:
         return 0, 0
     low = sum(min(0, (n - 1) * s) for n, s in zip(array.shape, array.strides))
@@ -78,7 +78,9 @@ def extent(array: np.ndarray) -> tuple[int, int]:
 
 
 class Window:
-    """Address space where the buffers of a checked launch lie 64 GiB apart: no index out of bounds meets another."""
+    """Address space for the buffers of a checked launch, which are 64 GiB apart: an index out of bounds of one buffer
+    never hits another one.
+    """
 
     _idle: list[tuple[int, int]] = []
     _lock = threading.Lock()
@@ -107,13 +109,13 @@ class Window:
         return address
 
     def shadow(self, index: int, size: int) -> int:
-        """Memory of `size` zero bytes for the known facts about buffer `index`."""
+        """Memory of `size` zero bytes for the shadow cells of buffer `index`."""
         address = self.base + (index << self.bits) + (1 << (self.bits - 1))
         self.used.append((address, size))
         return address
 
     def close(self):
-        """Gives the memory back and keeps the address space for the next launch."""
+        """Releases the memory and keeps the address space for the next launch."""
         for address, size in self.used:
             self.library.forget(address, size)
         with self._lock:
@@ -123,11 +125,11 @@ class Window:
 def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initialised: bool, window: Window | None):
     """Makes an array the launch's buffer `index`.
 
-    Returns (to, from, bytes, memory to keep) of the copy that fetches an output; None if the array itself is bound.
+    Returns (to, from, bytes, memory to keep) for the copy that fetches an output; None if the array itself is bound.
     """
     low, size = extent(array)
     first = array.__array_interface__["data"][0]
-    address, aligned = first + low, writable or first % mmap.PAGESIZE == 0  # made here, or mapped by others
+    address, aligned = first + low, writable or first % mmap.PAGESIZE == 0  # allocated here, or mapped elsewhere
     offset = 0 if aligned else (first - _header()) % _OFFSET
     buffer = launch.buffers[index]
     buffer.bytes, buffer.item, buffer.writable, buffer.start = size, array.itemsize, writable, -low
@@ -150,7 +152,7 @@ def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initiali
 
 
 def unwritten(buffer) -> np.ndarray:
-    """The indices of the granules of an output that no thread wrote."""
+    """The indices of the granules of an output that no thread has written."""
     count = buffer.bytes >> buffer.shift
     if not count or buffer.initialised:
         return np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""One launch of a built kernel: what metal_kernel and MetalLibrary have in common."""
+"""One launch of a built kernel: the part that metal_kernel and MetalLibrary share."""
 
 import ctypes
 from collections.abc import Callable
@@ -21,8 +21,9 @@ _MAX_THREADS = 1024
 class BuiltKernel:
     """A kernel that is compiled and loaded.
 
-    text: the Metal text that reports quote; buffer_names, variable_names: what the launch's numbers are called there;
-    with_lines: a function that builds it again, with the lines of its code.
+    text: the Metal text that reports quote. buffer_names, variable_names: the names of buffers and threadgroup
+    variables in the text, by their numbers in a launch. with_lines: a function that builds the kernel again with a line
+    table.
     """
 
     def __init__(
@@ -40,23 +41,23 @@ class BuiltKernel:
         self.library, self._with_lines = Library(path), with_lines
 
     def line(self, number: int) -> str:
-        """A line of the Metal text."""
+        """A line of the Metal text, by its number."""
         lines = self.text.splitlines()
         return lines[number - 1].strip() if 0 < number <= len(lines) else ""
 
     def line_of(self, pc: int) -> int:
-        """The line an address of the loaded code comes from; 0 if unknown."""
+        """The line that an address of the loaded code belongs to; 0 if it is unknown."""
         return line_at(self._lines, pc - self.library.base) if self._lines else 0
 
     @cached_property
     def _lines(self) -> Path | None:
-        """The library with the lines of this one's code; None if a compiler made other code for it."""
+        """A library with the same code and a line table; None if the compiler generated different code for it."""
         path = self._with_lines()
         return path if code(path) == code(self.path) else None
 
 
 def check_grid(grid, threadgroup):
-    """Raises for a grid or a threadgroup no GPU accepts."""
+    """Raises ValueError for a grid or a threadgroup that no GPU accepts."""
     for name, triple in (("grid", grid), ("threadgroup", threadgroup)):
         if len(triple) != 3:
             raise TypeError(f"{_TAG} `{name}` must be three integers, not {triple!r}.")
@@ -66,7 +67,7 @@ def check_grid(grid, threadgroup):
 
 
 def check_threads(threadgroup, limit: int):
-    """Raises, in MLX's words, for a threadgroup of more threads than the limit."""
+    """Raises ValueError, in MLX's words, if the threadgroup has more threads than the limit."""
     threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
     if threads > limit:
         raise ValueError(
@@ -75,7 +76,7 @@ def check_threads(threadgroup, limit: int):
 
 
 def new_launch(grid, threadgroup) -> Launch:
-    """A launch of `grid` threads under the mode and the schedule in force, without buffers yet."""
+    """A launch of `grid` threads with the current mode and schedule, and without buffers yet."""
     launch = Launch()
     launch.total = 1
     for axis in range(3):
@@ -92,7 +93,7 @@ def new_launch(grid, threadgroup) -> Launch:
 
 
 def _coprime(total: int) -> int:
-    """A step that visits every threadgroup once, far from in order."""
+    """A step that visits every threadgroup once, in an order far from the usual one."""
     stride = int(total * 0.618) | 1
     while np.gcd(stride, total) != 1:
         stride += 2
@@ -100,7 +101,10 @@ def _coprime(total: int) -> int:
 
 
 def run_bound(kernel: BuiltKernel, launch: Launch, bindings):
-    """Runs a launch. bindings: (index of a buffer, its memory, may be written, holds values beforehand) of each."""
+    """Runs a launch.
+
+    bindings: (index, memory, whether it may be written, whether it holds values beforehand) of each buffer.
+    """
     bindings = list(bindings)
     launch.buffer_count = max((index for index, *_ in bindings), default=-1) + 1
     fetch, findings, window = [], [], None

@@ -1,4 +1,4 @@
-"""metal_kernel: the signature, the checks and the wording of `mx.fast.metal_kernel`, run on the CPU."""
+"""metal_kernel with the signature, checks and error messages of `mx.fast.metal_kernel`, run on the CPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ _TAG = "[metal_kernel]"
 _built: dict = {}
 
 
-# All that the math mode changes here: a kernel can ask for it.
+# The only effect of the math mode here is the macro that a kernel can test.
 FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
 
 
 def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
     key = (text, mode, count, fast_math, settings.current_language())
     if key not in _built:
-        # Another text is translated each time, which warns of characters beyond ASCII.
+        # A text with other characters is translated every time, so that each translation warns about them.
         remembered = compiler.recall(*key) if text.isascii() else None
         path, facts = remembered or _compile(name, *key)
 
@@ -52,7 +52,7 @@ def _compile(name, text, mode, count, fast_math, language, lines=False) -> tuple
 
 
 class MetalKernel:
-    """The kernel that metal_kernel returns: call it with keywords, as MLX's own."""
+    """The kernel that metal_kernel returns; it is called with the same keywords as MLX's own."""
 
     def __init__(
         self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options
@@ -101,7 +101,7 @@ class MetalKernel:
         )
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
-        """Runs what the call has checked, at once."""
+        """Runs at once what the call has checked."""
 
         def run(*arrays):
             return self._run(arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose)
@@ -109,7 +109,7 @@ class MetalKernel:
         return list(_without_gradient(run, arrays))
 
     def text(self, inputs, template, output_dtypes) -> tuple[str, list[str]]:
-        """(the Metal text for inputs of these (dtype, ndim, size), names of its buffers)."""
+        """(the Metal text for inputs with these (dtype, ndim, size), the names of its buffers)."""
         small = tuple((d, min(n, 1), min(s, 8)) for d, n, s in inputs)
         key = (small, tuple((n, type(v), v) for n, v in template), tuple(output_dtypes))
         if key not in self._texts:
@@ -166,7 +166,7 @@ class MetalKernel:
 
 
 def _chosen_cpu(stream) -> bool:
-    """The default of a machine without a GPU stands for the GPU of a Mac, where the same code finds that."""
+    """Whether the caller chose the CPU. On a machine without a GPU the default device stands for the GPU of a Mac."""
     device = mx.default_device()
     default = isinstance(stream, mx.Device) and stream == device
     default = default or (isinstance(stream, mx.Stream) and stream == mx.default_stream(device))
@@ -198,8 +198,10 @@ def _evaluate(arrays, name: str):
 
 
 def _without_gradient(run, arrays):
-    """Runs a kernel that refuses derivatives, as MLX's own does: it must not pass for a constant. Callers that need
-    gradients wrap the kernel in mx.custom_function."""
+    """Runs a kernel so that derivatives of it are an error, as with MLX's kernels, and never silently zero.
+
+    Callers that need gradients wrap the kernel in mx.custom_function.
+    """
     call = mx.custom_function(run)
 
     def refuse(*_):

@@ -1,4 +1,4 @@
-"""Runs a loaded kernel over a grid: hands the buffers over and shares the threadgroups among OS threads."""
+"""Runs a loaded kernel over a grid: passes the buffers and distributes the threadgroups over OS threads."""
 
 import ctypes
 import os
@@ -53,8 +53,8 @@ class Launch(ctypes.Structure):
 
 
 def load(path) -> ctypes.CDLL:
-    """A library that `Target.link` made; it may call the C library's mathematical functions."""
-    if not here().mach_o:  # there they are linked; here Python need not have brought them into the global scope
+    """Loads a library that `Target.link` made, which may call mathematical functions of the C library."""
+    if not here().mach_o:  # on macOS it is linked in; elsewhere Python may not have loaded it globally
         ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(path))
 
@@ -105,7 +105,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def execute(library: Library, launch: Launch):
-    """Runs all threadgroups; returns when the last one has ended."""
+    """Runs all threadgroups and returns when the last one has ended."""
     helpers = min(_workers, launch.total) - 1
     waiting = [_threads().submit(_work, library, launch) for _ in range(helpers)] if helpers > 0 else []
     _work(library, launch)

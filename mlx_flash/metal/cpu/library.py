@@ -1,4 +1,4 @@
-"""MetalLibrary: a whole Metal source as for Apple's compiler, with includes, entry points and function constants."""
+"""MetalLibrary: a whole Metal source, as for Apple's compiler, with includes, entry points and function constants."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +18,17 @@ from .preprocess import preprocess
 from .profile import record
 
 _PRELUDE = "all.h"
-# What a text includes only once it is translated: include/metal_tensor. The pragma survives the preprocessor.
+# Text that is included after the translation only, see include/metal_tensor. The pragma survives the preprocessor.
 _LATE = ("#pragma msl_tensors\n", "#include <shim/tensor_ops.h>\n")
 
 
 class MetalLibrary:
-    """A Metal source; `kernel` finds its kernels by host name, or by function name where they are no templates.
+    """A Metal source. `kernel` returns one of its kernels by host name, or by function name if it is not a template.
 
-    Of a template `kernel` takes any instance: `kernel("scale<float, 4>")`.
+    `kernel` also instantiates a template: `kernel("scale<float, 4>")`.
 
     source: the text; it may include Metal's own headers and files below `include_dirs`.
-    language: the version of the Metal Shading Language; by default the one in force, see `language`.
+    language: the version of the Metal Shading Language; the default is the current one, see `language`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MetalLibrary:
 
     @property
     def kernel_names(self) -> list[str]:
-        """Host names of the instantiated kernels, and names of those that are no templates."""
+        """Host names of the instantiated kernels, and names of the kernels that are not templates."""
         hidden = self.translation.templates | self.translation.renamed
         plain = [name for name in self.translation.kernels if name not in hidden]
         return [*self.translation.instances, *plain]
@@ -64,7 +64,8 @@ class MetalLibrary:
         return self.translation.templates if name.endswith(">") else set()
 
     def check(self, names: Sequence[str] | None = None):
-        """Compiles without running: the text, and the kernels `names` (by default all) with what they instantiate."""
+        """Compiles without running: the text, and the kernels `names` (by default all) with everything they
+        instantiate."""
         chosen = self.kernel_names if names is None else names
         calls = [f"void msl_use_{i}() {{ {self.translation.call(name)}; }}" for i, name in enumerate(chosen)]
         entry = "".join(map(self.translation.within, chosen, calls))
@@ -77,7 +78,7 @@ class MetalLibrary:
 
 
 class _InFiles:
-    """Turns a CompileError inside the block into one that names the files the text was put together from."""
+    """Turns a CompileError inside the block into one that names the files that the text was assembled from."""
 
     def __init__(self, library: MetalLibrary, name: str):
         self.library, self.name = library, name
@@ -92,7 +93,7 @@ class _InFiles:
 
 
 class LibraryKernel:
-    """One entry point of a MetalLibrary with its function constants set; call it with buffers and a grid."""
+    """One entry point of a MetalLibrary with its function constants set; it is called with buffers and a grid."""
 
     def __init__(self, library: MetalLibrary, name: str, values: Mapping):
         self.library, self.name = library, name
@@ -166,7 +167,7 @@ class LibraryKernel:
 
 
 class _LibraryBuilt(BuiltKernel):
-    """Reports name files of the source instead of lines of the preprocessed text."""
+    """Makes reports name files of the source instead of lines of the preprocessed text."""
 
     def __init__(self, kernel: LibraryKernel, path: Path, with_lines: Callable[[], Path]):
         translation = kernel.library.translation
@@ -186,12 +187,12 @@ class _LibraryBuilt(BuiltKernel):
         self.origin = kernel.library.origin
 
     def line(self, number: int) -> str:
-        """A line of the preprocessed text and where it stood."""
+        """A line of the preprocessed text, with its file and line in the source."""
         return f"{super().line(number)} ({self.origin.name(number)})"
 
 
 def _memory(value, parameter: Parameter, kernel: str) -> tuple[np.ndarray, mx.Dtype | None]:
-    """(memory of an argument, dtype if it is a new buffer)."""
+    """(memory of an argument, its dtype if it is a new buffer)."""
     what = f"buffer {parameter.index} ('{parameter.name}') of kernel '{kernel}'"
     if value is None:
         return np.empty(0, np.uint8), None

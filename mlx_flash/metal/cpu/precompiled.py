@@ -1,7 +1,8 @@
-"""The shim's headers, parsed once for each set of flags: most of what a small kernel takes to compile is their parsing.
+"""The shim's headers, precompiled once for each set of flags: parsing them is most of the compile time of a small
+kernel.
 
-A precompiled header remembers where its sources lie. They are copied into the cache, so that it serves every
-installation with the same headers, read-only ones among them.
+A precompiled header remembers the paths of its sources. They are copied into the cache, so that one precompiled header
+serves every installation with the same headers, including read-only ones.
 """
 
 import hashlib
@@ -17,9 +18,9 @@ INCLUDE = Path(__file__).parent / "include"
 
 
 def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder: Path, identity: str) -> list[str]:
-    """The compiler's arguments to start from `prelude` of the shim, compiled with these flags.
+    """The compiler's arguments to start from the precompiled header `prelude` of the shim, built with these flags.
 
-    folder: the cache. identity: what names the compiler and the contents of the headers.
+    folder: the cache. identity: a hash of the compiler and of the contents of the headers.
     """
     headers = _copied(folder / f"shim-{identity[:24]}")
     key = hashlib.sha256("\0".join(flags).encode()).hexdigest()[:24]
@@ -30,7 +31,7 @@ def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder:
 
 
 def _copied(shim: Path) -> Path:
-    """The headers below the folder `shim`, put there as a whole by whichever process comes first."""
+    """Copies the headers below the folder `shim`; the first process to finish publishes the whole folder at once."""
     headers = shim / "include"
     if not headers.is_dir():
         shim.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Runs the preprocessor over a Metal source and remembers where every line came from."""
+"""Runs the preprocessor over a Metal source and remembers the file and line that every line came from."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ _VERSION = re.compile(r"(\d)\.(\d)")
 
 
 class Origin:
-    """Where each line of a preprocessed text stood: (file, line)."""
+    """(file, line) of every line of a preprocessed text."""
 
     def __init__(self, places: list[tuple[str, int]]):
         self.places = places
@@ -28,7 +28,7 @@ class Origin:
         return f"{file}:{number}" if file else f"line {number}"
 
     def rewrite(self, message: str) -> str:
-        """A compiler's message with the lines of the files instead of the preprocessed text."""
+        """A compiler's message with lines of the source files in place of lines of the preprocessed text."""
         return re.sub(r"\bline (\d+)", lambda m: self.name(int(m[1])), message)
 
 
@@ -43,7 +43,10 @@ def version_macros(language: str) -> list[str]:
 
 
 def preprocess(source: str, include_dirs: Sequence[str | Path], language: str) -> tuple[str, Origin]:
-    """(text without any directive but pragmas, origin of its lines). Files are found below `include_dirs` only."""
+    """(text without directives except pragmas, origin of its lines).
+
+    Files are found below `include_dirs` only.
+    """
     command, _, _ = toolchain()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "source.metal"

@@ -1,4 +1,4 @@
-"""Counts what launches do: operations always, bytes where accesses are instrumented (mode "check")."""
+"""Counts the work of launches: operations always, bytes where accesses are instrumented (mode "check")."""
 
 import json
 import re
@@ -40,7 +40,7 @@ class Profile:
         return json.dumps(self.launches, indent=1)
 
     def table(self) -> str:
-        """One line a launch, aligned."""
+        """One aligned line for each launch."""
         columns = ("kernel", "threadgroups", "threadgroup_bytes", *OPERATIONS)
         heads = [*columns, *(f"{space} {way}" for space in _SPACES for way in ("loaded", "stored"))]
         rows = [heads]
@@ -81,11 +81,11 @@ class _Record:
         self.active: list[Profile] = []
 
     def counting(self) -> bool:
-        """Is any profile open? Kernels are then built to count their exponentials."""
+        """Whether a profile is open: kernels are then built to count their exponentials."""
         return bool(self.active)
 
     def add(self, kernel, launch):
-        """Notes a finished launch."""
+        """Records a finished launch."""
         if not self.active:
             return
         threads = launch.grid[0] * launch.grid[1] * launch.grid[2]

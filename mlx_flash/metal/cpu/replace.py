@@ -11,8 +11,8 @@ from .kernel import metal_kernel
 def replace_metal_kernel(pretend_metal: bool = True):
     """Inside the block `mx.fast.metal_kernel` makes kernels that run on the simulator.
 
-    Kernels made before the block, at the import of a package say, keep what they are: import the package inside.
-    pretend_metal: `mx.metal.is_available()` says True, as packages ask it before they make a kernel.
+    Kernels made before the block, for example when a package was imported, do not change: import the package inside.
+    pretend_metal: `mx.metal.is_available()` returns True, because packages ask for it before they make a kernel.
     """
     kernel, available = mx.fast.metal_kernel, mx.metal.is_available
     mx.fast.metal_kernel = metal_kernel

@@ -1,4 +1,4 @@
-"""The words of a report: what happened, to which buffer and index, in which thread, on which line."""
+"""The sentences of a report: what happened, to which buffer and index, in which thread and on which line."""
 
 from enum import IntEnum
 
@@ -152,7 +152,7 @@ def unwritten_outputs(kernel, launch: Launch) -> list[str]:
 
 
 def raise_reports(kernel, launch: Launch, findings: list[str]):
-    """Raises SimulatorError when the launch reported anything, or anything else was found."""
+    """Raises SimulatorError if the launch reported anything, or if there are other findings."""
     count = min(launch.report_count, MAX_REPORTS)
     findings = [*(describe(kernel, launch, launch.reports[i]) for i in range(count)), *findings]
     if findings:

@@ -7,12 +7,12 @@ from contextvars import ContextVar
 from ..frontend.language import VERSIONS
 
 MODES = ("check", "fast")
-# Rounds of loops and, in mode "check", accesses of one threadgroup after which a kernel counts as one that never ends.
+# After this many loop iterations and, in mode "check", memory accesses of one threadgroup, a kernel counts as endless.
 STEP_LIMIT = 1 << 31
 # MLX compiles with 3.1 on macOS 14, with 3.2 on 15, with 4.0 on 26 and with 4.1 on 27.
 LANGUAGE = "3.1"
 SCHEDULES = ("forward", "reversed", "random")
-# How cooperative tensors lie in lanes: as on M5, or as on no known GPU, where only get_multidimensional_index knows.
+# How elements of cooperative tensors are distributed over lanes: as on M5, or in a way of no known GPU.
 TENSOR_LAYOUTS = ("m5", "opaque")
 # How the tensor unit reduces the mantissa of float factors to 10 bits in a relaxed product.
 TENSOR_ROUNDINGS = ("nearest", "truncated")
@@ -34,9 +34,9 @@ _schedule: ContextVar[tuple[str, int]] = ContextVar("schedule", default=("forwar
 
 @contextmanager
 def mode(name: str, step_limit: int = STEP_LIMIT):
-    """Runs kernels in mode "check" (every access is checked) or "fast" (none is) inside the block.
+    """Runs kernels in mode "check" (every access is checked) or "fast" (no access is) inside the block.
 
-    step_limit: rounds of loops, and checked accesses, of one threadgroup before its kernel is reported as endless.
+    step_limit: loop iterations, and checked accesses, of one threadgroup before its kernel is reported as endless.
     """
     if name not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {name!r}.")
@@ -64,10 +64,11 @@ def schedule(name: str, seed: int = 0):
 
 @contextmanager
 def tensor_unit(layout: str = "m5", rounding: str = "nearest"):
-    """The unit behind mpp::tensor_ops inside the block: the layout of its operands in lanes ("m5" or "opaque"), and how
-    float factors of relaxed products lose the mantissa's low bits ("nearest" or "truncated").
+    """Chooses the unit behind mpp::tensor_ops inside the block.
 
-    "opaque" is no GPU's layout: kernels fail that rely on one instead of asking get_multidimensional_index.
+    layout: how its operands are distributed over lanes, "m5" or "opaque". "opaque" is no GPU's layout: kernels that
+        rely on one, instead of asking get_multidimensional_index, fail on it.
+    rounding: how the float factors of relaxed products lose their low mantissa bits, "nearest" or "truncated".
     """
     token = _tensor_unit.set(
         (_one_of("layout", layout, TENSOR_LAYOUTS), _one_of("rounding", rounding, TENSOR_ROUNDINGS))
@@ -101,28 +102,29 @@ def _checked_language(version: str) -> str:
 
 
 def current_language() -> str:
-    """The version in force: the innermost block's, else MLX_FLASH_METAL_LANGUAGE's, else 3.1."""
+    """The current version: the innermost block's, else MLX_FLASH_METAL_LANGUAGE's, else 3.1."""
     return _language.get() or _checked_language(os.environ.get("MLX_FLASH_METAL_LANGUAGE", LANGUAGE))
 
 
 def current_mode() -> str:
-    """The mode in force: the innermost block's, else MLX_FLASH_SIMULATOR's, else "check"."""
+    """The current mode: the innermost block's, else MLX_FLASH_SIMULATOR's, else "check"."""
     return _mode.get() or _from_environment()
 
 
 def current_step_limit() -> int:
-    """The innermost block's."""
+    """The step limit of the innermost block, or the default one."""
     return _step_limit.get()
 
 
 def current_schedule() -> tuple[int, int]:
-    """(number of the schedule, seed)."""
+    """(number of the current schedule, seed)."""
     name, seed = _schedule.get()
     return SCHEDULES.index(name), seed
 
 
 def current_tensor_unit() -> tuple[int, int]:
-    """(number of the layout, of the rounding): the innermost block's, else MLX_FLASH_TENSOR_LAYOUT's and nearest."""
+    """(number of the layout, number of the rounding): the innermost block's, else MLX_FLASH_TENSOR_LAYOUT's and
+    "nearest"."""
     layout, rounding = _tensor_unit.get() or (os.environ.get("MLX_FLASH_TENSOR_LAYOUT", "m5"), "nearest")
     return TENSOR_LAYOUTS.index(_one_of("MLX_FLASH_TENSOR_LAYOUT", layout, TENSOR_LAYOUTS)), TENSOR_ROUNDINGS.index(
         rounding

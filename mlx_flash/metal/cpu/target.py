@@ -1,4 +1,4 @@
-"""The system and the machine that kernels are compiled for: flags, file formats and how a library is linked."""
+"""The system and the machine that kernels are compiled for: flags, file formats and linking."""
 
 import functools
 import platform
@@ -16,7 +16,7 @@ _AVX2 = ("avx2", "f16c", "fma", "bmi2", "movbe")
 
 @dataclass(frozen=True)
 class Target:
-    """A system ("Linux" or "Darwin"), a machine ("x86_64" or "aarch64") and flags that say more of its processor."""
+    """A system ("Linux" or "Darwin"), a machine ("x86_64" or "aarch64") and further flags for its processor."""
 
     system: str
     machine: str
@@ -24,12 +24,12 @@ class Target:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The compiler's arguments to generate code for it."""
+        """The compiler's arguments to generate code for the target."""
         return (f"--target={self.machine}-{_SYSTEMS[self.system]}", *self.processor)
 
     @property
     def mach_o(self) -> bool:
-        """Libraries are Mach-O files, which leave the line table in the object they were linked from."""
+        """Whether libraries are Mach-O files, which leave the line table in the objects that they were linked from."""
         return self.system == "Darwin"
 
     @property
@@ -37,13 +37,14 @@ class Target:
         return ".dylib" if self.mach_o else ".so"
 
     def link(self, linker: tuple[str, ...], objects: list[Path], library: Path) -> subprocess.CompletedProcess:
-        """Links a shared library. `linker`: `toolchain()`'s. On macOS it is signed ad hoc, as Apple silicon demands."""
+        """Links a shared library. `linker`: the one of `toolchain()`. On macOS it is signed ad hoc, as Apple silicon
+        demands."""
         command = [*linker, "-shared", *map(str, objects), "-o", str(library)]
-        if self.mach_o and linker[-1] == "ld.lld":  # of ziglang: lld has no part for Mach-O there, Zig's own linker has
+        if self.mach_o and linker[-1] == "ld.lld":  # ziglang's lld does not link Mach-O, Zig itself does
             scratch = str(library.parent)
             command = [
                 linker[0], "build-lib", "-dynamic", "-target", f"{self.machine}-macos.13.0", "-lc", *map(str, objects),
-                # Zig's runtime library is not needed, and takes half a minute to build.
+                # Zig's runtime library is not needed, and building it takes half a minute.
                 "-fno-compiler-rt", "-fno-ubsan-rt", f"-femit-bin={library}", "-fsoname=@rpath/kernel.dylib",
                 "--cache-dir", scratch, "--global-cache-dir", scratch,
             ]  # fmt: skip
@@ -54,7 +55,7 @@ class Target:
 
 @functools.cache
 def here() -> Target:
-    """The target that is this system. Raises ToolchainError where the simulator does not run."""
+    """The target for this system. Raises ToolchainError if the simulator does not run here."""
     system, machine = sys.platform.capitalize(), platform.machine()
     if system not in _SYSTEMS or machine not in _MACHINES:
         raise ToolchainError(
