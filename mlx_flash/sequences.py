@@ -153,7 +153,7 @@ def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.arr
 def _parts(name: str, values) -> list:
     try:
         return list(values)
-    except (TypeError, ValueError):  # mlx's arrays without axes raise ValueError
+    except (TypeError, ValueError, IndexError):  # MLX's arrays without axes raise ValueError, in 0.32.0 IndexError
         expected = "a list of arrays, one of each attention call"
         raise wrong(name, expected, type(values).__name__, "Pass [first, second].", "merge") from None
 

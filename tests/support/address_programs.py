@@ -1,4 +1,7 @@
-"""Programs about references, pointers, address spaces and constants, as in language_programs.py: taken, and refused."""
+"""Programs about references, pointers, address spaces and constants: some legal, some that Metal refuses.
+
+language_programs.py explains their form.
+"""
 
 from language_programs import helper
 
@@ -44,7 +47,7 @@ ACCEPTED = {
         "struct S { float a; constexpr S(float b2) : a(b2) {} }; constant S s = S(2);", "y[i] = k + s.a;"),
 }  # fmt: skip
 
-# rule: (part of the message, program)
+# rule: (part of the error message, program)
 REFUSED = {
     **{name: (COMPONENT, program) for name, program in {
         "auto reference to a component": "float4 v = float4(1); auto& r = v[1]; r = 2; y[i] = v.y;",

@@ -1,4 +1,4 @@
-"""What tests ask of an array beside its values: its bits and its address."""
+"""The bits and the address of an array."""
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +10,6 @@ def bits(array: mx.array) -> bytes:
 
 
 def address(array: mx.array) -> int:
-    """Where element (0, 0, ..) lies: numpy shares MLX's memory instead of copying it."""
+    """The address of element (0, 0, ..): numpy shares MLX's memory instead of copying it."""
     mx.eval(array)
     return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array).__array_interface__["data"][0]

@@ -1,9 +1,11 @@
-"""The one accuracy criterion. No other file of the tests may hold a tolerance.
+"""The tolerances of all tests and the only accuracy criterion. No other file of the tests may hold a tolerance.
 
 float32: the error is at most a fixed part of the result's largest magnitude.
-float16, bfloat16: the error is at most a multiple of what plain mx operations in that dtype make of the same inputs,
-largest error and root mean square each.
-Both have floors: what rounding alone does to this problem, in numbers the oracle knows.
+
+float16, bfloat16: the largest and the root mean square error are each at most a multiple of the error of plain mx
+operations on the same inputs in the same dtype.
+
+Both have a floor: the error that rounding alone causes on this problem, computed from numbers of the oracle.
 """
 
 import math
@@ -14,37 +16,37 @@ import numpy as np
 import oracle
 import oracle_variants
 
-FLOAT32 = {  # of the largest magnitude
+FLOAT32 = {  # relative to the largest magnitude
     "O": 2e-6, "dQ": 1e-5, "dK": 1e-5, "dV": 1e-5, "dM": 1e-5, "dsinks": 1e-5, "L": 1e-6, "LSE": 1e-6,
     "delta": 1e-6,
 }  # fmt: skip
-LARGEST = 2.0  # times the unfused error
-NO_WORSE = (2.0, 1.1)  # times the largest error, and the root mean square, of other kernels on the same problems
+LARGEST = 2.0  # times the error of plain mx operations
+NO_WORSE = (2.0, 1.1)  # times the largest and the root mean square error of other kernels on the same problems
 RMS = {"O": 1.1, "dQ": 1.2, "dK": 1.2, "dV": 1.2, "dM": 1.2, "dsinks": 1.2}
 LARGEST_FLOOR, RMS_FLOOR = 2.0, 0.5  # units in the last place of the largest magnitude: correct rounding always passes
 CANCELLATION = 2.0  # float32 roundings of the terms that cancel
-MODEL_LOGITS = 2e-5  # of a whole model in float32, of the largest magnitude or 1
-QUANTIZED_LOGITS = 0.05  # of a model over an 8-bit cache, of the largest magnitude or 1
-NEGATED = 0.02  # of the largest magnitude: results with the other sign, against another implementation's in any dtype
-BENCH = 0.02  # of the bench command's bfloat16 results, in the L2 norm
-LOSS = 1e-3  # of every step of a training run against one with the built-in
-SLOPE = 0.02  # of a log-log line against its exponent
-DIFFERENCES = 1e-7  # of the largest gradient: what central differences of float64 leave
-MERGED = 2.0  # float32 units in the last place, of O or of the LSE that weighs it: two parts against the whole
-ROTATED = 2.0  # units in the last place, root mean square: operands and output rounded once more in 16 bits
-ROTATED_ERROR = 0.6  # of a 4-bit cache with outliers: what a rotation may leave of it
-SHIFTED = {True: 2e-5, False: 3e-2}  # of the largest magnitude, in float32 or 16 bits: rows shifted far away
-STATISTIC = {True: 1e-6, False: 1e-2}  # the same, of a row's largest score; 1e-4 where that is near 0
-SHARED_LOSS = 1e-5  # of a step of training on shared sequences, against one process
-SENT = 0.01  # of the bytes that the formulas of context parallelism say
-IMBALANCE = 0.01  # of a rank's work: blocks that the diagonal cuts
-PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; 2 is an Lq x Lk array
+MODEL_LOGITS = 2e-5  # logits of a whole float32 model, relative to the largest magnitude or 1
+QUANTIZED_LOGITS = 0.05  # logits of a model with an 8-bit cache, relative to the largest magnitude or 1
+NEGATED = 0.02  # relative to the largest magnitude: negated results against another implementation, in any dtype
+BENCH = 0.02  # results of the bench command in bfloat16, relative in the L2 norm
+LOSS = 1e-3  # each step of a training run, against a run with MLX's attention
+SLOPE = 0.02  # difference of a log-log line's slope from the exponent
+DIFFERENCES = 1e-7  # relative to the largest gradient: the error of central differences in float64
+MERGED = 2.0  # float32 units in the last place, of O or of the LSE that weights it: two merged parts against the whole
+ROTATED = 2.0  # units in the last place, root mean square: operands and output rounded once more to 16 bits
+ROTATED_ERROR = 0.6  # the share of the error of a 4-bit cache with outliers that remains after a rotation
+SHIFTED = {True: 2e-5, False: 3e-2}  # relative to the largest magnitude, in float32 or 16 bits: rows with an offset
+STATISTIC = {True: 1e-6, False: 1e-2}  # the same for a row's largest score; 1e-4 if that is near 0
+SHARED_LOSS = 1e-5  # a step of training on shared sequences, relative to one process
+SENT = 0.01  # relative to the bytes predicted by the formulas of context parallelism
+IMBALANCE = 0.01  # relative to a rank's work: the blocks on the diagonal
+PEAK_SLOPE = 1.2  # of measured peaks, which no block size divides evenly; an Lq x Lk array has 2
 AGREEMENT = 1.0  # units in the last place of the largest magnitude, in float32: an Apple GPU against the simulator
-OTHER_MACHINE = 2.0  # units in the last place of the largest magnitude: the exponentials of another C library
+OTHER_MACHINE = 2.0  # units in the last place of the largest magnitude: another C library's exponentials
 REORDERED = 8.0  # units in the last place of the largest magnitude: the same terms summed in other blocks
-SMALLEST = 2.0**-126  # float32 below it may be flushed to 0
-ROUNDINGS, LARGE_SCORE = 4.0, 16.0  # of a score, where it is large
-DIGITS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}  # fraction bits, smallest exponent
+SMALLEST = 2.0**-126  # smaller float32 numbers may be flushed to 0
+ROUNDINGS, LARGE_SCORE = 4.0, 16.0  # roundings of a score, and the magnitude from which they count
+DIGITS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}  # bits of the fraction, smallest exponent
 
 
 def ulp(magnitude: float, dtype: str) -> float:
@@ -59,9 +61,10 @@ def rounding(dtype: str) -> float:
 
 
 def score_rounding(largest: float) -> float:
-    """What rounding scores does to float32 exponentials, relatively; 0 for the usual small ones: they get no allowance.
+    """The relative effect of rounded scores on float32 exponentials; 0 for the usual small scores, which get no
+    allowance.
 
-    Each is rounded as a dot product, once scaled, once against the row's largest, and once more to base 2.
+    A score is rounded four times: as a dot product, when scaled, when the row's maximum is subtracted, and to base 2.
     """
     return ROUNDINGS * rounding("float32") * largest / math.log(2) if largest > LARGE_SCORE else 0.0
 
@@ -82,7 +85,7 @@ class Error:
 
 
 def float64(array) -> np.ndarray:
-    """Exact: every float16, bfloat16 and float32 is a float64."""
+    """The exact values as float64: every float16, bfloat16 and float32 number is one."""
     if isinstance(array, mx.array):
         array = np.array(array.astype(mx.float32))
     return array.astype(np.float64)
@@ -91,9 +94,10 @@ def float64(array) -> np.ndarray:
 def check(
     name: str, got, want: np.ndarray, case: str, dtype: str, *, terms=0.0, unfused: Error | None = None, floor=0.0
 ):
-    """Fails unless tensor `name` is as accurate as promised.
+    """Fails unless the tensor `name` is as accurate as promised.
 
-    terms: oracle.term_magnitudes of this tensor. unfused: the error of plain mx operations; float32 needs none.
+    terms: oracle.term_magnitudes of this tensor.
+    unfused: the error of plain mx operations; not needed for float32.
     floor: an error that no implementation of this kind can avoid on this problem.
     """
     assert tuple(got.shape) == want.shape, f"{name}: shape {tuple(got.shape)}, expected {want.shape} ({case})"
@@ -116,7 +120,7 @@ def check(
 
 
 def unfused(q, k, v, scale: float, causal: bool):
-    """softmax(scale q k^T) v in plain mx operations and one dtype, as mx.fast's fallback does it."""
+    """softmax(scale q k^T) v in plain mx operations and one dtype, as in the fallback of mx.fast."""
     batch, heads, length, dimension = q.shape
     group = heads // k.shape[1]
     q = (q * mx.array(scale, q.dtype)).reshape(batch, k.shape[1], group, length, dimension)
@@ -128,8 +132,10 @@ def unfused(q, k, v, scale: float, causal: bool):
 
 
 def unfused_variant(q, k, v, mask, sinks, *, scale: float, attention):
-    """Attention with every variant in plain mx operations and one dtype: O, and LSE as float32. `attention`: the
-    oracle's, for what is constant: what is visible, softcap, ALiBi, the dropout's pattern."""
+    """Attention with every variant in plain mx operations and one dtype: O, and the LSE as float32.
+
+    attention: the oracle's, which supplies the constants: visible keys, softcap, ALiBi and the dropout pattern.
+    """
     facts, dtype, group = attention.facts, q.dtype, q.shape[1] // k.shape[1]
     k, v = (mx.repeat(array, group, axis=1) for array in (k, v))
     scores = (q * mx.array(scale, dtype)) @ k.swapaxes(-1, -2)
@@ -164,17 +170,18 @@ def unfused_errors(arrays, d_o, scale, causal, want: dict[str, np.ndarray]) -> d
 
 
 def slope(lengths, sizes) -> float:
-    """Slope of the log-log line: 1 is linear, 2 an Lq x Lk array."""
+    """The slope of the log-log line: 1 for linear growth, 2 for an Lq x Lk array."""
     return float(np.polyfit(np.log(lengths), np.log(sizes), 1)[0])
 
 
 def is_near(got, want, relative: float) -> bool:
-    """Whether every number is within `relative` of its own magnitude, or 1e-4 of zero."""
+    """Whether every number is within `relative` of its own magnitude, or within 1e-4 if near zero."""
     return bool(np.allclose(float64(got), want, rtol=relative, atol=1e-4))
 
 
 def no_worse(name: str, errors: np.ndarray, others: np.ndarray) -> None:
-    """Fails where the errors of a tensor's elements are larger than those of other kernels, whose sizes are alike."""
+    """Fails if the errors of a tensor's elements are larger than those of other kernels on problems of the same
+    size."""
     for measure, times in zip((np.max, lambda x: np.sqrt(np.mean(x**2))), NO_WORSE):
         mine, limit = measure(np.abs(errors)), times * measure(np.abs(others))
         assert mine <= limit, f"{name}: {mine:.3e} exceeds {limit:.3e}"

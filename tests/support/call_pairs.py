@@ -1,4 +1,4 @@
-"""Calls of attention that are alike but for one thing, so that a cache whose key misses it shows."""
+"""Pairs of calls of attention that differ in one thing: a cache whose key lacks that thing returns a wrong result."""
 
 import functools
 import sys
@@ -27,7 +27,7 @@ def _blocks(keep: np.ndarray, side: int) -> BlockMask:
     return BlockMask.from_array(keep, block=side)
 
 
-_FIRST_KEYS = _blocks(_KEEP[0, 0] & (np.arange(KEYS) < 32), 32)  # lists of one block
+_FIRST_KEYS = _blocks(_KEEP[0, 0] & (np.arange(KEYS) < 32), 32)  # block lists with one block
 
 
 def _batched(ids) -> tuple[mx.array, mx.array]:
@@ -44,7 +44,7 @@ def _latent(columns: int) -> dict:
     return {"v": None, "value_dim": columns}
 
 
-# name: two sets of keywords; q, k and v may be among them
+# {name: two sets of keywords}; q, k and v may be among them
 PAIRS = {
     "lengths": ({"lengths": mx.array([KEYS, 9])}, {"lengths": mx.array([9, KEYS])}),
     "rows-of-a-page": (_in_pages(8), _in_pages(16)),
@@ -94,7 +94,7 @@ QUANTIZED_PAIRS = {
 
 
 def call(options: dict, decode: bool = False) -> list[mx.array]:
-    """Results of attention, with ONE query where `decode`."""
+    """The results of attention; with one query if `decode`."""
     named = {"q": Q, "k": K, "v": V} | options
     q, k, v = (named.pop(name) for name in "qkv")
     if decode:
@@ -104,7 +104,7 @@ def call(options: dict, decode: bool = False) -> list[mx.array]:
 
 
 def one_query(q: mx.array, options: dict) -> tuple[mx.array, dict]:
-    """The last query alone, and the options that go with it."""
+    """The last query alone, and the options reduced to it."""
     options, rows = dict(options), q.shape[2]
     if isinstance(options.get("mask"), mx.array) and options["mask"].shape[-2] == rows:
         options["mask"] = options["mask"][..., -1:, :]
@@ -124,7 +124,7 @@ def quantized_call(options: dict) -> list[mx.array]:
 
 
 def forget() -> None:
-    """Empties every cache of the package but those of compiled kernels."""
+    """Empties every cache of the package except those of compiled kernels."""
     calls.clear_cache()
     for name, module in list(sys.modules.items()):
         if name.startswith("mlx_flash.") and not name.startswith("mlx_flash.metal."):

@@ -17,9 +17,9 @@ SEED = int(os.environ.get("MLX_FLASH_SEED", "0"))
 
 HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 384, 512, 3, 33, 77, 199)
 DTYPES = ("float32", "float16", "bfloat16")
-LENGTHS = (1, 7, 63, 65, 129, 197)  # around the edges of 8, 16, 32, 64 and 128, and odd
+LENGTHS = (1, 7, 63, 65, 129, 197)  # near the edges of blocks of 8, 16, 32, 64 and 128, and odd
 GROUPS = (1, 2, 4, 8)  # query heads per key head
-# name: (scale as a function of the head dimension, magnitude of q and k)
+# {name: (scale as a function of the head dimension, magnitude of q and k)}
 SCORES = {
     "plain": (lambda d: d**-0.5, 1.0),
     "large": (lambda d: d**-0.5, 8.0),
@@ -38,7 +38,7 @@ class Case:
     causal: bool = False
     group: int = 1
     scores: str = "plain"
-    value_dim: int | None = None  # None: head_dim
+    value_dim: int | None = None  # None means head_dim
     key_heads: int = 1
     batch: int = 1
 
@@ -63,7 +63,7 @@ class Case:
         }
 
     def arrays(self) -> dict[str, mx.array]:
-        """q, k, v and the cotangent d_o in the case's dtype; the same for the same case, in every process."""
+        """q, k, v and the cotangent d_o in the case's dtype; the same for the same case in every process."""
         generator = np.random.default_rng([SEED, zlib.crc32(str(self).encode())])
         size = {"q": SCORES[self.scores][1], "k": SCORES[self.scores][1]}
         return {
@@ -76,7 +76,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Expected:
-    """The oracle's answers to a case, and the criterion they are judged by."""
+    """The oracle's results for a case, and the criterion by which results are judged."""
 
     case: Case
     want: dict[str, np.ndarray]
@@ -94,7 +94,10 @@ class Expected:
 
 
 def expected(case: Case, arrays: dict[str, mx.array], scale: float | None = None, stored_output=False) -> Expected:
-    """stored_output: allow for O being rounded to 16 bits before the gradients read it, worst case."""
+    """The oracle's results for a case.
+
+    stored_output: allows for the worst effect of O being rounded to 16 bits before the gradients read it.
+    """
     scale = case.scale if scale is None else scale
     exact = [bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o")]
     out, _ = oracle.forward(*exact[:3], scale, case.causal)
@@ -117,8 +120,8 @@ def _pairs(case: Case):
         "head_dim": case.head_dim, "dtype": case.dtype, "causal": case.causal, "group": case.group,
         "scores": case.scores, "query_length": case.query_length, "key_length": case.key_length,
     }  # fmt: skip
-    # Lengths, groups and scores with each other, and all with dtype and causal; head_dim with those two only: one more
-    # kernel to compile for each.
+    # Lengths, groups and scores are combined with each other and with dtype and causal; head_dim with the last two
+    # only: each further combination would be another kernel to compile.
     return {
         pair
         for pair in itertools.combinations(facts.items(), 2)
@@ -127,7 +130,7 @@ def _pairs(case: Case):
 
 
 def pairwise() -> list[Case]:
-    """One case per head dimension and dtype, the other factors chosen so that each pair of values meets."""
+    """One case per head dimension and dtype; the other factors are chosen so that each pair of values occurs."""
     draw = random.Random(SEED)
     met, chosen = set(), []
     for index, (head_dim, dtype) in enumerate(itertools.product(HEAD_DIMS, DTYPES)):
@@ -140,7 +143,7 @@ def pairwise() -> list[Case]:
         ]  # fmt: skip
         best = max(candidates, key=lambda case: len(_pairs(case) - met))
         met |= _pairs(best)
-        # Some of them with several batches and key heads, where the grid has more than one axis.
+        # Some cases have several batch entries and key heads, so that the grid has more than one axis.
         chosen.append(replace(best, batch=1 + index % 2, key_heads=1 + (index % 3 == 0)))
     return chosen
 
@@ -155,7 +158,7 @@ CASES = pairwise() + VALUE_DIMS
 
 
 def backward(case: Case, arrays) -> dict[str, mx.array]:
-    """O, dQ, dK and dV of the case, on the current backend; `arrays` as Case.arrays gives them."""
+    """O, dQ, dK and dV of the case on the current backend; `arrays`: the result of Case.arrays."""
     inputs = [arrays[name] for name in "qkv"]
     outs, grads = mx.vjp(lambda *x: attention(*x, scale=case.scale, causal=case.causal), inputs, [arrays["d_o"]])
     return dict(zip(("O", "dQ", "dK", "dV"), (*outs, *grads)))

@@ -1,4 +1,7 @@
-"""Programs about classes, their methods and the traits of types, as in language_programs.py: taken, and refused."""
+"""Programs about classes, their methods and type traits: some legal, some that Metal refuses.
+
+language_programs.py explains their form.
+"""
 
 from language_programs import helper
 

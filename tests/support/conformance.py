@@ -1,21 +1,21 @@
-"""The cases of `python -m mlx_flash.simulator conformance`, as parameters of tests."""
+"""The cases of `python tests/support/metal_conformance`, as parameters of tests."""
 
 from collections import Counter
 
 import pytest
 from metal_conformance import cases
 
-# Of these the default run takes the first alone.
+# The default run takes only the first case of each of these families.
 _FIRST = ("gathered gemm", "segmented gemm", "masked gemm", "convolution", "fft", "arg_reduce", "random")
-# Products of types, kernels and options, of which the default run takes two of seven: each value is among them, as
-# nothing in them repeats every seven. Of the other families it takes every third case.
+# Families that are products of types, kernels and options. The default run takes two cases of seven: all values occur,
+# because nothing in these lists repeats every seven cases. Of other families it takes every third case.
 _PRODUCTS = ("steel attention", "reduce", "quantized", "scan")
-# Families that multiply with tensor operations begin so; the default run takes the first case of these.
+# Families that multiply with tensor operations start with this; the default run takes the first case of some.
 _TENSORS, _FEW_TENSORS = "tensor ", ("tensor attention", "tensor gemm", "tensor thin gemm", "tensor fp quantized")
 
 
 def slow(case, place: int) -> bool:
-    """Does a case wait for `pytest -m ""`? place: among the cases of its family."""
+    """Whether a case runs only with `pytest -m ""`. place: its number within its family."""
     if case.family.startswith(_TENSORS):
         return place > 0 or case.family not in _FEW_TENSORS
     if case.family in _PRODUCTS:
@@ -24,7 +24,7 @@ def slow(case, place: int) -> bool:
 
 
 def parameters(chosen: list) -> list:
-    """Cases as parameters, some of them slow."""
+    """The cases as parameters; some are marked slow."""
     places, found = Counter(), []
     for case in chosen:
         found.append(pytest.param(case, marks=pytest.mark.slow if slow(case, places[case.family]) else ()))

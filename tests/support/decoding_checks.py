@@ -1,4 +1,4 @@
-"""Checks of decoding that tests ask of every backend and of every tile layer."""
+"""Checks of decoding for every backend and every tile layer."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from mlx_flash.problem.kinds import DECODE
 
 
 def check(case: Case):
-    """O and LSE of the case on the current backend."""
+    """Checks O and LSE of the case on the current backend."""
     arrays = case.arrays()
     q, k, v = (arrays[name] for name in "qkv")
     out, lse = attention(q, k, v, scale=case.scale, causal=case.causal, return_lse=True)
@@ -36,13 +36,13 @@ LENGTH_CASES = [
     Case(queries, keys, 16, causal=True, group=group, key_heads=2, batch=2)
     for queries, keys, group in itertools.product((1, 2, 8), (1, 7, 65, 1301), (1, 4, 12))
 ]
-# Rows that are no multiple of what a threadgroup combines, in several parts of the keys.
+# Numbers of rows that are not a multiple of the rows that a threadgroup combines, with keys in several parts.
 LENGTH_CASES += [
     Case(queries, 1301, 16, causal=True, group=group) for queries, group in ((3, 3), (1, 5), (7, 3), (1, 1))
 ]
 
 
-# 704 keys in two parts, the last block whole; features are those of feature_cases.py. Gradients read the same O and L.
+# 704 keys in two parts, the last block full; feature_cases.py has the features. Gradients read the same O and L.
 TEXTS = ("score", "visible")
 CASE = Case(3, 704, 16, group=4, key_heads=2, batch=2)
 ONE = replace(CASE, query_length=1)
@@ -65,7 +65,7 @@ def shaped(group: int, queries: int, keys: int, head_dim=16, dtype=mx.float32, k
 
 
 def check_hidden_parts(dtype=mx.float32, garbage=mx.nan):
-    """In place of what is hidden lies garbage."""
+    """Checks that results do not depend on hidden keys and values, which hold `garbage`."""
     q, k, v = shaped(4, 2, 1024, dtype=dtype)
     keep = np.ones(1024, bool)
     keep[256:768] = False
@@ -78,7 +78,7 @@ def check_hidden_parts(dtype=mx.float32, garbage=mx.nan):
     asked = inner_problem(explain(q, k, v, backend="simulator").problem)
     assert plan_of(DECODE, asked, FAMILIES["apple9"]).launch(asked).parts == 4
     near = mx.concatenate([mx.arange(256), mx.arange(768, 1024)])
-    alone = q, k[:, :, near], v[:, :, near]  # two parts of 256
+    alone = q, k[:, :, near], v[:, :, near]  # two parts of 256 keys
     plain, nothing_added = (attention(*alone, mask=mask, return_lse=True) for mask in (None, mx.zeros((512,), dtype)))
     spoiled = [mx.where(mx.array(keep)[:, None], array, garbage).astype(dtype) for array in (k, v)]
     for name, options in hidden.items():

@@ -1,4 +1,4 @@
-"""Mistakes in the templates of decoding, and in what array masks are asked; mutants.py has the others."""
+"""Mistakes in the templates of decoding and of the tests on array masks; mutants.py has the others."""
 
 from mutant import of
 
@@ -62,7 +62,7 @@ COMBINE = of(
      "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
 )
 
-ANY = "\n    const bool any = simd_any(some != 0);"  # what follows the vote of a tile: other votes are spelt alike
+ANY = "\n    const bool any = simd_any(some != 0);"  # the line behind the vote of a tile; other votes look alike
 MASK_LOOK = of(
     "mask_look",
     ("look-past-the-last-row", "min(first_row + i * 8 + lane.row, last)", "first_row + i * 8 + lane.row",

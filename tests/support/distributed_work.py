@@ -1,4 +1,4 @@
-"""What the ranks of the tests compute: each function runs in a process of its own, and returns numpy arrays."""
+"""The work of the ranks in tests: each function runs in a process of its own and returns numpy arrays."""
 
 import math
 import os
@@ -24,12 +24,12 @@ def drawn(shape: dict, dtype: str = "float32") -> dict[str, mx.array]:
 
 
 def options_of(named: dict) -> dict:
-    """Options whose arrays are numpy's, as attention takes them."""
+    """The options with numpy arrays converted to MLX arrays, as attention takes them."""
     return {name: mx.array(value) if isinstance(value, np.ndarray) else value for name, value in named.items()}
 
 
 def results(call, arrays: dict, extra: dict | None = None) -> dict[str, np.ndarray]:
-    """O, LSE and the gradients of q, k, v and of what is in `extra`."""
+    """O, LSE and the gradients of q, k, v and of the arrays in `extra`."""
     extra = extra or {}
     names = ["q", "k", "v", *extra]
     leaves = [*(arrays[name] for name in "qkv"), *extra.values()]
@@ -42,7 +42,7 @@ def results(call, arrays: dict, extra: dict | None = None) -> dict[str, np.ndarr
 
 
 def whole(shape: dict, options: dict, backend=("reference", None), dtype: str = "float32") -> dict[str, np.ndarray]:
-    """One process's results."""
+    """The results of one process."""
     with use_backend(*backend):
         options = options_of(options)
         if "segments" in options:
@@ -58,7 +58,7 @@ def whole(shape: dict, options: dict, backend=("reference", None), dtype: str = 
 def shared(
     shape: dict, options: dict, sharing: dict, backend=("reference", None), dtype: str = "float32", wrap: str = ""
 ) -> dict:
-    """This rank's results, put together again: the whole sequence's, on every rank. `wrap`: compile or checkpoint."""
+    """This rank's results, gathered to the whole sequence on every rank. `wrap`: "compile" or "checkpoint"."""
     layout = {"layout": sharing.get("layout", "zigzag")}
     with use_backend(*backend):
         options = options_of(options)
@@ -77,7 +77,7 @@ def shared(
             call = {"compile": mx.compile, "checkpoint": mx.checkpoint}[wrap](call)
         found, joined = results(call, arrays, extra), {}
         for name, array in found.items():
-            if name in ("dsinks", "dmask"):  # of what all ranks hold alike: the parts are summed
+            if name in ("dsinks", "dmask"):  # Gradients of arrays that all ranks share: their parts are summed.
                 joined[name] = np.array(mx.distributed.all_sum(mx.array(array)))
             else:
                 joined[name] = np.array(distributed.unshard(mx.array(array), 2, **layout))
@@ -85,7 +85,7 @@ def shared(
 
 
 def bytes_received() -> int:
-    """By the TCP sockets of this process (Linux)."""
+    """The bytes that the TCP sockets of this process have received (Linux)."""
     total = 0
     for number in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -96,7 +96,7 @@ def bytes_received() -> int:
 
 
 def counted(shape: dict, sharing: dict, dtype: str) -> list[int]:
-    """Bytes received by one forward call, and by one forward and backward call. Without LSE."""
+    """Bytes received by one forward call, and by one forward and backward call, without LSE."""
     arrays = {name: distributed.shard(array, 2) for name, array in drawn(shape, dtype).items()}
     q, k, v, d_o = (arrays[name] for name in ("q", "k", "v", "d_o"))
     mx.eval(q, k, v, d_o)
@@ -116,8 +116,9 @@ def counted(shape: dict, sharing: dict, dtype: str) -> list[int]:
 
 
 class NoKernels:
-    """In the place of the kernels: results of the right shapes, made of nothing once the operands exist, so that
-    MLX's counters show what sharing itself holds."""
+    """Replaces the kernels: results have the right shapes and are allocated once the operands exist, so that MLX's
+    counters show the memory that sharing itself holds.
+    """
 
     def __init__(self, *_):
         pass
@@ -145,10 +146,14 @@ def peak_memory(
     runs: int = 1,
     enough: float = 0,
 ) -> tuple[int, int]:
-    """(bytes of the operands, bytes beyond them at the peak) of layers that follow each other, with gradients or not.
-    MLX allocates ahead of what runs unless its limit is reached, as it is by the operands where it `waits`; how far
-    depends on the load of the machine too. What is needed is the least of several `runs`, which end as soon as every
-    rank has seen that so many bytes are `enough`."""
+    """(bytes of the operands, bytes beyond them at the peak) of consecutive layers, with gradients or without.
+
+    waits: sets MLX's memory limit to the operands. MLX allocates ahead of the running operations until its limit is
+    reached, and how far ahead depends on the load of the machine too.
+
+    runs, enough: the result is the least of several runs, which end when at most `enough` bytes were seen on every
+    rank.
+    """
     from mlx_flash.distributed import parallel
 
     parallel.attend = NoKernels
@@ -171,7 +176,7 @@ def peak_memory(
             mx.clear_cache()
             mx.reset_peak_memory()
             mx.eval(mx.vjp(call, [q, k, v], [d_o]) if gradients else call(q, k, v))
-            if run > 0:  # the first one also makes what is kept for later runs
+            if run > 0:  # the first run also makes objects that later runs keep
                 least = min(least, mx.get_peak_memory() - operands)
                 if mx.distributed.all_max(mx.array(float(least))).item() <= enough:
                     break
@@ -179,7 +184,7 @@ def peak_memory(
 
 
 def decoded(caches: list[int], options: dict, dtype: str = "float32") -> tuple[list, list]:
-    """What decode gives with this rank's part of the cache, and attention with all of it."""
+    """Results of decode with this rank's part of the cache, and of attention with the whole cache."""
     options, total = options_of(options), sum(caches)
     q, k, v = (
         drawn({"batch": 2, "heads": 4, "key_heads": 2, "rows": total, "width": 16}, dtype)[name] for name in "qkv"
@@ -193,7 +198,7 @@ def decoded(caches: list[int], options: dict, dtype: str = "float32") -> tuple[l
 
 
 def refused(shape: dict, per_rank: list[dict]) -> str:
-    """What a call says whose shapes or options differ by rank. `per_rank`: changes of the options; "rows": of q."""
+    """The error of a call whose shapes or options differ by rank. per_rank: changes of the options; "rows": of q."""
     changes = dict(per_rank[mx.distributed.init().rank()])
     rows = changes.pop("rows", shape["rows"])
     q, k, v = (drawn(shape | {"rows": rows})[name] for name in "qkv")
@@ -206,11 +211,11 @@ def refused(shape: dict, per_rank: list[dict]) -> str:
 
 
 def moved(rows: int, layout: str) -> dict:
-    """shard, unshard and their gradients, of a sequence 0, 1, 2 ..."""
+    """shard, unshard and their gradients, of the sequence 0, 1, 2 ..."""
     sequence = mx.arange(rows, dtype=mx.float32)[None]
     own = distributed.shard(sequence, layout=layout)
     weights = mx.arange(1, rows + 1, dtype=mx.float32)[None]
-    # The sum of the ranks' losses: each weighs the whole sequence by its own number.
+    # The sum of the losses of all ranks; each rank weights the whole sequence by its own number.
     rank = mx.distributed.init().rank()
     gradient = mx.grad(lambda x: (distributed.unshard(x, layout=layout) * weights).sum() * (rank + 1))(own)
     return {
@@ -222,7 +227,7 @@ def moved(rows: int, layout: str) -> dict:
 
 
 def waits_for_ever(shape: dict) -> None:
-    """Rank 1 ends without a word, after the ranks have met; the others go on."""
+    """Rank 1 ends without a message after the ranks have met; the other ranks continue."""
     mx.eval(mx.distributed.all_sum(mx.ones(1)))
     if mx.distributed.init().rank() == 1:
         os._exit(0)
@@ -232,7 +237,7 @@ def waits_for_ever(shape: dict) -> None:
 
 
 def shared_without_positions(**arguments) -> dict:
-    """`shared`, by a product that forgets where this rank's rows are."""
+    """The results of `shared` if the package ignores the positions of this rank's rows."""
     from mlx_flash.distributed import parallel
 
     parallel._Local._shift = lambda self, offset, places: mx.zeros((self.batch, places.stop - places.start), mx.int32)
@@ -240,7 +245,7 @@ def shared_without_positions(**arguments) -> dict:
 
 
 def shared_by_mlx(**arguments) -> dict:
-    """`shared`, differentiated by MLX's own gradient of all_gather, and those of kernels on sequences in order."""
+    """The results of `shared` with MLX's own gradient of all_gather, and of kernels on sequences in order."""
     from mlx_flash.distributed import parallel
     from mlx_flash.problem.shards import in_order
 
@@ -255,7 +260,7 @@ def shared_by_mlx(**arguments) -> dict:
 
 
 def trained(steps: int, shared: bool, rope_from_zero: bool = False) -> list[float]:
-    """Losses of a tiny Llama, by mlx-lm's own model, on one process or shared by all ranks."""
+    """Losses of a tiny Llama, mlx-lm's own model, trained in one process or shared by all ranks."""
     from mlx import nn, optimizers
     from tiny_models import tiny
 
@@ -281,7 +286,7 @@ def trained(steps: int, shared: bool, rope_from_zero: bool = False) -> list[floa
 
 
 def generated(prompt: list[int], tokens: int, layout: str = "zigzag") -> tuple[list, list, int]:
-    """Tokens of a tiny Llama whose prompt all ranks share, those of mlx-lm alone, and rows that this rank cached."""
+    """Tokens of a tiny Llama whose prompt all ranks share, tokens of mlx-lm alone, and rows that this rank cached."""
     from mlx_lm.generate import generate_step
     from tiny_models import tiny
 

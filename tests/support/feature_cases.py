@@ -1,4 +1,4 @@
-"""Problems with masks and variants: a Case, the features it has, their data, and the oracle's judgement."""
+"""Problems with masks and variants: a Case, its features, its data, and the oracle's judgement."""
 
 import itertools
 import zlib
@@ -15,14 +15,14 @@ from oracle_variants import Attention, Facts
 from mlx_flash import BlockMask, attention, use_backend
 
 KEY, DROPOUT, SOFTCAP = mx.random.key(5), 0.3, 2.5
-MASKS = ("bool", "additive", "blocks", "visible")  # at most one of them in a call
+MASKS = ("bool", "additive", "blocks", "visible")  # a call has at most one of them
 FEATURES = ("causal", "window", *MASKS, "softcap", "alibi", "sinks", "segments", "lengths", "dropout", "lse", "score")
 APART = (*({one, other} for one, other in itertools.combinations(MASKS, 2)), {"segments", "lengths"})  # never together
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`mask_axes`: which of [B, Hq, Lq, Lk] an array mask has, the others are 1."""
+    """`mask_axes`: the axes of [B, Hq, Lq, Lk] that an array mask has; the other axes are 1."""
 
     case: Case
     features: tuple[str, ...]
@@ -41,7 +41,7 @@ class Variant:
 
 
 def tiles(draw, rows: int, columns: int, side: int = 32) -> np.ndarray:
-    """bool [rows, columns]: empty, full and mixed squares, as masks of real models are."""
+    """bool [rows, columns] with empty, full and mixed squares, like the masks of real models."""
     grid = -(-rows // side), -(-columns // side)
     odds = draw.choice([0.0, 0.5, 1.0], size=grid, p=[0.3, 0.4, 0.3]).repeat(side, 0).repeat(side, 1)
     return draw.random((rows, columns)) < odds[:rows, :columns]
@@ -57,7 +57,7 @@ def boolean(variant: Variant):
 
 
 def additive(variant: Variant):
-    """Numbers, and here and there -inf where no axis is broadcast."""
+    """An additive mask: random numbers, with some -inf if no axis is broadcast."""
     shape = tuple(extent if axis in variant.mask_axes else 1 for axis, extent in zip("bhij", variant.shape))
     draw = variant.draw("additive")
     numbers = draw.standard_normal(shape)
@@ -87,7 +87,7 @@ def per_head(name: str, low: float, high: float):
 
 
 def segments(variant: Variant):
-    """Runs of positions; batch entries differ, and queries and keys do not break at the same places."""
+    """Runs of positions. They differ by batch entry, and break at different places in queries and keys."""
     batch, _, rows, columns = variant.shape
     draw = variant.draw("segments")
     q_ids, k_ids = (np.sort(draw.integers(0, 3, (batch, length)), -1).astype(np.int32) for length in (rows, columns))
@@ -95,7 +95,7 @@ def segments(variant: Variant):
 
 
 def lengths(variant: Variant):
-    """Of every batch entry; some have more queries than keys, or none."""
+    """Lengths of every batch entry; some have more queries than keys, or no keys."""
     batch, _, rows, columns = variant.shape
     draw = variant.draw("lengths")
     ends = {name: draw.integers(0, length + 1, batch) for name, length in (("q_lengths", rows), ("k_lengths", columns))}
@@ -111,7 +111,7 @@ def score(variant: Variant):
 
 @lru_cache
 def pattern(shape: tuple[int, int, int, int], probability: float = DROPOUT, seed: int = 5) -> np.ndarray:
-    """Which pairs survive dropout, as the reference has it: with equal scores and V = 1, O says which keys are left."""
+    """The pairs that survive dropout on the reference: with equal scores and V = 1, O shows which keys are left."""
     batch, heads, rows, columns = shape
     zeros = mx.zeros((batch, heads, 1, 8))
     q, k = mx.broadcast_to(zeros, (batch, heads, rows, 8)), mx.broadcast_to(zeros, (batch, heads, columns, 8))
@@ -141,12 +141,12 @@ BUILDERS = {
 
 
 def legal(features) -> bool:
-    """May these meet in one call?"""
+    """Whether these features may be combined in one call."""
     return not any(pair <= set(features) for pair in APART)
 
 
 def build(variant: Variant) -> tuple[dict, Facts]:
-    """The arguments of `attention`, and the facts of the oracle."""
+    """The arguments of `attention`, and the oracle's Facts."""
     arguments, facts = {}, {}
     for name in variant.features:
         ours, theirs = BUILDERS[name](variant)
@@ -156,7 +156,7 @@ def build(variant: Variant) -> tuple[dict, Facts]:
 
 
 def backward(variant: Variant, arrays, arguments: dict, d_lse=None) -> dict[str, mx.array]:
-    """O, LSE where asked for, and every gradient there is."""
+    """O, the LSE if the variant returns it, and every gradient."""
     leaves = {name: arrays[name] for name in "qkv"}
     if isinstance(arguments.get("mask"), mx.array) and arguments["mask"].dtype != mx.bool_:
         leaves["mask"] = arguments["mask"]
@@ -196,7 +196,7 @@ def check(variant: Variant, stored_output=False):
 
 
 def check_arguments(variant: Variant, arguments: dict, facts: Facts, stored_output=False):
-    """The same with arguments of the caller's; `variant` gives q, k, v and says whether LSE is asked for."""
+    """The same with the caller's arguments; `variant` supplies q, k, v and says whether the LSE is returned."""
     case, arrays = variant.case, variant.case.arrays()
     d_lse = None
     if "lse" in variant.features:
@@ -211,7 +211,7 @@ def check_arguments(variant: Variant, arguments: dict, facts: Facts, stored_outp
     unfused, floors = {}, {name: bounds.score_rounding(judge.largest_score) * size for name, size in terms.items()}
     if case.dtype != "float32":
         unfused = unfused_errors(variant, arrays, arguments, judge, d_lse, want)
-        # A sink's gradient is a sum of rowsum(dO * O) itself: nothing of what O's rounding does to it cancels.
+        # The gradient of a sink is a sum of rowsum(dO * O) itself: the effects of rounding O do not cancel in it.
         moved = judge.moved_by_output(bounds.rounding(case.dtype))
         floors = moved if stored_output else {name: moved[name] for name in moved if name == "dsinks"}
     if "LSE" in got:
@@ -225,7 +225,7 @@ def check_arguments(variant: Variant, arguments: dict, facts: Facts, stored_outp
 
 
 def check_lse(got: mx.array, want: np.ndarray, case: str, terms: float):
-    """float32 whatever the inputs' dtype; -inf exactly where no key is seen."""
+    """The LSE is float32 for every input dtype, and -inf exactly where no key is visible."""
     assert got.dtype == mx.float32
     finite = np.isfinite(want)
     assert np.array_equal(np.isneginf(bounds.float64(got)), ~finite), f"LSE: rows that see nothing in {case}"

@@ -1,7 +1,7 @@
-"""The gallery's masks and scores from their definitions, one pair at a time; nothing is shared with the package.
+"""The gallery's masks and scores from their definitions, pair by pair. Nothing is shared with the package.
 
-q and k are positions. A mask: (the Visible, Lq, Lk, a function (q, k) -> bool); a score: (the Score, a function
-(s, h, q, k) -> (score, slope in s)).
+q and k are positions. A mask is (the Visible, Lq, Lk, a function (q, k) -> bool); a score is (the Score, a function (s,
+h, q, k) -> (score, slope in s)).
 """
 
 import functools
@@ -28,7 +28,9 @@ def place(n: int, shape) -> tuple[int, ...]:
 
 @functools.cache
 def near(i: int, j: int, size: int, kernel: int, dilation: int) -> bool:
-    """Is j among the `kernel` tokens of i's remainder that lie around it, moved inwards at the borders?"""
+    """Whether j is one of the `kernel` tokens around i with the same remainder modulo `dilation`; at the borders the
+    window is moved inwards.
+    """
     own = [n for n in range(size) if n % dilation == i % dilation]
     start = min(max(own.index(i) - kernel // 2, 0), len(own) - kernel)
     return j in own[start : start + kernel]
@@ -43,7 +45,7 @@ def neighbours(shape, kernels, dilations):
 
 
 def shifted_windows(rows: int, columns: int, size: int, shift: int):
-    """As Swin's code has it: the image is rolled, cut into windows, and inside a window regions are kept apart."""
+    """Swin's mask as in its code: the image is rolled and cut into windows, in which regions do not see each other."""
     image = np.arange(rows * columns).reshape(rows, columns)
     region = np.zeros((rows, columns), int)
     cuts = (slice(0, -size), slice(-size, -shift or None), slice(-shift, None) if shift else slice(0, 0))
@@ -57,7 +59,7 @@ def shifted_windows(rows: int, columns: int, size: int, shift: int):
 
 
 def tiles(q, k, shape, kernel, tile, text):
-    """Sliding tiles: tokens go tile by tile."""
+    """Sliding tiles: the tokens are ordered tile by tile."""
     total, counts = math.prod(shape), tuple(size // one for size, one in zip(shape, tile))
     if q >= total or k >= total:
         return q < total + text and k < total + text
@@ -147,8 +149,10 @@ WARM, FIRST, SECOND = numbers(49), numbers(2, least=0.1), numbers(2, least=0.1)
 
 
 def t5_bucket(offset: int, bidirectional: bool, farthest: int) -> int:
-    """Of key - query, with 32 buckets; the logarithm's steps by their own definition: the first bucket whose end lies
-    beyond the distance."""
+    """The bucket of the offset key - query, of 32 buckets.
+
+    A logarithmic bucket is found by definition: it is the first one whose end lies beyond the distance.
+    """
     first, count = (16 if bidirectional and offset > 0 else 0), 16 if bidirectional else 32
     distance = abs(offset) if bidirectional else max(-offset, 0)
     half = count // 2
@@ -191,7 +195,7 @@ SCORES = {
 
 
 class PairByPair:
-    """A score of `SCORES` as the oracle asks it: arrays s [B, Hq, Lq, Lk], positions q [.., Lq, 1] and k [Lk]."""
+    """A score of `SCORES` in the oracle's form: arrays s [B, Hq, Lq, Lk], positions q [.., Lq, 1] and k [Lk]."""
 
     def __init__(self, name: str):
         self.pair = SCORES[name][1]

@@ -1,4 +1,4 @@
-"""Mistakes of kinds that no test noticed once: in the package's Python, one each, and the test that notices it.
+"""Mistakes in the package's Python of kinds that tests once missed, each with the test that notices it.
 
 `old` occurs once in its file below mlx_flash/. test_host_mutants.py makes each mistake in a copy of the package.
 """

@@ -1,4 +1,4 @@
-"""Which rows a NaN or an infinity must reach, and checks that it reaches those and no others."""
+"""The rows that a NaN or an infinity must reach, and checks that it reaches these rows and no others."""
 
 import bounds
 import feature_cases
@@ -9,24 +9,25 @@ from cases import Case
 from feature_cases import Variant
 
 CASE = Case(65, 70, 40, group=2, key_heads=2, batch=2)
-HIDDEN = np.r_[0:9, 33:41, 64:70]  # keys that nobody sees, at the edges of blocks and inside them
+HIDDEN = np.r_[0:9, 33:41, 64:70]  # keys that no query sees, at the edges of blocks and inside them
 KEEP = ~np.isin(np.arange(70), HIDDEN)
 
 
 def spoiled(array: mx.array, place, garbage) -> mx.array:
-    """A copy with garbage at a place."""
+    """A copy of the array with garbage at one place."""
     copy = np.array(array)
     copy[place] = garbage
     return mx.array(copy)
 
 
 def rows_of_nan(array) -> np.ndarray:
-    """bool over all axes but the last: which rows hold a NaN."""
+    """bool over all axes except the last: the rows that hold a NaN."""
     return np.isnan(np.array(array)).any(-1)
 
 
 def reached(table: np.ndarray, tensor: str, place: tuple) -> dict[str, np.ndarray]:
-    """Which rows of each result a NaN in row `place` of `tensor` must reach. table: who sees whom [B, Hq, Lq, Lk]."""
+    """The rows of each result that a NaN in row `place` of `tensor` must reach. table: visible pairs [B, Hq, Lq,
+    Lk]."""
     b, head, row = place
     rows, group = np.zeros(table.shape[:3], bool), table.shape[1] // CASE.key_heads
     if tensor in "kv":
@@ -43,7 +44,7 @@ def reached(table: np.ndarray, tensor: str, place: tuple) -> dict[str, np.ndarra
     return {"O": rows, "dQ": rows, "dK": keys, "dV": keys}
 
 
-# (batch entry, key head, key, column) of V: infinities of one sign, of both in a column, and one beside a NaN
+# (batch entry, key head, key, column) in V: infinities of one sign, of both in a column, and one beside a NaN.
 INFINITE = {
     (0, 0, 3, 5): np.inf, (0, 0, 50, 5): np.inf, (0, 1, 30, 7): -np.inf, (1, 0, 9, 0): np.inf, (1, 0, 61, 0): -np.inf,
     (1, 1, 20, 9): np.nan, (1, 1, 44, 9): np.inf,
@@ -51,14 +52,14 @@ INFINITE = {
 
 
 def products(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """weights [.., n, m] @ rows [.., m, d] where a weight of 0 leaves out its row, whatever lies there."""
+    """weights [.., n, m] @ rows [.., m, d], where a weight of 0 omits its row, whatever the row holds."""
     with np.errstate(invalid="ignore"):
         terms = weights[..., None] * rows[..., None, :, :]
         return np.where(weights[..., None] == 0, 0, terms).sum(-2)
 
 
 def check_infinities(variant: Variant, places: dict):
-    """An infinity in V, or in the cotangent of O, makes of the rows that see it what IEEE arithmetic does."""
+    """Checks that rows that see an infinity in V, or in the cotangent of O, follow IEEE arithmetic."""
     case, arrays, (arguments, facts) = variant.case, variant.case.arrays(), feature_cases.build(variant)
     arrays |= {"d_o": arrays["d_o"].at[0, 1, 40, 2].add(-np.inf)}
     for place, value in places.items():

@@ -1,4 +1,4 @@
-"""One kernel at a time against the oracle: its inputs from the oracle's statistics, its outputs within bounds."""
+"""Checks single kernels: inputs from the oracle's statistics, outputs against the oracle within bounds."""
 
 import bounds
 import mlx.core as mx
@@ -12,7 +12,7 @@ from mlx_flash.problem.problem import Problem
 
 
 def residuals(case: Case, arrays) -> tuple[dict[str, mx.array], dict[str, np.ndarray]]:
-    """What the steps read, and the oracle's LSE and delta. The backward steps are judged on exact statistics."""
+    """The inputs of the kernels, and the oracle's LSE and delta: backward kernels are judged on exact statistics."""
     q, k, v, d_o = (bounds.float64(arrays[name]) for name in ("q", "k", "v", "d_o"))
     out, lse = oracle.forward(q, k, v, case.scale, case.causal)
     inputs = {"Q": arrays["q"], "K": arrays["k"], "V": arrays["v"], "dO": arrays["d_o"], "scale": case.scale}
@@ -24,8 +24,11 @@ def residuals(case: Case, arrays) -> tuple[dict[str, mx.array], dict[str, np.nda
 
 
 def row_statistics(lse: np.ndarray, scale: float) -> mx.array:
-    """L [B, Hq, Lq, 2] as kernels read it, from the float64 LSE [B, Hq, Lq]: the maximum in units of the scale (1 where
-    scores are scaled first), the rest in base 2. Any split whose sum is the LSE gives the same."""
+    """L [B, Hq, Lq, 2] as kernels read it, from the float64 LSE [B, Hq, Lq].
+
+    The first number is the maximum in units of the scale (of 1 if scores are scaled first), the second the rest in base
+    2. Any split whose sum is the LSE gives the same results.
+    """
     seen = np.isfinite(lse)
     most = (lse / scale).astype(np.float32)
     rest = np.where(seen, (lse - np.where(seen, most, 0) * scale) / np.log(2), 0).astype(np.float32)
@@ -33,7 +36,7 @@ def row_statistics(lse: np.ndarray, scale: float) -> mx.array:
 
 
 def problem(case: Case) -> Problem:
-    """The package's own description of a case."""
+    """The package's description of a case."""
     batch, heads, query_length, head_dim = case.shapes["q"]
     _, key_heads, key_length, value_dim = case.shapes["v"]
     return make_problem(
@@ -42,7 +45,7 @@ def problem(case: Case) -> Problem:
 
 
 def check_step(step, case: Case, backend):
-    """One kernel of the backend within bounds of the oracle."""
+    """Checks one kernel of the backend against the oracle."""
     arrays = case.arrays()
     inputs, statistics = residuals(case, arrays)
     outputs = run_kernel(step, problem(case), backend, None, {name: inputs[name] for name in step.inputs})

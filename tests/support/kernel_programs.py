@@ -1,5 +1,7 @@
-"""Programs about kernels' parameters and constants, packed vectors and functions that Metal lacks, as in
-language_programs.py: taken, and refused."""
+"""Programs about kernel parameters, constants, packed vectors and functions that Metal lacks: legal and refused ones.
+
+language_programs.py explains their form.
+"""
 
 from language_programs import helper
 
@@ -36,7 +38,7 @@ ACCEPTED = {
         "ushort2 n [[threads_per_threadgroup]], uint l [[thread_index_in_simdgroup]]) { y[i.x] = n.y + l; }",
 }  # fmt: skip
 
-# rule: (part of the message, program)
+# rule: (part of the error message, program)
 REFUSED = {
     **{f"{name} of C": ("undeclared identifier", f"y[i] = {name}(x[i]{more});") for name, more in {
         "expf": "", "sinf": "", "logf": "", "powf": ", 2.0f", "fmodf": ", 2.0f", "sqrtf": "", "fabsf": "",

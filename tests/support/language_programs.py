@@ -1,6 +1,7 @@
-"""Small programs that Metal takes and that Metal refuses, each of one rule.
+"""Small programs about one rule each: some that Metal accepts, some that Metal refuses.
 
-A program with the word `kernel` is whole; any other is the body of a kernel with x, y, h (half) and b (bfloat) at hand.
+A program with the word `kernel` is complete. Any other is the body of a kernel with the variables x, y, h (half) and b
+(bfloat).
 """
 
 BODY = """
@@ -11,7 +12,7 @@ BODY = """
 
 
 def helper(definition: str, call: str) -> str:
-    """A whole program: definitions before a kernel that uses them."""
+    """A complete program: definitions and a kernel that uses them."""
     return definition + BODY.replace("\n", " ") + call + "}"
 
 
@@ -235,7 +236,7 @@ ACCEPTED = {
         "float2 v = float2(1); y[i] = f(v);"),
 }  # fmt: skip
 
-# rule: (what the error says, program)
+# rule: (part of the error message, program)
 REFUSED = {
     "double": ("no double", "double a = 1; y[i] = a;"),
     "float to bfloat without a cast": ("float does not convert to bfloat", "b[i] = x[i];"),

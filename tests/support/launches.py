@@ -1,10 +1,10 @@
-"""Sums over the launches that the simulator's profile lists."""
+"""Sums over the launches in the simulator's profile."""
 
 from mlx_flash.problem.kinds import TRAINING
 
 
 def by_step(profiled) -> dict[str, int]:
-    """8x8x8 matmuls of each kernel."""
+    """The number of 8x8x8 matmuls of each kernel."""
     found = {step.name: 0 for step in TRAINING}
     for launch in profiled.launches:
         name = max((name for name in found if name in launch["kernel"]), key=len)

@@ -1,4 +1,4 @@
-"""Expressions of Metal's library with what numpy makes of them, and a kernel that evaluates them."""
+"""Expressions of Metal's library with equivalent numpy functions, and a kernel that evaluates them."""
 
 import math
 
@@ -11,7 +11,7 @@ N = 64
 
 
 def evaluate(expressions, x, dtype=mx.float32, prologue=""):
-    """[N, number of expressions]: every expression at every x[i]."""
+    """float32 [N, number of expressions]: the value of every expression at every x[i]."""
     columns = "".join(f"y[i * {len(expressions)} + {k}] = {e};\n" for k, e in enumerate(expressions))
     kernel = metal_kernel(
         name="library", input_names=["xs"], output_names=["y"],
@@ -24,7 +24,7 @@ def evaluate(expressions, x, dtype=mx.float32, prologue=""):
 
 
 def compare(cases, x, values, tolerance, dtype=mx.float32):
-    """Every expression of `cases` at x against its numpy function at `values`."""
+    """Compares every expression of `cases` at x with its numpy function at `values`."""
     found = evaluate(list(cases), x, dtype)
     for column, (expression, reference) in zip(found.T, cases.items()):
         expected = np.array([reference(v) for v in values], np.float64)
@@ -32,7 +32,7 @@ def compare(cases, x, values, tolerance, dtype=mx.float32):
 
 
 def check_floats(cases, values):
-    """Every expression of `cases` in float32."""
+    """Checks every expression of `cases` in float32."""
     compare(cases, mx.array(values), values.astype(np.float64), 2e-5)
 
 
@@ -84,7 +84,7 @@ IN_QUADS = X.reshape(16, 4)
 
 
 def shuffled(lanes):
-    """X with every lane reading the lane of its simdgroup that `lanes` names."""
+    """X as each lane reads it from the lane of its simdgroup given by `lanes`."""
     return np.take_along_axis(ROWS, np.asarray(lanes).reshape(2, 32), axis=1).ravel()
 
 
@@ -127,7 +127,7 @@ ON_LANES = {
 
 
 def check_lanes():
-    """Every function of lanes, in a simdgroup and in quads."""
+    """Checks every function that exchanges values between lanes, in simdgroups and in quads."""
     found = evaluate(list(ON_LANES), mx.array(X))
     for column, (expression, expected) in zip(found.T, ON_LANES.items()):
         assert np.allclose(column, expected, rtol=1e-6), expression

@@ -1,4 +1,4 @@
-"""mlx-lm imported anew inside the replacement, so that its kernels run on the simulator; what they compute."""
+"""Imports mlx-lm again with metal_kernel replaced, so that its kernels run on the simulator; and what they compute."""
 
 import sys
 import warnings
@@ -18,7 +18,7 @@ ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 
 @contextmanager
 def imported(*names: str):
-    """Modules of mlx-lm by the last part of their names; forgotten afterwards."""
+    """Modules of mlx-lm, by the last part of their names; they are removed from sys.modules afterwards."""
     others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mlx_lm"}
     with replace_metal_kernel(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

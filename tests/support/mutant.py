@@ -1,4 +1,4 @@
-"""One mistake in a template, and the test that must notice it."""
+"""A mistake in a template, and the test that must notice it."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     killed_by: str  # id of a test below tests/
-    mode: str = "fast"  # of the simulator; "check" where its report is what kills, or memory would be overrun
+    mode: str = "fast"  # the simulator's; "check" if its report notices the mistake, or if memory would be overrun
 
 
 def of(template: str, *mutants: tuple) -> list[Mutant]:

@@ -1,6 +1,6 @@
-"""Mistakes in our own templates, one each, and the test of the normal suite that notices it.
+"""Mistakes in the templates, each with the test of the suite that notices it.
 
-`old` occurs once in its template; with `new` in its place the kernels still compile and are wrong, or work in vain.
+`old` occurs once in its template. With `new` in its place the kernels still compile, but are wrong or do needless work.
 test_mutants.py makes each mistake and runs its test.
 """
 
@@ -13,7 +13,7 @@ __all__ = ["MUTANTS", "Mutant"]
 
 
 def output(name: str, family: str = "apple7") -> str:
-    """The forward kernel alone: cheap, for what all kernels share."""
+    """The test of the forward kernel alone, for mistakes in code that all kernels share."""
     return f"test_variants.py::test_output[simulator-{family}-{name}]"
 
 

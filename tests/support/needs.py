@@ -1,6 +1,6 @@
-"""What a test needs beyond Python and MLX's CPU operations: found by rule, checked, and skipped where it is missing.
+"""The needs of a test beyond Python and MLX's CPU operations: found by rule, enforced, and a reason to skip if missing.
 
-A need is a marker of the test (`@pytest.mark.simulator`), or follows from a parameter that is a backend, as those of
+A need is a marker of the test (`@pytest.mark.simulator`). It also follows from a parameter that is a backend, as with
 the fixtures `backend` and `kernels`, or from a fixture that fetches a file. A test without needs is `quick`.
 """
 
@@ -14,7 +14,7 @@ from machines import BACKENDS, CUDA, KERNELS, METAL
 
 from mlx_flash.metal.cpu import compiler, dispatch
 
-# name: what it means
+# {name: description}
 NEEDS = {
     "simulator": "runs kernels on the simulator, or compiles them for it",
     "metal": "runs kernels on an Apple GPU",
@@ -26,16 +26,17 @@ NEEDS = {
     "network": "fetches a file once that is then kept in the user's cache",
 }
 ANY_KERNELS = "kernels: runs kernels on a backend of the test's choice among those of this machine"
-# Fixtures that need something for every test that asks for them; those of the network skip where a file is missing.
+# Fixtures that make every test that uses them need something; those of the network skip if a file is missing.
 OF_FIXTURES = {
     "metal_headers": "network", "assembled": "network", "upstream": "network", "wheel": "process",
     "mac": "simulator",
 }  # fmt: skip
-_UNMET = "needs "  # how the reason of such a skip begins
+_UNMET = "needs "  # the start of the reason of such a skip
 
 
 def missing() -> dict[str, str]:
-    """Needs that this machine cannot meet, with the reason. Whether the network is there shows when it is asked."""
+    """Needs that this machine cannot meet, with the reason. Whether the network is reachable shows at the first
+    request."""
     found = {}
     if not mx.metal.is_available():
         found["metal"] = "no Apple GPU"
@@ -55,18 +56,18 @@ def of(item) -> set[str]:
 
 
 def unmet(need: str, why: str) -> str:
-    """The reason with which a test is skipped."""
+    """The reason for skipping a test with this need."""
     return f"{_UNMET}{need}: {why}"
 
 
 def skipped(reasons) -> Counter:
-    """How many of these reasons are unmet needs, by need."""
+    """{need: how many of these skip reasons are about it}."""
     return Counter(why.partition(_UNMET)[2].partition(":")[0] for why in reasons if _UNMET in why)
 
 
 @contextmanager
 def enforced(item):
-    """Inside the block a test that does what it does not say it needs fails, so that quick tests stay quick."""
+    """Inside the block a test fails if it uses something without declaring the need, so that quick tests stay quick."""
     needs = of(item)
     if METAL or CUDA:  # calls that choose no backend run kernels here
         yield
@@ -77,7 +78,7 @@ def enforced(item):
     def refused(deed: str, *allowing: str):
         def refuse(*given, **options):
             if given and isinstance(given[0], list) and given[0][:1] == ["fc-list"]:
-                return start(*given, **options)  # matplotlib, which looks for fonts once on a new machine
+                return start(*given, **options)  # matplotlib, which searches for fonts once on a new machine
             raise AssertionError(f"{item.nodeid} {deed}: it needs the marker {' or '.join(allowing)}")
 
         return refuse

@@ -1,4 +1,4 @@
-"""Mistakes in the templates for neural accelerators; mutants.py says what they are."""
+"""Mistakes in the templates for neural accelerators; mutants.py explains their form."""
 
 from mutant import of
 

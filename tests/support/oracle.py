@@ -1,8 +1,8 @@
-"""Attention from its definition, in float64 numpy: what every backend is measured against.
+"""Attention from its definition in float64 numpy: the oracle for every backend.
 
-Nothing is shared with the package, on purpose: no blocks, no online softmax, no base 2, no delta. Every query looks at
-every key through `visible`, and gradients are the chain rule written out. `*_by_loops` are the definition element by
-element; the array forms below are what the tests use, and test_oracle.py proves that both agree.
+It shares nothing with the package: no blocks, no online softmax, no base 2, no delta. Every query visits every key
+through `visible`, and gradients are the chain rule written out. `*_by_loops` are the definition element by element;
+tests use the array forms below, and test_oracle.py proves that both agree.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def visible(i: int, j: int, query_length: int, key_length: int, causal: bool) -> bool:
-    """May query i see key j? Causal is aligned to the lower right: the last query sees the last key."""
+    """Whether query i sees key j. Causality is aligned to the lower right: the last query sees the last key."""
     return not causal or j <= i + (key_length - query_length)
 
 
@@ -61,12 +61,12 @@ def _on_keys(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def _over_queries(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[B, H, Lk, D]: for each key the rows of all queries, weighed by weights [B, H, Lq, Lk]."""
+    """[B, H, Lk, D]: for each key the sum of the rows of all queries with weights [B, H, Lq, Lk]."""
     return weights.swapaxes(-1, -2) @ rows
 
 
 def probabilities(q, k, scale: float, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """P [B, Hq, Lq, Lk] with zeros where masked, and the natural-log LSE."""
+    """P [B, Hq, Lq, Lk], which is zero where masked, and the natural-log LSE."""
     scores = scale * _on_keys(q, _repeated(k, q.shape[1]))
     scores = np.where(visibility(q.shape[2], k.shape[2], causal), scores, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)
@@ -97,10 +97,11 @@ def gradients(q, k, v, d_o, scale: float, causal: bool) -> dict[str, np.ndarray]
 
 
 def term_magnitudes(q, k, v, d_o, scale: float, causal: bool) -> dict[str, float]:
-    """The largest sum of |terms| behind an element of each result: what cancels when the result itself is small.
+    """The largest sum of |terms| of an element of each result: the magnitude that cancels if the result itself is
+    small.
 
-    With a single key, say, dS is exactly 0, as the difference of two numbers that float32 rounds: no implementation
-    can do better than a few roundings of those terms.
+    With a single key, for example, dS is exactly 0, as the difference of two numbers that float32 rounds. No
+    implementation can do better than a few roundings of these terms.
     """
     heads, key_heads = q.shape[1], k.shape[1]
     keys, values = np.abs(_repeated(k, heads)), np.abs(_repeated(v, heads))
@@ -121,8 +122,11 @@ def largest_score(q, k, scale: float) -> float:
 
 
 def moved_by_output(q, k, v, d_o, scale: float, causal: bool, rounding: float) -> dict[str, float]:
-    """The most that dQ and dK can move where every element of O moves by `rounding` of itself: an algorithm that keeps
-    O in 16 bits computes rowsum(dO * O) from what it kept, and dS = P * (dP - rowsum(dO * O)) cancels only in part."""
+    """The largest change of dQ and dK if every element of O changes by `rounding` of itself.
+
+    An algorithm that keeps O in 16 bits computes rowsum(dO * O) from the rounded O, and dS = P * (dP - rowsum(dO * O))
+    cancels only in part.
+    """
     heads, key_heads = q.shape[1], k.shape[1]
     p, _ = probabilities(q, k, scale, causal)
     out = p @ _repeated(v, heads)

@@ -1,8 +1,8 @@
 """Attention with every mask and variant from its definition, in float64 numpy. Nothing is shared with the package.
 
-`visible` and `bias` say what a query sees and what is added to its scores, one pair at a time; `forward_by_loops` is
-the definition element by element. The array form is what the tests use: test_oracle_variants.py proves that both agree
-and that the gradients are those that central differences measure.
+`visible` and `bias` give the visibility and the additions to the scores pair by pair; `forward_by_loops` is the
+definition element by element. Tests use the array form: test_oracle_variants.py proves that both agree, and that the
+gradients are those of central differences.
 """
 
 import math
@@ -14,10 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Facts:
-    """What a call asks for. keep, survives and mask broadcast to [B, Hq, Lq, Lk]; slopes, sinks [Hq]; ids [B, L].
+    """The options of a call. keep, survives and mask broadcast to [B, Hq, Lq, Lk]; slopes, sinks [Hq]; ids [B, L].
 
     score: a HandScore, its value and its slope in s; visible(b, h, q, k): both by positions.
-    keep: True where a key may be seen. mask: added to the scores; -inf hides the key. survives: the dropout's pattern.
+    keep: True where a key may be seen. mask: added to the scores; -inf hides the key. survives: the dropout pattern.
     """
 
     causal: bool = False
@@ -38,15 +38,17 @@ class Facts:
 
 
 def _at(array: np.ndarray, *index: int):
-    """An element of an array as if it were broadcast."""
+    """An element of an array, as if the array were broadcast."""
     array = array.reshape((1,) * (len(index) - array.ndim) + array.shape)
     return array[tuple(0 if extent == 1 else i for i, extent in zip(index, array.shape))]
 
 
 def position(facts: Facts, b: int, i: int, query_length: int, key_length: int) -> int:
-    """A query's own position among the keys: i + Lk - Lq, so that the last query has that of the last key. Within
-    segments each one's last query has the position of its last key; where there is no such key, nothing is seen. So
-    have the last query and the last key of a batch entry that has lengths of its own."""
+    """The position of a query among the keys: i + Lk - Lq, so that the last query has the position of the last key.
+
+    With segments, the last query of each segment has the position of the segment's last key; a query without such a key
+    sees nothing. With lengths, the same holds for the last query and key of each batch entry.
+    """
     if facts.k_lengths is not None:
         return i + facts.k_lengths[b] - facts.q_lengths[b]
     if facts.q_ids is None:
@@ -58,7 +60,7 @@ def position(facts: Facts, b: int, i: int, query_length: int, key_length: int) -
 
 
 def visible(facts: Facts, b: int, h: int, i: int, j: int, query_length: int, key_length: int) -> bool:
-    """May query i see key j?"""
+    """Whether query i sees key j."""
     distance = j - position(facts, b, i, query_length, key_length)
     if facts.causal and distance > 0:
         return False
@@ -118,7 +120,7 @@ def forward_by_loops(q, k, v, scale: float, facts: Facts) -> tuple[np.ndarray, n
 
 
 def positions(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
-    """[B, Lq], or [1, Lq] without segments and lengths, of `position`, with arrays."""
+    """`position` with arrays: [B, Lq], or [1, Lq] without segments and lengths."""
     rows = np.arange(query_length)[None]
     if facts.k_lengths is not None:
         return rows + (facts.k_lengths - facts.q_lengths)[:, None]
@@ -133,7 +135,7 @@ def positions(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
 
 
 def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """bool [B, Hq, Lq, Lk] of `visible`, with arrays."""
+    """`visible` with arrays: bool [B, Hq, Lq, Lk]."""
     _, _, query_length, key_length = shape
     distance = np.arange(key_length) - positions(facts, query_length, key_length)[:, None, :, None]
     table = np.ones(shape, bool)
@@ -158,18 +160,18 @@ def seen(facts: Facts, shape: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def behind(facts: Facts, query_length: int) -> np.ndarray:
-    """bool [B, Lq]: queries behind their batch entry's end, which see nothing, not even a sink."""
+    """bool [B, Lq]: queries beyond the end of their batch entry, which see nothing, not even a sink."""
     return np.arange(query_length) >= facts.q_lengths[:, None]
 
 
 def alibi(facts: Facts, query_length: int, key_length: int) -> np.ndarray:
-    """[B or 1, Hq, Lq, Lk]"""
+    """The ALiBi term of every score, [B or 1, Hq, Lq, Lk]."""
     own = positions(facts, query_length, key_length)[:, None, :, None]
     return -facts.slopes[:, None, None] * np.abs(own - np.arange(key_length))
 
 
 class Attention:
-    """Everything about one problem: results, their gradients, and how large the numbers behind them are.
+    """One problem: its results, their gradients, and the magnitudes of the terms behind them.
 
     q [B, Hq, Lq, D], k [B, Hk, Lk, D], v [B, Hk, Lk, Dv]; d_o and d_lse are the cotangents of O and LSE.
     """
@@ -221,7 +223,8 @@ class Attention:
         return array.sum(axes, keepdims=True).reshape(shape)
 
     def _results(self, d_s, slope, d_p_sum, q, k, d_o, d_lse, scale) -> dict[str, np.ndarray]:
-        """What follows from dS, linearly. slope: of the softcap. d_p_sum: what dP is reduced by, rowsum(P dP)."""
+        """The results that are linear in dS. slope: of the softcap. d_p_sum: the number subtracted from dP, rowsum(P
+        dP)."""
         capped = d_s * slope
         found = {
             "dQ": scale * capped @ k,
@@ -235,32 +238,34 @@ class Attention:
         return found
 
     def score_gradient(self) -> tuple[np.ndarray, np.ndarray]:
-        """(the gradient of the scores that the softmax sees [B, Hq, Lq, Lk], rowsum(P dP) [B, Hq, Lq, 1])"""
+        """(gradient of the scores that the softmax gets [B, Hq, Lq, Lk], rowsum(P dP) [B, Hq, Lq, 1])."""
         d_p = self.kept * (self.d_o @ self.v.swapaxes(-1, -2))
         total = (self.p * d_p).sum(-1, keepdims=True)
         return self.p * (d_p - total + self.d_lse[..., None]), total
 
     def results(self) -> dict[str, np.ndarray]:
-        """O, LSE, dQ, dK, dV, and dM and dsinks where there are any."""
+        """O, LSE, dQ, dK, dV, and dM and dsinks if the problem has them."""
         d_s, total = self.score_gradient()
         gradients = self._results(d_s, self.slope, -total[..., 0], self.q, self.k, self.d_o, self.d_lse, self.scale)
         return {"O": self.dropped @ self.v, "LSE": self.lse, **gradients}
 
     def term_magnitudes(self) -> dict[str, float]:
-        """The largest sum of |terms| behind an element of each result: what cancels when the result itself is small."""
+        """The largest sum of |terms| of an element of each result: the magnitude that cancels if the result itself
+        is small."""
         q, k, v, d_o, d_lse = (np.abs(x) for x in (self.q, self.k, self.v, self.d_o, self.d_lse))
         d_p = self.kept * (d_o @ v.swapaxes(-1, -2))
         total = (self.p * d_p).sum(-1, keepdims=True)
         d_s = self.p * (d_p + total + d_lse[..., None])
         sums = self._results(d_s, self.slope_terms, total[..., 0], q, k, d_o, d_lse, abs(self.scale))
-        products = float((abs(self.scale) * q @ k.swapaxes(-1, -2)).max(initial=0.0))  # behind a score
+        products = float((abs(self.scale) * q @ k.swapaxes(-1, -2)).max(initial=0.0))  # terms of a score
         largest = max(products, self.largest_score)
         sums |= {"O": self.dropped @ v, "LSE": np.array(largest + math.log(1 + self.k.shape[2]))}
         return {name: float(array.max(initial=0.0)) for name, array in sums.items()}
 
     def moved_by_output(self, rounding: float) -> dict[str, float]:
-        """The most that each gradient can move where every element of O moves by `rounding` of itself: an algorithm
-        that keeps O in 16 bits computes rowsum(dO * O) from what it kept."""
+        """The largest change of each gradient if every element of O changes by `rounding` of itself: an algorithm that
+        keeps O in 16 bits computes rowsum(dO * O) from the rounded O.
+        """
         moved = (np.abs(self.d_o) * np.abs(self.dropped @ self.v) * rounding).sum(-1)
         sums = self._results(
             self.p * moved[..., None], self.slope, moved, np.abs(self.q), np.abs(self.k), 0 * self.d_o,

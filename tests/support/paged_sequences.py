@@ -1,4 +1,4 @@
-"""Random lives of sequences in one pool, each compared with the model on its whole text, without any cache."""
+"""Random histories of sequences in one pool, each compared with the model on the whole text without a cache."""
 
 import copy
 from dataclasses import dataclass, field
@@ -12,15 +12,17 @@ MOST_ROWS, LONGEST = 5, 90
 
 
 def logits_of(model, tokens: list[int]) -> mx.array:
-    """Of the last token's successor, in one pass over the text."""
+    """The logits of the token behind the last one, in one pass over the text."""
     cache = [None] * len(model.layers)
     return model(mx.array([tokens]), cache=cache)[0, -1]
 
 
 @dataclass
 class Lives:
-    """A batch of sequences that grows and shrinks. `texts`: the tokens of each row, all of which its caches hold but
-    the last; `check(got, want)` compares logits."""
+    """A batch of sequences that grows and shrinks.
+
+    `texts`: the tokens of each row; its caches hold all except the last. `check(got, want)` compares logits.
+    """
 
     model: object
     pool: object
@@ -35,7 +37,7 @@ class Lives:
         self.draw = np.random.default_rng(self.seed)
 
     def run(self, operations: int) -> dict[str, int]:
-        """So many operations; returns how often each was done."""
+        """Runs this many random operations; returns how often each was done."""
         done: dict[str, int] = {}
         while sum(done.values()) < operations:
             name = str(self.draw.choice(["insert", "step", "step", "step", "evict", "again", "padded", "trim"]))
@@ -47,7 +49,7 @@ class Lives:
         return self.draw.integers(0, VOCABULARY, count).tolist()
 
     def take_in(self, text: list[int], caches: list, known: int) -> None:
-        """The caches hold `known` tokens of the text; the model reads the others but the last."""
+        """Adds a sequence whose caches hold `known` tokens of the text; the model reads the others except the last."""
         if text[known:-1]:
             self.model(mx.array([text[known:-1]]), cache=caches)
         merged = [cache.merge([cache]) for cache in caches]
@@ -66,7 +68,7 @@ class Lives:
         return True
 
     def again(self) -> bool:
-        """A prompt that begins as one that was finished: its pages are shared until one of the two writes."""
+        """Adds a prompt that starts like a finished one: both share pages until one of them writes."""
         if not self.kept or len(self.texts) >= MOST_ROWS:
             return False
         text, caches = self.kept[int(self.draw.integers(len(self.kept)))]
@@ -78,7 +80,7 @@ class Lives:
         return True
 
     def step(self) -> bool:
-        """One token for every row."""
+        """Generates one token for every row."""
         if not self.texts or max(map(len, self.texts)) > LONGEST:
             return bool(self.texts) and self.evict()
         logits = self.model(mx.array([[text[-1]] for text in self.texts]), cache=self.batch)[:, -1]
@@ -88,7 +90,7 @@ class Lives:
         return True
 
     def evict(self) -> bool:
-        """A sequence ends; half of them are kept for later ones."""
+        """Ends a sequence; half of the ended sequences are kept for later ones."""
         if not self.texts:
             return False
         number = int(np.argmax([len(text) for text in self.texts]))
@@ -103,7 +105,7 @@ class Lives:
         return True
 
     def padded(self) -> bool:
-        """Several tokens for every row, of unequal numbers, padded on the right."""
+        """Appends a different number of tokens to every row, padded on the right."""
         if not self.texts or max(map(len, self.texts)) > LONGEST:
             return False
         counts = self.draw.integers(1, int(self.draw.choice([4, 14])), len(self.texts)).tolist()
@@ -122,7 +124,7 @@ class Lives:
         return True
 
     def trim(self) -> bool:
-        """The last tokens of all rows are taken back, as drafts are."""
+        """Takes back the last tokens of all rows, as rejected drafts are."""
         if not self.trims or not self.texts:
             return False
         count = int(self.draw.integers(1, 6))

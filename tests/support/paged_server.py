@@ -1,5 +1,7 @@
-"""mlx-lm's own server, its caches in pages: python paged_server.py PAGED ARGUMENTS OF mlx_lm.server. PAGED is 1, or
-0 (its own caches). At its end it prints what patch() served."""
+"""mlx-lm's server with paged caches: python paged_server.py PAGED ARGUMENTS OF mlx_lm.server.
+
+PAGED is 1, or 0 for mlx-lm's own caches. At the end it prints the calls that patch() served.
+"""
 
 import sys
 

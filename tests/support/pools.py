@@ -1,4 +1,4 @@
-"""Keys and values in pages, made from contiguous ones: pages in any order, NaN wherever no key is."""
+"""Keys and values in pages, made from contiguous arrays: pages in random order, NaN wherever there is no key."""
 
 import mlx.core as mx
 import numpy as np
@@ -9,7 +9,7 @@ def garbage(dtype: mx.Dtype):
 
 
 def table_of(lengths: list[int], page: int, entries: int | None = None, seed: int = 0) -> mx.array:
-    """int32 [B, n]: a page of its own for every run of `page` keys, in no order; -1 behind an entry's last page."""
+    """int32 [B, n]: a page for every run of `page` keys, in random order; -1 behind an entry's last page."""
     needed = [-(-length // page) for length in lengths]
     order = iter(np.random.default_rng(seed).permutation(sum(needed)))
     table = np.full((len(lengths), entries or max(needed)), -1, np.int32)
@@ -19,8 +19,10 @@ def table_of(lengths: list[int], page: int, entries: int | None = None, seed: in
 
 
 def pool_of(array: mx.array, table: mx.array, lengths: list[int], page: int, by_rows: bool = False) -> mx.array:
-    """[N, heads, page, columns] of the keys [B, heads, length, columns] that exist; `by_rows`: a view of an array
-    [N, page, heads, columns]. One page of the pool belongs to nobody."""
+    """[N, heads, page, columns] with the existing keys of [B, heads, length, columns]; one page belongs to no sequence.
+
+    by_rows: the result is a view of an array [N, page, heads, columns].
+    """
     exact = array.astype(mx.float32) if array.dtype not in (mx.uint32, mx.uint8) else array
     values, kind = np.array(exact), np.array(exact[:0]).dtype
     pages = int(np.array(table).max()) + 2

@@ -1,4 +1,4 @@
-"""Problems and plans built from numbers, for tests that ask for a kernel without a call of attention."""
+"""Problems and plans built from numbers, for tests of kernels without a call of attention."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ def make_problem(
     batch=1, query_heads=1, key_heads=1, query_length=9, key_length=9, head_dim=64, value_dim=64, dtype="float32",
     scale=0.125, causal=False, mask_shape=None, variants=None,
 ) -> Problem:  # fmt: skip
-    """A Problem of these numbers; `variants`: a Variants, or the fields of one."""
+    """A Problem with these numbers; `variants`: a Variants, or its fields as a dict."""
     chosen = variants if isinstance(variants, Variants) else Variants(**(variants or {}))
     chosen = replace(chosen, causal=causal or chosen.causal)
     signature = Signature(query_heads, key_heads, head_dim, value_dim, dtype, scale, chosen)

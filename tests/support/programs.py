@@ -1,4 +1,4 @@
-"""Compiles the small programs of the language tests, without running them."""
+"""Compiles the small programs of the language tests without running them."""
 
 import re
 
@@ -10,7 +10,7 @@ from mlx_flash.metal.frontend.translate import translate
 
 
 def compiled(program: str, version: str = "3.1"):
-    """Raises CompileError where a program is not valid Metal of this version."""
+    """Raises CompileError if a program is not valid Metal of this version."""
     text = program if re.search(r"\bkernel\b", program) else BODY + program + "\n}\n"
     translation = translate(text, float(version))
     compiler.check(prefix(version) + translation.text, translation.entry(), "mlx.h")

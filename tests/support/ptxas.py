@@ -1,4 +1,4 @@
-"""NVIDIA's assembler: the installed one, else that of the package index, kept in the user's cache."""
+"""NVIDIA's PTX assembler: the installed one, or the one from the package index, kept in the user's cache."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ INSIDE = "nvidia/cuda_nvcc/bin/ptxas"
 
 @functools.cache
 def ptxas() -> str:
-    """The command. Raises Unavailable."""
+    """The path of the command. Raises Unavailable."""
     found = shutil.which("ptxas")
     if found:
         return found
@@ -37,7 +37,7 @@ def ptxas() -> str:
 
 
 def assembled(path: Path, gpu: str) -> str:
-    """What ptxas says of a file of PTX; raises AssertionError with its words if it refuses."""
+    """The output of ptxas for a PTX file; raises AssertionError with that output if it refuses the file."""
     done = subprocess.run([ptxas(), "-v", f"-arch={gpu}", str(path), "-o", "/dev/null"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -1,6 +1,6 @@
-"""Several ranks of mx.distributed on this machine: processes that talk over loopback, and never longer than a limit.
+"""Several ranks of mx.distributed on this machine: processes that communicate over loopback, with a time limit.
 
-Each case has new processes. They are forked from one that has imported what they need, and has computed nothing.
+Each case has new processes. They are forked from a process that has imported their modules and computed nothing.
 """
 
 import json
@@ -14,14 +14,14 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-# On macOS a process that has seen its GPU does not survive a fork.
+# On macOS a process that has used its GPU does not survive a fork.
 _PROCESSES = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
-# Not mlx_lm: it makes a stream when it is imported, whose thread would stay behind. Most of its time is transformers'.
+# mlx_lm makes a stream, whose thread would stay behind, when it is imported; transformers takes most of its time.
 _PROCESSES.set_forkserver_preload(["pytest", "distributed_work", "transformers"])
 
 
 class RankFailed(Exception):
-    """What a rank printed before it ended with an error."""
+    """Holds the output of a rank that ended with an error."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -53,7 +53,7 @@ def start(count: int, module: str, name: str, folder: str, **arguments) -> list[
 
 
 def _work(module: str, name: str, arguments: dict, out: str, environment: dict[str, str]):
-    """What a rank does: its result goes to the file `out`, what it prints to another beside it."""
+    """Runs in a rank: writes the result to the file `out`, and printed output to another file beside it."""
     with open(f"{out}.printed", "wb") as printed:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -65,7 +65,7 @@ def _work(module: str, name: str, arguments: dict, out: str, environment: dict[s
 
 
 def finish(processes: list[multiprocessing.Process], folder: str, limit: float) -> list:
-    """What each rank returned. Raises RankFailed where one did not; all are ended after `limit` seconds."""
+    """The return values of all ranks. Raises RankFailed if one failed; all are ended after `limit` seconds."""
     end = time.monotonic() + limit
     try:
         for process in processes:

@@ -1,4 +1,4 @@
-"""Calls and command lines of which a test spoils one argument, and the sentence that a refusal gives."""
+"""Calls and command lines with one bad argument, and the error message that they produce."""
 
 import mlx.core as mx
 
@@ -14,21 +14,21 @@ GOOD = {"q": (2, 4, 5, 16), "k": (2, 2, 6, 16), "v": (2, 2, 6, 24)}
 
 
 def call(**replaced):
-    """attention on good arguments but for those replaced."""
+    """Calls attention with good arguments, except those replaced."""
     arguments = {name: zeros(*shape) for name, shape in GOOD.items()} | replaced
     return attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
 def status_of(arguments: list[str]) -> int:
-    """Exit status of `python -m mlx_flash ARGUMENTS`, run in this process."""
+    """The exit status of `python -m mlx_flash ARGUMENTS`, run in this process."""
     try:
         return cli.main(arguments)
-    except SystemExit as stop:  # argparse
+    except SystemExit as stop:  # raised by argparse
         return stop.code
 
 
 def refused(capsys, arguments: list[str]) -> str:
-    """The one sentence that a bad command line gets."""
+    """The single sentence printed for a bad command line."""
     assert status_of(arguments) == 2
     said = capsys.readouterr()
     lines = said.err.strip().splitlines()
@@ -37,7 +37,7 @@ def refused(capsys, arguments: list[str]) -> str:
 
 
 def refused_call(function, words: list[str], error=ValueError) -> None:
-    """The call raises an error of one sentence that has these words."""
+    """Checks that the call raises an error of one sentence that contains these words."""
     try:
         function()
     except error as caught:

@@ -1,4 +1,4 @@
-"""A score and a predicate as texts, and by hand in numpy: values, and the slope of the score in s."""
+"""A score and a predicate as texts and by hand in numpy: values, and the slope of the score in s."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ SOME, SLOPE = 20, 0.125
 
 @dataclass(frozen=True)
 class HandScore:
-    """temperature [Hq], bias [17, Hq]. q [..., Lq, 1] are positions; s [B, Hq, Lq, Lk]."""
+    """temperature [Hq], bias [17, Hq]; q [..., Lq, 1] are positions; s [B, Hq, Lq, Lk]."""
 
     temperature: np.ndarray
     bias: np.ndarray

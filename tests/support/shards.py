@@ -1,4 +1,4 @@
-"""A sequence in the shards of several ranks, and kernels that read it there beside kernels on the sequence in order."""
+"""A sequence in the shards of several ranks: kernels that read it there, against kernels on the sequence in order."""
 
 from dataclasses import replace
 
@@ -17,7 +17,8 @@ def results(
 ) -> tuple[dict, dict]:
     """Bits of O, L, dQ, dK, dV and the mask's gradient: of kernels on the sequence in order, and in shards.
 
-    Of forward and dQ, keys are in shards; of dK and dV, queries. `first`: the first query's position among the keys.
+    For forward and dQ the keys are in shards, for dK and dV the queries. `first`: the position of the first query among
+    the keys.
     """
     draw, kind = np.random.default_rng(3), getattr(mx, dtype)
     shapes = {"Q": (2, 4, queries, width), "K": (2, 2, keys, width), "V": (2, 2, keys, width)}

@@ -1,4 +1,4 @@
-"""Every row of the parameter tables as arguments of source.build."""
+"""Every row of the parameter tables, as arguments of source.build."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ KINDS = [step for step in (*TRAINING, *DECODING) if step is not BACKWARD_MASK]
 
 
 def builds_of(step) -> list[tuple]:
-    """build's arguments for every row, dtype, family and mask of one step, and both a matching and another Dv."""
+    """The arguments of build for every row, dtype, family and mask of one step, with an equal and a different Dv."""
     found = []
     for (row_step, precision, name), rows in TABLE.items():
         dtypes = ("float32",) if precision == FULL else ("float16", "bfloat16")
@@ -30,7 +30,7 @@ def builds_of(step) -> list[tuple]:
 
 
 def tensor_builds_of(step) -> list[tuple]:
-    """The same for the rows of NVIDIA's tensor cores."""
+    """The same for the rows for NVIDIA's tensor cores."""
     return [
         (step, row, FAMILIES[name], dtype, head_dim, value_dim, Variants(causal=True), None)
         for (row_step, _, name), rows in TENSOR_TABLE.items()
@@ -44,7 +44,7 @@ EVERY = [arguments for step in KINDS for arguments in builds_of(step)]
 
 
 def digest() -> str:
-    """Of every kernel that the tables can ask for."""
+    """A digest of every kernel that the tables can produce."""
     hashed = hashlib.sha256()
     for arguments in EVERY:
         hashed.update(repr(source.build(*arguments)).encode())

@@ -1,4 +1,4 @@
-"""Kernels with products of cooperative tensors, in words of a host: shapes, types, mistakes."""
+"""Kernels with products of cooperative tensors, generated from shapes, dtypes and deliberate mistakes."""
 
 import re
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ DTYPES = {"float": mx.float32, "half": mx.float16, "bfloat": mx.bfloat16, "int8_
 class Product:
     """c = `start` + a b, or a b. `asks`: elements are placed by get_multidimensional_index, else as on M5.
 
-    Mistakes: `unset` is the role and number of an element that stays unset, `past` an index that is read besides,
-    `lanes` how many take part.
+    Mistakes: `unset` is the (role, number) of an element that stays unset, `past` an index that is read out of range,
+    `lanes` the number of lanes that take part.
     """
 
     shape: tuple[int, int, int]
@@ -40,7 +40,7 @@ class Product:
 
     @property
     def stored(self) -> list[tuple[int, int]]:
-        """Shapes of the factors and of the result, as they lie in memory."""
+        """Shapes of the factors and of the result in memory."""
         m, n, k = self.shape
         return [(k, m) if self.left else (m, k), (n, k) if self.right else (k, n), (m, n)]
 
@@ -60,7 +60,7 @@ class Product:
         return f"constexpr auto desc = {descriptor};\nmatmul2d<desc, metal::{self.scope}> op;\n{tensors}"
 
     def element(self, tensor: str, role: int, what: str) -> str:
-        """A loop over this lane's elements `i`, at `at` of the matrix in memory."""
+        """A loop over this lane's elements `i`; `at` is the place of element i in the matrix in memory."""
         columns = self.stored[role][1]
         place = f"auto place = {tensor}.get_multidimensional_index(i); const int at = place[1] * {columns} + place[0];"
         if not self.asks:
@@ -101,7 +101,7 @@ def launched(body: str, inputs: list[mx.array], shape: tuple[int, ...], dtype: m
 
 
 def computed(products: list[Product]) -> list[tuple[Product, np.ndarray, np.ndarray]]:
-    """(product, result, a b in integers) of each; one kernel computes them all."""
+    """(product, result, a b in integers) of each product; one kernel computes all of them."""
     found, numbers = [], []
     for product in products:
         rng = np.random.default_rng(len(numbers))
@@ -124,7 +124,7 @@ def computed(products: list[Product]) -> list[tuple[Product, np.ndarray, np.ndar
 
 
 def places(shape: tuple[int, int, int], role: int, transposed: bool = False) -> np.ndarray:
-    """[lane, element, (column, row)], as get_multidimensional_index says."""
+    """[lane, element, (column, row)], according to get_multidimensional_index."""
     product = Product(shape, right=transposed)
     rows, columns = product.stored[role]
     capacity = rows * columns // 32
@@ -138,13 +138,13 @@ def places(shape: tuple[int, int, int], role: int, transposed: bool = False) -> 
 
 
 def passed_through(values: np.ndarray, relaxed: bool) -> np.ndarray:
-    """What is left of float factors on their way through a product with the unit matrix."""
+    """The float factors after a product with the unit matrix."""
     m, n, k = 16, 32, 16
     unit = np.zeros((k, n), np.float32)
     unit[0, 0] = 1
     product = Product((m, n, k), types=("float", "float", "float"), relaxed=relaxed)
     found = []
-    for begin in range(0, len(values), m):  # one factor a row: zeros beside an infinity would make NaN of it
+    for begin in range(0, len(values), m):  # one factor per row: zeros beside an infinity would turn it into NaN
         part = values[begin : begin + m]
         column = np.zeros((m, k), np.float32)
         column[: len(part), 0] = part
@@ -154,7 +154,7 @@ def passed_through(values: np.ndarray, relaxed: bool) -> np.ndarray:
 
 
 def from_memory(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a b^T of a [rows, depth] and b [32, depth], both smaller than the product: 32x32x64."""
+    """a b^T of a [rows, depth] and b [32, depth], both smaller than the product, which is 32x32x64."""
     (rows, depth), (columns, _) = a.shape, b.shape
     body = f"""
 constexpr auto how = matmul2d_descriptor::mode::multiply_accumulate;

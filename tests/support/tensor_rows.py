@@ -1,4 +1,4 @@
-"""Rows of the tensor-core layers that are small enough for the simulator's threadgroups, in place of the real ones."""
+"""Rows of the tensor-core layers that fit the simulator's threadgroups, used in place of the real rows."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,9 +12,9 @@ from mlx_flash.kernels.plan import plan
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, FORWARD
 
 FAMILY = {"mma": "sm80", "wgmma": "sm90"}
-# narrow: the rows of small head dimensions; wide: those of the largest, where dK and dV have a kernel each
+# narrow: the rows for small head dimensions; wide: those for the largest, with separate kernels for dK and dV
 LAYERS = [(layer, width) for layer in FAMILY for width in ("narrow", "wide")]
-BLOCKS = {"mma": (32, 32), "wgmma": (64, 16)}  # rows a threadgroup owns, rows it visits at a time
+BLOCKS = {"mma": (32, 32), "wgmma": (64, 16)}  # rows that a threadgroup owns, rows that it visits at a time
 OTHER_BLOCKS = {
     ("wgmma", "wide", FORWARD): (128, 16),
     ("wgmma", "wide", BACKWARD_VALUE): (64, 32),
@@ -35,15 +35,17 @@ def table(width: str) -> dict:
 
 
 def forget():
-    """Plans made from rows."""
+    """Empties the caches of plans that depend on rows."""
     plan.cache_clear()
     calls.clear_cache()
 
 
 @contextmanager
 def small_rows(layer: str, width: str):
-    """Inside the block attention runs on the layer's kernels, simulated. Array masks have a map, however short calls
-    are."""
+    """Inside the block attention runs on the layer's kernels on the simulator.
+
+    Array masks have a mask map even for short calls.
+    """
     maps = patch.multiple(mask_map, LEAST_PAIRS=0, LEAST_ELEMENTS=0)
     with maps, patch.dict(TENSOR_TABLE, table(width)), use_backend("simulator", FAMILY[layer]) as backend:
         forget()

@@ -1,4 +1,4 @@
-"""mlx-lm's own model classes, small and random, and what they generate greedily."""
+"""mlx-lm's model classes, small and with random weights, and the tokens that they generate greedily."""
 
 import importlib
 
@@ -13,42 +13,42 @@ SHARED = {
 MODELS = {
     "llama": {},
     "qwen3": {"max_position_embeddings": 512, "rope_theta": 10000.0},
-    # Scores are capped in the model itself, which calls no attention function.
+    # The model itself caps its scores, and calls no attention function.
     "gemma2": {},
     "gemma3_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 8,
                     "sliding_window_pattern": 2},
     "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8, "rope_theta": 10000,
                 "layer_types": ["sliding_attention", "full_attention"]},
-    # Scores of its own come as an added mask; values have other dimensions than keys.
+    # Its own scores arrive as an additive mask; values and keys have different head dimensions.
     "deepseek_v3": {"kv_lora_rank": 32, "q_lora_rank": None, "qk_rope_head_dim": 16, "v_head_dim": 24,
                     "qk_nope_head_dim": 32, "num_key_value_heads": 4},
 }  # fmt: skip
-SHARPER = 4.0  # a new model's scores are so small that it would hardly show what attention does
+SHARPER = 4.0  # scales the scores of a new model, which are so small that attention would hardly matter
 PROMPT = mx.array([(7 * i * i + i) % 64 for i in range(21)])
 
 
 def tiny(name: str, **changes):
-    """A model of two layers; the weights depend on the name alone."""
+    """A model of two layers; the weights depend on the name only."""
     module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(3)
     model = module.Model(module.ModelArgs.from_dict(SHARED | MODELS[name] | {"model_type": name} | changes))
     for attention in (layer.self_attn for layer in model.layers):
         attention.q_proj.weight *= SHARPER
         attention.o_proj.weight *= SHARPER
-        if name == "gpt_oss":  # all zeros when new
+        if name == "gpt_oss":  # zero in a new model
             attention.sinks = mx.random.normal((4,))
     mx.eval(model.parameters())
     return model
 
 
 def generated(model, count: int = 8, **options) -> tuple[list[int], mx.array]:
-    """mlx-lm's greedy tokens after the prompt, and the logarithms of the probabilities [count, vocabulary]."""
+    """mlx-lm's greedy tokens for the prompt, and the log probabilities [count, vocabulary]."""
     tokens, logprobs = zip(*generate_step(PROMPT, model, max_tokens=count, **options))
     return list(tokens), mx.stack(logprobs)
 
 
 def close(got: mx.array, want: mx.array):
-    """Within what a float32 model may differ by."""
+    """Compares within the tolerance for a float32 model."""
     assert got.shape == want.shape and got.dtype == want.dtype
     difference = mx.abs(got - want).max().item()
     limit = bounds.MODEL_LOGITS * max(1, mx.abs(want).max().item())

@@ -1,11 +1,11 @@
-"""Programs in pairs: the first of each Metal refuses, with a sentence that matches; its twin is legal and close to it.
+"""Pairs of programs: Metal refuses the first, with an error that matches; the second is legal and differs little.
 
-As in language_programs.py a program with the word `kernel` is whole, any other the body of a kernel.
+As in language_programs.py, a program with the word `kernel` is complete; any other is the body of a kernel.
 """
 
 from language_programs import helper
 
-# rule: (what the error says, program that is refused, program that is accepted)
+# rule: (part of the error message, program that is refused, program that is accepted)
 TWINS = {
     "pointer as a later declarator": ("pointer needs an address space",
         "float a = 1, *p = &a; y[i] = *p;", "float a = 1; thread float b2 = 2, *p = &a; y[i] = *p + b2;"),
@@ -225,7 +225,7 @@ LEGAL = {
         "{ return w > 0 ? (S1) *(&v) : S1(0); }", "b[i] = f<bfloat>(b[i], h[i]); y[i] = S1;"),
 }  # fmt: skip
 
-# Whole libraries and the names of their kernels.
+# Complete libraries and the names of their kernels.
 NAMES = {
     "typedef of decltype": ("template <typename T> kernel void f(device T* y [[buffer(0)]]) { y[0] = T(1); }\n"
         "typedef decltype(f<float>) f_t;\ntemplate [[host_name(\"f_float\")]] kernel f_t f<float>;\n"

@@ -1,4 +1,4 @@
-"""One small problem for each option of attention, by name; what it asks for is drawn in feature_cases.py."""
+"""One small problem for each option of attention, by name; feature_cases.py draws the options' values."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def computed(name: str) -> dict[str, mx.array]:
 
 
 def dense(name: str) -> dict[str, np.ndarray]:
-    """The same in float64."""
+    """The same results from the oracle, in float64."""
     variant = VARIANTS[name]
     arrays = variant.case.arrays()
     inputs = (bounds.float64(arrays[tensor]) for tensor in ("q", "k", "v", "d_o"))

@@ -1,16 +1,16 @@
-"""Views of arrays: every way in which operands reach attention that is not a fresh, contiguous array."""
+"""Views of arrays: all the ways in which operands are passed that are not a fresh, contiguous array."""
 
 import mlx.core as mx
 import numpy as np
 
 
 def transposed(array: mx.array) -> mx.array:
-    """[B, N, H, D] in memory, as a projection leaves it."""
+    """[B, N, H, D] in memory, as a projection stores it."""
     return mx.contiguous(array.swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def cache_slice(array: mx.array) -> mx.array:
-    """The front of a longer buffer whose other rows are NaN, as a KV cache hands out."""
+    """The front of a longer buffer whose other rows are NaN, as a KV cache returns it."""
     length = array.shape[2]
     buffer = mx.full((*array.shape[:2], length + 90, array.shape[3]), float("nan"), array.dtype)
     buffer[:, :, 7 : 7 + length] = array
@@ -18,7 +18,7 @@ def cache_slice(array: mx.array) -> mx.array:
 
 
 def columns_of_fused(array: mx.array) -> mx.array:
-    """One third of a fused projection: the last axis is contiguous, rows are three times as long."""
+    """One third of a fused projection: the last axis is contiguous, and the stride of rows is three times as large."""
     nan = mx.full(array.shape, float("nan"), array.dtype)
     width = array.shape[3]
     return mx.contiguous(mx.concatenate([nan, array, nan], axis=3))[..., width : 2 * width]
@@ -34,13 +34,13 @@ def reversed_rows(array: mx.array) -> mx.array:
 
 
 def odd_start(array: mx.array) -> mx.array:
-    """A view that starts one element into its buffer: aligned to an element and no more."""
+    """A view that starts one element into its buffer, and is aligned to one element only."""
     padded = mx.concatenate([mx.zeros((1,), array.dtype), array.flatten()])
     return mx.contiguous(padded)[1:].reshape(array.shape)
 
 
 def strided_columns(array: mx.array) -> mx.array:
-    """The last axis itself strided: the one kind of view that has to be copied."""
+    """A view with a strided last axis: the only kind of view that has to be copied."""
     return mx.contiguous(array.swapaxes(2, 3)).swapaxes(2, 3)
 
 

@@ -1,4 +1,4 @@
-"""Backends that a test puts in the place of the chosen one, and what they were asked to run."""
+"""Backends that a test puts in the place of the current one, and a record of the kernels that they ran."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from mlx_flash.backends import Backend
 
 
 class Run(NamedTuple):
-    """One kernel that a backend was asked to run, with its lazy outputs."""
+    """One kernel that a backend ran, with its lazy outputs."""
 
     kind: object
     plan: object
@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
 @contextmanager
 def chosen(backend: Backend) -> Iterator[Backend]:
-    """Inside the block, in this thread, attention runs on `backend`, as with use_backend and a name."""
+    """Inside the block, in this thread, attention runs on `backend`, as with use_backend(name)."""
     token = backends._choices.set((*backends._choices.get(), (None, backend, True)))
     try:
         yield backend
@@ -32,9 +32,9 @@ def chosen(backend: Backend) -> Iterator[Backend]:
 
 @contextmanager
 def watched(backend: Backend | None = None, run: Callable | None = None, **capabilities) -> Iterator[list[Run]]:
-    """Inside the block attention runs on a backend like `backend` (the current one), and the list says what it ran.
+    """Inside the block attention runs on a copy of `backend` (default: the current one); yields the list of its runs.
 
-    run: in the place of the backend's own. capabilities: fields of Backend that differ.
+    run: replaces the backend's method. capabilities: fields of Backend to change.
     """
     plain, ran = backend or backends.current_backend(), []
 

@@ -1,4 +1,4 @@
-"""`python tests/support/metal_conformance`: MLX's own kernels, from its macOS wheel, on the simulator against numpy."""
+"""`python tests/support/metal_conformance` compares MLX's kernels, run on the simulator, with numpy."""
 
 import argparse
 import sys
@@ -12,7 +12,8 @@ from mlx_flash.simulator import ToolchainError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table of what compiles and what runs right; 1 if something failed or could not be fetched."""
+    """Prints a table of what compiles and what computes the right result; returns 1 if a case failed or could not be
+    fetched."""
     parser = argparse.ArgumentParser(prog="python tests/support/metal_conformance", description=__doc__)
     parser.add_argument("--mode", choices=("check", "fast"), default="fast", help="check every access or none")
     parser.add_argument("--verbose", action="store_true", help="name every case")

@@ -1,4 +1,4 @@
-"""MLX's steel attention and its vector attention, in one pass and in two."""
+"""MLX's steel attention, and its vector attention in one pass and in two."""
 
 import functools
 import itertools
@@ -33,7 +33,7 @@ _PARAMS = [
 
 
 def softmax_attention(q, k, v, scale: float, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(attention, logsumexp) in float64; bias is added to the scores."""
+    """(attention, logsumexp) in float64; `bias` is added to the scores."""
     repeats = q.shape[1] // k.shape[1]
     scores = scale * q @ np.repeat(k, repeats, 1).swapaxes(-1, -2) + bias
     top = scores.max(-1, keepdims=True)
@@ -43,7 +43,7 @@ def softmax_attention(q, k, v, scale: float, bias: np.ndarray) -> tuple[np.ndarr
 
 
 def masked(kind: str, dtype: mx.Dtype, heads: int, rows: int, columns: int) -> tuple[mx.array | None, np.ndarray]:
-    """(the mask as the kernel takes it, what it adds to the scores)."""
+    """(the mask as the kernel takes it, the numbers that it adds to the scores)."""
     nothing = np.zeros((1, heads, rows, columns))
     if kind == "causal":
         below = np.arange(columns) <= np.arange(rows)[:, None] + columns - rows
@@ -66,8 +66,8 @@ def _strides(array: mx.array) -> list[int]:
 def block_sizes(head_dim: int, dtype: mx.Dtype) -> tuple[int, int, int, int]:
     """(query rows, key rows, simdgroups along the rows, simdgroups along the head dimension), as in MLX.
 
-    MLX also instantiates D192 in float32 with 32 rows, which needs 40448 bytes of threadgroup memory where there are
-    32768: no GPU can run that one, so its rows are halved here.
+    MLX also instantiates D192 in float32 with 32 rows. That needs 40448 bytes of threadgroup memory, more than the
+    32768 of any GPU, so its rows are halved here.
     """
     if head_dim == 192 and dtype == mx.float32:
         return 16, 16, 2, 1
@@ -75,7 +75,7 @@ def block_sizes(head_dim: int, dtype: mx.Dtype) -> tuple[int, int, int, int]:
 
 
 def steel_kernel(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, int], mask_type: str, constants: dict):
-    """MLX's kernel of one head dimension, dtype and type of masks."""
+    """MLX's kernel for one head dimension, dtype and type of mask."""
     name, (rows, columns, wm, wn) = METAL_TYPES[dtype], blocks
     instance = f"attention<{name}, {rows}, {columns}, {head_dim}, {head_dim}, {wm}, {wn}, {mask_type}, float>"
     return library(("steel/attn/kernels/steel_attention.h",)).kernel(instance, constants)
@@ -85,9 +85,10 @@ def run_steel(
     head_dim: int, dtype: mx.Dtype, kind: str, blocks: tuple[int, int, int, int], rows: int = 40, columns: int = 72,
     kernel_of=steel_kernel, rounding=ROUNDING, heads=2,
 ):  # fmt: skip
-    """Ragged on purpose: neither length is a multiple of a block. All query heads share a key head.
+    """Runs the kernel on lengths that are not multiples of a block. All query heads share a key head.
 
-    kernel_of: makes the kernel, from what steel_kernel takes. rounding: of the unit that multiplies, by dtype.
+    kernel_of: a function that makes the kernel, with steel_kernel's arguments. rounding: the multiplying unit's, by
+    dtype.
     """
     scale = 1 / math.sqrt(head_dim)
     q, k, v = (
@@ -116,7 +117,7 @@ def run_steel(
 
 
 def cases() -> list[Case]:
-    """Every head dimension, dtype and mask of the issue."""
+    """Every head dimension, dtype and type of mask."""
     return [
         Case(
             "steel attention",

@@ -1,4 +1,4 @@
-"""What a conformance case is, and what its kernels need of the host: instances, structures, comparison."""
+"""The form of a conformance case, and what its kernel needs from the host: instances, structures, comparison."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ METAL_TYPES = {
         "uint8_t",
     mx.bool_: "bool", mx.complex64: "complex64_t",
 }  # fmt: skip
-# Half the distance between neighbouring numbers, relative: one rounding.
+# Half the relative distance between neighbouring numbers: the error of one rounding.
 ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
-# The same where the tensor unit takes 10 bits of a float's mantissa.
+# The same if the tensor unit keeps 10 bits of a float's mantissa.
 RELAXED = {**ROUNDING, mx.float32: 2.0**-11}
 TENSOR_LANGUAGE = "4.0"  # the first version of Metal with tensor operations
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 class Mismatch(AssertionError):
-    """A kernel ran and computed something else than numpy."""
+    """A kernel ran, but its results differ from numpy's."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One kernel of MLX with one set of inputs.
 
-    `run` raises Mismatch, SimulatorError or CompileError when it does not conform.
+    `run` raises Mismatch, SimulatorError or CompileError if the kernel does not conform.
     """
 
     family: str
@@ -44,19 +44,19 @@ class Case:
 
 
 def short(dtype: mx.Dtype) -> str:
-    """float16 and not mlx.core.float16."""
+    """The name of a dtype without its module: float16, not mlx.core.float16."""
     return str(dtype).rsplit(".", 1)[-1]
 
 
 @functools.cache
 def library(headers: Sequence[str], language: str | None = None) -> MetalLibrary:
-    """The headers (below MLX's kernel folder) as one source, whose kernel templates are asked for by instance."""
+    """The headers (below MLX's kernel folder) as one library, from which kernel templates are instantiated."""
     text = [f'#include "{KERNELS}/{header}"' for header in ("utils.h", *headers)]
     return MetalLibrary("\n".join(text) + "\n", [include_directory()], language, name=headers[-1])
 
 
 def normal(shape: Sequence[int], dtype: mx.Dtype, seed: int, scale: float = 1.0) -> mx.array:
-    """Normal numbers, the same on every machine."""
+    """Normally distributed numbers, the same on every machine."""
     values = np.random.default_rng(seed).standard_normal(shape) * scale
     return mx.array(values.astype(np.float32)).astype(dtype)
 
@@ -71,7 +71,7 @@ def double(array: mx.array) -> np.ndarray:
 
 
 def structure(fields: Sequence[tuple], **values) -> np.void:
-    """A parameter structure with the layout a C compiler gives it. fields: (name, numpy type[, length]) in order."""
+    """A parameter structure in the layout of a C compiler. fields: (name, numpy type[, length]) in order."""
     record = np.zeros((), np.dtype([tuple(field) for field in fields], align=True))
     for name, value in values.items():
         record[name] = value
@@ -97,5 +97,5 @@ def agree(got: mx.array, wanted: np.ndarray, tolerance: float, what: str = "resu
 
 
 def threads(groups: Sequence[int], threadgroup: Sequence[int]) -> tuple[int, ...]:
-    """The grid in threads of so many threadgroups."""
+    """The grid in threads for this number of threadgroups along each axis."""
     return tuple(number * size for number, size in zip(groups, threadgroup))

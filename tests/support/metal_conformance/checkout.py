@@ -1,4 +1,4 @@
-"""Kernels that the wheel has compiled only, and that run from a checkout, $MLX_SOURCE: arg_reduce and random bits."""
+"""Kernels that the wheel contains in compiled form only, run from a checkout ($MLX_SOURCE): arg_reduce, random bits."""
 
 import functools
 
@@ -14,8 +14,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def run_arg_reduce(operation: str, dtype: mx.Dtype, axis: int, shape=(5, 333, 4)):
-    """Along an axis that is not the last, too: elements then lie apart."""
-    x = mx.round(4 * normal(shape, mx.float32, 1)).astype(dtype)  # ties, where the first index counts
+    """Runs the kernel also along an axis that is not the last, where elements are not adjacent."""
+    x = mx.round(4 * normal(shape, mx.float32, 1)).astype(dtype)  # with ties, for which the first index is right
     strides = [int(np.prod(shape[i + 1 :])) for i in range(3)]
     rest = [i for i in range(3) if i != axis]
     out = tuple(shape[i] for i in rest)
@@ -42,7 +42,7 @@ def threefry(key: tuple[int, int], count: np.ndarray) -> np.ndarray:
 
 
 def run_random(octets: int):
-    """An odd number of words, and of bytes, besides even ones."""
+    """Runs the kernel for odd and even numbers of words and bytes."""
     keys = ((1, 2), (3, 0xFFFFFFFF))
     words = -(-octets // 4)
     half, odd = -(-words // 2), words % 2
@@ -60,7 +60,7 @@ def run_random(octets: int):
 
 
 def cases() -> list[Case]:
-    """None without a checkout."""
+    """Empty without a checkout."""
     if source_directory() is None:
         return []
     found = []

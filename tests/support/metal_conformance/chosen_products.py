@@ -1,4 +1,4 @@
-"""Products of which parts are chosen: matrices by index, tiles by masks, stretches of the depth by segments."""
+"""Products of selected parts: matrices by index, tiles by masks, ranges of the depth by segments."""
 
 import functools
 
@@ -61,7 +61,7 @@ def run_gathered(dtype: mx.Dtype, rows: int = 40, columns: int = 56, depth: int 
 
 
 def run_segmented(dtype: mx.Dtype, rows: int = 40, columns: int = 56, depth: int = 90):
-    """A @ B over each of some stretches of the depth, one of them empty."""
+    """A @ B over each of several ranges of the depth, one of them empty."""
     a, b = normal((rows, depth), dtype, 3), normal((depth, columns), dtype, 4)
     segments = mx.array([[0, 33], [33, 33], [20, 90]], mx.uint32)
     kernel = _instance("segmented", "segmented_mm", METAL_TYPES[dtype], *_BLOCKS, "false", "false")(
@@ -74,7 +74,7 @@ def run_segmented(dtype: mx.Dtype, rows: int = 40, columns: int = 56, depth: int
 
 
 def run_masked(dtype: mx.Dtype, scaled: bool, rows: int = 72, columns: int = 40, depth: int = 80):
-    """A @ B with a mask of blocks for A, for B and for the result; `scaled` masks are numbers."""
+    """A @ B with a mask of blocks for A, for B and for the result; with `scaled` the masks are numbers."""
     block, random = _BLOCKS[0], np.random.default_rng(5)
     a, b = normal((rows, depth), dtype, 6), normal((depth, columns), dtype, 7)
     shapes = [tuple(-(-n // block) for n in shape) for shape in ((rows, columns), (rows, depth), (depth, columns))]

@@ -39,7 +39,7 @@ def _params(dims: int, x, w, out, stride, pad, dilation) -> np.void:
 
 
 def unfolded(x: np.ndarray, filter_shape, stride, pad, dilation) -> np.ndarray:
-    """[N, *outputs, *filter, C]: what every place of the filter sees."""
+    """[N, *outputs, *filter, C]: the input under every position of the filter."""
     x = np.pad(x, [(0, 0), *((p, p) for p in pad), (0, 0)])
     spans = [d * (k - 1) + 1 for k, d in zip(filter_shape, dilation)]
     seen = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(1, x.ndim - 1)))
@@ -55,8 +55,8 @@ def _outputs(shape, filter_shape, stride, pad, dilation) -> tuple[int, ...]:
 
 
 def run_implicit(dtype: mx.Dtype, channels: int, image=(9, 11), filters=(3, 2), stride=(2, 1), dilation=(1, 2)):
-    """The convolution as a product whose left matrix is never written down."""
-    # As many outputs as MLX calls it for: a multiple of 16, not of a block.
+    """The convolution as a product whose left matrix is never stored."""
+    # MLX calls the kernel for numbers of outputs that are multiples of 16, not of a block.
     dims, outputs, pad = len(image), 48, (1,) * len(image)
     x, w = normal((2, *image, channels), dtype, 1), normal((outputs, *filters, channels), dtype, 2, 0.3)
     shape = (2, *_outputs(image, filters, stride, pad, dilation), outputs)
@@ -67,7 +67,7 @@ def run_implicit(dtype: mx.Dtype, channels: int, image=(9, 11), filters=(3, 2), 
     if special:
         rounds = -(-area * (channels if channels <= 2 else 4) // bk)
     steps = [int(s) * d for s, d in zip(params["in_strides"][1:-1], dilation)]
-    # From the last place of a row of the filter to the first of the next, and from the last of all to the first.
+    # From the last element of a row of the filter to the first of the next, and from the very last to the first.
     last = [(n - 1) * step for n, step in zip(filters, steps)]
     names = ("inp_jump_w", "inp_jump_h", "inp_jump_d")[:dims]
     jumps = {name: steps[i] - sum(last[i + 1 :]) for name, i in zip(names, reversed(range(dims)))}
@@ -109,12 +109,12 @@ def run_depthwise(dtype: mx.Dtype, image=(10, 13), filters=(3, 3), stride=(1, 1)
     groups = (channels // 8, -(-shape[2] // 8), -(-shape[1] // 4) * 2)
     (got,) = kernel([x, w, (shape, dtype), params], threads(groups, (8, 8, 4)), (8, 8, 4))
     seen = unfolded(double(x), filters, stride, pad, dilation)
-    # Summed in the dtype.
+    # The sum is in the dtype.
     agree(got, np.einsum("nhwijc,cij->nhwc", seen, double(w)[..., 0]), 9 * ROUNDING[dtype] + 1e-5, "the convolution")
 
 
 def cases() -> list[Case]:
-    """Channels by the block, few channels, three dimensions; the kernels of a checkout if there is one."""
+    """Channels that fill a block, few channels, three dimensions; and the kernels of a checkout, if there is one."""
     found = []
     for dtype, channels in itertools.chain(zip((mx.float32, mx.float16, mx.bfloat16), (32, 16, 32)), [(mx.float32, 3)]):
         name = f"{'implicit' if channels > 4 else 'few channels,'} 2d {channels} channels {short(dtype)}"

@@ -16,9 +16,9 @@ UNARY = {
         exp(-x)),
     "Sign": np.sign, "Sin": np.sin, "Square": np.square, "Tanh": np.tanh,
 }  # fmt: skip
-# MLX's expm1 reduces its argument by 0.693145752 and not by log(2): an error of 1.4e-6 for every doubling.
+# MLX's expm1 reduces its argument by 0.693145752 instead of log(2): an error of 1.4e-6 per doubling.
 LESS_EXACT = {"Expm1": 1e-5}
-# Where x is positive.
+# Functions of positive numbers.
 POSITIVE = {
     "Log": np.log, "Log1p": np.log1p, "Log2": np.log2, "Log10": np.log10, "Rsqrt": lambda x: 1 / np.sqrt(x), "Sqrt": np.
         sqrt,
@@ -53,7 +53,7 @@ def run_binary(operation: str, dtype: mx.Dtype):
 
 
 def cases() -> list[Case]:
-    """Every function in one dtype, in turn."""
+    """Every function in one dtype; the dtypes alternate."""
     found = []
     for operation, dtype in zip([*UNARY, *POSITIVE], itertools.cycle(FLOATS)):
         found.append(Case("unary", f"{operation} {short(dtype)}", functools.partial(run_unary, operation, dtype)))

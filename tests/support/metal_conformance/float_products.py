@@ -1,4 +1,4 @@
-"""Products with weights of 4 or 8 bits that are floating-point themselves: mxfp4, mxfp8 and nvfp4."""
+"""Products with weights that are floating-point numbers of 4 or 8 bits: mxfp4, mxfp8 and nvfp4."""
 
 import functools
 
@@ -8,12 +8,13 @@ import numpy as np
 from metal_conformance.case import METAL_TYPES, ROUNDING, Case, agree, double, library, normal, short, threads
 
 _I = np.int32
-# name: (bits of an element, elements that share a scale)
+# {name: (bits of an element, elements that share a scale)}
 FORMATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 
 def minifloat(bits: np.ndarray, exponent: int, mantissa: int) -> np.ndarray:
-    """Values of floats of 1 + exponent + mantissa bits, the exponent biased by half its range; no infinities."""
+    """The values of floats with 1 + exponent + mantissa bits, an exponent biased by half its range, and no
+    infinities."""
     sign = np.where(bits >> (exponent + mantissa) & 1, -1.0, 1.0)
     power, fraction = bits >> mantissa & (2**exponent - 1), (bits & (2**mantissa - 1)) / 2**mantissa
     bias = 2 ** (exponent - 1) - 1
@@ -22,7 +23,7 @@ def minifloat(bits: np.ndarray, exponent: int, mantissa: int) -> np.ndarray:
 
 
 def quantized(shape: tuple[int, int], name: str) -> tuple[mx.array, mx.array, np.ndarray]:
-    """(packed elements, scales, the matrix they stand for)."""
+    """(packed elements, scales, the matrix that they encode)."""
     bits, group = FORMATS[name]
     packed, scales = mx.quantize(normal(shape, mx.float32, 5), mode=name)
     octets = np.array(packed).view(np.uint8)
@@ -48,7 +49,7 @@ def run(name: str, dtype: mx.Dtype, variant: str):
     scale_of_all = [] if variant == "qmm_n" else [None]
     lengths = [_I(depth), _I(columns), *([_I(rows)] if matrix else [])]
     arguments = [packed, scales, *scale_of_all, x, ((rows, columns), dtype), *lengths, *[None] * 7]
-    # A simdgroup of qvm has the columns of one scale, at most 32.
+    # A simdgroup of qvm covers the columns of one scale, at most 32.
     grid = (
         (columns // 32, -(-rows // 32), 1) if matrix else (rows, columns // (2 * group if variant == "qvm" else 8), 1)
     )

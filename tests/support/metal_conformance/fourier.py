@@ -8,11 +8,11 @@ import numpy as np
 from metal_conformance.case import Case, agree, library, normal
 
 _RADICES = (13, 11, 8, 7, 6, 5, 4, 3, 2)
-_MEMORY = 256  # elements of a threadgroup, at least: small transforms share one
+_MEMORY = 256  # minimal number of elements per threadgroup: small transforms share one
 
 
 def steps(size: int) -> list[int]:
-    """How often each radix divides, the largest first."""
+    """The number of steps of each radix, the largest radix first."""
     counts = []
     for radix in _RADICES:
         counts.append(0)
@@ -32,7 +32,8 @@ def _constants(size: int, per_thread: int, inverse: bool) -> dict:
 
 
 def run(size: int, per_thread: int, kind: str, batch: int = 8):
-    """kind: complex, inverse, real (to half a spectrum). Whole threadgroups: in others MLX's threads leave the rest."""
+    """kind: complex, inverse, or real (to half a spectrum). In incomplete threadgroups MLX's threads skip the
+    remainder."""
     real, inverse = kind == "real", kind == "inverse"
     x = normal((batch, size), mx.float32, 1)
     if not real:
@@ -41,7 +42,7 @@ def run(size: int, per_thread: int, kind: str, batch: int = 8):
     memory = 1 << (together * size - 1).bit_length()
     groups = -(-batch // together)
     if real:
-        groups = -(-groups // 2)  # two real ones make a complex one
+        groups = -(-groups // 2)  # two real transforms are computed as one complex one
     lanes = -(-size // per_thread)
     template = f"fft<{memory}, {'float' if real else 'float2'}, float2>"
     kernel = library(("fft.h",)).kernel(template, _constants(size, per_thread, inverse))
@@ -54,7 +55,7 @@ def run(size: int, per_thread: int, kind: str, batch: int = 8):
 
 
 def cases() -> list[Case]:
-    """Sizes whose factors are all small; the third number is what MLX gives a thread."""
+    """Sizes with small factors only; the third number is MLX's number of elements per thread."""
     chosen = ((256, 8, "complex"), (256, 8, "inverse"), (60, 5, "complex"), (60, 5, "inverse"), (64, 8, "real"))
     return [
         Case("fft", f"{size} {kind}", functools.partial(run, size, per_thread, kind))

@@ -17,17 +17,17 @@ _PLATFORM = "macosx_15_0_arm64"
 
 
 class Unavailable(RuntimeError):
-    """A wheel cannot be fetched here; the message says why."""
+    """A wheel cannot be fetched; the message says why."""
 
 
 def version() -> str:
-    """The version of MLX whose kernels are run: the installed one's."""
+    """The version of MLX whose kernels are run: the installed one."""
     return mx.__version__.split("+")[0]
 
 
 @functools.cache
 def include_directory() -> Path:
-    """The folder that `#include "mlx/..."` starts from; Unavailable if the wheel can be neither found nor fetched."""
+    """The folder for `#include "mlx/..."`. Raises Unavailable if the wheel can be neither found nor fetched."""
     folder = cache_directory() / f"mlx-metal-{version()}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -37,15 +37,15 @@ def include_directory() -> Path:
             try:
                 os.replace(Path(scratch) / "headers", folder)
             except OSError:
-                if not folder.exists():  # else another process was faster
+                if not folder.exists():  # otherwise another process was faster
                     raise
     return folder
 
 
 def fetched(wheel: str, scratch: Path, *options: str) -> Path:
-    """The file of a wheel, "name==version", from the package index into `scratch`; raises Unavailable.
+    """Downloads a wheel, "name==version", from the package index into `scratch`; raises Unavailable.
 
-    options: more of what `pip download` takes.
+    options: further options of `pip download`.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *options]
     try:

@@ -26,9 +26,9 @@ GEMM_PARAMS = [
     ("batch_stride_a", _L), ("batch_stride_b", _L), ("batch_stride_d", _L),
     ("swizzle_log", _I), ("gemm_k_iterations_aligned", _I), ("batch_ndim", _I),
 ]  # fmt: skip
-_GEMV_SHAPE = (4, 1, 1, 32, 4, 4)  # simdgroups and threads and elements a threadgroup has along rows and columns
+_GEMV_SHAPE = (4, 1, 1, 32, 4, 4)  # simdgroups, threads and elements of a threadgroup, each along rows and columns
 _GEMM_BLOCKS = (32, 32, 16, 2, 2)
-# Widths that share no word evenly, or hardly; each in two kernels.
+# Widths that do not divide a word, or hardly; each in two kernels.
 _ODD_BITS = {
     (mx.float16, "qmv_fast"): (2, 3), (mx.float32, "qmv"): (5, 6), (mx.bfloat16, "qmm_t"): (3, 5),
     (mx.float32, "qmm_n"): (2, 6),
@@ -43,7 +43,7 @@ def _gemm(dtype: mx.Dtype, layout: str, constants: dict):
 
 
 def run_gemm(dtype: mx.Dtype, layout: str, rows: int = 40, columns: int = 56, depth: int = 36):
-    """A @ B for two batches; layout says which of the two lie transposed."""
+    """A @ B for two batches; `layout` says which of the two are transposed."""
     a, b = normal((2, rows, depth), dtype, 1), normal((2, depth, columns), dtype, 2)
     wanted = double(a) @ double(b)
     left = mx.contiguous(a.swapaxes(-1, -2)) if layout[0] == "t" else a
@@ -81,7 +81,7 @@ def run_gemv(dtype: mx.Dtype, rows: int = 50, columns: int = 300):
 def quantized(
     shape: tuple[int, int], dtype: mx.Dtype, bits: int, group: int
 ) -> tuple[mx.array, mx.array, mx.array, np.ndarray]:
-    """(packed integers, scales, biases, the matrix they stand for): a row is one string of bits, the lowest first."""
+    """(packed integers, scales, biases, the matrix that they encode): a row is one string of bits, the lowest first."""
     packed, scales, biases = mx.quantize(normal(shape, dtype, 5), group_size=group, bits=bits)
     string = np.unpackbits(np.array(packed).view(np.uint8), axis=1, bitorder="little")
     integers = (string.reshape(*shape, bits) << np.arange(bits)).sum(-1)
@@ -106,7 +106,7 @@ def run_quantized(dtype: mx.Dtype, variant: str, bits: int, group: int = 64):
     block = {"qmv": (rows, columns // 8, 1), "qmv_fast": (rows, columns // 8, 1), "qvm": (rows, columns // 64, 1)}
     grid, size = ((columns // 32, -(-rows // 32), 1), (32, 2, 2)) if matrix else (block[variant], (32, 2, 1))
     (got,) = kernel(arguments, threads(grid, size), size)
-    # In the products of matrices the dequantized weights are rounded to the dtype.
+    # In products of matrices, the dequantized weights are rounded to the dtype.
     agree(got, wanted, (8 if matrix else 4) * ROUNDING[dtype] + 1e-4, variant)
 
 

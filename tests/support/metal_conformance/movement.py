@@ -13,7 +13,7 @@ _ROWS, _COLUMNS, _PICKED = 22, 37, 9
 
 
 def _indices(shape: tuple[int, ...], size: int) -> mx.array:
-    """Negative ones among them, as MLX allows."""
+    """Indices, some of them negative, as MLX allows."""
     return mx.array(np.random.default_rng(4).integers(-size, size, shape).astype(_INT))
 
 
@@ -54,7 +54,7 @@ def run_arange(dtype: mx.Dtype):
 
 
 def run_gather_front(dtype: mx.Dtype):
-    """Whole rows: x[indices]."""
+    """Gathers whole rows: x[indices]."""
     x, indices = normal((_ROWS, _COLUMNS), dtype, 5), _indices((_PICKED,), _ROWS)
     kernel = library((*_INDEXING, "indexing/gather_front.h")).kernel(
         f"gather_front<{METAL_TYPES[dtype]}, int32_t, int64_t, 2>"
@@ -65,7 +65,7 @@ def run_gather_front(dtype: mx.Dtype):
 
 
 def _along_first() -> dict:
-    """What gather_axis and scatter_axis ask about arrays [axis, columns] whose axis is the first."""
+    """The parameters of gather_axis and scatter_axis for arrays [axis, columns] whose first axis is indexed."""
     return {
         3: np.array([_COLUMNS], _INT), 4: np.array([1], _LONG), 5: np.array([1], _LONG), 6: _SIZE(1), 7: _INT(0),
         8: _INT(_ROWS), 9: _SIZE(_COLUMNS), 10: _SIZE(_COLUMNS),
@@ -84,7 +84,7 @@ def run_gather_axis(dtype: mx.Dtype):
 
 
 def run_scatter_axis(dtype: mx.Dtype, operation: str):
-    """Adds to, or takes the maximum with, what lies where the indices say, by atomics: several meet in one place."""
+    """Adds to the indexed elements, or takes the maximum with them, atomically: several values meet in one element."""
     updates, indices = normal((_PICKED, _COLUMNS), dtype, 7), _indices((_PICKED, _COLUMNS), _ROWS // 4)
     out = double(normal((_ROWS, _COLUMNS), dtype, 8)).astype({mx.float32: np.float32, mx.float16: np.float16}[dtype])
     wanted, at = out.astype(np.float64), np.array(indices)
@@ -100,7 +100,7 @@ def run_scatter_axis(dtype: mx.Dtype, operation: str):
 
 def run_search(dtype: mx.Dtype, right: bool):
     sorted_values, wanted = mx.sort(normal((300,), dtype, 9)), normal((100,), dtype, 10)
-    wanted = mx.concatenate([wanted, sorted_values[::7]])  # found exactly, too
+    wanted = mx.concatenate([wanted, sorted_values[::7]])  # these are found exactly
     kernel = library(("sort.h", "searchsorted.h")).kernel(f"searchsorted<{METAL_TYPES[dtype]}, {str(right).lower()}>")
     arguments = [sorted_values, wanted, (wanted.shape, mx.uint32), np.uint32(300), _LONG(1)]
     (got,) = kernel(arguments, (wanted.size, 1, 1), (wanted.size, 1, 1))
@@ -109,7 +109,7 @@ def run_search(dtype: mx.Dtype, right: bool):
 
 
 def cases() -> list[Case]:
-    """Each kernel in one or two dtypes, in turn."""
+    """Each kernel in one or two dtypes; the dtypes alternate."""
     found = [
         Case("copy", f"{variant} {short(a)} to {short(b)}", functools.partial(run_copy, variant, a, b))
         for variant, a, b in (

@@ -1,6 +1,7 @@
 """MLX's rms_norm and layer_norm, their gradients, and rope.
 
-The wheel has them compiled only; they run from a checkout, $MLX_SOURCE."""
+The wheel contains them in compiled form only; they run from a checkout, $MLX_SOURCE.
+"""
 
 import functools
 from pathlib import Path
@@ -14,13 +15,13 @@ from metal_conformance.sweep import source_directory
 from mlx_flash.metal import MetalLibrary
 
 _ROWS, _U32, _F32 = 3, np.uint32, np.float32
-# MLX's instances are named by the dtype; the looped variants take rows of any length.
+# MLX's instances are named by their dtypes; the looped variants take rows of any length.
 _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
 
 @functools.cache
 def file_library(file: str) -> MetalLibrary:
-    """A .metal file of the checkout."""
+    """The library of a .metal file in the checkout."""
     root: Path = source_directory()
     return MetalLibrary((root / KERNELS / file).read_text(), [root], name=file)
 
@@ -102,13 +103,13 @@ def run_rope(dtype: mx.Dtype, traditional: bool, heads: int = 4, head_dim: int =
 
 
 def cases() -> list[Case]:
-    """None without a checkout."""
+    """Empty without a checkout."""
     if source_directory() is None:
         return []
     found = []
     for dtype in FLOATS:
-        # A row that leaves a thread of layer_norm_single_row without elements makes it write before its own array:
-        # MLX's mistake.
+        # A row that leaves a thread of layer_norm_single_row without elements makes MLX's kernel write in front of its
+        # own array.
         for looped, columns in ((False, 509), (True, 5001)):
             name = f"{'looped ' * looped}{short(dtype)}"
             found.append(Case("rms_norm", name, functools.partial(run_rms_norm, dtype, looped, columns)))

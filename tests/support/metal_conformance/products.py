@@ -1,4 +1,4 @@
-"""Products beside the plain ones: split along the depth, and the Hadamard transform."""
+"""Other products than the plain ones: split along the depth, and the Hadamard transform."""
 
 import functools
 
@@ -28,7 +28,7 @@ _BLOCKS = (16, 16, 16, 2, 2)
 
 
 def run_split(dtype: mx.Dtype, epilogue: str, rows: int = 24, columns: int = 40, depth: int = 192, parts: int = 3):
-    """A @ B, or A @ B alpha + C beta: parts of the depth in float32, which a second kernel adds up."""
+    """A @ B, or A @ B alpha + C beta: a second kernel adds up float32 partial products."""
     a, b, c = normal((rows, depth), dtype, 1), normal((depth, columns), dtype, 2), normal((rows, columns), dtype, 3)
     bm, bn, bk, wm, wn = _BLOCKS
     tiles, name = (-(-columns // bn), -(-rows // bm)), METAL_TYPES[dtype]
@@ -60,7 +60,7 @@ def run_hadamard(dtype: mx.Dtype, size: int, batch: int = 3):
     radix, scale = min(size, 16), 1 / size**0.5
     kernel = library(("steel/utils.h", "hadamard.h")).kernel(f"hadamard_n<{METAL_TYPES[dtype]}, {size}, {radix}, 4>")
     (got,) = kernel([x, (x.shape, dtype), np.float32(scale)], (size // radix, batch, 1), (size // radix, 1, 1))
-    # The steps between are kept in the dtype, unscaled.
+    # Intermediate steps are stored in the dtype, unscaled.
     agree(got, double(x) @ matrix * scale, 8 * ROUNDING[dtype] + 1e-6, "H x")
 
 

@@ -14,7 +14,7 @@ _SIZE, _LONG, _INT = np.uint64, np.int64, np.int32
 
 
 def _input(shape, dtype: mx.Dtype, operation: str) -> mx.array:
-    """Factors near one, so that a product of many stays a number."""
+    """Input for an operation; near one for products, so that a product of many numbers stays finite."""
     if dtype in FLOATS:
         return 1 + normal(shape, dtype, 3, 0.02) if operation.endswith("Prod") else normal(shape, dtype, 3)
     return mx.array(np.random.default_rng(3).integers(-50, 50, shape)).astype(dtype)
@@ -50,7 +50,7 @@ def run_reduce(variant: str, operation: str, dtype: mx.Dtype):
 
 
 def run_scan(variant: str, operation: str, dtype: mx.Dtype, inclusive: bool, reverse: bool):
-    """Along the last axis (contiguous_scan), or along the first (strided_scan)."""
+    """Scans along the last axis (contiguous_scan) or along the first (strided_scan)."""
     shape, axis = ((3, 517), 1) if variant == "contiguous_scan" else ((67, 40), 0)
     x, to = _input(shape, dtype, operation), _accumulator(dtype)
     flags = f"{str(inclusive).lower()}, {str(reverse).lower()}"
@@ -90,7 +90,7 @@ def run_sort(dtype: mx.Dtype, indices: bool, rows: int = 3, columns: int = 701):
 
 
 def cases() -> list[Case]:
-    """Every operation in every variant, and every dtype in some."""
+    """Every operation in every variant, and every dtype in some of them."""
     found = []
     for variant, operation in itertools.product(
         ("all_reduce", "row_reduce_simple", "row_reduce_looped", "col_reduce_looped"), _OPERATIONS
@@ -106,7 +106,7 @@ def cases() -> list[Case]:
     for variant, operation in itertools.product(
         ("contiguous_scan", "strided_scan"), ("CumSum", "CumProd", "CumMax", "CumMin")
     ):
-        # An exclusive scan of a maximum starts with a number that depends on the type.
+        # An exclusive scan of maxima starts with a number that depends on the dtype.
         kinds = (
             ((True, False), (True, True), (False, False), (False, True))
             if operation in ("CumSum", "CumProd")

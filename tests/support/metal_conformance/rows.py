@@ -35,7 +35,7 @@ def run_logsumexp(dtype: mx.Dtype, variant: str, columns: int):
 
 
 def cases() -> list[Case]:
-    """Both kernels in both variants; the number of columns is no multiple of anything."""
+    """Both kernels in both variants; the number of columns is not a multiple of anything."""
     found = []
     for dtype, (variant, columns) in itertools.product(FLOATS, (("single_row", 333), ("looped", 5001))):
         found.append(

@@ -1,4 +1,4 @@
-"""Which of MLX's kernel headers and kernel files compile here."""
+"""Compiles MLX's kernel headers and kernel files and lists the failures."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from metal_conformance.case import TENSOR_LANGUAGE
 from metal_conformance.headers import KERNELS, include_directory
 from mlx_flash.metal import CompileError, MetalLibrary
 
-# What MLX includes or pastes before a header that does not include it itself. Those of tensor operations come first.
+# Text that MLX includes or inserts before a header that does not include it itself. Headers of tensor operations first.
 _BEFORE = {
     "steel/gemm/kernels/steel_gemm_fused_nax": ("steel/gemm/gemm_nax.h",),
     "steel/gemm/kernels/steel_gemm_gather_nax": ("steel/gemm/gemm_nax.h",),
@@ -34,7 +34,7 @@ _BEFORE = {
 
 
 def headers() -> list[str]:
-    """The wheel's kernel headers, relative to MLX's kernel folder."""
+    """The kernel headers of the wheel, relative to MLX's kernel folder."""
     root = include_directory() / KERNELS
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.h"))
 
@@ -47,19 +47,20 @@ def compile_header(name: str):
 
 
 def _language(name: str) -> str:
-    """The first version of Metal that a file compiles as: with tensor operations 4.0, and what waits for other devices,
-    which MLX builds as 3.2 only."""
+    """The first version of Metal in which a file compiles: 4.0 for files with tensor operations, and 3.2 for files with
+    fences across devices, which MLX builds with 3.2 only.
+    """
     return TENSOR_LANGUAGE if "nax" in name else "3.2" if name == "fence.metal" else "3.1"
 
 
 def source_directory() -> Path | None:
-    """A checkout of MLX, named by $MLX_SOURCE: it has the kernel files that the wheel carries in compiled form only."""
+    """The checkout of MLX named by $MLX_SOURCE: it has kernel files that the wheel contains in compiled form only."""
     given = os.environ.get("MLX_SOURCE")
     return Path(given) if given else None
 
 
 def kernel_files() -> list[str]:
-    """The checkout's .metal files, likewise; none without a checkout."""
+    """The .metal files of the checkout, relative to the kernel folder; empty without a checkout."""
     if source_directory() is None:
         return []
     root = source_directory() / KERNELS
@@ -79,7 +80,7 @@ def compile_file(name: str):
 
 
 def sweep(names: list[str], compile_one) -> dict[str, str]:
-    """name -> "" or the first line that does not compile."""
+    """{name: "" or the first line that does not compile}"""
     found = {}
     for name in names:
         try:

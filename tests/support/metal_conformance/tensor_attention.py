@@ -1,4 +1,4 @@
-"""MLX's attention on the neural accelerators of M5: with the head dimension whole, and split over two simdgroups."""
+"""MLX's attention for the neural accelerators of M5, with a whole head dimension and split over two simdgroups."""
 
 import functools
 import itertools
@@ -9,12 +9,12 @@ from metal_conformance.attention import MASKS, run_steel
 from metal_conformance.case import FLOATS, METAL_TYPES, RELAXED, TENSOR_LANGUAGE, Case, library, short
 
 HEAD_DIMS = (64, 96, 128, 256)
-_BLOCKS = (64, 32, 4, 1)  # query rows, key rows, simdgroups along the rows, along the head dimension
+_BLOCKS = (64, 32, 4, 1)  # query rows, key rows, simdgroups along the rows and along the head dimension
 _SPLIT = (64, 32, 4, 2)
 
 
 def tensor_kernel(head_dim: int, dtype: mx.Dtype, blocks: tuple[int, int, int, int], mask_type: str, constants: dict):
-    """As steel_kernel in attention.py."""
+    """The kernel, with the arguments of steel_kernel in attention.py."""
     rows, columns, wm, wn = blocks
     function, values = ("attention_nax", f"{head_dim}, ") if wn == 1 else ("attention_nax_dsplit", "")
     instance = (
@@ -29,7 +29,7 @@ def run(head_dim: int, dtype: mx.Dtype, kind: str, rows: int = 70, columns: int 
 
 
 def cases() -> list[Case]:
-    """Every head dimension, dtype and mask; both kernels in whole blocks too."""
+    """Every head dimension, dtype and mask; also with whole blocks for both kernels."""
     found = [
         Case(
             f"tensor attention{', split' if head_dim == 256 else ''}",

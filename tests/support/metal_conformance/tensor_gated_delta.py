@@ -1,4 +1,4 @@
-"""MLX's gated delta rule on the neural accelerators of M5: chunks of 16 steps as products, forward and its gradients.
+"""MLX's gated delta rule for the neural accelerators of M5: chunks of 16 steps as products, forward and gradients.
 
 With state S [Dv, Dk], per step: S = g S; S = S + beta (v - S k) k^T; y = S q.
 """
@@ -10,15 +10,17 @@ import numpy as np
 
 from metal_conformance.case import METAL_TYPES, RELAXED, TENSOR_LANGUAGE, Case, agree, double, library, normal, short
 
-_CHUNK, _KEPT = 16, 2  # steps of a chunk, chunks of a segment whose first state is kept
+_CHUNK, _KEPT = 16, 2  # steps of a chunk, chunks of a segment whose first state is stored
 _BATCH, _KEY_HEADS, _VALUE_HEADS, _DK, _DV = 1, 1, 2, 64, 64
 _NAMES = ("q", "k", "v", "g", "beta", "state")
 _I = np.int32
 
 
 def recurrence(q, k, v, g, beta, state):
-    """(y, last state) step by step, by plain operations of MLX. q, k [B, T, Hk, Dk], v [B, T, Hv, Dv], g, beta [B, T,
-    Hv], state [B, Hv, Dv, Dk]."""
+    """(y, last state), step by step in plain operations of MLX.
+
+    q, k [B, T, Hk, Dk], v [B, T, Hv, Dv], g, beta [B, T, Hv], state [B, Hv, Dv, Dk].
+    """
     repeats, outputs = v.shape[2] // k.shape[2], []
     for t in range(q.shape[1]):
         q_t, k_t = (mx.repeat(x[:, t], repeats, 1)[..., None, :] for x in (q, k))
@@ -50,7 +52,7 @@ def kernel_of(header: str, function: str, dtype: mx.Dtype, constants: dict):
 
 
 def forward(arrays: dict[str, mx.array]) -> list[mx.array]:
-    """[y, last state, kept states, matrices of chunks, differences of chunks]"""
+    """[y, last state, stored states, matrices of chunks, differences of chunks]."""
     dtype, steps = arrays["q"].dtype, arrays["q"].shape[1]
     chunks = -(-steps // _CHUNK)
     kernel = kernel_of("gated_delta_update_nax", "gated_delta_fused_nax", dtype, {"save_state_cache": True})
@@ -79,14 +81,14 @@ def run_forward(dtype: mx.Dtype, steps: int):
 
 
 def run_gradients(dtype: mx.Dtype, steps: int):
-    """Of g the kernel leaves the gradient by the decays' running sums, which another kernel turns."""
+    """Runs the gradients. For g the kernel returns the gradient by cumulated decays, which another kernel converts."""
     arrays = tensors(dtype, steps)
     _, _, *kept = forward(arrays)
     cot_y = normal(arrays["v"].shape, dtype, 11)
     cot_state = normal(arrays["state"].shape, mx.float32, 12)
     chunks = -(-steps // _CHUNK)
     inputs = [arrays[name] for name in ("q", "k", "v", "g", "beta")] + [cot_y, cot_state, kept[0]]
-    # Gradients of q and k are added up atomically.
+    # Gradients of q and k are summed atomically.
     added = {index: np.zeros(arrays[name].shape, np.float32) for index, name in ((9, "q"), (10, "k"))}
     shapes = {11: "v", 12: "g", 13: "beta", 14: "state"}
     arguments = dict(enumerate(inputs)) | {8: _I(steps)} | added
@@ -108,7 +110,7 @@ def run_gradients(dtype: mx.Dtype, steps: int):
 
 
 def cases() -> list[Case]:
-    """Whole chunks, and a ragged last one."""
+    """Whole chunks, and an incomplete last one."""
     found = []
     for dtype in (mx.float16, mx.bfloat16, mx.float32):
         for steps in (39, 32):

@@ -1,4 +1,4 @@
-"""MLX's products on the neural accelerators of M5: plain, in parts of the depth, gathered, segmented, of few rows."""
+"""MLX's products for the neural accelerators of M5: plain, split, gathered, segmented, with few rows."""
 
 import functools
 import itertools
@@ -26,8 +26,8 @@ _I = np.int32
 _BLOCKS = (64, 64, 256, 2, 2)  # rows, columns, depth, simdgroups along rows and columns
 _GROUP = (32, 2, 2)
 _LAYOUTS = ("nn", "nt", "tn", "tt")
-# The last blocks are so ragged that every simdgroup sees it: MLX's loop has a barrier in a copy of the loop for whole
-# blocks and in one for ragged ones, and the simdgroups of a threadgroup have to meet at the same.
+# The last blocks are so incomplete that every simdgroup is affected. MLX has one loop for whole blocks and one for
+# incomplete ones, each with a barrier, and all simdgroups of a threadgroup have to reach the same one.
 RAGGED, ALIGNED = (80, 72, 300), (128, 64, 256)
 
 
@@ -39,7 +39,7 @@ def kernel_of(header: str, function: str, dtype: mx.Dtype, layout: str, constant
 
 
 def operands(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int], batches: int = 1):
-    """(left, right as they are stored, the product in float64)."""
+    """(left factor, right factor as stored, product in float64)."""
     rows, columns, depth = shape
     a, b = normal((batches, rows, depth), dtype, 1), normal((batches, depth, columns), dtype, 2)
     left = mx.contiguous(a.swapaxes(-1, -2)) if layout[0] == "t" else a
@@ -58,7 +58,7 @@ def params(shape: tuple[int, int, int], left: mx.array, right: mx.array, fields=
 
 
 def tolerance(dtype: mx.Dtype, depth: int) -> float:
-    """Of float factors the unit takes 10 bits: their roundings add up like the terms."""
+    """The unit keeps 10 bits of the mantissa of float factors: their rounding errors add up like the terms."""
     return 2 * RELAXED[dtype] + (4e-6 if dtype != mx.float32 else 4 * 2.0**-11) * depth**0.5
 
 
@@ -71,7 +71,7 @@ def blocks_of(shape: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def run_fused(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
-    """Two batches."""
+    """Runs two batches."""
     left, right, wanted = operands(dtype, layout, shape, 2)
     constants = {"has_batch": False, "use_out_source": False, "do_axpby": False, **aligned(shape)}
     kernel = kernel_of("fused_nax", "gemm", dtype, layout, constants)
@@ -81,7 +81,7 @@ def run_fused(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
 
 
 def run_split(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
-    """Two parts of the depth, each by itself."""
+    """Runs two separate parts of the depth."""
     left, right, _ = operands(dtype, layout, shape)
     rows, columns, depth = shape
     size = -(-depth // 2)
@@ -98,7 +98,7 @@ def run_split(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
 
 
 def run_gathered(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
-    """Rows in order of the matrix they meet: of three the second meets none."""
+    """Rows sorted by the matrix that they are multiplied with; the second of three matrices gets no rows."""
     rows, columns, depth = shape
     b = normal((3, depth, columns), dtype, 2)
     a, begins = normal((rows, depth), dtype, 1), np.array([0, *[68 if shape is RAGGED else 64] * 2], _I)
@@ -111,7 +111,7 @@ def run_gathered(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
 
 
 def run_segmented(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
-    """Stretches of the depth, one of them empty."""
+    """Runs several ranges of the depth, one of them empty."""
     left, right, _ = operands(dtype, layout, shape)
     rows, columns, depth = shape
     segments = np.array([[0, 33], [33, 33], [20, depth]], np.uint32)
@@ -126,7 +126,7 @@ def run_segmented(dtype: mx.Dtype, layout: str, shape: tuple[int, int, int]):
 
 
 def run_thin(dtype: mx.Dtype, transposed: bool, shape: tuple[int, int, int], splits: int = 2):
-    """B is read from memory by the product itself, in parts of the depth that groups of simdgroups share."""
+    """The product reads B from memory itself, in parts of the depth that groups of simdgroups share."""
     layout = "nt" if transposed else "nn"
     left, right, wanted = operands(dtype, layout, shape)
     rows, columns, depth = shape
@@ -147,7 +147,7 @@ def run_thin(dtype: mx.Dtype, transposed: bool, shape: tuple[int, int, int], spl
 
 
 def cases() -> list[Case]:
-    """Plain products in all layouts; others in some."""
+    """Plain products in all layouts, other products in some."""
     found = []
     for dtype, layout, shape in itertools.product((mx.float16, mx.bfloat16), _LAYOUTS, (RAGGED, ALIGNED)):
         name = f"{short(dtype)} {layout} {'ragged' if shape is RAGGED else 'aligned'}"

@@ -1,4 +1,4 @@
-"""MLX's products with quantized matrices on the neural accelerators of M5: integers, and floats of 4 or 8 bits."""
+"""MLX's products with quantized matrices for the neural accelerators of M5: integers, and floats of 4 or 8 bits."""
 
 import functools
 
@@ -43,7 +43,7 @@ def run_affine(dtype: mx.Dtype, variant: str, bits: int, rows: int = 80, columns
 
 
 def run_gathered(dtype: mx.Dtype, bits: int, rows: int = 80, columns: int = 64, depth: int = 256):
-    """Rows in order of the matrix they meet: of three the second meets none."""
+    """Rows sorted by the matrix that they are multiplied with; the second of three matrices gets no rows."""
     packed, scales, biases, weight = matmul.quantized((3 * columns, depth), dtype, bits, 64)
     x, begins = normal((rows, depth), dtype, 7, 0.25), np.array([0, 64, 64], _I)
     source = library(("steel/gemm/gemm_nax.h", "quantized_utils.h", "quantized_nax.h"), TENSOR_LANGUAGE)
@@ -59,7 +59,7 @@ def run_gathered(dtype: mx.Dtype, bits: int, rows: int = 80, columns: int = 64, 
 
 
 def run_floats(name: str, dtype: mx.Dtype, rows: int = 80, columns: int = 128, depth: int = 256):
-    """x @ W^T. No x @ W: MLX's template fp_qmm_n_nax calls a function with an argument too many."""
+    """x @ W^T. Not x @ W: MLX's template fp_qmm_n_nax calls a function with one argument too many."""
     packed, scales, weight = float_products.quantized((columns, depth), name)
     x = normal((rows, depth), dtype, 6, 0.25)
     bits, group = float_products.FORMATS[name]
@@ -68,7 +68,7 @@ def run_floats(name: str, dtype: mx.Dtype, rows: int = 80, columns: int = 128, d
     lengths = [_I(depth), _I(columns), _I(rows)]
     arguments = [packed, scales, None, x, ((rows, columns), dtype), *lengths, *[None] * 7]
     (got,) = kernel(arguments, threads((columns // _BLOCK, -(-rows // _BLOCK), 1), _GROUP), _GROUP)
-    # MLX rounds what it reads of the weights to bfloat.
+    # MLX rounds the weights that it reads to bfloat.
     agree(got, double(x) @ weight.T, 8 * RELAXED[mx.bfloat16] + 1e-4, "x @ W^T")
 
 

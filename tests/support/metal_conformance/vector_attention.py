@@ -1,4 +1,4 @@
-"""MLX's attention of a few queries: sdpa_vector in one pass, and in two."""
+"""MLX's attention for few queries: sdpa_vector in one pass, and in two."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ def _problem(head_dim: int, dtype: mx.Dtype, kind: str, columns: int):
 
 
 def _sinks(dtype: mx.Dtype) -> mx.array:
-    """A logit of each head that takes its share of the weights and has no value."""
+    """A logit for each head that takes a share of the weights and has no value."""
     return normal((_HEADS,), dtype, 9, 2.0)
 
 
@@ -41,7 +41,7 @@ def _constants(kind: str, **more) -> dict:
 
 
 def _mask_arguments(mask, kind: str, first: int, columns: int) -> dict:
-    """The mask and its strides, in the buffers that start at `first`."""
+    """The mask and its strides, in the buffers from number `first` on."""
     if mask is None:
         return {}
     strides = (1, columns, _ROWS * columns)
@@ -84,7 +84,7 @@ def run_two_passes(head_dim: int, dtype: mx.Dtype, kind: str):
 
 
 def cases() -> list[Case]:
-    """Both variants, three dtypes, all masks; the head dimensions change with the dtype."""
+    """Both variants, three dtypes and all masks; the head dimension varies with the dtype."""
     found = []
     for (dtype, head_dim), kind in itertools.product(zip(FLOATS, (64, 128, 96)), (*MASKS, "sinks")):
         name = f"D{head_dim} {short(dtype)} {'sinks' if kind == 'sinks' else f'{kind} mask'}"

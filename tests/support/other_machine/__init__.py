@@ -1,4 +1,4 @@
-"""Launches recorded on the simulator here, run again on another machine: compiled for it, and emulated."""
+"""Records launches of the simulator and runs them again on another machine, compiled for it and emulated."""
 
 import subprocess
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LANGUAGE = "3.1"
 
 @dataclass
 class Recorded:
-    """A launch: its kernel, the bytes of its buffers beforehand, and which of them it may write."""
+    """A launch: its kernel, the initial bytes of its buffers, and the indices of buffers that it may write."""
 
     kernel: BuiltKernel
     launch: Launch
@@ -31,7 +31,7 @@ class Recorded:
 
 
 def record(monkeypatch) -> list[Recorded]:
-    """Every launch of metal_kernel from now on, in order."""
+    """Records every launch of metal_kernel from now on, in order."""
     recorded, run = [], kernel.run_bound
 
     def run_bound(built, launch, bindings):
@@ -55,7 +55,7 @@ def record(monkeypatch) -> list[Recorded]:
 
 
 def program(text: str, folder: Path, check: bool) -> Path:
-    """A kernel with the runtime and the harness as a program for Linux on arm64, linked with a C library of its own."""
+    """A kernel linked with the runtime, the harness and a C library into a program for arm64 Linux."""
     translation = translate(text, float(LANGUAGE))
     objects = compiler.objects(
         prefix(LANGUAGE) + translation.text, translation.entry(), "mlx.h", folder, ARM, check, lines=True

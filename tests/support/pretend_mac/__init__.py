@@ -1,7 +1,7 @@
-"""A Mac as far as Python can tell: `pytest --pretend-mac` runs the suite through backends/metal on any machine.
+"""Makes this machine look like a Mac to Python: `pytest --pretend-mac` runs the suite through backends/metal anywhere.
 
-Darwin is reported, Metal is "available", and what `mx.fast.metal_kernel` makes runs on the simulator: MLX checks every
-call and generates its text, and that text is what the simulator compiles. tests/README.md says what this cannot see.
+Darwin is reported, Metal is "available", and kernels of `mx.fast.metal_kernel` run on the simulator: MLX checks every
+call and generates its text, and the simulator compiles that text. tests/README.md says what this cannot test.
 """
 
 import os
@@ -10,20 +10,20 @@ import sys
 from functools import wraps
 from pathlib import Path
 
-VARIABLE = "PRETEND_MAC"  # holds the GPU's architecture; child processes follow it, through startup/sitecustomize.py
-MACOS = "PRETEND_MACOS"  # holds the version of macOS, 15.5 if it is unset
+VARIABLE = "PRETEND_MAC"  # the GPU's architecture; child processes read it in startup/sitecustomize.py
+MACOS = "PRETEND_MACOS"  # the version of macOS; 15.5 if it is unset
 ARCHITECTURE = "applegpu_g13s"  # an M1 Pro, whose kernels stage operands in threadgroup memory
 ASK_MLX = (
     "mlx_flash.common.mlx_private",
     "test_mlx_private",
     "test_simulator_errors",
-)  # modules whose compiled functions are about traces and run no kernels of the Metal backend; below: one function
+)  # modules whose compiled functions test traces and run no kernels of the Metal backend; below: one function
 NO_KERNELS = "runs_no_kernels"
 STARTUP = Path(__file__).parent / "startup"
 
 
 def pretend(architecture: str = ARCHITECTURE) -> None:
-    """From now on this process and those it starts take this machine for a Mac with a GPU of that architecture."""
+    """From now on this process and its children take this machine for a Mac with a GPU of that architecture."""
     os.environ[VARIABLE] = architecture
     paths = [str(STARTUP), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -32,9 +32,10 @@ def pretend(architecture: str = ARCHITECTURE) -> None:
 
 
 def report_darwin() -> None:
-    """MLX's packages, this project and its tests are told Darwin; others are not, as they would load its libraries."""
+    """Reports Darwin to MLX's packages, this project and its tests only: other packages would load libraries of
+    macOS."""
     real = platform.system
-    if getattr(real, "pretends", False):  # a process of xdist, which began in disguise: who is told Darwin asks once
+    if getattr(real, "pretends", False):  # a worker process of xdist that started in disguise: one answer is enough
         return
 
     def system() -> str:
@@ -52,7 +53,7 @@ def macos() -> str:
 
 
 def disguise(mx) -> None:
-    """Replaces what mlx.core tells of the machine, and the functions whose work needs its GPU."""
+    """Replaces the functions of mlx.core that describe the machine, and those that need its GPU."""
     if getattr(mx.fast.metal_kernel, "pretends", False):
         return
     from .kernel import pretended
@@ -69,8 +70,10 @@ def disguise(mx) -> None:
 
 
 def _compile(real):
-    """mx.compile that leaves functions as they are on the Metal backend: the simulator computes at once, and a trace
-    has no numbers yet."""
+    """An mx.compile that leaves functions unchanged on the Metal backend.
+
+    The simulator computes at once, and arrays have no values yet inside a trace.
+    """
 
     def compile(function, inputs=None, outputs=None, shapeless=False):
         compiled = real(function, inputs=inputs, outputs=outputs, shapeless=shapeless)
@@ -90,7 +93,7 @@ def _compile(real):
 
 
 def forget() -> None:
-    """What this process knows of kernels and of the machine, as if it began now."""
+    """Empties this process's caches about kernels and about the machine."""
     from mlx_flash import backends
     from mlx_flash.autodiff.call import clear_cache
     from mlx_flash.backends import guard, metal, prober

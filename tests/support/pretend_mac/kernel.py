@@ -10,11 +10,12 @@ import mlx.core as mx
 
 from . import macos
 
-FAULT = "PRETEND_FAULT"  # what goes wrong, a colon and a part of the kernels' names: "hang:backward_query"
+FAULT = "PRETEND_FAULT"  # a fault, a colon and a part of the kernels' names: "hang:backward_query"
 
 
 def pretended(real):
-    """metal_kernel with the simulator behind it. `real`: MLX's own, which records calls inside mx.export_function."""
+    """A metal_kernel that runs on the simulator. `real`: MLX's function, which records calls inside
+    mx.export_function."""
 
     def metal_kernel(*arguments, **options):
         return Kernel(real, arguments, options)
@@ -24,7 +25,7 @@ def pretended(real):
 
 
 class Kernel:
-    """A kernel object. Recorded while mx.export_function traces, as on a Mac; simulated otherwise."""
+    """A kernel object. Its calls are recorded while mx.export_function traces, as on a Mac, and simulated otherwise."""
 
     def __init__(self, real, arguments, options):
         self.call = real(*arguments, **options)
@@ -46,7 +47,7 @@ class Kernel:
 
         if self.simulated is None:
             self.simulated = _simulated(self.call, self.arguments, self.options)
-        # Streams of this machine are streams of its processor, and stand for those of the GPU.
+        # Streams of the CPU stand for streams of the GPU.
         try:
             with language("4.0") if _with_metal_4() else nullcontext():
                 outputs = self.simulated(**{**call, "stream": None})
@@ -56,13 +57,17 @@ class Kernel:
 
 
 def _with_metal_4() -> bool:
-    """MLX compiles by the newest language of the system: from macOS 26 on, Metal 4."""
+    """Whether kernels compile as Metal 4: MLX uses the newest language of the system, which is Metal 4 from macOS 26
+    on."""
     return macos().startswith("26.")
 
 
 def _recorded(call) -> list[mx.array]:
-    """In a trace MLX writes a kernel down. Here zeros that depend on its inputs, as a trace has no numbers yet: maps by
-    MLX itself have to be refused before anybody reads them."""
+    """The result of a kernel inside a trace, where MLX records the kernel.
+
+    Here it is zeros that depend on the inputs, as arrays have no values yet: MLX's own vmap has to be refused before
+    anybody reads them.
+    """
     nothing = sum((0 * array.astype(mx.float32)).sum() for array in call["inputs"] if isinstance(array, mx.array))
     shapes = zip(call["output_shapes"], call["output_dtypes"])
     return [mx.zeros(shape, dtype) + nothing.astype(dtype) for shape, dtype in shapes]
@@ -86,7 +91,7 @@ def _simulated(call, arguments, options):
     made = metal_kernel(*arguments, **options)
 
     class Simulated(MetalKernel):
-        """The simulator's kernel, with MLX's text in place of its own imitation of it."""
+        """The simulator's kernel, with MLX's text in place of the simulator's imitation of it."""
 
         def text(self, inputs, template, output_dtypes):
             key = (tuple(inputs), tuple((name, str(value)) for name, value in template), tuple(output_dtypes))
@@ -100,11 +105,11 @@ def _simulated(call, arguments, options):
 
 
 def generated(call, inputs, template, output_dtypes) -> str:
-    """The text MLX would hand to Apple's compiler for inputs of these (dtype, number of axes, size)."""
+    """The text that MLX would pass to Apple's compiler for inputs with these (dtype, number of axes, size)."""
     from mlx_flash.common.mlx_private import printed_source
     from mlx_flash.explanations.metal_text import captured
 
-    # The text tells apart sizes below 8 only, and an axis has at most 31 bits.
+    # The text depends on sizes below 8 only, and an axis has at most 31 bits.
     arrays = [mx.zeros((*[1] * (ndim - 1), min(size, 8)) if ndim else (), dtype) for dtype, ndim, size in inputs]
 
     def launch(*traced):
