@@ -43,16 +43,18 @@ def chosen_method(problem: Problem, ranks: int, method: str) -> str:
 
 
 def key_heads_at_once(problem: Problem, ranks: int, method: str = "exact") -> tuple[int, int]:
-    """The numbers of key heads to gather at once, forward and backward; at least one.
+    """The numbers of heads to gather at once, counted in key heads: of keys, for O and dQ, and of queries, for dK and
+    dV; with "reduce" the second one is that of the whole backward pass. At least one.
 
-    Forward, gathered keys and values take at most as many bytes as this rank's output, which is held twice at the end
-    where heads are in several groups. Backward, gathered arrays take at most SHARE of `own_bytes`.
+    Gathered keys and values take at most as many bytes as this rank's output, which is held twice at the end where
+    heads are in several groups, as dQ is. In the backward pass gathered arrays take at most SHARE of `own_bytes`.
     """
     row, heads = _row_bytes(problem), problem.key_heads
     counts = [count for count in range(heads, 0, -1) if heads % count == 0]
     most, keys = SHARE * own_bytes(problem), ranks * (row["K"] + row["V"])
     forward = next((count for count in counts if keys * count <= row["dO"] * heads), 1)
-    return forward, next((count for count in counts if transient_bytes(problem, ranks, count, method) <= most), 1)
+    pairs = [(forward, count) for count in counts]
+    return next((pair for pair in pairs if transient_bytes(problem, ranks, pair, method) <= most), (forward, 1))
 
 
 def own_bytes(problem: Problem) -> int:
@@ -61,9 +63,9 @@ def own_bytes(problem: Problem) -> int:
     return problem.query_length * (2 * (row["Q"] + row["K"] + row["V"] + row["dO"]) + row["L and delta"])
 
 
-def transient_bytes(problem: Problem, ranks: int, heads: int, method: str) -> int:
-    """The most bytes that a rank holds besides `own_bytes` in the backward pass, with `heads` key heads gathered at
-    once.
+def transient_bytes(problem: Problem, ranks: int, heads: tuple[int, int], method: str) -> int:
+    """The most bytes that a rank holds besides `own_bytes` in the backward pass. `heads`: as `key_heads_at_once` gives
+    them.
 
     "exact" gathers queries for dK and dV, and then keys for dQ; kernels read both in place, and only the statistics are
     reordered. "reduce" holds K and V as gathered and in order, and in float32 the operands, the partial dK and dV of
@@ -72,12 +74,17 @@ def transient_bytes(problem: Problem, ranks: int, heads: int, method: str) -> in
     """
     if ranks == 1:
         return 0
-    row, share = _row_bytes(problem), heads / problem.key_heads
+    row, count = _row_bytes(problem), problem.key_heads
+    of_keys, of_queries = heads if method == "exact" else (heads[1], heads[1])
     keys, queries = row["K"] + row["V"], row["Q"] + row["dO"]
-    copies = ranks + int(problem.batch > 1 and share < 1)  # some heads of several entries are copied to be sent
+
+    def copies(at_once: int) -> int:  # some heads of several entries are copied to be sent
+        return ranks + int(problem.batch > 1 and at_once < count)
+
     if method == "exact":
-        gathered = max(copies * queries + 2 * ranks * row["L and delta"], copies * keys)
+        gathered = of_queries / count * (copies(of_queries) * queries + 2 * ranks * row["L and delta"])
+        gathered = max(gathered, of_keys / count * copies(of_keys) * keys)
     else:
-        gathered = ranks * (2 * keys + 5 * 4 * (keys // BYTES[problem.dtype]))
-    most = max(share * gathered, row["Q"] if share < 1 else 0) + max(row["K"], row["V"])
+        gathered = of_keys / count * ranks * (2 * keys + 5 * 4 * (keys // BYTES[problem.dtype]))
+    most = max(gathered, row["Q"] if of_keys < count else 0) + max(row["K"], row["V"])
     return int(problem.query_length * (most + 16 * problem.batch * ranks))  # and the rows' positions

@@ -22,6 +22,7 @@ from .collectives import Collectives
 from .layout import Layout
 
 Rows = tuple[int, int]  # first row in the sequence, number of rows
+Runs = tuple[Rows, ...]  # that follow each other in an array
 
 
 class ContextParallel:
@@ -84,13 +85,13 @@ class ContextParallel:
             Q, dO, L, delta = (call.sent.gather(array[:, own.queries], *last) for array in queries)
             L, delta = self.layout.in_order(L, 2), self.layout.in_order(delta, 2)
             parts = []
-            for rows, place in self._pieces(keys[0].shape[2]):
+            for rows, place in self._runs(keys[0].shape[2]):
                 K, V = (array[:, own.keys, place] for array in keys)
-                parts.append(call.key_value(own, call.all_rows, rows, Q, K, V, dO, L, delta, shards=True))
+                parts.append(call.key_value(own, (call.all_rows,), rows, Q, K, V, dO, L, delta, shards=True))
             last = [one for pair in parts for one in pair]
             for result, found in zip((d_k, d_v), zip(*parts)):
                 result.append(found)
-        for own in self._groups(keys[0].shape[1], self.heads[1]):
+        for own in self._groups(keys[0].shape[1], self.heads[0]):
             K, V = (call.sent.gather(array[:, own.keys], *last) for array in keys)
             d_q.append(self._query(call, own, queries, K, V, shards=True))
             last = [one for found in d_q[-1] for one in found]
@@ -105,7 +106,7 @@ class ContextParallel:
             d_q, parts = self._query(call, own, queries, K, V), []
             for rows, place in self._pieces(queries[0].shape[2]):
                 Q, dO, L, delta = (array[:, own.queries, place] for array in queries)
-                parts.append(call.key_value(own, rows, call.all_rows, Q, K, V, dO, L, delta, wide=True))
+                parts.append(call.key_value(own, (rows,), (call.all_rows,), Q, K, V, dO, L, delta, wide=True))
             sums = [call.sent.sum(sum(both)) for both in zip(*parts)]
             d_kv = [[self.layout.own_rows(total, self.group.rank(), 2).astype(K.dtype)] for total in sums]
             last = [one for found in (*d_kv, *d_q) for one in found]
@@ -135,9 +136,9 @@ class ContextParallel:
         pieces = self.layout.pieces(self.group.rank(), rows)
         return [(piece, slice(n * piece[1], (n + 1) * piece[1])) for n, piece in enumerate(pieces)]
 
-    def _runs(self, rows: int) -> list[tuple[tuple[Rows, ...], slice]]:
-        """(pieces, slice of this rank's rows) of each launch: all of this rank's queries, with their positions in an
-        array; or one piece, where a mask would have to be copied to cover two."""
+    def _runs(self, rows: int) -> list[tuple[Runs, slice]]:
+        """(pieces, slice of this rank's rows) of each launch: all of its rows, with their positions in an array; or one
+        piece, where a mask would have to be copied to cover two."""
         pieces = self._pieces(rows)
         if "attention_mask" in self.names:
             return [((piece,), place) for piece, place in pieces]
@@ -174,17 +175,17 @@ class _Local:
             else:
                 self.named["k_segments"] = self.named["q_segments"]
 
-    def run(self, kind: KernelKind, own: Heads, queries: tuple[Rows, ...], *arrays: mx.array, shards: bool = False):
+    def run(self, kind: KernelKind, own: Heads, queries: Runs, *arrays: mx.array, shards: bool = False):
         """The outputs of one kind of kernel on these rows of queries and all keys. `arrays`: Q, K, V and so on, already
         cut to the rows. `shards`: traversed operands are as they were gathered."""
-        names, extras = self._operands(own, queries, self.all_rows)
+        names, extras = self._operands(own, queries, (self.all_rows,))
         return self._attention(own, names, shards).run(kind, *arrays, *extras)
 
     def key_value(
-        self, own: Heads, queries: Rows, keys: Rows, *arrays: mx.array, shards: bool = False, wide: bool = False
+        self, own: Heads, queries: Runs, keys: Runs, *arrays: mx.array, shards: bool = False, wide: bool = False
     ):
         """dK and dV of these keys from these queries; in float32 where `wide`."""
-        names, extras = self._operands(own, (queries,), keys)
+        names, extras = self._operands(own, queries, keys)
         if wide:
             arrays = [array.astype(mx.float32) for array in arrays]
         return self._attention(own, names, shards, "float32" if wide else None).key_value((*arrays, *extras))
@@ -198,17 +199,17 @@ class _Local:
         signature = replace(parallel.signature, **heads, dtype=dtype or parallel.signature.dtype, variants=variants)
         return attend(signature, names, parallel.backend, parallel.stream)
 
-    def _operands(self, own: Heads, queries: tuple[Rows, ...], keys: Rows) -> tuple[tuple[str, ...], list[mx.array]]:
+    def _operands(self, own: Heads, queries: Runs, keys: Runs) -> tuple[tuple[str, ...], list[mx.array]]:
         """The call's other operands, cut to these rows and heads, and the positions of the rows."""
         named = dict(self.named)
         if "attention_mask" in named:
-            mask, (rows,) = named["attention_mask"], queries
-            cut = [slice(None), own.queries, _range(rows), _range(keys)]
+            mask, (rows,), (columns,) = named["attention_mask"], queries, keys
+            cut = [slice(None), own.queries, _range(rows), _range(columns)]
             named["attention_mask"] = mask[tuple(_kept(part, extent) for part, extent in zip(cut, mask.shape))]
         for name, part in (("slopes", own.queries), ("sinks", own.queries)):
             if name in named:
                 named[name] = named[name][part]
-        for name, runs in (("q_segments", queries), ("k_segments", (keys,))):
+        for name, runs in (("q_segments", queries), ("k_segments", keys)):
             if name in named:
                 ids = [named[name][:, _range(rows)] for rows in runs]
                 named[name] = contiguous(ids[0]) if len(ids) == 1 else mx.concatenate(ids, axis=1)
@@ -216,16 +217,16 @@ class _Local:
             named["shifts"] = self._shifts(queries, keys)
         return tuple(named), list(named.values())
 
-    def _shifts(self, queries: tuple[Rows, ...], keys: Rows) -> mx.array:
-        """The operand `shifts` for these rows: row i of the keys is row keys[0] + i of the sequence, and the queries
-        are the rows in `queries`."""
-        parts, place, total = [], 0, self.all_rows[1]
-        for rows in queries:
-            offset = rows[0] - place - keys[0]
-            parts.append(self._shift(offset, slice(rows[0], rows[0] + rows[1])))
-            place += rows[1]
-        # The shifts of keys are read by kernels that own keys, which traverse one piece of queries, or all of them.
-        parts.append(self._shift(queries[0][0] - keys[0], slice(total + keys[0], total + keys[0] + keys[1])))
+    def _shifts(self, queries: Runs, keys: Runs) -> mx.array:
+        """The operand `shifts` for these rows of the sequence: that of each query, which kernels read that own queries,
+        then that of each key, for kernels that own keys. The rows that a kernel traverses are one run."""
+        parts, total = [], self.all_rows[1]
+        for runs, other, first, sign in ((queries, keys, 0, 1), (keys, queries, total, -1)):
+            place = 0
+            for start, count in runs:
+                offset = sign * (start - place - other[0][0])
+                parts.append(self._shift(offset, slice(first + start, first + start + count)))
+                place += count
         return mx.concatenate(parts, axis=1)
 
     def _shift(self, offset: int, places: slice) -> mx.array:

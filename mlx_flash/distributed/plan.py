@@ -144,7 +144,7 @@ def planned(
     lengths = [None, None] if problem.variants.window else [_from(rows, training, n) for n in (1, EFFICIENT * count)]
     return SharingPlan(
         count, layout, chosen, heads, between, flops, sent["forward"], sent["backward"], own_bytes(local),
-        transient_bytes(local, count, heads[1], chosen), forward, training, *lengths,
+        transient_bytes(local, count, heads, chosen), forward, training, *lengths,
     )  # fmt: skip
 
 

@@ -13,8 +13,8 @@
 // The position of query i among the keys is i + keys - queries: causality and windows align to the lower right. With
 // HAS_LENGTHS, queries and keys are those of the batch entry, lengths [B, 2]. Queries behind the end of their entry see
 // no key, and no query sees keys behind it. With HAS_SHIFTS the position of query i is i + q_shifts[i], and k_shifts[j]
-// that of the queries that key j meets, so that segments of unequal lengths align to their own lower right. Both are in
-// one operand, [B, Lq + Lk]; with segments they follow the rows of q_segments, as kernels have 31 buffers.
+// that of the queries that key j meets: segments align to their own lower right. Kernels read those of their own rows.
+// Both are in one operand, [B, Lq + Lk]; with segments they follow the rows of q_segments, as kernels have 31 buffers.
 namespace flash {
 namespace mask {
 
@@ -192,7 +192,11 @@ struct Visibility {
   METAL_FUNC int largest_shift() const thread { return keys - queries; }
 #endif
 #if HAS_ALIBI
+#if HAS_SHIFTS && OVER_KEYS
+  METAL_FUNC int distance(int i, int j) const thread { return j - i - shift_of_key(j); }
+#else
   METAL_FUNC int distance(int i, int j) const thread { return j - i - shift_of_query(i); }
+#endif
 #endif
 #if HAS_MASK
   METAL_FUNC MaskElement mask_at(int row, int j) const thread {
@@ -350,11 +354,7 @@ struct Visibility {
     look_at(place, min(place + BT, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
 #if HAS_PIECES
-#if OVER_KEYS
-    const int piece = queries / (RANKS * RANK_PIECES);
-#else
-    const int piece = keys / (RANKS * RANK_PIECES);
-#endif
+    const int piece = (TRANSPOSED ? queries : keys) / (RANKS * RANK_PIECES);
     if (place % piece + BT > piece) return true;  // rows in two pieces
 #endif
 #if OVER_KEYS && HAS_LENGTHS

@@ -68,20 +68,36 @@ template <typename T> struct Pieces {
   const device T* head;      // of the first rank
   long rank_stride, stride;  // elements between ranks, and between rows
   int length;                // rows of a piece
+  const device T* piece;     // the piece that was entered: row j of it is at piece + j * stride
+  int begin, end;            // its rows
 
   METAL_FUNC void open(thread const PiecedView& view, int b, int h) thread {
     head = view.shards.head<T>(b, h);
     rank_stride = view.rank / long(sizeof(T));
     stride = view.shards.row_stride<T>();
     length = view.length / RANK_PIECES;
+    begin = end = 0;
   }
 
-  METAL_FUNC void next_head(thread const PiecedView& view) thread { head = view.shards.next<T>(head); }
+  METAL_FUNC void next_head(thread const PiecedView& view) thread {
+    head = view.shards.next<T>(head);
+    begin = end = 0;
+  }
 
-  METAL_FUNC const device T* row(int j) const thread {
-    const int piece = j / length, second = piece >= RANKS ? 1 : 0;
-    const int rank = second == 1 ? 2 * RANKS - 1 - piece : piece;
-    return head + (rank * rank_stride + (j - (piece - second) * length) * stride);
+  METAL_FUNC const device T* row(int j) const thread { return piece_of(j / length) + j * stride; }
+
+  // Finds the piece of row j, once for all of its blocks
+  METAL_FUNC void enter(int j) thread {
+    if (j >= begin && j < end) return;
+    const int number = j / length;
+    begin = number * length;
+    end = begin + length;
+    piece = piece_of(number);
+  }
+
+  METAL_FUNC const device T* piece_of(int number) const thread {
+    const int second = number >= RANKS ? 1 : 0, rank = second == 1 ? 2 * RANKS - 1 - number : number;
+    return head + (rank * rank_stride - (number - second) * length * stride);
   }
 };
 #endif

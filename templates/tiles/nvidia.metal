@@ -203,7 +203,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
 #if HAS_PIECES
-    if (row % pages.length + min(BT, end - row) > pages.length) {  // in two pieces: each thread looks its rows up
+    pages.enter(row);
+    if (min(row + BT, end) > pages.end) {  // in two pieces: each thread looks its rows up
       constexpr int STEP = 4 * PRODUCER_WARPS;  // rows that the producers copy at a time
       const uint thread_index = lane.thread_index - 32 * CONSUMER_WARPS;
       const int own = thread_index / 8;
@@ -215,8 +216,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
       pipe.producer_commit();
       return;
     }
-#endif
-#if SCATTERED
+    const device T* head = pages.piece;
+#elif SCATTERED
     const device T* head = pages.row(row) - row * stride;
 #endif
     tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(

@@ -70,7 +70,7 @@ def test_a_slow_link_never_pays_soon():
 def test_memory_is_bounded_by_the_plan(key_heads, heads):
     shape = {"batch": 1, "heads": 8, "key_heads": key_heads, "rows": 2048, "width": 64}
     local = problem(1024, heads=8, key_heads=key_heads, width=64)
-    most = own_bytes(local) + transient_bytes(local, 2, heads, "exact")
+    most = own_bytes(local) + transient_bytes(local, 2, (heads, heads), "exact")
     for pair in on_ranks(2, "distributed_work", "peak_memory", shape=shape, sharing={"heads": heads}):
         assert 0.6 * most <= sum(pair) <= most
 

@@ -98,8 +98,8 @@ def delta(problem: Problem, *, dO, O) -> tuple[mx.array]:
 class _Backward:
     """P and dS of one block at a time, recomputed from the row statistics."""
 
-    def __init__(self, problem: Problem, Q, K, V, dO, L, delta, extras):
-        self.scores, self.K, self.V = Scores(problem, extras), K, V
+    def __init__(self, problem: Problem, Q, K, V, dO, L, delta, extras, over_keys: bool = False):
+        self.scores, self.K, self.V = Scores(problem, extras, over_keys), K, V
         self.Q, self.dO, self.delta = (_grouped(problem, x) for x in (Q, dO, delta))
         self.largest, self.log_sum = (_grouped(problem, L[..., n]) for n in (0, 1))
 
@@ -141,7 +141,7 @@ def backward_query_delta(problem: Problem, *, O, dO, **others) -> tuple[mx.array
 
 def backward_key_value(problem: Problem, *, Q, K, V, dO, L, delta, scale, **extras) -> tuple[mx.array, mx.array]:
     """dK and dV in K's dtype, summed over the query heads that share them."""
-    backward, d_keys, d_values = _Backward(problem, Q, K, V, dO, L, delta, extras), [], []
+    backward, d_keys, d_values = _Backward(problem, Q, K, V, dO, L, delta, extras, over_keys=True), [], []
     for keys in _blocks(problem.key_length):
         length = keys.stop - keys.start
         d_k = mx.zeros((problem.batch, problem.key_heads, length, problem.head_dim))

@@ -50,15 +50,17 @@ def _upper(x: mx.array) -> mx.array:
 
 
 class Scores:
-    """The scores of a call. `extras`: its operands and numbers besides Q, K and V, by the kernels' names for them."""
+    """The scores of a call. `extras`: its operands and numbers besides Q, K and V, by the kernels' names for them.
+    `over_keys`: of a kernel that owns keys, and so reads the shifts of keys."""
 
-    def __init__(self, problem: Problem, extras: dict):
+    def __init__(self, problem: Problem, extras: dict, over_keys: bool = False):
         self.problem, self.extras = problem, extras
         self.offset, self.shifts = problem.key_length - problem.query_length, None
         if problem.variants.shifts and problem.variants.segments:
-            self.shifts = extras["q_segments"][:, problem.query_length : 2 * problem.query_length]
+            self.shifts = extras["q_segments"][:, problem.query_length :]
         elif problem.variants.shifts:
-            self.shifts = extras["shifts"].reshape(problem.batch, -1)[:, : problem.query_length]
+            self.shifts = extras["shifts"].reshape(problem.batch, -1)
+        self.by_key = over_keys and problem.variants.shifts
         self.lengths = None  # numbers of queries and of keys that exist, [B, 1, 1, 1, 1] each
         if problem.variants.lengths:
             ends = mx.clip(
@@ -145,7 +147,12 @@ class Scores:
 
     def _distance(self, rows: slice, keys: slice) -> mx.array:
         """Distances of the keys from every query's own position: [r, c], or [B, 1, 1, r, c] for shifts."""
-        shift = self.offset if self.shifts is None else self.shifts[:, None, None, rows, None]
+        shift = self.offset
+        if self.by_key:
+            first = self.problem.query_length
+            shift = self.shifts[:, None, None, None, first + keys.start : first + keys.stop]
+        elif self.shifts is not None:
+            shift = self.shifts[:, None, None, rows, None]
         return mx.arange(keys.start, keys.stop) - (mx.arange(rows.start, rows.stop)[:, None] + shift)
 
     def _grouped(self, tile: mx.array) -> mx.array:

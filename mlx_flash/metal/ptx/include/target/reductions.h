@@ -7,6 +7,9 @@ template <typename Op, int WIDTH, typename T> MSL_INLINE T msl_reduced(T value) 
   MSL_SIMD_TYPE(T);
   const uint lane = msl_lane(), here = msl_lanes_here();
   if (here == ~0u) {
+    // One instruction, whose result the assembler knows to be the same in all lanes
+    if constexpr (WIDTH == 32 && __is_same(T, int) && __is_same(Op, msl_minimum)) return __nvvm_redux_sync_min(value, here);
+    if constexpr (WIDTH == 32 && __is_same(T, int) && __is_same(Op, msl_maximum)) return __nvvm_redux_sync_max(value, here);
     for (uint step = 1; step < WIDTH; step *= 2) value = Op::apply(value, msl_from_lane(value, lane ^ step));
     return value;
   }
