@@ -60,7 +60,7 @@ def run_kernel(
         if combine is None:
             combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
         parts = dict(zip(COMBINE.inputs, outputs)) | {"scale": problem.scale}
-        return run_kernel(COMBINE, problem, backend, stream, parts, combine)
+        kind, plan, outputs = COMBINE, combine, backend.run(COMBINE, combine, problem, parts, stream)
     if plan is not None and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.
@@ -154,8 +154,7 @@ class Attention:
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
         self.refused = ""  # why a kernel of this signature is not used, if one is not
         self._guard = _guard(self._jvp)
-        self._function = custom(partial(self._kernel, FORWARD), self._vjp, NO_VMAP, self._jvp)
-        self._stand_in = cache(self._mappable)
+        self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
 
     def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
@@ -163,11 +162,11 @@ class Attention:
         arrays."""
         if trace.batched is None and trace.export is None and not in_trace():
             return self._kernel(kind, *arrays, problem=problem)  # outside of traces no rules are needed
-        call, arrays = self._traced(self._followed(kind), *arrays)
-        return call(kind, *arrays)
+        function_of, arrays = self._traced(self._followed(kind), *arrays)
+        return function_of(kind)(*arrays)
 
     def _traced(self, followed: tuple[bool, ...], *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
-        """(the function that calls kernels in the current trace, the arrays to pass to it).
+        """(the function of each kind of kernel in the current trace, the arrays to pass to it).
 
         Found once for all kernels of a pass, since asking MLX what it traces costs as much as a launch. `followed`:
         which of the arrays a transformation may follow. `asked`: the forward pass has asked already, in the same trace.
@@ -176,22 +175,14 @@ class Attention:
             refuse_shapeless()
         mapped = mapped_array()
         if mapped is not None:
-            return lambda kind, *given: self._stand_in(kind)(*given, mapped), arrays
+            return lambda kind: lambda *given: self._stand_in(kind)(*given, mapped), arrays
         if trace.export is not None or (not asked and in_export_trace()):  # MLX cannot export a custom function
-            return self._kernel, arrays
+            return lambda kind: partial(self._kernel, kind), arrays
         beyond = trace.beyond and self._expressible
         guard = _guard(_passed_on) if beyond else self._guard
         guarded = iter(guard(*[one for one, follows in zip(arrays, followed) if follows]))
         arrays = tuple([next(guarded) if follows else one for one, follows in zip(arrays, followed)])
-        return self._wrapped_beyond if beyond else self._wrapped, arrays
-
-    def _wrapped(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
-        if kind is FORWARD:
-            return self._function(*arrays)
-        return _once(*self._kernel(kind, *arrays))
-
-    def _wrapped_beyond(self, kind: KernelKind, *arrays: mx.array) -> Arrays:
-        return self._function_beyond(kind)(*arrays)
+        return self._function_beyond if beyond else self._function, arrays
 
     def _named(self, kind: KernelKind, arrays: Arrays) -> dict[str, mx.array]:
         return dict(zip(self._reads(kind), arrays))
@@ -220,6 +211,12 @@ class Attention:
         kind, backend, plan, _ = choice
         inputs = kernel_inputs(kind, problem, named, self.stream)
         return run_kernel(kind, problem, backend, self.stream, inputs, plan)
+
+    def _differentiable(self, kind: KernelKind) -> Callable:
+        """The kernel with its derivative, or of a backward kernel with the error for a second one."""
+        if kind is FORWARD:
+            return custom(partial(self._kernel, FORWARD), self._vjp, NO_VMAP, self._jvp)
+        return lambda *arrays: _once(*self._kernel(kind, *arrays))
 
     def _differentiable_beyond(self, kind: KernelKind) -> Callable:
         """The kernel with the built-in's rules for the derivatives that attention does not have (beyond.py)."""
@@ -257,7 +254,11 @@ class Attention:
         """The gradients of the inputs, in order."""
         (q, k, v, *extras), (O, L) = primals, outputs
         # All other arrays passed through a guard before.
-        run, (d_o, d_L) = self._traced((True, True), *cotangents, asked=True)
+        function_of, (d_o, d_L) = self._traced((True, True), *cotangents, asked=True)
+
+        def run(kind: KernelKind, *arrays: mx.array) -> Arrays:
+            return function_of(kind)(*arrays)
+
         # The gradient of the LSE enters delta between two kernels.
         inside = not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
         if inside:

@@ -10,7 +10,7 @@ from watched import chosen
 from mlx_flash import BlockMask, attention, quantized_attention
 from mlx_flash.autodiff import call as calls
 from mlx_flash.autodiff.vjp import attend
-from mlx_flash.backends import Backend
+from mlx_flash.backends import Backend, metal
 from mlx_flash.backends.metal import run_with
 from mlx_flash.kernels import source
 from mlx_flash.kernels.devices import FAMILIES
@@ -245,18 +245,41 @@ def test_training_at_any_length_builds_nothing(stub):
     assert [one.cache_info().misses for one in (attend, plan, source.build)] + [len(calls._cache)] == before
 
 
-@pytest.mark.parametrize("queries", (1, 40))
-def test_a_call_reaches_its_kernel_in_eight_steps(stub, monkeypatch, queries):
-    """Frames from attention to MLX's kernel object, for the decoding kernel and for the forward kernel."""
-    launch, depths = stub.kernel, []
+WHOLE = mx.zeros((1, 2, 8192, 64))
+CALLS = {
+    "forward": lambda: attention(Q, K, K),
+    "decoding": lambda: attention(Q[:, :, :1], K, K),
+    "parts": lambda: attention(Q[:, :, :1], WHOLE, WHOLE),
+    "gradients": lambda: mx.grad(lambda q: attention(q, K, K, causal=True).sum())(Q),
+    "quantized": lambda: quantized_attention(Q, mx.quantize(K), mx.quantize(K)),
+}
 
-    def kernel(**keywords):
-        frame, depth = sys._getframe(1), 2
-        while frame.f_code.co_name != "attention":
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_reaches_its_kernel_in_eight_steps(monkeypatch, name):
+    """Frames from attention to mx.fast.metal_kernel in a first call, and to the kernel's object in every call."""
+    depths = {"metal_kernel": [], "kernel": []}
+
+    def reached(what):
+        frame, depth = sys._getframe(2), 2
+        while frame and frame.f_code.co_name not in ("attention", "quantized_attention"):
             frame, depth = frame.f_back, depth + 1
-        depths.append(depth)
-        return launch(**keywords)
+        depths[what] += [depth] if frame else []  # a backward kernel is not called by attention
 
-    monkeypatch.setattr(stub, "kernel", kernel)
-    attention(Q[:, :, :queries], K, K)
-    assert depths and max(depths) <= 8
+    def metal_kernel(**_):
+        reached("metal_kernel")
+        return kernel
+
+    def kernel(*, output_shapes, output_dtypes, **_):
+        reached("kernel")
+        return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
+
+    monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
+    calls.clear_cache()
+    with chosen(Backend("stub", FAMILIES["apple9"], metal.run, decodes=True, dequantizes=True)):
+        for _ in range(2):
+            CALLS[name]()
+    calls.clear_cache()  # plans hold the kernels made here
+    kernels = 2 if name == "parts" else 1
+    assert len(depths["metal_kernel"]) == kernels and len(depths["kernel"]) == 2 * kernels
+    assert max(depths["metal_kernel"] + depths["kernel"]) <= 8, depths
