@@ -15,10 +15,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-CLASSES = (
-    "matmul", "tg_load", "tg_store", "dev_load", "dev_store", "spill_load", "spill_store", "wait", "barrier", "float",
-    "convert", "select", "exp2", "shuffle", "int", "int_slow", "move", "branch", "other",
-)  # fmt: skip
 MEMORY = ("dev_load", "dev_store", "tg_load", "tg_store")
 NAMED = {
     "simd_matmul": "matmul", "local_load": "tg_load", "local_store": "tg_store", "device_load": "dev_load",
