@@ -101,7 +101,7 @@ def _ordered(request):
 
 @pytest.fixture(params=BACKENDS, ids=label)
 def backend(request):
-    """Every backend, the kernels of every table family among them."""
+    """Every backend, including the kernels of every table family."""
     with use_backend(*request.param) as chosen:
         yield chosen
 

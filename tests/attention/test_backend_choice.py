@@ -94,7 +94,7 @@ def test_one_object_in_many_threads():
 
 
 def test_closed_in_another_task():
-    """As by a server's shutdown, or a test's asynchronous fixture."""
+    """The block is closed in another task, as by a server's shutdown or a test's asynchronous fixture."""
 
     async def begin(chosen):
         chosen.__enter__()

@@ -39,7 +39,8 @@ def test_states_and_elements(block):
 
 
 def test_lists_of_visited_blocks():
-    """By row for queries, by column for keys: column * 2 + (1 if full), in order, and how many."""
+    """The lists are by row for queries and by column for keys: column * 2 + (1 if full), in order, and their
+    lengths."""
     mask = BlockMask.from_array(LAYERS, block=32)
     arrays = {name: np.array(array) for name, array in mask.arrays.items()}
     for suffix, map in (("", mask.map), ("_t", mask.map.swapaxes(2, 3))):
@@ -127,7 +128,7 @@ def test_exactly_the_blocks_that_are_not_empty_are_visited(family):
 @pytest.mark.parametrize("partial", [False, True])
 @each_simulated_family
 def test_full_blocks_are_not_tested_per_element(family, partial):
-    """No byte of the bitmaps is read for them, and some are for partial ones."""
+    """Full blocks read no byte of the bitmaps; partial blocks read some."""
     q = mx.zeros((1, 1, 128, 16))
     mask = BlockMask.from_predicate(
         lambda i, j: (i // 32 >= j // 32) & ((i != j) | (not partial)), 128, 128, block=32

@@ -74,7 +74,7 @@ def counted(family: str, inside: bool = False) -> dict:
 
 @pytest.mark.parametrize("family", [family for _, family in SIMULATED])
 def test_delta_inside_reads_its_operands_once(family):
-    """What both kernels read together; the products, exponentials and stores are those of dQ alone."""
+    """It reads the operands of both kernels; products, exponentials and stores are those of dQ alone."""
     apart, inside = counted(family), counted(family, True)[BACKWARD_QUERY_DELTA]
     query, delta = apart[BACKWARD_QUERY], apart[DELTA]
     assert (

@@ -66,7 +66,7 @@ def test_gradients(reference):
 @each_simulated_family
 @pytest.mark.parametrize("batch", [4, 32])
 def test_a_prefix_is_read_once_for_all_entries(family, batch):
-    """By each threadgroup's rows: a batch of four single queries fills half of one."""
+    """The rows of a threadgroup share the prefix: a batch of four single queries fills half of one."""
     q, prefix, rest = operands(Case(1, 9, 16, "float16", group=2, key_heads=2, batch=batch))
     with use_backend("simulator", family), mode("check"), profile() as counted:
         mx.eval(cascade(q, prefix, rest))
@@ -99,7 +99,7 @@ def test_ids_from_cumulative_lengths(form):
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "window": (4, 0)}], ids=str)
 def test_packed_rows_are_sequences_alone(backend, options):
-    """As flash-attn's varlen functions have them: [total, heads, D], each sequence aligned to its own end."""
+    """The layout is that of flash-attn's varlen functions: [total, heads, D], each sequence aligned to its own end."""
     offsets = [np.cumsum([0, *one]) for one in LENGTHS.values()]
     q, k, v = (
         mx.random.normal((int(ends[-1]), 2, 16), key=mx.random.key(n)) for n, ends in enumerate((*offsets, offsets[1]))

@@ -32,7 +32,7 @@ WIDTHS = ((33, None), (77, 40), (80, None), (96, 64), (128, 192), (192, 128), (5
 
 
 def widths_and_types() -> list[Case]:
-    """Every width in every type; groups, queries and keys take turns, out of step with one another."""
+    """Every width in every type; groups, queries and keys alternate, out of step with each other."""
     turns = [itertools.cycle(values) for values in (GROUPS, LENGTHS, KEYS)]
     found = []
     for index, ((head_dim, value_dim), dtype) in enumerate(itertools.product(WIDTHS, DTYPES)):
@@ -59,7 +59,7 @@ def rows_of_the_table() -> list:
 
 
 def waits(index: int) -> bool:
-    """Of the three types of a width two wait, by turns."""
+    """Two of the three types of each width run in the full run only; which two alternates."""
     return index % 3 != index // 3 % 3
 
 
@@ -99,7 +99,7 @@ def names(found) -> list[str]:
 
 @pytest.mark.simulator
 def test_kernel_choice():
-    """And explain says the same."""
+    """The expected kernel runs, and explain names the same one."""
     key, diagonal = mx.random.key(0), BlockMask.causal(8, 600, block=32)
     calls = [
         (shaped(4, 1, 600), {}, ["decode", "combine"]),
@@ -123,8 +123,9 @@ def test_kernel_choice():
 @pytest.mark.parametrize("group, queries", [(1, 1), (8, 1), (4, 2), (12, 2)])
 @each_simulated_family
 def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
-    """And not once a query head: counted bytes, for each key head. Past the rows of a block they are read again; where
-    operands are not staged, each simdgroup of a block reads them, which the first level of cache answers."""
+    """Bytes are counted for each key head: query heads of a group do not read keys and values again. Rows beyond a
+    block do, and so does each simdgroup of a block where operands are not staged, which the first level of cache
+    serves."""
     arrays = shaped(group, queries, 600, 64, dtype)
     decode = launches(family, *arrays)[0]
     told = explain(*arrays, backend="simulator", family=family).kernels[0]
@@ -225,7 +226,7 @@ def parts(family="apple9", cores=None, **changes) -> tuple[int, int]:
 
 
 def test_number_of_splits():
-    """As many as fill the cores, none too short, not too many, and no key left out."""
+    """The parts fill the cores, none is too short, there are not too many, and no key is left out."""
     assert parts() == (8, 512)  # 10 are wanted, 32 simdgroups on each of 10 cores over 8 key heads of 4 each
     assert parts(cores=40)[0] == 4096 // decoding.LEAST == 16
     assert parts(batch=16) == parts(batch=1000) == parts()  # a row's bits must not depend on its batch
@@ -246,7 +247,7 @@ def test_number_of_splits():
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_keys_that_no_simdgroup_shares_are_read_directly(dtype, head_dim):
-    """On M1 as on M3; threadgroup memory is for blocks that are shared or dequantized there."""
+    """This holds on M1 and on M3: threadgroup memory is for blocks that are shared or dequantized."""
 
     def told(family="apple7", **changes):
         asked = problem(dtype=dtype, head_dim=head_dim, value_dim=head_dim, **changes)

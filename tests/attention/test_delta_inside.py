@@ -39,7 +39,7 @@ def kernels_of(family: str):
 
 
 def both(backend, gradients) -> tuple[list, list]:
-    """What ran, and dQ, dK, dV, with delta inside and apart."""
+    """The kernels that ran, and dQ, dK and dV, with delta computed inside dQ's kernel and in its own."""
     found = []
     for limit in (backend.family.separate_delta, 0):
         with watched(backend, family=replace(backend.family, separate_delta=limit)) as ran:
@@ -50,7 +50,7 @@ def both(backend, gradients) -> tuple[list, list]:
 
 @pytest.mark.parametrize("family", CASES)
 def test_the_bits_of_the_separate_kernels(family):
-    """For keys and values too, which read the delta that was written."""
+    """Keys and values have the same bits too: their kernel reads the delta that was written."""
     case = CASES[family]
     arrays = case.arrays()
     with kernels_of(family) as backend:

@@ -46,7 +46,7 @@ def test_the_pattern_is_philox():
 
 
 def test_every_backend_draws_one_pattern(kernels):
-    """Whatever the blocks, the type and the other features; what is not visible changes nothing for the rest."""
+    """The pattern depends on no block size, type or other feature; a hidden key changes nothing for the others."""
     want = pattern(SHAPE)
     assert np.array_equal(survivors(), want)
     assert np.array_equal(survivors(dtype=mx.bfloat16), want)
@@ -133,7 +133,7 @@ def test_lse_is_that_of_all_weights(backend):
 
 @pytest.mark.kernels
 def test_families_agree():
-    """To the criterion; their blocks differ, their pattern does not."""
+    """Results agree within the criterion: blocks differ by family, the pattern does not."""
     arrays = Case(65, 70, 40, group=2, key_heads=2, batch=2).arrays()
     results = []
     for choice in KERNELS:

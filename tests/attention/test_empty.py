@@ -1,4 +1,4 @@
-"""Nothing to do gives zeros of the right shape and zero gradients, and launches nothing."""
+"""Empty calls give zeros of the right shape and zero gradients, and launch nothing."""
 
 import itertools
 

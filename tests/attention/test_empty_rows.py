@@ -98,7 +98,7 @@ def test_everything_masked(backend, name):
 
 
 def test_a_row_with_only_a_sink(backend):
-    """It sees no key but its head's sink: O = 0 and LSE is the sink; the sink takes the whole gradient of LSE."""
+    """A row that sees no key but has a sink: O = 0, the LSE is the sink, and the sink takes its whole gradient."""
     sinks = mx.array([-1.0, 0.0, 2.0, 30.0])
     arguments = {"mask": mx.array(KEEP), "sinks": sinks, "return_lse": True}
     d_lse = np.where(KEEP[:, 0], 0, 1).astype(np.float32)

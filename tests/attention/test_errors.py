@@ -68,7 +68,7 @@ def test_wrong_argument(name):
 
 
 def test_numbers_that_are_scales():
-    """Whatever float() takes, as long as it is finite."""
+    """Every finite number that float() accepts is a scale."""
     for scale in (1, np.float32(1), mx.array(1.0), Fraction(1, 1), True):
         assert call(scale=scale).shape == (2, 4, 5, 24)
 
@@ -115,7 +115,7 @@ except mlx_flash.UnsupportedProblem as error:
 
 @pytest.mark.process
 def test_simulator_without_a_compiler(tmp_path):
-    """In a process of its own: no ziglang, no clang on the path, nothing built before."""
+    """The test runs in a process of its own without ziglang, without clang on the path, and with an empty cache."""
     root = Path(mlx_flash.__file__).parent.parent
     environment = {"PATH": "", "MLX_FLASH_CACHE": str(tmp_path), "PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, env=environment)
@@ -134,7 +134,7 @@ def backend_now():
 
 
 def test_families_of_architectures():
-    """As MLX names them; an unknown newer GPU counts as the newest."""
+    """Architectures have MLX's names; an unknown newer GPU counts as the newest."""
     named = {
         "applegpu_g13s": "apple7", "applegpu_g14p": "apple8", "applegpu_g15d": "apple9", "applegpu_g16s": "apple9",
         "applegpu_g17g": "apple10", "applegpu_g23x": "apple10", "": "apple7",

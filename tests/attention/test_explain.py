@@ -44,7 +44,7 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
 
 @pytest.mark.parametrize("family, tiles", [("sm80", "mma"), ("sm90", "wgmma")])
 def test_tensor_cores(family, tiles):
-    """What a multiprocessor must hold is within its limits; beyond 128 columns dK and dV have a kernel each."""
+    """The demands on a multiprocessor are within its limits; beyond 128 columns dK and dV have a kernel each."""
     for head_dim, last in ((128, ["backward_key_value"]), (256, ["backward_key", "backward_value"])):
         told = explain(head_dim=head_dim, dtype="bfloat16", family=family, length=2000)
         assert [step.name for step in told.kernels] == ["forward", "delta", "backward_query", *last]

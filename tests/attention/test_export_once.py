@@ -1,4 +1,4 @@
-"""What is exported is traced once: Python's side effects are those of one call, with gradients inside as well."""
+"""An exported function is traced once: Python's side effects are those of one call, also with gradients inside."""
 
 import bounds
 import mlx.core as mx
@@ -13,7 +13,7 @@ mx.eval(Q)  # MLX exports no function with lazy arrays in its closure
 
 
 def exported(tmp_path, function, *arrays) -> list[mx.array]:
-    """What the file computes of the arrays."""
+    """The results of the exported file on the arrays."""
     path = str(tmp_path / "function.mlxfn")
     export_function(path, function, *arrays)
     return mx.import_function(path)(*arrays)
@@ -69,7 +69,7 @@ def test_a_step_of_training(tmp_path, reference, everywhere):
 
 
 def test_what_a_loss_leaves_behind_is_exported_too(tmp_path, reference):
-    """As running statistics do: an array that was stored while the gradient was traced."""
+    """An array that was stored while the gradient was traced, as running statistics are, is exported too."""
     stored = []
 
     def loss(q):
@@ -87,7 +87,7 @@ def test_what_a_loss_leaves_behind_is_exported_too(tmp_path, reference):
 
 
 def test_random_numbers_go_on_as_after_an_export_by_mlx(tmp_path, reference):
-    """Both what the exported function draws and what is drawn afterwards."""
+    """Random numbers are those of MLX's export, in the exported function and afterwards."""
 
     def function(q):
         kept = mx.random.bernoulli(0.5, q.shape)
@@ -115,7 +115,7 @@ def test_a_function_without_attention_is_what_mlx_exports(tmp_path, reference):
 
 
 def test_an_export_by_mlx_itself(tmp_path, reference):
-    """Where MLX has no Metal back-end it tells that it exports; with one its exporter refuses custom functions."""
+    """MLX without a Metal back-end tells that it exports; with one its exporter refuses custom functions."""
     path = str(tmp_path / "function.mlxfn")
     if mx.metal.is_available():
         with pytest.raises(ValueError, match="Unable to serialize"):

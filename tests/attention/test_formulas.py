@@ -84,7 +84,7 @@ def test_predicates():
 
 
 def test_explain_and_kernels_name_the_score():
-    """By a digest of the text, the same for other numbers and other arrays of those axes."""
+    """The name is a digest of the text, the same for other numbers and for other arrays with these axes."""
     texts = [Score("s * n + t[h]", n=n, t=mx.ones(size)) for n, size in ((2.0, 8), (3.0, 9))]
     explained = [explain(head_dim=64, family="apple9", score=text, visible="k < q") for text in texts]
     digest = f"score_{texts[0].formula.digest}"

@@ -16,7 +16,7 @@ from mlx_flash import attention
 
 
 def waits(index: int) -> bool:
-    """Of the three types of a head dimension two, by turns."""
+    """Two of the three types of each head dimension run in the full run only; which two alternates."""
     return index < len(CASES) - len(VALUE_DIMS) and index % 3 != (index // 3 + 1) % 3
 
 
@@ -44,7 +44,7 @@ def test_the_cases_cover_what_they_claim():
 
 
 def test_scale_defaults_to_one_over_the_root_of_the_head_dimension(backend):
-    """Of the caller's head dimension, not of the padded one."""
+    """The head dimension is the caller's, not the padded one."""
     case = Case(9, 10, head_dim=33)
     arrays = case.arrays()
     out = attention(arrays["q"], arrays["k"], arrays["v"])

@@ -130,7 +130,7 @@ def test_the_fullest_kernel_has_buffers_enough(step, features):
 
 @pytest.mark.parametrize("step", (FORWARD, DECODE), ids=repr)
 def test_a_dequantizing_kernel_has_buffers_enough(step):
-    """With all that quantized_attention takes."""
+    """The call has every option of quantized_attention."""
     *start, _, threads = builds_of(step)[0]
     named = dict.fromkeys(("causal", "window", "sinks", "softcap"), True)
     for mask in ({"mask": "float16"}, {"block": 128}):

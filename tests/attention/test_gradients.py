@@ -13,7 +13,7 @@ from mlx_flash.simulator import mode
 
 
 def waits(index: int) -> bool:
-    """Of the three types of a head dimension two, by turns: others than in test_forward.py."""
+    """Two of the three types of each head dimension run in the full run only, others than in test_forward.py."""
     return index < len(CASES) - len(VALUE_DIMS) and index % 3 != index // 3 % 3
 
 

@@ -121,7 +121,7 @@ def test_a_backward_kernel_that_fails_inside_a_transformation(mac, monkeypatch, 
 
 
 def test_a_first_use_inside_a_real_trace_evaluates_nothing(mac, monkeypatch):
-    """By MLX's own mx.compile, not the pretended Mac's. The kernel fails: what is left can be traced on any machine."""
+    """The trace is one of MLX's own mx.compile. The kernel fails, so that what remains can be traced on any machine."""
     monkeypatch.setenv(FAULT, "refuse:flash")
     arrays, traced = operands(), []
     compiled = COMPILE(lambda q, k, v: traced.append(q) or attention(q, k, v))
@@ -177,7 +177,7 @@ def test_a_damaged_verdict_is_found_again(mac, contents):
 
 
 def test_a_folder_in_the_place_of_a_verdict(mac):
-    """Nothing is kept, and nothing left beside it."""
+    """No verdict is stored, and no temporary file remains."""
     arrays = operands()
     attention(*arrays)
     path = kept(mac)["forward"]
@@ -210,7 +210,7 @@ ANSWERS = 'print(\'{"reason": "", "error": %s}\'); sys.stdout.flush(); sys.stdin
 @pytest.mark.process
 @pytest.mark.parametrize("ends", ("", "sys.stdout.write('{'); "), ids=("silent", "in-an-answer"))
 def test_a_child_that_was_idle_is_followed_by_another(ends):
-    """It ends by itself just when it is asked: no fault of the kernel, which has another child try it."""
+    """A child that ends by itself just when it is asked says nothing about the kernel, which another child tries."""
     child = Child(ends + "sys.exit(0)", ANSWERS % 1.0)
     assert child._asked("kernel") == prober.Answer("", 1.0)
     child.close()
@@ -353,7 +353,7 @@ VARIANTS = {
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (place % 2)) for place, name in enumerate(VARIANTS)]
 )
 def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, name):
-    """Every kind of kernel of a signature, on the simulator; and with 2 % more in each of its results."""
+    """Every kind of kernel of a signature passes on the simulator, and fails with 2 % added to any of its results."""
     q, k = mx.zeros((1, 4, 1, 24), mx.float16), mx.zeros((1, 2, 64, 24), mx.float16)
     signature, family = signature_of(q, k, k, **VARIANTS[name]), FAMILIES["apple7"]
     kinds = [] if signature.variants.page else [DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE]

@@ -67,7 +67,7 @@ def uneven(heads: int, length: int, dimension: int, key: int, dtype=mx.float32) 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_balanced_attention_is_what_it_was(reference, dtype):
-    """With grouped heads, and tokens that come after the sample; values of another width."""
+    """Heads are grouped, tokens follow after the sample, and values have another width."""
     arrays = {"k": uneven(2, 65, 64, 1), "v": uneven(2, 65, 80, 2), "q": mx.random.normal((2, 6, 33, 64)) / 10}
     q, k, v = (arrays[name].astype(getattr(mx, dtype)) for name in "qkv")
     keys, values = (Balance(array[:, :, :20], mx.random.key(3)) for array in (k, v))

@@ -45,7 +45,7 @@ def operands(exponent: int, queries: int, keys: int, dtype=mx.float32) -> list[m
 
 
 def wanted(q, k, v, d_o, scale: float, d_lse: np.ndarray) -> dict[str, np.ndarray]:
-    """In float64, which holds every score exactly."""
+    """The result in float64, which holds every score exactly."""
     q, k, v, d_o = (bounds.float64(one) for one in (q, k, v, d_o))
     p, _ = oracle.probabilities(q, k, scale, causal=False)
     keys, values = (np.repeat(one, HEADS // KEY_HEADS, axis=1) for one in (k, v))
@@ -64,7 +64,7 @@ def wanted(q, k, v, d_o, scale: float, d_lse: np.ndarray) -> dict[str, np.ndarra
 
 
 def close(got, want: np.ndarray, name: str, dtype=mx.float32, magnitude: float = 0.0):
-    """As exactly as small scores. `magnitude`: of terms that cancel."""
+    """Checks that the error is that of small scores. `magnitude`: of the terms that cancel."""
     error = np.abs(bounds.float64(got) - want).max() / max(np.abs(want).max(), magnitude, bounds.SMALLEST)
     assert error < bounds.SHIFTED[dtype == mx.float32], f"{name}: {error:.1e}"
 

@@ -1,4 +1,4 @@
-"""What a query does not see reaches nothing of it, to the bit; a NaN it does see reaches its rows, and only those."""
+"""A hidden key changes nothing in a query's results, to the bit; a NaN reaches the rows that see it, and only those."""
 
 import itertools
 
@@ -68,7 +68,7 @@ def test_garbage_in_masked_keys(backend, case):
 
 
 def test_garbage_in_fully_masked_queries(backend):
-    """Their q, and their part of the cotangents: with causality, and with a window on top."""
+    """The garbage is in q and in the cotangents of these rows: with causality, and with a window as well."""
     case = Case(70, 33, 40, group=2, key_heads=2, batch=2)
     arrays, blind, variant = case.arrays(), slice(0, 37), Variant(case, ())
     for arguments in ({"causal": True}, {"window": (5, 0)}):
@@ -117,12 +117,12 @@ def test_a_nan_reaches_the_rows_that_see_it(backend, case):
 
 @pytest.mark.parametrize("backend, limit", across_backends([None, *LIMITS]), indirect=["backend"])
 def test_infinities_follow_ieee(backend, limit):
-    """In blocks that are seen as a whole, and in those that are seen in part."""
+    """Infinities in blocks that are visible as a whole and in blocks that are visible in part."""
     check_infinities(Variant(CASE, (limit,) if limit else ()), INFINITE)
 
 
 def test_the_rows_expected_are_some_and_not_all():
-    """Or the test above could not tell."""
+    """Otherwise the test above could not fail."""
     table = oracle_variants.seen(Facts(causal=True), (2, 4, 65, 70))
     for tensor in ("q", "k", "v", "d_o"):
         for name, rows in reached(table, tensor, (1, 1, 40)).items():

@@ -1,7 +1,7 @@
-"""Beyond 16, 31 and 32 bits: batches, heads and keys that are many, and elements that lie far apart in memory.
+"""Many batches, heads and keys, and elements far apart in memory: beyond 16, 31 and 32 bits.
 
-Views that span terabytes cost only the pages they touch: the simulator is handed addresses, as a GPU is, and so takes
-an operand spread over address space that nothing has been stored in.
+Views that span terabytes cost only the pages they touch: like a GPU, the simulator gets addresses, so it takes an
+operand spread over address space in which nothing has been stored.
 """
 
 import mmap

@@ -30,7 +30,7 @@ def latent(case: Case) -> dict[str, mx.array]:
 @pytest.mark.parametrize("queries", [3, 50])
 @pytest.mark.parametrize("dims", [(40, 24), (33, 27), (64, 64)], ids=str)
 def test_columns_of_keys_are_values(backend, dims, queries):
-    """By v=None, and by v is k."""
+    """The call says so by v=None, and by v is k."""
     case = replace(CASE, query_length=queries, head_dim=dims[0], value_dim=dims[1])
     arrays = latent(case)
     q, k = arrays["q"], arrays["k"]
@@ -41,7 +41,7 @@ def test_columns_of_keys_are_values(backend, dims, queries):
 
 
 def test_gradients_add_up(backend):
-    """What flows to keys and to values flows to k: to the bit, since no decoding splits the keys."""
+    """The gradients of keys and of values add up in k, to the bit, since no decoding splits the keys."""
     arrays = latent(replace(CASE, query_length=40))
     q, k, d_o = (arrays[name] for name in ("q", "k", "d_o"))
     got = mx.vjp(lambda q, k: attention(q, k, value_dim=24, causal=True), [q, k], [d_o])[1]
@@ -110,7 +110,7 @@ def test_quantized_keys(backend):
 
 
 def test_rows_are_legal():
-    """As the rows of the table that they are made from."""
+    """They are as legal as the rows of the table that they are made from."""
 
     def problem_signature(dtype: str, width: int):
         made = make_problem(1, 128, 1, 1, 64, width, width, dtype).signature

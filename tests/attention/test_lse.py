@@ -37,7 +37,7 @@ def test_the_output_is_that_without_lse(backend):
 
 
 def test_gradient_of_lse_alone(backend):
-    """With no cotangent for O: dQ = P K and dK = P^T Q, scaled; nothing reaches V."""
+    """Without a cotangent for O: dQ = P K and dK = P^T Q, scaled, and dV is 0."""
     arrays = CASE.arrays() | {"d_o": mx.zeros((2, 4, 65, 40))}
     d_lse = mx.random.normal((2, 4, 65), key=mx.random.key(1))
     got = feature_cases.backward(Variant(CASE, ()), arrays, {"return_lse": True}, d_lse)
@@ -70,7 +70,7 @@ def test_merged_halves_equal_the_whole(backend):
 
 
 def test_merged_gradients(backend):
-    """Through merge and through the LSE of each part: the gradients of the whole, and those of LSE on top."""
+    """Gradients through merge and through the LSE of each part are those of the whole."""
     arrays = CASE.arrays()
     d_lse = mx.random.normal((2, 4, 65), key=mx.random.key(2))
     leaves = [arrays[name] for name in "qkv"]

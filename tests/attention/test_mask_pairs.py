@@ -38,7 +38,7 @@ def test_pair(backend, variant):
 
 
 def meetings(bundle) -> set:
-    """Of every two features: whether each is there."""
+    """For every two features, whether each of them is in the case."""
     return set(itertools.combinations([(name, name in bundle) for name in FEATURES], 2))
 
 

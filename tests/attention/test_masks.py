@@ -65,8 +65,8 @@ def test_masks_of_every_broadcast_shape(backend, case):
 @pytest.mark.parametrize("feature", ["bool", "additive"])
 @each_simulated_family
 def test_tiles_that_are_hidden_shown_and_mixed(family, feature):
-    """By turns along the keys, in another order from 8 queries to the next: tiles that are not visited lie between
-    others, and simdgroups of one threadgroup see different ones."""
+    """Such tiles alternate along the keys, in another order for every 8 queries: tiles that are not visited lie
+    between others, and the simdgroups of a threadgroup see different ones."""
     variant = Variant(Case(72, 640, 16), (feature,))
     draw = variant.draw("tiles")
     kinds = np.stack([np.roll([1.0, 0.0, 0.0, 0.0, 0.6], row) for row in range(9)])
@@ -121,7 +121,7 @@ def test_windows(backend, window, lengths):
 
 
 def shown(query_length: int, key_length: int, **options) -> np.ndarray:
-    """Which keys each query sees: keys marked one-hot in V, all scores equal."""
+    """The keys that each query sees: keys are marked one-hot in V, and all scores are equal."""
     q, k = mx.zeros((1, 1, query_length, 8)), mx.zeros((1, 1, key_length, 8))
     v = mx.eye(key_length, 16)[None, None]
     return np.array(attention(q, k, v, **options))[0, 0, :, :key_length] > 0
@@ -132,7 +132,7 @@ SIDES = (None, *range(10))
 
 @pytest.mark.long
 def test_every_small_window_on_the_reference(reference):
-    """All Lq, Lk and both sides up to 9, and no bound, against the definition one pair at a time."""
+    """All Lq, Lk and both sides up to 9 or unbounded, against the definition pair by pair."""
     for query_length in range(1, 10):
         for key_length in range(1, 10):
             for left in SIDES:
@@ -191,7 +191,7 @@ READY_MADE = {
 
 @pytest.mark.parametrize("name", READY_MADE)
 def test_ready_made_block_masks_are_bool_masks(backend, name):
-    """The same as their bool arrays, up to the order of sums."""
+    """Results are those of the bool arrays, up to the order of sums."""
     case = Case(70, 70, 40, group=2, key_heads=2, batch=2)
     mask = READY_MADE[name]()
     keep = mask.visible()[None, None]

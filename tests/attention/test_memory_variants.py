@@ -51,13 +51,13 @@ SMALL = 64  # bytes of numbers and keys, which no length changes
 
 
 def problem(options: dict, length: int, dtype: str, head_dim: int):
-    """Of lazy arrays: nothing of q's size is ever made."""
+    """A problem of lazy arrays: no array of q's size is ever made."""
     q, k = (mx.zeros((B, heads, length, head_dim), getattr(mx, dtype)) for heads in (HQ, HK))
     return problem_of(q, k, k, scale=None, **options)
 
 
 def operand_bytes(problem, options: dict) -> int:
-    """What the operands of all kernels take beyond the arrays that were passed: views take nothing."""
+    """The bytes of the operands of all kernels beyond the arrays that were passed: views need none."""
     given = [array for value in options.values() for array in (value if isinstance(value, tuple) else (value,))]
     mx.eval([array for array in given if isinstance(array, mx.array)])
     mx.clear_cache()

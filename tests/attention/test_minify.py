@@ -32,7 +32,7 @@ def tokens(text: str) -> list[str]:
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
 def test_blanks_that_go_separate_no_tokens(template):
-    """In every branch of every template; hexadecimal digits before a sign would take it into the number."""
+    """In every branch of every template. A hexadecimal number before a sign would take the sign into the number."""
     text = template.read_text()
     short = minify.stripped(text)
     assert tokens(short) == tokens(text) and len(short) < len(text)
@@ -102,7 +102,7 @@ def test_what_gets_another_name_is_declared_here(texts):
 
 
 def test_functions_that_nothing_calls_are_gone(texts):
-    """And every other one is named in another place."""
+    """Every function that remains is named in another place."""
     for before, body, _ in texts:
         times = Counter(re.findall(r"\w+", before + body))
         assert [found[1] for found in minify.FUNCTION.finditer(before) if times[found[1]] < 2] == []
@@ -134,7 +134,7 @@ both(s.once());
 
 
 def test_calls_are_followed():
-    """What only an unused function calls is unused, and so is what calls itself; overloads stay together."""
+    """A function called by unused functions only, itself included, is unused; overloads stay together."""
     text = minify.used(SOME, "a::entry(s, 1);")
     assert [name for name in ("once", "never", "helper", "again", "both", "entry") if f" {name}(" in text] == [
         "once", "both", "entry",
@@ -151,7 +151,7 @@ def test_directives_messages_and_constants_to_come_stay():
 
 
 def test_names_are_enough():
-    """Of two letters, none of which is a word of the language or stands in the text."""
+    """There are enough names of two letters that are no words of the language and not in the text."""
     words = [f"w{number:03}" for number in range(900)]
     short = minify.renamed(" ".join([*words, "a0", "b0"]), "").split()
     assert len({*short}) == 902 and max(map(len, short)) == 2 and not {"do", "if", "or"} & {*short}

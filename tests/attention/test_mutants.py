@@ -32,7 +32,7 @@ def _id(item) -> str:
 
 
 class Outcome:
-    """What became of some tests: which of them ran, and the exceptions that ended them."""
+    """The outcome of some tests: which of them ran, and the exceptions that ended them."""
 
     def __init__(self):
         self.ran, self.exceptions = set(), []
@@ -101,8 +101,8 @@ class Collected:
 @pytest.mark.long
 @pytest.mark.parametrize("file", sorted({mutant.killed_by.partition("::")[0] for mutant in MUTANTS}))
 def test_every_killer_is_a_test(file):
-    """Of the default run, under the name that it has now: a test that was renamed, or waits, is noticed here, and not
-    when its mutant's turn comes."""
+    """The killer is in the default run under its present name: a test that was renamed, or made slow, is noticed
+    here and not only when its mutant runs."""
     collected = Collected()
     (path,) = TESTS.rglob(file)
     pytest.main([str(path), "-q", "--collect-only", *LEFT_OUT], plugins=[collected])
@@ -113,7 +113,8 @@ def test_every_killer_is_a_test(file):
 @pytest.mark.simulator
 @pytest.mark.parametrize("mutant", IN_TURNS)
 def test_a_mutant_is_killed(mutant, mutated):
-    """By an assertion or a report of the simulator: not by a text that does not compile, nor by a missing test."""
+    """The test fails by an assertion or a report of the simulator, not because a text does not compile or a test is
+    missing."""
     mutated(mutant)
     with mode(mutant.mode):
         watched = outcome(mutant.killed_by)

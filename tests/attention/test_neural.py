@@ -1,5 +1,8 @@
-"""Who gets the kernels for neural accelerators: by GPU, by macOS and by a probe; everybody else gets 8x8 matrices and a
-reason. The machine is the pretended Mac."""
+"""Which Macs use the kernels for neural accelerators, by GPU, macOS and a probe; all others get 8x8 matrices and a
+reason.
+
+The machine is the pretended Mac.
+"""
 
 import re
 import warnings
@@ -89,7 +92,7 @@ def test_others_get_8x8_matrices_and_a_reason(machine, architecture, macos):
 
 @pytest.mark.simulator
 def test_a_unit_that_holds_its_operands_otherwise(machine):
-    """The same kernels would be wrong there, as MLX's own are: test_simulator_conformance.py."""
+    """The same kernels would be wrong on such a unit, as MLX's own are: test_simulator_conformance.py."""
     machine(MLX_FLASH_TENSOR_LAYOUT="opaque")
     served("its matrix unit keeps element 1 of lane 0 of a left factor at column and row 2, 0, not 1, 0")
 
@@ -131,7 +134,7 @@ def test_without_probes_nothing_is_trusted(machine):
 
 
 def test_exports_assume_no_unit():
-    """What is exported runs on machines that nobody asked."""
+    """An exported function may run on machines that nobody has probed."""
     if mx.metal.is_available():
         pytest.skip("this machine has a Metal GPU")
     try:

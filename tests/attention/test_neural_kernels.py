@@ -109,7 +109,7 @@ def test_garbage_in_masked_keys(accelerated, head_dim, garbage):
 
 
 def test_garbage_in_fully_masked_queries(accelerated):
-    """Those that causality puts before the first key: in their q and their part of the cotangents lies NaN."""
+    """Queries that causality puts before the first key have NaN in q and in their cotangents."""
     case = plain((33, 17))
     arrays, variant, blind = case.arrays(), Variant(case, ()), (slice(None), slice(None), slice(0, 16))
     want = feature_cases.backward(variant, arrays, {"causal": True})
@@ -246,7 +246,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_kernels_of_m4_serve_the_rest_to_the_bit(name):
-    """The same text under the same name."""
+    """The text and its name are those of M4."""
     kind, facts = ELSEWHERE[name]
     problem = make_problem(**dict(query_heads=2, query_length=40, key_length=70, dtype="float16") | facts)
     m5, m4 = (plan_of(kind, problem, FAMILIES[family]).kernel for family in ("apple10", "apple9"))

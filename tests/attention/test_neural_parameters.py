@@ -57,7 +57,8 @@ def test_a_broken_row_is_refused(complaint):
 
 
 def test_live_bytes_are_counted_by_hand():
-    """Of D = 64 and 32 rows traversed: O 128, Q 64, S 64; of the backward kernel dQ 128, Q and dO 64 each, S and dS."""
+    """For D = 64 and 32 rows traversed: O 128, Q 64, S 64; in the backward kernel dQ 128, Q and dO 64 each, S and
+    dS."""
     row = TileConfig(64, 64, 32, 64, ("Q", "O"), 16, "nax")
     assert live_bytes(FORWARD, row, 64) == 128 + 64 + 64
     assert live_bytes(BACKWARD_QUERY, replace(row, cached=("Q", "dO", "dQ")), 64) == 128 + 2 * 64 + 2 * 64

@@ -127,7 +127,7 @@ def loss(scale, options, q=Q):
 @pytest.mark.parametrize("value", [0.4, -0.7])
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_learned_scale_has_its_gradient(backend, name, value):
-    """Against central differences of float32, which the bound of a slope allows for."""
+    """The gradient agrees with central differences in float32, within the bound for a slope."""
     options, step = LEARNED[name], 2.0**-6
     slope = (loss(value + step, options) - loss(value - step, options)).item() / (2 * step)
     got, d_q = mx.grad(lambda scale, q: loss(scale, options, q), argnums=(0, 1))(mx.array(value), Q)
@@ -179,7 +179,7 @@ def test_no_other_number_has_a_silent_gradient(reference, name, value):
 
 @pytest.mark.parametrize("scale", [3.4e38, -3.4e38, 2.4e38])
 def test_any_finite_scale(backend, scale):
-    """Also one whose product with log2(e) is beyond float32. Scores are 24 or 0: no product is below normal numbers."""
+    """One scale times log2(e) is beyond float32. Scores are 24 or 0: no product is below normal numbers."""
     q, k = mx.eye(20, 16)[None, None] * (24 / abs(scale) * 2.0**60), mx.eye(20, 16)[None, None] * 2.0**-60
     q, k = (mx.repeat(array, 2, axis=1) for array in (q, k))
     want = attention(q * abs(scale) * 2.0**-60, k * 2.0**60, V, scale=math.copysign(1.0, scale))

@@ -1,7 +1,7 @@
-"""Every operand is read by its own strides and its own batch entries: nothing is read by another operand's.
+"""Every operand is read by its own strides and batch entries, never by those of another operand.
 
-Operands of one call usually have one layout. Here each has a layout that no other has, and each batch entry has masks
-and segments of its own.
+The operands of one call usually have one layout. Here each has a layout that no other has, and each batch entry has
+masks and segments of its own.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ OPERANDS = ("bool", "additive", "blocks", "alibi", "sinks", "segments", "causal"
 
 
 def garbage(array: mx.array):
-    """What surrounds an array in its buffer: it would change every result."""
+    """A number that surrounds an array in its buffer and would change every result."""
     return True if array.dtype == mx.bool_ else 3 if array.dtype in (mx.int32, mx.uint32, mx.uint8) else np.nan
 
 
@@ -156,7 +156,8 @@ def test_options_of_few_elements(backend, name, lengths):
 
 @pytest.mark.parametrize("backend, queries", across_backends([PREFILL, TOKENS]), indirect=["backend"])
 def test_ids_that_lie_apart(backend, queries):
-    """Every second number of an array: kernels know where a batch entry's ids begin, and take them one by one."""
+    """The ids are every second number of an array: kernels know where a batch entry starts, and read its ids one by
+    one."""
     variant = Variant(replace(CASE, query_length=queries), ("segments",))
     arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
     want = feature_cases.backward(variant, arrays, arguments)
@@ -190,7 +191,7 @@ def test_every_part_of_a_quantized_cache_by_its_own_strides(backend, name, queri
 
 @pytest.mark.parametrize("backend, name", across_backends(FORMS), indirect=["backend"])
 def test_a_cache_of_one_key(backend, name):
-    """Its scales have less than the 8 bytes from which on MLX passes arrays in device memory: V comes back."""
+    """The scales have less than the 8 bytes from which MLX passes arrays in device memory. The result is V."""
     case = Case(TOKENS, 1, 64, "float16", group=2, key_heads=1)
     arrays, form = case.arrays(), FORMS[name]
     k, v = (mx.quantize(arrays[key], **form) for key in "kv")
@@ -229,7 +230,7 @@ def test_columns_that_the_group_does_not_divide(columns, group_size):
 
 
 def test_the_layouts_are_apart():
-    """Or the tests above could not tell."""
+    """Otherwise the tests above could not fail."""
     arrays = all_apart(CASE.arrays())
     seen = {name: np.array(array, copy=False).strides for name, array in arrays.items()}
     assert len(set(seen.values())) == len(seen)

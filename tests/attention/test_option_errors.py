@@ -155,7 +155,7 @@ def test_every_check_of_the_options_is_met():
 
 
 def test_good_options_are_taken():
-    """What the messages call right: a list for a pair, masks and sinks of a narrower type, numpy scalars."""
+    """Everything that the messages call right: a list for a pair, masks and sinks of a narrower type, numpy scalars."""
     good = {
         "window": [3, None], "softcap": np.float32(2), "sinks": mx.zeros(4, mx.float16), "dropout": 0.5, "key": KEY,
         "mask": mx.zeros((4, 1, 6), mx.bfloat16), "segments": [ids(5, mx.int8), ids(6, mx.uint16)],

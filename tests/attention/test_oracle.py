@@ -50,7 +50,7 @@ def test_causal_is_aligned_to_the_lower_right():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_by_central_differences(shape):
-    """Every element of dQ, dK and dV; the third-order error of a step of 1e-4 is about 1e-9."""
+    """Every element of dQ, dK and dV is compared; the third-order error of a step of 1e-4 is about 1e-9."""
     q, k, v, d_o = arrays(shape)
     scale, causal, step = 0.7, shape[-1], 1e-4
 

@@ -88,7 +88,8 @@ def test_masks_of_rows_in_pages(backend, case):
 @pytest.mark.parametrize("queries, by_rows", [(1, False), (8, True), (40, True)])
 @each_simulated_family
 def test_only_keys_that_exist_are_read(family, by_rows, queries, lengths):
-    """By each block of rows once: bytes of K and V are those of the keys, whatever the table has room for."""
+    """Each block of rows reads them once: the bytes of K and V are those of the keys, whatever the size of the
+    table."""
     case = Case(queries, 512, 16, "float16", group=2, key_heads=2, batch=3)
     for page in lengths:
         q, k, v, where = paged(case, KEYS, page, by_rows)
@@ -147,7 +148,7 @@ def test_quantized_pages(backend, form, queries):
 
 
 def test_slices_of_larger_tables_and_pools(backend):
-    """Neither is copied or read elsewhere."""
+    """They are not copied, and nothing outside of them is read."""
     q, k, v, where = paged(CASE, KEYS, 64)
     want = attention(q, k, v, causal=True, **where)
     table = mx.pad(where["pages"], [(1, 1), (2, 3)], constant_values=-7)[1:-1, 2:-3]

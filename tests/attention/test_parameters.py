@@ -76,7 +76,7 @@ def test_row(step, dtype, family, index, head_dim, causal):
 @pytest.mark.simulator
 @pytest.mark.parametrize("precision, family, index", MASK_ROWS)
 def test_row_of_the_mask_gradient(precision, family, index):
-    """At its largest head dimension, at the edges of its blocks, for a mask of its own and for broadcast ones."""
+    """At the row's largest head dimension and the edges of its blocks, for a full mask and for broadcast ones."""
     dtype = "float32" if precision == FULL else ("float16", "bfloat16")[family == "apple9"]
     row, backend = TABLE[BACKWARD_MASK, precision, family][index], backend_of("simulator", family)
     rows, keys = row.parallel, row.traversal

@@ -43,7 +43,7 @@ def packed(array: mx.array, form: dict) -> tuple[mx.array, ...]:
 
 
 def values(parts, form: dict, dtype) -> mx.array:
-    """What the parts stand for: scale * code + bias in float32, rounded once."""
+    """The dequantized values: scale * code + bias in float32, rounded once."""
     numbers = [part.astype(mx.float32) if form["mode"] == "affine" else part for part in parts[1:]]
     return mx.dequantize(parts[0], *numbers, **form, dtype=mx.float32).astype(dtype)
 
@@ -57,7 +57,8 @@ def operands(case: Case, form: dict):
 
 
 def formats_and_lengths() -> list[tuple[dict, Case]]:
-    """Every format by both kernels, types in turns, the commonest in all types; one with another width of v."""
+    """Every format in both kernels with alternating types, the commonest in all types, and one with another width of
+    v."""
     turns = itertools.cycle(DTYPES)
     found = [
         (form, Case(queries, 331, max(64, form["group_size"]), next(turns), queries == PREFILL, 4, key_heads=2))
@@ -134,7 +135,7 @@ def one_key(codes: np.ndarray, scales: np.ndarray, form: dict, dtype) -> tuple[m
 
 @pytest.mark.parametrize("form", [form for form in EVERY if form["mode"] != "affine"], ids=named)
 def test_every_code_and_scale(backend, form):
-    """All codes under ordinary and extreme scales, those that are no numbers among them: the very same bits."""
+    """All codes with ordinary and extreme scales, NaN and infinity included, have exactly MLX's bits."""
     codes = np.arange(256, dtype=np.uint8) if form["bits"] == 8 else np.tile(np.arange(256, dtype=np.uint8), 2)
     groups = codes.size * 8 // form["bits"] // form["group_size"]
     for scale in (0, 1, 7, 8, 56, 126, 127, 128, 131, 140):
@@ -163,7 +164,7 @@ def garbage(dtype):
 @pytest.mark.parametrize("form", [AFFINE, NVFP4], ids=named)
 @each_simulated_family
 def test_a_cache_is_read_in_place(family, form, queries):
-    """Neither in arrays nor in memory is it copied, and what lies behind its front reaches nothing."""
+    """Neither arrays nor memory are copied, and rows behind the cache's front change nothing."""
     case = Case(queries, 1800, 64, "float16", key_heads=2)
     q, k, v, _ = operands(case, form)
     caches = [cached(parts, 1800, garbage) for parts in (k, v)]
@@ -197,7 +198,7 @@ def planned(q, case: Case, form: dict, family: str):
 @pytest.mark.parametrize("form", [AFFINE, NVFP4], ids=named)
 @each_simulated_family
 def test_packed_bytes_are_read_once(family, form):
-    """By a token's step, for all query heads that share them, on families that stage nothing else too."""
+    """A token reads them once for all query heads that share them, also on families that stage nothing else."""
     case = Case(1, 331, 64, "float16", group=4, key_heads=2)
     q, k, v, _ = operands(case, form)
     with use_backend("simulator", family), mode("check"), profile() as counted:

@@ -95,7 +95,7 @@ ZERO_LENGTH = {
 
 @pytest.mark.parametrize("name", ZERO_LENGTH)
 def test_zero_length(backend, name):
-    """No garbage in dK and dV either."""
+    """dK and dV hold no garbage either."""
     case = ZERO_LENGTH[name]
     for name, array in backward(case, case.arrays()).items():
         assert not np.array(array).any(), name

@@ -125,8 +125,8 @@ BLIND = {
 
 @pytest.mark.parametrize("thread", BLIND)
 def test_fully_masked_rows_by_mask(backend, thread):
-    """By False and by -inf: zeros, with zero gradients, and the other rows as if those were not there: to the bit the
-    same call without a mask, or with one that adds nothing, since scores are scaled before anything is added."""
+    """Rows masked by False or by -inf are zero, with zero gradients. The other rows have, to the bit, the results of
+    the call without a mask or with a mask that adds nothing, since scores are scaled before anything is added."""
     q, k, v = drawn()
     blind = np.zeros((45, 1), bool)
     blind[list(BLIND[thread])] = True
@@ -196,7 +196,7 @@ def test_nothing_is_read_behind_a_block_mask(kernels):
 
 @pytest.mark.reported("pytorch-xla-8978")
 def test_causal_hides_the_future(backend):
-    """Not the past: the first query sees the first key alone."""
+    """Causality hides the future and not the past: the first query sees the first key alone."""
     case = Case(9, 9, 16)
     q, k, v = drawn(case)
     out = np.array(attention(q, k, v, causal=True))

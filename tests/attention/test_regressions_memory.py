@@ -135,7 +135,8 @@ def test_math_is_not_fast():
 
 @pytest.mark.reported("mlx-4018", "mlx-2205")
 def test_threadgroups_are_never_too_large():
-    """Of any row and family: at most what the kernel was compiled for, and what a GPU has."""
+    """A threadgroup of any row and family has at most the threads that its kernel was compiled for and that a GPU
+    allows."""
     for (step, precision, table), rows in TABLE.items():
         for family in (family for family in FAMILIES.values() if family.table == table and not family.tensor):
             for row in rows:

@@ -89,7 +89,7 @@ def test_16_bits_are_rounded_once(dtype):
 
 @pytest.mark.parametrize("dimension", [64, 80])
 def test_made_in_one_thread_used_in_another(dimension):
-    """Nothing that is kept stays lazy: a lazy array belongs to the thread and the stream that made it."""
+    """No cached array stays lazy: a lazy array belongs to the thread and the stream that made it."""
     kept, results = {}, {}
     x = mx.random.normal((1, 1, 3, dimension), key=mx.random.key(6))
     mx.eval(x)
@@ -113,7 +113,7 @@ def test_made_in_one_thread_used_in_another(dimension):
 
 
 def test_balance_made_inside_a_trace():
-    """Its scales are functions of the sample: gradients flow through them, and are finite for silent channels."""
+    """The scales depend on the sample: gradients flow through them, and are finite for silent channels."""
     x = mx.random.normal((1, 2, 5, 40), key=mx.random.key(9))
     x = mx.where(mx.arange(40) == 3, 0, x) * mx.array([1.0, 0.0])[:, None, None]
     gradient = mx.compile(mx.grad(lambda x: Balance(x)(x).square().sum()))(x)

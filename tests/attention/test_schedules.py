@@ -32,7 +32,8 @@ def test_every_schedule_gives_the_same_bits(family, name):
 
 @each_simulated_family
 def test_the_variants_run_every_kernel(family):
-    """And more than one threadgroup and simdgroup of those that have several, or orders could not differ."""
+    """Kernels with several threadgroups and simdgroups run more than one of each, since otherwise orders could not
+    differ."""
     with profile() as counted:
         in_order("additive", family, "forward")
     for step in TRAINING:

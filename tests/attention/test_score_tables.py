@@ -151,7 +151,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_has_no_gradient(reference, reason):
-    """It works, and only who asks for the gradient is told."""
+    """The call works, and an error comes only when the gradient is asked for."""
     text, options = REFUSED[reason]
     q, k, v = (CASE.arrays()[name] for name in "qkv")
 

@@ -23,7 +23,7 @@ def operands() -> tuple[mx.array, ...]:
 
 
 def test_a_nan_of_a_score_reaches_the_rows_that_see_it(backend):
-    """At key 20, which queries from position 20 on see, and at key 39 for the last only."""
+    """The NaN is at key 20, visible from position 20 on, and at key 39, visible to the last query only."""
     spoiled = mx.array(np.where(np.isin(np.arange(KEYS), (20,)), np.nan, 1).astype(np.float32))
     out = attention(*operands(), causal=True, score=Score("s * spoiled[k]", spoiled=spoiled))
     want = np.broadcast_to(np.arange(33) + 7 >= 20, (2, 4, 33))
@@ -41,7 +41,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("backend, name", across_backends(TEXTS), indirect=["backend"])
 def test_garbage_in_hidden_keys(backend, name):
-    """What a text hides, by a predicate or by -INFINITY, reaches nothing, to the bit."""
+    """Keys that a text hides, by a predicate or by -INFINITY, change nothing, to the bit."""
     arrays, variant = ISOLATED.arrays(), Variant(ISOLATED, ())
     want = feature_cases.backward(variant, arrays, TEXTS[name])
     place = (slice(None), slice(None), HIDDEN)
@@ -126,7 +126,7 @@ def test_quantized_keys(reference):
 
 @pytest.mark.parametrize("backend, queries", across_backends([3, 40]), indirect=["backend"])
 def test_pages_and_lengths(backend, queries):
-    """Of a pool of pages, by the decoding and the forward kernel, what each entry gives alone."""
+    """Entries in a pool of pages give the same results as alone, in the decoding and in the forward kernel."""
     draw = np.random.default_rng(6)
     q, k, v = (
         mx.array(draw.standard_normal(shape).astype(np.float32))

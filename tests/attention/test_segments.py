@@ -165,7 +165,8 @@ def test_unequal_segments_in_any_order(backend, features):
 
 
 def test_every_option_at_once(backend):
-    """With unequal segments: Metal gives a kernel 31 buffers, and every operand of every option has one."""
+    """All options together, with unequal segments: Metal gives a kernel 31 buffers, and every operand of every
+    option fits."""
     others = ("causal", "window", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
     for mask in ("blocks", "additive"):
         feature_cases.check(Variant(Case(40, 70, 40, group=2, key_heads=2, batch=2), (mask, *others)))
@@ -189,7 +190,7 @@ def test_few_queries_of_many_sequences(backend):
 
 
 def test_equal_ids_in_two_arrays_are_one(backend):
-    """The same ids, given twice, are what segments(...) returns: the positions of the rows themselves."""
+    """Equal ids in two arrays mean the same as the ids of segments(...): the rows keep their positions."""
     case = Case(96, 96, 16)
     ids, _ = segments([30, 50], 96)
     same, copied = (ids, ids), (ids, mx.array(np.array(ids)))

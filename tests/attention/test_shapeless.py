@@ -56,7 +56,7 @@ def built_in(q, mask="causal"):
 
 @pytest.mark.parametrize("mask", (None, "causal"))
 def test_under_patch_every_length_is_right(reference, mask):
-    """Also if the function was compiled before, and if its first length is one."""
+    """This holds also if the function was compiled before, and if its first length is one."""
     wants = {length: built_in(drawn(length), mask) for length in (9, 1, 12)}
 
     def call(q):

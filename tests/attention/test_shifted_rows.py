@@ -80,7 +80,7 @@ def close(got, want, name: str, dtype=mx.float32):
 @pytest.mark.parametrize("name", backends("reference", "apple7", "apple9", "mma", "wgmma"))
 @pytest.mark.parametrize("queries", [3, 37], ids=["decode", "forward"])
 def test_output_and_gradients(name, queries):
-    """Of q, k, v, the mask, the sinks and the LSE: rows of every shift in one call."""
+    """Gradients of q, k, v, the mask, the sinks and the LSE, with rows of every shift in one call."""
     dtype = mx.float16 if name in ("mma", "wgmma") else mx.float32
     q, k, v, d_o = operands(queries, dtype)
     mask, sinks = mixed(queries), mx.array([0.5, -3e38, 1.0, 1e4])

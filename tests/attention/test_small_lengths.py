@@ -33,7 +33,7 @@ def test_all_small_lengths(choice, rows):
 
 @pytest.mark.parametrize("choice", KERNELS, ids=label)
 def test_edges_of_blocks(choice):
-    """Every fifth pair of edges, causal and dense by turns; the full run has all of them."""
+    """Every fifth pair of edges, causal and dense alternating; the full run takes all of them."""
     pairs = list(itertools.product(EDGES, EDGES))
     check(choice, pairs[::10], True)
     check(choice, pairs[5::10], False)
@@ -50,7 +50,7 @@ def test_every_pair_of_lengths(choice, causal):
 @pytest.mark.parametrize("rows", range(1, 66, 4))
 @pytest.mark.parametrize("choice", KERNELS, ids=label)
 def test_two_blocks_and_one_row(choice, rows):
-    """Up to twice a block of queries and one more, against up to twice a block of keys and one more: every pair."""
+    """Every pair of up to two blocks and one row of queries with up to two blocks and one row of keys."""
     pairs = itertools.product(range(rows, min(rows + 4, 66)), range(1, 130))
     for causal, some in itertools.groupby(pairs, lambda pair: pair[1] % 2 == 0):
         check(choice, some, causal)

@@ -53,7 +53,7 @@ def constants_of(text: str) -> set[str]:
 
 
 def test_constants_are_what_templates_name(monkeypatch):
-    """Both ways: a constant without a value raises when a text is built, and one that no template names is dead."""
+    """A constant without a value raises when a text is built, and a constant that no template names is an error too."""
     given, original = set(), source.resolved
 
     def recording(name, constants, readable):
@@ -106,7 +106,7 @@ def text_with_names(arguments: tuple) -> str:
 
 @pytest.mark.long
 def test_texts_hold_only_what_is_used():
-    """No comments, blank lines and branches of variants that are off."""
+    """Texts have no comments, no blank lines and no branches of variants that are off."""
     for arguments in EVERY:
         text = text_with_names(arguments)
         assert not re.search(r"//|\n\s*\n|#if|#define|\$", text)
@@ -116,8 +116,9 @@ def test_texts_hold_only_what_is_used():
 
 @pytest.mark.long
 def test_texts_keep_to_forms_that_apples_compiler_has_seen():
-    """Of what has few public precedents a text uses nothing, or one form: casts between pointers and numbers, macros,
-    global names beside those of MLX's prelude; and the exponential of the hot loops is the fast one, under "safe"."""
+    """Constructs with few public precedents do not occur, or in one form only: casts between pointers and numbers,
+    macros, global names beside those of MLX's prelude. The exponential of the hot loops is the fast one, under
+    "safe"."""
     for arguments in EVERY:
         text = text_with_names(arguments)
         pairs = {f"thread Pair<{element}>&" for element in ("A", "B", "float")}
@@ -133,7 +134,7 @@ def test_texts_keep_to_forms_that_apples_compiler_has_seen():
 
 
 def test_a_switch_keeps_comments(monkeypatch):
-    """For reading generated text; what the compiler sees stays the same."""
+    """The switch helps to read generated text; the compiler sees the same code."""
     arguments = builds_of(FORWARD)[0]
     short = source.build(*arguments)
     monkeypatch.setenv(source.KEEP_COMMENTS, "1")
@@ -205,7 +206,8 @@ def planned(step, family: str, dtype="float16"):
 @pytest.mark.parametrize("family", ["apple7", "apple9"])
 @pytest.mark.parametrize("step", KINDS, ids=str)
 def test_the_text_mlx_generates(step, family):
-    """From MLX itself: our header whole, the occupancy where it belongs, operands in the device address space."""
+    """MLX's generated text holds our whole header, the occupancy in its place, and operands in the device address
+    space."""
     problem, chosen = planned(step, family)
     text = generated_text(chosen, problem)
     assert chosen.kernel.header.strip() in text and chosen.kernel.body.strip() in text

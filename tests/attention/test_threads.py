@@ -27,7 +27,7 @@ def results(choice, name: str) -> dict[str, bytes]:
 
 
 def in_threads(function, arguments: list) -> list:
-    """Of each, all started at once; an exception in one of them is raised."""
+    """Runs each function in a thread, all started at once; an exception in one of them is raised."""
     start = threading.Barrier(THREADS)
 
     def work(one):
@@ -53,7 +53,7 @@ def test_cold_kernels_from_many_threads():
 
 
 def test_each_thread_has_its_own_backend(monkeypatch):
-    """What one thread chooses no other sees; threads that choose nothing follow the environment."""
+    """The choice of one thread is invisible to others; threads that choose nothing follow the environment."""
     monkeypatch.setenv("MLX_FLASH_BACKEND", "reference")
 
     def chosen(choice):
@@ -73,7 +73,7 @@ def test_each_thread_has_its_own_backend(monkeypatch):
 
 
 def test_a_trace_in_one_thread_is_none_in_another(reference):
-    """While mx.vmap traces here, and an export there, calls elsewhere are plain."""
+    """While mx.vmap traces in one thread and an export in another, calls in other threads are plain."""
     want = bits(attention(Q, Q, Q))
     inside, done, found = threading.Event(), threading.Event(), []
 

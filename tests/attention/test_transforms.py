@@ -75,7 +75,7 @@ def test_checkpoint(backend):
 
 
 def test_layers_with_different_scales_in_one_graph(backend):
-    """No state between forward and backward: each layer's vjp uses its own scale and residuals."""
+    """There is no state between forward and backward: each layer's vjp uses its own scale and residuals."""
 
     def both(q, k, v):
         return loss(q, k, v, scale=0.125) + 2 * loss(q, k, v, scale=-0.5)
@@ -114,7 +114,7 @@ def test_compile_on_a_lazy_backend(reference):
 
 
 def test_compiled_functions_are_traced_once_for_each_shape(reference):
-    """And shapes that change trace it again, gradients included."""
+    """Other shapes trace the function again, gradients included."""
     traced = []
 
     def function(q, k, v):
@@ -132,7 +132,7 @@ def test_compiled_functions_are_traced_once_for_each_shape(reference):
 
 
 def test_a_compiled_step_with_an_optimizer(reference):
-    """As mlx-lm trains: model and optimizer state as inputs and outputs, checkpointed layers, three steps."""
+    """The step is mlx-lm's: model and optimizer state as inputs and outputs, checkpointed layers, three steps."""
     losses = {}
     for name in ("plain", "compiled", "checkpointed"):
         mx.random.seed(0)

@@ -92,7 +92,7 @@ def call(names, **options):
 
 
 def one_by_one(function, axes):
-    """What a map of the function means."""
+    """The definition of a map: the function on one entry after the other."""
 
     def loop(*arrays):
         entries = [
@@ -142,7 +142,7 @@ def test_any_axis_of_any_argument(backend, case):
 
 @pytest.mark.parametrize("name", AXES)
 def test_one_launch_for_all_entries(name):
-    """But for what entries of one launch share: slopes, sinks and keys of their own, and dropout's pattern."""
+    """All entries share one launch, unless they have slopes, sinks or keys of their own, or dropout."""
     extras, axes = AXES[name]
     names = ("q", "k", "v", *extras)
     with watched() as ran:
@@ -177,7 +177,7 @@ def test_output_axes(backend):
 
 
 def test_maps_nest(backend):
-    """Over the batch axis of q, and over heads that share their keys; gradients inside, between and outside."""
+    """Maps over the batch axis of q, and over heads that share their keys; gradients inside, between and outside."""
     q, k, v = draw(("q", "k", "v"), (0, None, None))
 
     def one(q, k, v):  # [heads, length, dimension]
@@ -276,7 +276,7 @@ def test_compiled(reference):
 
 
 def test_checkpoint_around_the_map_and_inside(backend):
-    """Also in a gradient inside the map, where MLX has no rule for what a checkpoint leaves."""
+    """This includes a gradient inside the map, where MLX has no rule for the primitives of a checkpoint."""
     with transforms.installed():
         check_checkpoints()
 

@@ -1,4 +1,4 @@
-"""What masks hide in whole blocks is not computed: counted 8x8x8 matmuls of each kernel, against closed forms."""
+"""Blocks that masks hide are not computed: counted 8x8x8 matmuls of each kernel, against closed forms."""
 
 from functools import cache
 
@@ -70,7 +70,7 @@ def test_the_edge_of_the_traversal_costs_no_whole_block(family, step):
 
 @pytest.mark.simulator
 def test_delta_multiplies_no_matrices():
-    """In its own kernel, which runs where the LSE has a gradient too."""
+    """Delta has a kernel of its own here, as it has where the LSE has a gradient too."""
     q = mx.zeros((1, 1, 65, 16))
     with use_backend("simulator", "apple9"), mode("fast"), profile() as profiled:
         mx.eval(mx.grad(lambda q: sum(one.sum() for one in attention(q, q, q, return_lse=True)))(q))
@@ -79,7 +79,7 @@ def test_delta_multiplies_no_matrices():
 
 @pytest.mark.simulator
 def test_work_beyond_the_diagonal_is_never_done():
-    """Twice as many queries as keys: the first half sees nothing, and its tiles are never visited."""
+    """There are twice as many queries as keys: the first half sees nothing, and its tiles are never visited."""
     square, tall = (counted("apple9", length, 128, 64, True) for length in (128, 256))
     for step in MATMULS:
         assert tall[step.name] == square[step.name], step

@@ -74,7 +74,7 @@ def launches(monkeypatch):
 
 
 def test_calls_that_differ_in_a_number_alone(gpu, launches):
-    """What a plan's launches share is not shared by plans that differ in a constant."""
+    """Plans that differ in a constant do not share the cached parts of their launches."""
     q, seen = mx.zeros((1, 2, 40, 64), mx.float16), []
     for scale, left, softcap in ((0.5, 3, 20.0), (0.25, 3, 20.0), (0.25, 5, 20.0), (0.25, 5, 30.0)):
         for _ in range(2):
@@ -222,7 +222,7 @@ def test_metal_refuses_kernels_for_tensor_cores(cleared_caches):
 
 
 def test_a_call_inside_compile(launches):
-    """Nothing is computed while MLX traces, and the gradients' kernels are launched too."""
+    """Nothing is computed while MLX traces, and the kernels of gradients are launched too."""
     with chosen(Backend("cuda", FAMILIES["apple9"], cuda.run)):
         q = mx.ones((1, 2, 20, 16))
         step = mx.compile(lambda q: mx.grad(lambda q: attention(q, q, q, causal=True).sum())(q))

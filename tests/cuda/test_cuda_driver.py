@@ -113,7 +113,7 @@ def test_ptx_where_the_driver_takes_no_fatbin(fake, tmp_path, monkeypatch, refus
 
 
 def test_a_cache_that_cannot_be_written(fake, tmp_path, monkeypatch):
-    """Its kernels run, packed anew by each process."""
+    """Its kernels run, compressed again by each process."""
     monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
     variant = ptx.Variant((32, 1, 1))
     assert b".entry probe" in ptx.build(TEXT, "probe", variant).code

@@ -20,7 +20,7 @@ CALL = dict(grid=(64, 1, 1), threadgroup=(64, 1, 1), output_shapes=[(64,)], outp
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Every launch as keywords, instead of a GPU; the strides' kernel too."""
+    """Records every launch as keywords in place of a GPU, the one of the strides' kernel too."""
     made = []
 
     def launch(*, output_shapes, output_dtypes, **facts):
@@ -72,7 +72,7 @@ def test_arguments_in_the_order_of_the_text(launches):
 
 
 def test_strides_are_queried_on_the_gpu(launches):
-    """Without ensure_row_contiguous they are those the array will have, which only MLX knows, at run time."""
+    """Without ensure_row_contiguous, the strides are those of the computed array, which only MLX knows, at run time."""
     body = "uint i = thread_position_in_grid.x; y[i] = x[i * x_strides[0]] + z[i * z_strides[1]];"
     x, z = mx.zeros((64, 3)).T, mx.zeros((1, 1, 64))
     kernel(body, ("x", "z"), ensure_row_contiguous=False)(inputs=[x, z], **CALL)
@@ -91,7 +91,7 @@ def test_strides_that_are_not_read_are_not_queried(launches):
 
 
 def test_threadgroup_memory(launches, assembled):
-    """Up to 48 KiB is declared; more is asked for at the launch, each variable at its own multiple of its alignment."""
+    """Up to 48 KiB are declared; more is requested at the launch, each variable at a multiple of its alignment."""
     body = """uint i = thread_index_in_threadgroup;
     threadgroup half a[SIZE]; alignas(64) threadgroup float b[8]; a[i] = half(x[i]); b[i % 8] = x[i];
     threadgroup_barrier(mem_flags::mem_threadgroup); y[i] = float(a[63 - i]) + b[i / 8];"""
@@ -151,7 +151,7 @@ y[i] = sum + atomic_load_explicit(&best, memory_order_relaxed);
 
 @pytest.mark.parametrize("converged", (False, True))
 def test_the_library_assembles(launches, converged, assembled):
-    """Without `converged` simdgroup functions ask which lanes are active; with it they wait for all."""
+    """Without `converged`, simdgroup functions ask which lanes are active; with it, they wait for all lanes."""
     kernel(LIBRARY, converged=converged)(inputs=[mx.zeros(64)], **CALL)
     text = launches[-1]["compiled_source"].decode()
     assert "ld.const" not in text and ".const" not in text
@@ -172,7 +172,7 @@ def test_a_constant_table(launches, assembled):
 
 
 def test_launches_that_differ_in_a_type_only(launches):
-    """What is kept of a launch is not mistaken for that of another: True is no 1, and int32 no float32."""
+    """A cached launch serves no launch with other types: True is not 1, and int32 is not float32."""
     body = "uint i = thread_position_in_grid.x; y[i] = x[i] + (sizeof(K) == 1 ? 5 : 7) + sizeof(FLAG);"
     probe = kernel(body)
     for x, chosen, flag in (

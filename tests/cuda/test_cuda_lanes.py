@@ -1,5 +1,5 @@
-"""What is made of an NVIDIA GPU's instructions (reductions, scans, votes, 8x8 products, float functions) does what the
-simulator does: the same headers, over instructions that the simulator performs."""
+"""Functions built from an NVIDIA GPU's instructions (reductions, scans, votes, 8x8 products, float functions)
+compute what the simulator's do: the headers are the same, over instructions that the simulator performs."""
 
 from pathlib import Path
 
@@ -51,7 +51,8 @@ def test_float_functions(nvptx):
 
 
 def test_products(nvptx):
-    """Of every type, from memory in both orders, and the diagonal matrix; of integers, so that they are exact."""
+    """Products of every type, from memory in both orders, and with the diagonal matrix; of integers, so that they
+    are exact."""
     a, b = np.random.default_rng(0).integers(-4, 5, (2, 8, 8)).astype(np.float32)
     for dtype, name in ((mx.float32, "float"), (mx.float16, "half"), (mx.bfloat16, "bfloat")):
         source = f"""simdgroup_matrix<{name}, 8, 8> left, right; simdgroup_matrix<float, 8, 8> sum(2.0f);

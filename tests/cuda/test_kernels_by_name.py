@@ -1,4 +1,4 @@
-"""What a launch hands over in place of a kernel's code, and where MLX finds the code. A stub plays MLX's part."""
+"""The bytes that a launch passes in place of a kernel's code, and where MLX finds the code. A stub plays MLX's part."""
 
 from functools import cache
 

@@ -1,7 +1,7 @@
-"""What an NVIDIA GPU is told to launch depends on the call alone, whatever was launched before: kernels, prepared
-launches and plans are found by all that they depend on.
+"""A launch on an NVIDIA GPU depends on its call only, whatever was launched before: the keys of cached kernels,
+prepared launches and plans hold everything that they depend on.
 
-No GPU is needed and nothing is compiled: a kernel's code is its text here, and launches are written down.
+No GPU is needed and nothing is compiled: a kernel's code is its text here, and launches are recorded.
 """
 
 import mlx.core as mx
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def launches(monkeypatch):
-    """What is launched, each as (facts of the launch, its inputs' numbers)."""
+    """The recorded launches, each as (facts of the launch, numbers of its inputs)."""
     made = []
 
     def launch(*, inputs, stream, **facts):
@@ -69,7 +69,7 @@ def test_calls_that_differ_in_one_thing(launches, family, name, decode):
 
 
 def test_a_growing_cache_finds_its_code(launches, monkeypatch):
-    """Of a new length only the facts are made: the text of a kernel, by which its code was found, is not."""
+    """A new length makes new facts only; it does not build the kernel's text, by which the code is found at first."""
     texts, plain = [], ptx_kernel.CudaKernel.text
     monkeypatch.setattr(ptx_kernel.CudaKernel, "text", lambda *given: texts.append(given[0].name) or plain(*given))
     q, cache = mx.zeros((1, 4, 1, 64), mx.float16), mx.zeros((1, 2, 300, 64), mx.float16)

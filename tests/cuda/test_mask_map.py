@@ -70,7 +70,7 @@ SHAPES = [(2, 4, 70, 150), (1, 4, 1, 150), (2, 1, 70, 1), (70, 150)]
 @narrow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_same_bits_as_without_a_map(layer, shape):
-    """Of hidden, full and mixed blocks in masks of every shape, with few queries and with many."""
+    """Hidden, full and mixed blocks in masks of every shape, with few queries and with many."""
     dtype, additive, draw = DTYPES[layer[0]], layer[0] == "mma", np.random.default_rng(3)
     blocks = draw.choice([0.0, 0.5, 1.0], [-(-extent // 32) for extent in shape[-2:]])
     chances = blocks.repeat(32, 0).repeat(32, 1)[: shape[-2], : shape[-1]]
@@ -94,7 +94,7 @@ def test_the_same_bits_as_without_a_map(layer, shape):
 
 @pytest.mark.parametrize("family", ["apple9", "sm90"])
 def test_kernels_without_a_map(family):
-    """Those of Apple GPUs look at the mask themselves, and so do those for float32 on every GPU."""
+    """Kernels of Apple GPUs, and kernels for float32 on every GPU, read the mask themselves."""
     q, k, v = drawn(mx.float32, *[(1, 1, 40, 16)] * 3)
     maps = patch.multiple(mask_map, LEAST_PAIRS=0, LEAST_ELEMENTS=0)
     with maps, use_backend("simulator", family), profile() as profiled:

@@ -114,7 +114,7 @@ RUNS, TURNS = np.arange(192) // 128, np.arange(192) // 32 % 2  # the latter chan
 @pytest.mark.parametrize("layer", WIDE, ids="-".join, indirect=True)
 @pytest.mark.parametrize("q_ids, k_ids", [(RUNS, TURNS), (TURNS, RUNS)], ids=["keys-skipped", "queries-skipped"])
 def test_every_other_block_is_skipped(layer, q_ids, k_ids):
-    """By those who copy blocks as by those who read them."""
+    """Producers skip the blocks that consumers skip."""
     q_ids, k_ids = (ids.astype(np.int32)[None] for ids in (q_ids, k_ids))
     case = Case(192, 192, 40, "float16", group=2)
     arguments = {"segments": (mx.array(q_ids), mx.array(k_ids))}
@@ -160,7 +160,7 @@ def test_garbage_in_masked_keys(layer, garbage, added):
 
 
 def test_garbage_in_fully_masked_queries(layer):
-    """Those that causality puts before the first key: in their q and their part of the cotangents lies NaN."""
+    """Queries that causality puts before the first key have NaN in q and in their cotangents."""
     case = plain((33, 17))
     arrays, variant, blind = case.arrays(), Variant(case, ()), (slice(None), slice(None), slice(0, 16))
     want = feature_cases.backward(variant, arrays, {"causal": True})
@@ -201,7 +201,7 @@ def test_every_schedule_gives_the_same_bits(layer):
 
 @pytest.mark.parametrize("layer", WIDE, ids="-".join, indirect=True)
 def test_separate_dk_and_dv_kernels_under_vmap(layer):
-    """By mx.vmap, whose rule takes each step's own inputs."""
+    """The rule of mx.vmap passes each kernel its own inputs."""
     arrays = plain((33, 70)).arrays()
     both = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
     gradients = mx.grad(lambda *qkv: attention(*qkv, causal=True).astype(mx.float32).sum(), argnums=(0, 1, 2))
@@ -228,8 +228,8 @@ OVERLAPPED = [Variant(plain((70, 150)), ()), of(24, "float16", "bool", "softcap"
 @pytest.mark.parametrize("garbage", [False, True], ids=["finite", "infinity"])
 @pytest.mark.parametrize("variant", OVERLAPPED, ids=str)
 def test_products_that_overlap_give_the_same_bits(layer, monkeypatch, variant, garbage):
-    """By a row of dK and dV that issues products before those before them are done; infinity in dO takes the other of
-    its two paths."""
+    """A row of dK and dV issues products before earlier ones are done; an infinity in dO takes the other of its two
+    paths."""
     arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
     if garbage:
         arrays["d_o"] = isolation_checks.spoiled(arrays["d_o"], (0, 0, 20), np.inf)

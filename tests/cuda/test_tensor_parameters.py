@@ -46,8 +46,8 @@ def problem(head_dim: int, dtype="bfloat16", value_dim=None, **options) -> Probl
 
 @pytest.mark.parametrize("step, family, row", ROWS)
 def test_every_row_fits(step, family, row):
-    """By sums of its own: 16-bit panels of 64 columns, a barrier's 1 KB for each traversed operand; fragments and 32
-    registers more. And the kernel's text asks for just that memory."""
+    """Memory and registers are summed by hand: 16-bit panels of 64 columns, 1 KB of barriers for each traversed
+    operand; fragments and 32 more registers. The kernel's text requests exactly that memory."""
     panels = -(-row.max_head // 64) * 64
     kept = [name for name in step.cacheable if name in step.inputs and name not in row.cached]
     walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable)
@@ -71,7 +71,8 @@ def steps_of(asked: Problem, family) -> list:
 @pytest.mark.parametrize("block", [32, 64, 96, 128, 192, 320])
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_visits_fit_the_blocks_of_a_block_mask(family, block):
-    """No more visits of a block than the table's row needs, and less than a fragment of each is multiplied in vain."""
+    """A block is visited no more often than the table's row requires, and less than a fragment of each visit is
+    wasted."""
     for head_dim in (64, 128, 192, 256):
         asked = problem(head_dim, block=block)
         for step in steps_of(asked, family):
@@ -86,7 +87,7 @@ def test_visits_fit_the_blocks_of_a_block_mask(family, block):
 
 @pytest.mark.parametrize("head_dim, most", [(64, [3, 3, 2]), (128, [2, 2, 2]), (256, [1, 1, 1, 1])])
 def test_small_threadgroups_share_a_core(head_dim, most):
-    """Those that have one warpgroup of consumers, as many as the core has memory and registers for."""
+    """Threadgroups with one consumer warpgroup share a core, as many as its memory and registers allow."""
     family, resident = FAMILIES["sm90"], []
     for step in steps_of(problem(head_dim), family):
         whole, half = (plan_of(step, problem(head_dim, block=block), family).config for block in (128, 64))
@@ -168,7 +169,8 @@ def test_problems_that_tensor_cores_do_not_serve(family):
     "group, queries, owned", [(1, 1, 16), (4, 4, 16), (17, 1, 32), (8, 5, 48), (8, 8, 64), (16, 8, 64)]
 )
 def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, queries, owned):
-    """In fragments of 16, whatever their number; and several threadgroups of 16 rows fit the memory of a core."""
+    """Rows come in fragments of 16, whatever their number, and the memory of a core holds several threadgroups of 16
+    rows."""
     core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # in KB; a threadgroup costs another one
     for head_dim in (40, 64, 128, 192, 256):
         asked = make_problem(1, group, 1, queries, 300, head_dim, head_dim, "bfloat16")
@@ -216,7 +218,7 @@ def test_a_threadgroup_stays_in_one_block_of_a_mask(family, block):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if not family.apple])
 def test_statistics_are_loaded_before_the_products_that_hide_their_latency(family, head_dim):
-    """Behind them, the exponentials wait for memory: an H200 took 12 to 26 % longer for a whole gradient."""
+    """Loaded later, they would delay the exponentials: a whole gradient took 12 to 26 % longer on an H200."""
     for kind in key_value_kinds(problem(head_dim).signature, FAMILIES[family]):
         row = plan_of(kind, problem(head_dim), FAMILIES[family]).config
         kernel = build(kind, row, FAMILIES[family], "bfloat16", head_dim, head_dim, Variants(), None, readable=True)

@@ -310,7 +310,7 @@ FOURS = "device float4* out = (device float4*)y; if (i < 16) out[i] = float4(((c
 
 @pytest.mark.parametrize("start, aligned", [(0, True), (1, False), (2, False), (4, True), (8, True)])
 def test_views_begin_where_they_begin_in_their_allocation(start, aligned):
-    """As on a GPU, where an allocation is aligned, and a view as its offset is."""
+    """As on a GPU, an allocation is aligned, and a view is as aligned as its offset."""
     x = mx.contiguous(mx.arange(start + 64, dtype=mx.float16))[start:]
     if aligned:
         assert run(FOURS, inputs=x).tolist() == list(range(start, start + 64))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("metal_headers")
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 8))])
 def test_every_header_compiles(metal_headers, part):
-    """By itself; most are also part of others."""
+    """Each header compiles by itself; most are also part of others."""
     every = sorted(headers())
     assert len(every) >= 95 and sum("nax" in str(name) for name in every) >= 14
     assert not {name: why for name, why in sweep(every[part::8], compile_header).items() if why}
@@ -47,7 +47,7 @@ def one_of_each() -> list:
 
 
 def in_turns() -> list:
-    """Of families of which nothing is reported every second one waits for `pytest -m ""`."""
+    """Every second family of which nothing is reported runs in `pytest -m ""` only."""
     found = parameters(one_of_each())
     waits = [place % 2 and not str(one.values[0]).startswith(tuple(REPORTED)) for place, one in enumerate(found)]
     return [pytest.param(*one.values, marks=pytest.mark.slow) if wait else one for one, wait in zip(found, waits)]

@@ -74,7 +74,7 @@ def test_what_ends_is_not_reported(name):
 
 
 def test_the_count_is_left_out_where_a_counter_only_climbs_to_a_small_constant():
-    """Of these alone, and there the compiler has the last word: it knows what is constant."""
+    """Only these loops are not counted, and the compiler has the last word, since it knows what is constant."""
     free = ("for (int n = 0; n < 8; n++) y[n] = 0;", "for (uint n = 0; n < N / 8; n += 2) { y[n] = 0; }")
     counted = ("for (int n = 0; n < 8; ) y[n++] = 0;", "for (uchar n = 0; n < 8; n++) y[n] = 0;", "while (n < 8) n++;")
     counted += ("for (int n = 0; n < 8; n++) f(&n);", "for (int n = 8; n > 0; n--) y[n] = 0;")

@@ -94,7 +94,7 @@ def test_compile_errors_quote_the_text_as_it_was_written():
 
 
 def test_too_many_variables_of_a_thread():
-    """They lie on a stack of the simulator's, which must not run into its neighbour."""
+    """The variables are on a stack of the simulator, which must not run into the neighbouring stack."""
     with pytest.raises(CompileError, match="own variables take 12.... bytes, and there are 73728"):
         call(copy_kernel(source=SOURCE + " float a[30000]; a[i * 3000] = x[0]; y[i] = a[i * 2999];"))
 

@@ -25,7 +25,7 @@ def run(body: str, count: int, groups: int = GROUPS, threads: int = THREADS) -> 
 
 
 def last_group(before: str = FENCE, after: str = FENCE, rest: str = "mem_flags::mem_device") -> str:
-    """Every thread writes; the threadgroup that comes last adds up what all wrote. Counter y[0], sum y[1]."""
+    """Every thread writes; the threadgroup that comes last sums everything written. Counter y[0], sum y[1]."""
     return f"""
     threadgroup uint last;
     p[2 + g * n + l] = g * n + l;
@@ -60,7 +60,7 @@ def test_halves_of_fences_are_enough():
 
 
 def test_every_thread_may_pass_the_fence_before_the_barrier():
-    """What CUDA's threadfence and syncthreads do."""
+    """The order is that of CUDA's threadfence and syncthreads."""
     body = last_group(before="", rest="mem_flags::mem_threadgroup").replace("= g * n + l;", f"= g * n + l; {FENCE}", 1)
     assert run(body, TOTAL + 2)[1] == TOTAL * (TOTAL - 1) // 2
 

@@ -12,7 +12,7 @@ HALF = np.float16
 
 
 def run(body: str, count: int, dtype: mx.Dtype = mx.float32, x=(1.0,)) -> list:
-    """What a kernel of one thread leaves in y[count]; x is at hand as an array of at least 8 floats."""
+    """The y[count] that a kernel of one thread writes; x is an array of at least 8 floats."""
     kernel = metal_kernel("values", ["x"], ["y"], body)
     values = mx.array(np.resize(np.array(x, np.float32), max(8, len(x))))
     call = dict(grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(count,)], output_dtypes=[dtype])
@@ -139,7 +139,7 @@ def test_madsat_of_every_integer(kind, dtype):
 @pytest.mark.parametrize("x, y", [(0.0, 1.0), (0.0, -1.0), (1.0, 2.0), (1.0, 0.0), (-1.0, 0.0), (-1.0, -2.0),
                                   (2.0**-24, 0.0), (math.inf, 0.0), (1.0, 1.0)])  # fmt: skip
 def test_the_next_half(x, y):
-    """Not the next float rounded, which is the half itself."""
+    """The result is the next half, not the next float rounded to half, which would be the argument itself."""
     found = run("y[0] = nextafter(half(x[0]), half(x[1]));", 1, mx.float16, [x, y])
     assert found == [float(np.nextafter(HALF(x), HALF(y)))]
 

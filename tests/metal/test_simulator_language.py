@@ -1,4 +1,4 @@
-"""What the simulator takes and refuses is what Metal takes and refuses: one small program a rule."""
+"""The simulator accepts and refuses what Metal accepts and refuses: one small program for each rule."""
 
 import address_programs
 import class_programs
@@ -32,7 +32,7 @@ def test_refused(rule):
 
 @pytest.mark.parametrize("how", MODES)
 def test_a_kernel_that_runs_does_not_call_itself(how):
-    """It is compiled in one go, and the code of its functions looked at on the way."""
+    """The kernel is compiled once, and the code of its functions is checked during that compilation."""
     header = "struct S { int f(int n) const thread { return n ? this->f(n - 1) : 0; } };"
     kernel = metal_kernel("again", [], ["y"], "S s; y[0] = s.f(3);", header=header)
     with mode(how), pytest.raises(CompileError, match="line 1: .*no recursion: 'f' calls itself"):
@@ -89,7 +89,7 @@ def test_versions(name, version):
 
 
 def test_the_version_is_a_setting(monkeypatch):
-    """Of custom kernels too, whose signature is MLX's."""
+    """It also applies to custom kernels, whose signature MLX writes."""
     kernel = metal_kernel("versions", [], ["y"], "y[0] = __METAL_VERSION__;")
     call = dict(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.int32])
     assert kernel(**call)[0].item() == 310
@@ -108,7 +108,7 @@ def test_both_corpora_are_large():
 
 @pytest.mark.parametrize("how", MODES)
 def test_methods_work_on_their_objects(how):
-    """Their members are references of the thread, and what methods write stays in the object."""
+    """Members bind to references of type thread, and what methods write stays in the object."""
     header = """void twice(thread float& a) { a *= 2; }
 struct S {
   float n;

@@ -85,7 +85,8 @@ def test_wkv7(lm):
 
 @pytest.mark.parametrize("size", (1000, 9000))
 def test_kl_forward_is_a_race(lm, size):
-    """Its second exchange through `shared` starts before all have read the first: a barrier is missing (0.32.2)."""
+    """The second exchange through `shared` starts before all threads have read the first: a barrier is missing
+    (0.32.2)."""
     q, p = normal((2, size), 18), normal((2, size), 19)
     with mode("check"), pytest.raises(SimulatorError, match="race in threadgroup memory.*'shared'"):
         lm.losses.kl_div_loss(q, p)

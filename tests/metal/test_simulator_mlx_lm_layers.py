@@ -159,7 +159,8 @@ def step(q, k, v, g, beta, state):
 
 
 def repaired(kernel):
-    """With a barrier between the two exchanges through `shared`, and those that guard it fencing threadgroup memory."""
+    """The text with a barrier between the two exchanges through `shared`, and fences for threadgroup memory in its
+    barriers."""
     assert "// Share the sum_exp across" in kernel.source
     source = kernel.source.replace("mem_flags::mem_none", "mem_flags::mem_threadgroup")
     barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);\n"

@@ -28,7 +28,7 @@ FORMATS = (
 
 
 def unpacked(words, bits, signed):
-    """By the definition: quotient and sign of each field."""
+    """The definition: quotient and sign of each field."""
     columns, shift = [], 0
     for n in bits:
         field = (words.astype(np.uint64) >> np.uint64(shift)).astype(np.int64) & (2**n - 1)

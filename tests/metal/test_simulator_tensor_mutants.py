@@ -81,7 +81,7 @@ def test_a_mutant_is_one_change(mutant):
     [pytest.param(m, id=m.name, marks=[pytest.mark.slow] if number else []) for number, m in enumerate(MUTANTS)],
 )
 def test_a_mutant_is_killed(mutant, copied):
-    """By a failing test: not by a kernel that does not compile, nor by a missing test."""
+    """A test fails, and not because a kernel does not compile or a test is missing."""
     file = copied / "mlx_flash/metal/cpu" / mutant.file
     file.write_text(file.read_text().replace(mutant.old, mutant.new))
     done = ended(copied, mutant.killed_by)

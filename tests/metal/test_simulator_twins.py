@@ -1,4 +1,4 @@
-"""Every refusal has a legal twin close to it: what the rules must catch, and what they must leave alone."""
+"""Every refusal has a legal twin that differs little: what the rules must catch, and what they must leave alone."""
 
 import mlx.core as mx
 import numpy as np
@@ -47,7 +47,7 @@ def test_the_kernel_of_each_name_runs():
 
 
 def test_buffers_by_the_names_of_enumerators():
-    """Not buffer 0 for whatever is no number."""
+    """A name that is not a number does not silently mean buffer 0."""
     program = TWINS["buffer of an unknown number"][2]
     kernel = MetalLibrary(HEAD + program).kernel("f")
     made = kernel({2: ((1,), mx.float32), 1: np.array([7], np.float32)}, (1, 1, 1), (1, 1, 1))

@@ -137,7 +137,7 @@ def test_two_thousand_operations(name):
 
 @pytest.mark.long
 def test_pages_behind_a_window_are_given_back(monkeypatch):
-    """But for a reserve; nothing that a query still sees is lost."""
+    """All but a reserve are returned, and no key that a query still sees is lost."""
     monkeypatch.setattr(row, "RESERVE", 8)
     model, pool = pool_of("gemma3_text")
     lives = Lives(model, pool, close, seed=3)
@@ -155,7 +155,7 @@ def test_pages_behind_a_window_are_given_back(monkeypatch):
 
 
 def test_prompts_with_a_common_head_share_its_pages():
-    """As mlx-lm's server keeps prompts: a copy that is trimmed to the common tokens, and written to."""
+    """mlx-lm's server keeps prompts in this way: a copy is trimmed to the common tokens, and written to."""
     model, pool = pool_of("llama")
     head, kept = PROMPTS[2][:37], LRUPromptCache()  # which ends inside a page
     first = pool.caches()
@@ -229,7 +229,7 @@ def test_moving_sequences_moves_integers():
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_step_copies_the_tail_at_most(ahead):
-    """Also where tails move to pages: the pool itself is written in place."""
+    """This holds also when tails move to pages: the pool itself is written in place."""
     pool, batch = filled()
     for _ in range(3):
         stepped(batch, ahead)

@@ -20,7 +20,7 @@ import mlx_lm_models  # noqa: E402
 
 
 def from_pages(model, vocabulary: int) -> dict:
-    """In the place of mlx_lm_models.compare."""
+    """Replaces mlx_lm_models.compare."""
     prompts = mx.array(np.random.default_rng(0).integers(2, min(vocabulary, mlx_lm_models.VOCABULARY) - 1, (2, 17)))
     try:
         want, tokens = mlx_lm_models.run(model, prompts)

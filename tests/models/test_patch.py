@@ -102,7 +102,7 @@ CALLS = {  # what the built-in accepts, and what it does not: arguments that cha
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_ends_as_it_would(reference, name):
-    """With the built-in's result, or with its exception, and counted once."""
+    """The call ends with the built-in's result or exception, and is counted once."""
     arguments = {"q": Q, "k": K, "v": V, "scale": 0.25} | CALLS[name]
 
     def outcome():
@@ -176,7 +176,7 @@ def test_an_exception_takes_it_back_and_goes_on(reference):
 
 
 def test_mapped_calls(backend):
-    """Also where MLX's own rule does not return: with grouped heads."""
+    """Grouped heads work too, where MLX's own rule does not return."""
     q, k, v = (mx.random.normal((3, 1, heads, 12, 16), key=mx.random.key(n)) for n, heads in enumerate((4, 2, 2)))
     want = mx.stack([built_in(*one, scale=0.25, mask="causal") for one in zip(q, k, v)])
     with mlx_flash.patch() as report:

@@ -81,7 +81,8 @@ def test_on_kernels(kernels, by):
 
 
 def compare(name: str, by: str, through: str, mask: str):
-    """With and without patch(), and that the built-in answered where patch() can see what is asked."""
+    """Compares results with and without patch(), and checks that the built-in answered where patch() can see the
+    request."""
 
     def result():
         of = OWN if by == "name" else {one: getattr(mx, one) for one in OWN}
@@ -101,7 +102,7 @@ def compare(name: str, by: str, through: str, mask: str):
 
 
 def test_a_gradient_made_before_the_patch(reference):
-    """It is not counted, and its own gradient still comes out right."""
+    """The call is not counted, and its gradient is right."""
     inner = mx.grad(loss(None), argnums=ARGUMENTS)
     outer = mx.grad(lambda *x: weighted(inner(*x)), argnums=ARGUMENTS)
     want = outer(Q, K, V)

@@ -50,7 +50,7 @@ def test_a_module_imported_before(reference, client):
 
 
 def test_a_module_imported_while_a_patch_is_active(reference, client):
-    """It keeps the function of that patch, which serves every later one and none in between."""
+    """The module keeps that patch's function, which serves during every later patch and not between patches."""
     with mlx_flash.patch() as first:
         late = client(BY_NAME)
         call(late)

@@ -90,7 +90,7 @@ def test_a_call_that_differs_is_decided_by_itself(name):
 
 
 def test_a_gradient_is_decided_by_itself():
-    """Of 3 queries: the built-in's kernel for few queries has no gradient."""
+    """There are 3 queries: the built-in's kernel for few queries has no gradient."""
     q, k, v = arrays(queries=3)
     with mlx_flash.patch(policy="fastest") as report:
         attend(q, k, v)
@@ -129,7 +129,7 @@ def test_calls_of_a_growing_cache_are_bounded(monkeypatch):
 
 
 def test_wrong_calls_get_the_built_in_s_own_error():
-    """Also where a right call of the same form was kept before."""
+    """This holds also after a right call of the same form was cached."""
     q, k, v = arrays()
     with mlx_flash.patch(policy="fastest"):
         attend(q, k, v)

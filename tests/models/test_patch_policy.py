@@ -1,4 +1,4 @@
-"""Which calls patch() leaves to the built-in: rules for each family of GPUs, checked against what was measured."""
+"""The calls that patch() leaves to the built-in: rules for each family of GPUs, checked against measurements."""
 
 import json
 from dataclasses import replace
@@ -111,7 +111,7 @@ def test_limits(name):
     "lengths, used", [((600, 2400), True), ((601, 1200), False), ((300, 2401), False), ((150, 600), True)]
 )
 def test_times_of_similar_lengths_alone_decide(lengths, used):
-    """Both lengths of the call that was timed are within a factor of 2."""
+    """A timed call decides only if both of its lengths are within a factor of 2."""
     timed = TunedCall("bfloat16", 128, 300, 1200, None, False, 1.0, 3.0)
     family = replace(FAMILIES["apple9"], tuned=Tuned((), (timed,)))
     asked = PREFILL._replace(mask=None, queries=lengths[0], keys=lengths[1])
@@ -152,7 +152,7 @@ def asked_of(case: dict) -> Asked:
 
 @pytest.mark.parametrize("result", MEASURED["results"], ids=lambda result: result["name"])
 def test_no_measured_case_is_slower_with_the_patch(result):
-    """By more than 3 %; and what attention does 10 % faster or more, it gets."""
+    """No case is more than 3 % slower, and attention serves every case in which it is at least 10 % faster."""
     ours, built_in = (result["providers"][name]["ms"] for name in ("mlx_flash", "mx.fast"))
     if rule_of("sm90", asked_of(result["case"])).ours:
         assert ours <= 1.03 * built_in
@@ -171,7 +171,7 @@ def call(queries=40, width=64, **options):
 
 @pytest.mark.simulator
 def test_a_patch_follows_the_rules_and_says_so(reference):
-    """On the simulator, which has a family's rules; without a policy a backend that was named serves everything."""
+    """The simulator has a family's rules; without a policy, a backend chosen by name serves everything."""
     mask = mx.ones((40, 48), mx.bool_)
     wants = [call(), call(mask=mask), call(3), call(width=40)]
     with use_backend("simulator", "apple9"):

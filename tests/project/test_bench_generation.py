@@ -41,7 +41,7 @@ def test_it_writes_what_it_measured(few, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.long
 def test_attention_is_called_where_it_says(few, monkeypatch):
-    """By the built-in: not at all; under "always": once a layer and step."""
+    """Attention is not called with the built-in, and with "always" once for each layer and step."""
     built_in, served, turns = mx.fast.scaled_dot_product_attention, serve.attention, []
     calls = {"built-in": 0, "ours": 0}
 

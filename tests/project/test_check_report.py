@@ -103,7 +103,7 @@ def test_time_runs_out(mac, small, monkeypatch, capsys):
 
 
 def test_the_tracker_is_the_one_of_pyproject(monkeypatch):
-    """As installed metadata says it; in a checkout that is not installed, as the file does."""
+    """The address is read from installed metadata, or from the file in a checkout that is not installed."""
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     (address,) = re.findall(r'^Issues = "(https://[^"]+)"$', text, re.M)
     assert guard.tracker() == address
@@ -132,7 +132,7 @@ def test_an_append_that_copies_is_noticed():
 
 
 def test_check_tries_the_common_kernels_first(mac, monkeypatch, capsys):
-    """Those that failed before are tried again, and no error is measured while one fails."""
+    """Kernels that failed before are tried again, and no error is measured while one fails."""
     for name in ("COMMON_HEAD_DIMS", "FEW_HEAD_DIMS"):
         monkeypatch.setattr(check, name, (16,))
     monkeypatch.setattr(check, "sweep", lambda *_: pytest.fail("measured"))

@@ -27,7 +27,7 @@ def matrix(job: str) -> dict:
 @pytest.mark.process
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_is_complete(job):
-    """What runs it, how long at most, and steps that are an action with a version or a valid script."""
+    """A job has a runner, a time limit, and steps that are an action with a version or a valid script."""
     facts = JOBS[job]
     assert facts["runs-on"] in ("ubuntu-latest", "${{ matrix.os }}")
     assert 0 < facts["timeout-minutes"] <= 90

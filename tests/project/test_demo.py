@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
     "steps", [pytest.param([], marks=pytest.mark.slow, id="40 steps"), pytest.param(["--steps", "2"], id="2 steps")]
 )
 def test_the_main_job(steps, tmp_path):
-    """As a user runs it: on the kernels of this machine, cold cache and all."""
+    """The demo runs as a user runs it: on the kernels of this machine, with a cold cache."""
     environment = {**os.environ, "MLX_FLASH_CACHE": str(tmp_path / "cache"), "MLX_FLASH_BACKEND": "", "COLUMNS": "100"}
     done = subprocess.run(
         [sys.executable, "-m", "mlx_flash", "demo", *steps, "--out", str(tmp_path)],

@@ -1,4 +1,5 @@
-"""What a call costs the host before its launch: counted in function calls, which do not depend on who else computes."""
+"""The cost of a call to the host before its launch, in function calls, which do not depend on the load of the
+machine."""
 
 import sys
 from collections import Counter
@@ -139,7 +140,7 @@ def test_budget_of_a_training_step(stub, monkeypatch, length):
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_cold_calls_exceed_the_budget(stub, name):
-    """Or the count would not see that every call is checked again."""
+    """Otherwise the count would not notice that every call is checked again."""
     options, budget = BUDGETS[name]
     assert counted(stub, options, forget=True).total() > budget
 
@@ -177,7 +178,7 @@ def test_numbers_in_arrays_are_read_every_time(reference):
 
 
 def test_calls_are_cached_separately(reference):
-    """By options, shapes, dtypes, results and backends."""
+    """Options, shapes, dtypes, results and backends tell calls apart."""
     q = mx.random.normal((1, 2, 5, 16), key=mx.random.key(0))
     plain, causal = attention(q, q, q), attention(q, q, q, causal=True)
     assert not mx.array_equal(plain, causal)

@@ -226,7 +226,7 @@ def test_an_import_of_a_test_is_seen():
 
 @for_each(sorted(TESTS.rglob("*.py")))
 def test_tolerances_live_in_one_place(path):
-    """No small literal next to a comparison, and none of the usual helpers, outside bounds.py."""
+    """Outside bounds.py there is no small literal next to a comparison, and none of the usual helpers."""
     own = {"bounds.py", "test_oracle.py", "library_expressions.py", "metal", "metal_conformance", "gpu"}
     if own & set(path.parts):
         return

@@ -163,7 +163,7 @@ def kernel(source="b[thread_position_in_grid.x] = a[0];", header=""):
 
 
 def text_of(array: mx.array, **parts) -> str:
-    """What MLX makes of a kernel, read from the file of an export; verbose=True prints it too."""
+    """MLX's text of a kernel, read from the file of an export; verbose=True prints it too."""
     call = kernel(**parts)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "f.mlxfn")
@@ -274,7 +274,7 @@ def test_compiled_kernels_are_named_by_the_hash_of_libstdcxx(code, wanted):
 
 
 def test_the_folder_of_compiled_kernels(monkeypatch):
-    """Of MLX's own variable, else of those that std::filesystem::temp_directory_path looks at."""
+    """The folder is named by MLX's own variable, or by those of std::filesystem::temp_directory_path."""
     for name in ("MLX_PTX_CACHE_DIR", "TMPDIR", "TMP", "TEMP", "TEMPDIR"):
         monkeypatch.delenv(name, raising=False)
     assert str(mlx_private.compiled_kernels()) == f"/tmp/mlx/{mx.__version__}/ptx"

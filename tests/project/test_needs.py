@@ -1,4 +1,4 @@
-"""What tests need is found by rule, and a test that hides a need fails."""
+"""The needs of tests are found by rule, and a test that hides a need fails."""
 
 import subprocess
 from types import SimpleNamespace

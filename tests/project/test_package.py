@@ -1,4 +1,4 @@
-"""What a user gets: a wheel that holds everything and works outside the checkout."""
+"""A user's installation: a wheel that holds everything and works outside the checkout."""
 
 import re
 import subprocess

@@ -36,7 +36,7 @@ def snippets(path: Path) -> list[str]:
 
 @cache
 def typed(path: Path) -> tuple[str, dict]:
-    """What the snippets of a README print, and the names they leave: run in order, as a reader would type them."""
+    """The output of a README's snippets, and the names that they define: run in order, as a reader would type them."""
     names = {}
     with redirect_stdout(StringIO()) as printed:
         for snippet in snippets(path):
@@ -68,7 +68,7 @@ def test_every_folder_says_what_lives_there_and_how_to_add_one():
 
 @pytest.mark.parametrize("path", [path for path in FOLDERS if "mlx_flash" in path.parts], ids=place)
 def test_a_folder_names_its_modules(path):
-    """In its README, or as a part of a package that has one of its own."""
+    """Each module is named in its folder's README, unless it is in a package with a README of its own."""
     text, explained = path.read_text(encoding="utf-8"), {one.parent for one in FOLDERS}
     modules = [one for one in path.parent.rglob("*.py") if not one.name.startswith("__")]
     own = [one for one in modules if path.parent == next(folder for folder in one.parents if folder in explained)]
@@ -170,7 +170,7 @@ def test_the_figures_of_pages_and_neighbourhoods_are_the_measured_ones():
 
 
 def test_the_counts_of_neural_accelerators_are_those_of_the_simulator():
-    """And MLX's kernel, which reads Q again in every block, reads more for each product than ours."""
+    """MLX's kernel, which reads Q again in every block, reads more for each product than ours."""
     counted = json.loads((PROJECT / "bench" / "results" / "neural_counts.json").read_text())["counts"]
     written = [row for row in tables(PROJECT / "bench" / "neural.md") if row[0].isdigit()]
     want = []

@@ -34,7 +34,7 @@ KERNELS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE, DECODE)
 
 
 class Clock:
-    """In the place of what runs kernels: the second of the rows is the fastest, by half, and the third fails."""
+    """Replaces the function that runs kernels: the second of the rows is fastest, by half, and the third fails."""
 
     asked: list = []
     stop_after = 1000

@@ -1,6 +1,6 @@
-"""What cuda_trust.py runs: jobs that make arrays on the current backend, and judge them.
+"""The jobs of cuda_trust.py: they make arrays on the current backend and judge them.
 
-`make` builds the whole graph, and so compiles every kernel, but evaluates nothing: it also runs where there is no GPU.
+`make` builds the whole graph, and so compiles every kernel, but evaluates nothing: it also runs without a GPU.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _keys(sample, q, k, v, d_o, scale, lse, got):
 
 
 def many(family: str, dtype: str, batch: int, heads: int) -> Job:
-    """More threadgroups along an axis than a launch of CUDA takes."""
+    """More threadgroups along an axis than a launch of CUDA allows."""
 
     def make():
         inputs = problem(dtype, 64, 33, batch=batch, heads=heads, key_heads=heads)

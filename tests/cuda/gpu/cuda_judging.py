@@ -66,7 +66,7 @@ def judged(dtype: str, inputs, got, causal: bool, batch: int, key_head: int) -> 
 
 
 def gross(dtype: str, inputs: list[mx.array], got: list[mx.array], causal: bool):
-    """All heads, against plain mx operations in float32."""
+    """Compares all heads with plain mx operations in float32."""
     wide = [array.astype(mx.float32) for array in inputs]
     outputs, gradients = mx.vjp(lambda q, k, v: unfused(q, k, v, causal), wide[:3], wide[3:])
     for name, mine, other in zip(TENSORS, got, [*outputs, *gradients]):

@@ -83,7 +83,7 @@ def run_job(options) -> dict:
 
 
 def run_apart(name: str, options) -> dict:
-    """The same in a process of its own, under the time limit."""
+    """Runs the job in a process of its own, with the time limit."""
     command = [sys.executable, __file__, "--job", name, "--families", options.families, "--backend", options.backend]
     command += ["--precompile"] if options.precompile else []
     # float32 matmuls of the comparison in float32 and not in TF32; a few threads for each process's numpy
