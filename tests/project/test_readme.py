@@ -20,7 +20,9 @@ from mlx_flash.cli.main import parser
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
-FOLDERS = sorted(path for top in ("bench", "templates", "mlx_flash") for path in (PROJECT / top).rglob("README.md"))
+FOLDERS = sorted(
+    path for top in ("bench", "templates", "mlx_flash", "tests") for path in (PROJECT / top).rglob("README.md")
+)
 MOST_LINES, MOST_FOLDER_LINES = 160, 40
 # Where a path in a README may start, besides its own folder.
 ROOTS = (PROJECT, PROJECT / "mlx_flash", PROJECT / "tests", PROJECT / "bench" / "results")
@@ -61,7 +63,12 @@ def test_every_folder_says_what_lives_there_and_how_to_add_one():
     explained = {path.parent for path in FOLDERS}
     for path in (PROJECT / "mlx_flash").iterdir():
         assert not path.is_dir() or path.name == "__pycache__" or path in explained, path
-    assert {PROJECT / "templates", PROJECT / "bench", PROJECT / "mlx_flash" / "metal" / "ptx"} <= explained
+    assert {
+        PROJECT / "templates",
+        PROJECT / "bench",
+        PROJECT / "tests",
+        PROJECT / "mlx_flash" / "metal" / "ptx",
+    } <= explained
     for path in FOLDERS:
         assert re.search(r"\bTo (add|serve|explain|change)\b", path.read_text(encoding="utf-8")), place(path)
 

@@ -1,7 +1,7 @@
 """Makes this machine look like a Mac to Python: `pytest --pretend-mac` runs the suite through backends/metal anywhere.
 
 Darwin is reported, Metal is "available", and kernels of `mx.fast.metal_kernel` run on the simulator: MLX checks every
-call and generates its text, and the simulator compiles that text. tests/README.md says what this cannot test.
+call and generates its text, and the simulator compiles that text. README.md says what this cannot test.
 """
 
 import os
