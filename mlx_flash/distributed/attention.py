@@ -63,8 +63,9 @@ def attention(
             the pieces of the sequence are multiples of the kernels' blocks. "reduce" sums partial dK and dV in float32,
             which sends fewer bytes where many query heads share a key head. "auto": the one that sends fewer, as
             `explain` tells with group_size.
-        heads: key heads gathered at once, a divisor of Hk; fewer need less memory. None: as many as fit beside the
-            tensors that this rank holds anyway (`cost.key_heads_at_once`).
+        heads: key heads gathered at once, a divisor of Hk; fewer need less memory. All keys and values are gathered
+            where they take no more than the output. None: as many as fit beside the tensors that this rank holds anyway
+            (`cost.key_heads_at_once`).
         mask: None, "causal", or an array for the whole sequence, [B, Hq, N, N] or broadcast to it, on every rank.
         segments: (q_ids, k_ids) of this rank's rows, [B, N / P] or [N / P]: the sequence's ids, cut by `shard`.
         scale, causal, window, softcap, alibi_slopes, sinks, return_lse, stream: as in `attention`.
@@ -150,13 +151,11 @@ def _check_trace() -> None:
 def _parallel(call: Call, names: tuple[str, ...], problem: Problem, sharing: _Sharing) -> ContextParallel:
     group, placement, method, heads = sharing
     method = chosen_method(problem, group.size(), method)
-    if heads is None:
-        at_once = key_heads_at_once(problem, group.size(), method)
-    elif problem.key_heads % whole(heads):
+    chosen = None if heads is None else whole(heads)
+    if chosen and problem.key_heads % chosen:
         expected = f"a divisor of the {problem.key_heads} key heads"
         raise wrong("heads", expected, heads, "Pass None to have it chosen.", NAME)
-    else:
-        at_once = (whole(heads),) * 2
+    at_once = key_heads_at_once(problem, group.size(), method, chosen)
     variants = call.inner.variants
     # Pieces of queries meet keys of the whole sequence: their rows' positions are given by arrays.
     positions = variants.causal or variants.window is not None or variants.alibi

@@ -16,31 +16,57 @@ from ..common.errors import wrong
 
 MARK = "attention of "  # prefix of a description, by which the garbage of a lost peer is recognised
 DESCRIPTION_BYTES = 1024  # size of the message in which ranks compare their arguments
+AWAITED_BYTES = 2**28  # a gather of so many waits on the host: its kernels take a hundred times as long
 
 
 class Collectives:
-    """The collectives of one call over `group`. `after`: arrays that must be evaluated before the first one begins."""
+    """The collectives of one call over `group`. `after`: as in `follow`."""
 
     def __init__(self, group: mx.distributed.Group, *after: mx.array):
-        self.group, self._before = group, list(after)
+        self.group, self._after, self._before = group, after, []
 
-    def gather(self, array: mx.array, *after: mx.array, arrange: Callable | None = None) -> mx.array:
-        """The arrays of all ranks, [ranks, ...], gathered after those in `after` are evaluated. `arrange`: a function
-        of the result, for which the next collective waits too, so that only one gathered array is held at a time."""
-        gathered = mx.distributed.all_gather(self._ordered(array, after)[None], group=self.group)
+    def follow(self, *after: mx.array) -> None:
+        """The next collective begins when these arrays are evaluated.
+
+        MLX allocates far ahead of a GPU, so that what was gathered for them would still be held beside what follows.
+        Before large collectives, therefore, the host waits for them too.
+        """
+        self._after = after
+
+    def gather(self, array: mx.array, arrange: Callable | None = None) -> mx.array:
+        """The arrays of all ranks, [ranks, ...]. `arrange`: a function of the result, for which the next collective
+        waits too, so that only one gathered array is held at a time."""
+        gathered = mx.distributed.all_gather(self._ordered(array)[None], group=self.group)
         return self._done(arrange(gathered) if arrange else gathered)
 
-    def sum(self, array: mx.array, *after: mx.array) -> mx.array:
+    def sum(self, array: mx.array) -> mx.array:
         """The sum over all ranks."""
-        return self._done(mx.distributed.all_sum(self._ordered(array, after), group=self.group))
+        return self._done(mx.distributed.all_sum(self._ordered(array), group=self.group))
 
-    def _ordered(self, array: mx.array, after) -> mx.array:
+    def _ordered(self, array: mx.array) -> mx.array:
+        after, self._after = list(self._after), ()
+        if after and _host_waits() and array.nbytes * self.group.size() >= AWAITED_BYTES:
+            after = _awaited(after)
         before = [*self._before, *after]
         return mx.depends([array], before)[0] if before else array
 
     def _done(self, array: mx.array) -> mx.array:
         self._before = [array]
         return array
+
+
+def _host_waits() -> bool:
+    """Whether evaluation waits for a GPU's result where the CPU reads it, as MLX's CUDA backend does."""
+    return mx.cuda.is_available()
+
+
+def _awaited(arrays: list[mx.array]) -> list[mx.array]:
+    """A number that the CPU makes once the arrays exist. Their memory is freed by another thread a moment later, for
+    which the second round is long enough."""
+    for _ in range(2):
+        (mark,) = mx.depends([mx.array(0.0)], arrays)
+        arrays = [mx.contiguous(mark, stream=mx.cpu)]
+    return arrays
 
 
 def group_of(group, function: str) -> mx.distributed.Group:

@@ -42,19 +42,22 @@ def chosen_method(problem: Problem, ranks: int, method: str) -> str:
     return "reduce" if sent["reduce"] < sent["exact"] else "exact"
 
 
-def key_heads_at_once(problem: Problem, ranks: int, method: str = "exact") -> tuple[int, int]:
+def key_heads_at_once(problem: Problem, ranks: int, method: str = "exact", heads: int | None = None) -> tuple[int, int]:
     """The numbers of heads to gather at once, counted in key heads: of keys, for O and dQ, and of queries, for dK and
-    dV; with "reduce" the second one is that of the whole backward pass. At least one.
+    dV; with "reduce" the second one is that of the whole backward pass. `heads`: the user's choice.
 
-    Gathered keys and values take at most as many bytes as this rank's output, which is held twice at the end where
-    heads are in several groups, as dQ is. In the backward pass gathered arrays take at most SHARE of `own_bytes`.
+    Gathered keys and values take at most as many bytes as this rank's output. Where all of them do, they are gathered
+    at once whatever the choice, since heads in several groups would hold the output twice at the end, and dQ. In the
+    backward pass gathered arrays take at most SHARE of `own_bytes`. At least one head is gathered.
     """
-    row, heads = _row_bytes(problem), problem.key_heads
-    counts = [count for count in range(heads, 0, -1) if heads % count == 0]
+    row, count = _row_bytes(problem), problem.key_heads
+    counts = [one for one in range(count, 0, -1) if count % one == 0]
     most, keys = SHARE * own_bytes(problem), ranks * (row["K"] + row["V"])
-    forward = next((count for count in counts if keys * count <= row["dO"] * heads), 1)
-    pairs = [(forward, count) for count in counts]
-    return next((pair for pair in pairs if transient_bytes(problem, ranks, pair, method) <= most), (forward, 1))
+    of_keys = next((one for one in counts if keys * one <= row["dO"] * count), 1)
+    if heads is not None:
+        return (of_keys if of_keys == count else heads), heads
+    pairs = [(of_keys, one) for one in counts]
+    return next((pair for pair in pairs if transient_bytes(problem, ranks, pair, method) <= most), (of_keys, 1))
 
 
 def own_bytes(problem: Problem) -> int:

@@ -47,12 +47,12 @@ class ContextParallel:
 
     def _forward(self, q, k, v, *extras):
         sent = Collectives(self.group)
-        call, last, O, L = _Local(self, q.shape, extras, sent), [], [], []
+        call, O, L = _Local(self, q.shape, extras, sent), [], []
         for own in self._groups(k.shape[1], self.heads[0]):
-            K, V = (sent.gather(array[:, own.keys], *last) for array in (k, v))
+            K, V = (sent.gather(array[:, own.keys]) for array in (k, v))
             runs = self._runs(q.shape[2])
             parts = [call.run(FORWARD, own, rows, q[:, own.queries, place], K, V, shards=True) for rows, place in runs]
-            last = [one for pair in parts for one in pair]
+            sent.follow(*(one for pair in parts for one in pair))
             for result, found in zip((O, L), zip(*parts)):
                 result.append(found)
         return _whole(O), _whole(L)
@@ -65,6 +65,7 @@ class ContextParallel:
         delta = attend(self.signature, self.names, self.backend, self.stream).run(DELTA, d_o, o)[0]
         if self.with_lse:
             delta = with_lse_gradient(delta, L, cotangents[1])
+        sent.follow(d_o, delta)
         parts = self._exact if self.method == "exact" else self._reduced
         d_k, d_v, queries = parts(call, (q, d_o, L, delta), (k, v))
         d_q, *masks = zip(*queries)
@@ -75,44 +76,46 @@ class ContextParallel:
         if "sinks" in self.names:
             sinks = extras[self.names.index("sinks")]
             gradients["sinks"] = sinks_gradient(sinks, L, delta, self.signature.lacking_scale)
-        return (_whole(d_q), _whole(d_k), _whole(d_v), *gradients.values())
+        return (_whole(d_q), d_k, d_v, *gradients.values())
 
-    def _exact(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:
-        """(parts of dK, parts of dV, results of `_query`) of each group of heads. dK and dV of this rank's keys come
-        from the queries of the whole sequence, which are freed before dQ is computed from all keys."""
-        last, d_k, d_v, d_q = [], [], [], []
+    def _exact(self, call: _Local, queries: tuple, keys: tuple) -> tuple[mx.array, mx.array, list]:
+        """(dK, dV, results of `_query` for each group of heads). dK and dV of this rank's keys come from the queries of
+        the whole sequence, which are freed before dQ is computed from all keys."""
+        d_k, d_v, d_q = [], [], []
         for own in self._groups(keys[0].shape[1], self.heads[1]):
-            Q, dO, L, delta = (call.sent.gather(array[:, own.queries], *last) for array in queries)
+            Q, dO, L, delta = (call.sent.gather(array[:, own.queries]) for array in queries)
             L, delta = self.layout.in_order(L, 2), self.layout.in_order(delta, 2)
             parts = []
             for rows, place in self._runs(keys[0].shape[2]):
                 K, V = (array[:, own.keys, place] for array in keys)
                 parts.append(call.key_value(own, (call.all_rows,), rows, Q, K, V, dO, L, delta, shards=True))
-            last = [one for pair in parts for one in pair]
+            call.sent.follow(*(one for pair in parts for one in pair))
             for result, found in zip((d_k, d_v), zip(*parts)):
                 result.append(found)
+        d_k, d_v = _whole(d_k), _whole(d_v)
+        call.sent.follow(d_k, d_v)
         for own in self._groups(keys[0].shape[1], self.heads[0]):
-            K, V = (call.sent.gather(array[:, own.keys], *last) for array in keys)
+            K, V = (call.sent.gather(array[:, own.keys]) for array in keys)
             d_q.append(self._query(call, own, queries, K, V, shards=True))
-            last = [one for found in d_q[-1] for one in found]
+            call.sent.follow(*(one for found in d_q[-1] for one in found))
         return d_k, d_v, d_q
 
-    def _reduced(self, call: _Local, queries: tuple, keys: tuple) -> tuple[list, list, list]:
+    def _reduced(self, call: _Local, queries: tuple, keys: tuple) -> tuple[mx.array, mx.array, list]:
         """As `_exact`. Each rank computes its part of dK and dV of all keys, and the parts are summed in float32, since
         16 bits would round each of them. The gathered keys are reordered, because the kernels own them here."""
-        last, arrange, results = [], partial(self.layout.in_order, axis=2), ([], [], [])
+        arrange, results = partial(self.layout.in_order, axis=2), ([], [], [])
         for own in self._groups(keys[0].shape[1], self.heads[1]):
-            K, V = (call.sent.gather(array[:, own.keys], *last, arrange=arrange) for array in keys)
+            K, V = (call.sent.gather(array[:, own.keys], arrange) for array in keys)
             d_q, parts = self._query(call, own, queries, K, V), []
             for rows, place in self._pieces(queries[0].shape[2]):
                 Q, dO, L, delta = (array[:, own.queries, place] for array in queries)
                 parts.append(call.key_value(own, (rows,), (call.all_rows,), Q, K, V, dO, L, delta, wide=True))
             sums = [call.sent.sum(sum(both)) for both in zip(*parts)]
             d_kv = [[self.layout.own_rows(total, self.group.rank(), 2).astype(K.dtype)] for total in sums]
-            last = [one for found in (*d_kv, *d_q) for one in found]
+            call.sent.follow(*(one for found in (*d_kv, *d_q) for one in found))
             for result, found in zip(results, (*d_kv, d_q)):
                 result.append(found)
-        return results
+        return _whole(results[0]), _whole(results[1]), results[2]
 
     def _query(self, call: _Local, own: Heads, queries: tuple, K, V, shards: bool = False) -> list[list[mx.array]]:
         """The parts of dQ of one group of heads, and of the mask's gradient if there is one."""

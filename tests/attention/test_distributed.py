@@ -73,6 +73,11 @@ def test_in_transformations(wrap):
     check_bits(*shared(2, "causal", wrap=wrap), wrap)
 
 
+@pytest.mark.parametrize("wrap", ["", "compile"])
+def test_waiting_on_the_host_changes_no_bit(wrap):
+    check_bits(*shared(2, "one head at a time", "shared_awaited", wrap=wrap), wrap)
+
+
 @pytest.mark.parametrize("backend", SIMULATED, ids=str)
 @pytest.mark.parametrize("name", ["causal", "alibi"])
 def test_kernels_have_the_bits_of_one_process(name, backend):

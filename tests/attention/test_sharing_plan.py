@@ -9,7 +9,7 @@ import pytest
 from ranks import on_ranks
 
 from mlx_flash import distributed, explain
-from mlx_flash.distributed.cost import own_bytes, transient_bytes
+from mlx_flash.distributed.cost import key_heads_at_once, own_bytes, transient_bytes
 from mlx_flash.distributed.layout import layout_of
 from mlx_flash.distributed.plan import planned, visible_pairs
 from mlx_flash.problem.problem import problem_of
@@ -70,7 +70,8 @@ def test_a_slow_link_never_pays_soon():
 def test_memory_is_bounded_by_the_plan(key_heads, heads):
     shape = {"batch": 1, "heads": 8, "key_heads": key_heads, "rows": 2048, "width": 64}
     local = problem(1024, heads=8, key_heads=key_heads, width=64)
-    most = own_bytes(local) + transient_bytes(local, 2, (heads, heads), "exact")
+    at_once = key_heads_at_once(local, 2, "exact", heads)
+    most = own_bytes(local) + transient_bytes(local, 2, at_once, "exact")
     for pair in on_ranks(2, "distributed_work", "peak_memory", shape=shape, sharing={"heads": heads}):
         assert 0.6 * most <= sum(pair) <= most
 

@@ -236,6 +236,14 @@ def waits_for_ever(shape: dict) -> None:
         mx.eval(distributed.attention(q, k, v, causal=True))
 
 
+def shared_awaited(**arguments) -> dict:
+    """`shared`, where the host waits before every collective as it does before large ones with CUDA."""
+    from mlx_flash.distributed import collectives
+
+    collectives.AWAITED_BYTES, collectives._host_waits = 0, lambda: True
+    return shared(**arguments)
+
+
 def shared_without_positions(**arguments) -> dict:
     """The results of `shared` if the package ignores the positions of this rank's rows."""
     from mlx_flash.distributed import parallel
