@@ -148,6 +148,7 @@ def with_table(chosen: Backend, table: str | None) -> Backend:
 
 # The choices in force in this context, the latest last: (the use_backend it belongs to, its backend, is it a block's?).
 _choices: ContextVar[tuple[tuple[use_backend, Backend, bool], ...]] = ContextVar("mlx_flash_backend", default=())
+choices_here = _choices.get  # the same object for as long as nobody chooses another backend
 
 
 def named() -> bool:

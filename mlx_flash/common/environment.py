@@ -9,17 +9,14 @@ from .errors import wrong
 # CPython's dictionary behind os.environ, by encoded name. It tells in 0.05 us that a variable is not set;
 # os.environ.get raises and catches an exception for that, which takes longer than all other steps to find the current
 # backend.
-_STORED = getattr(os.environ, "_data", None)
-_STORED = _STORED if isinstance(_STORED, dict) and os.name == "posix" else None  # names are text on Windows
-_ENCODED: dict[str, bytes] = {}
+STORED, stored_name = os.environ, str
+if os.name == "posix" and isinstance(getattr(os.environ, "_data", None), dict):  # names are text on Windows
+    STORED, stored_name = os.environ._data, str.encode
 
 
 def variable(name: str) -> str:
     """The value of an environment variable of ASCII name, "" where it is not set."""
-    if _STORED is None:
-        return os.environ.get(name, "")
-    encoded = _ENCODED.get(name) or _ENCODED.setdefault(name, name.encode())
-    return os.environ.get(name, "") if encoded in _STORED else ""
+    return os.environ.get(name, "") if stored_name(name) in STORED else ""
 
 
 def switched_off(name: str, remedy: str) -> bool:

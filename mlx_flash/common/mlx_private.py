@@ -28,6 +28,9 @@ class _Probe:
         self.ran, self.placeholder = False, None
         self.compiled = mx.compile(self._identity)
         self.compiled(mx.zeros((1,)))
+        self.ran = False
+        self.compiled(mx.zeros((1,)))
+        self.disabled = self.ran  # by mx.disable_compile: nothing was traced, and so there is no placeholder
 
     def _identity(self, array: mx.array) -> mx.array:
         self.ran = True
@@ -50,7 +53,10 @@ def in_trace() -> bool:
     if get_ident() != _MAIN_THREAD:
         return True
     if _probe is None:
-        _probe = _Probe()
+        made = _Probe()
+        if made.disabled:
+            return True
+        _probe = made
     _probe.ran = False
     _probe.compiled(_probe.placeholder)
     return _probe.ran

@@ -1,45 +1,58 @@
-"""A memory of calls that the policy leaves to the built-in, so that deciding again costs next to nothing."""
+"""What patch() remembers: calls that the policy leaves to the built-in, so that deciding again costs next to nothing,
+and the counts of its report."""
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import count
+
 import mlx.core as mx
 
-from ..backends import Backend, current_backend
+from ..backends import choices_here, current_backend
+from ..common.environment import STORED, stored_name
+from ..transforms.replacement import LOCK
 from ..transforms.trace import trace
 
 MOST_CALLS = 4096  # remembered calls; a cache that grows has a new one with every token
+MOST_REASONS = 32  # different sentences that are counted, since some contain shapes and a server runs for long
 
-_reasons: dict[tuple, tuple[Backend, str]] = {}
-
-
-def call_key(policy: str | None, args: tuple, kwargs: dict) -> tuple | None:
-    """The facts of a call of the built-in that the rules compare; None for a call with unusual arguments."""
-    if len(args) != 3:
-        return None
-    q, k, v = args
-    mask = kwargs.get("mask")
-    kind = mask.__class__
-    if kind is str:
-        kind = mask
-    elif kind is not mx.array and mask is not None:
-        return None
-    try:
-        return (
-            q.shape, v.shape, q.dtype, k.dtype, v.dtype, kind, kwargs.get("sinks") is None, policy, trace.gradients,
-            trace.batched is None,
-        )  # fmt: skip
-    except AttributeError:  # not arrays
-        return None
+stored, BACKEND, FAMILY = STORED.get, stored_name("MLX_FLASH_BACKEND"), stored_name("MLX_FLASH_FAMILY")
+calls: dict[tuple, tuple] = {}  # as `keep` writes them and the replacement of the built-in in patch.py reads them
 
 
-def kept_reason(key: tuple) -> str | None:
-    """Why such calls go to the built-in, if that was decided before with the same backend; else None."""
-    found = _reasons.get(key)
-    return found[1] if found is not None and found[0] is current_backend() else None
+def keep(patches: tuple, thread: int | None, counted, dtype: mx.Dtype, q, k, v, *, mask=None, sinks=None, **_) -> None:
+    """Remembers that the built-in serves such calls: what the rules compare, and what their answer depends on besides.
+
+    patches: those that are active. thread: whose calls it holds for; None for all. counted: an iterator that counts
+    these calls. dtype: of the result, which is that of all operands together. The rules decide by it, but only times of
+    this machine tell the two types of 16 bits apart; the size of an element is asked sooner.
+    """
+    kind = mask if mask is None or isinstance(mask, str) else mx.array
+    family = current_backend().family
+    exact = dtype if family is not None and family.tuned.calls else None
+    if len(calls) >= MOST_CALLS:
+        calls.clear()
+    calls[q.shape, v.shape, kind, sinks is None, trace.situation] = (
+        patches, thread, choices_here(), stored(BACKEND), stored(FAMILY), dtype.size, exact, counted.__next__
+    )  # fmt: skip
 
 
-def keep(key: tuple, reason: str) -> None:
-    """Remembers why such calls go to the built-in."""
-    if len(_reasons) >= MOST_CALLS:
-        _reasons.clear()
-    _reasons[key] = current_backend(), reason
+class Tally(dict):
+    """Counts of things, as iterators: `next(tally[what])` counts one in a single step, which needs no lock."""
+
+    def __init__(self):
+        super().__init__()
+        self._looks = Counter()
+
+    def __missing__(self, what):
+        with LOCK:
+            if what not in self and len(self) >= MOST_REASONS:
+                what = "other reasons"
+            return self.setdefault(what, count())
+
+    def counts(self) -> Counter:
+        """The counts as numbers. A look at an iterator takes a number too."""
+        with LOCK:
+            found = Counter({what: next(numbers) - self._looks[what] for what, numbers in self.items()})
+            self._looks.update(found.keys())
+        return found

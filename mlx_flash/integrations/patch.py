@@ -10,16 +10,17 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from ..backends import choices_here
 from ..common.errors import InvalidArgument, UnsupportedProblem, wrong
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
+from ..transforms.trace import changed, trace
 from . import compiled
-from .kept import call_key, keep, kept_reason
+from .kept import BACKEND, FAMILY, Tally, calls, keep, stored
 from .policy import ALWAYS, POLICIES
 from .serve import KeptByRule, NotServed, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
-MOST_REASONS = 32  # different sentences that are counted, since some contain shapes and a server runs for long
 
 # Functions with the arguments of mlx-lm's quantized_scaled_dot_product_attention, as (module, name). Each is replaced
 # once its module is imported; append those of other packages before patch().
@@ -31,15 +32,6 @@ QUANTIZED: list[tuple[str, str]] = [
 _active: tuple[patch, ...] = ()  # never modified in place, since calls read it without the lock
 _in_place: dict[tuple[str, str], Replacement] = {}  # replacements of the active patches, by (module, name)
 _known: dict[tuple[int, str], Replacement] = {}  # every replacement made so far, by (id of the module, name)
-
-
-class _Depth(threading.local):
-    """Whether this thread is inside a built-in function called by one of ours; calls from there are not counted."""
-
-    in_built_in = False
-
-
-_depth = _Depth()
 
 
 class patch:
@@ -84,7 +76,7 @@ class patch:
             remedy = "Check the spelling, or leave it out: fastest on a GPU."
             raise wrong("policy", f"one of {', '.join(POLICIES)}, or None", repr(policy), remedy, "patch")
         self.min_queries, self.policy = min_queries, policy
-        self.served, self.built_in, self.rules = Counter(), Counter(), Counter()
+        self._served, self._built_in, self._rules = Tally(), Tally(), Tally()
         self.reached: list[str] = []
         self.out_of_reach: list[str] = []
         self._thread = threading.get_ident()
@@ -98,6 +90,18 @@ class patch:
             _find_quantized()
             for one in _in_place.values():
                 self._note(one)
+
+    @property
+    def served(self) -> Counter:
+        return self._served.counts()
+
+    @property
+    def built_in(self) -> Counter:
+        return self._built_in.counts()
+
+    @property
+    def rules(self) -> Counter:
+        return self._rules.counts()
 
     @property
     def ours(self) -> int:
@@ -125,9 +129,7 @@ class patch:
         LOGGER.info("%s", self)
 
     def __str__(self) -> str:
-        with LOCK:
-            kinds, reasons = self.served.most_common(), self.built_in.most_common()
-            by_rule = self.rules.most_common()
+        kinds, reasons, by_rule = (counts.most_common() for counts in (self.served, self.built_in, self.rules))
         ours, others = sum(count for _, count in kinds), sum(count for _, count in reasons)
         what = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
         lines = [f"mlx_flash served {ours} of {ours + others} attention calls{what}"]
@@ -142,12 +144,6 @@ class patch:
         """Adds the places that held the replaced function to the report."""
         self.reached += sorted({module.__name__ for module, _ in replacement.reached} - set(self.reached))
         self.out_of_reach += [place for place in replacement.out_of_reach if place not in self.out_of_reach]
-
-    def _count(self, counter: Counter, what: str | tuple[str, str]) -> None:
-        with LOCK:
-            if what not in counter and len(counter) >= MOST_REASONS:
-                what = "other reasons"
-            counter[what] += 1
 
 
 _compile = Replacement(mx, "compile", lambda name, built_in: compiled.traced_anew(built_in, lambda: bool(_active)))
@@ -199,11 +195,10 @@ def _find_quantized() -> None:
                 one._note(replacement)
 
 
-def _current() -> patch | None:
-    """The patch that a call of this thread belongs to."""
-    active = _active
-    if len(active) < 2:
-        return active[0] if active else None
+def _innermost(active: tuple[patch, ...]) -> patch:
+    """The one of these patches that a call of this thread belongs to."""
+    if len(active) == 1:
+        return active[0]
     thread = threading.get_ident()
     return next((one for one in reversed(active) if one._thread == thread), active[-1])
 
@@ -214,33 +209,65 @@ def _served_by(serve: Callable, built_in: Callable) -> Callable:
 
     # Only functions written in Python can call the other ones that are replaced.
     calls_others = hasattr(built_in, "__code__")
-    ordinary = serve is serve_attention
 
     def call(*args, **kwargs):
-        current = None if _depth.in_built_in else _current()
-        if current is None:
+        active = _active
+        if not active or trace.kept:
             return built_in(*args, **kwargs)
-        key = call_key(current.policy, args, kwargs) if ordinary else None
-        if key is not None and (reason := kept_reason(key)):
-            current._count(current.built_in, reason)
-            return built_in(*args, **kwargs)
+        current = _innermost(active)
         _find_quantized()
         try:
             what, rule, out = serve(current, *args, **kwargs)
         except (NotServed, InvalidArgument, UnsupportedProblem) as error:
-            reason = str(error).partition("\n")[0]
-            if key is not None and isinstance(error, KeptByRule):
-                keep(key, reason)
-            current._count(current.built_in, reason)
-            if not calls_others:
-                return built_in(*args, **kwargs)
-            _depth.in_built_in = True
-            try:
-                return built_in(*args, **kwargs)
-            finally:
-                _depth.in_built_in = False
-        current._count(current.served, what)
-        current._count(current.rules, (what, rule.name))
+            counted = current._built_in[str(error).partition("\n")[0]]
+            next(counted)
+            if calls_others:
+                with changed(kept=True):
+                    return built_in(*args, **kwargs)
+            out = built_in(*args, **kwargs)
+            if isinstance(error, KeptByRule):
+                thread = None if len(active) == 1 else threading.get_ident()
+                keep(active, thread, counted, out.dtype, *args, **kwargs)
+            return out
+        next(current._served[what])
+        next(current._rules[what, rule.name])
         return out
+
+    return _remembering(call, built_in) if serve is serve_attention else call
+
+
+def _remembering(decide: Callable, built_in: Callable) -> Callable:
+    """``mx.fast.scaled_dot_product_attention``: the built-in for calls that `keep` remembers, else `decide`.
+
+    The built-in's own work for a call takes the host as little as 4 us. What is asked here costs a good 1 us: a model
+    makes such a call in every layer.
+    """
+    array, absent = mx.array, object()
+
+    def call(q=absent, k=absent, v=absent, *more, scale=absent, mask=None, sinks=None, **options):
+        kind = mask if mask is None or mask.__class__ is str else mask.__class__
+        try:
+            found = calls.get((q.shape, v.shape, kind, sinks is None, trace.situation))
+        except (AttributeError, TypeError):  # no arrays, or a mask that is no fact
+            found = None
+        if found is not None:
+            patches, thread, choices, backend, family, size, exact, count = found
+            if (
+                patches is _active and choices is choices_here() and k.__class__ is array and not (more or options)
+                and stored(BACKEND) == backend and stored(FAMILY) == family
+                and (thread is None or thread == threading.get_ident())
+            ):  # fmt: skip
+                if sinks is None:
+                    out = built_in(q, k, v, scale=scale, mask=mask)
+                else:
+                    out = built_in(q, k, v, scale=scale, mask=mask, sinks=sinks)
+                if out.itemsize == size and (exact is None or out.dtype == exact):
+                    count()
+                    return out
+        given = {"scale": scale, "mask": mask, "sinks": sinks}
+        if v is absent:
+            given |= {"q": q, "k": k, "v": v}
+        named = {name: value for name, value in given.items() if value is not absent and value is not None}
+        return decide(*(() if v is absent else (q, k, v)), *more, **named, **options)
 
     return call

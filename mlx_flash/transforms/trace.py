@@ -28,28 +28,37 @@ class Trace(threading.local):
     `batched`: an array that mx.vmap maps, or None outside of it. `export`: the export that is traced, or None.
     `gradients`: nested reverse-mode derivatives. `forward_mode`: nested mx.jvp. `beyond`: whether the built-in function
     answers for derivatives that attention does not have; `built_in`: whether it takes calls whose kernels failed.
+    `kept`: whether a built-in function runs that one of ours called; calls from there are not counted. `situation`: a
+    number for what decides who serves a call, so that calls can compare all of it at once.
     """
 
-    batched: mx.array | None = None
-    export: Export | None = None
-    gradients = 0
-    forward_mode = 0
-    beyond = False
-    built_in = False
+    def __init__(self):  # once in each thread, whose own attributes are found sooner than those of the class
+        self.batched: mx.array | None = None
+        self.export: Export | None = None
+        self.gradients = self.forward_mode = self.situation = 0
+        self.beyond = self.built_in = self.kept = False
 
 
+MAPPED, KEPT, GRADIENT = 1, 2, 4  # what these facts add to the situation, the last one for each gradient
 trace = Trace()
+
+
+def _change(facts: dict) -> None:
+    vars(trace).update(facts)
+    if not facts.keys().isdisjoint(("gradients", "batched", "kept")):
+        mapped = MAPPED * (trace.batched is not None)
+        trace.situation = mapped + KEPT * trace.kept + GRADIENT * trace.gradients
 
 
 @contextmanager
 def changed(**facts) -> Iterator[None]:
     """Changes facts of the trace for a block."""
     before = {name: getattr(trace, name) for name in facts}
-    vars(trace).update(facts)
+    _change(facts)
     try:
         yield
     finally:
-        vars(trace).update(before)
+        _change(before)
 
 
 def mapped_array() -> mx.array | None:

@@ -10,6 +10,7 @@ from watched import chosen
 
 from mlx_flash import BlockMask, UnsupportedProblem, Visible, attention, backends, explain, use_backend
 from mlx_flash.backends import Backend, cuda
+from mlx_flash.integrations import kept
 from mlx_flash.kernels import source
 from mlx_flash.kernels.config import precision_of
 from mlx_flash.kernels.devices import FAMILIES
@@ -40,12 +41,15 @@ H200 = {"architecture": "sm_90", "compute_capability_major": 9, "compute_capabil
 @pytest.fixture
 def cleared_caches():
     """Choices are remembered for good: before and after the test they are forgotten."""
-    kept = (backends.backend, backends._on_cuda, cuda.family_here)
-    for function in kept:
-        function.cache_clear()
+
+    def clear():
+        kept.calls.clear()
+        for function in (backends.backend, backends._on_cuda, cuda.family_here):
+            function.cache_clear()
+
+    clear()
     yield
-    for function in kept:
-        function.cache_clear()
+    clear()
 
 
 @pytest.fixture

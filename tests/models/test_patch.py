@@ -1,6 +1,5 @@
 """patch() puts attention in place of the built-in for whoever looks it up: reversibly, never with another answer."""
 
-import importlib
 import inspect
 import logging
 import threading
@@ -13,8 +12,8 @@ from tiny_models import close
 
 import mlx_flash
 from mlx_flash import unpatch, use_backend
+from mlx_flash.integrations.kept import MOST_REASONS
 
-PATCHING = importlib.import_module("mlx_flash.integrations.patch")
 KEPT = [mx.fast.scaled_dot_product_attention]  # in a list, where patch() does not look for those who hold the function
 
 
@@ -262,10 +261,10 @@ def test_threads_patch_call_and_take_back_at_once():
 
 def test_reasons_do_not_grow_without_end():
     with mlx_flash.patch() as report:
-        for n in range(3 * PATCHING.MOST_REASONS):
+        for n in range(3 * MOST_REASONS):
             with pytest.raises(ValueError):
                 call(mask=mx.zeros((n + 2, 21)))
-    assert len(report.built_in) == PATCHING.MOST_REASONS + 1 and report.built_in.total() == 3 * PATCHING.MOST_REASONS
+    assert len(report.built_in) == MOST_REASONS + 1 and report.built_in.total() == 3 * MOST_REASONS
 
 
 def test_a_backend_that_cannot_serve_falls_through(kernels):

@@ -91,6 +91,17 @@ def test_in_trace_is_cautious_where_it_cannot_know():
     assert answers == [True]
 
 
+def test_in_trace_where_it_was_first_asked_without_compilation(monkeypatch):
+    """What was not traced then must not be taken for a placeholder later."""
+    monkeypatch.setattr(mlx_private, "_probe", None)
+    mx.disable_compile()
+    try:
+        assert mlx_private.in_trace()
+    finally:
+        mx.enable_compile()
+    assert seen(mlx_private.in_trace, TRACES["grad"]) and not mlx_private.in_trace()
+
+
 @pytest.mark.parametrize("name", SHAPELESS)
 def test_in_shapeless_trace(name):
     assert seen(mlx_private.in_shapeless_trace, SHAPELESS[name])

@@ -13,6 +13,7 @@ import mlx.core as mx
 from ...autodiff.call import clear_cache
 from ...backends import Backend, backend, current_backend, tuned
 from ...common.errors import CommandError, need
+from ...integrations import kept
 from ...kernels.config import TileConfig
 from ...kernels.devices import FAMILIES, Family, TunedCall
 from ...kernels.plan import key_value_kinds
@@ -107,9 +108,10 @@ def forget() -> None:
     """Later calls of this process read the file anew."""
     from ...backends import cuda, metal
 
-    for kept in (tuned.tuned, backend, metal.family_here, cuda.family_here):
-        kept.cache_clear()
+    for found in (tuned.tuned, backend, metal.family_here, cuda.family_here):
+        found.cache_clear()
     clear_cache()
+    kept.calls.clear()
 
 
 def show() -> int:

@@ -97,8 +97,10 @@ def forget() -> None:
     from mlx_flash import backends
     from mlx_flash.autodiff.call import clear_cache
     from mlx_flash.backends import guard, metal, prober
+    from mlx_flash.integrations import kept
 
     clear_cache()
-    for kept in (backends.backend, metal.family_here, guard.machine_facts):
-        kept.cache_clear()
+    kept.calls.clear()
+    for found in (backends.backend, metal.family_here, guard.machine_facts):
+        found.cache_clear()
     prober.PROBER.close()
