@@ -2,6 +2,7 @@
 
 import feature_cases
 import gallery_facts
+import mlx.core as mx
 import numpy as np
 import pytest
 from cases import Case
@@ -13,6 +14,10 @@ from oracle_variants import Facts
 from mlx_flash import gallery
 from mlx_flash.cli.gallery import examples
 from mlx_flash.cli.main import main
+from mlx_flash.cli.probe import trial
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DECODE, FORWARD
+from mlx_flash.problem.problem import signature_of
 
 
 def test_everything_is_tested_and_drawn():
@@ -88,6 +93,16 @@ def score_cases() -> list:
     found = across_backends(SCORES)
     waits = [one.values[0][0] != "reference" and one.values[1] not in ("t5_bias", "kerple") for one in found]
     return [pytest.param(*one.values, id=one.id, marks=[pytest.mark.slow] * wait) for one, wait in zip(found, waits)]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_probe_has_numbers_for_every_score(name):
+    """A kernel's first use on a Mac is tried with made-up arrays: without numbers nothing would be compared."""
+    q = mx.zeros((1, 2, 1, 16))
+    signature = signature_of(q, q, q, score=SCORES[name][0])
+    for kind in (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE):
+        *_, want = trial.task(kind, signature, FAMILIES["apple7"], 8)
+        assert all(mx.isfinite(one).all() for one in want), kind
 
 
 @pytest.mark.parametrize("backend, name", score_cases(), indirect=["backend"])

@@ -32,6 +32,7 @@ from mlx_flash.backends import guard, prober, simulator
 from mlx_flash.backends.metal import family_here
 from mlx_flash.cli.probe import trial
 from mlx_flash.common.errors import InvalidArgument, UnsupportedProblem
+from mlx_flash.gallery.scores import kerple
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan, plan_of
 from mlx_flash.problem.kinds import (
@@ -345,6 +346,7 @@ VARIANTS = {
     "lengths": {"causal": True, "lengths": mx.zeros((1,), mx.int32)},
     "pages": {"pages": mx.zeros((1, 1), mx.int32), "lengths": mx.zeros((1,), mx.int32)},
     "latent": {"latent": True},
+    "score": {"score": kerple(mx.ones((4,)), mx.ones((4,)))},  # whose logarithm has no value at negative numbers
 }
 
 
