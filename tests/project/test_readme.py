@@ -1,6 +1,7 @@
 """Every README: its snippets run, its figures are the measured ones, and what it names exists."""
 
 import ast
+import csv
 import importlib
 import json
 import re
@@ -200,6 +201,19 @@ def test_the_table_of_quantized_caches_is_the_measured_one():
             left = [row[f"{method}_over_none"] for row in rows if (row["activations"], row["bits"]) == (kind, 4)]
             assert len(left) == 5
             assert [f"{kind} {noun}, {method}", *(f"{value:.2f}" for value in left)] in written
+
+
+def test_the_instructions_of_users_texts_are_the_counted_ones():
+    text = (PROJECT / "mlx_flash" / "problem" / "formulas" / "README.md").read_text(encoding="utf-8")
+    with open(PROJECT / "bench" / "results" / "apple_texts.csv", newline="") as file:
+        counted = list(csv.DictReader(file))
+    assert re.findall(r"\d\.\d{3}", text) == [f"{float(row['ratio']):.3f}" for row in counted]
+
+
+@pytest.mark.parametrize("path", ("bench", "mlx_flash/metal/ptx"))
+def test_the_jobs_of_a_gpu_are_as_many_as_were_run(path):
+    jobs = len(json.loads((PROJECT / "bench" / "results" / "cuda_trust.json").read_text())["jobs"])
+    assert re.findall(r"(\d+) jobs", (PROJECT / path / "README.md").read_text(encoding="utf-8")) == [str(jobs)]
 
 
 def public_rows() -> dict[str, str]:
