@@ -25,6 +25,7 @@ class Backend:
 
     family: selects the rows of the kernel tables; None on a backend without kernels, whose plans are None too.
     run(kind, plan, problem, inputs, stream): the outputs of one kind of kernel, in order.
+    gpu: kernels run on a GPU of this machine.
     decodes: the backend has the decoding kernel.
     dequantizes: its kernels read quantized keys and values.
     replays: launches cost the host so much time that calls replay a compiled graph.
@@ -37,6 +38,7 @@ class Backend:
     name: str
     family: Family | None
     run: Callable
+    gpu: bool = False
     decodes: bool = False
     dequantizes: bool = False
     replays: bool = False
@@ -48,8 +50,8 @@ class Backend:
 
 # The capabilities of each backend, also known before it is created (`explain` may describe another machine).
 CAPABILITIES = {
-    "metal": {"decodes": True, "dequantizes": True},
-    "cuda": {"decodes": True, "replays": True, "asks_strides": True},
+    "metal": {"gpu": True, "decodes": True, "dequantizes": True},
+    "cuda": {"gpu": True, "decodes": True, "replays": True, "asks_strides": True},
     "simulator": {"decodes": True, "dequantizes": True},
     "reference": {},
 }
@@ -107,7 +109,7 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
         )
     # An export made here may run on any GPU of the family, whose matrix unit cannot be probed here.
     found = replace(FAMILIES[family], tensor="") if FAMILIES[family].tensor else FAMILIES[family]
-    return Backend(name, found, record, **CAPABILITIES[name])
+    return Backend(name, found, record, **CAPABILITIES[name] | {"gpu": False})
 
 
 @lru_cache

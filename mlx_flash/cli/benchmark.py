@@ -254,7 +254,7 @@ def bench(only: str, seconds: float, out: str | None, picture: str | None) -> in
     except re.error as error:
         raise CommandError(f"--only: expected a regular expression, got {only!r} ({error})") from None
     backend = current_backend()
-    if backend.name not in ("metal", "cuda"):
+    if not backend.gpu:
         raise CommandError("there is no GPU here to measure: run it on a Mac or on a machine with MLX for CUDA")
     if not chosen:
         raise CommandError(f"--only: no case matches {only!r}; their names look like {cases()[0].name!r}")

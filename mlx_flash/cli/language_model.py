@@ -46,7 +46,7 @@ def _backend(arguments) -> tuple[str, str | None]:
     if arguments.backend:
         return arguments.backend, arguments.family
     current = current_backend()
-    if current.name != "reference" or arguments.model or os.environ.get("MLX_FLASH_BACKEND"):
+    if current.family or arguments.model or os.environ.get("MLX_FLASH_BACKEND"):
         return current.name, arguments.family or (current.family.name if current.family else None)
     try:
         backend("simulator", arguments.family)
@@ -110,7 +110,7 @@ def _conclude(runs: dict[str, list[Run]], report: patch, diverged: Divergence | 
     print(f"\n{'tokens per second':<20}{'prompt':>12}{'generation':>12}   best of {ROUNDS} rounds in turns")
     for name, of_kind in runs.items():
         print(f"{name:<20}" + "".join(f"{speed:>12.1f}" for speed in fastest(of_kind)))
-    if chosen.name in ("simulator", "reference"):
+    if not chosen.gpu:
         print(f"(the {chosen.name} backend's speed on this CPU says nothing about a GPU's)")
     print(f"\n{report}\ntext: {runs[NAMES[1]][0].text!r}")
     count = len(runs[NAMES[1]][0].tokens)

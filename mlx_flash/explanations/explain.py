@@ -191,7 +191,7 @@ def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, 
         )
     if name == "reference":
         return name, None, f"{why}; it runs no kernels, so no family"
-    if family is None and name in ("metal", "cuda"):
+    if family is None and CAPABILITIES[name].get("gpu"):
         if not getattr(mx, name).is_available():
             raise ValueError(
                 f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain {name} on a machine "

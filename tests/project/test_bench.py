@@ -54,7 +54,7 @@ def test_both_are_measured_and_agree(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "mask_cases", lambda: [])
     monkeypatch.setattr(bench, "token_cases", lambda: [])  # whole models: minutes without a GPU
     monkeypatch.setattr(bench, "torch_times", lambda *_: {})
-    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="metal"))
+    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(gpu=True))
     monkeypatch.setattr(mx, "device_info", lambda *_: {"device_name": "a GPU", "uuid": "nobody's business"})
     out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     assert cli.main(["bench", "--seconds", "0.01", "--out", str(out), "--plot", str(picture)]) == 0
@@ -88,11 +88,11 @@ def test_neighbourhoods_beside_the_same_mask(backward):
 
 
 def test_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="simulator"))
+    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(gpu=False))
     assert cli.main(["bench"]) == 2 and "no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("only, words", [("(", "regular expression"), ("no such case", "no case matches")])
 def test_wrong_names(monkeypatch, capsys, only, words):
-    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(name="metal"))
+    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(gpu=True))
     assert cli.main(["bench", "--only", only]) == 2 and words in capsys.readouterr().err

@@ -74,7 +74,7 @@ def _backend(arguments) -> tuple[str, str | None]:
     if arguments.backend:
         return arguments.backend, arguments.family
     current = current_backend()
-    if current.name == "reference" and not report.asked_for_reference():
+    if current.family is None and not report.asked_for_reference():
         return kernel_backend(), arguments.family
     return current.name, arguments.family or (current.family.name if current.family else None)
 
