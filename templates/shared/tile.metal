@@ -69,29 +69,28 @@ template <typename T> struct Pieces {
   long rank_stride, stride;  // elements between ranks, and between rows
   int length;                // rows of a piece
   const device T* piece;     // the piece that was entered: row j of it is at piece + j * stride
-  int begin, end;            // its rows
+  int end;                   // the row behind it
 
   METAL_FUNC void open(thread const PiecedView& view, int b, int h) thread {
     head = view.shards.head<T>(b, h);
     rank_stride = view.rank / long(sizeof(T));
     stride = view.shards.row_stride<T>();
     length = view.length / RANK_PIECES;
-    begin = end = 0;
+    end = 0;
   }
 
   METAL_FUNC void next_head(thread const PiecedView& view) thread {
     head = view.shards.next<T>(head);
-    begin = end = 0;
+    end = 0;
   }
 
   METAL_FUNC const device T* row(int j) const thread { return piece_of(j / length) + j * stride; }
 
-  // Finds the piece of row j, once for all of its blocks
+  // Finds the piece of row j, once for all of its blocks. The rows of a head are entered in order.
   METAL_FUNC void enter(int j) thread {
-    if (j >= begin && j < end) return;
+    if (j < end) return;
     const int number = j / length;
-    begin = number * length;
-    end = begin + length;
+    end = (number + 1) * length;
     piece = piece_of(number);
   }
 

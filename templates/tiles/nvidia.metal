@@ -64,6 +64,21 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
 }
 
+// Copies this thread's chunks of a row of D columns to row `row` of a block; zeros unless it `exists`.
+template <int ROWS, int D, typename T>
+METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, bool aligned, bool exists, int chunk) {
+#pragma clang loop unroll(disable)
+  for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
+    threadgroup T* target = to + place<ROWS>(row, column);
+    const bool read = exists && column < D;
+    if (aligned) {
+      nv::copy_async(target, source + (column < D ? column : 0), read ? 16 : 0);
+    } else {
+      for (int e = 0; e < 8; e++) target[e] = read ? source[column + e] : T(0);
+    }
+  }
+}
+
 // Copies COUNT rows of D columns to the rows of a block from `first` on, by THREADS threads, eight for each row. Rows
 // from `valid` on, and the columns up to a whole step, become zero. Sixteen bytes at a time asynchronously, where
 // addresses are aligned.
@@ -93,17 +108,7 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
   }
 #pragma clang loop unroll(disable)
   for (int row = row0; row < COUNT; row += STEP) {
-    const device T* source = from + (row < valid ? row : 0) * stride;
-#pragma clang loop unroll(disable)
-    for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
-      threadgroup T* target = to + place<ROWS>(first + row, column);
-      const bool exists = row < valid && column < D;
-      if (aligned) {
-        nv::copy_async(target, source + (column < D ? column : 0), exists ? 16 : 0);
-      } else {
-        for (int e = 0; e < 8; e++) target[e] = exists ? source[column + e] : T(0);
-      }
-    }
+    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, aligned, row < valid, chunk);
   }
   nv::fence_cta();
 }
@@ -205,14 +210,13 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #if HAS_PIECES
     pages.enter(row);
     if (min(row + BT, end) > pages.end) {  // in two pieces: each thread looks its rows up
-      constexpr int STEP = 4 * PRODUCER_WARPS;  // rows that the producers copy at a time
-      const uint thread_index = lane.thread_index - 32 * CONSUMER_WARPS;
-      const int own = thread_index / 8;
+      const int index = lane.thread_index - 32 * CONSUMER_WARPS;
+      const bool aligned = (ulong(pages.head) | ulong(pages.rank_stride | stride) * sizeof(T)) % 16 == 0;
 #pragma clang loop unroll(disable)
-      for (int n = 0; n < BT; n += STEP) {
-        const device T* from = pages.row(min(row + n + own, end - 1)) - own * stride;
-        tile::copy<BT, D, STEP, 32 * PRODUCER_WARPS>(to, n, from, stride, end - row - n, thread_index);
+      for (int n = index / 8; n < BT; n += 4 * PRODUCER_WARPS) {
+        copy_row<BT, D>(to, n, pages.row(min(row + n, end - 1)), aligned, row + n < end, index % 8 * 8);
       }
+      nv::fence_cta();
       pipe.producer_commit();
       return;
     }

@@ -114,6 +114,19 @@ template <int D> constant constexpr int PANELS = (D + PANEL - 1) / PANEL;
 template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
 }
+template <int ROWS, int D, typename T>
+METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, bool aligned, bool exists, int chunk) {
+#pragma clang loop unroll(disable)
+  for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
+    threadgroup T* target = to + place<ROWS>(row, column);
+    const bool read = exists && column < D;
+    if (aligned) {
+      nv::copy_async(target, source + (column < D ? column : 0), read ? 16 : 0);
+    } else {
+      for (int e = 0; e < 8; e++) target[e] = read ? source[column + e] : T(0);
+    }
+  }
+}
 template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
   constexpr int STEP = THREADS / 8;
@@ -139,17 +152,7 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
   }
 #pragma clang loop unroll(disable)
   for (int row = row0; row < COUNT; row += STEP) {
-    const device T* source = from + (row < valid ? row : 0) * stride;
-#pragma clang loop unroll(disable)
-    for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
-      threadgroup T* target = to + place<ROWS>(first + row, column);
-      const bool exists = row < valid && column < D;
-      if (aligned) {
-        nv::copy_async(target, source + (column < D ? column : 0), exists ? 16 : 0);
-      } else {
-        for (int e = 0; e < 8; e++) target[e] = exists ? source[column + e] : T(0);
-      }
-    }
+    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, aligned, row < valid, chunk);
   }
   nv::fence_cta();
 }
