@@ -130,8 +130,8 @@ def every(loops: list[Loop]):
 
 
 class UsualPath:
-    """What one iteration of a loop issues, where every condition takes its usual way: to products, else to memory, else
-    the shorter one, as where both ways have products and one masks them."""
+    """The instructions of one iteration of a loop on its usual path: every condition leads to products, else to
+    memory, else to the shorter branch, also if both branches have products and one of them masks."""
 
     def __init__(self, code: dict[int, Block]):
         self.code = code

@@ -26,7 +26,7 @@ from mlx_flash.cli.token_bench import MOST_TURNS, Generation
 
 
 def facts() -> dict:
-    """Of the machine and the versions."""
+    """Facts about the machine and the versions."""
     gpu = mx.device_info(mx.gpu) if mx.metal.is_available() or mx.cuda.is_available() else {}
     device = {name: gpu[name] for name in ("device_name", "architecture") if name in gpu}
     device = device or {"processor": platform.machine(), "cores": os.cpu_count()}

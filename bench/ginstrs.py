@@ -48,7 +48,7 @@ def cases(name: str) -> list[Case]:
 
 
 def facts() -> dict:
-    """What a measurement holds for."""
+    """The facts for which a measurement holds."""
     device = mx.device_info(mx.gpu) if mx.metal.is_available() or mx.cuda.is_available() else {}
     named = {name: device[name] for name in ("device_name", "architecture") if name in device}
     return {"backend": current_backend().name, "device": named, "mlx": mx.__version__, "mlx_flash": __version__}

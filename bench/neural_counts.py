@@ -40,7 +40,8 @@ PART = 16**3  # multiply-adds of a counted part of a product
 
 
 def counts(launch: dict, head_dim: int) -> dict:
-    """Of one launch: parts of products of 16x16x16, and what comes with each; cycles of a tile of 16 x 32 scores."""
+    """Counts of one launch: parts of products of 16x16x16 and what each needs, and cycles of a tile of 16 x 32
+    scores."""
     parts = launch["tensor_matmuls"]
     loaded = sum(buffer["loaded"] for buffer in launch["buffers"].values())
     tiles = LENGTH / 16 * (LENGTH / 32)
@@ -60,7 +61,7 @@ def counts(launch: dict, head_dim: int) -> dict:
 
 @contextmanager
 def rows_of(simdgroup_rows: int):
-    """Inside the block a simdgroup of the forward kernel owns so many rows."""
+    """Inside the block a simdgroup of the forward kernel owns this many rows."""
     key = (FORWARD, MIXED, "nax")
     row = replace(NEURAL_TABLE[key][0], traversal=32, simdgroup_rows=simdgroup_rows)
     with patch.dict(NEURAL_TABLE, {key: (row, *NEURAL_TABLE[key][1:])}):

@@ -41,7 +41,7 @@ def every_case() -> list[Case | TokenStep]:
 
 
 def attention_calls(case: Case):
-    """A function that times so many queued calls of the case, in milliseconds of one."""
+    """A function that times this many queued calls of the case, in milliseconds for each."""
     drawn = arrays(case)
 
     def round_of(calls: int) -> float:
@@ -113,7 +113,7 @@ def warm(part: int, parts: int) -> None:
 
 
 def compiled(processes: int) -> None:
-    """Has all kernels compiled, by so many processes."""
+    """Has all kernels compiled by this many processes."""
     command = [sys.executable, __file__, "--warm"]
     started = [subprocess.Popen([*command, f"{part}/{processes}"]) for part in range(processes)]
     for one in started:
@@ -127,7 +127,7 @@ def facts() -> dict:
 
 
 def kept(path: Path | None) -> dict:
-    """What the file holds if it is of this machine and these versions, else nothing yet."""
+    """The contents of the file if it is of this machine and these versions, otherwise empty."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):

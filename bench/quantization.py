@@ -66,7 +66,7 @@ def same(array: mx.array) -> mx.array:
 
 
 def maps(method: str, k: mx.array, v: mx.array):
-    """What is done to q, to k, to v and to the output."""
+    """The maps of q, of k, of v and of the output."""
     if method == "none":
         return same, same, same, same
     if method == "balanced":

@@ -60,7 +60,7 @@ class Prober:
         return self._asked_once(request) or self._asked_once(request) or Answer("the process that ran it ended")
 
     def _asked_once(self, request: bytes) -> Answer | None:
-        """None where the child ended by itself without an answer."""
+        """The child's answer; None if it ended by itself without one."""
         try:
             if not self._alive():
                 self._start()

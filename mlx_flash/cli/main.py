@@ -103,7 +103,7 @@ def _serving(serving: argparse.ArgumentParser) -> None:
     serving.add_argument("--requests", type=whole_number, default=24, metavar="N", help="requests (default: 24)")
     serving.add_argument("--seed", type=from_zero, default=0, help="seed of prompts and arrivals (default: 0)")
     serving.add_argument("--page", type=whole_number, default=64, help="tokens of a page (default: 64)")
-    serving.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize pages to so many bits (default: no)")
+    serving.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize pages to this many bits (default: not)")
     serving.add_argument("--kv-group-size", type=int, choices=KV_GROUPS, default=64, help="for --kv-bits (default: 64)")
     serving.add_argument("--json", metavar="FILE", help="write the results to a file")
     serving.add_argument("--plot", metavar="PNG", help="draw the memory of both runs over time")

@@ -16,7 +16,7 @@ from ..common.errors import wrong
 
 MARK = "attention of "  # prefix of a description, by which the garbage of a lost peer is recognised
 DESCRIPTION_BYTES = 1024  # size of the message in which ranks compare their arguments
-AWAITED_BYTES = 2**28  # a gather of so many waits on the host: its kernels take a hundred times as long
+AWAITED_BYTES = 2**28  # a gather of this many waits on the host: its kernels take a hundred times as long
 
 
 class Collectives:

@@ -54,7 +54,7 @@ def serve_attention(
     if forced:
         raise NotServed("force_fused asks for the built-in's own kernel")
     if not hasattr(scale, "__float__"):  # None and text mean something to attention, but not to the built-in
-        raise NotServed("scale is no number")
+        raise NotServed("scale is not a number")
     dtype = q.dtype
     if k.dtype != dtype or v.dtype != dtype:
         dtype = mx.result_type(*arrays)

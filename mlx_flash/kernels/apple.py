@@ -141,7 +141,7 @@ def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> 
         demand, most = register_demand(kind, row, precision, row.max_head), family.register_tiers[-1][0]
         require(demand <= most + EDGE_SPILL, f"{demand} registers of {most}: the loop of whole blocks would spill")
         threads = max_threads(kind, row, precision, family, row.max_head)
-        require(threads >= row.threads, f"{row.threads} threads at {demand} registers: no core holds so many")
+        require(threads >= row.threads, f"{row.threads} threads at {demand} registers: no core holds that many")
     elif kind.tiled:
         needed = live_bytes(kind, row, precision, row.max_head)
         require(needed <= PAGED_BUDGET, f"{needed} live bytes a thread exceed {PAGED_BUDGET}")

@@ -207,5 +207,5 @@ def _head_dim(signature: Signature) -> int:
 
 
 def _is_latent(kind: KernelKind, signature: Signature) -> bool:
-    """Decoding whose values are columns of keys: one key head for all query heads, and so many rows."""
+    """Decoding whose values are columns of keys: one key head for all query heads, and this many rows."""
     return kind is DECODE and signature.variants.latent

@@ -59,7 +59,8 @@ class Divergence:
 
 
 def divergence(model, prompt: mx.array, ours: Run, theirs: Run, options: dict, patched: Callable) -> Divergence | None:
-    """Where the tokens of two runs diverge; None if they agree. `patched`: a context in which mlx_flash computes."""
+    """The first difference between the tokens of two runs; None if they agree. `patched`: a context in which
+    mlx_flash computes."""
     pairs = list(zip(ours.tokens, theirs.tokens))
     position = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
     if position is None:

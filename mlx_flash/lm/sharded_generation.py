@@ -73,7 +73,7 @@ class ShardedCache:
 
 @contextmanager
 def decoding(group: mx.distributed.Group) -> Iterator[None]:
-    """For a block, attention of a new token spans the caches of all ranks."""
+    """In the block, attention of a new token spans the caches of all ranks."""
     built_in = mx.fast.scaled_dot_product_attention
 
     def attention(q, k, v, *, scale, mask=None, sinks=None, **_):

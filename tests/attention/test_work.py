@@ -38,7 +38,7 @@ def dense(step, query_length: int, key_length: int, head_dim: int) -> int:
 
 
 def traversed(rows: int, block: int, family: str) -> int:
-    """Fragments that a walk over so many rows visits, block by block. Where one 16-byte read serves two fragments of
+    """Fragments that a walk over this many rows visits, block by block. Where one 16-byte read serves two fragments of
     float32, they hold every second pair of 16 rows: of a group that is not full, both are visited past two rows."""
     wide = 2 if FAMILIES[family].uses_threadgroup_memory else 1
     last = rows % block

@@ -281,7 +281,7 @@ def test_kernels_assemble(step, family, dtype, features, assembled):
 
 
 def check_registers_balance(text: str) -> None:
-    """Hopper waits for ever if some threads take more registers than the others give, of the even share of a launch."""
+    """Hopper deadlocks if some threads take more registers than the others give, of the even share of a launch."""
     threads, given, taken = (int(re.search(word + r"[. \w]*? (\d+)", text)[1]) for word in ("reqntid", "dec", "inc"))
     even = 65536 // threads // 8 * 8
     assert threads == 384 and 256 * taken + 128 * given <= threads * even and taken > even > given

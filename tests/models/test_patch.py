@@ -1,4 +1,5 @@
-"""patch() puts attention in place of the built-in for whoever looks it up: reversibly, never with another answer."""
+"""patch() puts attention in the place of the built-in for every holder of the function: reversibly, and never with
+another answer."""
 
 import inspect
 import logging

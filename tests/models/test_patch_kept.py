@@ -91,7 +91,7 @@ def test_calls_by_turns_cost_little_too():
 
 
 def test_each_patch_counts_its_own():
-    """Also one inside of another, and after another; a thread without one counts in the innermost of all."""
+    """This holds for a patch inside another and after another; a thread without one counts in the innermost of all."""
     qkv = arrays()
 
     def elsewhere():

@@ -92,7 +92,7 @@ def test_in_trace_is_cautious_where_it_cannot_know():
 
 
 def test_in_trace_where_it_was_first_asked_without_compilation(monkeypatch):
-    """What was not traced then must not be taken for a placeholder later."""
+    """An array that was not traced then is not mistaken for a placeholder later."""
     monkeypatch.setattr(mlx_private, "_probe", None)
     mx.disable_compile()
     try:

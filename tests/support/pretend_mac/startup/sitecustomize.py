@@ -1,4 +1,4 @@
-"""Where every Python process that a pretended Mac starts begins: mlx.core is disguised when it is imported."""
+"""Runs at the start of every Python process that a pretended Mac starts: disguises mlx.core when it is imported."""
 
 import os
 import sys
