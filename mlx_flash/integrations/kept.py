@@ -42,7 +42,7 @@ class Tally(dict):
 
     def __init__(self):
         super().__init__()
-        self._looks = Counter()
+        self._lookups = Counter()
 
     def __missing__(self, what):
         with LOCK:
@@ -51,8 +51,8 @@ class Tally(dict):
             return self.setdefault(what, count())
 
     def counts(self) -> Counter:
-        """The counts as numbers. A look at an iterator takes a number too."""
+        """The counts as numbers. Reading an iterator takes a number too."""
         with LOCK:
-            found = Counter({what: next(numbers) - self._looks[what] for what, numbers in self.items()})
-            self._looks.update(found.keys())
+            found = Counter({what: next(numbers) - self._lookups[what] for what, numbers in self.items()})
+            self._lookups.update(found.keys())
         return found

@@ -51,8 +51,8 @@ class TileConfig:
 
     @property
     def threads(self) -> int:
-        owners = self.parallel // self.simdgroup_rows * self.splits * self.head_parts
-        return 32 * (owners + LAYERS[self.tiles].producer_warps)
+        consumers = self.parallel // self.simdgroup_rows * self.splits * self.head_parts
+        return 32 * (consumers + LAYERS[self.tiles].producer_warps)
 
     def paged(self, kind: KernelKind) -> tuple[str, ...]:
         kept = {*self.cached, *(name for name in ACCUMULATORS if name not in kind.outputs)}

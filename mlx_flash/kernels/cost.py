@@ -129,10 +129,10 @@ def _read_again(kind: KernelKind, row: TileConfig) -> int:
     return sum(name not in row.cached for name in kind.cacheable if name not in ACCUMULATORS)
 
 
-def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, staged: bool = True) -> Work:
+def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, copied: bool = True) -> Work:
     """The work of our kernels, which read 16 bytes at once.
 
-    `staged`: operands are copied to threadgroup memory by all threads first.
+    `copied`: operands are copied to threadgroup memory by all threads first.
     """
     size, columns = _size(precision), _padded(head_dim)
     fragments, products, groups = columns // 8, _products(kind, row, columns), row.simdgroup_rows // 8
@@ -140,11 +140,11 @@ def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, s
     run = 16 // size  # elements of one copy; an operand of S is stored transposed, element by element
     copies = row.traversal * columns // run / row.threads
     abt = kind.matmuls - (1 if kind is FORWARD else len([name for name in kind.cacheable if name in ACCUMULATORS]))
-    staging = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4) if staged else 0
+    copying = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4) if copied else 0
     reads = products / groups / (run // 2)
     rescaled = 2 * groups * fragments if kind is FORWARD else 0
     elements = (ELEMENT_SLOTS + 2 * (kind.matmuls - 2)) * row.simdgroup_rows * row.traversal / LANES
-    slots = reads + staging + groups * (again + 4 * paged) * fragments + rescaled + elements
-    filled = FILL * kind.matmuls * row.traversal * columns * size * row.simdgroup_rows / row.parallel if staged else 0
+    slots = reads + copying + groups * (again + 4 * paged) * fragments + rescaled + elements
+    filled = FILL * kind.matmuls * row.traversal * columns * size * row.simdgroup_rows / row.parallel if copied else 0
     memory = products / groups * 64 * size + groups * again * fragments * 64 * size + filled
     return Work(products, _singles(kind, precision, products), slots, memory, groups * paged * 2 * 256 * fragments)

@@ -119,7 +119,7 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup
 }
 
 // Waits for all threads that copy the same block: the threadgroup, or one simdgroup where simdgroups split the keys.
-METAL_FUNC void copiers_barrier() {
+METAL_FUNC void block_barrier() {
 #if SPLITS_KEYS
   simdgroup_barrier(mem_flags::mem_threadgroup);
 #else
@@ -152,7 +152,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   const Share<H, N> share = Share<H, N>::of(b.lane);
   const int row0 = share.row, c = share.column;
   auto at = b.rows_on(b.template share<H>(column), TRANSPOSED ? (PASSES - 1) * STEP : 0);
-  copiers_barrier();
+  block_barrier();
 #if SPLITS_KEYS
 #pragma clang loop unroll_count(4)
 #else
@@ -170,7 +170,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
       *(threadgroup Run<T, N>*)(b.scratch + (row0 * B::HEAD_BLOCK + c) + n * STEP * B::HEAD_BLOCK) = values;
     }
   }
-  copiers_barrier();
+  block_barrier();
 }
 
 #endif

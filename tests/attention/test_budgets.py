@@ -35,8 +35,9 @@ KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
 LENGTH, HEAD_DIM = 256, 64
 FRAGMENT = 128  # bytes of an 8x8 fragment of float16
 
-# Bytes of the device that one product costs. Staged operands: each element once a threadgroup, 32 bytes a product;
-# direct ones: a fragment, 128, or half of it where a simdgroup has 16 rows. The rest is what registers do not keep.
+# Bytes of the device that one product costs. Operands copied to threadgroup memory: each element once a threadgroup, 32
+# bytes a product; direct ones: a fragment, 128, or half of it where a simdgroup has 16 rows. The rest is what registers
+# do not keep.
 LOADED = {
     "apple7": {FORWARD: 36, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 84},
     "apple9": {FORWARD: 132, BACKWARD_QUERY: 144, BACKWARD_KEY_VALUE: 204},
@@ -88,8 +89,8 @@ def test_delta_inside_reads_its_operands_once(family):
 @pytest.mark.parametrize("family", [family for _, family in SIMULATED])
 def test_bytes_of_a_product(family, kind):
     launch = counted(family)[kind]
-    products, staged = products_of(launch), FAMILIES[family].uses_threadgroup_memory
-    assert launch["loaded"]["threadgroup"] == (products * FRAGMENT if staged else 0)
+    products, copied = products_of(launch), FAMILIES[family].uses_threadgroup_memory
+    assert launch["loaded"]["threadgroup"] == (products * FRAGMENT if copied else 0)
     assert launch["stored"]["threadgroup"] <= products * FRAGMENT / 4
     assert launch["loaded"]["device"] <= LOADED[family][kind] * products, launch["loaded"]["device"] / products
 
@@ -103,8 +104,8 @@ def test_exponentials_shuffles_and_barriers(family, kind):
     often = 2 if FAMILIES[family].tensor == "nax" else 1  # blocks of 64 keys, of 128 elsewhere
     assert launch["exp2"] <= elements + often * elements // 32  # the rescaling of a row besides
     assert launch["shuffles"] <= (often * products // 64 if kind is FORWARD else 0), launch["shuffles"] / products
-    staged = FAMILIES[family].uses_threadgroup_memory
-    assert launch["group_barriers"] <= (products // 64 if staged else 0), launch["group_barriers"] / products
+    copied = FAMILIES[family].uses_threadgroup_memory
+    assert launch["group_barriers"] <= (products // 64 if copied else 0), launch["group_barriers"] / products
 
 
 def code_of(kind, family: str) -> str:

@@ -124,7 +124,7 @@ def test_kernel_choice():
 @each_simulated_family
 def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     """Bytes are counted for each key head: query heads of a group do not read keys and values again. Rows beyond a
-    block do, and so does each simdgroup of a block where operands are not staged, which the first level of cache
+    block do, and so does each simdgroup of a block where operands are read directly, which the first level of cache
     serves."""
     arrays = shaped(group, queries, 600, 64, dtype)
     decode = launches(family, *arrays)[0]

@@ -198,7 +198,7 @@ def planned(q, case: Case, form: dict, family: str):
 @pytest.mark.parametrize("form", [AFFINE, NVFP4], ids=named)
 @each_simulated_family
 def test_packed_bytes_are_read_once(family, form):
-    """A token reads them once for all query heads that share them, also on families that stage nothing else."""
+    """A token reads them once for all query heads that share them, also on families that read all else directly."""
     case = Case(1, 331, 64, "float16", group=4, key_heads=2)
     q, k, v, _ = operands(case, form)
     with use_backend("simulator", family), mode("check"), profile() as counted:

@@ -23,7 +23,7 @@ def gradients(name: str, family: str = "apple7") -> str:
 
 TABLES = "test_pages.py::test_pages_of_any_length[simulator-apple7-({}, {})]"
 PLAIN, CAUSAL, SHARED = gradients("plain"), gradients("causal"), output("plain")
-DIRECT, DIRECT_OUTPUT = gradients("plain", "apple9"), output("plain", "apple9")  # operands are not staged
+DIRECT, DIRECT_OUTPUT = gradients("plain", "apple9"), output("plain", "apple9")  # operands are read directly
 HEADS = "test_regressions.py::test_query_head_to_key_head[simulator-apple9]"
 BLIND = "test_regressions.py::test_causal_rows_before_the_first_key[simulator-apple9]"
 PAGED = "test_regressions.py::test_ordinary_case[simulator-apple7-mlx-2409-one-query]"
@@ -258,8 +258,8 @@ TILE_SIMDGROUP = of(
 )
 SIMDGROUP_OPERANDS = of(
     "simdgroup_operands",
-    ("loaded-before-all-have-read", "* STEP : 0);\n  copiers_barrier();", "* STEP : 0);", SCHEDULES, "check"),
-    ("read-before-all-is-staged", "= values;\n    }\n  }\n  copiers_barrier();",
+    ("loaded-before-all-have-read", "* STEP : 0);\n  block_barrier();", "* STEP : 0);", SCHEDULES, "check"),
+    ("read-before-all-is-copied", "= values;\n    }\n  }\n  block_barrier();",
      "= values;\n    }\n  }", SCHEDULES, "check"),
     ("barrier-orders-nothing", "#else\n  threadgroup_barrier(mem_flags::mem_threadgroup);",
      "#else\n  threadgroup_barrier(mem_flags::mem_none);", SCHEDULES, "check"),
@@ -269,7 +269,7 @@ SIMDGROUP_OPERANDS = of(
      "(first + i * 8 + lane.row) * stride", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
     ("edge-pair-read", "if (existing > 1) lower", "if (existing > 0) lower", ALIGNED, "check"),
-    ("staged-past-the-end", "if (b.valid == BT || n * STEP < b.valid - row0) values", "values", SHARED, "check"),
+    ("copied-past-the-end", "if (b.valid == BT || n * STEP < b.valid - row0) values", "values", SHARED, "check"),
 )
 SIMDGROUP_RESULTS = of(
     "simdgroup_results",

@@ -196,7 +196,7 @@ METAL_FUNC Run<Pair<T>, WIDE_ROWS> from_threadgroup_transposed(const threadgroup
   const threadgroup T* own = scratch + (summed_column(H, d, lane.row) * BT + lane_place(BT, t, lane.column));
   return side_by_side<WIDE_ROWS>(own + fixed_place(t), min(WIDE_ROWS, BT / 8 - t));
 }
-METAL_FUNC void copiers_barrier() {
+METAL_FUNC void block_barrier() {
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 template <int H, int N> struct Share {
@@ -217,7 +217,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
   const Share<H, N> share = Share<H, N>::of(b.lane);
   const int row0 = share.row, c = share.column;
   auto at = b.rows_on(b.template share<H>(column), TRANSPOSED ? (PASSES - 1) * STEP : 0);
-  copiers_barrier();
+  block_barrier();
 #pragma clang loop unroll_count(8)
   for (int pass = 0; pass < PASSES; pass++, at = b.rows_on(at, TRANSPOSED ? -STEP : STEP)) {
     const int n = TRANSPOSED ? PASSES - 1 - pass : pass;
@@ -231,7 +231,7 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
       *(threadgroup Run<T, N>*)(b.scratch + (row0 * B::HEAD_BLOCK + c) + n * STEP * B::HEAD_BLOCK) = values;
     }
   }
-  copiers_barrier();
+  block_barrier();
 }
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
