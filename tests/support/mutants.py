@@ -269,7 +269,7 @@ SIMDGROUP_OPERANDS = of(
      "(first + i * 8 + lane.row) * stride", DIRECT_OUTPUT, "check"),
     ("edge-row-read", "if (!exists) return {};", "", DIRECT_OUTPUT, "check"),
     ("edge-pair-read", "if (existing > 1) lower", "if (existing > 0) lower", ALIGNED, "check"),
-    ("copied-past-the-end", "if (b.valid == BT || n * STEP < b.valid - row0) values", "values", SHARED, "check"),
+    ("copied-past-the-last-row", "if (b.valid == BT || n * STEP < b.valid - row0) values", "values", SHARED, "check"),
 )
 SIMDGROUP_RESULTS = of(
     "simdgroup_results",
