@@ -57,6 +57,23 @@ def test_on_neural_accelerators(name):
         checked(name, "float16")
 
 
+SLOPES = mx.array([0.5, 0.1, 0.02, 0.3])
+
+
+@each_simulated_family
+@pytest.mark.parametrize("options", [{}, {"alibi_slopes": SLOPES}], ids=["causal", "alibi"])
+def test_a_kernel_owns_keys_of_two_pieces(options, family):
+    with use_backend("simulator", family), mode("check"):
+        want, got = shards.of_two_pieces(256, "float16", **options)
+    assert got == want
+
+
+def test_the_reference_owns_keys_of_two_pieces():
+    with use_backend("reference"):
+        want, got = shards.of_two_pieces(64, "float32", alibi_slopes=SLOPES)
+    assert got == want
+
+
 @each_simulated_family
 def test_an_additive_mask(family):
     mask = mx.array(np.random.default_rng(0).standard_normal((2, 4, 140, 156)).astype(np.float32))

@@ -67,6 +67,11 @@ def test_sequences_in_shards_have_the_bits_of_those_in_order(layer, sizes):
     assert got == want
 
 
+def test_a_kernel_owns_keys_of_two_pieces(layer):
+    want, got = shards.of_two_pieces(256, DTYPES[layer], alibi_slopes=mx.array([0.5, 0.1, 0.02, 0.3]))
+    assert got == want
+
+
 def test_an_array_mask_over_shards(layer):
     mask = mx.arange(128)[:, None] // 32 != mx.arange(256) // 64
     want, got = shards.results(128, 256, (2, 2), DTYPES[layer], mask=mask[None, None])

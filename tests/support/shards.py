@@ -53,5 +53,36 @@ def results(
     )
 
 
+def of_two_pieces(length: int, dtype: str, width: int = 24, **options) -> tuple[list[bytes], list[bytes]]:
+    """Bits of dK and dV of the first and the last quarter of the keys: cut from those of all keys, and of one kernel
+    that owns both quarters, with their positions in the operand `shifts`."""
+    draw, kind, piece = np.random.default_rng(5), getattr(mx, dtype), length // 4
+    heads = {"Q": 4, "K": 2, "V": 2, "dO": 4}
+    arrays = {
+        name: mx.array(draw.standard_normal((1, count, length, width)).astype(np.float32)).astype(kind)
+        for name, count in heads.items()
+    }
+    signature = problem_of(arrays["Q"], arrays["K"], arrays["V"], causal=True, **options).signature
+    extras = {"shifts": mx.zeros((1, 2 * length), mx.int32)}
+    if "alibi_slopes" in options:
+        extras["slopes"] = options["alibi_slopes"]
+    signature = replace(signature, variants=replace(signature.variants, shifts=True))
+    attention = attend(signature, tuple(extras), backends.current_backend())
+    arrays["O"], arrays["L"] = attention.run(FORWARD, *(arrays[name] for name in "QKV"), *extras.values())
+    (delta,) = attention.run(DELTA, arrays["dO"], arrays["O"])
+
+    def cut(array):
+        return mx.concatenate([array[:, :, :piece], array[:, :, -piece:]], axis=2)
+
+    def made(K, V, shifts):
+        others = extras | {"shifts": shifts}
+        return attention.key_value((arrays["Q"], K, V, arrays["dO"], arrays["L"], delta, *others.values()))
+
+    whole = made(arrays["K"], arrays["V"], extras["shifts"])
+    places = mx.where(mx.arange(length + 2 * piece) < length + piece, 0, 2 * piece - length)[None].astype(mx.int32)
+    both = made(cut(arrays["K"]), cut(arrays["V"]), places)
+    return [bits_of(cut(one)) for one in whole], [bits_of(one) for one in both]
+
+
 def bits_of(array: mx.array) -> bytes:
     return np.array(array.view(mx.uint8)).tobytes()
