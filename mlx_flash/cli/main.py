@@ -271,7 +271,11 @@ def run_serve_bench(arguments) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 well, 1 a comparison failed, 2 bad input."""
-    arguments = parser().parse_args(argv)
+    made = parser()
+    arguments, unknown = made.parse_known_args(argv)
+    if unknown:
+        made.prog += f" {arguments.command}"  # whose help names the right ones
+        made.error(f"unrecognized arguments: {' '.join(unknown)}")
     commands = {
         "demo": run_demo, "lm": run_lm, "explain": run_explain, "source": run_source, "check": run_check,
         "tune": run_tune, "bench": run_bench, "gallery": run_gallery, "serve-bench": run_serve_bench,

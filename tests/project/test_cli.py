@@ -75,6 +75,7 @@ def test_source_into_a_closed_pipe():
         (["source", "--head-dim", "64", "--kernel", "sideways"], ["--kernel", "sideways", "backward_query"]),
         (["source", "--head-dim", "64", "--kernel", "backward_key"], ["--kernel backward_key", "by backward_key_"]),
         (["source", "--head-dim", "64", "--backend", "reference"], ["no Metal text", "--backend"]),
+        (["tune", "--head-dims", "64"], ["--head-dims", "mlx_flash tune --help"]),
         (["check", "--backend", "rocm"], ["--backend", "rocm", "simulator"]),
         pytest.param(
             ["check", "--backend", "cuda"], ["no CUDA GPU", "pip install"], marks=pytest.mark.skip if CUDA else []

@@ -122,7 +122,8 @@ def show() -> int:
         raise CommandError("there is no GPU here that could have been tuned: run it on a Mac or with MLX for CUDA")
     contents, reason = tuned.read(own.family)
     if reason or not contents["rows"]:
-        console.print(reason or f"nothing was tuned yet: there is no {tuned.file_here()}", highlight=False)
+        told = reason or f"nothing was tuned yet: there is no {tuned.file_here()}"
+        console.print(told, highlight=False, soft_wrap=True)  # a path is copied in one piece
         return 1
     found = tuned.winners(contents, own.family)
     better = {one[:3]: one for one in found.rows}
@@ -145,7 +146,11 @@ def show() -> int:
     head = ("call", "dtype", "D", "queries x keys", "mask", "ms", "built-in's ms", "gain")
     _print(console, "Calls", head, lines)
     failed = sum(bool(one["failure"]) for one in contents["rows"])
-    console.print(f"{len(contents['rows'])} rows timed, {failed} of them failed; {tuned.file_here()}", highlight=False)
+    console.print(
+        f"{len(contents['rows'])} rows timed, {failed} of them failed; {tuned.file_here()}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
