@@ -305,8 +305,8 @@ TILE_TENSOR = of(
      TENSOR.format("whole_panels[mma-narrow]")),
     ("copied-by-16-bytes-from-anywhere", "const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
      "const bool aligned = true;", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
-    ("next-row-in-the-last-half-step", "const bool exists = row < valid && column < D;",
-     "const bool exists = row < valid;",
+    ("next-row-in-the-last-half-step", "const bool read = exists && column < D;",
+     "const bool read = exists;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
 )
 TILE_NAN_SAFE = of(
