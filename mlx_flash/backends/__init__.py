@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from ..common.environment import variable
-from ..common.errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem, warn
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 
 
@@ -117,7 +116,7 @@ def _on_cuda() -> tuple[str, str]:
     try:
         backend("cuda")
     except UnsupportedProblem as error:
-        warnings.warn(f"{error}. Attention runs as plain mx operations.", stacklevel=2)
+        warn(f"{error}. Attention runs as plain mx operations.", UserWarning)
         return "reference", f"the default where this fails: {error}"
     return "cuda", "the default: this machine has an NVIDIA GPU"
 

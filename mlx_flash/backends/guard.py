@@ -11,7 +11,6 @@ import json
 import logging
 import platform
 import threading
-import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..common.environment import switched_off
+from ..common.errors import warn
 from ..common.files import write_json
 from ..kernels.plan import Plan
 from ..kernels.source import Kernel
@@ -188,10 +188,9 @@ def _warn(plan: Plan, found: Verdict) -> None:
         LOGGER.info("kernel %s is not used: %s", plan.kernel.name, found.reason)
         return
     _warned.append(plan.kernel.name)
-    warnings.warn(
+    warn(
         f"mlx_flash does not use a kernel that failed its test on this machine; slower operations of MLX take its "
         f"place, and that of others that fail. Please report it to {tracker()}, with what `python -m mlx_flash check "
         f"--report` prints. Kernel {plan.kernel.name} on {machine_facts()['chip']}, {machine_facts()['system']}, MLX "
-        f"{machine_facts()['mlx']}: {found.reason}",
-        RuntimeWarning, stacklevel=2,
-    )  # fmt: skip
+        f"{machine_facts()['mlx']}: {found.reason}"
+    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from ..common.environment import switched_off
-from ..common.errors import CommandError
+from ..common.errors import CommandError, warn
 from ..common.files import write_json
 from ..kernels.config import TileConfig
 from ..kernels.devices import Family, Tuned, TunedCall, TunedRow
@@ -54,10 +53,10 @@ def tuned(family: Family) -> Tuned:
         return Tuned()
     found, reason = read(family)
     if reason:
-        warnings.warn(
+        warn(
             f"mlx_flash does not use what was tuned in {file_here()}: {reason}. Run `python -m mlx_flash tune` again, "
-            "or delete the file.", RuntimeWarning, stacklevel=2,
-        )  # fmt: skip
+            "or delete the file."
+        )
     return winners(found, family)
 
 

@@ -1,9 +1,13 @@
-"""The errors that mlx_flash raises: InvalidArgument, UnsupportedProblem, and CommandError in the commands."""
+"""The errors that mlx_flash raises: InvalidArgument, UnsupportedProblem, and CommandError in the commands; warnings."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from types import ModuleType
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class InvalidArgument(ValueError):
@@ -17,6 +21,14 @@ class UnsupportedProblem(ValueError):
 def wrong(argument: str, expected: str, got: object, remedy: str, function: str = "attention") -> InvalidArgument:
     """The error of a wrong argument, in the words of all such errors: argument, expected, got, and what to do."""
     return InvalidArgument(f"[mlx_flash.{function}] {argument}: expected {expected}, got {got}. {remedy}")
+
+
+def warn(message: str, kind: type[Warning] = RuntimeWarning) -> None:
+    """Warns at the line of the user's code that led here: the nearest one outside of this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, kind, stacklevel=level)
 
 
 class CommandError(Exception):

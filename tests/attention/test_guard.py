@@ -70,8 +70,11 @@ def test_a_forward_kernel_that_fails(mac, monkeypatch, fault):
     monkeypatch.setenv(FAULT, f"{fault}:forward")
     monkeypatch.setattr(prober, "SECONDS", 20.0 if fault == "hang" else prober.SECONDS)
     arrays = operands()
-    with pytest.warns(RuntimeWarning, match=f"(?s)report it to .*check --report.*flash_forward.*{FAULTS[fault]}"):
+    with pytest.warns(
+        RuntimeWarning, match=f"(?s)report it to .*check --report.*flash_forward.*{FAULTS[fault]}"
+    ) as told:
         check_output(attention(*arrays), *arrays)
+    assert told[0].filename == __file__, "it points at the user's line"
     with warnings.catch_warnings(action="error"):
         check_output(attention(*arrays), *arrays)  # known
         check_output(attention(*operands(7)), *operands(7))  # decoding has a kernel of its own, which is right
