@@ -260,9 +260,33 @@ CASES = {
         {"where": dict(grid=(N, 1, 1), threadgroup=(40, 1, 1))},
     ),
     "array of a thread": (
-        "index -3 is outside an array in the thread's own memory",
+        "index -3 is outside an array or a vector",
         "float v[4] = {0}; for (int k = int(x[i] * 0) - 3; k < 4; ++k) v[k] = 1; y[i] = v[i % 4];",
         "float v[4] = {0}; for (int k = int(x[i] * 0); k < 4; ++k) v[k] = 1; y[i] = v[i % 4];",
+        {},
+    ),
+    "array that an object holds": (
+        "index 5 is outside an array or a vector",
+        "S a; for (int k = 0; k < 4; ++k) a[k] = x[i]; y[i] = a[int(i) % 6];",
+        "S a; for (int k = 0; k < 4; ++k) a[k] = x[i]; y[i] = a[int(i) % 4];",
+        {"header": "struct S { float d[4]; thread float& operator[](int k) { return d[k]; } };"},
+    ),
+    "constant array": (
+        "index 4 is outside an array or a vector",
+        "y[i] = table[i] + x[i];",
+        "y[i] = table[i % 4] + x[i];",
+        {"header": "constant float table[4] = {1, 2, 3, 4};"},
+    ),
+    "component of a vector": (
+        "index 4 is outside an array or a vector",
+        "float4 v = float4(x[i]); y[i] = v[i];",
+        "float4 v = float4(x[i]); y[i] = v[i % 4];",
+        {},
+    ),
+    "component that is written": (
+        "index -1 is outside an array or a vector",
+        "half3 v = half3(x[i]); v[int(i) - 1] = 1; y[i] = v.x;",
+        "half3 v = half3(x[i]); v[int(i) % 3] = 1; y[i] = v.x;",
         {},
     ),
     "division by zero": (

@@ -5,6 +5,7 @@ import class_programs
 import kernel_programs
 import language_programs
 import mlx.core as mx
+import object_programs
 import pytest
 from programs import compiled
 
@@ -12,7 +13,7 @@ from mlx_flash.metal.cpu.settings import MODES
 from mlx_flash.metal.frontend.language import VERSIONS
 from mlx_flash.simulator import CompileError, SimulatorError, language, metal_kernel, mode
 
-PROGRAMS = (language_programs, address_programs, kernel_programs, class_programs)
+PROGRAMS = (language_programs, address_programs, kernel_programs, class_programs, object_programs)
 ACCEPTED = {rule: program for one in PROGRAMS for rule, program in one.ACCEPTED.items()}
 REFUSED = {rule: program for one in PROGRAMS for rule, program in one.REFUSED.items()}
 

@@ -62,6 +62,14 @@ def _header() -> int:
     return view(mx.ones(1024) + 1).__array_interface__["data"][0] % _OFFSET
 
 
+def _begin(array: np.ndarray) -> int:
+    """The address, modulo _OFFSET, of the memory that an array is a view of: MLX's, or what numpy allocated."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    owned = array.base is None or isinstance(array.base, (bytes, bytearray))
+    return array.__array_interface__["data"][0] % _OFFSET if owned else _header()
+
+
 def to_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
     """An MLX array that owns a copy of the output's memory."""
     result = mx.array(array)
@@ -130,7 +138,7 @@ def bind(launch: Launch, index: int, array: np.ndarray, writable: bool, initiali
     low, size = extent(array)
     first = array.__array_interface__["data"][0]
     address, aligned = first + low, writable or first % mmap.PAGESIZE == 0  # allocated here, or mapped elsewhere
-    offset = 0 if aligned else (first - _header()) % _OFFSET
+    offset = 0 if aligned else (first - _begin(array)) % _OFFSET
     buffer = launch.buffers[index]
     buffer.bytes, buffer.item, buffer.writable, buffer.start = size, array.itemsize, writable, -low
     if window is None and first % _ALIGNMENT == offset:

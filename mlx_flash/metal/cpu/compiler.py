@@ -40,7 +40,7 @@ _CHECK_FLAGS = (
     "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0",
     "-mllvm", "-tsan-instrument-read-before-write=1",
     "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
-    "-fno-vectorize", "-fno-slp-vectorize",
+    "-fstrict-flex-arrays=1", "-fno-vectorize", "-fno-slp-vectorize",
 )  # fmt: skip
 # Only a report needs lines, and they take a sixth of the time to compile: for it the kernel is built again, with them.
 # They change nothing of its code.
@@ -264,6 +264,13 @@ _BIND_VALUES = "-DMSL_VALUES_BIND"
 # Members of an object that lies nowhere in particular do not bind to references of the thread.
 _NOWHERE = re.compile("'(?:const )?__generic")
 _THREAD_METHODS = "-DMSL_THREAD_METHODS"
+_CONST_METHODS = "-DMSL_THREAD_CONST_METHODS"
+# A value has no `const thread` methods.
+_NO_OBJECT = re.compile(
+    "'this' object is in default address space|cannot initialize object parameter of type 'const __private"
+    "|invalid argument type '[^<]+' to unary expression"
+)
+_VALUES_HAVE_METHODS = "-DMSL_VALUES_HAVE_METHODS"
 # x += c, where c is of a class that converts to a number.
 _STEP = re.compile("no viable overloaded '[-+*/%]='|invalid operands to binary expression \\('[^<]")
 _CLASS_STEPS = "-DMSL_CLASS_STEPS"
@@ -319,15 +326,17 @@ def _remedies(done: subprocess.CompletedProcess) -> Iterator[list[str]]:
     said = {
         flag: bool(words.search(done.stderr))
         for flag, words in (
-            (_CLASS_STEPS, _STEP), (_PLAIN_COMPONENTS, _PROPERTY), (_THREAD_METHODS, _NOWHERE), (_BIND_VALUES, _UNBOUND)
+            (_CLASS_STEPS, _STEP), (_PLAIN_COMPONENTS, _PROPERTY), (_THREAD_METHODS, _NOWHERE),
+            (_BIND_VALUES, _UNBOUND), (_VALUES_HAVE_METHODS, _NO_OBJECT),
         )
     }  # fmt: skip
-    operators = [flag for flag in (_CLASS_STEPS, _PLAIN_COMPONENTS) if said[flag]]
+    operators = [flag for flag in (_CLASS_STEPS, _PLAIN_COMPONENTS, _VALUES_HAVE_METHODS) if said[flag]]
     if said[_BIND_VALUES]:
         yield [*operators, _BIND_VALUES]
     if said[_THREAD_METHODS]:
-        yield [*operators, _THREAD_METHODS]
-        yield [*operators, _THREAD_METHODS, _BIND_VALUES]
+        for methods in ([_THREAD_METHODS], [_THREAD_METHODS, _CONST_METHODS]):
+            yield [*operators, *methods]
+            yield [*operators, *methods, _BIND_VALUES]
     if operators:
         yield operators
     if said[_CLASS_STEPS] and not said[_PLAIN_COMPONENTS]:  # the operators are in the way of v.x += 1

@@ -118,7 +118,7 @@ def _what(kernel, launch: Launch, report: Report) -> str:
         case Kind.OVERFLOW:
             return "integer overflow: the value does not fit its 32 bits"
         case Kind.ARRAY_BOUNDS:
-            return f"index {report.offset} is outside an array in the thread's own memory"
+            return f"index {report.offset} is outside an array or a vector"
         case Kind.TENSOR_UNSET:
             role = ("left input", "right input", "destination")[report.value]
             return f"element {report.offset} of the {role} of a product of cooperative tensors was never set"

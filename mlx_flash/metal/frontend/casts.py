@@ -1,4 +1,4 @@
-"""Casts between half and bfloat, which clang refuses, and lists of three values that initialise a vector of four."""
+"""Casts between half and bfloat, which clang refuses, and lists with fewer values than a vector has components."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from .tokens import Token, macro_tokens, matching, split_arguments, with_macros
 _HALVES = {"half", "float16_t"}
 _BFLOATS = {"bfloat", "bfloat16_t"}
 _UNARY = ("-", "+", "*", "~", "!", "&")
-_OF_FOUR = re.compile(r"(u?(char|short|int|long)|half|bfloat|float|bool)4")
+_LONGER = re.compile(r"(u?(char|short|int|long)|half|bfloat|float|bool)([234])|vec<\w+,([234])>")
 Edit = tuple[int, int, str]
 
 
@@ -85,11 +85,21 @@ def _operand_end(tokens: list[Token], index: int) -> int | None:
 
 
 def list_edits(tokens: list[Token]) -> Iterator[Edit]:
-    """Fills short lists: uint4 v = {a, b, c} leaves the last component 0, whereas uint4(a, b, c) stays an error."""
+    """Fills short lists: uint4 v = {a, b, c} and {a} leave the other components 0, whereas uint4(a, b, c) stays an
+    error."""
     for index, token in enumerate(tokens[:-3]):
-        if token.kind == "word" and _OF_FOUR.fullmatch(token.text):
+        if token.kind == "word" and _LONGER.fullmatch(token.text):
             at = index + 1
             at += tokens[at].kind == "word"
             at += at > index + 1 and tokens[at].text == "="
-            if tokens[at].text == "{" and len(split_arguments(tokens[at + 1 : matching(tokens, at)])) == 3:
+            if short_list(token.text, tokens, at):
                 yield tokens[at].end, tokens[at].end, "msl_list(), "
+
+
+def short_list(kind: str, tokens: list[Token], opening: int) -> bool:
+    """Whether a list opens there that has fewer values than a vector of this type has components."""
+    vector = _LONGER.fullmatch(kind)
+    if not vector or tokens[opening].text != "{":
+        return False
+    values = len(split_arguments(tokens[opening + 1 : matching(tokens, opening)]))
+    return 0 < values < int(vector[3] or vector[4])

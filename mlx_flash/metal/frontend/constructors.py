@@ -20,12 +20,13 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
     """Yields (start, end, new text): drops the address spaces of constructors and adds copies out of the constant
     space."""
     enclosing: list[tuple[str, set] | None] = []
-    pending, functions = None, 0
+    aggregates: set[str] = set()
+    pending, functions, access = None, 0, ""
     for index, token in enumerate(tokens):
         if token.text == "operator" and tokens[index + 1].kind == "word":
             yield from _conversion(tokens, index)
         elif token.text in ("struct", "class", "union") and tokens[index - 1].text not in ("enum", "<", ","):
-            pending = _name(tokens, index + 1)
+            pending, access = _name(tokens, index + 1), " private:" if token.text == "class" else ""
             if pending and token.text == "union":
                 pending = f" {pending}"  # A union has constructors, but is not copied member by member.
         elif token.text in (";", ")"):
@@ -33,7 +34,9 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
         elif token.text == "{":
             functions += bool(functions) or (not pending and tokens[index - 1].text in _BEFORE_BODY)
             if pending and not pending.startswith(" "):
-                yield from _copies(tokens, index, pending, local=functions > 0)
+                yield from _copies(tokens, index, pending, access, local=functions > 0)
+                if not list(_constructors(tokens, index, pending)):
+                    aggregates.add(pending)
             enclosing.append((pending.strip(), set()) if pending else None)
             pending = None
         elif token.text == "}" and enclosing:
@@ -41,6 +44,17 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
             enclosing.pop()
         elif enclosing and enclosing[-1] and token.text == enclosing[-1][0] and _opening(tokens, index):
             yield from _edits(tokens, index, enclosing[-1][1])
+    yield from _lists(tokens, aggregates)
+
+
+def _lists(tokens: list[Token], aggregates: set[str]) -> Iterator[Edit]:
+    """Turns S({1, 2}) and S<T>({1, 2}) into S{1, 2}: with two copy constructors the call would be ambiguous."""
+    for index, token in enumerate(tokens[:-3]):
+        opening = _opening(tokens, index) if token.text in aggregates else None
+        if opening and tokens[opening + 1].text == "{" and tokens[matching(tokens, opening + 1) + 1].text == ")":
+            closing = tokens[matching(tokens, opening)]
+            yield tokens[opening].start, tokens[opening].end, ""
+            yield closing.start, closing.end, ""
 
 
 def _name(tokens: list[Token], index: int) -> str | None:
@@ -49,10 +63,11 @@ def _name(tokens: list[Token], index: int) -> str | None:
     return tokens[index].text if tokens[index].kind == "word" else None
 
 
-def _copies(tokens: list[Token], opening: int, name: str, local: bool) -> Iterator[Edit]:
+def _copies(tokens: list[Token], opening: int, name: str, access: str, local: bool) -> Iterator[Edit]:
     """Adds defaulted copies, from the constant space too, which leave an aggregate an aggregate.
 
-    local: the class is defined in a function, where it may not have templates.
+    access: what restores the class's own access behind them. local: the class is defined in a function, where it may
+    not have templates.
     """
     constructors = list(_constructors(tokens, opening, name))
     openings = [_opening(tokens, at) for at in constructors]
@@ -67,7 +82,7 @@ def _copies(tokens: list[Token], opening: int, name: str, local: bool) -> Iterat
     assigns = f"{name}& operator=(const {name}&) = default; "
     assigns += f"{parameters} {name}& operator=(const __constant MslFrom& from) {body} "
     end = tokens[opening].end
-    yield end, end, f" public: {default}{copies}{'' if local else assigns}"
+    yield end, end, f" public: {default}{copies}{'' if local else assigns}{access}"
 
 
 def _constructors(tokens: list[Token], opening: int, name: str) -> Iterator[int]:

@@ -17,13 +17,13 @@ Edit = tuple[int, int, str]
 def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
     """Yields (start, end, new text): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type
     F."""
-    aliases = set(_aliases(tokens))
+    known = set(aliases(tokens))
     for name in parameters(tokens):
         yield from _named(tokens, _type_start(tokens, name - 2), name - 2, name + 1, matching(tokens, name + 2) + 1)
     found = []
     for index, token in enumerate(tokens[:-1]):
         if token.text == "template" and tokens[index + 1].text == "<":
-            found += _parameters(tokens, index + 2, template_end(tokens, index + 1), aliases)
+            found += _parameters(tokens, index + 2, template_end(tokens, index + 1), known)
     members = bool(found) and _passes_members(tokens)
     for parameter in found:
         yield from _untyped(parameter) if members else parameter
@@ -76,7 +76,7 @@ def _passes_members(tokens: list[Token]) -> bool:
     )
 
 
-def _aliases(tokens: list[Token]) -> Iterator[str]:
+def aliases(tokens: list[Token]) -> Iterator[str]:
     """Yields the names declared by using F = R (*)(A); and typedef R (*F)(A);"""
     for index, token in enumerate(tokens[:-2]):
         if token.text not in ("using", "typedef"):

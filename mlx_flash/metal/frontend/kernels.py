@@ -32,6 +32,7 @@ class Kernels(Rewriter):
     def kernels(self):
         """Finds kernel functions and explicit instantiations of kernel templates."""
         self.types = Types(self.tokens)
+        self.instantiated: list[tuple[Token, str]] = []
         opened, braces, index = namespaces(self.tokens), [()], 0
         while index < len(self.tokens):
             token = self.tokens[index]
@@ -43,6 +44,9 @@ class Kernels(Rewriter):
                 self.namespace = braces[-1]
                 index = self.declaration(index)
             index += 1
+        for token, host_name in self.instantiated:
+            if self.result.function(host_name) not in self.result.kernels:
+                self.fail(token, f"'{self.result.callee(host_name)}' is no instance of a kernel of this text")
 
     def declaration(self, index: int) -> int:
         """Handles a kernel's definition or instantiation at `index`; returns the index of the last token that it
@@ -85,9 +89,12 @@ class Kernels(Rewriter):
         if self.tokens[last - 1].text != ">" and last < end:
             parts = split_arguments(self.tokens[last + 1 : end - 1])
             self.result.types[host_name] = [self.text_of(part[:-1]) for part in parts]
+        if host_name in self.result.instances:
+            self.fail(self.tokens[first], f"a second kernel has the host name '{host_name}'")
         call = self.source[self.tokens[first].start : self.tokens[last].start]
         self.result.instances[host_name] = " ".join(call.split())
         self.result.places[host_name] = () if self.tokens[first - 1].text == "::" else self.namespace
+        self.instantiated.append((self.tokens[last - 1], host_name))
         self.replace(self.tokens[index - 1].start, self.tokens[end].end)
         return end
 
@@ -147,7 +154,7 @@ class Kernels(Rewriter):
         return self.source[start : max(end, self.source.find("(", start))]
 
     def parameters(self, opening: int, closing: int) -> list[Parameter]:
-        """The parameters between two brackets; a buffer without a number gets the first free one."""
+        """The parameters between two brackets; memory without a number gets the first free one."""
         parameters, start = [], opening + 1
         for part in split_arguments(self.tokens[opening + 1 : closing]):
             end = start + len(part)
@@ -158,21 +165,23 @@ class Kernels(Rewriter):
             for reason in misplaced(part, parameters, self.types, opening):
                 self.fail(part[-1], reason)
             start = end + 1
-        taken = {p.index for p in parameters if p.attribute == "buffer" and p.index >= 0}
-        for parameter in parameters:
-            if parameter.index < 0:
-                parameter.index = next(free for free in range(len(parameters)) if free not in taken)
-                taken.add(parameter.index)
+        for kind in ("buffer", "threadgroup"):
+            taken = {p.index for p in parameters if p.attribute == kind and p.index >= 0}
+            for parameter in parameters:
+                if parameter.attribute == kind and parameter.index < 0:
+                    parameter.index = next(free for free in range(len(parameters)) if free not in taken)
+                    taken.add(parameter.index)
         return parameters
 
     def parameter(self, part: list[Token], attributes: list[list[Token]]) -> Parameter:
         condition = "".join(a[2].text for a in attributes if a[0].text == "function_constant")
-        found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused")]
+        found = [a for a in attributes if a[0].text not in ("function_constant", "maybe_unused", "user")]
         words = {token.text for token in part}
         name = next((t.text for t, after in zip(part, part[1:]) if after.text == "["), part[-1].text)
         writable, constant = not words & {"const", "constant"}, "constant" in words
-        if not found and words & {"device", "constant"}:
-            return Parameter(name, "buffer", -1, writable, condition, constant=constant)
+        if not found and words & {"device", "constant", "threadgroup"}:
+            kind = "buffer" if words & {"device", "constant"} else "threadgroup"
+            return Parameter(name, kind, -1, writable, condition, constant=constant)
         if len(found) != 1:
             self.fail(part[-1], f"parameter '{part[-1].text}' of a kernel needs one attribute")
         attribute = found[0]

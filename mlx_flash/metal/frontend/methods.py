@@ -4,18 +4,23 @@ In Metal such a method is called on objects in the thread's memory, and members 
 `thread`. In C++ for OpenCL it is called on objects in any space, so its members are in the generic space.
 
 Each such method gets a macro, which the compiler's driver defines as `thread` if members are bound to such references.
-A method of the thread's space cannot be called on a temporary, which is in no address space yet. Classes without data
-members, such as functors, are therefore left alone.
+A constant method of the thread's space cannot be called on a temporary, which is in no address space yet. Constant
+methods therefore have a macro of their own, which is defined last, and classes without data members, such as functors,
+are left alone. For the same reason the `thread` of `const thread` becomes a macro, which is empty if such a method is
+called on a temporary. A reference or pointer of type `thread` that a method returns is cast to that type.
 """
 
 from collections.abc import Iterator
 
+from .names import statement_end
 from .tokens import Token, matching
 
 MACRO = "msl_method_space"
+CONST_MACRO = "msl_const_method_space"
+OWN_CONST_MACRO = "msl_own_const_method_space"
 _SPACES = frozenset({"thread", "threadgroup", "device", "constant", "threadgroup_imageblock"})
 _NO_MEMBERS = frozenset({"static", "using", "typedef", "friend", "template", "enum", "struct", "class", "union"})
-_NO_METHOD = frozenset({"static", "friend", "operator", "using", "typedef", "static_assert"})
+_NO_METHOD = frozenset({"static", "friend", "using", "typedef", "static_assert"})
 Edit = tuple[int, int, str]
 
 
@@ -35,6 +40,7 @@ def method_edits(tokens: list[Token]) -> Iterator[Edit]:
             stateful.add(name)
             for start, end in statements:
                 yield from _edit(tokens, start, end, name)
+                yield from _returns(tokens, start, end)
     yield from _outside(tokens, stateful)
 
 
@@ -90,21 +96,53 @@ def _edit(tokens: list[Token], start: int, end: int, name: str) -> Iterator[Edit
     while tokens[index].text == "template" and tokens[index + 1].text == "<":
         index = _past_angles(tokens, index + 1)
     while index < end and tokens[index].text != "(":
-        if tokens[index].text in _NO_METHOD and not _calls(tokens, index):
+        if tokens[index].text in _NO_METHOD:
             return
+        if tokens[index].text == "operator":
+            if tokens[index + 1].kind == "word":
+                return  # conversions have rules of their own
+            index = _parameters_of_operator(tokens, index)
+            break
         if tokens[index].text in ("=", "~"):
             return
         index = _past_attribute(tokens, index)
-    if tokens[index].text == "(" and tokens[index - 1].text == "operator":
-        index += 2
     if index >= end or tokens[index].text != "(" or tokens[index - 1].text in (name, "alignas"):
         return
     yield from _behind_parameters(tokens, matching(tokens, index))
 
 
-def _calls(tokens: list[Token], index: int) -> bool:
-    """Whether this is operator()(...), the only operator handled as a method; conversions are handled elsewhere."""
-    return tokens[index].text == "operator" and tokens[index + 1].text == "("
+def _parameters_of_operator(tokens: list[Token], index: int) -> int:
+    """The index of the bracket before the parameters of the operator whose keyword is at `index`."""
+    index += 2 if tokens[index + 1].text == "(" else 1
+    while tokens[index].text != "(":
+        index += 1
+    return index if tokens[index - 1].text != "(" else index + 1
+
+
+def _returns(tokens: list[Token], start: int, end: int) -> Iterator[Edit]:
+    """Casts what a method returns, if its result is a reference or pointer of type `thread`.
+
+    tokens[start:end] is the method's declaration, and its body opens at `end`.
+    """
+    head = tokens[start:end]
+    opening = next((at for at, token in enumerate(head) if token.text == "("), 0)
+    result = [token.text for token in head[:opening]]
+    closing = matching(tokens, start + opening) if opening else start
+    others = _SPACES - {"thread"}
+    behind = {token.text for token in tokens[closing:end]}
+    if tokens[end].text != "{" or "thread" not in result or "static" in result or others & (behind | set(result)):
+        return
+    kind = next((kind for mark, kind in (("*", "pointer"), ("&", "reference")) if mark in result), None)
+    if kind is None or result.count("*") + result.count("&") > 1:
+        return
+    at, last = end, matching(tokens, end)
+    while at < last:
+        if tokens[at].text == "return":
+            stop = statement_end(tokens, at)
+            yield tokens[at].end, tokens[at].end, f" msl_own_{kind}("
+            yield tokens[stop].start, tokens[stop].start, ")"
+            at = stop
+        at += 1
 
 
 def _past_attribute(tokens: list[Token], index: int) -> int:
@@ -128,10 +166,13 @@ def _past_angles(tokens: list[Token], index: int) -> int:
 
 
 def _behind_parameters(tokens: list[Token], closing: int) -> Iterator[Edit]:
-    at = closing + 1 if tokens[closing + 1].text == "const" else closing
+    constant = tokens[closing + 1].text == "const"
+    at = closing + 1 if constant else closing
     following = tokens[at + 1].text if at + 1 < len(tokens) else ""
-    if following not in _SPACES and following != "=" and "volatile" not in (following, tokens[at].text):
-        yield tokens[at].end, tokens[at].end, f" {MACRO}"
+    if constant and following == "thread":
+        yield tokens[at + 1].start, tokens[at + 1].end, OWN_CONST_MACRO
+    elif following not in _SPACES and following != "=" and "volatile" not in (following, tokens[at].text):
+        yield tokens[at].end, tokens[at].end, f" {CONST_MACRO if constant else MACRO}"
 
 
 def _outside(tokens: list[Token], stateful: set[str]) -> Iterator[Edit]:

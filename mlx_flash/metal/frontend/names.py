@@ -195,7 +195,7 @@ def _keep(values: dict[str, int], name: str, tokens: list[Token]):
 
 def number(literal: str) -> int:
     """The value of an integer literal of C++."""
-    literal = literal.rstrip("uUlL")
+    literal = literal.replace("'", "").rstrip("uUlL")
     return int(literal, 8 if literal.strip("0") and literal[0] == "0" and literal.isdigit() else 0)
 
 

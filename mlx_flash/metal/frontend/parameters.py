@@ -30,6 +30,11 @@ def misplaced(part: list[Token], parameters: list[Parameter], types: Types, inde
     if new.attribute in ("buffer", "threadgroup"):
         if not points and not open_type:
             yield f"parameter '{new.name}' of a kernel is a buffer: it has to be a pointer or a reference, not a value"
+        elif (
+            sum(t.text in ("*", "&") for t in kind) > sum(t.text in _SPACES | {"thread"} for t in kind)
+            and not open_type
+        ):
+            yield f"parameter '{new.name}' is a buffer: what it points to needs an address space too"
         elif new.attribute == "threadgroup" and "threadgroup" not in words and not open_type:
             yield f"parameter '{new.name}' is threadgroup memory: it has to point to the threadgroup address space"
     elif new.attribute in _ATTRIBUTE_TYPES and not open_type:
@@ -57,7 +62,7 @@ def _axes(words: list[str]) -> int:
 def _same(a: Parameter, b: Parameter) -> bool:
     if a.attribute != b.attribute or a.attribute == "buffer":
         return False
-    return a.attribute != "threadgroup" or (a.index == b.index and not a.condition and not b.condition)
+    return a.attribute != "threadgroup" or (a.index == b.index >= 0 and not a.condition and not b.condition)
 
 
 def _position(new: Parameter, words: list[str], points: bool) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from .function_pointers import parameters
+from .function_pointers import aliases, parameters
 from .initialisers import computed_constants
 from .macros import expanded
 from .names import BUILTIN, Types, statement_end, template_end
@@ -38,8 +38,13 @@ _FORBIDDEN = {
         "image2d_t", "sampler_t", "reserve_id_t", "clk_event_t", "ndrange_t")},
 }  # fmt: skip
 _NO_LONG_LONG = "Metal has no long long: long has 64 bits, and its literals end in l or ul"
+_NO_FUNCTION_POINTERS = "Metal has no function pointers here"
 _LONG_LONG = re.compile(r"(0[xXbB][0-9a-fA-F]+|\d+)([uU]?(ll|LL)|(ll|LL)[uU])")
 _LONG_DOUBLE = re.compile(r"(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?[lL]")
+# Suffixes that clang knows beside Metal's: 1.0q, 1.0f16, 2i, 3uz.
+_OTHER_SUFFIX = re.compile(
+    r"(\d[\d']*\.?[\d']*|\.\d[\d']*)([eE][+-]?\d+)?([fF](16|32|64|128)x?|[qQ]|[fF]?[ijIJ]|[uU]?([zZ]|wb|WB))"
+)
 _OF_LONG = ("long", "unsigned", "signed", "int", "const", "volatile")
 _CASTS = ("static_cast", "reinterpret_cast", "const_cast")
 _CONTROL = frozenset(
@@ -92,6 +97,8 @@ def _words(tokens: list[Token]) -> Iterator[Finding]:
                 yield token, _NO_LONG_LONG
             elif _LONG_DOUBLE.fullmatch(token.text):
                 yield token, _FORBIDDEN["double"]
+            elif _OTHER_SUFFIX.fullmatch(token.text):
+                yield token, "the suffixes of Metal's literals are f, h, bf, u and l"
         elif token.text == "long" and _follows_long(tokens, index):
             yield token, _NO_LONG_LONG
         elif token.text == "std" and tokens[index + 1].text == "::":
@@ -137,8 +144,11 @@ def _has_space(part: list[Token]) -> bool:
 
 def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
     """Yields variables that hold functions: only parameters of templates and of functions may."""
-    allowed, arguments = -1, {name - 2 for name in parameters(tokens)}
+    allowed, arguments, names = -1, {name - 2 for name in parameters(tokens)}, set(aliases(tokens))
     for index, token in enumerate(tokens[:-5]):
+        if token.text in names and tokens[index + 1].kind == "word" and tokens[index + 2].text in ("=", ";", "[", "{"):
+            if tokens[index - 1].text in (";", "{", "}", "const", "thread", "constexpr", ")"):
+                yield token, _NO_FUNCTION_POINTERS
         if token.text == "<" and tokens[index - 1].text == "template":
             allowed = max(allowed, template_end(tokens, index))
         elif token.text == "typedef":
@@ -146,9 +156,10 @@ def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
         if token.text != "(" or index < allowed or index in arguments:
             continue
         marks = [t.text for t in tokens[index : index + 5]]
-        if marks[:2] == ["(", "*"] and marks[3:] == [")", "("] and tokens[index + 2].kind == "word":
-            if tokens[index - 1].kind == "word" and tokens[index - 1].text not in _CONTROL:
-                yield token, "Metal has no function pointers here"
+        if marks[:2] == ["(", "*"] and tokens[index + 2].kind == "word":
+            pointer = marks[3:] == [")", "("] or (marks[3] == "[" and tokens[matching(tokens, index) + 1].text == "(")
+            if pointer and tokens[index - 1].kind == "word" and tokens[index - 1].text not in _CONTROL:
+                yield token, _NO_FUNCTION_POINTERS
 
 
 def _lambdas(tokens: list[Token]) -> Iterator[Finding]:
@@ -156,7 +167,7 @@ def _lambdas(tokens: list[Token]) -> Iterator[Finding]:
     for index, token in enumerate(tokens[1:-2], 1):
         if token.text == "[" and tokens[index - 1].text in starts:
             after = tokens[matching(tokens, index) + 1].text
-            if after in ("(", "{"):
+            if after in ("(", "{", "<"):
                 yield token, "lambda expressions need Metal 4.0"
 
 

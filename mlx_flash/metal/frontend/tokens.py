@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 _PATTERN = re.compile(
     r"""
-    (?P<comment>//[^\n]*|/\*.*?\*/)
+    (?P<comment>//(?:[^\n\\]|\\.)*|/\*.*?\*/)
   | (?P<directive>^[ \t]*\#(?:[^\n\\]|\\.|\\\n)*)
   | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-  | (?P<number>(?:0[xX][0-9a-fA-F.]+(?:[pP][+-]?\d+)?|\.?\d(?:[eE][+-]|[\w.])*)[a-zA-Z]*)
+  | (?P<number>(?:0[xX](?:[0-9a-fA-F.]|'(?=\w))+(?:[pP][+-]?\d+)?|\.?\d(?:[eE][+-]|'(?=\w)|[\w.])*)[a-zA-Z]*)
   | (?P<word>[A-Za-z_]\w*)
   | (?P<mark>\[\[|\]\]|::|->|<<=|>>=|\+=|-=|\*=|/=|%=|&=|\|=|\^=|==|!=|<=|>=|&&|\|\||\+\+|--|<<|[^\s\w])
     """,
@@ -16,7 +16,9 @@ _PATTERN = re.compile(
 )
 
 # Strings are matched too, because text in a string is not a comment, whatever it looks like.
-_COMMENT = re.compile(r"""(?P<comment>//[^\n]*|/\*.*?\*/)|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
+_COMMENT = re.compile(
+    r"""(?P<comment>//(?:[^\n\\]|\\.)*|/\*.*?\*/)|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL
+)
 
 
 _DEFINE = re.compile(r"\s*#\s*define\b")

@@ -300,16 +300,29 @@ EXPORTED void __ubsan_handle_implicit_conversion(const Conversion* data, u64 a, 
   if (data->to->info >> 1 >= 5) report_access(this_worker(), REPORT_OVERFLOW, SPACE_OTHER, 0, a, 0, READ, HERE);
 }
 
-// -fsanitize=array-bounds: an array of the thread's own, which lies on its stack. Of others the access itself is reported, with more words.
+static int contains(const char* name, const char* wanted) {
+  for (; *name; ++name) {
+    u32 same = 0;
+    while (wanted[same] && name[same] == wanted[same]) ++same;
+    if (!wanted[same]) return 1;
+  }
+  return 0;
+}
+
+static void report_index(u64 index, u64 pc) {
+  report_access(this_worker(), REPORT_ARRAY_BOUNDS, SPACE_OTHER, 0, (u64)(long long)(int)index, 0, READ, pc);
+}
+
+// -fsanitize=array-bounds: an array of the thread's own, which lies on its stack, a member of an object, or a constant
+// of the text. Of buffers and threadgroup memory the access itself is reported, with more words.
 typedef struct { const char* file; u32 line, column; const Type* array; } ArrayAccess;
 EXPORTED void __ubsan_handle_out_of_bounds(const ArrayAccess* data, u64 index) {
-  static const char wanted[] = "__private";
-  for (const char* at = data->array->name; *at; ++at) {
-    u32 same = 0;
-    while (wanted[same] && at[same] == wanted[same]) ++same;
-    if (!wanted[same]) report_access(this_worker(), REPORT_ARRAY_BOUNDS, SPACE_OTHER, 0, (u64)(long long)(int)index, 0, READ, HERE);
-  }
+  const char* name = data->array->name;
+  if (contains(name, "__private") || contains(name, "__generic") || contains(name, "__constant")) report_index(index, HERE);
 }
+
+// A component that a vector does not have: target/components.h.
+EXPORTED void msl_outside(int index) { report_index((u64)(long long)index, HERE); }
 
 // -fsanitize=integer-divide-by-zero, in both modes: x86-64 would end the process.
 EXPORTED void __ubsan_handle_divrem_overflow_abort(void* data, u64 a, u64 b) {

@@ -23,6 +23,9 @@ template <typename T> struct msl_same { typedef T type; };
 template <typename T> using msl_same_t = typename msl_same<T>::type;
 // The library has no functions of bfloat; those here are templates, so that a source that declares its own takes precedence.
 template <typename T> using msl_only_bfloat = enable_if_t<__is_same(T, bfloat)>;
+// Vectors of integers are left to functions of the same name that a source declares.
+template <typename T> using msl_only_floats = enable_if_t<msl_floating_v<T>>;
+template <typename T> using msl_only_numbers = enable_if_t<msl_arithmetic_v<T>>;
 
 // A function of every element of its arguments.
 #define MSL_CALL1(m, NAME) NAME(x.m)
@@ -30,51 +33,51 @@ template <typename T> using msl_only_bfloat = enable_if_t<__is_same(T, bfloat)>;
 #define MSL_CALL3(m, NAME) NAME(x.m, y.m, z.m)
 
 // Of vectors, where one of the arguments says which: the others may be numbers.
-#define MSL_VECTORS2(NAME, RESULT)                                                                                        \
-  template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x, msl_same_t<vec<T, N>> y) {                                   \
+#define MSL_VECTORS2(NAME, RESULT, ONLY)                                                                                        \
+  template <typename T, int N, typename = ONLY<T>> MSL_INLINE auto NAME(vec<T, N> x, msl_same_t<vec<T, N>> y) {                                   \
     MSL_ELEMENTS(RESULT, N, MSL_CALL2, NAME)                                                                              \
   }                                                                                                                       \
-  template <typename T, int N, typename S, typename = msl_scalar_only<S>> MSL_INLINE auto NAME(S x, vec<T, N> y) {             \
+  template <typename T, int N, typename S, typename = ONLY<T>, typename = msl_scalar_only<S>> MSL_INLINE auto NAME(S x, vec<T, N> y) {             \
     return NAME(vec<T, N>(x), y);                                                                                         \
   }
-#define MSL_VECTORS3(NAME)                                                                                                \
-  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x, msl_same_t<vec<T, N>> y, msl_same_t<vec<T, N>> z) {         \
+#define MSL_VECTORS3(NAME, ONLY)                                                                                                \
+  template <typename T, int N, typename = ONLY<T>> MSL_INLINE vec<T, N> NAME(vec<T, N> x, msl_same_t<vec<T, N>> y, msl_same_t<vec<T, N>> z) {         \
     MSL_ELEMENTS(T, N, MSL_CALL3, NAME)                                                                                   \
   }                                                                                                                       \
-  template <typename T, int N, typename S, typename = msl_scalar_only<S>>                                                     \
+  template <typename T, int N, typename S, typename = ONLY<T>, typename = msl_scalar_only<S>>                                                     \
   MSL_INLINE vec<T, N> NAME(S x, vec<T, N> y, msl_same_t<vec<T, N>> z) { return NAME(vec<T, N>(x), y, z); }                    \
-  template <typename T, int N, typename S, typename U, typename = msl_scalar_only<S>, typename = msl_scalar_only<U>>              \
+  template <typename T, int N, typename S, typename U, typename = ONLY<T>, typename = msl_scalar_only<S>, typename = msl_scalar_only<U>>              \
   MSL_INLINE vec<T, N> NAME(S x, U y, vec<T, N> z) { return NAME(vec<T, N>(x), vec<T, N>(y), z); }
 
 #define MSL_FLOAT1(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x) { return VALUE; }                                       \
   MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
   template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x) { return (B)NAME((float)x); } \
-  template <typename T, int N> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
+  template <typename T, int N, typename = msl_only_floats<T>> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
     MSL_ELEMENTS(T, N, MSL_CALL1, NAME)                                                 \
   }
 #define MSL_FLOAT2(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
   MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
   template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
-  MSL_VECTORS2(NAME, T)
+  MSL_VECTORS2(NAME, T, msl_only_floats)
 #define MSL_FLOAT3(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
   MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
   template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
-  MSL_VECTORS3(NAME)
+  MSL_VECTORS3(NAME, msl_only_floats)
 #define MSL_TEST1(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x) { return VALUE; }                                        \
   MSL_INLINE bool NAME(half x) { return NAME((float)x); }                                \
   MSL_INLINE bool NAME(bfloat x) { return NAME((float)x); }                              \
-  template <typename T, int N> MSL_INLINE vec<bool, N> NAME(vec<T, N> x) {               \
+  template <typename T, int N, typename = msl_only_floats<T>> MSL_INLINE vec<bool, N> NAME(vec<T, N> x) {               \
     MSL_ELEMENTS(bool, N, MSL_CALL1, NAME)                                              \
   }
 #define MSL_TEST2(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x, float y) { return VALUE; }                               \
   MSL_INLINE bool NAME(half x, half y) { return NAME((float)x, (float)y); }              \
   MSL_INLINE bool NAME(bfloat x, bfloat y) { return NAME((float)x, (float)y); }          \
-  MSL_VECTORS2(NAME, bool)
+  MSL_VECTORS2(NAME, bool, msl_only_floats)
 
 MSL_FLOAT1(exp, MSL_EXP(x)) MSL_FLOAT1(exp2, MSL_EXP2(x)) MSL_FLOAT1(exp10, MSL_EXP(x * 2.30258509299404568402f))
 MSL_FLOAT1(log, MSL_LOG(x)) MSL_FLOAT1(log2, MSL_LOG2(x)) MSL_FLOAT1(log10, MSL_C(log10f)(x))
@@ -117,7 +120,7 @@ MSL_INLINE half nextafter(half x, half y) {
   const ushort bits = __builtin_bit_cast(ushort, x);
   return __builtin_bit_cast(half, (ushort)((x < y) == (x > 0) ? bits + 1 : bits - 1));
 }
-MSL_VECTORS2(nextafter, T)
+MSL_VECTORS2(nextafter, T, msl_only_floats)
 
 MSL_INLINE float ldexp(float x, int k) { return MSL_C(ldexpf)(x, k); }
 MSL_INLINE half ldexp(half x, int k) { return (half)MSL_C(ldexpf)((float)x, k); }
@@ -231,8 +234,8 @@ MSL_INLINE uint mad24(uint x, uint y, uint z) { return mul24(x, y) + z; }
   template <typename T, int N> MSL_INLINE auto NAME(vec<T, N> x) {                        \
     MSL_ELEMENTS(decltype(NAME(x.at(0))), N, MSL_CALL1, NAME)                           \
   }
-#define MSL_EACH2(NAME) MSL_VECTORS2(NAME, decltype(NAME(x.at(0), y.at(0))))
-#define MSL_EACH3(NAME) MSL_VECTORS3(NAME)
+#define MSL_EACH2(NAME) MSL_VECTORS2(NAME, decltype(NAME(x.at(0), y.at(0))), msl_only_numbers)
+#define MSL_EACH3(NAME) MSL_VECTORS3(NAME, msl_only_numbers)
 MSL_EACH1(abs) MSL_EACH1(popcount) MSL_EACH1(clz) MSL_EACH1(ctz) MSL_EACH1(reverse_bits)
 MSL_EACH2(min) MSL_EACH2(max) MSL_EACH2(absdiff) MSL_EACH2(rotate) MSL_EACH2(mulhi) MSL_EACH2(hadd) MSL_EACH2(rhadd)
 MSL_EACH2(addsat) MSL_EACH2(subsat) MSL_EACH2(mul24)

@@ -136,6 +136,7 @@ MSL_FLOAT_LIMITS(bfloat, 8, 2, 0x1.fep127f, 0x1p-126f, 0x1p-7f, 0x1p-133f, 128)
 
 // The bits of a value as another type of the same size.
 template <typename To, typename From> MSL_INLINE constexpr To as_type(From value) {
+  static_assert(metal::msl_arithmetic_v<metal::make_scalar_t<To>> && metal::msl_arithmetic_v<metal::make_scalar_t<From>>, "as_type takes numbers and vectors");
   static_assert(sizeof(To) == sizeof(From), "as_type needs types of equal size");
   return __builtin_bit_cast(To, value);
 }

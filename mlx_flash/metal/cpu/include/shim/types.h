@@ -28,6 +28,16 @@
 #else
 #define msl_method_space
 #endif
+#ifdef MSL_THREAD_CONST_METHODS
+#define msl_const_method_space __private
+#else
+#define msl_const_method_space
+#endif
+#ifdef MSL_VALUES_HAVE_METHODS
+#define msl_own_const_method_space
+#else
+#define msl_own_const_method_space __private
+#endif
 // The constant space is constant: a pointer to it needs no const to take the address of what is declared const.
 #define constant const __constant
 // A coherence scope changes nothing where every access goes to the same memory.
@@ -226,6 +236,13 @@ template <typename F> struct msl_function { typedef F type; };
 template <typename R, typename... A> struct msl_function<R(A...)> { typedef decltype(&msl_any_function<R, A...>) type; };
 template <typename R, typename... A> struct msl_function<R (*)(A...)> : msl_function<R(A...)> {};
 template <typename R, typename... A> struct msl_function<R (&)(A...)> : msl_function<R(A...)> {};
+
+// What a method returns by a thread reference or pointer, where its object lies in no particular space: frontend/methods.py.
+template <typename T> MSL_INLINE constexpr __private T& msl_own_reference(__generic T& member) { return *(__private T*)&member; }
+template <typename T> MSL_INLINE constexpr __private T& msl_own_reference(__private T& member) { return member; }
+template <typename T> MSL_INLINE constexpr __private T* msl_own_pointer(__generic T* member) { return (__private T*)member; }
+template <typename T> MSL_INLINE constexpr __private T* msl_own_pointer(__private T* member) { return member; }
+MSL_INLINE constexpr decltype(nullptr) msl_own_pointer(decltype(nullptr)) { return nullptr; }
 
 // A float constant that the compiler takes for a variable when it judges what converts to bfloat: bfloats.py.
 MSL_INLINE float msl_hidden(float value) { return value; }

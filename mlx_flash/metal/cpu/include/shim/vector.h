@@ -25,24 +25,30 @@ template <typename T> using msl_scalar_only = enable_if_t<msl_arithmetic_v<T> ||
 #define MSL_MEMBER(m) msl_static_cast<T>(a.m)
 #define MSL_PLAIN_MEMBER(m) a.m
 #define MSL_PACKED_MEMBER(m) msl_static_cast<T>(packed.m)
+#define MSL_VOLATILE_MEMBER(m) a.msl_##m
+#define MSL_ZERO(m) T(0)
 
+// uint4 v = {a, b}; leaves zero in what the list does not name (see casts.py). A list of vectors and numbers names all.
 struct msl_list {};
+template <typename T, int N, typename... U> constexpr vec<T, N> msl_listed(U... values);
 
 // A component is a property: it is read and written, but has no address, so that no reference binds to it and no pointer
 // leads there. v.r is v.x.
 #define MSL_COMPONENT(LETTER, MEMBER)                                                          \
   MSL_INLINE constexpr T msl_get_##LETTER() const { return MEMBER; }                           \
   MSL_INLINE constexpr T msl_get_##LETTER() const __constant { return MEMBER; }                \
+  MSL_INLINE constexpr T msl_get_##LETTER() const volatile { return MEMBER; }                  \
   MSL_INLINE constexpr void msl_put_##LETTER(T value) { MEMBER = value; }                      \
+  MSL_INLINE constexpr void msl_put_##LETTER(T value) volatile { MEMBER = value; }             \
   __declspec(property(get = msl_get_##LETTER, put = msl_put_##LETTER)) T LETTER;
 #include <target/components.h>
 
 // Templates where clang would see no difference for a value that lies in no space yet: (a + b)[0] is of the thread.
 #define MSL_INDEXING(N)                                                                                           \
-  MSL_INLINE msl_element T& operator[](int i) __private { return *(msl_element T*)(__generic T*)(&msl_x + i); }     \
+  MSL_INLINE msl_element T& operator[](int i) __private { return *(msl_element T*)(__generic T*)(&msl_x + msl_component(i, N)); } \
   template <typename = void> MSL_INLINE __local msl_held T& operator[](int i) __local { return (&msl_x)[i]; }         \
   template <typename = void> MSL_INLINE __global msl_held T& operator[](int i) __global { return (&msl_x)[i]; }       \
-  MSL_INLINE T operator[](int i) const { return (&msl_x)[i]; }                                                        \
+  MSL_INLINE T operator[](int i) const { return (&msl_x)[msl_component(i, N)]; }                                      \
   template <typename = void> MSL_INLINE T operator[](int i) const __local { return (&msl_x)[i]; }                     \
   template <typename = void> MSL_INLINE T operator[](int i) const __global { return (&msl_x)[i]; }                    \
   template <typename = void> MSL_INLINE T operator[](int i) const __constant { return (&msl_x)[i]; }                  \
@@ -71,6 +77,12 @@ struct msl_list {};
   }
 #define MSL_MEMBERS(N)                                                                         \
   vec() = default;                                                                             \
+  MSL_INLINE constexpr vec() __constant : MSL_MEMBERS##N(MSL_ZERO) {}                          \
+  template <typename U, typename = metal::enable_if_t<metal::is_same_v<T, U>>>                 \
+  MSL_INLINE vec(const volatile vec<U, N>& a) : MSL_MEMBERS##N(MSL_VOLATILE_MEMBER) {}         \
+  template <typename = void> MSL_INLINE void operator=(const vec& a) volatile {                \
+    for (int i = 0; i < N; ++i) (&msl_x)[i] = a.at(i);                                         \
+  }                                                                                            \
   template <typename U, typename = metal::msl_scalar_only<U>>                                      \
   MSL_INLINE constexpr vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                  \
   template <typename U>                                                                        \
@@ -125,6 +137,7 @@ template <typename T> struct alignas(2 * sizeof(T)) vec<T, 2> {
   template <typename A, typename B, typename = metal::msl_scalar_only<A>, typename = metal::msl_scalar_only<B>>
   MSL_INLINE constexpr vec(A a, B b) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)) {}
   MSL_INLINE constexpr vec(T a, T b) : msl_x(a), msl_y(b) {}
+  template <typename... U> MSL_INLINE constexpr vec(msl_list, U... values) : vec(msl_listed<T, 2>(values...)) {}
   template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return msl_x; else return msl_y; }
   template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return msl_x; else return msl_y; }
   MSL_INLINE constexpr T at(int i) const { return i ? msl_y : msl_x; }
@@ -141,6 +154,7 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 3> {
   MSL_INLINE constexpr vec(T a, T b, T c) : msl_x(a), msl_y(b), msl_z(c) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, T b) : msl_x(a.x), msl_y(a.y), msl_z(b) {}
   MSL_INLINE constexpr vec(T a, vec<T, 2> b) : msl_x(a), msl_y(b.x), msl_z(b.y) {}
+  template <typename... U> MSL_INLINE constexpr vec(msl_list, U... values) : vec(msl_listed<T, 3>(values...)) {}
   template <int I> MSL_INLINE constexpr T lane() const { if constexpr (I == 0) return msl_x; else if constexpr (I == 1) return msl_y; else return msl_z; }
   template <int I> MSL_INLINE constexpr T lane() const __constant { if constexpr (I == 0) return msl_x; else if constexpr (I == 1) return msl_y; else return msl_z; }
   MSL_INLINE constexpr T at(int i) const { return i == 0 ? msl_x : i == 1 ? msl_y : msl_z; }
@@ -156,11 +170,7 @@ template <typename T> struct alignas(4 * sizeof(T)) vec<T, 4> {
   MSL_INLINE constexpr vec(A a, B b, C c, D d)
       : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)), msl_w(msl_static_cast<T>(d)) {}
   MSL_INLINE constexpr vec(T a, T b, T c, T d) : msl_x(a), msl_y(b), msl_z(c), msl_w(d) {}
-  // uint4 v = {a, b, c}; leaves zero in what the list does not name (see casts.py).
-  template <typename A, typename B, typename C, typename = metal::msl_scalar_only<A>, typename = metal::msl_scalar_only<B>, typename = metal::msl_scalar_only<C>>
-  MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : msl_x(msl_static_cast<T>(a)), msl_y(msl_static_cast<T>(b)), msl_z(msl_static_cast<T>(c)), msl_w(T(0)) {}
-  template <typename A, typename B, typename C, typename = metal::enable_if_t<!(metal::msl_arithmetic_v<A> && metal::msl_arithmetic_v<B> && metal::msl_arithmetic_v<C>)>, int = 0>
-  MSL_INLINE constexpr vec(msl_list, A a, B b, C c) : vec(a, b, c) {}
+  template <typename... U> MSL_INLINE constexpr vec(msl_list, U... values) : vec(msl_listed<T, 4>(values...)) {}
   MSL_INLINE constexpr vec(vec<T, 2> a, vec<T, 2> b) : msl_x(a.x), msl_y(a.y), msl_z(b.x), msl_w(b.y) {}
   MSL_INLINE constexpr vec(vec<T, 3> a, T b) : msl_x(a.x), msl_y(a.y), msl_z(a.z), msl_w(b) {}
   MSL_INLINE constexpr vec(T a, vec<T, 3> b) : msl_x(a), msl_y(b.x), msl_z(b.y), msl_w(b.z) {}
@@ -187,6 +197,11 @@ template <typename T> struct alignas(8 * sizeof(T)) vec<T, 8> {
   friend MSL_INLINE vec operator+(vec a, T b) { return a + vec(b); }
 };
 
+template <typename T, int N, typename... U> MSL_INLINE constexpr vec<T, N> msl_listed(U... values) {
+  if constexpr ((metal::msl_arithmetic_v<U> && ...) && sizeof...(U) < N) return msl_listed<T, N>(values..., T(0));
+  else return vec<T, N>(values...);
+}
+
 #define MSL_ELEMENT_OF_TWO(m, R, OP) (R)(a.m OP b.m)
 #define MSL_ELEMENT_OF_ONE(m, R, OP) (R)(OP a.m)
 
@@ -207,6 +222,15 @@ MSL_BINARY(&, T) MSL_BINARY(|, T) MSL_BINARY(^, T) MSL_ARITHMETIC(<<) MSL_ARITHM
 MSL_BINARY(==, bool) MSL_BINARY(!=, bool) MSL_BINARY(<, bool) MSL_BINARY(<=, bool)
 MSL_BINARY(>, bool) MSL_BINARY(>=, bool) MSL_BINARY(&&, bool) MSL_BINARY(||, bool)
 
+// The vector that says how far to shift may be of other integers.
+#define MSL_SHIFT(OP)                                                                                              \
+  template <typename T, int N, typename U, typename = metal::enable_if_t<metal::msl_shifts<T, U>>>                  \
+  MSL_INLINE constexpr vec<T, N> operator OP(vec<T, N> a, vec<U, N> b) { return a OP vec<T, N>(b); }
+namespace metal {
+template <typename T, typename U> constant constexpr bool msl_shifts = !__is_same(T, U) && msl_integral_v<T> && msl_integral_v<U>;
+}  // namespace metal
+MSL_SHIFT(<<) MSL_SHIFT(>>)
+
 #define MSL_UNARY(OP, RESULT, DEMAND)                                                   \
   template <typename T, int N> MSL_INLINE constexpr vec<RESULT, N> operator OP(vec<T, N> a) { \
     static_assert(DEMAND, "Metal has no arithmetic on vectors of bool");                \
@@ -222,9 +246,10 @@ MSL_UNARY(-, T, MSL_NO_BOOL) MSL_UNARY(+, T, MSL_NO_BOOL) MSL_UNARY(~, T, MSL_NO
 // Packed vectors: the same elements, aligned as one of them.
 #define MSL_PACKED_MEMBERS(N)                                                                        \
   packed_vec() = default;                                                                            \
-  MSL_INLINE packed_vec(vec<T, N> a) : MSL_MEMBERS##N(MSL_PLAIN_MEMBER) {}                           \
+  MSL_INLINE constexpr packed_vec() __constant : MSL_MEMBERS##N(MSL_ZERO) {}                         \
+  MSL_INLINE constexpr packed_vec(vec<T, N> a) : MSL_MEMBERS##N(MSL_PLAIN_MEMBER) {}                 \
   template <typename U, typename = metal::msl_scalar_only<U>>                                            \
-  MSL_INLINE packed_vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                           \
+  MSL_INLINE constexpr packed_vec(U a) : MSL_MEMBERS##N(MSL_SAME) {}                                           \
   template <int I> MSL_INLINE T lane() const { return (&msl_x)[I]; }                                     \
   template <int I> MSL_INLINE T lane() const __constant { return (&msl_x)[I]; }                          \
   template <typename U> MSL_INLINE packed_vec& operator+=(U b) { return *this = *this + b; }         \
@@ -294,4 +319,6 @@ namespace metal {
   using ::packed_##T##2; using ::packed_##T##3; using ::packed_##T##4;
 MSL_IN_METAL(float) MSL_IN_METAL(half) MSL_IN_METAL(bfloat) MSL_IN_METAL(bool) MSL_IN_METAL(char) MSL_IN_METAL(uchar)
 MSL_IN_METAL(short) MSL_IN_METAL(ushort) MSL_IN_METAL(int) MSL_IN_METAL(uint) MSL_IN_METAL(long) MSL_IN_METAL(ulong)
+using ::uchar; using ::ushort; using ::uint; using ::ulong; using ::size_t; using ::ptrdiff_t; using ::bfloat;
+using ::int8_t; using ::uint8_t; using ::int16_t; using ::uint16_t; using ::int32_t; using ::uint32_t; using ::int64_t; using ::uint64_t;
 }  // namespace metal

@@ -14,6 +14,17 @@ template <typename T> struct msl_remove_space<__attribute__((opencl_global_host)
 #define MSL_COMPONENTS3 MSL_COMPONENTS2 MSL_COMPONENT(z, msl_z) MSL_COMPONENT(b, msl_z)
 #define MSL_COMPONENTS4 MSL_COMPONENTS3 MSL_COMPONENT(w, msl_w) MSL_COMPONENT(a, msl_w)
 #endif
+// Is there a component i of n?
+#if __has_feature(thread_sanitizer)
+extern "C" void msl_outside(int index);
+MSL_INLINE constexpr int msl_component(int i, int n) {
+  if ((uint)i >= (uint)n) msl_outside(i);
+  return i;
+}
+#else
+#define msl_component(i, n) (i)
+#endif
+
 // v[i] has no address either: what it returns lies in a space, or is volatile, to which no reference of a kernel binds.
 #define msl_element __attribute__((opencl_global_host))
 #define msl_held volatile

@@ -4,3 +4,4 @@
 #include <shim/plain_components.h>
 #define msl_element __private
 #define msl_held
+#define msl_component(i, n) (i)
