@@ -1,4 +1,4 @@
-"""Finds a clang, builds translated kernels into shared libraries, and keeps them on disk by the hash of their input."""
+"""Finds a clang, builds translated kernels into shared libraries, and caches them on disk by a hash of their input."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ INCLUDE = precompiled.INCLUDE
 _SHIM = INCLUDE / "shim"
 _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
-# Of the 128 KiB that a Metal thread has for itself: runtime/worker.h.
+# The part of a thread's stack of 128 KiB (runtime/worker.h) that the variables of a kernel may take.
 _MOST_BYTES = 72 << 10
 _KERNEL_FLAGS = (
     "-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-cl-single-precision-constant", "-fdeclspec",
@@ -29,11 +29,12 @@ _KERNEL_FLAGS = (
     "-ffp-contract=off",
     "-fno-color-diagnostics", "-fno-caret-diagnostics", "-ferror-limit=20",
     "-Wimplicit-float-conversion", "-Wno-error=c++11-narrowing", f"-Wframe-larger-than={_MOST_BYTES}",
-    # Merged code is at neither of its lines, and a merged barrier at neither of its places.
+    # Merged code would have the line of only one of its sources, and a merged barrier would be a third place.
     "-mllvm", "-enable-tail-merge=false",
     "-fno-optimize-sibling-calls", "-finstrument-function-entry-bare",
     "-fsanitize=integer-divide-by-zero", "-fsanitize-recover=all",
-    # What always ends the threadgroup: a compiler keeps nothing for afterwards, and takes a fifth less time.
+    # These errors always end the threadgroup: the compiler keeps no state for afterwards, which saves a fifth of its
+    # time.
     "-fno-sanitize-recover=integer-divide-by-zero,alignment,signed-integer-overflow",
 )  # fmt: skip
 _CHECK_FLAGS = (
@@ -42,10 +43,10 @@ _CHECK_FLAGS = (
     "-fsanitize=array-bounds,alignment,signed-integer-overflow,implicit-signed-integer-truncation",
     "-fstrict-flex-arrays=1", "-fno-vectorize", "-fno-slp-vectorize",
 )  # fmt: skip
-# Only a report needs lines, and they take a sixth of the time to compile: for it the kernel is built again, with them.
-# They change nothing of its code.
+# Only a report needs lines, which take a sixth of the compile time: for a report the kernel is built again, with lines.
+# They do not change its code.
 _LINE_FLAGS = ("-gdwarf-4", "-gline-tables-only", "-mllvm", "-experimental-debug-variable-locations=false")
-# Passes over loops take a third of the time to compile, and those that order finished code a tenth. Kernels full of
+# Passes over loops take a third of the compile time, and passes that order finished code a tenth. Kernels full of
 # checks run as fast without them.
 _FEWER_PASSES = (
     "-mllvm", "-opt-disable=loop-rotate,licm,simple-loop-unswitch,indvars,loop-idiom,loop-deletion,loop-unroll-full"
@@ -93,7 +94,7 @@ def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
 
 
 def cache_directory() -> Path:
-    """Where built kernels are kept: $MLX_FLASH_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
+    """The folder of cached kernels: $MLX_FLASH_CACHE, else below $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("MLX_FLASH_CACHE")
     if own:
         return Path(own) / "simulator"
@@ -104,7 +105,7 @@ def cache_directory() -> Path:
 @functools.cache
 def _sources_hash() -> str:
     digest = hashlib.sha256()
-    # What was accepted once may be refused by a later version of these files.
+    # A later version of these files may refuse a text that an earlier one accepted.
     refusing = (_HERE / "compiler.py", _HERE / "messages.py", Path(recursion.__file__))
     for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*"), *refusing]):
         if path.is_file():
@@ -132,9 +133,9 @@ def _facts_file(parts: tuple) -> Path:
 
 
 def recall(*parts) -> tuple[Path, dict] | None:
-    """The library and the facts remembered for a kernel that `parts` describe; None if it was not built here before.
+    """(library, facts) remembered for the kernel that `parts` describe; None if it was not built here before.
 
-    Translating a long text takes longer than all else when a built kernel is found.
+    Without this, translating a long text would take most of the time of finding a kernel that is already built.
     """
     try:
         facts = json.loads(_facts_file(parts).read_text())
@@ -145,7 +146,7 @@ def recall(*parts) -> tuple[Path, dict] | None:
 
 
 def remember(library: Path, facts: dict, *parts):
-    """Keeps what `recall` returns."""
+    """Stores the library and the facts for `recall`."""
     target = _facts_file(parts)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch) / "facts.json"
@@ -154,7 +155,7 @@ def remember(library: Path, facts: dict, *parts):
 
 
 def _publish(built: Path, target: Path):
-    """Another process may be building the same: a rename is atomic, and both files are equal."""
+    """Moves a file to its place. Another process may build the same one: a rename is atomic, and both are equal."""
     os.replace(built, target)
 
 
@@ -202,7 +203,7 @@ def objects(
     count: bool = False,
     lines: bool = False,
 ) -> list[Path]:
-    """The object of a translated kernel, made in `folder`, and the runtime's, which are kept."""
+    """The object of a translated kernel, made in `folder`, and the objects of the runtime, which are cached."""
     built = folder / "kernel.o"
     flags = _flags(target, check, count, lines)
     compile_text(flags, ["-c", "-o", str(built)], text, entry, _SHIM / prelude, folder, often=True)
@@ -220,7 +221,7 @@ def build(
 ) -> Path:
     """The shared library of a translated kernel, by default for this machine; compiled at most once per content.
 
-    check, count: what its code does besides; lines: it has the table that `frontend.lines` reads.
+    check: its accesses are checked. count: its operations are counted. lines: it has a table for `frontend.lines`.
     """
     target, folder = target or here(), cache_directory()
     parts = [_sources_hash(), text, entry, prelude, *_flags(target, check, count, lines)]
@@ -236,7 +237,7 @@ def build(
         if done.returncode:
             raise ToolchainError(f"Linking a kernel failed:\n{done.stderr}")
         if target.mach_o and lines:
-            _publish(parts[0], library.with_suffix(".o"))  # the line table stays there
+            _publish(parts[0], library.with_suffix(".o"))  # which holds the line table
         _publish(linked, library)
     return library
 
@@ -255,13 +256,13 @@ def check(text: str, entry: str, prelude: str):
         passed.touch()
 
 
-# Clang's temporaries lie in no address space: a `const thread T&` does not bind to a value, as it does in Metal.
+# Clang's temporaries are in no address space, so a `const thread T&` does not bind to a value, as it does in Metal.
 _UNBOUND = re.compile(
     "in default address space|to a temporary object because of address space|__global_host"
     "|cannot deduce a type for '[^']+' that would make '__private"
 )
 _BIND_VALUES = "-DMSL_VALUES_BIND"
-# Members of an object that lies nowhere in particular do not bind to references of the thread.
+# Members of an object in the generic address space do not bind to references of type thread.
 _NOWHERE = re.compile("'(?:const )?__generic")
 _THREAD_METHODS = "-DMSL_THREAD_METHODS"
 _CONST_METHODS = "-DMSL_THREAD_CONST_METHODS"
@@ -271,10 +272,10 @@ _NO_OBJECT = re.compile(
     "|invalid argument type '[^<]+' to unary expression"
 )
 _VALUES_HAVE_METHODS = "-DMSL_VALUES_HAVE_METHODS"
-# x += c, where c is of a class that converts to a number.
+# x += c, where the class of c converts to a number.
 _STEP = re.compile("no viable overloaded '[-+*/%]='|invalid operands to binary expression \\('[^<]")
 _CLASS_STEPS = "-DMSL_CLASS_STEPS"
-# v.x += 1 in a template, in a text with an operator += of its own: clang looks for a function only.
+# v.x += 1 in a template, in a text that defines an operator +=: clang then considers functions only.
 _PROPERTY = re.compile("invalid operands to binary expression .*'<pseudo-object type>'")
 _PLAIN_COMPONENTS = "-DMSL_PLAIN_COMPONENTS"
 
@@ -282,11 +283,12 @@ _PLAIN_COMPONENTS = "-DMSL_PLAIN_COMPONENTS"
 def compile_text(
     flags: list[str], output: list[str], text: str, entry: str, prelude: Path, scratch: Path, often: bool = False
 ):
-    """Runs the compiler on a translated text; raises CompileError. output: flags that say what to make of it.
+    """Runs the compiler on a translated text; raises CompileError if it refuses the text. output: flags for its output.
 
-    often: the prelude, one of the shim's, comes with these flags again and again, and so is precompiled.
-    Where values meet such references it runs again with references to constants in every space, and where members of
-    objects do, with methods of objects of the thread.
+    often: the prelude, a header of the shim, is used with these flags repeatedly, and so is precompiled.
+
+    If a text is refused because a value or a member does not bind to a reference, the compiler runs again with other
+    definitions: of references to constants in every space, or of methods on objects of the thread.
     """
     source = scratch / "kernel.cl"
     source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
@@ -320,7 +322,7 @@ def compile_text(
 
 
 def _remedies(done: subprocess.CompletedProcess) -> Iterator[list[str]]:
-    """Flags to try, one after another, on a text that was refused."""
+    """Yields flags to try, one after another, on a text that was refused."""
     if not done.returncode:
         return
     said = {
@@ -339,11 +341,11 @@ def _remedies(done: subprocess.CompletedProcess) -> Iterator[list[str]]:
             yield [*operators, *methods, _BIND_VALUES]
     if operators:
         yield operators
-    if said[_CLASS_STEPS] and not said[_PLAIN_COMPONENTS]:  # the operators are in the way of v.x += 1
+    if said[_CLASS_STEPS] and not said[_PLAIN_COMPONENTS]:  # the operators hide v.x += 1
         yield [_CLASS_STEPS, _PLAIN_COMPONENTS]
 
 
 def _code(scratch: Path) -> str:
-    """The LLVM text that the compiler left in `scratch`, before its passes or in place of an object."""
+    """The LLVM text that the compiler wrote to `scratch`, before its passes or in place of an object."""
     (code,) = scratch.glob("*.ll")
     return code.read_text(encoding="utf-8")

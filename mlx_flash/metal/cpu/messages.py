@@ -1,4 +1,4 @@
-"""The errors of a compiler, and the warnings that are errors in Metal, in Metal's words and with its lines."""
+"""Compiler errors, and warnings that are errors in Metal, reworded for Metal and with lines of the Metal text."""
 
 import re
 import subprocess
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..frontend.errors import CompileError
 
-# Warnings of clang's that are errors in Metal. Its __bf16 is to it a float type among others; Metal's bfloat takes no
-# float without a cast.
+# Warnings of clang that are errors in Metal. To clang, __bf16 is an ordinary float type; Metal's bfloat takes no float
+# without a cast.
 _TO_BFLOAT = re.compile(
     r"implicit conversion (?:when assigning computation result )?loses floating-point precision"
     r": .* to '[^']*(?:' \(aka '[^']*)?__bf16'.*"
@@ -26,7 +26,7 @@ def refuse(done: subprocess.CompletedProcess, text: str, source: Path):
         if _TO_BFLOAT.match(warning):
             warning = "a float does not convert to bfloat without a cast"
         elif _NARROWING.match(warning):
-            # What these hide is a constant, which may become half.
+            # These macros wrap a constant, which may become half.
             place = lines[int(number) - 1][int(column) - 1 :]
             if "'half'" in warning and place.startswith(("msl_float(", "msl_named(")):
                 continue
@@ -43,7 +43,7 @@ def _metal_lines(text: str) -> list[str]:
     return text.rpartition('#line 1 "metal"\n')[2].splitlines()
 
 
-# What clang says of a vector's component, which the shim makes a property or an element of a space of its own.
+# Clang's errors about a component of a vector, which the shim makes a property or an element in a space of its own.
 _COMPONENT = "a component of a vector, like any value, has no address: neither a reference nor a pointer leads to it"
 _OF_COMPONENTS = re.compile(
     r"address of property expression requested"

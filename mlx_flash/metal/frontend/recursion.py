@@ -1,14 +1,14 @@
-"""Recursion, which Metal has not, through whatever the compiler resolves: members, overloads, templates.
+"""Finds recursion, which Metal forbids, through everything that the compiler resolves: members, overloads, templates.
 
-The calls of the unoptimised code, in LLVM's words, tell: nothing is inlined in it, and no tail call made a loop.
+It is read off the calls in unoptimised LLVM code, in which nothing is inlined and no tail call has become a loop.
 """
 
 import re
 from pathlib import Path
 
-# Instead of an object; with names and lines.
+# Output in place of an object, with names and lines.
 OUTPUT = ("-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-gline-tables-only")
-# The same of optimised code, in which calls are left out where they are never reached, not where nothing comes of them.
+# The same for optimised code, which omits calls that are never reached, but keeps calls without an effect.
 OPTIMISED = (
     "-O2",
     "-fno-sanitize=all",
@@ -25,13 +25,13 @@ _FACTS = re.compile(r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".*?\bline
 
 
 def kept_in(folder: Path) -> tuple[str, ...]:
-    """Compiler flags that leave the LLVM text in `folder`, as it is before the first pass over it."""
+    """Compiler flags that write the LLVM text before its first pass to `folder`."""
     return ("-mllvm", "-print-before=annotation2metadata", "-mllvm", f"-ir-dump-directory={folder}")
 
 
 def direct(code: str) -> bool:
-    """Does a function call itself? Where functions only call each other in a circle, Metal takes what optimised code
-    does not do: PyTorch's gamma calls log_gamma of large numbers, which calls gamma of small ones."""
+    """Whether a function calls itself. Metal accepts functions that call each other in a circle if optimised code does
+    not: PyTorch's gamma calls log_gamma of large numbers, which calls gamma of small ones."""
     calls, _ = _calls(code)
     return any(name in called for name, called in calls.items())
 
@@ -47,7 +47,7 @@ def found(code: str) -> tuple[str, int] | None:
 
 
 def _calls(code: str) -> tuple[dict[str, set[str]], dict[str, str | None]]:
-    """The functions that each one calls, and the number of each one's place."""
+    """({function: functions that it calls}, {function: the number of its place})."""
     calls: dict[str, set[str]] = {}
     places, inside, name, rows = {}, set(), "", code.splitlines()
     for at, row in enumerate(rows):
@@ -63,9 +63,10 @@ def _calls(code: str) -> tuple[dict[str, set[str]], dict[str, str | None]]:
 
 
 def _ends(rows: list[str], at: int) -> bool:
-    """Does a function without a result only return from here on?
+    """Whether a function without a result only returns from this row on.
 
-    Calling itself is then the same as starting anew. MLX's kernels do it, and Apple's compiler takes them.
+    A call of itself there is the same as a jump to its start. MLX's kernels have such calls, and Apple's compiler
+    accepts them.
     """
     while True:
         row = rows[at].strip()
@@ -73,14 +74,14 @@ def _ends(rows: list[str], at: int) -> bool:
         if jump := _JUMP.match(row):
             while at < len(rows) and not rows[at].startswith(f"{jump[1]}:"):
                 if rows[at] == "}":
-                    return False  # back to a loop
+                    return False  # it branches back, to a loop
                 at += 1
         elif row and "@llvm." not in row and not _LABEL.match(row):
             return row.startswith("ret void")
 
 
 def _cycle(calls: dict[str, set[str]]) -> str | None:
-    """A caller that reaches itself."""
+    """The name of a function that reaches itself; None if there is none."""
     for caller in calls:
         reached: set[str] = set()
         new = calls[caller]
