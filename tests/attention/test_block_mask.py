@@ -180,6 +180,14 @@ def test_plot(tmp_path, side):
         assert np.array_equal(np.isin(shown, (1, 3)), mask.visible()), "seen elements, and no others, are dark"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("layer", [(0, 2), (1, 0)], ids=str)
+def test_a_plot_of_any_layer(layer):
+    batch, head = layer
+    (image,) = BlockMask.from_array(LAYERS, block=32).plot(batch=batch, head=head).axes[0].images
+    assert np.array_equal(np.isin(np.array(image.get_array()), (1, 3)), LAYERS[layer])
+
+
 def traced(mask):
     return mx.array(BlockMask.from_array(mask).map)
 

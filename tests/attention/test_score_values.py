@@ -75,6 +75,17 @@ def test_numbers_are_not_confused(reference):
     assert bits(attention(*operands(), visible=masks[0])) != bits(attention(*operands(), visible=masks[1]))
 
 
+def test_the_segment_of_every_batch_entry(backend):
+    """A text reads the id of its query's segment: the same as queries that are multiplied by it."""
+    draw, (q, k, v) = np.random.default_rng(8), operands()
+    q, k, v = (mx.concatenate([one[:1], one[:1]]) for one in (q, k, v))
+    ids = tuple(mx.array(np.sort(draw.integers(0, 3, (2, one.shape[2])), -1)) for one in (q, k))
+    got = attention(q, k, v, segments=ids, score=Score("s * (1 + segment)"))
+    want = attention(q * (1 + ids[0][:, None, :, None]), k, v, segments=ids)
+    assert mx.abs(got[0] - got[1]).max().item() > 0.1, "the entries differ in their segments alone"
+    assert mx.abs(got - want).max().item() <= bounds.FLOAT32["O"] * 4
+
+
 def test_arrays_of_another_content_are_another_mask(reference):
     ids = [mx.array(np.arange(KEYS, dtype=np.int32) // n) for n in (7, 20)]
     for one in ids:

@@ -45,6 +45,17 @@ SERVED = {
     "cache-one-query": lambda: of_cache(KVCache(), 1),
     "quantized-cache": lambda: of_cache(QuantizedKVCache(), ROWS),
     "quantized-cache-one-query": lambda: of_cache(QuantizedKVCache(), 1),
+    "quantized-cache-causal": lambda: of_cache(QuantizedKVCache(), ROWS, "causal"),
+    "stream": lambda: built_in(stream=mx.cpu),
+    "integers": lambda: built_in(mask=SEEN.astype(mx.int32)),
+    "mixed-types": lambda: built_in(k=K.astype(mx.float16)),
+    "width-of-values": lambda: built_in(v=V[..., :40]),
+    "odd-width": lambda: built_in(*(array[..., :36] for array in (Q, K, V))),
+    "more-queries-than-keys": lambda: built_in(k=K[:, :, :9], v=V[:, :, :9]),
+    "bfloat": lambda: built_in(*(array.astype(mx.bfloat16) for array in (Q, K, V))),
+    "negative-scale": lambda: built_in(scale=-SCALE),
+    "one-entry": lambda: built_in(*(array[:1] for array in (Q, K, V))),
+    "mapped": lambda: mx.vmap(lambda q: built_in(q))(mx.stack([Q, 2 * Q])),
     "gradient": lambda: mx.grad(lambda q: (built_in(q, mask="causal") * V[:, :1, :ROWS]).sum())(Q),
 }
 
