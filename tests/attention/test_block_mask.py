@@ -59,6 +59,15 @@ def test_equal_blocks_share_a_bitmap():
     assert causal.visited == 17 / 32
 
 
+def test_layers_in_memory_are_those_of_the_batch_and_the_heads():
+    """Whatever batch and number of heads the mask was used for before."""
+    mask = BlockMask.from_array(LAYERS[:1, :1], block=32)
+    for batch, heads in ((2, 4), (3, 4), (2, 5), (2, 4)):
+        found = mask.layers(batch, heads, repeats=True)
+        assert {array.shape[:2] for name, array in found.items() if name != "block_bitmaps"} == {(batch, heads)}
+        assert all(np.array_equal(array[0, 0], mask.arrays[name][0, 0]) for name, array in found.items() if array.ndim > 3)
+
+
 def written_out(query_length: int, key_length: int, sees) -> np.ndarray:
     """sees(own position of the query, key), one pair at a time."""
     table = [[sees(i + key_length - query_length, j) for j in range(key_length)] for i in range(query_length)]

@@ -5,6 +5,10 @@ import pytest
 from arrays import bits
 from call_pairs import PAIRS, QUANTIZED_PAIRS, call, forget, quantized_call
 from machines import across_backends
+from problems import make_problem, plan_of
+
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.problem.kinds import DECODE, TRAINING
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +50,30 @@ def test_decoding_calls_that_differ_in_one_thing(backend, name):
 @pytest.mark.parametrize("backend, name", across_backends(QUANTIZED_PAIRS), indirect=["backend"])
 def test_quantized_calls_that_differ_in_one_thing(backend, name):
     check(quantized_call, *QUANTIZED_PAIRS[name])
+
+
+HEADS = {"query_heads": 4, "key_heads": 2, "variants": {"mask": "float32"}}
+LENGTHS = {"batch": 2, "query_length": 20, "key_length": 700, "mask_shape": (2, 4, 20, 700)}
+OTHER_LENGTHS = {
+    "batch": {"batch": 3, "mask_shape": (1, 4, 20, 700)},
+    "number-of-queries": {"query_length": 31, "mask_shape": (2, 4, 1, 700)},
+    "number-of-keys": {"key_length": 1400, "mask_shape": (2, 4, 20, 1)},
+    "batch-of-mask": {"mask_shape": (1, 4, 20, 700)},
+    "heads-of-mask": {"mask_shape": (2, 1, 20, 700)},
+    "rows-of-mask": {"mask_shape": (2, 4, 1, 700)},
+    "columns-of-mask": {"mask_shape": (2, 4, 20, 1)},
+}
+
+
+@pytest.mark.parametrize("kind", [*TRAINING, DECODE], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", OTHER_LENGTHS)
+def test_launches_that_differ_in_one_length(name, kind):
+    """A plan keeps launches: each is what a new plan makes of the same lengths."""
+    problems = [make_problem(**HEADS | LENGTHS | more) for more in ({}, OTHER_LENGTHS[name])]
+    family, alone = FAMILIES["apple9"], []
+    for problem in problems:
+        forget()
+        alone.append(plan_of(kind, problem, family).launch(problem))
+    for order in ((0, 1), (1, 0)):
+        forget()
+        assert [plan_of(kind, problems[n], family).launch(problems[n]) for n in order] == [alone[n] for n in order]

@@ -14,7 +14,7 @@ from refusals import refused_call as refused
 from mlx_flash import BlockMask, UnsupportedProblem, attention, merge, quantized_attention, use_backend, vmap
 from mlx_flash.simulator import mode, profile
 
-KEYS = [300, 17, 130]
+KEYS = [130, 17, 300]
 CASE = Case(5, 300, 16, "float16", group=2, key_heads=2, batch=3)
 LAYOUTS = [False, True]
 

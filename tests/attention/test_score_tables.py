@@ -50,7 +50,7 @@ FACING = {
     ),
     "number": Facing("s * t", (), (), lambda s, t: s * t, lambda s, t: t, lambda s, t: s),
     "key": added("s + t[k][h]", (KEYS, HEADS), (K, H)),
-    "entry": added("s + t[h][b]", (HEADS, 2), (H, B)),
+    "entry": Facing("s * t[h][b]", (HEADS, 2), (H, B), lambda s, t: s * t, lambda s, t: t, lambda s, t: s),
     "offset": added("s + t[clamp(q - k, -8, 8) + 8][h]", (17, HEADS), (np.clip(Q - K, -8, 8) + 8, H)),
     "swin": added("s + t[(q / 7 - k / 7 + 6) * 13 + q % 7 - k % 7 + 6][h]", (169, HEADS), (SWIN, H)),
     "pair": added("s + t[b][h][q][k]", (2, HEADS, KEYS, KEYS), (B, H, Q, K)),

@@ -94,7 +94,7 @@ def test_arrays_of_another_content_are_another_mask(reference):
         assert mx.abs(got - attention(*operands(), mask=mx.array(keep))).max().item() <= bounds.FLOAT32["O"] * 4
 
 
-@pytest.mark.parametrize("text", ["s + t[h] * b", "s - t[h] * abs(q - k)"])
+@pytest.mark.parametrize("text", ["s * (1 + t[h] * b)", "s - t[h] * abs(q - k)"])
 def test_vmap_of_operands_and_arrays(reference, text):
     """b counts the entries of each call, not those of a folded batch."""
     q, k, v = operands()
