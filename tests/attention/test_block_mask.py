@@ -65,7 +65,9 @@ def test_layers_in_memory_are_those_of_the_batch_and_the_heads():
     for batch, heads in ((2, 4), (3, 4), (2, 5), (2, 4)):
         found = mask.layers(batch, heads, repeats=True)
         assert {array.shape[:2] for name, array in found.items() if name != "block_bitmaps"} == {(batch, heads)}
-        assert all(np.array_equal(array[0, 0], mask.arrays[name][0, 0]) for name, array in found.items() if array.ndim > 3)
+        assert all(
+            np.array_equal(array[0, 0], mask.arrays[name][0, 0]) for name, array in found.items() if array.ndim > 3
+        )
 
 
 def written_out(query_length: int, key_length: int, sees) -> np.ndarray:
