@@ -161,6 +161,8 @@ def of_heads(queries: int, keys: int) -> list[mx.array]:
 APART = {
     "queries": ((arrays(), {}), (arrays(queries=8), {})),
     "keys": ((arrays(), {}), ([arrays()[0], *(array[:, :, :40] for array in arrays()[1:])], {})),
+    "width": ((arrays(), {}), ([*arrays(width=40)[:2], arrays()[2]], {})),
+    "value width": ((arrays(), {}), ([*arrays()[:2], arrays(width=40)[2]], {})),
     "query heads": ((of_heads(4, 2), {}), (of_heads(2, 2), {})),
     "key heads": ((of_heads(4, 2), {}), (of_heads(4, 4), {})),
     "dtype": ((arrays(), {}), (arrays(dtype=mx.float16), {})),

@@ -3,21 +3,10 @@
 `old` occurs once in its file below mlx_flash/. test_host_mutants.py makes each mistake in a copy of the package.
 """
 
-from typing import NamedTuple
-
-
-class HostMutant(NamedTuple):
-    kind: str
-    file: str  # below mlx_flash/
-    name: str
-    old: str
-    new: str
-    killed_by: str  # id of a test below tests/
-
-
-def of(kind: str, file: str, *mutants: tuple) -> list[HostMutant]:
-    return [HostMutant(kind, file, *mutant) for mutant in mutants]
-
+from entry_mutants import ENTRIES, MAPPED
+from host_mutant import of
+from key_mutants import KEPT_CALLS, LAUNCHES
+from limit_mutants import LIMITS, SERVED_CALLS
 
 APART = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[37-reference-{}]"
 FEW = "test_operands_apart.py::test_options_of_few_elements[{}]"
@@ -175,4 +164,17 @@ SMALL_VIEWS = of("view of a small operand", "kernels/launch.py",
      "test_operands_apart.py::test_ids_that_lie_apart[simulator-apple7-37]"),
 )
 # fmt: on
-HOST_MUTANTS = [*BATCH_ENTRY, *MAPPED_AXES, *KEYS, *PATCH, *GRIDS, *SMALL_VIEWS]
+HOST_MUTANTS = [
+    *BATCH_ENTRY,
+    *MAPPED_AXES,
+    *KEYS,
+    *PATCH,
+    *GRIDS,
+    *SMALL_VIEWS,
+    *ENTRIES,
+    *MAPPED,
+    *KEPT_CALLS,
+    *LAUNCHES,
+    *LIMITS,
+    *SERVED_CALLS,
+]  # fmt: skip

@@ -8,6 +8,7 @@ from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
 from formula_mutants import FORMULA
 from mutant import Mutant, of
 from neural_mutants import NAX_FORWARD, NAX_OPERANDS, NAX_PRODUCTS
+from stride_mutants import STRIDES
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -366,4 +367,5 @@ MUTANTS = [
     *NAX_OPERANDS,
     *NAX_PRODUCTS,
     *NAX_FORWARD,
+    *STRIDES,
 ]  # fmt: skip
