@@ -147,6 +147,7 @@ def test_grids_at_their_limits(launches, groups, ragged):
     threads, block = eval(facts["grid"]), eval(facts["threadgroup"])
     blocks = [-(-count // size) for count, size in zip(threads, block)]
     assert max(blocks[1:]) <= LIMIT and np.prod(blocks) >= np.prod(groups)
+    assert np.prod(block) == np.prod(np.minimum(sizes, grid)), "every thread of a threadgroup"
     cut = [
         edge for edge, count in zip(ragged, groups) if count > 1
     ]  # a single threadgroup is made as small as the grid
