@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from .common.scalars import listed, shown, traced, whole
 SHOWN = 1024  # elements a side: larger masks are drawn block by block
 EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: bitmap n tells the elements
 LAYERED = ("block_map", "block_lists", "block_counts", "block_lists_t", "block_counts_t")
+MOST_BLOCKS, MOST_ELEMENTS = 2**28, 2**32  # 1 GiB of states; elements of one strip of queries
 REPEATED_BYTES = 2**22  # the most memory in which a layer of blocks is repeated
 
 
@@ -58,6 +60,9 @@ class BlockMask:
         given, block = block, whole(block)
         if block is None or block < 32 or block % 32:
             raise wrong("block", "a positive multiple of 32", shown(given), "Use 64 or 128.", "BlockMask")
+        if not callable(predicate):
+            raise wrong("predicate", "a function of positions", shown(predicate), "See from_array.", "BlockMask")
+        _check_size(query_length, key_length, block, math.prod(layers))
         rows, columns = -(-query_length // block), -(-key_length // block)
         map, bitmaps = np.zeros((*layers, rows, columns), np.int32), _Bitmaps(block)
         keys = np.arange(key_length)[None, :]
@@ -128,6 +133,7 @@ class BlockMask:
     def document(cls, lengths, *, causal: bool = True, block: int = 128) -> BlockMask:
         """Documents of these lengths (a list or an array), packed one after another; each sees only itself."""
         counts = [_count("lengths", length, 0) for length in listed(lengths) or (lengths,)]
+        _check_size(sum(counts), sum(counts), max(whole(block) or 0, 1))
         ids = np.repeat(np.arange(len(counts)), counts)
         return cls.from_predicate(
             lambda i, j: (ids[i] == ids[j]) & ((j <= i) | (not causal)), len(ids), len(ids), block=block
@@ -136,7 +142,7 @@ class BlockMask:
     @classmethod
     def dilated(cls, query_length: int, key_length: int, step: int, *, block: int = 128) -> BlockMask:
         """Causal, with every `step`-th key counted back from the query's own position, which it sees too."""
-        step = _count("step", step, 1)
+        step = min(_count("step", step, 1), 2**31)  # numpy's integers have 64 bits
         offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
         return cls.from_predicate(
             lambda i, j: (j <= i + offset) & ((i + offset - j) % step == 0), query_length, key_length, block=block
@@ -208,6 +214,16 @@ def _count(name: str, number, least: int) -> int:
         expected = f"a whole number of at least {least}"
         raise wrong(name, expected, shown(number), "Pass a count of rows or keys.", "BlockMask")
     return count
+
+
+def _check_size(query_length: int, key_length: int, block: int, layers: int = 1):
+    """Raises ValueError if the map of blocks, or the strip of queries that is evaluated at a time, is too large."""
+    blocks = layers * -(-query_length // block) * -(-key_length // block)
+    if blocks > MOST_BLOCKS or block * key_length > MOST_ELEMENTS:
+        raise wrong(
+            "query_length, key_length", f"at most {MOST_BLOCKS} blocks, and strips of {MOST_ELEMENTS} elements",
+            f"{query_length} x {key_length} in blocks of {block}", "causal= and window= need no mask.", "BlockMask",
+        )  # fmt: skip
 
 
 class _Bitmaps:

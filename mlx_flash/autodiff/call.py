@@ -16,7 +16,7 @@ import numpy as np
 from ..backends import Backend
 from ..common.errors import wrong
 from ..common.mlx_private import may_compile
-from ..common.scalars import LARGEST, shown
+from ..common.scalars import LARGEST, shown, truth
 from ..kernels.plan import plan
 from ..masks import BlockMask
 from ..problem.formulas.score import Score, Visible
@@ -177,6 +177,16 @@ def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, quantized_a
     return Call(signature_of(q, *logical, **arguments), backend, stream, return_lse, quantization)
 
 
+def wanted_lse(return_lse) -> bool | str:
+    """`return_lse` as True, False or SPLIT. Raises ValueError for another value."""
+    if isinstance(return_lse, str) and return_lse == SPLIT:
+        return return_lse
+    wanted = False if return_lse is None else truth(return_lse)
+    if wanted is None:
+        raise wrong("return_lse", f'True, False or "{SPLIT}"', shown(return_lse), "Check the spelling.")
+    return wanted
+
+
 def prepared(
     q, k, v, backend: Backend, stream, return_lse: bool | str, arguments: dict, quantized_as: tuple | None = None
 ) -> Call:
@@ -184,10 +194,8 @@ def prepared(
 
     `quantized_as`: (mode, bits, group_size) of quantized k and v. Raises ValueError as `signature_of` does.
     """
-    if return_lse is not False and return_lse != SPLIT:
-        if isinstance(return_lse, str):
-            raise wrong("return_lse", f'True, False or "{SPLIT}"', repr(return_lse), "Check the spelling.")
-        return_lse = bool(return_lse)
+    if return_lse is not False:
+        return_lse = wanted_lse(return_lse)
     try:
         given = [
             (name, type(value), value) if type(value) in VALUES else (name, _static(value, name))

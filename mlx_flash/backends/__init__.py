@@ -187,6 +187,11 @@ class use_backend:
     """
 
     def __init__(self, name: str, family: str | None = None, table: str | None = None):
+        for argument, value, known in (("backend", name, NAMES), ("family", family, FAMILIES)):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"[mlx_flash] {argument}: expected one of {', '.join(known)}, got {value!r}. Pass a name."
+                )
         self._backend = with_table(backend(name, family), table)
         choices = _choices.get()
         # A `with` block may take this choice over, and restore the one before it when it ends. Older choices outside of

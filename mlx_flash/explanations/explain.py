@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from ..autodiff.call import wanted_lse
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
 from ..distributed.plan import planned
@@ -88,7 +89,7 @@ def explain(
     decoding = CAPABILITIES[name].get("decodes", False)
     runs = not problem.empty and chosen is not None
     parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
-    with_lse = bool(arguments.get("return_lse"))
+    with_lse = bool(wanted_lse(arguments.get("return_lse")))
     chain = kinds_of(problem, name, parts, chosen, with_lse) if runs else ()
     tested = name == "metal" and mx.metal.is_available()
     kernels = tuple(_explain_kernel(plan_of(kind, inner, chosen), inner, tested) for kind in chain)

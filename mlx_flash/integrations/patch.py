@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from ..backends import choices_here
 from ..common.errors import InvalidArgument, UnsupportedProblem, wrong
+from ..common.scalars import shown, whole
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
 from ..transforms.trace import changed, trace
@@ -68,14 +69,14 @@ class patch:
     """
 
     def __init__(self, min_queries: int = 1, policy: str | None = None):
-        if not isinstance(min_queries, int) or isinstance(min_queries, bool) or min_queries < 1:
-            raise wrong(
-                "min_queries", "a whole number of at least 1", repr(min_queries), "Pass 1 to serve every call.", "patch"
-            )
-        if policy is not None and policy not in POLICIES:
+        least = whole(min_queries)
+        if least is None or least < 1:
+            remedy = "Pass 1 to serve every call."
+            raise wrong("min_queries", "a whole number of at least 1", shown(min_queries), remedy, "patch")
+        if policy is not None and (not isinstance(policy, str) or policy not in POLICIES):
             remedy = "Check the spelling, or leave it out: fastest on a GPU."
-            raise wrong("policy", f"one of {', '.join(POLICIES)}, or None", repr(policy), remedy, "patch")
-        self.min_queries, self.policy = min_queries, policy
+            raise wrong("policy", f"one of {', '.join(POLICIES)}, or None", shown(policy), remedy, "patch")
+        self.min_queries, self.policy = least, policy
         self._served, self._built_in, self._rules = Tally(), Tally(), Tally()
         self.reached: list[str] = []
         self.out_of_reach: list[str] = []

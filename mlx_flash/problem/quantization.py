@@ -63,8 +63,8 @@ UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "G
 
 def quantization_of(mode, bits, group_size) -> Quantization:
     """The checked format, with defaults filled in. Raises ValueError for one that no kernel reads."""
-    if mode not in FORMATS:
-        raise wrong("mode", f"one of {', '.join(FORMATS)}", repr(mode), "Check the spelling.", FUNCTION)
+    if not isinstance(mode, str) or mode not in FORMATS:
+        raise wrong("mode", f"one of {', '.join(FORMATS)}", shown(mode), "Check the spelling.", FUNCTION)
     known_bits, known_groups = FORMATS[mode]
     bits = known_bits[0] if bits is None else bits
     group_size = known_groups[0] if group_size is None else group_size

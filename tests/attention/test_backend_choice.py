@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import mlx.core as mx
 import pytest
 
 from mlx_flash import backends, use_backend
@@ -32,6 +33,13 @@ def test_entered_twice():
         with chosen as backend:
             assert name() == backend.name == "simulator"
         assert name() == "reference"
+
+
+@pytest.mark.parametrize("value", ([], {}, 3, b"reference", mx.array(1)), ids=str)
+def test_a_name_is_a_string(value):
+    for arguments in ((value,), ("reference", value)):
+        with pytest.raises(ValueError, match="expected one of"):
+            use_backend(*arguments)
 
 
 def test_entered_inside_itself():

@@ -232,8 +232,16 @@ WRONG = {
     "array": (
         lambda: BlockMask.causal(mx.array([5, 5]), 5), "query_length", "a whole number", "an array of shape (2,)",
     ),
+    "huge": (lambda: BlockMask.causal(2**31, 2**31), "query_length, key_length", "at most", "2147483648 x 2147483648"),
+    "huge-documents": (lambda: BlockMask.document([2**62] * 4), "query_length, key_length", "at most", str(2**64)),
+    "no-function": (lambda: BlockMask.from_predicate(3, 5, 5), "predicate", "a function of positions", "3"),
     "step": (lambda: BlockMask.dilated(5, 5, 0), "step", "a whole number of at least 1", "0"),
 }  # fmt: skip
+
+
+def test_numbers_beyond_every_key():
+    assert (BlockMask.dilated(5, 5, 2**70).visible() == np.eye(5, dtype=bool)).all()
+    assert BlockMask.window(5, 5, 2**70, 2**70).visible().all() and BlockMask.prefix(5, 5, 2**70).visible().all()
 
 
 @pytest.mark.parametrize("name", WRONG)

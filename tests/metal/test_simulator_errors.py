@@ -4,7 +4,15 @@ import mlx.core as mx
 import pytest
 
 from mlx_flash.metal.cpu import compiler
-from mlx_flash.simulator import CompileError, SimulatorError, ToolchainError, metal_kernel, mode, schedule
+from mlx_flash.simulator import (
+    CompileError,
+    MetalLibrary,
+    SimulatorError,
+    ToolchainError,
+    metal_kernel,
+    mode,
+    schedule,
+)
 
 CALL = dict(grid=(8, 1, 1), threadgroup=(8, 1, 1), output_shapes=[(8,)], output_dtypes=[mx.float32])
 SOURCE = "uint i = thread_position_in_grid.x; y[i] = x[i];"
@@ -173,9 +181,20 @@ def test_finding_no_compiler_says_what_to_install(monkeypatch):
 
 
 def test_unknown_modes():
-    for block in (lambda: mode("slow"), lambda: schedule("sideways")):
+    for block in (lambda: mode("slow"), lambda: schedule("sideways"), lambda: mode([]), lambda: schedule({})):
         with pytest.raises(ValueError, match="must be one of"), block():
             pass
+
+
+@pytest.mark.parametrize("argument", ("name", "input_names", "output_names", "source", "header"))
+@pytest.mark.parametrize("value", (None, b"x", 3, mx.array(1.0), [None]), ids=str)
+def test_texts_and_names_are_strings(argument, value):
+    arguments = {"name": "k", "input_names": ["x"], "output_names": ["y"], "source": "y[0] = 1;"} | {argument: value}
+    with pytest.raises(TypeError, match=f"`{argument}` must be a (string|list of strings), not "):
+        metal_kernel(**arguments)
+    if argument == "source":
+        with pytest.raises(TypeError, match="has to be a string|must be a string"):
+            MetalLibrary(value)
 
 
 def test_a_report_does_not_spoil_the_next_launch():

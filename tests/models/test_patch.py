@@ -41,7 +41,7 @@ def call(queries=12, **options):
 
 
 def test_what_is_not_served_goes_to_the_built_in(reference):
-    with mlx_flash.patch(min_queries=9) as report:
+    with mlx_flash.patch(min_queries=np.int64(9)) as report:
         few = call(3)
         mixed = [x.astype(dtype) for x, dtype in zip(arrays(), (mx.float16, mx.float32, mx.float32))]
         assert mx.fast.scaled_dot_product_attention(*mixed, scale=0.25).dtype == mx.float32

@@ -57,6 +57,12 @@ class MetalKernel:
     def __init__(
         self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options
     ):
+        for what, text in (("name", name), ("source", source), ("header", header)):
+            if not isinstance(text, str):
+                raise TypeError(f"{_TAG} `{what}` must be a string, not {type(text).__name__}.")
+        for what, names in (("input_names", input_names), ("output_names", output_names)):
+            if not isinstance(names, (list, tuple)) or not all(isinstance(one, str) for one in names):
+                raise TypeError(f"{_TAG} `{what}` must be a list of strings, not {type(names).__name__}.")
         if not output_names:
             raise ValueError(f"{_TAG} Must specify at least one output.")
         _check_options(compile_options)

@@ -34,6 +34,8 @@ class MetalLibrary:
     def __init__(
         self, source: str, include_dirs: Sequence[str | Path] = (), language: str | None = None, name: str = "library"
     ):
+        if not isinstance(source, str):
+            raise TypeError(f"The source of a library must be a string of Metal, not {type(source).__name__}.")
         self.name, self.language = name, language or settings.current_language()
         self.text, self.origin = preprocess(beyond_ascii(source), include_dirs, self.language)
         with self._named(name):

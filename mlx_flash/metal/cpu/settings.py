@@ -38,7 +38,7 @@ def mode(name: str, step_limit: int = STEP_LIMIT):
 
     step_limit: loop iterations, and checked accesses, of one threadgroup before its kernel is reported as endless.
     """
-    if name not in MODES:
+    if not isinstance(name, str) or name not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {name!r}.")
     if not 0 < step_limit < 1 << 63:
         raise ValueError(f"step_limit must be a positive number of 63 bits, not {step_limit!r}.")
@@ -53,7 +53,7 @@ def mode(name: str, step_limit: int = STEP_LIMIT):
 @contextmanager
 def schedule(name: str, seed: int = 0):
     """Runs lanes, simdgroups and threadgroups "forward", "reversed" or in a seeded "random" order inside the block."""
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name!r}.")
     token = _schedule.set((name, seed))
     try:
@@ -96,7 +96,7 @@ def language(version: str):
 
 
 def _checked_language(version: str) -> str:
-    if version not in VERSIONS:
+    if not isinstance(version, str) or version not in VERSIONS:
         raise ValueError(f"The language must be one of Metal {', '.join(VERSIONS)}, not {version!r}.")
     return version
 
