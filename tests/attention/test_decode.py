@@ -233,6 +233,7 @@ def test_number_of_splits():
     assert parts(key_length=100)[0] == 1 and parts(key_length=511)[0] == 1 and parts(key_length=512)[0] == 2
     assert parts(cores=80, key_heads=1, key_length=10**6)[0] <= decoding.MOST
     assert parts(query_length=8)[0] < parts()[0]  # two blocks of rows each
+    assert parts(query_length=5) == parts(query_length=8)  # the last rows of five queries have a block of their own
     assert parts(query_length=32, query_heads=8)[0] < parts(query_length=16, query_heads=8)[0]  # the same
     assert parts(variants={"window": (1000, 0)}, key_length=10**6)[0] == parts(key_length=1001)[0] == 2
     # On an H200 one threadgroup has read 2048 keys and values of 128 columns before two launches have begun.

@@ -153,33 +153,6 @@ def test_a_call_that_differs_is_decided_by_itself(name):
         close(got, want)
 
 
-def of_heads(queries: int, keys: int) -> list[mx.array]:
-    return [mx.zeros((1, heads, n, 64)) for heads, n in ((queries, 40), (keys, 48), (keys, 48))]
-
-
-# Two calls each that a rule may tell apart, though most rules do not.
-APART = {
-    "queries": ((arrays(), {}), (arrays(queries=8), {})),
-    "keys": ((arrays(), {}), ([arrays()[0], *(array[:, :, :40] for array in arrays()[1:])], {})),
-    "width": ((arrays(), {}), ([*arrays(width=40)[:2], arrays()[2]], {})),
-    "value width": ((arrays(), {}), ([*arrays()[:2], arrays(width=40)[2]], {})),
-    "query heads": ((of_heads(4, 2), {}), (of_heads(2, 2), {})),
-    "key heads": ((of_heads(4, 2), {}), (of_heads(4, 4), {})),
-    "dtype": ((arrays(), {}), (arrays(dtype=mx.float16), {})),
-    "dtype of keys": ((arrays(), {}), ([arrays()[0], arrays(dtype=mx.float16)[1], arrays()[2]], {})),
-    "dtype of values": ((arrays(), {}), ([*arrays()[:2], arrays(dtype=mx.float16)[2]], {})),
-    "causal": ((arrays(), {}), (arrays(), {"mask": "causal"})),
-    "array mask": ((arrays(), {"mask": "causal"}), (arrays(), {"mask": mx.ones((40, 48), mx.bool_)})),
-    "sinks": ((arrays(), {}), (arrays(), {"sinks": mx.zeros((2,))})),
-}
-
-
-@pytest.mark.parametrize("name", APART)
-def test_whatever_rules_read_is_part_of_the_key(name):
-    one, other = (kept.call_key("fastest", tuple(qkv), {"scale": 0.125} | options) for qkv, options in APART[name])
-    assert None not in (one, other) and one != other
-
-
 def test_a_gradient_is_decided_by_itself():
     """There are 3 queries: the built-in's kernel for few queries has no gradient."""
     q, k, v = arrays(queries=3)

@@ -5,7 +5,7 @@
 
 from entry_mutants import ENTRIES, MAPPED
 from host_mutant import of
-from key_mutants import KEPT_CALLS, LAUNCHES
+from key_mutants import LAUNCHES
 from limit_mutants import LIMITS, SERVED_CALLS
 
 APART = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[37-reference-{}]"
@@ -173,7 +173,6 @@ HOST_MUTANTS = [
     *SMALL_VIEWS,
     *ENTRIES,
     *MAPPED,
-    *KEPT_CALLS,
     *LAUNCHES,
     *LIMITS,
     *SERVED_CALLS,

@@ -3,9 +3,10 @@ they are."""
 
 from mutant import of
 
+OUTPUT = "test_variants.py::test_output[simulator-apple7-segments]"
 APART = "test_operands_apart.py::test_every_operand_by_its_own_strides[37-simulator-apple7-{}]"
 FEW_QUERIES = "test_operands_apart.py::test_every_operand_by_its_own_strides[3-simulator-apple7-{}]"
-ENTRY = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[{}-simulator-apple7-blocks]"
+ENTRY = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[37-simulator-apple7-blocks]"
 PARTS = "test_operands_apart.py::test_every_part_of_a_quantized_cache_by_its_own_strides[37-simulator-apple7-affine]"
 PAGES = "test_pages.py::test_quantized_pages[simulator-apple7-affine-2]"
 
@@ -32,19 +33,17 @@ STRIDES = of(
 ) + of(
     "mask",
     ("k-ids-by-strides-of-q-ids", "b * args.k_segments.strides[0]", "b * args.q_segments.strides[0]",
-     APART.format("segments"), "check"),
+     OUTPUT, "check"),
     ("q-ids-by-strides-of-k-ids", "b * args.q_segments.strides[0]", "b * args.k_segments.strides[0]",
      APART.format("segments"), "check"),
     ("counts-by-strides-of-lists", "args.block_counts.at[b * count_strides[0]",
      "args.block_counts.at[b * list_strides[0]",
-     ENTRY.format(37), "check"),
+     ENTRY, "check"),
     ("lists-by-strides-of-counts", "args.block_lists.at + b * list_strides[0]",
-     "args.block_lists.at + b * count_strides[0]", ENTRY.format(37), "check"),
-    ("heads-of-lists-by-strides-of-counts", "h * list_strides[1]", "h * count_strides[1]", ENTRY.format(37), "check"),
+     "args.block_lists.at + b * count_strides[0]", ENTRY, "check"),
+    ("heads-of-lists-by-strides-of-counts", "h * list_strides[1]", "h * count_strides[1]", ENTRY, "check"),
     ("heads-of-a-mask-by-entries", "mask_head = mask_strides[1];", "mask_head = mask_strides[0];",
      FEW_QUERIES.format("bool"), "check"),
-    ("rows-of-a-block-map-by-heads", "block_columns = map_strides[2];", "block_columns = map_strides[1];",
-     ENTRY.format(3), "check"),
 ) + of(
     "mask_map",
     ("mapped-mask-transposed", "mask[i * strides[2] + j * strides[3]]", "mask[i * strides[3] + j * strides[2]]",
