@@ -35,6 +35,10 @@ return_lse
     "split" gives the row's largest score and the logarithm of the sum relative to it, whose sum is the LSE. Where all
     scores of a row are shifted far away, as by a finite mask of -1e9, only the parts keep every digit; `merge` takes
     both forms. Gradients belong to functions of the sum of the parts.
+scratch
+    Bytes that the backward pass may take to keep weights and their gradients, in 16 bits, between its kernels: five
+    products of matrices in the place of seven. Heads take turns, as many at a time as it suffices for. Kernels for it
+    exist on tensor cores (CUDA); elsewhere, and where not even one key head fits, nothing is kept.
 
 mx.grad, mx.compile and mx.checkpoint work around both functions (the simulator runs at once, and so not inside
 mx.compile). mlx_flash.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout
@@ -80,6 +84,7 @@ def attention(
     score: Score | str | None = None,
     visible: Visible | str | None = None,
     return_lse: bool | str = False,
+    scratch: int | None = None,
     stream: mx.Stream | mx.Device | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
     """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients.
@@ -101,19 +106,18 @@ def attention(
         dropout, key: the probability with which weights are dropped, and the mx.random key of the pattern.
         score, visible: a Score and a Visible, or their texts: your own function of scores, your own mask.
         return_lse: also return the natural logarithm of each row's sum of exponentials; "split": in two parts.
-        stream: stream or device of the launches.
+        scratch, stream: bytes for faster gradients (None: what suits the GPU); stream or device of the launches.
 
     Returns: [B, Hq, Lq, Dv] in q's dtype; with return_lse also float32 [B, Hq, Lq], with "split" [2, B, Hq, Lq]. A
         query that sees no key gives zeros, an LSE of -inf (split: -inf and 0), and no gradient.
     Raises: ValueError (which argument, what was expected, what came, what to do). UnsupportedProblem where the backend
         cannot serve the call, and for second derivatives and mx.jvp.
-    Every option in detail: help(mlx_flash.api). Source: FlashAttention-2 (Dao 2023); kernels after
-    metal-flash-attention (Turner 2024).
+    Details: help(mlx_flash.api). Sources: FlashAttention-2 (Dao 2023); metal-flash-attention (Turner 2024).
     """
     options = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks,
         "alibi_slopes": alibi_slopes, "segments": segments, "lengths": lengths, "pages": pages, "dropout": dropout,
-        "key": key, "score": score, "visible": visible, "latent": v is None or v is k,
+        "key": key, "score": score, "visible": visible, "latent": v is None or v is k, "scratch": scratch,
     }  # fmt: skip
     q, options = _resolved(q, options, stream)
     v = columns_of(k, v, value_dim) if v is None or value_dim is not None else v

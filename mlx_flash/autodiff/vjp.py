@@ -15,15 +15,19 @@ import mlx.core as mx
 
 from ..backends import Backend
 from ..common.errors import UnsupportedProblem
-from ..common.mlx_private import in_export_trace, in_shapeless_trace, in_trace
+from ..common.mlx_private import after, awaited, host_waits, in_export_trace, in_shapeless_trace, in_trace
 from ..kernels import mask_map
+from ..kernels.kept import heads_at_a_time
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.split_kv import QUERIES
 from ..problem.kinds import (
+    BACKWARD_KEY_KEPT,
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
     BACKWARD_QUERY,
     BACKWARD_QUERY_DELTA,
+    BACKWARD_QUERY_KEEPING,
+    BACKWARD_VALUE_KEPT,
     COMBINE,
     DECODE,
     DELTA,
@@ -259,8 +263,9 @@ class Attention:
         def run(kind: KernelKind, *arrays: mx.array) -> Arrays:
             return function_of(kind)(*arrays)
 
+        heads = self._heads_kept(q, k)
         # The gradient of the LSE enters delta between two kernels.
-        inside = not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
+        inside = not heads and not self.with_lse and delta_inside(self.signature, self.backend.family, q.shape[2])
         if inside:
             d_q, delta = run(BACKWARD_QUERY_DELTA, q, k, v, O, d_o, L, *extras)
         else:
@@ -268,7 +273,7 @@ class Attention:
         if self.with_lse:
             delta = with_lse_gradient(delta, L, d_L)
         arrays = (q, k, v, d_o, L, delta, *extras)
-        if not inside:
+        if not inside and not heads:
             (d_q,) = run(BACKWARD_QUERY, *arrays)
         gradients = {name: mx.broadcast_to(_zero(extra.dtype), extra.shape) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
@@ -280,7 +285,41 @@ class Attention:
         if "sinks" in self.names:
             sinks = extras[self.names.index("sinks")]
             gradients["sinks"] = sinks_gradient(sinks, L, delta, self.signature.lacking_scale)
-        return (d_q, *self.key_value(arrays, run), *gradients.values())
+        three = self._in_turns(heads, arrays, run) if heads else (d_q, *self.key_value(arrays, run))
+        return (*three, *gradients.values())
+
+    def _heads_kept(self, q: mx.array, k: mx.array) -> int:
+        """Key heads whose P and dS are kept at a time for gradients, 0 for none."""
+        if self.backend.family is None or mapped_array() is not None:
+            return 0
+        problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
+        return heads_at_a_time(problem, self.backend.family)
+
+    def _in_turns(self, heads: int, arrays: Arrays, run: Callable) -> Arrays:
+        """dQ, dK and dV by five products, for so many key heads at a time."""
+        signature, turns, done = self.signature, [], ()
+        if heads == signature.key_heads:
+            return self._of_kept(arrays, run)
+        for begin in range(0, signature.key_heads, heads):
+            end = min(begin + heads, signature.key_heads)
+            queries, keys = slice(begin * signature.group, end * signature.group), slice(begin, end)
+            part = replace(signature, query_heads=queries.stop - queries.start, key_heads=end - begin)
+            own = attend(part, self.names, self.backend, self.stream, self.with_lse)
+            q, k, v, d_o, L, delta = arrays[:6]
+            taken = [q[:, queries], k[:, keys], v[:, keys], *(one[:, queries] for one in (d_o, L, delta))]
+            if done:  # one turn's memory serves the next
+                taken = after(awaited(list(done)) if host_waits() else list(done), taken)
+            done = own._of_kept((*taken, *arrays[6:]), own.run)
+            turns.append(done)
+        return tuple(mx.concatenate(parts, 1) for parts in zip(*turns))
+
+    @staticmethod
+    def _of_kept(arrays: Arrays, run: Callable) -> Arrays:
+        """dQ, dK and dV, by kernels between which P and dS are kept."""
+        (q, k, _, d_o, *_), extras = arrays, arrays[6:]
+        d_q, P, d_S = run(BACKWARD_QUERY_KEEPING, *arrays)
+        (d_k,), (d_v,) = run(BACKWARD_KEY_KEPT, q, k, d_S, *extras), run(BACKWARD_VALUE_KEPT, q, k, d_o, P, *extras)
+        return d_q, d_k, d_v
 
     def _summed(self, name: str) -> Attention:
         """The kernels that sum the score's derivative in one of its arrays. `name`: the stand-in of the array."""

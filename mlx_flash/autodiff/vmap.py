@@ -22,7 +22,7 @@ def stand_in(kind: KernelKind, problem: Problem) -> list[mx.array]:
 
 def output_dtype(name: str, problem: Problem) -> mx.Dtype:
     """The dtype of an output as attention returns it; a kernel that pages an accumulator writes float32."""
-    return getattr(mx, problem.dtype) if name in ("O", "dQ", "dK", "dV") else mx.float32
+    return getattr(mx, problem.dtype) if name in ("O", "dQ", "dK", "dV", "P", "dS") else mx.float32
 
 
 def mapped(

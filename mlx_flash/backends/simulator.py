@@ -10,6 +10,7 @@ from ..kernels.tile_layers import LAYERS
 from ..metal import ToolchainError, language, metal_kernel
 from ..metal.cpu.compiler import toolchain
 from ..metal.frontend.errors import TracedError
+from ..problem.kinds import SCORES
 from ..problem.problem import Problem
 from .metal import kernel_object, run_with
 
@@ -27,6 +28,7 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
     compiled = plan.resources.get("simulator")
     if compiled is None:
         compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
+        compiled.partly_written = SCORES.intersection(plan.kernel.outputs)  # not what the mask hides
     needed = LAYERS[plan.config.tiles].language
     try:
         with language(needed) if needed else nullcontext():

@@ -135,6 +135,21 @@ def after(done: list[mx.array], arrays: list[mx.array]) -> list[mx.array]:
     return mx.depends(arrays, done)
 
 
+def host_waits() -> bool:
+    """Whether evaluation waits for a GPU's result where the CPU reads it, as MLX's CUDA backend does."""
+    return mx.cuda.is_available()
+
+
+def awaited(arrays: list[mx.array]) -> list[mx.array]:
+    """A number that the CPU makes once the arrays exist. MLX allocates far ahead of a GPU; what is evaluated after this
+    number finds the memory free that the arrays were made with. Another thread frees it a moment later, for which the
+    second round is long enough."""
+    for _ in range(2):
+        (mark,) = mx.depends([mx.array(0.0)], arrays)
+        arrays = [mx.contiguous(mark, stream=mx.cpu)]
+    return arrays
+
+
 # A view as bytes, for a kernel that reads an array through its strides. MLX copies the array only where its last axis
 # is not contiguous, and the view has at least as many elements as the array.
 as_bytes = methodcaller("view", mx.uint8)

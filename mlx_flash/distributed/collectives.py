@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..common.errors import wrong
+from ..common.mlx_private import awaited, host_waits
 
 MARK = "attention of "  # prefix of a description, by which the garbage of a lost peer is recognised
 DESCRIPTION_BYTES = 1024  # size of the message in which ranks compare their arguments
@@ -45,28 +46,14 @@ class Collectives:
 
     def _ordered(self, array: mx.array) -> mx.array:
         after, self._after = list(self._after), ()
-        if after and _host_waits() and array.nbytes * self.group.size() >= AWAITED_BYTES:
-            after = _awaited(after)
+        if after and host_waits() and array.nbytes * self.group.size() >= AWAITED_BYTES:
+            after = awaited(after)
         before = [*self._before, *after]
         return mx.depends([array], before)[0] if before else array
 
     def _done(self, array: mx.array) -> mx.array:
         self._before = [array]
         return array
-
-
-def _host_waits() -> bool:
-    """Whether evaluation waits for a GPU's result where the CPU reads it, as MLX's CUDA backend does."""
-    return mx.cuda.is_available()
-
-
-def _awaited(arrays: list[mx.array]) -> list[mx.array]:
-    """A number that the CPU makes once the arrays exist. Their memory is freed by another thread a moment later, for
-    which the second round is long enough."""
-    for _ in range(2):
-        (mark,) = mx.depends([mx.array(0.0)], arrays)
-        arrays = [mx.contiguous(mark, stream=mx.cpu)]
-    return arrays
 
 
 def group_of(group, function: str) -> mx.distributed.Group:

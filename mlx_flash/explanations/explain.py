@@ -15,6 +15,7 @@ from ..distributed.plan import planned
 from ..kernels import mask_map, neural
 from ..kernels.config import MIXED, precision_of
 from ..kernels.devices import FAMILIES, Family, TunedRow
+from ..kernels.kept import heads_at_a_time, turn_of
 from ..kernels.lookup import candidates, matrix_rows, tuned_row
 from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
@@ -30,6 +31,8 @@ from ..problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
+    KEPT_KINDS,
+    SCORES,
     KernelKind,
 )
 from ..problem.problem import DTYPES, Problem, padded, problem_of
@@ -38,8 +41,9 @@ from .report import Explanation, KernelExplanation
 
 SHARING = ("group_size", "link", "layout", "method", "flops")
 NUMBERS = ("head_dim", "value_dim", "heads", "key_heads", "length", "key_length", "batch", "dtype")
-# Arguments of `attention` that choose variants, without those that `explain` names itself.
+# Arguments of `attention` that choose kernels, without those that `explain` names itself.
 OPTIONS = tuple(name for name in inspect.signature(variants_of).parameters if name not in ("heads", "dtype", "causal"))
+OPTIONS += ("scratch",)
 
 
 def explain(
@@ -92,7 +96,7 @@ def explain(
     with_lse = bool(wanted_lse(arguments.get("return_lse")))
     chain = kinds_of(problem, name, parts, chosen, with_lse) if runs else ()
     tested = name == "metal" and mx.metal.is_available()
-    kernels = tuple(_explain_kernel(plan_of(kind, inner, chosen), inner, tested) for kind in chain)
+    kernels = tuple(_explain_kernel(kind, inner, chosen, tested) for kind in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
     rows = problem.batch * problem.query_heads * problem.query_length
@@ -158,9 +162,12 @@ def kinds_of(
     separate kernels. `with_lse`: the LSE is returned, so that its gradient enters delta between two kernels. The kernel
     of the mask's gradient is included only for a mask that is added to the scores.
     """
+    inner = inner_problem(problem)
     inside = not with_lse and delta_inside(problem.signature, family, problem.query_length)
     query = [BACKWARD_QUERY_DELTA] if inside else [DELTA, BACKWARD_QUERY]
-    kinds = [FORWARD, *query, *key_value_kinds(inner_problem(problem).signature, family)]
+    kinds = [FORWARD, *query, *key_value_kinds(inner.signature, family)]
+    if heads_at_a_time(inner, family):
+        kinds = [FORWARD, DELTA, *KEPT_KINDS]
     kinds += [BACKWARD_MASK] if problem.variants.additive else []
     if CAPABILITIES[backend].get("decodes", False) and decodes(problem):
         kinds = [DECODE, *([COMBINE] if parts > 1 else []), *(kind for kind in kinds if kind is not FORWARD)]
@@ -209,8 +216,11 @@ def _current() -> tuple[str, Family | None, str]:
     return current.name, current.family, why + (f"; 8x8 matrices, since {current.note}" if current.note else "")
 
 
-def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> KernelExplanation:
-    kind, row, launch, head_dim = plan.kind, plan.config, plan.launch(problem), plan.head_dim
+def _explain_kernel(kind: KernelKind, problem: Problem, family: Family, tested: bool) -> KernelExplanation:
+    if kind in KEPT_KINDS:  # which serve some of the heads at a time
+        problem = turn_of(problem, heads_at_a_time(problem, family))
+    plan = plan_of(kind, problem, family)
+    row, launch, head_dim = plan.config, plan.launch(problem), plan.head_dim
     layer = LAYERS[row.tiles]
     uses_threadgroup_memory = kind.tiled and (plan.text_family.uses_threadgroup_memory or layer.uses_threadgroup_memory)
     demand, live = _registers(plan)
@@ -218,14 +228,14 @@ def _explain_kernel(plan: Plan, problem: Problem, tested: bool) -> KernelExplana
         name=kind.name,
         kernel=plan.kernel.name,
         row=_place(plan),
-        why=_why_row(plan) + _why_delta(plan) + _why_map(plan, problem),
+        why=_why_row(plan) + _why_delta(plan) + _why_kept(plan) + _why_map(plan, problem),
         blocks=(row.parallel, row.traversal, row.head_block(head_dim)),
         threads=row.threads,
         grid=tuple(threads // group for threads, group in zip(launch.grid, launch.threadgroup)),
         cached=row.cached,
         reread=tuple(n for n in kind.cacheable if n in kind.inputs and n not in row.cached),
         paged=row.paged(kind),
-        traversed=tuple(n for n in kind.inputs if n in OPERANDS and n not in kind.cacheable) if kind.tiled else (),
+        traversed=_traversed(kind),
         uses_threadgroup_memory=uses_threadgroup_memory,
         tiles=row.tiles if kind.tiled else "none",
         registers=demand,
@@ -264,7 +274,12 @@ def _threadgroup_bytes(plan: Plan, problem: Problem) -> int:
     return elements * size if elements > 1 else 0
 
 
-OPERANDS = frozenset({"Q", "K", "V", "dO"})
+OPERANDS = frozenset({"Q", "K", "V", "dO"}) | SCORES
+
+
+def _traversed(kind: KernelKind) -> tuple[str, ...]:
+    own = {*kind.cacheable, *kind.shapes}
+    return tuple(name for name in kind.inputs if name in OPERANDS and name not in own) if kind.tiled else ()
 
 
 def _place(plan: Plan) -> str:
@@ -315,6 +330,12 @@ def _why_delta(plan: Plan) -> str:
     if plan.kind is not BACKWARD_QUERY_DELTA:
         return ""
     return f"; delta is made here too, which saves a launch with fewer than {plan.family.separate_delta} queries"
+
+
+def _why_kept(plan: Plan) -> str:
+    if SCORES.isdisjoint(plan.kind.outputs):
+        return ""
+    return f"; it keeps P and dS, of {plan.signature.key_heads} key heads at a time: five products in place of seven"
 
 
 def _why_map(plan: Plan, problem: Problem) -> str:

@@ -15,6 +15,7 @@ from ..problem.variants import ARGUMENT_TYPES
 VIEWS = {"Q", "K", "V", "O", "dO"}
 TYPES = {
     **dict.fromkeys(("L", "delta", "O_parts", "L_parts"), "const device float*"),
+    **dict.fromkeys(("P", "dS"), "const device Element*"),
     **dict.fromkeys(("decode_params", "extents"), "const constant int*"),
     "scale": "float",
     "mask_map": "Strided<uint8_t>",
@@ -51,6 +52,8 @@ def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
     shards = walked_along(kind) if pieces else ()
     paged = ("K", "V") if "pages" in inputs else ()  # operands that the table of pages belongs to
     for name in inputs:
+        if name in kind.shapes:
+            continue
         parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
         strides = "{0}_strides[0], {0}_strides[1], {0}_strides[2]" if name in VIEWS else "{0}_strides"
         views = [f"{{{one}, {strides.format(one)}}}" for one in (name, *parts)]

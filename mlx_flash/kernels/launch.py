@@ -9,10 +9,11 @@ from math import prod
 import mlx.core as mx
 
 from ..common.mlx_private import CONSTANT_BELOW, as_bytes, contiguous
-from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, MASK_MAP, KernelKind
+from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, MASK_MAP, SCORES, KernelKind
 from ..problem.problem import Problem
 from ..problem.variants import ARGUMENT_TYPES
 from .config import TileConfig
+from .kept import kept_shape
 from .mask_map import STRIP, own_shape
 from .source import Kernel
 from .split_kv import Parts, gqa_rows
@@ -82,6 +83,8 @@ def output_shape(name: str, problem: Problem) -> tuple[int, ...]:
         return query
     if name == "mask_map":
         return own_shape(problem)
+    if name in SCORES:
+        return kept_shape(problem)
     if name == "dM":
         return problem.mask_shape
     return (*(query if name == "dQ" else key), problem.value_dim if name == "dV" else problem.head_dim)

@@ -10,9 +10,11 @@ from dataclasses import replace
 from ..problem.kinds import (
     ACCUMULATORS,
     BACKWARD_KEY,
+    BACKWARD_KEY_KEPT,
     BACKWARD_KEY_VALUE,
     BACKWARD_QUERY,
     BACKWARD_VALUE,
+    BACKWARD_VALUE_KEPT,
     DECODE,
     FORWARD,
     KernelKind,
@@ -79,6 +81,18 @@ TENSOR_TABLE = {
         "wgmma",
         (192, 128,  96, 2, "dV"),
         (256, 128,  64, 2, "dV"),
+    ),
+    (BACKWARD_KEY_KEPT, MIXED, "sm80"): rows("mma", (128,  64,  64, 2, "dK"), (256,  64,  32, 2, "dK")),
+    (BACKWARD_VALUE_KEPT, MIXED, "sm80"): rows("mma", (128,  64,  64, 2, "dV"), (256,  64,  32, 2, "dV")),
+    (BACKWARD_KEY_KEPT, MIXED, "sm90"): rows(
+        "wgmma",
+        (128, 128, 128, 3, "dK"),
+        (256, 128,  64, 4, "dK"),
+    ),
+    (BACKWARD_VALUE_KEPT, MIXED, "sm90"): rows(
+        "wgmma",
+        (128, 128, 128, 3, "dV"),
+        (256, 128,  64, 4, "dV"),
     ),
     # Decoding uses mma.sync, since few queries would leave most of wgmma's 64 rows empty; `parallel` is the most GQA
     # rows of a threadgroup. Blocks are so small that a core holds several threadgroups: while one waits for keys,

@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING
 
 from ..common.mlx_private import kernel_attribute
 from ..problem.formulas.metal import struct
-from ..problem.kinds import ACCUMULATORS, BACKWARD_MASK, BACKWARD_QUERY, COMBINE, DECODE, FORWARD, MASK_MAP, KernelKind
+from ..problem.kinds import (
+    ACCUMULATORS,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    COMBINE,
+    DECODE,
+    FORWARD,
+    KEPT_KINDS,
+    MASK_MAP,
+    SCORES,
+    KernelKind,
+)
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments, mask_map
 from .devices import FAMILIES
@@ -78,6 +89,7 @@ def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) 
     forward = kind in (FORWARD, DECODE)
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
+    files += ["kept"] if kind in KEPT_KINDS else []
     files += ["quantized"] if variants.quantization else []
     files += ["formula", *(["dual"] if variants.score and not forward else []), "texts"] if variants.texts else []
     files += ["exp2", "mask", "mask_look", "mask_apply", "softmax", *(["score"] if variants.score else [])]
@@ -139,7 +151,11 @@ def build(
         inputs=inputs,
         outputs=kind.outputs,
         output_dtypes=tuple(
-            "uint8" if name == "mask_map" else dtype if name in ACCUMULATORS and name not in paged else "float32"
+            "uint8"
+            if name == "mask_map"
+            else dtype
+            if name in SCORES or (name in ACCUMULATORS and name not in paged)
+            else "float32"
             for name in kind.outputs
         ),
     )
@@ -162,6 +178,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "PAGES": int(bool(row.paged(kind))),
         "BLOCKED_SUM": int(dtype == "float32"),
         "WRITES_DELTA": int("delta" in kind.outputs),
+        "KEEPS": int(not SCORES.isdisjoint(kind.outputs)),
         "WANTS_DK": int("dK" in kind.outputs),
         "WANTS_DV": int("dV" in kind.outputs),
         "BLOCK_TRAVERSAL": row.traversal,

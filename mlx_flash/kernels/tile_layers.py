@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..problem.kinds import ACCUMULATORS, KernelKind
+from ..problem.kinds import ACCUMULATORS, SCORES, KernelKind
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,15 @@ def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[di
     """(operands of which each simdgroup owns rows, traversed operands), each with its columns."""
     columns = {"Q": head_dim, "K": head_dim, "V": value_dim, "dO": value_dim}
     own = {name: columns[name] for name in kind.cacheable if name not in ACCUMULATORS and name in kind.inputs}
-    return own, {name: columns[name] for name in columns if name in kind.inputs and name not in own}
+    rest = [name for name in columns if name in kind.inputs and name not in own and name not in kind.shapes]
+    return own, {name: columns[name] for name in rest}
 
 
 def tensor_elements(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
     """16-bit elements of threadgroup memory that a row of a tensor-core layer takes."""
     own, traversed = operand_columns(kind, head_dim, value_dim)
     kept = sum(row.parallel * _panels(columns) for name, columns in own.items() if name not in row.cached)
+    kept += sum(row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
     return kept + sum(row.stages * row.traversal * _panels(columns) + PIPELINE for columns in traversed.values())
 
 
@@ -140,8 +142,8 @@ def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
     sixteenths = row.simdgroup_rows // 16
     accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
     cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
-    # P and dS; where products overlap, P in 16 bits is an operand while dS is computed.
-    scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls == 2 else 2.5 if row.overlaps else 2)
+    # P and dS, or one of them and its mask; where products overlap, P in 16 bits is an operand while dS is computed.
+    scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls < 3 else 2.5 if row.overlaps else 2)
     return int(sixteenths * (accumulators + cached + scores))
 
 

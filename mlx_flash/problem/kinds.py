@@ -16,6 +16,7 @@ class KernelKind:
     cacheable: operands of which each simdgroup owns rows, in the order of the template's CACHE_ constants.
     matmuls: products of size Lq x Lk x D, to count work; 0 for kernels that stream rows.
     template: its file in templates/kernels, where that is not the kind's name.
+    shapes: inputs of which it reads nothing but the shape.
     rows: the kind whose table rows it uses, where that is another.
     """
 
@@ -25,6 +26,7 @@ class KernelKind:
     cacheable: tuple[str, ...] = ()
     matmuls: int = 0
     template: str = ""
+    shapes: tuple[str, ...] = ()
     rows: KernelKind | None = None
 
     @property
@@ -68,16 +70,31 @@ BACKWARD_KEY = replace(
 BACKWARD_VALUE = replace(
     BACKWARD_KEY, name="backward_value", inputs=("Q", "K", "dO", "L", "scale"), outputs=("dV",), matmuls=2
 )
+# A backward pass of five products in place of seven: dQ's kernel keeps P and dS, and one product each gives dK and dV.
+BACKWARD_QUERY_KEEPING = replace(
+    BACKWARD_QUERY, name="backward_query_keeping", template="backward_query", rows=BACKWARD_QUERY,
+    outputs=("dQ", "P", "dS"),
+)  # fmt: skip
+BACKWARD_KEY_KEPT = KernelKind(
+    "backward_key_kept", ("Q", "K", "dS", "scale"), ("dK",), ("dK",), 1, "backward_kept", ("K",)
+)
+BACKWARD_VALUE_KEPT = replace(
+    BACKWARD_KEY_KEPT, name="backward_value_kept", inputs=("Q", "K", "dO", "P"), outputs=("dV",), cacheable=("dV",),
+    shapes=("Q", "K"),
+)  # fmt: skip
+KEPT_KINDS = (BACKWARD_QUERY_KEEPING, BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT)
 # The blocks of pairs that an array mask hides: runs before each kernel for tensor cores that has such a mask.
 MASK_MAP = KernelKind("mask_map", ("attention_mask",), ("mask_map",))
 BACKWARD_MASK = KernelKind("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)
 BACKWARD_KINDS = (
-    BACKWARD_QUERY, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK,
+    BACKWARD_QUERY, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE, BACKWARD_KEY, BACKWARD_VALUE, BACKWARD_MASK, *KEPT_KINDS,
 )  # fmt: skip
 # The kernels of a call with its gradients, in order; other kinds may take the place of some of them.
 TRAINING = (FORWARD, DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE, BACKWARD_MASK)
 DECODING = (DECODE, COMBINE)  # take the place of the forward kernel where queries are few
 KINDS = {one.name: one for one in (*TRAINING, BACKWARD_QUERY_DELTA, BACKWARD_KEY, BACKWARD_VALUE, *DECODING)}
 
+# Weights and their gradients, Lq x Lk, that a kernel keeps for others.
+SCORES = frozenset({"P", "dS"})
 # Operands that a kernel accumulates in float32: without a cache they are paged to their output buffer.
 ACCUMULATORS = frozenset({"O", "dQ", "dK", "dV"})

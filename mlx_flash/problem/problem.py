@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..common.errors import wrong
-from ..common.scalars import LARGEST, real, shown
+from ..common.scalars import LARGEST, real, shown, whole
 from .rows import check_extents
 from .variants import Variants, check_lengths, variants_of
 
@@ -29,7 +29,8 @@ def padded(dimension: int) -> int:
 class Signature:
     """Everything about a call but its batch and lengths: the key of kernels, custom functions and plans.
 
-    `dtype` is the name of the type of q, k, v and the result; `scale` multiplies q k^T.
+    `dtype` is the name of the type of q, k, v and the result; `scale` multiplies q k^T. `scratch`: bytes that the
+    backward pass may take to keep P and dS between its kernels; None: as the GPU family has it.
     """
 
     query_heads: int
@@ -39,6 +40,7 @@ class Signature:
     dtype: str
     scale: float
     variants: Variants = Variants()
+    scratch: int | None = None
 
     @cached_property
     def group(self) -> int:
@@ -103,7 +105,7 @@ class Problem(NamedTuple):
         return (self.batch, self.query_heads, self.query_length, self.value_dim)
 
 
-def signature_of(q, k, v, *, scale=None, latent=False, **options) -> Signature:
+def signature_of(q, k, v, *, scale=None, latent=False, scratch=None, **options) -> Signature:
     """The signature of a call, from its arguments, checked as far as lengths do not matter.
 
     `latent`: v is a view of k's first columns. Raises ValueError naming the argument, what was expected, what came and
@@ -121,6 +123,7 @@ def signature_of(q, k, v, *, scale=None, latent=False, **options) -> Signature:
         dtype=DTYPES[q.dtype],
         scale=_checked_scale(scale, q.shape[3]),
         variants=variants_of(q.shape[1], q.dtype, latent=latent, **options),
+        scratch=_checked_scratch(scratch),
     )
 
 
@@ -188,6 +191,14 @@ def _check_heads(q, k, v):
     heads, key_heads = q.shape[1], k.shape[1]
     if (heads % key_heads if key_heads else heads) != 0:
         raise wrong("q", f"a number of heads that is a multiple of k's {key_heads}", heads, "Repeat or drop heads.")
+
+
+def _checked_scratch(scratch) -> int | None:
+    number = None if scratch is None else whole(scratch)
+    if scratch is not None and (number is None or number < 0):
+        expected = "a number of bytes, 0 for none, or None for what suits the GPU"
+        raise wrong("scratch", expected, shown(scratch), "Pass an int.")
+    return number
 
 
 def _checked_scale(scale, head_dim: int) -> float:

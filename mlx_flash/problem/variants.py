@@ -114,6 +114,11 @@ class Variants:
         )  # fmt: skip
         return not any(given)
 
+    @property
+    def alike(self) -> bool:
+        """Whether a kernel computes the same for every head, apart from q, k, v and what follows from them."""
+        return not any((self.mask, self.alibi, self.block, self.dropout, self.texts))
+
     @cached_property
     def buffers(self) -> int:
         """The number of arguments of the kernel of dK and dV: one for each array, and one more for its strides."""

@@ -1,4 +1,4 @@
-// FlashAttention backward for the queries: dQ. S is recomputed, so nothing of size Lq x Lk is ever stored.
+// FlashAttention backward for the queries: dQ. S is recomputed, so nothing of size Lq x Lk has to be stored.
 //
 //   for each block of BP query rows, in parallel:
 //     dQ = 0
@@ -11,7 +11,9 @@
 //     dQ = scale * dQ
 //
 // Algorithm 2 of FlashAttention-2 (Dao 2023), the half that is parallel over queries, so that no atomics are needed
-// (Turner 2024). Glossary in forward.metal. Written by: dQ and delta, each element by one lane.
+// (Turner 2024). KEEPS: P and dS are written for the kernels of dK and dV (backward_kept.metal), for as many heads at a
+// time as their memory is bounded by. Glossary in forward.metal. Written by: dQ, delta, P and dS, each element by one
+// lane.
 namespace flash {
 
 constant constexpr bool CACHE_Q = $CACHE_Q, CACHE_DO = $CACHE_DO, CACHE_DQ = $CACHE_DQ;
@@ -21,6 +23,9 @@ METAL_FUNC void backward_query(
     thread const Arguments& args, device Out* dQ,
 #if WRITES_DELTA
     device float* delta,
+#endif
+#if KEEPS
+    device Element* P, device Element* dS,
 #endif
     threadgroup Element* scratch, uint3 position, uint thread_index) {
   const tile::Lane lane = tile::Lane::of(thread_index);
@@ -71,10 +76,21 @@ METAL_FUNC void backward_query(
   dropout::Dropout drop;
   drop.open(args, at.b, at.h);
 #endif
+#if KEEPS
+  tile::Keeper<Element> kept_p, kept_ds;
+  const long head_index = long(at.b) * args.Hq + at.h;
+  kept_p.open(P, head_index, at.first, args.Lq, args.Lk, lane);
+  kept_ds.open(dS, head_index, at.first, args.Lq, args.Lk, lane);
+#endif
 
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
   for (int n = 0; n < visibility.ranges(); n++) {
+#if KEEPS
+    mask::Range range = visibility.range(n, seen);
+    range.begin = range.begin / tile::KEPT * tile::KEPT;  // whole tiles
+#else
     const mask::Range range = visibility.range(n, seen);
+#endif
     for (int c = range.begin; c < range.end;) {
       k.start(c);
       v.start(c);
@@ -110,6 +126,13 @@ METAL_FUNC void backward_query(
 #endif
           const bool whole = mask::apply(p, visibility, look, at.first, c, k.valid, lane, edge);
           softmax::probabilities(p, reference, factor, whole);
+#if KEEPS && HAS_DROPOUT
+          tile::Tile<float, R, BT> dropped = p;
+          dropout::apply(dropped, drop, at.first, c, lane);
+          kept_p.keep(dropped, c);
+#elif KEEPS
+          kept_p.keep(p, c);
+#endif
 
           // dP = dO V^T;  dS = P * (dP - delta)
           tile::finish_abt<0>(ds, d_o, v);
@@ -123,6 +146,9 @@ METAL_FUNC void backward_query(
           softmax::gradient(ds, p, delta_row, whole && !edge);
 #endif
           softmax::apply_slope(ds, slope);
+#if KEEPS
+          kept_ds.keep(ds, c);
+#endif
 
           // dQ = dQ + dS K
           tile::multiply_ab<float>(d_q, one, ds, k, whole);

@@ -50,8 +50,10 @@ def test_every_row_fits(step, family, row):
     operand; fragments and 32 more registers. The kernel's text requests exactly that memory."""
     panels = -(-row.max_head // 64) * 64
     kept = [name for name in step.cacheable if name in step.inputs and name not in row.cached]
-    walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable)
+    walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable) - set(step.shapes)
     taken = 2 * panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
+    if {"P", "dS"} & set(step.inputs):  # which have the threadgroup's rows for columns
+        taken += 2 * row.parallel * row.stages * row.traversal + 1024
     assert taken == 2 * tensor_elements(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
     consumers, producers = row.parallel * 2, 128 if row.tiles == "wgmma" else 32
     even = 65536 // -(-(consumers + producers) // 128 * 128) // 8 * 8

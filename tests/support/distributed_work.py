@@ -240,7 +240,7 @@ def shared_awaited(**arguments) -> dict:
     """`shared`, where the host waits before every collective as it does before large ones with CUDA."""
     from mlx_flash.distributed import collectives
 
-    collectives.AWAITED_BYTES, collectives._host_waits = 0, lambda: True
+    collectives.AWAITED_BYTES, collectives.host_waits = 0, lambda: True
     return shared(**arguments)
 
 

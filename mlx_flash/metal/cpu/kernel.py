@@ -70,6 +70,7 @@ class MetalKernel:
         self.fast_math = (compile_options or {}).get("math_mode") == "fast"
         self.input_names, self.output_names = list(input_names), list(output_names)
         self.ensure_row_contiguous, self.atomic_outputs = ensure_row_contiguous, atomic_outputs
+        self.partly_written: frozenset[str] = frozenset()  # outputs of which a kernel may leave elements unwritten
         self.facts = shape_facts(self.input_names, source)
         self._texts: dict = {}
 
@@ -151,7 +152,10 @@ class MetalKernel:
         outputs = [buffers.allocate(shape, dtype, init_value) for shape, dtype in zip(shapes, dtypes)]
         bound = [
             *((memory, False, True) for memory in self._input_buffers(arrays)),
-            *((o, True, init_value is not None) for o in outputs),
+            *(
+                (o, True, init_value is not None or name in self.partly_written)
+                for name, o in zip(self.output_names, outputs)
+            ),
         ]
         run_bound(kernel, new_launch(grid, threadgroup), [(index, *facts) for index, facts in enumerate(bound)])
         return [buffers.to_mlx(array, dtype) for array, dtype in zip(outputs, dtypes)]

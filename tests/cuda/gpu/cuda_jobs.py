@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 import feature_cases  # noqa: E402
 from cases import Case  # noqa: E402
 from cuda_judging import GROSS, TENSORS, Job, drawn, gross, judged, problem, repeated, with_gradients  # noqa: E402
+from cuda_kept import MUCH, kept  # noqa: E402
 from feature_cases import Variant  # noqa: E402
 
 from mlx_flash import attention
@@ -91,15 +93,18 @@ FEATURES = {
 }  # fmt: skip
 
 
-def features(family: str, dtype: str, name: str) -> Job:
+def features(family: str, dtype: str, name: str, **more) -> Job:
     """Masks and variants with every gradient, as the accuracy suite has them, at a few hundred rows."""
     case = Case(261, 403, 64, dtype, group=2, key_heads=2, batch=2)
-    return _variant(family, Variant(case, FEATURES[name], "bhij", (90, 35)))
+    return _variant(family, Variant(case, FEATURES[name], "bhij", (90, 35)), **more)
 
 
-def _variant(family: str, variant: Variant) -> Job:
+def _variant(family: str, variant: Variant, **more) -> Job:
+    """`more`: arguments of attention besides the variant's."""
+
     def make():
         arguments, facts = feature_cases.build(variant)
+        arguments |= more
         feature_cases.backward(variant, variant.case.arrays(), arguments, _cotangent(variant))
         return arguments, facts
 
@@ -376,6 +381,10 @@ def jobs(families: list[str]) -> dict[str, tuple]:
         if FAMILIES[family].tensor in ("sm80", "sm90"):
             found[f"mask map bool {family}"] = (mapped, family, "bfloat16", False)
             found[f"mask map additive {family}"] = (mapped, family, "float16", True)
+            for dtype, head_dim in (("bfloat16", 64), ("bfloat16", 128), ("float16", 256)):
+                found[f"kept {family} {dtype} D={head_dim}"] = (kept, family, dtype, head_dim)
+            for name in ("array", "blocks", "dropout", "bool"):
+                found[f"kept {name} {family}"] = (partial(features, scratch=MUCH), family, "bfloat16", name)
         found[f"views {family}"] = (views, family, "float16")
         for dtype in PRECISIONS:
             for head_dim in decode_dims(family, dtype) if dtype != "float16" else (64,):

@@ -1,0 +1,93 @@
+"""The backward pass of five products: dQ's kernel keeps P and dS, and those of dK and dV do not recompute them.
+
+They take 16 bits each for every pair of a query and a key, until dK and dV are there. That memory is bounded: the heads
+of a call take turns, as many at a time as the bound allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..problem.kinds import BACKWARD_KEY_KEPT
+from ..problem.problem import Problem
+from ..problem.variants import MOST_BUFFERS
+from .config import precision_of
+from .devices import Family
+from .lookup import matrix_rows
+
+TILE = 16  # queries and keys of a tile of P or dS, whose elements lie together
+SIZE = 2  # bytes of an element
+BUFFERS = 2  # arguments that dQ's kernel has more: P and dS
+
+
+class Gain(NamedTuple):
+    """A row of TABLE, for head dimensions up to `max_head`: calls with at least `pairs` visible pairs of a query and a
+    key are faster so, and `bytes` may be kept for them."""
+
+    max_head: int
+    pairs: int
+    bytes: int
+
+
+# Writing and reading P and dS takes the same time for every head dimension, and recomputing them grows with it. Timed
+# on an H200: gradients of 4096 queries and 16 heads, not causal, take 1.0 of the time at 64 columns, 0.87 at 128, and
+# 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns, so that less may be kept there.
+TABLE = {"sm90": (Gain(96, 0, 0), Gain(128, 2**27, 2**30), Gain(256, 2**26, 2**32))}  # by the family's name
+LEAST_SHARE = 1.5  # threadgroups of a core in one turn, below which many cores would wait for the last ones
+ROWS = 128  # of a threadgroup
+
+
+def kept_shape(problem: Problem) -> tuple[int, int, int, int, int]:
+    """The shape of P, and of dS, as kernels keep it: tiles of 16 queries and 16 keys."""
+    tiles = (-(-length // TILE) for length in (problem.query_length, problem.key_length))
+    return (problem.batch, problem.query_heads, *tiles, TILE * TILE)
+
+
+def kept_bytes(problem: Problem) -> int:
+    """Bytes of P and dS for one key head of all batch entries, and the query heads that share it."""
+    _, _, rows, columns, elements = kept_shape(problem)
+    return 2 * SIZE * problem.batch * problem.signature.group * rows * columns * elements
+
+
+def heads_at_a_time(problem: Problem, family: Family | None) -> int:
+    """Key heads whose P and dS are kept at a time, 0 where they are recomputed. The heads take turns as evenly as
+    possible. The bound is the signature's `scratch`; without one that of the table, for calls that gain."""
+    bound, asked = problem.signature.scratch, problem.signature.scratch is not None
+    if family is None or bound == 0 or not keeps(problem, family):
+        return 0
+    heads, most = problem.key_heads, (bound if asked else _gained_by(problem, family)) // kept_bytes(problem)
+    if most >= heads:
+        return heads
+    if most == 0 or not problem.variants.alike:
+        return 0
+    found = -(-heads // -(-heads // most))
+    groups = problem.batch * found * problem.signature.group * -(-problem.query_length // ROWS)
+    return found if asked or groups >= LEAST_SHARE * family.cores else 0
+
+
+def turn_of(problem: Problem, heads: int) -> Problem:
+    """The problem of one turn, which has so many key heads."""
+    signature = replace(problem.signature, query_heads=heads * problem.signature.group, key_heads=heads)
+    return problem._replace(signature=signature)
+
+
+def keeps(problem: Problem, family: Family) -> bool:
+    """Whether the family has kernels that read P and dS, with rows for these head dimensions."""
+    signature, variants = problem.signature, problem.variants
+    rows = matrix_rows(BACKWARD_KEY_KEPT, precision_of(signature.dtype), family)
+    served = any(_head_dim(problem) <= row.max_head for row in rows)
+    blocks = not variants.block or variants.block % TILE == 0
+    return served and blocks and variants.buffers + BUFFERS <= MOST_BUFFERS
+
+
+def _gained_by(problem: Problem, family: Family) -> int:
+    """Bytes that may be kept without being asked for."""
+    pairs = problem.batch * problem.query_heads * problem.query_length * problem.key_length
+    visible = pairs // (2 if problem.variants.causal else 1)
+    row = next((row for row in TABLE.get(family.name, ()) if _head_dim(problem) <= row.max_head), None)
+    return row.bytes if row and visible >= row.pairs else 0
+
+
+def _head_dim(problem: Problem) -> int:
+    return max(problem.head_dim, problem.value_dim)

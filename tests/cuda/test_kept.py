@@ -1,0 +1,185 @@
+"""Gradients by five products: dQ's kernel keeps P and dS for those of dK and dV, in memory with a bound."""
+
+from dataclasses import replace
+
+import feature_cases
+import isolation_checks
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import bits
+from cases import Case
+from feature_cases import Variant
+from tensor_rows import small_rows
+from watched import kinds, watched
+
+from mlx_flash import attention, explain, vmap
+from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.kept import heads_at_a_time
+from mlx_flash.problem.kinds import KEPT_KINDS
+from mlx_flash.problem.problem import Problem, Signature
+from mlx_flash.problem.variants import Variants
+from mlx_flash.simulator import mode, schedule
+
+MUCH = 2**30
+GRADIENTS = [str(kind) for kind in KEPT_KINDS]
+needs_simulator = pytest.mark.simulator
+
+
+@pytest.fixture(params=["mma", "wgmma"])
+def layer(request):
+    with mode("check"), small_rows(request.param, "narrow") as backend:
+        yield backend
+
+
+def of(head_dim: int, dtype: str, *features: str, value_dim=None, axes="bhij", lengths=(41, 70)) -> Variant:
+    case = Case(*lengths, head_dim, dtype, value_dim=value_dim, group=2, key_heads=1, batch=2)
+    return Variant(case, features, axes, (30, 5))
+
+
+MANY = ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
+VARIANTS = [
+    pytest.param("wgmma", of(8, "bfloat16", *MANY, axes="hj", lengths=(70, 149)), id="many"),
+    pytest.param("wgmma", of(24, "float16", "blocks", "score"), id="blocks"),
+    pytest.param("wgmma", of(16, "bfloat16", "causal", "lengths"), id="lengths"),
+    pytest.param("mma", of(40, "float16", "bool", value_dim=64), id="bool"),
+    pytest.param("mma", of(16, "bfloat16", "visible", "causal"), id="visible"),
+]
+
+
+@needs_simulator
+@pytest.mark.parametrize("layer, variant", VARIANTS, indirect=["layer"])
+def test_every_gradient(layer, variant):
+    arguments, facts = feature_cases.build(variant)
+    with watched() as ran, schedule("random", 3):
+        feature_cases.check_arguments(variant, arguments | {"scratch": MUCH}, facts, stored_output=True)
+    assert set(GRADIENTS) <= set(kinds(ran)) and "backward_key_value" not in kinds(ran)
+
+
+def both(variant: Variant, arrays: dict, arguments: dict, scratch: int = MUCH) -> list[dict]:
+    """The results of seven products, and of five."""
+    return [feature_cases.backward(variant, arrays, arguments | {"scratch": bound}) for bound in (0, scratch)]
+
+
+@needs_simulator
+@pytest.mark.parametrize("causal", [False, True], ids=["dense", "causal"])
+@pytest.mark.parametrize("lengths", [(70, 150), (47, 31), (17, 1), (1, 40)], ids=str)
+def test_the_bits_of_seven_products(layer, lengths, causal):
+    """Where the blocks of both begin at the same rows; shapes that end within a tile, and tiles that nobody sees."""
+    case = Case(*lengths, 40, "float16", group=2, key_heads=2, batch=2)
+    want, got = both(Variant(case, ()), case.arrays(), {"causal": causal})
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+
+
+@needs_simulator
+def test_nan_and_infinity_go_where_they_did(layer):
+    case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
+    places = {"q": ((0, 0, 40), np.nan), "k": ((1, 1, 30), np.inf), "v": ((0, 1, 45), np.nan),
+              "d_o": ((1, 0, 20), -np.inf)}  # fmt: skip
+    for name, (place, garbage) in places.items():
+        arrays = case.arrays()
+        arrays[name] = isolation_checks.spoiled(arrays[name], place, garbage)
+        want, got = (
+            {title: np.array(one) for title, one in found.items()}
+            for found in both(Variant(case, ()), arrays, {"causal": True})
+        )
+        assert not all(np.isfinite(one).all() for one in want.values())
+        assert all(np.array_equal(got[title], want[title], equal_nan=True) for title in want), name
+
+
+@needs_simulator
+@pytest.mark.parametrize(
+    "heads, turns",
+    [
+        pytest.param(0.9, 0, id="no-head-fits"),
+        pytest.param(1, 3, id="one"),
+        pytest.param(2, 2, id="two"),
+        pytest.param(3, 1, id="all"),
+    ],
+)
+def test_heads_take_turns(layer, heads, turns):
+    """The bound is that of so many key heads: each has two query heads, of 48 x 80 pairs in two batch entries."""
+    case = Case(41, 70, 40, "bfloat16", group=2, key_heads=3, batch=2)
+    with watched() as ran:
+        want, got = both(Variant(case, ()), case.arrays(), {"causal": True}, int(heads * 2 * 2 * 2 * 2 * 48 * 80))
+    assert [name for name in want if bits(got[name]) != bits(want[name])] == []
+    kept = [one for one in ran if one.kind is KEPT_KINDS[0]]
+    assert len(kept) == turns and sum(one.problem.key_heads for one in kept) == (3 if turns else 0)
+
+
+@needs_simulator
+def test_a_mapped_call_recomputes(layer):
+    arrays = Case(33, 70, 40, "float16", group=1, key_heads=2).arrays()
+    stacked = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
+
+    def gradients(*qkv):
+        loss = lambda *qkv: attention(*qkv, causal=True, scratch=MUCH).astype(mx.float32).sum()  # noqa: E731
+        return mx.grad(loss, argnums=(0, 1, 2))(*qkv)
+
+    for entry, mapped in enumerate(zip(*vmap(gradients)(*stacked))):
+        alone = gradients(*(array[entry] for array in stacked))
+        assert [bits(array) for array in mapped] == [bits(array) for array in alone]
+
+
+SM90 = FAMILIES["sm90"]
+CAUSAL = Variants(causal=True)
+
+
+def asked(head_dim=128, length=8192, heads=16, batch=1, dtype="bfloat16", scratch=None, variants=CAUSAL, group=1):
+    signature = Signature(heads * group, heads, head_dim, head_dim, dtype, 0.1, variants, scratch)
+    return Problem(signature, batch, length, length)
+
+
+GIB = 2**30
+RULE = {
+    "five-products": (asked(length=4096), SM90, 16),
+    "bounded": (asked(length=8192), SM90, 4),
+    "turns-are-even": (asked(length=8192, heads=7), SM90, 4),
+    "groups": (asked(length=8192, heads=8, group=4), SM90, 1),
+    "turns-of-few-threadgroups": (asked(length=16384), SM90, 0),
+    "turns-of-few-threadgroups-asked": (asked(length=16384, scratch=GIB), SM90, 1),
+    "more-columns-gain-more": (asked(head_dim=256, length=16384), SM90, 4),
+    "one-head": (asked(head_dim=256, length=32768), SM90, 1),
+    "too-long": (asked(head_dim=256, length=32769), SM90, 0),
+    "too-few-pairs": (asked(length=4000), SM90, 0),
+    "every-pair-is-visible": (asked(length=3000, variants=Variants()), SM90, 16),
+    "few-columns-lose": (asked(head_dim=96), SM90, 0),
+    "few-columns-asked": (asked(head_dim=64, scratch=GIB), SM90, 4),
+    "asked-for-none": (asked(length=4096, scratch=0), SM90, 0),
+    "asked-for-too-little": (asked(length=4096, scratch=1000), SM90, 0),
+    "float32": (asked(dtype="float32", scratch=GIB), SM90, 0),
+    "beyond-the-rows": (asked(head_dim=264, scratch=GIB), SM90, 0),
+    "heads-that-differ": (asked(length=8192, variants=replace(CAUSAL, alibi=True)), SM90, 0),
+    "heads-that-differ-fit": (asked(length=4096, variants=replace(CAUSAL, alibi=True)), SM90, 16),
+    "small-blocks": (asked(length=4096, variants=replace(CAUSAL, block=8), scratch=GIB), SM90, 0),
+    "another-gpu": (asked(length=4096), FAMILIES["sm80"], 0),
+    "another-gpu-asked": (asked(length=4096, scratch=4 * GIB), FAMILIES["sm80"], 16),
+    "apple": (asked(length=4096, scratch=4 * GIB), FAMILIES["apple9"], 0),
+    "no-kernels": (asked(length=4096, scratch=4 * GIB), None, 0),
+}
+
+
+@pytest.mark.parametrize("problem, family, heads", RULE.values(), ids=RULE)
+def test_how_many_heads_at_a_time(problem, family, heads):
+    assert heads_at_a_time(problem, family) == heads
+
+
+@pytest.mark.parametrize("scratch", [-1, 1.5, "1 GiB", mx.array([1, 2]), [2]], ids=str)
+def test_a_bound_is_a_number_of_bytes(scratch):
+    q = mx.zeros((1, 1, 4, 8))
+    with pytest.raises(ValueError, match=r"scratch: expected a number of bytes, 0 for none, or None"):
+        attention(q, q, q, scratch=scratch)
+
+
+@pytest.mark.parametrize("scratch", [None, 0, 1, np.int64(2**40), mx.array(3)], ids=str)
+def test_results_do_not_depend_on_the_bound(scratch):
+    q = mx.random.normal((1, 2, 9, 8), key=mx.random.key(1))
+    assert bits(attention(q, q, q, scratch=scratch)) == bits(attention(q, q, q))
+
+
+def test_explain_names_the_kernels_and_the_memory():
+    told = explain(head_dim=256, length=16384, heads=16, dtype="bfloat16", causal=True, backend="cuda", family="sm90")
+    keeping, *others = told.kernels[-3:]
+    assert [one.name for one in told.kernels[-3:]] == GRADIENTS
+    assert "4 key heads at a time" in keeping.why and keeping.extra_bytes == 4 * GIB
+    assert [one.traversed for one in others] == [("Q", "dS"), ("dO", "P")]
