@@ -26,8 +26,8 @@ def ids(length, dtype=mx.int32, *batch):
 WRONG = {
     "mask word": ({"mask": "causl"}, "mask", '"causal"', "'causl'", "spelling"),
     "causal": ({"causal": 1}, "causal", "True or False", "1", "Pass a bool"),
-    **{f"return_lse {name}": ({"return_lse": value}, "return_lse", 'True, False or "split"', got, "spelling")
-       for name, value, got in (("word", "both", "both"), ("count", 2, "2"), ("array", np.array([1, 2]), "array([1, 2])"))},
+    **{f"return_lse {got}": ({"return_lse": value}, "return_lse", 'True, False or "split"', got, "spelling")
+       for value, got in (("both", "both"), (2, "2"), (np.array([1, 2]), "array([1, 2])"))},
     "mask-no-array": (
         {"mask": np.ones((5, 6), bool)}, "mask", "an mlx.core.array or a BlockMask", "ndarray", "mx.array",
     ),
