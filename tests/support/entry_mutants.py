@@ -60,5 +60,11 @@ MAPPED = of("mapped axis", "autodiff/vmap.py",
      AXES.format("keys-alone")),
     ("entries-in-reverse", "[mx.stack(outputs) for outputs in zip(*entries)]",
      "[mx.stack(outputs[::-1]) for outputs in zip(*entries)]", AXES.format("sinks")),
+    ("entries-of-a-mapped-mask",
+     "array = mx.broadcast_to(array, (*array.shape[:-4], problem.batch, *array.shape[-3:]))",
+     "array = mx.broadcast_to(array[:1] if moves else array, (*array.shape[:-4], problem.batch, *array.shape[-3:]))",
+     AXES.format("mask")),
+    ("gradient-of-every-other-kernel-spread", "spread = kind is BACKWARD_MASK", "spread = kind is not BACKWARD_MASK",
+     AXES.format("bias-shared")),
 )
 # fmt: on

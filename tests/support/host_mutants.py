@@ -6,7 +6,7 @@
 from entry_mutants import ENTRIES, MAPPED
 from host_mutant import of
 from key_mutants import LAUNCHES
-from limit_mutants import LIMITS, SERVED_CALLS
+from limit_mutants import LIMITS, SERVED_CALLS, SMALL
 
 APART = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[37-reference-{}]"
 FEW = "test_operands_apart.py::test_options_of_few_elements[{}]"
@@ -176,4 +176,5 @@ HOST_MUTANTS = [
     *LAUNCHES,
     *LIMITS,
     *SERVED_CALLS,
+    *SMALL,
 ]  # fmt: skip

@@ -1,11 +1,13 @@
-"""Mistakes with grids at their limits, and calls under patch() that the built-in answers; host_mutants.py has the
-others."""
+"""Mistakes with grids at their limits, with operands that are small or lie apart, and calls under patch() that the
+built-in answers; host_mutants.py has the others."""
 
 from host_mutant import of
 
 GRIDS = "test_launch_keys.py::test_grids_at_their_limits[{}]"
 MAPPED = "test_mask_map.py::test_the_same_bits_as_without_a_map[(2, 4, 70, 150)-mma-narrow]"
 PARTS = "test_decode.py::test_number_of_splits"
+FEW = "test_operands_apart.py::test_options_of_few_elements[{}]"
+IDS = "test_operands_apart.py::test_ids_that_lie_apart[simulator-apple7-37]"
 SERVED = "test_patch_answers.py::test_served_calls_have_our_numbers[{}]"
 
 # fmt: off
@@ -38,6 +40,27 @@ LIMITS = of("grid at its limits", "metal/ptx/kernel.py",
     ("never-in-parts", "if keys <= rule.unsplit or keys < 2 * rule.least:", "if True:", PARTS),
     ("blocks-of-rows-rounded-down", "blocks = -(-gqa_rows(problem) // config.parallel)",
      "blocks = max(gqa_rows(problem) // config.parallel, 1)", PARTS),
+)
+SMALL = of("view of a small operand", "kernels/launch.py",
+    ("statistics-as-constants", "NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {", "NEEDS_DEVICE_ADDRESS_SPACE = {",
+     FEW.format("(1, 1)-simulator-apple9-sinks")),
+    ("strided-ones-as-constants", 'kept.startswith(("const device", "Strided"))', 'kept.startswith("const device")',
+     FEW.format("(1, 1)-simulator-apple7-bool")),
+    ("pointers-as-constants", 'kept.startswith(("const device", "Strided"))', 'kept.startswith("Strided")',
+     FEW.format("(9, 5)-simulator-apple9-alibi")),
+    ("operands-as-constants", "return value if value.size >= CONSTANT_BELOW else mx.pad",
+     "return value if True else mx.pad", "test_operands_apart.py::test_a_cache_of_one_key[simulator-apple7-affine]"),
+) + of("view of a small operand", "common/mlx_private.py",
+    ("four-to-seven-as-constants", "CONSTANT_BELOW = 8", "CONSTANT_BELOW = 4",
+     "test_call_pairs.py::test_calls_that_differ_in_one_thing[simulator-apple9-sinks]"),
+) + of("view of a small operand", "autodiff/operands.py",
+    ("text-data-by-columns", "mx.view(mx.reshape(array, (-1,), stream=stream), mx.int32, stream=stream)",
+     "mx.view(array.T.flatten(), mx.int32, stream=stream)",
+     "test_score_tables.py::test_against_the_definition[simulator-apple7-offset]"),
+    ("ids-of-keys-where-they-lie", "contiguous(_int32(name, ids))",
+     '(contiguous if name[0] == "q" else mx.stop_gradient)(_int32(name, ids))', IDS),
+    ("ids-of-queries-where-they-lie", "contiguous(_int32(name, ids))",
+     '(contiguous if name[0] == "k" else mx.stop_gradient)(_int32(name, ids))', IDS),
 )
 
 
