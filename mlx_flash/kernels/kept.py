@@ -32,8 +32,9 @@ class Gain(NamedTuple):
 
 # Writing and reading P and dS takes the same time for every head dimension, and recomputing them grows with it. Timed
 # on an H200: gradients of 4096 queries and 16 heads, not causal, take 1.0 of the time at 64 columns, 0.87 at 128, and
-# 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns, so that less may be kept there.
-TABLE = {"sm90": (Gain(96, 0, 0), Gain(128, 2**27, 2**30), Gain(256, 2**26, 2**32))}  # by the family's name
+# 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns, so that less may be kept there. The bounds
+# are those of 4096 and 16384 queries of 16 heads, and a quarter more, since lengths end within tiles.
+TABLE = {"sm90": (Gain(96, 0, 0), Gain(128, 2**27, 5 * 2**28), Gain(256, 2**26, 5 * 2**30))}  # by the family's name
 LEAST_SHARE = 1.5  # threadgroups of a core in one turn, below which many cores would wait for the last ones
 ROWS = 128  # of a threadgroup
 

@@ -140,7 +140,7 @@ RULE = {
     "turns-of-few-threadgroups-asked": (asked(length=16384, scratch=GIB), SM90, 1),
     "more-columns-gain-more": (asked(head_dim=256, length=16384), SM90, 4),
     "one-head": (asked(head_dim=256, length=32768), SM90, 1),
-    "too-long": (asked(head_dim=256, length=32769), SM90, 0),
+    "too-long": (asked(head_dim=256, length=40000), SM90, 0),
     "too-few-pairs": (asked(length=4000), SM90, 0),
     "every-pair-is-visible": (asked(length=3000, variants=Variants()), SM90, 16),
     "few-columns-lose": (asked(head_dim=96), SM90, 0),
