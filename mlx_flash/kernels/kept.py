@@ -35,7 +35,10 @@ class Gain(NamedTuple):
 # 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns, so that less may be kept there. The bounds
 # are those of 4096 and 16384 queries of 16 heads, and a quarter more, since lengths end within tiles.
 TABLE = {"sm90": (Gain(96, 0, 0), Gain(128, 2**27, 5 * 2**28), Gain(256, 2**26, 5 * 2**30))}  # by the family's name
-LEAST_SHARE = 1.5  # threadgroups of a core in one turn, below which many cores would wait for the last ones
+# Turns that nobody asked for: so many at most, since MLX allocates ahead of the GPU and may hold the memory of all of
+# them; of so many queries at least, since with shorter kernels the host would be slower than the GPU; with so many
+# threadgroups for every core at least, since below that many cores would wait for the last ones.
+MOST_TURNS, LEAST_QUERIES, LEAST_SHARE = 4, 8192, 1.5
 ROWS = 128  # of a threadgroup
 
 
@@ -62,9 +65,11 @@ def heads_at_a_time(problem: Problem, family: Family | None) -> int:
         return heads
     if most == 0 or not problem.variants.alike:
         return 0
-    found = -(-heads // -(-heads // most))
+    turns = -(-heads // most)
+    found = -(-heads // turns)
     groups = problem.batch * found * problem.signature.group * -(-problem.query_length // ROWS)
-    return found if asked or groups >= LEAST_SHARE * family.cores else 0
+    pays = turns <= MOST_TURNS and problem.query_length >= LEAST_QUERIES and groups >= LEAST_SHARE * family.cores
+    return found if asked or pays else 0
 
 
 def turn_of(problem: Problem, heads: int) -> Problem:
