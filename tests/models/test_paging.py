@@ -50,9 +50,9 @@ def test_a_batch_generates_the_tokens_of_its_rows_alone(name, served):
     with use_backend("reference"):
         want = [[token for token, _ in generate_step(mx.array(one), model, max_tokens=12)] for one in PROMPTS]
         model.make_cache = pool.caches
-        served.served.clear()
+        before = served.served
         assert batched(model, PROMPTS) == want
-        assert set(served.served) == {"decode from pages", "prefill to pages"} and not served.built_in
+        assert set(served.served - before) == {"decode from pages", "prefill to pages"} and not served.built_in
         alone = [[token for token, _ in generate_step(mx.array(one), model, max_tokens=12)] for one in PROMPTS]
     assert alone == want and pool.pages == 0
 

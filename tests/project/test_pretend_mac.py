@@ -49,6 +49,7 @@ def test_the_simulator_gets_the_text_that_mlx_generates(monkeypatch):
     import mlx.core as mx
     from pretend_mac import kernel
 
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)  # as on the pretended Mac
     made = kernel.Kernel(mx.fast.metal_kernel, ("copy", ["x"], ["y"], "y[thread_position_in_grid.x] = x_shape[0];"), {})
     call = {"grid": (3, 1, 1), "threadgroup": (3, 1, 1), "output_shapes": [(3,)], "output_dtypes": [mx.int32]}
     asked, generated = [], kernel.generated
