@@ -289,8 +289,9 @@ class Attention:
         return (*three, *gradients.values())
 
     def _heads_kept(self, q: mx.array, k: mx.array) -> int:
-        """Key heads whose P and dS are kept at a time for gradients, 0 for none."""
-        if self.backend.family is None or mapped_array() is not None:
+        """Key heads whose P and dS are kept at a time for gradients, 0 for none. The rules of beyond.py know the
+        gradients alone."""
+        if self.backend.family is None or mapped_array() is not None or trace.beyond:
             return 0
         problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
         return heads_at_a_time(problem, self.backend.family)
