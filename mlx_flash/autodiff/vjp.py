@@ -32,6 +32,7 @@ from ..problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
+    GRADIENTS,
     MASK_MAP,
     KernelKind,
 )
@@ -160,6 +161,7 @@ class Attention:
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
+        self._kept_beyond = cache(self._kept_differentiable_beyond)
 
     def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
         """The outputs of one kind of kernel, differentiable where something traces. `problem`: None to read it off the
@@ -285,22 +287,36 @@ class Attention:
         if "sinks" in self.names:
             sinks = extras[self.names.index("sinks")]
             gradients["sinks"] = sinks_gradient(sinks, L, delta, self.signature.lacking_scale)
-        three = self._in_turns(heads, arrays, run) if heads else (d_q, *self.key_value(arrays, run))
+        three = self._five_products(heads, arrays, run) if heads else (d_q, *self.key_value(arrays, run))
         return (*three, *gradients.values())
 
     def _heads_kept(self, q: mx.array, k: mx.array) -> int:
-        """Key heads whose P and dS are kept at a time for gradients, 0 for none. The rules of beyond.py know the
-        gradients alone."""
-        if self.backend.family is None or mapped_array() is not None or trace.beyond:
+        """Key heads whose P and dS are kept at a time for gradients, 0 for none."""
+        if self.backend.family is None or mapped_array() is not None:
             return 0
         problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
         return heads_at_a_time(problem, self.backend.family)
 
-    def _in_turns(self, heads: int, arrays: Arrays, run: Callable) -> Arrays:
-        """dQ, dK and dV by five products, for so many key heads at a time."""
-        signature, turns, done = self.signature, [], ()
-        if heads == signature.key_heads:
+    def _five_products(self, heads: int, arrays: Arrays, run: Callable) -> Arrays:
+        """dQ, dK and dV by kernels between which P and dS are kept, for so many key heads at a time."""
+        if trace.beyond and self._expressible:
+            return self._kept_beyond(heads)(*arrays)
+        if heads == self.signature.key_heads:
             return self._of_kept(arrays, run)
+        return self._in_turns(heads, arrays, lambda own: own.run)
+
+    def _kept_differentiable_beyond(self, heads: int) -> Callable:
+        """The same with the built-in's rules for second derivatives, which know dQ, dK and dV, but neither P nor dS."""
+        vjp, jvp = rules(GRADIENTS, self.signature)
+
+        def function(*arrays):
+            return self._in_turns(heads, tuple(map(mx.stop_gradient, arrays)), lambda own: own._kernel)
+
+        return custom(function, vjp, NO_VMAP, jvp)
+
+    def _in_turns(self, heads: int, arrays: Arrays, run_of: Callable) -> Arrays:
+        """`run_of`: the function that runs the kernels of an Attention."""
+        signature, turns, done = self.signature, [], ()
         for begin in range(0, signature.key_heads, heads):
             end = min(begin + heads, signature.key_heads)
             queries, keys = slice(begin * signature.group, end * signature.group), slice(begin, end)
@@ -310,13 +326,12 @@ class Attention:
             taken = [q[:, queries], k[:, keys], v[:, keys], *(one[:, queries] for one in (d_o, L, delta))]
             # One turn's memory serves the next. A host that waited for the GPU between turns would take 1 ms for each.
             taken = after(list(done), taken) if done else taken
-            done = own._of_kept((*taken, *arrays[6:]), own.run)
+            done = own._of_kept((*taken, *arrays[6:]), run_of(own))
             turns.append(done)
-        return tuple(mx.concatenate(parts, 1) for parts in zip(*turns))
+        return done if len(turns) == 1 else tuple(mx.concatenate(parts, 1) for parts in zip(*turns))
 
     @staticmethod
     def _of_kept(arrays: Arrays, run: Callable) -> Arrays:
-        """dQ, dK and dV, by kernels between which P and dS are kept."""
         (q, k, _, d_o, *_), extras = arrays, arrays[6:]
         d_q, P, d_S = run(BACKWARD_QUERY_KEEPING, *arrays)
         (d_k,), (d_v,) = run(BACKWARD_KEY_KEPT, q, k, d_S, *extras), run(BACKWARD_VALUE_KEPT, q, k, d_o, P, *extras)

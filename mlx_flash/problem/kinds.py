@@ -83,6 +83,8 @@ BACKWARD_VALUE_KEPT = replace(
     shapes=("Q", "K"),
 )  # fmt: skip
 KEPT_KINDS = (BACKWARD_QUERY_KEEPING, BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT)
+# No kernel: the results of these three together.
+GRADIENTS = replace(BACKWARD_QUERY, name="gradients", outputs=("dQ", "dK", "dV"))
 # The blocks of pairs that an array mask hides: runs before each kernel for tensor cores that has such a mask.
 MASK_MAP = KernelKind("mask_map", ("attention_mask",), ("mask_map",))
 BACKWARD_MASK = KernelKind("backward_mask", ("Q", "K", "V", "dO", "L", "delta", "scale", "extents"), ("dM",), (), 2)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import bounds
 import feature_cases
 import isolation_checks
 import mlx.core as mx
@@ -13,7 +14,7 @@ from feature_cases import Variant
 from tensor_rows import small_rows
 from watched import kinds, watched
 
-from mlx_flash import attention, explain, patch, vmap
+from mlx_flash import attention, explain, patch, use_backend, vmap
 from mlx_flash.kernels import kept
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.kept import heads_at_a_time
@@ -125,25 +126,41 @@ def test_a_mapped_call_recomputes(layer):
 @needs_simulator
 @pytest.mark.parametrize("layer", ["wgmma"], indirect=True)
 @pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
-def test_second_derivatives_under_patch_are_the_built_ins(layer, seen, monkeypatch):
-    """Nothing is kept where patch() does not see derivatives: a second one may follow, whose rules know the gradients
-    alone."""
-    monkeypatch.setitem(kept.TABLE, "sm90", (kept.Gain(256, 0, MUCH),))
-    q, k, v = (Case(33, 40, 16, "bfloat16").arrays()[name] for name in "qkv")
+@pytest.mark.parametrize("heads", [1, 2], ids=["turns", "together"])
+def test_second_derivatives_under_patch(layer, heads, seen, monkeypatch):
+    """Whether patch() sees them or not: their rules know the gradients, but neither P nor dS. Where it sees them
+    the bits are those with nothing kept; elsewhere those rules round dQ's part apart from dK's, and the built-in's own
+    errors are the measure."""
+    arrays = Case(33, 40, 16, "bfloat16", key_heads=2).arrays()
+    q, k, v = (arrays[name] for name in "qkv")
     grad = (lambda function: mx.grad(function)) if seen else mx.grad  # the latter is bound before patch()
 
-    def norm(q):
-        def loss(q):
+    def norm(q, k=k, v=v):
+        def loss(q, k):
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask="causal").astype(mx.float32).sum()
 
-        return grad(loss)(q).astype(mx.float32).square().sum()
+        return sum(one.astype(mx.float32).square().sum() for one in both_of(loss, q, k))
 
-    want = grad(norm)(q)
-    with patch(policy="always"), watched() as ran:
-        first, second = norm(q), grad(norm)(q)
-        mx.eval(first, second)
-    assert (GRADIENTS[0] in kinds(ran)) == seen  # for the first derivative
-    assert bits(second) == bits(want)
+    def both_of(loss, q, k):
+        return grad(lambda qk: loss(*qk))([q, k])
+
+    found = []
+    for row in (kept.Gain(256, 0, 0), kept.Gain(256, 0, heads * 2 * 2 * 48 * 48)):
+        monkeypatch.setitem(kept.TABLE, "sm90", (row,))
+        monkeypatch.setattr(kept, "LEAST_QUERIES", 0)
+        monkeypatch.setattr(kept, "LEAST_SHARE", 0)
+        with patch(policy="always"), watched() as ran:
+            found.append((norm(q), grad(norm)(q)))
+            mx.eval(found[-1])
+        turns = [one.problem.key_heads for one in ran if one.kind is KEPT_KINDS[0]]
+        assert set(turns) == ({heads} if row.bytes else set())
+    (want_first, want), (first, got) = found
+    assert bits(first) == bits(want_first) and (bits(got) == bits(want) or not seen)
+    with use_backend("reference"):
+        exact = bounds.float64(
+            grad(lambda q: norm(q, *(one.astype(mx.float32) for one in (k, v))))(q.astype(mx.float32))
+        )
+    bounds.no_worse("second derivative", bounds.float64(got) - exact, bounds.float64(grad(norm)(q)) - exact)
 
 
 SM90 = FAMILIES["sm90"]
