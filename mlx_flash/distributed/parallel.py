@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..autodiff.operands import contiguous, segment_shifts
 from ..autodiff.statistics import sinks_gradient, with_lse_gradient
 from ..autodiff.vjp import NO_JVP, NO_VMAP, Attention, attend, custom
+from ..common.mlx_private import host_waits
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, KernelKind
 from ..problem.problem import Signature
 from .collectives import Collectives
@@ -92,13 +93,15 @@ class ContextParallel:
             call.sent.follow(*(one for pair in parts for one in pair))
             for result, found in zip((d_k, d_v), zip(*parts)):
                 result.append(found)
-        d_k, d_v = _whole(d_k), _whole(d_v)
-        call.sent.follow(d_k, d_v)
+        if host_waits():  # elsewhere parts and whole would be held beside arrays that MLX allocates ahead
+            whole = _whole(d_k), _whole(d_v)
+            call.sent.follow(*whole)
+            d_k, d_v = ([[one]] for one in whole)
         for own in self._groups(keys[0].shape[1], self.heads[0]):
             K, V = (call.sent.gather(array[:, own.keys]) for array in keys)
             d_q.append(self._query(call, own, queries, K, V, shards=True))
             call.sent.follow(*(one for found in d_q[-1] for one in found))
-        return d_k, d_v, d_q
+        return _whole(d_k), _whole(d_v), d_q
 
     def _reduced(self, call: _Local, queries: tuple, keys: tuple) -> tuple[mx.array, mx.array, list]:
         """As `_exact`. Each rank computes its part of dK and dV of all keys, and the parts are summed in float32, since
