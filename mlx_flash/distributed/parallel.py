@@ -16,7 +16,6 @@ import mlx.core as mx
 from ..autodiff.operands import contiguous, segment_shifts
 from ..autodiff.statistics import sinks_gradient, with_lse_gradient
 from ..autodiff.vjp import NO_JVP, NO_VMAP, Attention, attend, custom
-from ..common.mlx_private import host_waits
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, KernelKind
 from ..problem.problem import Signature
 from .collectives import Collectives
@@ -93,7 +92,7 @@ class ContextParallel:
             call.sent.follow(*(one for pair in parts for one in pair))
             for result, found in zip((d_k, d_v), zip(*parts)):
                 result.append(found)
-        if host_waits():  # elsewhere parts and whole would be held beside arrays that MLX allocates ahead
+        if self.heads[0] == keys[0].shape[1]:  # all keys come at once: parts of dK and dV must not outlive their wholes
             whole = _whole(d_k), _whole(d_v)
             call.sent.follow(*whole)
             d_k, d_v = ([[one]] for one in whole)

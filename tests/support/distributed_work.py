@@ -238,9 +238,9 @@ def waits_for_ever(shape: dict) -> None:
 
 def shared_awaited(**arguments) -> dict:
     """`shared`, where the host waits before every collective as it does before large ones with CUDA."""
-    from mlx_flash.distributed import collectives, parallel
+    from mlx_flash.distributed import collectives
 
-    collectives.AWAITED_BYTES, collectives.host_waits, parallel.host_waits = 0, lambda: True, lambda: True
+    collectives.AWAITED_BYTES, collectives.host_waits = 0, lambda: True
     return shared(**arguments)
 
 
