@@ -25,7 +25,9 @@ from .model import Shape, Transformer
 from .train import new_model, sample, train
 
 SEED = 0
-COMPARED = 40  # steps over which the curves must agree: rounding differences grow with every later one
+# Steps over which the curves must agree. Rounding differences grow with every step, on some texts from 1e-7 to 7e-5 in
+# 20 steps and to 8e-3 in 40, also between two runs of MLX's own attention of which one has noise of 1e-7.
+COMPARED = 20
 LIMITS = {"float32": 1e-3, "float16": 1e-1, "bfloat16": 1e-1}  # 16 bits: two roundings apart
 PROMPT, SAMPLED = b"The ", 76
 
