@@ -335,7 +335,8 @@ def _why_delta(plan: Plan) -> str:
 def _why_kept(plan: Plan) -> str:
     if SCORES.isdisjoint(plan.kind.outputs):
         return ""
-    return f"; it keeps P and dS, of {plan.signature.key_heads} key heads at a time: five products in place of seven"
+    heads = plan.signature.key_heads
+    return f"; it keeps P and dS, of {heads} key head{'s' * (heads > 1)} at a time: five products in place of seven"
 
 
 def _why_map(plan: Plan, problem: Problem) -> str:

@@ -18,6 +18,7 @@ from .lookup import matrix_rows
 
 TILE = 16  # queries and keys of a tile of P or dS, whose elements lie together
 SIZE = 2  # bytes of an element
+MOST_KEYS = 2**27  # kernels count the elements of 16 queries in 32 bits
 BUFFERS = 2  # arguments that dQ's kernel has more: P and dS
 
 
@@ -83,8 +84,8 @@ def keeps(problem: Problem, family: Family) -> bool:
     signature, variants = problem.signature, problem.variants
     rows = matrix_rows(BACKWARD_KEY_KEPT, precision_of(signature.dtype), family)
     served = any(_head_dim(problem) <= row.max_head for row in rows)
-    blocks = not variants.block or variants.block % TILE == 0
-    return served and blocks and variants.buffers + BUFFERS <= MOST_BUFFERS
+    whole_tiles = not variants.block or variants.block % TILE == 0
+    return served and whole_tiles and problem.key_length < MOST_KEYS and variants.buffers + BUFFERS <= MOST_BUFFERS
 
 
 def _gained_by(problem: Problem, family: Family) -> int:

@@ -150,15 +150,16 @@ def build(
         body=body,
         inputs=inputs,
         outputs=kind.outputs,
-        output_dtypes=tuple(
-            "uint8"
-            if name == "mask_map"
-            else dtype
-            if name in SCORES or (name in ACCUMULATORS and name not in paged)
-            else "float32"
-            for name in kind.outputs
-        ),
+        output_dtypes=tuple(_output_dtype(name, dtype, paged) for name in kind.outputs),
     )
+
+
+def _output_dtype(name: str, dtype: str, paged: tuple[str, ...]) -> str:
+    """The type that a kernel writes: q's for results and what is kept in 16 bits, float32 for statistics and paged
+    accumulators."""
+    if name == "mask_map":
+        return "uint8"
+    return dtype if name in SCORES or (name in ACCUMULATORS and name not in paged) else "float32"
 
 
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:

@@ -115,7 +115,9 @@ def test_a_mapped_call_recomputes(layer):
     stacked = [mx.stack([arrays[name], arrays[name][..., ::-1]]) for name in "qkv"]
 
     def gradients(*qkv):
-        loss = lambda *qkv: attention(*qkv, causal=True, scratch=MUCH).astype(mx.float32).sum()  # noqa: E731
+        def loss(*qkv):
+            return attention(*qkv, causal=True, scratch=MUCH).astype(mx.float32).sum()
+
         return mx.grad(loss, argnums=(0, 1, 2))(*qkv)
 
     for entry, mapped in enumerate(zip(*vmap(gradients)(*stacked))):
@@ -197,6 +199,7 @@ RULE = {
     "heads-that-differ": (asked(length=8192, variants=replace(CAUSAL, alibi=True)), SM90, 0),
     "heads-that-differ-fit": (asked(length=4096, variants=replace(CAUSAL, alibi=True)), SM90, 16),
     "small-blocks": (asked(length=4096, variants=replace(CAUSAL, block=8), scratch=GIB), SM90, 0),
+    "beyond-32-bits": (asked(scratch=2**50)._replace(query_length=1, key_length=2**27), SM90, 0),
     "another-gpu": (asked(length=4096), FAMILIES["sm80"], 0),
     "another-gpu-asked": (asked(length=4096, scratch=4 * GIB), FAMILIES["sm80"], 16),
     "apple": (asked(length=4096, scratch=4 * GIB), FAMILIES["apple9"], 0),
