@@ -156,6 +156,35 @@ def test_slices_of_larger_tables_and_pools(backend):
     assert bits(attention(q, *wide, causal=True, lengths=where["lengths"], pages=table)) == bits(want)
 
 
+TABLE_VIEWS = {
+    "every-second": lambda table: mx.stack([table, mx.full(table.shape, -7, mx.int32)], 2).flatten(1)[:, ::2],
+    "transposed": lambda table: mx.contiguous(table.T).T,
+    "reversed": lambda table: mx.contiguous(table[:, ::-1])[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("backend, view", across_backends(TABLE_VIEWS), indirect=["backend"])
+def test_tables_whose_entries_lie_apart(backend, view):
+    q, k, v, where = paged(CASE, KEYS, 64)
+    want = attention(q, k, v, causal=True, **where)
+    table = TABLE_VIEWS[view](where["pages"])
+    assert table.tolist() == where["pages"].tolist()
+    assert bits(attention(q, k, v, causal=True, lengths=where["lengths"], pages=table)) == bits(want)
+
+
+@pytest.mark.parametrize("backend, entries", across_backends([1, 2]), indirect=["backend"])
+def test_tables_of_few_pages(backend, entries):
+    """So few that MLX would pass them as constants. Lengths beyond the room of a table end there."""
+    case = Case(5, 128, 16, "float16", group=2, key_heads=2, batch=entries)
+    keys, arrays = [128, 70][:entries], case.arrays()
+    want = attention(*(arrays[name] for name in "qkv"), lengths=mx.array(keys), causal=True)
+    q, k, v, where = paged(case, keys, 64)
+    assert where["pages"].size <= 4
+    assert bits(attention(q, k, v, causal=True, **where)) == bits(want)
+    beyond = mx.array([128 + 50, 70][:entries])
+    assert bits(attention(q, k, v, causal=True, pages=where["pages"], lengths=beyond)) == bits(want)
+
+
 def test_mapped_tables(reference):
     """Queries, lengths and tables of several batches over one pool."""
     q, k, v, where = paged(CASE, KEYS, 64)

@@ -8,6 +8,7 @@ MAPPED = "test_mask_map.py::test_the_same_bits_as_without_a_map[(2, 4, 70, 150)-
 PARTS = "test_decode.py::test_number_of_splits"
 FEW = "test_operands_apart.py::test_options_of_few_elements[{}]"
 IDS = "test_operands_apart.py::test_ids_that_lie_apart[simulator-apple7-37]"
+TABLES = "test_pages.py::test_tables_of_few_pages[simulator-apple7-{}]"
 SERVED = "test_patch_answers.py::test_served_calls_have_our_numbers[{}]"
 
 # fmt: off
@@ -50,6 +51,12 @@ SMALL = of("view of a small operand", "kernels/launch.py",
      FEW.format("(9, 5)-simulator-apple9-alibi")),
     ("operands-as-constants", "return value if value.size >= CONSTANT_BELOW else mx.pad",
      "return value if True else mx.pad", "test_operands_apart.py::test_a_cache_of_one_key[simulator-apple7-affine]"),
+    ("pages-as-constants", 'kept.startswith(("const device", "Strided"))),',
+     'kept.startswith(("const device", "Strided")) and name != "pages"),', TABLES.format("1")),
+    ("pages-padded-by-columns", "mx.pad(value, [(0, CONSTANT_BELOW), (0, 0)])",
+     "mx.pad(value, [(0, 0), (0, CONSTANT_BELOW)])", TABLES.format("1")),
+    ("pages-padded-in-front", "mx.pad(value, [(0, CONSTANT_BELOW), (0, 0)])",
+     "mx.pad(value, [(CONSTANT_BELOW, 0), (0, 0)])", TABLES.format("1")),
 ) + of("view of a small operand", "common/mlx_private.py",
     ("four-to-seven-as-constants", "CONSTANT_BELOW = 8", "CONSTANT_BELOW = 4",
      "test_variants.py::test_output[simulator-apple7-sinks]"),
@@ -57,6 +64,8 @@ SMALL = of("view of a small operand", "kernels/launch.py",
     ("text-data-by-columns", "mx.view(mx.reshape(array, (-1,), stream=stream), mx.int32, stream=stream)",
      "mx.view(array.T.flatten(), mx.int32, stream=stream)",
      "test_score_tables.py::test_against_the_definition[simulator-apple7-offset]"),
+    ("pages-where-they-lie", "mx.broadcast_to(contiguous(pages),", "mx.broadcast_to(pages,",
+     "test_pages.py::test_tables_whose_entries_lie_apart[simulator-apple7-every-second]"),
     ("ids-of-keys-where-they-lie", "contiguous(_int32(name, ids))",
      '(contiguous if name[0] == "q" else mx.stop_gradient)(_int32(name, ids))', IDS),
     ("ids-of-queries-where-they-lie", "contiguous(_int32(name, ids))",
