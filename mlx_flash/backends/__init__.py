@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from ..common.environment import variable
 from ..common.errors import UnsupportedProblem, warn
+from ..common.machine import metal_gpu, why_no_metal
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 
 
@@ -98,17 +99,26 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
         raise UnsupportedProblem(
             f'[mlx_flash] backend "metal": the kernels of {family} are NVIDIA\'s. Name a family of Apple, or none.'
         )
-    if mx.metal.is_available():
+    if metal_gpu():
         found, note = available(FAMILIES[family] if family else family_here())
         return Backend(name, found, run, **CAPABILITIES[name], guard=verdict, falls_back=falls_back, note=note)
     if family is None:
+        why = f" that MLX can use ({why_no_metal()})" if mx.metal.is_available() else ""
         raise UnsupportedProblem(
-            '[mlx_flash] backend "metal": this machine has no Metal GPU. Use "simulator" or "reference", or name the '
-            "family of the Mac that mx.export_function writes for."
+            f'[mlx_flash] backend "metal": this machine has no Metal GPU{why}. Use "simulator" or "reference", or name '
+            "the family of the Mac that mx.export_function writes for."
         )
     # An export made here may run on any GPU of the family, whose matrix unit cannot be probed here.
     found = replace(FAMILIES[family], tensor="") if FAMILIES[family].tensor else FAMILIES[family]
     return Backend(name, found, record, **CAPABILITIES[name] | {"gpu": False})
+
+
+@lru_cache
+def _on_metal() -> tuple[str, str]:
+    if reason := why_no_metal():
+        warn(f"mlx_flash finds no GPU: {reason}. Attention runs as plain mx operations.", UserWarning)
+        return "reference", f"the default where MLX finds no Metal GPU: {reason}"
+    return "metal", "the default: this machine has a Metal GPU"
 
 
 @lru_cache
@@ -124,7 +134,7 @@ def _on_cuda() -> tuple[str, str]:
 def default() -> tuple[str, str]:
     """(name, reason) of the backend that is used if none is named: that of the GPU, without one the reference."""
     if mx.metal.is_available():
-        return "metal", "the default: this machine has a Metal GPU"
+        return _on_metal()
     if mx.cuda.is_available():
         return _on_cuda()
     return "reference", 'the default without a GPU; use_backend("simulator") runs the kernels on the CPU'

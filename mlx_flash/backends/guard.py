@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import mlx.core as mx
 from ..common.environment import switched_off
 from ..common.errors import warn
 from ..common.files import write_json
+from ..common.machine import gpu_facts, macos
 from ..kernels.plan import Plan
 from ..kernels.source import Kernel
 from ..metal.cpu.compiler import cache_directory
@@ -35,12 +37,14 @@ _warned: list[str] = []
 
 class Verdict(NamedTuple):
     """`reason`: why the kernel is not used, or "". `error`: the largest error, relative to the result's largest
-    magnitude. `seconds`: until the first result, mostly for compilation. `tried`: False where the probe was skipped."""
+    magnitude. `seconds`: until the first result, mostly for compilation. `tried`: False where the probe was skipped.
+    `lasting`: False where the kernel could not be tried, and another process will try it again."""
 
     reason: str = ""
     error: float = 0.0
     seconds: float = 0.0
     tried: bool = True
+    lasting: bool = True
 
     @property
     def ok(self) -> bool:
@@ -94,16 +98,19 @@ def skipped() -> bool:
 
 
 def folder() -> Path:
-    """The folder of the verdicts, one file each."""
-    return cache_directory().parent / "verdicts"
+    """The folder of the verdicts, one file each. A user without a home folder has one that cannot be written."""
+    try:
+        return cache_directory().parent / "verdicts"
+    except RuntimeError:
+        return Path(os.devnull) / "verdicts"
 
 
 @cache
 def machine_facts() -> dict[str, str]:
     """The scope of a verdict: chip, system and MLX."""
-    device = mx.device_info()
+    device = gpu_facts()
     chip = f"{device.get('device_name', 'unknown')} ({device.get('architecture', 'unknown')})"
-    system = f"{platform.system()} {platform.mac_ver()[0] or platform.release()}"
+    system = f"{platform.system()} {macos() or platform.release()}"
     return {"chip": chip, "system": system, "mlx": mx.__version__}
 
 
@@ -148,7 +155,7 @@ def _tried(plan: Plan) -> Verdict:
 
 def _kept(kernel: Kernel, answer: Answer) -> Verdict:
     """The verdict of an answer, which is written to disk if it would be found again."""
-    found = Verdict(answer.reason, answer.error, answer.seconds)
+    found = Verdict(answer.reason, answer.error, answer.seconds, lasting=answer.lasting)
     LOGGER.info("tried %s: %s", kernel.name, found.reason or f"right, {found.seconds:.1f} s")
     if answer.lasting:
         _write(_file(kernel), {**_identity(kernel), **found._asdict()})
@@ -188,9 +195,16 @@ def _warn(plan: Plan, found: Verdict) -> None:
         LOGGER.info("kernel %s is not used: %s", plan.kernel.name, found.reason)
         return
     _warned.append(plan.kernel.name)
+    if not found.lasting:
+        warn(
+            f"mlx_flash cannot test its kernels in this process; slower operations of MLX take the place of those that "
+            f"were never tested. `python -m mlx_flash check` tests the common ones once for all processes, and "
+            f"{VARIABLE}=0 uses kernels without a test. Kernel {plan.kernel.name}: {found.reason}"
+        )
+        return
     warn(
         f"mlx_flash does not use a kernel that failed its test on this machine; slower operations of MLX take its "
-        f"place, and that of others that fail. Please report it to {tracker()}, with what `python -m mlx_flash check "
-        f"--report` prints. Kernel {plan.kernel.name} on {machine_facts()['chip']}, {machine_facts()['system']}, MLX "
-        f"{machine_facts()['mlx']}: {found.reason}"
+        f"place, and that of others that fail. `python -m mlx_flash check` tests it again. Please report it to "
+        f"{tracker()}, with what `python -m mlx_flash check --report` prints. Kernel {plan.kernel.name} on "
+        f"{machine_facts()['chip']}, {machine_facts()['system']}, MLX {machine_facts()['mlx']}: {found.reason}"
     )

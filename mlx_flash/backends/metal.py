@@ -8,6 +8,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from ..common.errors import UnsupportedProblem
+from ..common.machine import gpu_facts
 from ..common.mlx_private import says_no_metal
 from ..kernels.devices import Family, machine_of
 from ..kernels.launch import Launch
@@ -19,7 +20,7 @@ from .tuned import tuned
 @lru_cache
 def family_here() -> Family:
     """The family of this GPU, with the rows tuned on it."""
-    family = machine_of(str(mx.device_info().get("architecture", "")))
+    family = machine_of(str(gpu_facts().get("architecture", "")))
     return replace(family, tuned=tuned(family))
 
 

@@ -5,12 +5,10 @@ All other Macs use the kernels for 8x8 matrices, and `explain` says why.
 
 from __future__ import annotations
 
-import platform
 import re
 from dataclasses import replace
 
-import mlx.core as mx
-
+from ..common.machine import gpu_facts, macos
 from ..common.mlx_private import chip_letter
 from ..common.scalars import dotted
 from ..kernels import neural_probe
@@ -40,6 +38,6 @@ def available(family: Family) -> tuple[Family, str]:
     machine, in a child process; the answer is kept like the verdicts on kernels."""
     if family.tensor != "nax":
         return family, ""
-    reason = reason_against(str(mx.device_info().get("architecture", "")), platform.mac_ver()[0])
+    reason = reason_against(str(gpu_facts().get("architecture", "")), macos())
     reason = reason or guard.verdict_of(neural_probe.kernel(), PROBER.ask_unit).reason
     return (replace(family, tensor=""), reason) if reason else (family, "")

@@ -12,6 +12,8 @@ import json
 import os
 import pickle
 import queue
+import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,12 +22,16 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import mlx.core as mx
+
 from ..kernels.plan import Plan
 from ..kernels.source import Kernel
 
 SECONDS = 60.0  # time limit for a kernel to compile and run on a tiny problem
 START_SECONDS = 120.0  # time limit for a child to import MLX, which takes long the first time on a machine
 VARIABLE = "MLX_FLASH_PROBE"  # 0: kernels are used without a probe
+# What other processes send, the system short of memory too, says nothing about a kernel.
+FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Answer(NamedTuple):
@@ -43,7 +49,7 @@ class Prober:
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
-        self._owner = 0
+        self._owner, self._unable = 0, ""
 
     def ask(self, plan: Plan) -> Answer:
         """Has the child run the plan's kernel. Never raises, and takes SECONDS at most."""
@@ -61,6 +67,8 @@ class Prober:
 
     def _asked_once(self, request: bytes) -> Answer | None:
         """The child's answer; None if it ended by itself without one."""
+        if self._unable:  # it may have taken START_SECONDS to find that out
+            return Answer(self._unable, lasting=False)
         try:
             if not self._alive():
                 self._start()
@@ -69,8 +77,9 @@ class Prober:
         except BrokenPipeError:
             return self._ended()
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            self.close()
-            return Answer(f"no process could be started to try it in: {error}", lasting=False)
+            self._end()
+            self._unable = f"no process could be started to try it in: {error}"
+            return Answer(self._unable, lasting=False)
         except BaseException:
             self._end()
             raise
@@ -93,7 +102,8 @@ class Prober:
         said = self._said()
         self._end()
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return Answer(f"the process that ran it ended ({how}){said and ': '}{said}") if code else None
+        reason, lasting = f"the process that ran it ended ({how}){said and ': '}{said}", -code not in FROM_OUTSIDE
+        return Answer(reason, lasting=lasting) if code else None
 
     def _alive(self) -> bool:
         if self._process is not None and (self._owner != os.getpid() or self._process.poll() is not None):
@@ -101,15 +111,14 @@ class Prober:
         return self._process is not None
 
     def _start(self) -> None:
-        if getattr(sys, "frozen", False) or not sys.executable:
-            raise OSError("this Python has no interpreter of its own")
-        package = str(Path(__file__).parents[2])
-        paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        program = os.path.basename(sys.executable or "")
+        if getattr(sys, "frozen", False) or not _INTERPRETER.search(program.lower()):
+            raise OSError(f"this Python has no interpreter of its own ({program or 'sys.executable is not set'})")
         self._errors, self._owner = tempfile.TemporaryFile(), os.getpid()
+        # In a session of its own a child does not get the terminal's Ctrl-C, which is about this process.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlx_flash.cli.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._errors, env=environment,
+            stderr=self._errors, env=_environment(), start_new_session=True,
         )  # fmt: skip
         self._lines: queue.Queue[bytes] = queue.Queue()
         threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
@@ -142,8 +151,21 @@ class Prober:
                 pass
 
     def close(self) -> None:
-        """Ends the child."""
+        """Ends the child; the next question starts another one."""
         self._end()
+        self._unable = ""
+
+
+# Interpreters of other names are rare; programs that embed Python name themselves, and would start once more.
+_INTERPRETER = re.compile("py|ython")
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a child, which finds this package and MLX wherever this process found them, and no modules in
+    the current folder."""
+    own = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = dict.fromkeys([*own, str(Path(mx.__file__).parents[1])])
+    return {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def _read(stream, lines: queue.Queue) -> None:

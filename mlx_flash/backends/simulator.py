@@ -8,7 +8,7 @@ from ..common.errors import UnsupportedProblem
 from ..kernels.plan import Plan
 from ..kernels.tile_layers import LAYERS
 from ..metal import ToolchainError, language, metal_kernel
-from ..metal.cpu.compiler import toolchain
+from ..metal.cpu.compiler import cache_directory, toolchain
 from ..metal.frontend.errors import TracedError
 from ..problem.kinds import SCORES
 from ..problem.problem import Problem
@@ -19,8 +19,13 @@ def ready() -> str | None:
     """Why kernels cannot be compiled on this machine; None if they can."""
     try:
         toolchain()
+        cache_directory().mkdir(parents=True, exist_ok=True)
     except ToolchainError as error:
         return str(error)
+    except RuntimeError:
+        return "compiled kernels need a folder, and this user has no home: set MLX_FLASH_CACHE to a folder."
+    except OSError as error:
+        return f"{error}. Set MLX_FLASH_CACHE to a folder for compiled kernels."
     return None
 
 

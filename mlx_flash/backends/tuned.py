@@ -23,8 +23,8 @@ from ..kernels.config import TileConfig
 from ..kernels.devices import Family, Tuned, TunedCall, TunedRow
 from ..kernels.search import is_legal
 from ..kernels.source import fingerprint
-from ..metal.cpu.compiler import cache_directory
 from ..problem.kinds import BACKWARD_KINDS, DECODE, FORWARD
+from . import guard
 from .guard import machine_facts
 
 VARIABLE = "MLX_FLASH_TUNED"  # 0: measurements are not used
@@ -33,7 +33,7 @@ KINDS = {kind.name: kind for kind in (FORWARD, DECODE, *BACKWARD_KINDS)}
 
 
 def folder() -> Path:
-    return cache_directory().parent / "tuned"
+    return guard.folder().parent / "tuned"
 
 
 def file_here() -> Path:
@@ -140,8 +140,10 @@ def tuning_lock() -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise CommandError("another tune runs on this machine, and both would be slower: wait for it") from None
+        except OSError:  # some network drives have no locks
+            pass
         yield
 
 

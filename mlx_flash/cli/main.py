@@ -10,6 +10,7 @@ import os
 import sys
 
 from ..common.errors import CommandError, need
+from ..metal import ToolchainError
 from .console import kernel_backend
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -284,8 +285,8 @@ def main(argv: list[str] | None = None) -> int:
         status = commands[arguments.command](arguments)
         sys.stdout.flush()
         return status
-    except (CommandError, ValueError) as error:
-        if not isinstance(error, CommandError) and not str(error).startswith("[mlx_flash"):
+    except (CommandError, ToolchainError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("[mlx_flash"):
             raise  # a defect, not bad input
         print(f"python -m mlx_flash {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..autodiff.call import wanted_lse
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
+from ..common.machine import metal_gpu
 from ..distributed.plan import planned
 from ..kernels import mask_map, neural
 from ..kernels.config import MIXED, precision_of
@@ -95,7 +96,7 @@ def explain(
     parts = plan_of(DECODE, inner, chosen).launch(inner).parts if runs and decoding and decodes(problem) else 1
     with_lse = bool(wanted_lse(arguments.get("return_lse")))
     chain = kinds_of(problem, name, parts, chosen, with_lse) if runs else ()
-    tested = name == "metal" and mx.metal.is_available()
+    tested = name == "metal" and metal_gpu()
     kernels = tuple(_explain_kernel(kind, inner, chosen, tested) for kind in chain)
     if problem.empty:
         why += "; an axis is empty, so zeros are returned and no kernel runs"
@@ -200,7 +201,7 @@ def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, 
     if name == "reference":
         return name, None, f"{why}; it runs no kernels, so no family"
     if family is None and CAPABILITIES[name].get("gpu"):
-        if not getattr(mx, name).is_available():
+        if not (metal_gpu() if name == "metal" else mx.cuda.is_available()):
             raise ValueError(
                 f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain {name} on a machine "
                 "without it, got None. Name the GPU."

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
-import mlx.core as mx
-
 from ...backends import backend, current_backend, guard, use_backend
 from ...common.errors import UnsupportedProblem, need
+from ...common.machine import metal_gpu
 from ..accuracy import check, oracle
 from ..accuracy.kernels import FEW_HEAD_DIMS, common_plans, try_all
 from ..console import kernel_backend, progress
@@ -33,7 +32,7 @@ def report() -> int:
     """Prints the report to standard output, its progress to standard error; 1 if a kernel failed or an error is too
     large, else 0."""
     console = need("rich.console", "check --report").Console(stderr=True)
-    parts = [part for part in PARTS if mx.metal.is_available() or not part.needs_metal]
+    parts = [part for part in PARTS if metal_gpu() or not part.needs_metal]
     lines = ["## mlx_flash report", "", *_table(("", ""), machine.facts())]
     healthy, late, end = True, [], time.monotonic() + SECONDS
     with progress("check --report", console) as bars:
@@ -87,7 +86,7 @@ def kernels(tick: Tick) -> tuple[list[str], bool]:
 
 def errors(tick: Tick) -> tuple[list[str], bool]:
     # Not by name on a Mac, so that what takes the place of kernels that failed is measured too.
-    with nullcontext() if mx.metal.is_available() else use_backend(kernel_backend()):
+    with nullcontext() if metal_gpu() else use_backend(kernel_backend()):
         where = current_backend().name
         lines = check.sweep(HEAD_DIMS, tick)
     rows = [

@@ -10,14 +10,15 @@ import subprocess
 import mlx.core as mx
 
 from ... import __version__
+from ...common.machine import gpu_facts, macos, metal_gpu
 
 PROFILER = ("system_profiler", "SPDisplaysDataType", "-json")
 
 
 def facts() -> list[tuple[str, str]]:
     """Label and value of chip, cores, memory, system and versions."""
-    device = mx.device_info(mx.gpu) if mx.metal.is_available() or mx.cuda.is_available() else {}
-    system = platform.mac_ver()[0]
+    device = gpu_facts() if metal_gpu() or mx.cuda.is_available() else {}
+    system = macos()
     gpu = f"{device.get('device_name', 'unknown')}, {device.get('architecture', 'architecture unknown')}"
     return [
         ("GPU", f"{gpu}, {gpu_cores()} cores" if device else "none that MLX can use"),

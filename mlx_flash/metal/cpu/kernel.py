@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...common.mlx_private import says_traced
-from ..frontend.errors import CompileError, TracedError, quoted
+from ..frontend.errors import CompileError, ToolchainError, TracedError, quoted
 from ..frontend.language import prefix
 from ..frontend.signature import kernel_name, kernel_text, shape_facts
 from ..frontend.translate import translate
@@ -45,6 +45,11 @@ def _compile(name, text, mode, count, fast_math, language, lines=False) -> tuple
         path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count, lines)
     except CompileError as error:
         raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{quoted(str(error), text)}") from None
+    except OSError as error:
+        raise ToolchainError(
+            f"{_TAG} Kernel '{name}' cannot be built: {error}. If the folder of built kernels cannot be written, "
+            "set MLX_FLASH_CACHE to another."
+        ) from error
     facts = {"variables": translation.variable_names(), "max_threads": translation.max_threads}
     if not lines:
         compiler.remember(path, facts, text, mode, count, fast_math, language)

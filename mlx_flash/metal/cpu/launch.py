@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
+from ..frontend.errors import ToolchainError
 from .target import here
 
 _U32, _U64 = ctypes.c_uint32, ctypes.c_uint64
@@ -56,7 +57,13 @@ def load(path) -> ctypes.CDLL:
     """Loads a library that `Target.link` made, which may call mathematical functions of the C library."""
     if not here().mach_o:  # on macOS it is linked in; elsewhere Python may not have loaded it globally
         ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ToolchainError(
+            f"A built kernel cannot be loaded: {error}. If programs may not run from its folder, set "
+            "MLX_FLASH_CACHE to another."
+        ) from error
 
 
 class Library:

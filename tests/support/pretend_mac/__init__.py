@@ -64,7 +64,7 @@ def disguise(mx) -> None:
         "max_buffer_length": 8 << 30, "max_recommended_working_set_size": 11 << 30, "resource_limit": 499000,
     }  # fmt: skip
     mx.metal.is_available = lambda: True
-    mx.device_info = lambda device=None: facts(device) if "cpu" in str(device) else dict(apple)
+    mx.device_info = lambda device=None: dict(apple) if "gpu" in str(device or mx.default_device()) else facts(device)
     mx.fast.metal_kernel = pretended(mx.fast.metal_kernel)
     mx.compile = _compile(mx.compile)
 
@@ -97,10 +97,12 @@ def forget() -> None:
     from mlx_flash import backends
     from mlx_flash.autodiff.call import clear_cache
     from mlx_flash.backends import guard, metal, prober
+    from mlx_flash.common import machine
     from mlx_flash.integrations import kept
 
     clear_cache()
     kept.calls.clear()
-    for found in (backends.backend, metal.family_here, guard.machine_facts):
+    cached = (backends.backend, backends._on_metal, metal.family_here, guard.machine_facts)
+    for found in (*cached, machine.macos, machine.why_no_metal):
         found.cache_clear()
     prober.PROBER.close()

@@ -83,6 +83,7 @@ _FAULTS = {
     "hang": lambda: time.sleep(3600),
     "exit": lambda: os._exit(3),
     "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 
