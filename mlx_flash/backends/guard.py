@@ -105,6 +105,15 @@ def folder() -> Path:
         return Path(os.devnull) / "verdicts"
 
 
+def keeps() -> bool:
+    """Whether verdicts can be kept. Otherwise every process tries its kernels again."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder(), os.W_OK)
+
+
 @cache
 def machine_facts() -> dict[str, str]:
     """The scope of a verdict: chip, system and MLX."""

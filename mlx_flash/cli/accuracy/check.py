@@ -60,19 +60,20 @@ class Line:
 
 def sweep(head_dims: tuple[int, ...], tick: Callable[[str], None]) -> list[Line]:
     """Compares every dtype, head dimension and problem on the current backend; calls `tick` after each problem."""
-    lines = []
-    for dtype in DTYPES:
-        for head_dim in head_dims:
-            worst, failed = {}, []
-            for seed, problem in enumerate(PROBLEMS):
-                for name, (ours, other) in compare(problem, head_dim, dtype, seed).items():
-                    if not acceptable(name, dtype, ours, other):
-                        failed.append(name)
-                    before = worst.get(name, (Error(0, 0), Error(0, 0)))
-                    worst[name] = (before[0].worse(ours), before[1].worse(other))
-                tick(f"{dtype}, head dimension {head_dim}")
-            lines.append(Line(dtype, head_dim, worst, tuple(dict.fromkeys(failed))))
-    return lines
+    return [line_of(dtype, head_dim, tick) for dtype in DTYPES for head_dim in head_dims]
+
+
+def line_of(dtype: str, head_dim: int, tick: Callable[[str], None]) -> Line:
+    """The line of a sweep about one dtype and head dimension; calls `tick` after each problem."""
+    worst, failed = {}, []
+    for seed, problem in enumerate(PROBLEMS):
+        for name, (ours, other) in compare(problem, head_dim, dtype, seed).items():
+            if not acceptable(name, dtype, ours, other):
+                failed.append(name)
+            before = worst.get(name, (Error(0, 0), Error(0, 0)))
+            worst[name] = (before[0].worse(ours), before[1].worse(other))
+        tick(f"{dtype}, head dimension {head_dim}")
+    return Line(dtype, head_dim, worst, tuple(dict.fromkeys(failed)))
 
 
 def check(backend: str | None = None, family: str | None = None, *, quick: bool = False) -> int:
@@ -104,7 +105,7 @@ def _tried(family: Family, quick: bool, bars) -> list[Tried]:
     """The kernels of common calls that fail on tiny problems, so that none is met for the first time by a model."""
     plans = list(common_plans(family, FEW_HEAD_DIMS if quick else COMMON_HEAD_DIMS, (False, True)))
     bar = bars.add_task("kernels", total=len(plans), note="")
-    tried = try_all(plans, False, lambda name: bars.update(bar, advance=1, note=name))
+    tried = try_all(plans, lambda name: bars.update(bar, advance=1, note=name))
     return [one for one in tried if not one.verdict.ok]
 
 

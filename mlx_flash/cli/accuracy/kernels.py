@@ -37,10 +37,10 @@ def common_plans(family: Family, head_dims: tuple[int, ...], causal: tuple[bool,
             yield plan(COMBINE, signature, family, ROWS)
 
 
-def try_all(plans: list[Plan], again: bool, tick: Callable[[str], None]) -> Iterator[Tried]:
-    """The verdict on each kernel. Kernels that failed before are tried anew, and with `again` all of them."""
+def try_all(plans: list[Plan], tick: Callable[[str], None]) -> Iterator[Tried]:
+    """The verdict on each kernel. Kernels that failed before are tried anew."""
     for one in plans:
-        known = None if again else guard.known(one)
+        known = guard.known(one)
         found = known if known and known.ok else guard.tried_again(one)
         tick(one.kernel.name)
         yield Tried(one, found)

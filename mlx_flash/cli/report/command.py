@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -11,21 +11,35 @@ from ...backends import backend, current_backend, guard, use_backend
 from ...common.errors import UnsupportedProblem, need
 from ...common.machine import metal_gpu
 from ..accuracy import check, oracle
-from ..accuracy.kernels import FEW_HEAD_DIMS, common_plans, try_all
+from ..accuracy.kernels import FEW_HEAD_DIMS, common_plans
 from ..console import kernel_backend, progress
 from . import machine, measures
 
-SECONDS, KERNEL_SECONDS = 150.0, 75.0  # after which no further part, and no further kernel, begins
+SECONDS = 150.0  # after which nothing begins: the last step may take some of the rest of three minutes
+KERNEL_SECONDS = 75.0  # of these for the kernels at most
 HEAD_DIMS = (64, 128)  # of the errors against float64
 Tick = Callable[[str], None]
 
 
+class Found(NamedTuple):
+    """A row of a part's table, or a sentence, and whether all is well with it."""
+
+    cells: tuple[str, ...]
+    well: bool = True
+
+
 class Part(NamedTuple):
-    """`run(tick)`: (lines of Markdown, whether all is well); it calls `tick` with the name of its current step."""
+    """`run(tick)` finds row after row of the table below `head`, or sentences where that is empty. It calls `tick` with
+    the name of every step before it begins, which ends the part where the time is up."""
 
     name: str
-    run: Callable[[Tick], tuple[list[str], bool]]
+    head: tuple[str, ...]
+    run: Callable[[Tick], Iterator[Found]]
     needs_metal: bool
+
+
+class TimeUp(Exception):
+    """No step begins any more. The message names the one that was next."""
 
 
 def report() -> int:
@@ -37,11 +51,17 @@ def report() -> int:
     healthy, late, end = True, [], time.monotonic() + SECONDS
     with progress("check --report", console) as bars:
         bar = bars.add_task("report", total=len(parts), note="")
+
+        def tick(note: str) -> None:
+            bars.update(bar, note=f"{part.name} {note}")
+            if time.monotonic() > end:
+                raise TimeUp(note)
+
         for part in parts:
             if time.monotonic() > end:
                 late.append(part.name)
                 continue
-            found, well = _attempted(part, lambda note, name=part.name: bars.update(bar, note=f"{name} {note}"))
+            found, well = _attempted(part, tick)
             lines += ["", f"### {part.name}", "", *found]
             healthy = healthy and well
             bars.update(bar, advance=1, note="")
@@ -56,88 +76,93 @@ def report() -> int:
 
 
 def _attempted(part: Part, tick: Tick) -> tuple[list[str], bool]:
-    """The result of a part, or the reason why it has none: a part that fails does not stop the others."""
-    tick("")
+    """(lines of Markdown, whether all is well) of a part. One that fails, or has no time, does not stop the others, and
+    keeps what it found."""
+    rows, failed, ended = [], 0, []
     try:
-        return part.run(tick)
+        for cells, well in part.run(tick):
+            rows.append(cells)
+            failed += not well
+    except TimeUp as late:
+        ended = [f"No time was left from {late} on."]
     except UnsupportedProblem as error:
-        return [f"Not done: {error}"], True
+        ended = [f"Not done: {error}"]
     except (RuntimeError, ValueError) as error:
-        return [f"Failed: {type(error).__name__}: {' '.join(str(error).split())}"], False
+        ended, failed = [f"Failed: {type(error).__name__}: {' '.join(str(error).split())}"], failed + 1
+    lines = _table(part.head, rows) if part.head and rows else [sentence for (sentence,) in rows]
+    counted = [f"{failed} of {len(rows)} failed.", ""] if failed and rows else []
+    return [*counted, *lines, *([""] if rows and ended else []), *ended], not failed
 
 
-def kernels(tick: Tick) -> tuple[list[str], bool]:
+def kernels(tick: Tick) -> Iterator[Found]:
     plans = list(common_plans(backend("metal").family, FEW_HEAD_DIMS, (True,)))
-    tried, end = [], time.monotonic() + KERNEL_SECONDS
-    for one in try_all(plans, True, tick):
-        tried.append(one)
+    end = time.monotonic() + KERNEL_SECONDS
+    for plan in plans:
+        tick(plan.kernel.name)
         if time.monotonic() > end:
-            break
-    rows = [
-        (one.plan.kind.name, one.plan.signature.dtype, str(one.plan.head_dim), f"{one.verdict.seconds:.2g}",
-         f"{one.verdict.error:.1e}", one.verdict.reason or "right")
-        for one in tried
-    ]  # fmt: skip
-    failed = sum(not one.verdict.ok for one in tried)
-    head = ("kernel", "dtype", "D", "seconds", "error", "verdict")
-    late = f", no time for {len(plans) - len(tried)} others" if len(tried) < len(plans) else ""
-    return [f"{len(tried)} tried, {failed} failed{late}.", "", *_table(head, rows)], not failed
+            raise TimeUp(plan.kernel.name)
+        verdict = guard.tried_again(plan)
+        cells = (
+            plan.kind.name, plan.signature.dtype, str(plan.head_dim), f"{verdict.seconds:.2g}", f"{verdict.error:.1e}",
+            verdict.reason or "right",
+        )  # fmt: skip
+        yield Found(cells, verdict.ok)
 
 
-def errors(tick: Tick) -> tuple[list[str], bool]:
+def errors(tick: Tick) -> Iterator[Found]:
     # Not by name on a Mac, so that what takes the place of kernels that failed is measured too.
     with nullcontext() if metal_gpu() else use_backend(kernel_backend()):
-        where = current_backend().name
-        lines = check.sweep(HEAD_DIMS, tick)
-    rows = [
-        (line.dtype, str(line.head_dim), *(f"{ours.largest:.1e} ({other.largest:.1e})"
-         for ours, other in line.errors.values()), "FAIL" if line.failed else "pass")
-        for line in lines
-    ]  # fmt: skip
-    table = _table(("dtype", "D", *oracle.TENSORS, ""), rows)
-    return [f"On {where}, in brackets the errors of unfused MLX.", "", *table], not any(line.failed for line in lines)
+        for dtype in check.DTYPES:
+            for head_dim in HEAD_DIMS:
+                tick(f"{dtype}, D={head_dim}")
+                line = check.line_of(dtype, head_dim, lambda _: None)
+                figures = (f"{ours.largest:.1e} ({other.largest:.1e})" for ours, other in line.errors.values())
+                where = current_backend().name
+                yield Found((where, dtype, str(head_dim), *figures, "FAIL" if line.failed else "pass"), not line.failed)
 
 
-def agreement(tick: Tick) -> tuple[list[str], bool]:
-    family, rows = backend("metal").family.name, []
+def speed(tick: Tick) -> Iterator[Found]:
+    tick("length")
+    for case in measures.speed_cases(measures.fitting_length()):
+        tick(case.name)
+        rates = (f"{measures.instructions(case) / ms / 1e6:.0f}" for ms in measures.speed(case))
+        yield Found((case.name, case.dtype, *rates))
+
+
+def decoding(tick: Tick) -> Iterator[Found]:
+    tick("length")
+    case = measures.decode_case(measures.fitting_length())
+    tick(case.name)
+    ours, built_in = measures.speed(case)
+    yield Found((f"{case.name}, {case.heads} heads, {case.dtype}: {ours:.3f} ms, built-in {built_in:.3f} ms.",))
+
+
+def append(tick: Tick) -> Iterator[Found]:
+    tick("one step ahead")
+    ratio = measures.append_copies()
+    verdict = "copies the cache" if ratio > 0.5 else "does not copy the cache"
+    yield Found((f"One step ahead of the device, it {verdict}: {ratio:.2f} of its size beyond what stays.",))
+
+
+def agreement(tick: Tick) -> Iterator[Found]:
+    family = backend("metal").family.name
     for dtype in check.DTYPES:
         for head_dim in HEAD_DIMS:
             tick(f"{dtype}, D={head_dim}")
             found = measures.ulps(dtype, head_dim, family)
-            rows.append((dtype, str(head_dim), *(f"{found[name]:.2f}" for name in oracle.TENSORS)))
-    return _table(("dtype", "D", *oracle.TENSORS), rows), True
+            yield Found((dtype, str(head_dim), *(f"{found[name]:.2f}" for name in oracle.TENSORS)))
 
 
-def speed(tick: Tick) -> tuple[list[str], bool]:
-    rows = []
-    for case in measures.speed_cases():
-        tick(case.name)
-        rates = (f"{measures.instructions(case) / ms / 1e6:.0f}" for ms in measures.speed(case))
-        rows.append((case.name, case.dtype, *rates))
-    return _table(("case", "dtype", "GINSTRS", "built-in"), rows), True
-
-
-def decoding(tick: Tick) -> tuple[list[str], bool]:
-    case = measures.decode_case()
-    tick(case.name)
-    ours, built_in = measures.speed(case)
-    return [f"{case.name}, {case.heads} heads, {case.dtype}: {ours:.3f} ms, built-in {built_in:.3f} ms."], True
-
-
-def append(tick: Tick) -> tuple[list[str], bool]:
-    tick("")
-    ratio = measures.append_copies()
-    verdict = "copies the cache" if ratio > 0.5 else "does not copy the cache"
-    return [f"One step ahead of the device, it {verdict}: {ratio:.2f} of its size beyond what stays."], True
-
-
+# The last one compiles every kernel for the simulator, which takes longest.
 PARTS = (
-    Part("Kernels on a tiny problem", kernels, True),
-    Part("Errors against float64", errors, False),
-    Part("Difference from the simulator in units in the last place", agreement, True),
-    Part("Speed", speed, True),
-    Part("Decoding", decoding, True),
-    Part("Appending to a cache", append, False),
+    Part("Kernels on a tiny problem", ("kernel", "dtype", "D", "seconds", "error", "verdict"), kernels, True),
+    Part(
+        "Errors against float64, in brackets of unfused MLX", ("on", "dtype", "D", *oracle.TENSORS, ""), errors, False
+    ),
+    Part("Speed", ("case", "dtype", "GINSTRS", "built-in"), speed, True),
+    Part("Decoding", (), decoding, True),
+    Part("Appending to a cache", (), append, False),
+    Part("Difference from the simulator in units in the last place", ("dtype", "D", *oracle.TENSORS), agreement, True),
 )
 
 
