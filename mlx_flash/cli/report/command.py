@@ -125,8 +125,8 @@ def speed(tick: Tick) -> Iterator[Found]:
     tick("length")
     for case in measures.speed_cases(measures.fitting_length()):
         tick(case.name)
-        rates = (f"{measures.instructions(case) / ms / 1e6:.0f}" for ms in measures.speed(case))
-        yield Found((case.name, case.dtype, *rates))
+        rates = (measures.instructions(case) / ms / 1e6 for ms in measures.speed(case))
+        yield Found((case.name, case.dtype, *(f"{rate:.0f}" if rate > 100 else f"{rate:.3g}" for rate in rates)))
 
 
 def decoding(tick: Tick) -> Iterator[Found]:
@@ -159,9 +159,9 @@ PARTS = (
     Part(
         "Errors against float64, in brackets of unfused MLX", ("on", "dtype", "D", *oracle.TENSORS, ""), errors, False
     ),
-    Part("Speed", ("case", "dtype", "GINSTRS", "built-in"), speed, True),
     Part("Decoding", (), decoding, True),
     Part("Appending to a cache", (), append, False),
+    Part("Speed", ("case", "dtype", "GINSTRS", "built-in"), speed, True),
     Part("Difference from the simulator in units in the last place", ("dtype", "D", *oracle.TENSORS), agreement, True),
 )
 
