@@ -54,7 +54,7 @@ import mlx.core as mx
 
 from .autodiff.call import prepared
 from .autodiff.learned import numbers_of
-from .autodiff.operands import ended_segments
+from .autodiff.operands import ended_segments, without_ended
 from .backends import backend as backend_of
 from .backends import current_backend
 from .masks import BlockMask
@@ -121,8 +121,8 @@ def attention(
     }  # fmt: skip
     q, options = _resolved(q, options, stream)
     v = columns_of(k, v, value_dim) if v is None or value_dim is not None else v
-    call = prepared(q, k, v, current_backend(), stream, return_lse, options)
-    return call.run(q, k, v, options)
+    result = prepared(q, k, v, current_backend(), stream, return_lse, options).run(q, k, v, options)
+    return _finished(result, sinks, lengths, options, stream)
 
 
 def quantized_attention(
@@ -176,8 +176,8 @@ def quantized_attention(
     if v is None or value_dim is not None:
         v = code_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
     backend = current_backend() if current_backend().dequantizes else backend_of("reference")
-    call = prepared(q, k, v, backend, stream, return_lse, options, (mode, bits, group_size))
-    return call.run(q, k, v, options)
+    result = prepared(q, k, v, backend, stream, return_lse, options, (mode, bits, group_size)).run(q, k, v, options)
+    return _finished(result, sinks, lengths, options, stream)
 
 
 def _resolved(q, options: dict, stream) -> tuple[mx.array, dict]:
@@ -192,3 +192,9 @@ def _resolved(q, options: dict, stream) -> tuple[mx.array, dict]:
     if mx.array in (type(options["scale"]), type(options["softcap"]), type(options.get("dropout"))):
         q, options = numbers_of(q, options, stream)
     return q, options
+
+
+def _finished(result, sinks, lengths, options: dict, stream):
+    """The result of a call: its lengths may have become segments, which do not end what queries see of sinks."""
+    ended = sinks is not None and lengths is not None and options["lengths"] is None
+    return without_ended(result, lengths, stream) if ended else result

@@ -11,7 +11,7 @@ import numpy as np
 
 from .api import attention
 from .common.errors import wrong
-from .common.scalars import listed, shown, traced, whole
+from .common.scalars import evaluated, listed, shown, traced, whole
 
 CUMULATIVE, CASCADE = "cumulative_segments", "cascade"  # the functions' names in their errors
 FOR_BOTH_PARTS = ("scale", "stream")  # options of a cascade that are the same for the prefix and the rest
@@ -109,7 +109,7 @@ def _ids_of(name: str, offsets, length_name: str, length: int | None) -> mx.arra
         raise wrong(length_name, "a whole number of at least 0, or None", shown(length), "Pass an int.", CUMULATIVE)
     ends = mx.clip(offsets[1:].astype(mx.int32), 0, length)
     numbers = mx.cumsum(mx.zeros((length + 1,), mx.int32).at[ends].add(1))[:length]
-    return mx.where(numbers < offsets.size - 1, numbers, -1)
+    return evaluated(mx.where(numbers < offsets.size - 1, numbers, -1))  # for every thread
 
 
 def merge(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.array, mx.array]:

@@ -43,15 +43,15 @@ def known(name: str, array: mx.array, q: mx.array) -> tuple[float, mx.array]:
     if number is None:
         remedy = f"Pass a float, such as {name}.item() taken outside of mx.compile and mx.vmap."
         raise wrong(name, "a number whose value is known", shown(array), remedy)
-    return number, q if _exported() else _tied(q, without_gradient(name, array, "Pass a float"))
+    return number, q if is_exported() else _tied(q, without_gradient(name, array, "Pass a float"))
 
 
 def without_gradient(name: str, array: mx.array, remedy: str) -> mx.array:
     """The argument `name`, which raises UnsupportedProblem where its gradient is asked for."""
-    return array if _exported() else _refusing(name, remedy)(array)
+    return array if is_exported() else _refusing(name, remedy)(array)
 
 
-def _exported() -> bool:
+def is_exported() -> bool:
     """Whether a function is exported: exports contain neither custom functions nor gradients."""
     return trace.export is not None or in_export_trace()
 

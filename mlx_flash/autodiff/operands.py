@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 from ..common.errors import wrong
@@ -16,7 +18,7 @@ from ..problem.problem import Problem, Signature, new
 from ..problem.rows import check_form, pair
 from ..problem.variants import Variants, check_segments
 from ..transforms.trace import mapped_array
-from .learned import without_gradient
+from .learned import is_exported, without_gradient
 from .tables import SUM, stand_in
 
 WIDE = (mx.uint32, mx.int64, mx.uint64)  # integer types with values that int32 does not hold
@@ -156,6 +158,32 @@ def ended_segments(q, arguments: dict, stream) -> dict:
             ids = mx.where(exists, ids, number - 2**31, stream=stream)
         found.append(ids)
     return arguments | {"segments": tuple(found), "lengths": None}
+
+
+def without_ended(result, lengths, stream):
+    """The result of a call whose lengths became segments. Queries behind the end of their batch entry match no key, but
+    see sinks like all others: here they see nothing, and no gradient comes from them."""
+    ends = pair(lengths)[0]
+    if ends is None:
+        return result
+    out, *lse = result if isinstance(result, tuple) else (result,)
+    exists = (mx.arange(out.shape[2]) < mx.array(ends)[:, None])[:, None]
+    out = existing(out, exists[..., None], mx.array(0, out.dtype), stream)
+    if not lse:
+        return out
+    nothing = mx.array(-math.inf)
+    if lse[0].ndim == 4:  # in two parts, of which the second is 0
+        nothing = mx.array([-math.inf, 0.0]).reshape(2, 1, 1, 1)
+    return out, existing(lse[0], exists, nothing, stream)
+
+
+def existing(array: mx.array, exists: mx.array, nothing: mx.array, stream) -> mx.array:
+    """mx.where, whose own gradient multiplies by the condition, so that a NaN of what does not exist would stay one."""
+    if is_exported():
+        return mx.where(exists, array, nothing, stream=stream)
+    chosen = mx.custom_function(lambda *given: mx.where(given[1], given[0], given[2], stream=stream))
+    chosen.vjp(lambda primals, d, _: (mx.where(primals[1], d, 0), *map(mx.zeros_like, primals[1:])))
+    return chosen(array, exists, nothing)
 
 
 def segment_shifts(q_ids: mx.array, k_ids: mx.array) -> mx.array:

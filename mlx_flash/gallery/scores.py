@@ -1,6 +1,7 @@
 """Scores of papers and models as texts. Each is a Score for ``attention(..., score=...)``.
 
-Positions count from the lower right: the last query has the position of the last key.
+Positions count from the lower right: the last query has the position of the last key. Numbers may be mx.arrays of one
+element, which are learned.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..common.errors import wrong
+from ..common.scalars import real, shown
 from ..problem.formulas.score import Score
 
 
@@ -19,9 +21,9 @@ def alibi(slopes: mx.array) -> Score:
     return Score("s - slope[h] * abs(q - k)", slope=slopes)
 
 
-def softcap(cap: float) -> Score:
+def softcap(cap: float | mx.array) -> Score:
     """Scores that stay between -cap and cap. Gemma 2 (2024)."""
-    return Score("cap * tanh(s / cap)", cap=float(cap))
+    return Score("float c = cap; return c * tanh(s / c);", cap=_number("cap", cap))
 
 
 def offset_bias(table: mx.array) -> Score:
@@ -79,19 +81,30 @@ def position_temperature(temperatures: mx.array) -> Score:
     return Score("s * temperature[q]", temperature=temperatures)
 
 
-def log_length(trained: int) -> Score:
+def log_length(trained: float | mx.array) -> Score:
     """Scores grow with the logarithm of the position beyond the trained length (Su 2021, Llama 4)."""
-    return Score("s * max(1, log(q + 1) / log(trained))", trained=float(trained))
+    return Score("s * max(1, log(q + 1) / log(trained))", trained=_number("trained", trained))
 
 
-def distance_penalty(rate: float, power: float = 1.0) -> Score:
+def distance_penalty(rate: float | mx.array, power: float | mx.array = 1.0) -> Score:
     """Minus rate times a power of the distance."""
-    return Score("s - rate * pow(abs(q - k), power)", rate=float(rate), power=float(power))
+    numbers = {"rate": _number("rate", rate), "power": _number("power", power)}
+    return Score("s - rate * pow(abs(q - k), power)", **numbers)
 
 
 def kerple(first: mx.array, second: mx.array) -> Score:
     """KERPLE's logarithmic kernel: - first log(1 + second distance), each [Hq] and positive. Chi et al. 2022."""
     return Score("s - first[h] * log(1 + second[h] * abs(q - k))", first=first, second=second)
+
+
+def _number(name: str, given) -> float | mx.array:
+    """A float; an mx.array of one element stays an array, so that it has a gradient."""
+    if isinstance(given, mx.array) and given.size == 1 and mx.issubdtype(given.dtype, mx.number):
+        return given.reshape(()).astype(mx.float32)
+    number = real(given)
+    if number is None:
+        raise wrong(name, "a number, or an array of a single one", shown(given), "Pass a float.", "gallery")
+    return number
 
 
 def _rows(name: str, table, meaning: str, odd: bool = False) -> int:

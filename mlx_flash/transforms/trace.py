@@ -14,11 +14,12 @@ import mlx.core as mx
 class Export:
     """A function that is being exported, traced as the only entry of a map.
 
-    `entry`: a mapped array; None while the rules of that map run. `differentiated`: whether a call needed a gradient,
-    and so left a stand-in.
+    `entry`: a mapped array; None while the rules of that map run. `met`: whether it calls attention. `differentiated`:
+    whether a call needed a gradient, and so left a stand-in.
     """
 
     entry: mx.array | None = None
+    met: bool = False
     differentiated: bool = False
 
 
@@ -70,7 +71,10 @@ def mapped_array() -> mx.array | None:
     if trace.batched is not None:
         return trace.batched
     export = trace.export
-    if export is None or export.entry is None or not (export.differentiated or trace.gradients):
+    if export is None or export.entry is None:
+        return None
+    export.met = True
+    if not (export.differentiated or trace.gradients):
         return None
     export.differentiated = True
     return export.entry

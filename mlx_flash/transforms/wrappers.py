@@ -13,6 +13,7 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
+from ..common.errors import UnsupportedProblem
 from .replacement import Replacement, original, replaced
 from .trace import GRADIENT, Export, changed, trace
 
@@ -91,8 +92,18 @@ def _exported(fun: Callable) -> Callable:
             export.entry = None
             return [entry, *(_leaves(outputs) if export.differentiated else ())]
 
-        with changed(export=export, batched=None, gradients=0, forward_mode=0):
-            _, *mapped = MLX["vmap"](traced)(mx.zeros((1,)))
+        try:
+            with changed(export=export, batched=None, gradients=0, forward_mode=0):
+                _, *mapped = MLX["vmap"](traced)(mx.zeros((1,)))
+        except ValueError as error:
+            # A transformation that MLX's own function made earlier is not seen, so the call left a kernel in the graph.
+            if not export.met or not str(error).startswith("[Primitive::"):
+                raise
+            raise UnsupportedProblem(
+                "[mlx_flash.export_function] fun: a derivative or map that was made outside of it cannot reach "
+                f"attention inside of it ({error}). Export lambda *args: mx.grad(loss)(*args), or make it under "
+                "`with mlx_flash.transforms.installed():`."
+            ) from error
         if not export.differentiated:
             return outputs
         found = iter(mapped)

@@ -80,8 +80,9 @@ METAL_FUNC Dual tanh(Dual x) {
 }
 METAL_FUNC Dual pow(Dual x, Dual y) {
   const float v = precise::pow(x.value, y.value);
-  const float base = y.value * precise::pow(x.value, y.value - 1) * x.slope;
-  return Dual{v, y.slope == 0 ? base : base + v * precise::log(x.value) * y.slope};
+  // A part that does not vary is 0, whatever its factor: at 0 both factors can be infinite.
+  const float base = x.slope == 0 ? 0 : y.value * precise::pow(x.value, y.value - 1) * x.slope;
+  return Dual{v, y.slope == 0 || v == 0 ? base : base + v * precise::log(x.value) * y.slope};
 }
 METAL_FUNC Dual atan2(Dual y, Dual x) {
   const float square = x.value * x.value + y.value * y.value;

@@ -20,6 +20,7 @@ from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY_DELTA, FORWARD
 from mlx_flash.problem.problem import problem_of
+from mlx_flash.transforms import installed
 
 SHAPES = ((2, 4, 33, 64), (2, 2, 65, 64), (2, 2, 65, 64))
 IDS = (mx.arange(33) // 20, mx.arange(65) // 20)
@@ -200,6 +201,21 @@ def test_keywords_metadata_and_functions_without_attention(tmp_path, reference):
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="a Metal GPU runs what it is given")
+@pytest.mark.parametrize("name", ["grad", "vmap"])
+def test_transformations_from_before_an_export(tmp_path, name):
+    """Made by MLX's own function, they are not seen; made under `installed`, they are, and so they are inside."""
+    q = drawn(None)[0]
+    q = q[0] if name == "grad" else q
+    written, loss = str(tmp_path / "f.mlxfn"), lambda q: attention(q[None], q[None], q[None]).sum()
+    with use_backend("metal", "apple9"):
+        with pytest.raises(
+            UnsupportedProblem, match=r"export_function. fun: a derivative or map that was made outside"
+        ):
+            export_function(written, getattr(mx, name)(loss), q)
+        with installed():
+            export_function(written, getattr(mx, name)(loss), q)
+
+
 def test_kernels_are_written_here_and_not_run():
     q, k, v = drawn(None)
     with use_backend("metal", "apple8") as chosen:

@@ -1,5 +1,6 @@
 """The gallery: every mask and score is what its definition says, on every backend, and masks visit no empty block."""
 
+import bounds
 import feature_cases
 import gallery_facts
 import mlx.core as mx
@@ -11,7 +12,7 @@ from gallery_facts import MASKS, SCORES
 from machines import across_backends
 from oracle_variants import Facts
 
-from mlx_flash import gallery
+from mlx_flash import attention, gallery
 from mlx_flash.cli.gallery import examples
 from mlx_flash.cli.main import main
 from mlx_flash.cli.probe import trial
@@ -110,3 +111,34 @@ def test_attention_with_scores(backend, name):
     variant = Variant(Case(40, gallery_facts.LENGTH, 16, group=2), ("lse",))
     facts = Facts(score=gallery_facts.PairByPair(name))
     feature_cases.check_arguments(variant, {"score": SCORES[name][0], "return_lse": True}, facts)
+
+
+LEARNED = {
+    "softcap": (gallery.scores.softcap, (1.5,)),
+    "log_length": (gallery.scores.log_length, (3.5,)),
+    "distance_penalty": (gallery.scores.distance_penalty, (0.2, 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_numbers_are_learned_where_they_are_arrays(backend, name):
+    """Against differences of the same function with plain numbers, which it takes too; keys at distance 0 as well."""
+    function, numbers = LEARNED[name]
+    q, k, v, w = mx.random.normal((4, 1, 2, 9, 16), key=mx.random.key(0))
+
+    def loss(*numbers):
+        return (attention(q, k, v, score=function(*numbers)) * w).sum()
+
+    places = tuple(range(len(numbers)))
+    gradients = mx.grad(loss, places)(*(mx.full((1,), number) for number in numbers))
+    for place, gradient in zip(places, gradients if len(places) > 1 else [gradients]):
+        steps = [[n + sign * 1e-2 * (at == place) for at, n in enumerate(numbers)] for sign in (-1, 1)]
+        below, above = (loss(*moved).item() for moved in steps)
+        slope = (above - below) / 2e-2
+        assert gradient.shape == (1,) and abs(gradient.item() - slope) < bounds.SLOPE * max(1, abs(slope))
+
+
+@pytest.mark.parametrize("wrong", [None, "1", [1.0], mx.ones(2), True], ids=str)
+def test_numbers_that_are_none(wrong):
+    with pytest.raises(ValueError, match="gallery. cap: expected a number, or an array of a single one"):
+        gallery.scores.softcap(wrong)

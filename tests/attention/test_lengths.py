@@ -55,6 +55,27 @@ def test_entries_are_as_alone_whatever_lies_behind_them(backend, name):
         bounds.check("dsinks", together["dsinks"], bounds.float64(sinks), name, "float32", terms=30.0)
 
 
+def test_no_query_behind_an_end_sees_a_sink(backend):
+    """One segment changes nothing: queries behind an end do not see sinks either, in both forms of the LSE."""
+    ends, ids = (mx.array(QUERIES), mx.array(KEYS)), (mx.zeros((40,), mx.int32), mx.zeros((150,), mx.int32))
+    options = OPTIONS["window, alibi, sinks"] | {"lengths": ends}
+    inputs, variant = spoiled(CASE, QUERIES, KEYS), Variant(CASE, ("lse",))
+    d_lse = mx.random.normal((3, 4, 40), key=mx.random.key(2))
+    alone = feature_cases.backward(variant, inputs, options | {"return_lse": True}, d_lse)
+    both = feature_cases.backward(variant, inputs, options | {"segments": ids, "return_lse": True}, d_lse)
+    q, k, v = (inputs[name] for name in "qkv")
+    split = attention(q, k, v, **options, segments=ids, return_lse="split")[1]
+    behind = mx.isneginf(alone["LSE"])
+    assert all(mx.array_equal(mx.isneginf(lse), behind).item() for lse in (both["LSE"], split[0]))
+    assert not mx.where(behind, split[1], 0).any().item()
+    for tensor, want in alone.items():
+        for got in (both[tensor], split.sum(0)) if tensor == "LSE" else (both[tensor],):
+            if tensor == "LSE":
+                got, want = (mx.where(behind, 0, one) for one in (got, want))
+            terms = max(float(mx.abs(want).max()), 1.0) * (30 if tensor in ("dsinks", "LSE") else 1)
+            bounds.check(tensor, got, bounds.float64(want), tensor, "float32", terms=terms)
+
+
 def test_a_mask_keeps_its_gradient_to_itself(backend):
     """NaN behind ends reaches no element of an added mask's gradient."""
     mask, variant = mx.random.normal((3, 4, 40, 150), key=mx.random.key(1)), Variant(CASE, ())

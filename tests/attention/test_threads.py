@@ -14,6 +14,7 @@ from mlx_flash.autodiff import call as calls
 from mlx_flash.backends import current_backend
 from mlx_flash.kernels import source
 from mlx_flash.kernels.plan import plan
+from mlx_flash.sequences import cumulative_segments
 
 NAMES = ("plain", "causal", "softcap", "sinks")
 THREADS = 8
@@ -107,6 +108,17 @@ def test_patches_of_many_threads(reference):
 
     assert in_threads(patched, [(n + 1,) for n in range(THREADS)]) == [n + 1 for n in range(THREADS)]
     assert mx.fast.scaled_dot_product_attention is built_in
+
+
+def test_ids_of_offsets_serve_every_thread(reference):
+    """Segments that one thread made are usable in another, whose streams are its own."""
+    offsets = mx.array([0, 4, 9])
+    mx.eval(offsets)
+    (ids, _), found = cumulative_segments(offsets), []
+    other = threading.Thread(target=lambda: found.append(ids.tolist()))
+    other.start()
+    other.join()
+    assert found == [[0] * 4 + [1] * 5]
 
 
 def streams() -> list:
