@@ -40,7 +40,7 @@ from mlx_flash.problem.problem import Signature
 FAULTS = {
     "refuse": "RuntimeError: .*Unable to build metal library from source error: no such attribute",
     "wrong": "its numbers are wrong, by 0.02 of the largest magnitude",
-    "hang": "it did not end within 20 s",
+    "hang": "it did not end within 8 s",
     "exit": r"the process that ran it ended \(exit status 3\)",
     "crash": r"the process that ran it ended \(signal 11\)",
 }
@@ -68,7 +68,7 @@ def kept(folder):
 def test_a_forward_kernel_that_fails(mac, monkeypatch, fault):
     """One warning, the right result, a verdict on disk, a line of explain; and the same from the file alone."""
     monkeypatch.setenv(FAULT, f"{fault}:forward")
-    monkeypatch.setattr(prober, "SECONDS", 20.0 if fault == "hang" else prober.SECONDS)
+    monkeypatch.setattr(prober, "SECONDS", 8.0 if fault == "hang" else prober.SECONDS)
     arrays = operands()
     with pytest.warns(
         RuntimeWarning, match=f"(?s)report it to .*check --report.*flash_forward.*{FAULTS[fault]}"

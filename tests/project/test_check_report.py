@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ def small(monkeypatch):
     for module, name, value in (
         (report, "HEAD_DIMS", (16,)), (report, "FEW_HEAD_DIMS", (16,)), (measures, "LENGTH", 16),
         (measures, "HEADS", 1), (measures, "SECONDS", 0.0), (measures, "DECODE_KEYS", 40),
+        (measures, "append_copies", partial(measures.append_copies, 1024)),
         (check, "DTYPES", ("float32",)), (machine, "PROFILER", ("false",)), (report, "SECONDS", 1e6),
         (report, "KERNEL_SECONDS", 1e6),
     ):  # fmt: skip

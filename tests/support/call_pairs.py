@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_flash import BlockMask, attention, quantized_attention
 from mlx_flash.autodiff import call as calls
+from mlx_flash.kernels import minify, source
 
 ROWS, KEYS = 40, 70
 _DRAW = np.random.default_rng(0)
@@ -123,11 +124,15 @@ def quantized_call(options: dict) -> list[mx.array]:
     return [quantized_attention(Q, mx.quantize(K, **form), mx.quantize(V, **form), **options)]
 
 
+# Their keys are whole texts, and to make all texts again would take most of the time of these tests.
+OF_TEXTS = {minify.minified, minify.stripped, source.template, source._asked, source._resolved}
+
+
 def forget() -> None:
-    """Empties every cache of the package except those of compiled kernels."""
+    """Empties every cache of the package except those of texts and of compiled kernels."""
     calls.clear_cache()
     for name, module in list(sys.modules.items()):
         if name.startswith("mlx_flash.") and not name.startswith("mlx_flash.metal."):
             for value in list(vars(module).values()):
-                if isinstance(value, functools._lru_cache_wrapper):
+                if isinstance(value, functools._lru_cache_wrapper) and value not in OF_TEXTS:
                     value.cache_clear()

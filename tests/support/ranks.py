@@ -36,8 +36,8 @@ def free_ports(count: int) -> list[int]:
 
 def start(count: int, module: str, name: str, folder: str, **arguments) -> list[multiprocessing.Process]:
     """Starts `module.name(**arguments)`, a function of tests/support, on every rank."""
-    hosts = Path(folder, "hosts.json")
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]), encoding="utf-8")
+    hosts, ports = Path(folder, "hosts.json"), free_ports(count)
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]), encoding="utf-8")
     environment = os.environ | {"MLX_HOSTFILE": str(hosts)}
     processes = [
         _PROCESSES.Process(
@@ -47,9 +47,23 @@ def start(count: int, module: str, name: str, folder: str, **arguments) -> list[
         )
         for rank in range(count)
     ]
-    for process in processes:
+    for rank, process in enumerate(processes):
+        if rank == count - 1:
+            _wait_for(ports[:-1], processes[:-1])
         process.start()
     return processes
+
+
+def _wait_for(ports: list[int], processes: list[multiprocessing.Process]) -> None:
+    """Returns once all ports are listened to, or a process has ended. The last rank connects first, and where it finds
+    nobody it tries again a second later."""
+    table = Path("/proc/net/tcp")
+    end = time.monotonic() + 5
+    while table.exists() and time.monotonic() < end and all(process.is_alive() for process in processes):
+        rows = [row.split() for row in table.read_text(encoding="ascii").splitlines()[1:]]
+        if set(ports) <= {int(address[-4:], 16) for _, address, _, state, *_ in rows if state == "0A"}:
+            return
+        time.sleep(0.002)
 
 
 def _work(module: str, name: str, arguments: dict, out: str, environment: dict[str, str]):
