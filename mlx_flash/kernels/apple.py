@@ -6,9 +6,11 @@ metal-flash-attention tuned on M1 Max and M4, for comparison.
 """
 
 from ..problem.kinds import (
+    BACKWARD_KEY_KEPT,
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
     BACKWARD_QUERY,
+    BACKWARD_VALUE_KEPT,
     COMBINE,
     DECODE,
     DELTA,
@@ -20,6 +22,15 @@ from .config import FULL, MIXED, TileConfig, requirement
 from .devices import THREADGROUP_THREADS, Family
 from .original import rows
 from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
+
+
+def kept_rows(precision: str, family: str, *lines: tuple) -> dict:
+    """Rows for the kernels that read what dQ's kernel has kept, whose one accumulator stays in registers."""
+    kinds = (BACKWARD_KEY_KEPT, "dK"), (BACKWARD_VALUE_KEPT, "dV")
+    return {
+        (kind, precision, family): rows(*((*line[:4], name, *line[5:]) for line in lines)) for kind, name in kinds
+    }
+
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
@@ -85,6 +96,11 @@ TABLE = {
     (BACKWARD_KEY_VALUE, FULL, "apple9"): rows(
         (384, 16,  32, 16, ""),
     ),
+    # One product each, of what dQ's kernel has kept: two rows of keys fit a simdgroup beside each other.
+    **kept_rows(MIXED, "apple7", (128, 64, 64, 64, "", 16), (256, 32, 64, 64)),
+    **kept_rows(MIXED, "apple9", (128, 32, 64, 64, "", 16), (256, 16, 64, 64)),
+    **kept_rows(FULL, "apple7", (128, 64, 32, 32, "", 16), (256, 32, 32, 32)),
+    **kept_rows(FULL, "apple9", (128, 32, 32, 32, "", 16), (256, 16, 32, 32)),
     # Decoding: `parallel` is the most GQA rows of a threadgroup. Its simdgroups share K and V in threadgroup memory, or
     # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them. Simdgroups
     # that have the same rows split the keys (split_kv.py).

@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..problem.kinds import BACKWARD_KEY_KEPT
+from ..problem.kinds import BACKWARD_KEY_KEPT, BACKWARD_QUERY
 from ..problem.problem import Problem
 from ..problem.variants import MOST_BUFFERS
 from .config import precision_of
 from .devices import Family
-from .lookup import matrix_rows
+from .lookup import candidates, lookup, matrix_rows
 
 TILE = 16  # queries and keys of a tile of P or dS, whose elements lie together
-SIZE = 2  # bytes of an element
 MOST_KEYS = 2**27  # kernels count the elements of 16 queries in 32 bits
 BUFFERS = 2  # arguments that dQ's kernel has more: P and dS
 
@@ -52,7 +51,8 @@ def kept_shape(problem: Problem) -> tuple[int, int, int, int, int]:
 def kept_bytes(problem: Problem) -> int:
     """Bytes of P and dS for one key head of all batch entries, and the query heads that share it."""
     _, _, rows, columns, elements = kept_shape(problem)
-    return 2 * SIZE * problem.batch * problem.signature.group * rows * columns * elements
+    size = 4 if problem.dtype == "float32" else 2
+    return 2 * size * problem.batch * problem.signature.group * rows * columns * elements
 
 
 def heads_at_a_time(problem: Problem, family: Family | None) -> int:
@@ -81,9 +81,11 @@ def turn_of(problem: Problem, heads: int) -> Problem:
 
 def keeps(problem: Problem, family: Family) -> bool:
     """Whether the family has kernels that read P and dS, with rows for these head dimensions."""
-    signature, variants = problem.signature, problem.variants
-    rows = matrix_rows(BACKWARD_KEY_KEPT, precision_of(signature.dtype), family)
-    served = any(_head_dim(problem) <= row.max_head for row in rows)
+    signature, variants, head_dim = problem.signature, problem.variants, _head_dim(problem)
+    rows = (candidates if family.apple else matrix_rows)(BACKWARD_KEY_KEPT, precision_of(signature.dtype), family)
+    # Only kernels of one tile layer agree on how P and dS lie in memory.
+    keeping = lookup(BACKWARD_QUERY, signature.dtype, family, head_dim).tiles
+    served = any(head_dim <= row.max_head and row.tiles == keeping for row in rows)
     whole_tiles = not variants.block or variants.block % TILE == 0
     return served and whole_tiles and problem.key_length < MOST_KEYS and variants.buffers + BUFFERS <= MOST_BUFFERS
 

@@ -1,6 +1,16 @@
 """Estimates of the registers that a table row demands, and the occupancy that follows from them on M1 and M2."""
 
-from ..problem.kinds import ACCUMULATORS, BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
+from ..problem.kinds import (
+    ACCUMULATORS,
+    BACKWARD_KEY_KEPT,
+    BACKWARD_KEY_VALUE,
+    BACKWARD_MASK,
+    BACKWARD_QUERY,
+    BACKWARD_VALUE_KEPT,
+    DECODE,
+    FORWARD,
+    KernelKind,
+)
 from .config import FULL, MIXED, TileConfig
 from .devices import Family
 from .split_kv import keys_are_unshared
@@ -13,6 +23,8 @@ OVERHEAD = {
     (DECODE, MIXED): (123, 0, 32), (DECODE, FULL): (138, 0, 34),
     (BACKWARD_QUERY, MIXED): (62, 19, 40), (BACKWARD_QUERY, FULL): (75, 14, 63),
     (BACKWARD_KEY_VALUE, MIXED): (78, 17, 12), (BACKWARD_KEY_VALUE, FULL): (69, 35, 18),
+    (BACKWARD_KEY_KEPT, MIXED): (60, 0, 0), (BACKWARD_KEY_KEPT, FULL): (60, 0, 0),
+    (BACKWARD_VALUE_KEPT, MIXED): (60, 0, 0), (BACKWARD_VALUE_KEPT, FULL): (60, 0, 0),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 # Added to these:
@@ -38,6 +50,8 @@ def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: 
     scores = row.traversal // 2
     if kind is BACKWARD_MASK:
         return groups * 3 * scores  # P, dS and their sum
+    if kind in (BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT):
+        return groups * (cached + quarter * row.traversal // 4)
     if kind in (FORWARD, DECODE):
         return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
     return groups * (cached + max(2 * scores, scores + flight))

@@ -21,8 +21,10 @@ from ..common.mlx_private import kernel_attribute
 from ..problem.formulas.metal import struct
 from ..problem.kinds import (
     ACCUMULATORS,
+    BACKWARD_KEY_KEPT,
     BACKWARD_MASK,
     BACKWARD_QUERY,
+    BACKWARD_VALUE_KEPT,
     COMBINE,
     DECODE,
     FORWARD,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .apple import TileConfig
     from .devices import Family
 
+READ_KEPT = frozenset((BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT))
 MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants
 REOPENED = "}\nnamespace flash{\n"  # between two files
 KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
@@ -89,7 +92,7 @@ def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) 
     forward = kind in (FORWARD, DECODE)
     files = ["views", "constants", "tile", *LAYERS[layer].files]
     files += ["sums"] if kind is BACKWARD_MASK else []
-    files += ["kept"] if kind in KEPT_KINDS else []
+    files += [LAYERS[layer].kept] if kind in KEPT_KINDS else []
     files += ["quantized"] if variants.quantization else []
     files += ["formula", *(["dual"] if variants.score and not forward else []), "texts"] if variants.texts else []
     files += ["exp2", "mask", "mask_look", "mask_apply", "softmax", *(["score"] if variants.score else [])]
@@ -208,7 +211,7 @@ def _read_widths(kind: KernelKind, row: TileConfig, family: Family, dtype: str, 
     # By the family itself, not by the kernel's: quantized operands, which always go through threadgroup memory, are
     # then summed in the order of plain ones, and give the same bits.
     if FAMILIES[family.name].uses_threadgroup_memory and not keys_are_unshared(kind, row):
-        return {"WIDE": pairs, "WIDE_ROWS": pairs, "DEEP": 1}
+        return {"WIDE": pairs, "WIDE_ROWS": 1 if kind in READ_KEPT else pairs, "DEEP": 1}
     deep = 2 * pairs if row.head >= head_dim else gcd(2 * pairs, row.head // 8)
     return {"WIDE": pairs, "WIDE_ROWS": 1, "DEEP": deep}
 

@@ -22,6 +22,7 @@ class Layer:
         registers to hold them.
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
+    kept: the file by which kernels keep P and dS in device memory; "": they cannot.
     """
 
     files: tuple[str, ...]
@@ -33,20 +34,21 @@ class Layer:
     loads_early: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
+    kept: str = ""
 
 
 LAYERS = {
     "simdgroup": Layer(
         ("simdgroup", "simdgroup_operands", "simdgroup_results", "simdgroup_products", "synchronous"),
-        fragment_rows=8, looks=True, uses_threadgroup_memory=False,
+        fragment_rows=8, looks=True, uses_threadgroup_memory=False, kept="simdgroup_kept",
     ),
     "nax": Layer(
         ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",
         uses_threadgroup_memory=False,
     ),
-    "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True),
+    "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, kept="kept"),
     "wgmma": Layer(
-        ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
+        ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True, kept="kept",
     ),
 }  # fmt: skip
 

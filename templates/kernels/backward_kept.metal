@@ -21,10 +21,10 @@ constant constexpr int COLUMNS = DV;
 template <int C>
 METAL_FUNC bool hide(
     thread tile::Tile<Element, R, C>& w, thread const mask::Visibility& visibility, thread const mask::Look<R, C>& look,
-    int first_query, int first_key, int valid, tile::Lane lane) {
+    int first_query, int first_key, int valid, tile::Lane lane, bool edge) {
   tile::Tile<float, R, C> s;
   tile::clear(s);
-  const bool whole = mask::apply(s, visibility, look, first_query, first_key, valid, lane);
+  const bool whole = mask::apply(s, visibility, look, first_query, first_key, valid, lane, edge);
   if (whole) return true;
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
@@ -78,24 +78,34 @@ METAL_FUNC void backward_kept(
     for (int run = 0; run < visibility.ranges(); run++) {
       mask::Range range = visibility.range(run, seeing);
       range.begin = range.begin / tile::KEPT * tile::KEPT;  // whole tiles
-      for (int r = range.begin; r < range.end; r += BT) {
-        visibility.edge_of(range, block, block + BP - 1, r, lane);
+      for (int r = range.begin; r < range.end;) {
+        rows.start(r);
+#pragma clang loop unroll(full)
+        for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+          for (; r < range.end; r += BT) {
+            const bool at_edge = visibility.edge_of(range, block, block + BP - 1, r, lane) || rows.far();
+            if (at_edge != (edge == 1)) break;
 #if LOOKS || MAPS || HAS_SEGMENTS
-        bool shown = !visibility.skip();
+            bool shown = !visibility.skip();
 #if LOOKS || MAPS
-        shown = shown && look.at(visibility, first, r, range.end, true, scratch, lane);
+            shown = shown && look.at(visibility, first, r, range.end, edge == 1, scratch, lane);
 #endif
-        if (!shown) continue;
+            if (!shown) {
+              rows.pass();
+              continue;
+            }
 #endif
-        if (tile::produce(kept, rows, r, range.end)) continue;
-        kept.acquire();
-        tile::Tile<Element, R, BT> w;
-        kept.read(w);
-        kept.release();
-        const bool whole = hide(w, visibility, look, r, first, min(BT, range.end - r), lane);
-        rows.acquire(r, range.end);
-        tile::multiply_ab<Element>(c, one, w, rows, whole);
-        rows.release();
+            if (tile::produce(kept, rows, r, range.end)) continue;
+            kept.acquire(r, edge);
+            tile::Tile<Element, R, BT> w;
+            kept.read(w);
+            kept.release();
+            const bool whole = hide(w, visibility, look, r, first, min(BT, range.end - r), lane, edge);
+            rows.acquire(r, range.end, edge);
+            tile::multiply_ab<Element>(c, one, w, rows, whole);
+            rows.release();
+          }
+        }
       }
     }
     kept.next_head();

@@ -129,9 +129,9 @@ METAL_FUNC void backward_query(
 #if KEEPS && HAS_DROPOUT
           tile::Tile<float, R, BT> dropped = p;
           dropout::apply(dropped, drop, at.first, c, lane);
-          kept_p.keep(dropped, c);
+          kept_p.keep(dropped, c, edge);
 #elif KEEPS
-          kept_p.keep(p, c);
+          kept_p.keep(p, c, edge);
 #endif
 
           // dP = dO V^T;  dS = P * (dP - delta)
@@ -147,7 +147,7 @@ METAL_FUNC void backward_query(
 #endif
           softmax::apply_slope(ds, slope);
 #if KEEPS
-          kept_ds.keep(ds, c);
+          kept_ds.keep(ds, c, edge);
 #endif
 
           // dQ = dQ + dS K

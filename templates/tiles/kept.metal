@@ -63,7 +63,7 @@ template <typename T, int BP, int BT> struct Kept {
 
   METAL_FUNC void pass() thread {}  // a block that is not visited takes no stage
 
-  METAL_FUNC void acquire() thread { block = stages + pipe.consumer_wait() * STAGE; }
+  METAL_FUNC void acquire(int, bool) thread { block = stages + pipe.consumer_wait() * STAGE; }
 
   METAL_FUNC void release() thread { pipe.consumer_release(); }
 
@@ -94,16 +94,16 @@ template <typename T> struct Keeper {
   }
 
   // Keeps a tile whose columns are the keys from `first` on, a multiple of 16
-  template <int C> METAL_FUNC void keep(thread const Tile<float, KEPT, C>& tile, int first) thread {
+  template <int C> METAL_FUNC void keep(thread const Tile<float, KEPT, C>& tile, int first, bool) thread {
     const int existing = tiles - first / KEPT;
     if (existing >= C / KEPT) {
-      keep<C>(tile, first, C / KEPT);
+      keep_some<C>(tile, first, C / KEPT);
     } else {
-      keep<C>(tile, first, existing);
+      keep_some<C>(tile, first, existing);
     }
   }
 
-  template <int C> METAL_FUNC void keep(thread const Tile<float, KEPT, C>& tile, int first, int existing) thread {
+  template <int C> METAL_FUNC void keep_some(thread const Tile<float, KEPT, C>& tile, int first, int existing) thread {
     device Pair<T>* to = row + first / KEPT * (KEPT * KEPT / 2);
 #pragma clang loop unroll(full)
     for (int t = 0; t < C / KEPT; t++) {
