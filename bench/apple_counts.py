@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,20 +29,28 @@ from rich.progress import track
 from mlx_flash import Score, Visible
 from mlx_flash.explanations.explain import explain, inner_problem
 from mlx_flash.explanations.metal_text import generated_text
-from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import FULL, MIXED, TileConfig
-from mlx_flash.kernels.cost import LANES
+from mlx_flash.kernels.cost import LANES, reads_scores
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import candidates
 from mlx_flash.kernels.plan import Plan, plan, plan_of
 from mlx_flash.kernels.split_kv import decoding_config
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, DECODE, FORWARD, KernelKind
+from mlx_flash.problem.kinds import (
+    BACKWARD_KEY_VALUE,
+    BACKWARD_QUERY,
+    DECODE,
+    FORWARD,
+    KEPT_KINDS,
+    KernelKind,
+)
 
 RESULTS = Path(__file__).parent / "results"
 COMPILER = "M1_COMPILER"
-KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE, DECODE)
+KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE, *KEPT_KINDS, DECODE)
 DTYPES = {MIXED: "float16", FULL: "float32"}
 COMMON, LAST = (64, 128), (256, 320, 384)  # head dimensions that models have, and of the last row, which has no largest
-HEADS, LENGTH = 8, 1024
+MOST_KEPT = 256  # columns up to which P and dS are kept
+HEADS, LENGTH, FAMILY = 8, 1024, "apple7"
 # Cycles of a scheduler (cost.py has the sources): what an instruction of a class takes besides products. Waits and
 # moves are the offline compiler's more than Apple's, and count nothing.
 SLOTS = {"exp2": 4, "shuffle": 2, "wait": 0, "move": 0}
@@ -75,7 +84,8 @@ class Kernel:
         names = {
             FORWARD: "Q O", DECODE: "Q O", BACKWARD_QUERY: "Q dO dQ", BACKWARD_KEY_VALUE: "K dV V dK",
         }  # fmt: skip
-        return [(self.head_dim, name in self.row.cached) for name in names[self.kind].split()]
+        own = names.get(self.kind.table, " ".join(self.kind.cacheable))
+        return [(self.head_dim, name in self.row.cached) for name in own.split()]
 
     def matmuls(self) -> int:
         """8x8x8 products of one simdgroup in one visit of a block."""
@@ -132,9 +142,11 @@ def whole_blocks(code: dict, kernel: Kernel) -> tuple[Counter, Counter]:
 def issue_model(kernel: Kernel, counts: Counter) -> float:
     """The share of the multipliers' peak if only issue slots count."""
     rows, kind = kernel.row.simdgroup_rows, kernel.kind
-    single = 1 if kernel.dtype == "float32" else 0 if kind is FORWARD else 1 / kind.matmuls
+    recomputed = 0 if reads_scores(kind) else 5
+    half = kind is FORWARD or not recomputed
+    single = 1 if kernel.dtype == "float32" else 0 if half else 1 / kind.matmuls
     slots = sum(count * SLOTS.get(name, 1) for name, count in counts.items() if name != "matmul")
-    useful = (kind.matmuls * kernel.head_dim + 5) * kernel.row.traversal * rows / LANES
+    useful = (kind.matmuls * kernel.head_dim + recomputed) * kernel.row.traversal * rows / LANES
     return useful / (slots + counts["matmul"] * (17 + single))
 
 
@@ -150,7 +162,7 @@ def counted(kernel: Kernel, text: str) -> tuple[dict, dict]:
         "traversal": row.traversal, "head": row.head_block(kernel.head_dim), "cached": " ".join(row.cached),
         "simdgroup_rows": row.simdgroup_rows,
     }  # fmt: skip
-    line = {"family": "apple7"} | named | {
+    line = {"family": FAMILY} | named | {
         "registers": demand,
         "spilled_in_loop": round((counts["spill_load"] + counts["spill_store"]) / products, 3),
         "others": round((sum(counts.values()) - products) / products, 3),
@@ -166,26 +178,27 @@ def counted(kernel: Kernel, text: str) -> tuple[dict, dict]:
 def kernel_of(kind: KernelKind, head_dim: int, dtype: str, row: TileConfig | None = None, **options) -> Kernel:
     """`row`: instead of the table's."""
     length = 1 if kind is DECODE else LENGTH
-    facts = dict(head_dim=head_dim, dtype=dtype, heads=HEADS, length=length, key_length=LENGTH, family="apple7")
+    facts = dict(head_dim=head_dim, dtype=dtype, heads=HEADS, length=length, key_length=LENGTH, family=FAMILY)
     problem = inner_problem(explain(backend="metal", **facts, **options).problem)
-    chosen = plan_of(kind, problem, FAMILIES["apple7"])
+    chosen = plan_of(kind, problem, FAMILIES[FAMILY])
     if row:
         rows = row.parallel if kind is DECODE else 0
-        chosen = plan(kind, problem.signature, FAMILIES["apple7"], rows, config=row)
+        chosen = plan(kind, problem.signature, FAMILIES[FAMILY], rows, config=row)
     return Kernel(chosen, problem, chosen.config, head_dim, dtype)
 
 
 def kernels_of_the_table(kinds: list[str]) -> list[Kernel]:
     found = []
-    for (kind, precision, family), rows in TABLE.items():
-        if family != "apple7" or kind.name not in kinds:
-            continue
-        least = 0
+    for kind, precision in product((one for one in KINDS if one.name in kinds), (MIXED, FULL)):
+        rows, least = candidates(kind, precision, FAMILIES[FAMILY]), 0
         for row in rows:
-            heads = LAST if row is rows[-1] and kind is not DECODE else (row.max_head,)
+            if kind in KEPT_KINDS:
+                heads = (min(row.max_head, MOST_KEPT),)
+            else:
+                heads = LAST if row is rows[-1] and kind is not DECODE else (row.max_head,)
             heads = sorted({*heads, *(head for head in COMMON if least < head <= row.max_head)})
             least = row.max_head
-            own = [row, decoding_config(row, 8, FAMILIES[family])] if kind is DECODE else [row]
+            own = [row, decoding_config(row, 8, FAMILIES[FAMILY])] if kind is DECODE else [row]
             found += [
                 kernel_of(kind, head, DTYPES[precision], replace(one, max_head=head)) for head in heads for one in own
             ]

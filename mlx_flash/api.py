@@ -36,9 +36,10 @@ return_lse
     scores of a row are shifted far away, as by a finite mask of -1e9, only the parts keep every digit; `merge` takes
     both forms. Gradients belong to functions of the sum of the parts.
 scratch
-    Bytes that the backward pass may take to keep weights and their gradients, in 16 bits, between its kernels: five
-    products of matrices in the place of seven. Heads take turns, as many at a time as it suffices for. Kernels for it
-    exist on tensor cores (CUDA); elsewhere, and where not even one key head fits, nothing is kept.
+    Bytes that the backward pass may take to keep weights and their gradients, in the type of q, between its kernels:
+    five products of matrices in the place of seven. Heads take turns, as many at a time as it suffices for. Nothing is
+    kept where not even one key head fits, beyond 256 columns, and on M5's accelerators. In float16 on Apple GPUs dK
+    then loses gradients of scores below 6e-8, so that nothing is kept unless asked for.
 
 mx.grad, mx.compile and mx.checkpoint work around both functions (the simulator runs at once, and so not inside
 mx.compile). mlx_flash.vmap maps any axis of any array into the batch axis: one launch, unless slopes, sinks or dropout

@@ -47,6 +47,12 @@ def choose(kind: KernelKind, problem: Problem, own: Backend) -> Choice:
     return Choice(kind, backend("reference"), None, refused)
 
 
+def all_serve(kinds: tuple[KernelKind, ...], problem: Problem, own: Backend) -> bool:
+    """Whether none of these kernels failed its probe. For kernels that read what others of them keep: in the place of
+    one alone no other kernel could serve."""
+    return not any(_refusal(plan_of(kind, problem, own.family), problem, own) for kind in kinds)
+
+
 def _refusal(plan: Plan, problem: Problem, own: Backend) -> str:
     """Why a kernel must not be used, or in decoding the kernel that joins its parts; "" if both may be."""
     if own.guard is None:

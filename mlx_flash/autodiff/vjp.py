@@ -17,7 +17,7 @@ from ..backends import Backend
 from ..common.errors import UnsupportedProblem
 from ..common.mlx_private import after, in_export_trace, in_shapeless_trace, in_trace
 from ..kernels import mask_map
-from ..kernels.kept import heads_at_a_time
+from ..kernels.kept import heads_at_a_time, turn_of
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.split_kv import QUERIES
 from ..problem.kinds import (
@@ -33,13 +33,14 @@ from ..problem.kinds import (
     DELTA,
     FORWARD,
     GRADIENTS,
+    KEPT_KINDS,
     MASK_MAP,
     KernelKind,
 )
 from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
-from .choice import Choice, choose
+from .choice import Choice, all_serve, choose
 from .operands import SUM, array_inputs, kernel_inputs, problem_of_arrays
 from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
@@ -295,14 +296,15 @@ class Attention:
         if self.backend.family is None or mapped_array() is not None:
             return 0
         problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
-        return heads_at_a_time(problem, self.backend.family)
+        heads = heads_at_a_time(problem, self.backend.family)
+        return heads if heads and all_serve(KEPT_KINDS, turn_of(problem, heads), self.backend) else 0
 
     def _five_products(self, heads: int, arrays: Arrays, run: Callable) -> Arrays:
         """dQ, dK and dV by kernels between which P and dS are kept, for so many key heads at a time."""
         if trace.beyond and self._expressible:
             return self._kept_beyond(heads)(*arrays)
         if heads == self.signature.key_heads:
-            return self._of_kept(arrays, run)
+            return self.of_kept(arrays, run)
         return self._in_turns(heads, arrays, lambda own: own.run)
 
     def _kept_differentiable_beyond(self, heads: int) -> Callable:
@@ -326,12 +328,13 @@ class Attention:
             taken = [q[:, queries], k[:, keys], v[:, keys], *(one[:, queries] for one in (d_o, L, delta))]
             # One turn's memory serves the next. A host that waited for the GPU between turns would take 1 ms for each.
             taken = after(list(done), taken) if done else taken
-            done = own._of_kept((*taken, *arrays[6:]), run_of(own))
+            done = own.of_kept((*taken, *arrays[6:]), run_of(own))
             turns.append(done)
         return done if len(turns) == 1 else tuple(mx.concatenate(parts, 1) for parts in zip(*turns))
 
     @staticmethod
-    def _of_kept(arrays: Arrays, run: Callable) -> Arrays:
+    def of_kept(arrays: Arrays, run: Callable) -> Arrays:
+        """dQ, dK and dV by kernels of KEPT_KINDS. `arrays`: q, k, v, dO, L, delta, and the operands of `names`."""
         (q, k, _, d_o, *_), extras = arrays, arrays[6:]
         d_q, P, d_S = run(BACKWARD_QUERY_KEEPING, *arrays)
         (d_k,), (d_v,) = run(BACKWARD_KEY_KEPT, q, k, d_S, *extras), run(BACKWARD_VALUE_KEPT, q, k, d_o, P, *extras)

@@ -10,6 +10,7 @@ from ..problem.kinds import (
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
     BACKWARD_QUERY,
+    BACKWARD_QUERY_KEEPING,
     BACKWARD_VALUE_KEPT,
     COMBINE,
     DECODE,
@@ -27,9 +28,7 @@ from .registers import EDGE_SPILL, live_bytes, max_threads, register_demand
 def kept_rows(precision: str, family: str, *lines: tuple) -> dict:
     """Rows for the kernels that read what dQ's kernel has kept, whose one accumulator stays in registers."""
     kinds = (BACKWARD_KEY_KEPT, "dK"), (BACKWARD_VALUE_KEPT, "dV")
-    return {
-        (kind, precision, family): rows(*((*line[:4], name, *line[5:]) for line in lines)) for kind, name in kinds
-    }
+    return {(kind, precision, family): rows(*((*line[:4], name, line[4]) for line in lines)) for kind, name in kinds}
 
 
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
@@ -96,11 +95,19 @@ TABLE = {
     (BACKWARD_KEY_VALUE, FULL, "apple9"): rows(
         (384, 16,  32, 16, ""),
     ),
-    # One product each, of what dQ's kernel has kept: two rows of keys fit a simdgroup beside each other.
-    **kept_rows(MIXED, "apple7", (128, 64, 64, 64, "", 16), (256, 32, 64, 64)),
-    **kept_rows(MIXED, "apple9", (128, 32, 64, 64, "", 16), (256, 16, 64, 64)),
-    **kept_rows(FULL, "apple7", (128, 64, 32, 32, "", 16), (256, 32, 32, 32)),
-    **kept_rows(FULL, "apple9", (128, 32, 32, 32, "", 16), (256, 16, 32, 32)),
+    # Where P and dS are kept too, registers hold no wider blocks of keys past 128 columns.
+    (BACKWARD_QUERY_KEEPING, MIXED, "apple7"): rows(
+        ( 32, 32,  64, 32, "Q dQ"),
+        ( 64, 32,  64, 64, "Q dQ"),
+        ( 96, 32,  64, 96, "dQ"),
+        (128, 32,  64, 64, "dQ"),
+        (256, 32,  96, 32, ""),
+    ),
+    # One product of what dQ's kernel has kept. Registers hold the sums of 16 rows, so that a read serves two products.
+    **kept_rows(MIXED, "apple7", (64, 64, 64, 64, 16), (128, 64, 64, 128, 16), (256, 32, 64, 128, 8)),
+    **kept_rows(MIXED, "apple9", (64, 32, 64, 64, 16), (128, 32, 64, 128, 16), (256, 16, 64, 128, 8)),
+    **kept_rows(FULL, "apple7", (64, 64, 32, 32, 16), (128, 32, 64, 64, 8), (256, 32, 32, 64, 8)),
+    **kept_rows(FULL, "apple9", (64, 32, 32, 32, 16), (256, 16, 32, 32, 8)),
     # Decoding: `parallel` is the most GQA rows of a threadgroup. Its simdgroups share K and V in threadgroup memory, or
     # read them directly: then 16 rows a simdgroup read each fragment once, as long as registers hold them. Simdgroups
     # that have the same rows split the keys (split_kv.py).

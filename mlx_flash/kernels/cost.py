@@ -5,18 +5,19 @@ moves, `cycles` turns these into time on a chip, and `utilisation` into the shar
 metal-flash-attention's GINSTRS express: (products * D + 5) instructions for each element of the attention matrix, 32
 lanes a cycle.
 
-    time = soft maximum of (issue slots, bytes of threadgroup memory and L1 over their rate), plus paging
+    time = soft maximum of (issue slots, bytes of threadgroup memory and L1 over their rate, bytes of P and dS in
+           device memory over its rate), plus paging
 
 No constant is fitted for a head dimension. Cycles of products, issue slots and bytes per cycle are those of
-philipturner/metal-benchmarks; clocks and cores of the plain chips are from there and from Apple. Neither M5's neural
-accelerators are modelled, nor latency, nor the capacity of caches.
+philipturner/metal-benchmarks; clocks and cores of the plain chips are from there and from Apple, rates of device memory
+from Apple. Neither M5's neural accelerators are modelled, nor latency, nor the capacity of caches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..problem.kinds import ACCUMULATORS, FORWARD, KernelKind
+from ..problem.kinds import ACCUMULATORS, FORWARD, SCORES, KernelKind
 from .config import FULL, TileConfig
 
 LANES = 32
@@ -24,6 +25,7 @@ ELEMENT_SLOTS = 8  # issue slots for an element of S: FMA, maximum, sum and conv
 SHARPNESS = 12  # exponent of the soft maximum: how well issue and memory hide behind each other
 FILL = 1.5  # bytes moved to fill threadgroup memory, for each byte that is read back
 SEGMENT = 64  # bytes of device memory that are fetched together; a row that does not start on one touches two
+STREAMED = 0.83  # share of the rate of device memory that kernels reach (Huebner et al. 2025, arXiv 2502.05317: M4)
 SPILL_BUDGET = 104  # 16-bit registers of a thread at the 1024 threads that metal-flash-attention forces
 SPILL_BYTES = 128  # moved by 32 lanes to save or restore one 32-bit register
 
@@ -31,11 +33,13 @@ SPILL_BYTES = 128  # moved by 32 lanes to save or restore one 32-bit register
 @dataclass(frozen=True)
 class Chip:
     """`clock` in GHz, `cores` of the GPU; `half`, `single`: cycles of an 8x8x8 product with 16-bit factors and with a
-    float32 one; `bytes_per_cycle`: of a core's threadgroup memory, or of its L1 where operands are read directly."""
+    float32 one; `bytes_per_cycle`: of a core's threadgroup memory, or of its L1 where operands are read directly;
+    `bandwidth`: GB/s of device memory."""
 
     name: str
     clock: float
     cores: int
+    bandwidth: float
     half: int = 17
     single: int = 18
     bytes_per_cycle: int = 64
@@ -49,8 +53,9 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("M1", 1.278, 8), Chip("M1 Max", 1.296, 32), Chip("M2", 1.398, 10), Chip("M3", 1.38, 10, single=17),
-        Chip("M4", 1.47, 10, single=17), Chip("M5", 1.58, 10, single=17),
+        Chip("M1", 1.278, 8, 68), Chip("M1 Max", 1.296, 32, 400), Chip("M2", 1.398, 10, 100),
+        Chip("M3", 1.38, 10, 100, single=17), Chip("M4", 1.47, 10, 120, single=17),
+        Chip("M5", 1.58, 10, 153, single=17),
     )
 }  # fmt: skip
 
@@ -58,24 +63,28 @@ CHIPS = {
 @dataclass(frozen=True)
 class Work:
     """The work of one simdgroup for one block: 8x8x8 products, products with a float32 factor, issue slots of other
-    instructions, bytes moved to and from threadgroup memory or L1, and bytes of accumulators that are paged."""
+    instructions, bytes moved to and from threadgroup memory or L1, bytes of accumulators that are paged, and bytes of P
+    and dS that are kept in device memory or read from there."""
 
     products: int
     singles: int
     slots: float
     memory_bytes: float
     page_bytes: float
+    device_bytes: float = 0
 
 
-def cycles(work: Work, chip: Chip) -> float:
+def cycles(work: Work, chip: Chip, overlaps: bool = True) -> float:
     """Cycles of one of a core's four schedulers for one visit of a block.
 
-    The schedulers share the core's memory. Paging stands between barriers, so it overlaps with nothing.
+    The schedulers share the core's memory. Paging stands between barriers, so it overlaps with nothing. `overlaps`:
+    whether P and dS are written and read during products.
     """
     issue = work.slots + work.products * chip.half + work.singles * (chip.single - chip.half)
     memory = 4 * work.memory_bytes / chip.bytes_per_cycle
-    soft = (issue**SHARPNESS + memory**SHARPNESS) ** (1 / SHARPNESS)
-    return soft + 4 * work.page_bytes / chip.bytes_per_cycle
+    device = work.device_bytes * 4 * chip.cores * chip.clock / (STREAMED * chip.bandwidth)
+    soft = (issue**SHARPNESS + memory**SHARPNESS + (overlaps * device) ** SHARPNESS) ** (1 / SHARPNESS)
+    return soft + (0 if overlaps else device) + 4 * work.page_bytes / chip.bytes_per_cycle
 
 
 def utilisation(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: Chip) -> float:
@@ -121,7 +130,12 @@ def _singles(kind: KernelKind, precision: str, products: int) -> int:
     product in three or four."""
     if precision == FULL:
         return products
-    return 0 if kind is FORWARD else products // kind.matmuls
+    return 0 if kind is FORWARD or reads_scores(kind) else products // kind.matmuls
+
+
+def reads_scores(kind: KernelKind) -> bool:
+    """Whether it reads P or dS, in 16 bits where operands have as many, in place of computing them."""
+    return not SCORES.isdisjoint(kind.inputs)
 
 
 def _read_again(kind: KernelKind, row: TileConfig) -> int:
@@ -143,8 +157,19 @@ def own_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, c
     copying = copies * (abt * (3 + run) + (kind.matmuls - abt) * 4) if copied else 0
     reads = products / groups / (run // 2)
     rescaled = 2 * groups * fragments if kind is FORWARD else 0
-    elements = (ELEMENT_SLOTS + 2 * (kind.matmuls - 2)) * row.simdgroup_rows * row.traversal / LANES
+    own = row.simdgroup_rows * row.traversal / LANES  # elements of S that a lane has
+    elements = own if reads_scores(kind) else (ELEMENT_SLOTS + 2 * (kind.matmuls - 2)) * own
+    kept = len(SCORES.intersection((*kind.inputs, *kind.outputs)))
+    if not reads_scores(kind):
+        elements += kept * own * (1 + 1 / run)  # converted, and written 16 bytes at a time
     slots = reads + copying + groups * (again + 4 * paged) * fragments + rescaled + elements
     filled = FILL * kind.matmuls * row.traversal * columns * size * row.simdgroup_rows / row.parallel if copied else 0
     memory = products / groups * 64 * size + groups * again * fragments * 64 * size + filled
-    return Work(products, _singles(kind, precision, products), slots, memory, groups * paged * 2 * 256 * fragments)
+    device = kept * own * LANES * size
+    singles = _singles(kind, precision, products)
+    return Work(products, singles, slots, memory + device, groups * paged * 2 * 256 * fragments, device)
+
+
+def pass_cycles(works: list[tuple[TileConfig, Work]], chip: Chip, overlaps: bool = True) -> float:
+    """Cycles of a scheduler for one pair of a query and a key in kernels that run one after the other."""
+    return sum(cycles(work, chip, overlaps) / (row.simdgroup_rows * row.traversal) for row, work in works)

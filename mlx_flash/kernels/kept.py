@@ -1,7 +1,7 @@
 """The backward pass of five products: dQ's kernel keeps P and dS, and those of dK and dV do not recompute them.
 
-They take 16 bits each for every pair of a query and a key, until dK and dV are there. That memory is bounded: the heads
-of a call take turns, as many at a time as the bound allows.
+They take an element each for every pair of a query and a key, until dK and dV are there. That memory is bounded: the
+heads of a call take turns, as many at a time as the bound allows.
 """
 
 from __future__ import annotations
@@ -17,29 +17,41 @@ from .devices import Family
 from .lookup import candidates, lookup, matrix_rows
 
 TILE = 16  # queries and keys of a tile of P or dS, whose elements lie together
-MOST_KEYS = 2**27  # kernels count the elements of 16 queries in 32 bits
+MOST_KEYS = 2**25  # kernels count the elements of 32 queries in 32 bits
 BUFFERS = 2  # arguments that dQ's kernel has more: P and dS
 
 
 class Gain(NamedTuple):
-    """A row of TABLE, for head dimensions up to `max_head`: calls with at least `pairs` visible pairs of a query and a
-    key are faster so, and `bytes` may be kept for them."""
+    """A row of TABLE, for head dimensions up to `max_head` in `dtypes`: calls with at least `pairs` visible pairs of a
+    query and a key are faster so, and `bytes` may be kept for them."""
 
     max_head: int
     pairs: int
     bytes: int
+    dtypes: tuple[str, ...] = ("float16", "bfloat16")
 
 
 # Writing and reading P and dS takes the same time for every head dimension, and recomputing them grows with it. Timed
 # on an H200: gradients of 4096 queries and 16 heads, not causal, take 1.0 of the time at 64 columns, 0.87 at 128, and
 # 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns, so that less may be kept there. The bounds
 # are those of 4096 and 16384 queries of 16 heads, and a quarter more, since lengths end within tiles.
-TABLE = {"sm90": (Gain(96, 0, 0), Gain(128, 2**27, 5 * 2**28), Gain(256, 2**26, 5 * 2**30))}  # by the family's name
+# On Apple GPUs the cost model predicts 0.65 to 0.7 of the time from 64 columns on, if memory is written and read during
+# products. No Mac has timed it, so that rows begin where it would be 0.95 on M1 to M4 even if nothing overlapped. They
+# leave float16 out: on these GPUs dS is otherwise a float32 factor, which small and large gradients need.
+APPLE = (
+    Gain(64, 0, 0, ("bfloat16",)), Gain(256, 2**24, 5 * 2**26, ("bfloat16",)),
+    Gain(144, 0, 0, ("float32",)), Gain(256, 2**24, 5 * 2**26, ("float32",)),
+)  # fmt: skip
+TABLE = {  # by the family's name
+    "sm90": (Gain(96, 0, 0), Gain(128, 2**27, 5 * 2**28), Gain(256, 2**26, 5 * 2**30)),
+    "apple7": APPLE, "apple8": APPLE, "apple9": APPLE,
+}  # fmt: skip
 # Turns that nobody asked for: so many at most, since MLX allocates ahead of the GPU and may hold the memory of all of
 # them; of so many queries at least, since with shorter kernels the host would be slower than the GPU; with so many
 # threadgroups for every core at least, since below that many cores would wait for the last ones.
 MOST_TURNS, LEAST_QUERIES, LEAST_SHARE = 4, 8192, 1.5
-ROWS = 128  # of a threadgroup
+APPLE_LEAST_QUERIES = 1024  # an M4 has a fiftieth of an H200's multipliers
+ROWS = 128  # of a threadgroup; on Apple GPUs of those that a core holds at a time
 
 
 def kept_shape(problem: Problem) -> tuple[int, int, int, int, int]:
@@ -69,7 +81,8 @@ def heads_at_a_time(problem: Problem, family: Family | None) -> int:
     turns = -(-heads // most)
     found = -(-heads // turns)
     groups = problem.batch * found * problem.signature.group * -(-problem.query_length // ROWS)
-    pays = turns <= MOST_TURNS and problem.query_length >= LEAST_QUERIES and groups >= LEAST_SHARE * family.cores
+    least = APPLE_LEAST_QUERIES if family.apple else LEAST_QUERIES
+    pays = turns <= MOST_TURNS and problem.query_length >= least and groups >= LEAST_SHARE * family.cores
     return found if asked or pays else 0
 
 
@@ -94,7 +107,8 @@ def _gained_by(problem: Problem, family: Family) -> int:
     """Bytes that may be kept without being asked for."""
     pairs = problem.batch * problem.query_heads * problem.query_length * problem.key_length
     visible = pairs // (2 if problem.variants.causal else 1)
-    row = next((row for row in TABLE.get(family.name, ()) if _head_dim(problem) <= row.max_head), None)
+    rows = (row for row in TABLE.get(family.name, ()) if problem.dtype in row.dtypes)
+    row = next((row for row in rows if _head_dim(problem) <= row.max_head), None)
     return row.bytes if row and visible >= row.pairs else 0
 
 

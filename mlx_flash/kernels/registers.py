@@ -9,6 +9,7 @@ from ..problem.kinds import (
     BACKWARD_VALUE_KEPT,
     DECODE,
     FORWARD,
+    SCORES,
     KernelKind,
 )
 from .config import FULL, MIXED, TileConfig
@@ -23,14 +24,15 @@ OVERHEAD = {
     (DECODE, MIXED): (123, 0, 32), (DECODE, FULL): (138, 0, 34),
     (BACKWARD_QUERY, MIXED): (62, 19, 40), (BACKWARD_QUERY, FULL): (75, 14, 63),
     (BACKWARD_KEY_VALUE, MIXED): (78, 17, 12), (BACKWARD_KEY_VALUE, FULL): (69, 35, 18),
-    (BACKWARD_KEY_KEPT, MIXED): (60, 0, 0), (BACKWARD_KEY_KEPT, FULL): (60, 0, 0),
-    (BACKWARD_VALUE_KEPT, MIXED): (60, 0, 0), (BACKWARD_VALUE_KEPT, FULL): (60, 0, 0),
+    (BACKWARD_KEY_KEPT, MIXED): (94, 0, 0), (BACKWARD_KEY_KEPT, FULL): (94, 0, 0),
+    (BACKWARD_VALUE_KEPT, MIXED): (94, 0, 0), (BACKWARD_VALUE_KEPT, FULL): (94, 0, 0),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 # Added to these:
 WIDER = {BACKWARD_QUERY: 26}  # where a simdgroup owns 16 rows
 RAGGED = {FORWARD: 20, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # where the last head block is narrower
 ROLLED = {BACKWARD_KEY_VALUE: 20}  # where loops go over the two accumulators
+KEEPING = 11  # where P and dS are written
 UNSHARED_KEYS = 16  # where a simdgroup reads keys directly because no other simdgroup reads the same ones
 # Past the last tier, code for edges spills first: the loop of whole blocks needs about this many registers fewer.
 EDGE_SPILL = 32
@@ -51,7 +53,8 @@ def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: 
     if kind is BACKWARD_MASK:
         return groups * 3 * scores  # P, dS and their sum
     if kind in (BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT):
-        return groups * (cached + quarter * row.traversal // 4)
+        apart = row.head_block(head_dim) // 2 if precision == FULL else 0  # the sums of a block, which are apart
+        return groups * (cached + quarter * row.traversal // 4 + apart)
     if kind in (FORWARD, DECODE):
         return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
     return groups * (cached + max(2 * scores, scores + flight))
@@ -68,7 +71,8 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 else 0
     ragged = RAGGED.get(kind.table, 0) if head_dim % row.head_block(head_dim) else 0
     rolled = ROLLED.get(kind.table, 0) if row.paged(kind) and head_dim > row.head_block(head_dim) else 0
-    more = wider + ragged + rolled + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
+    keeping = 0 if SCORES.isdisjoint(kind.outputs) else KEEPING
+    more = wider + ragged + rolled + keeping + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
     return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + more
 
 

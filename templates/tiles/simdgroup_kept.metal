@@ -2,9 +2,9 @@
 //
 // They lie there as matrices of 8 queries x 8 keys, row by row; those of the same queries are neighbours. A lane of dQ's
 // kernel has neighbouring keys of one query, and writes as many as 16 bytes hold at once. A lane of the others needs
-// queries of one key: it reads element by element, a matrix after the other, since each serves a product with every
-// column of a head. A head has whole tiles of 16 x 16: the last ones hold zeros behind the last key, and anything behind
-// the last query. A matrix of which no pair is visible may never have been written.
+// neighbouring queries of one key, and reads them one by one: that costs little, because each element serves products
+// with all columns of the head. A head has whole tiles of 16 x 16: the last ones hold zeros behind the last key, and
+// anything behind the last query. A matrix of which no pair is visible may never have been written.
 namespace flash {
 namespace tile {
 
@@ -61,10 +61,11 @@ template <typename T, int BP, int BT> struct Kept {
 #else
 // The matrices of this simdgroup's queries, in P or in dS
 template <typename T> struct Keeper {
-  device T* row;      // this lane's row of the matrix of its first queries and the head's first keys
-  long step;          // elements from 8 queries to the next
-  int groups;         // of 8 queries, that exist
-  int keys;           // a multiple of 16
+  device T* block;  // the matrices of the threadgroup's first queries
+  long step;        // elements from 8 queries to the next
+  int own;          // this lane's row of its simdgroup's first matrix, from there on
+  int groups;       // of 8 queries, that exist from the simdgroup's first on
+  int keys;         // a multiple of 16
   Lane lane;
 
   METAL_FUNC void open(device T* kept, long head_index, int first, int queries, int keys_, Lane lane_) thread {
@@ -72,29 +73,31 @@ template <typename T> struct Keeper {
     keys = kept_matrices(keys_) * SIDE;
     step = long(keys) * SIDE;
     groups = (queries - first + SIDE - 1) / SIDE;
-    row = kept + ((head_index * kept_matrices(queries) + first / SIDE) * step + lane.row * SIDE);
+    const int before = int(lane.simdgroup) * (R / SIDE);
+    block = kept + (head_index * kept_matrices(queries) + (first / SIDE - before)) * step;
+    own = before * int(step) + lane.row * SIDE;
   }
 
   // Keeps a tile whose columns are the keys from `first` on, a multiple of 8. Without `edge`, all of them exist.
   template <int C> METAL_FUNC void keep(thread const Tile<float, R, C>& tile, int first, bool edge) thread {
     for (int i = 0; i < R / SIDE; i++) {
       if (i >= groups) continue;
-      device T* to = row + (i * step + first * SIDE);
+      device T* to = block + (i * step + first * SIDE);
 #pragma clang loop unroll(full)
       for (int c = 0; c < C / SIDE; c += WIDE_ROWS) {
-        const int place = fixed_place(c) + lane_place(C, c, lane.column);
-        if (c + WIDE_ROWS <= C / SIDE) {
-          if (edge && first + place >= keys) continue;
+        const int place = lane_place(C, c, lane.column), fixed = fixed_place(c);
+        if (WIDE_ROWS > 1 && c + WIDE_ROWS <= C / SIDE) {
+          if (edge && first + fixed + place >= keys) continue;
           Run<Pair<T>, WIDE_ROWS> run;
 #pragma clang loop unroll(full)
           for (int j = 0; j < WIDE_ROWS; j++) run.at[j] = Pair<T>(tile.at[i][c + j]);
-          *(device Run<Pair<T>, WIDE_ROWS>*)(to + element(place)) = run;
+          *(device Run<Pair<T>, WIDE_ROWS>*)(to + (own + element(place)) + element(fixed)) = run;
         } else {
 #pragma clang loop unroll(full)
-          for (int j = c; j < C / SIDE; j++) {
-            const int own = fixed_place(j) + lane_place(C, j, lane.column);
-            if (edge && first + own >= keys) continue;
-            *(device Pair<T>*)(to + element(own)) = Pair<T>(tile.at[i][j]);
+          for (int j = 0; j < WIDE_ROWS; j++) {
+            const int at = fixed + place + 2 * j;
+            if (c + j >= C / SIDE || (edge && first + at >= keys)) continue;
+            *(device Pair<T>*)(to + (own + element(at))) = Pair<T>(tile.at[i][min(c + j, C / SIDE - 1)]);
           }
         }
       }

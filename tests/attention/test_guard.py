@@ -22,6 +22,7 @@ import numpy as np
 import oracle
 import pretend_mac
 import pytest
+from arrays import bits
 from pretend_mac.kernel import FAULT
 
 import mlx_flash
@@ -110,6 +111,21 @@ def test_a_backward_kernel_that_fails_inside_a_transformation(mac, monkeypatch, 
             got = gradient(q, k, v)
     for name, one, other in zip(("dQ", "dK", "dV"), got, want):
         bounds.check(name, one, bounds.float64(other), "guarded", "float32")
+
+
+@pytest.mark.parametrize("kind", ["query_keeping", "key_kept"])
+def test_kernels_of_five_products_give_way_together(mac, monkeypatch, kind):
+    """The three are tried together: where one is wrong, none is used, and those of seven products serve."""
+    monkeypatch.setenv(FAULT, f"wrong:backward_{kind}")
+    q, k, v = operands()
+
+    def gradients(scratch):
+        return mx.grad(lambda *qkv: (attention(*qkv, scratch=scratch) ** 2).sum(), (0, 1, 2))(q, k, v)
+
+    want = gradients(0)
+    with pytest.warns(RuntimeWarning, match="flash_backward_query_keeping.*numbers are wrong"):
+        got = gradients(2**20)
+    assert [bits(one) for one in got] == [bits(one) for one in want]
 
 
 def test_a_first_use_inside_a_real_trace_evaluates_nothing(mac, monkeypatch):

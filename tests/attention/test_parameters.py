@@ -27,6 +27,7 @@ from mlx_flash.problem.kinds import (
     DECODING,
     DELTA,
     FORWARD,
+    KEPT_KINDS,
     MASK_MAP,
     TRAINING,
 )
@@ -36,8 +37,9 @@ BEYOND = 392  # a head dimension past the last row of every table
 # The gradient of an array mask reads a mask, and so has a test of its own.
 MASK_ROWS = [(*key[1:], index) for key, rows in TABLE.items() if key[0] is BACKWARD_MASK for index in range(len(rows))]
 # Decoding has tests of its own too: its rows serve fewer queries than there are rows in a block. So has the map of a
-# mask, which only tensor cores read: tests/cuda/test_mask_map.py.
-OURS = {key: rows for key, rows in TABLE.items() if key[0] not in (BACKWARD_MASK, MASK_MAP, *DECODING)}
+# mask, which only tensor cores read (tests/cuda/test_mask_map.py), and what another kernel keeps (test_kept_apple.py).
+ELSEWHERE = (BACKWARD_MASK, MASK_MAP, *DECODING, *KEPT_KINDS)
+OURS = {key: rows for key, rows in TABLE.items() if key[0] not in ELSEWHERE}
 
 
 def exercised() -> list:

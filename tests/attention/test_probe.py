@@ -19,6 +19,7 @@ from mlx_flash.problem.kinds import (
     DECODE,
     DELTA,
     FORWARD,
+    KEPT_KINDS,
 )
 from mlx_flash.problem.problem import Signature, problem_of, signature_of
 from mlx_flash.problem.quantization import Quantization
@@ -49,6 +50,7 @@ def test_a_probe_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch, nam
     signature, family = signature_of(q, k, k, **VARIANTS[name]), FAMILIES["apple7"]
     kinds = [] if signature.variants.page else [DELTA, BACKWARD_QUERY, BACKWARD_KEY_VALUE]
     kinds += [BACKWARD_MASK] * signature.variants.additive
+    kinds += KEPT_KINDS * (name in ("plain", "window-softcap"))
     kinds += [FORWARD] if signature.variants.dropout else [FORWARD, DECODE, COMBINE]
     for kind in kinds:
         rows = {DECODE: 8, COMBINE: 8}.get(kind, 0)

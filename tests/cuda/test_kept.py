@@ -202,7 +202,6 @@ RULE = {
     "beyond-32-bits": (asked(scratch=2**50)._replace(query_length=1, key_length=2**27), SM90, 0),
     "another-gpu": (asked(length=4096), FAMILIES["sm80"], 0),
     "another-gpu-asked": (asked(length=4096, scratch=4 * GIB), FAMILIES["sm80"], 16),
-    "apple": (asked(length=4096, scratch=4 * GIB), FAMILIES["apple9"], 0),
     "no-kernels": (asked(length=4096, scratch=4 * GIB), None, 0),
 }
 

@@ -8,12 +8,13 @@ import pytest
 from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import TileConfig, precision_of
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import candidates
 from mlx_flash.kernels.registers import register_demand
 from mlx_flash.kernels.split_kv import decoding_config
-from mlx_flash.problem.kinds import DECODE, DECODING, TRAINING
+from mlx_flash.problem.kinds import DECODE, DECODING, KEPT_KINDS, TRAINING
 
 COUNTED = Path(__file__).parents[2] / "bench" / "results" / "apple_rows.csv"
-KINDS = {kind.name: kind for kind in (*TRAINING, *DECODING)}
+KINDS = {kind.name: kind for kind in (*TRAINING, *KEPT_KINDS, *DECODING)}
 HOT_CODE = COUNTED.with_name("apple_hot_code.csv")
 INSTRUCTION_CACHE = 12 * 1024  # bytes, of M1
 NEAR = 16  # 16-bit registers
@@ -37,13 +38,14 @@ def counted() -> list[tuple]:
 def of_the_table(kind, precision: str, row: TileConfig) -> bool:
     """Is it a row of the table, compiled for a head dimension that the row serves?"""
     least = 0
-    for own in TABLE[kind, precision, "apple7"]:
+    rows = candidates(kind, precision, FAMILIES["apple7"])
+    for own in rows:
         if kind is DECODE and row.parallel == row.simdgroup_rows:
             own = decoding_config(own, row.parallel, FAMILIES["apple7"])
         same = (own.traversal, own.head, own.cached, own.simdgroup_rows) == (
             row.traversal, row.head, row.cached, row.simdgroup_rows,
         )  # fmt: skip
-        last = own.max_head == TABLE[kind, precision, "apple7"][-1].max_head
+        last = own.max_head == rows[-1].max_head
         if same and least < row.max_head and (row.max_head <= own.max_head or last):
             return True
         least = own.max_head

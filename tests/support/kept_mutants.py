@@ -29,10 +29,33 @@ BACKWARD_KEPT = of(
     ("kept-nan-of-hidden-rows", "(c, one, w, rows, whole)", "(c, one, w, rows, true)",
      "test_kept.py::test_nan_and_infinity_go_where_they_did[wgmma]"),
 )
+APPLE_LENGTHS = "test_kept_apple.py::test_lengths_that_end_within_tiles[{}]"
+APPLE_KEPT = of(
+    "simdgroup_kept",
+    ("apple-kept-of-the-first-head", "kept + (head_index * matrices", "kept + (0 * matrices",
+     APPLE_LENGTHS.format("apple7-(70, 150)-dense")),
+    ("apple-kept-in-the-first-head", "kept + (head_index * kept_matrices", "kept + (0 * kept_matrices",
+     APPLE_LENGTHS.format("apple9-(47, 31)-dense")),
+    ("apple-kept-not-transposed", "Pair<T>(own[0], own[SIDE])", "Pair<T>(own[0], own[1])",
+     APPLE_LENGTHS.format("apple9-(70, 150)-dense")),
+    ("apple-kept-past-the-last-key", "if (edge && first + fixed + place >= keys) continue;", "",
+     APPLE_LENGTHS.format("apple7-(17, 1)-dense"), "check"),
+    ("apple-kept-pairs-past-the-last-key", " || (edge && first + at >= keys)", "",
+     APPLE_LENGTHS.format("apple9-(17, 1)-dense"), "check"),
+    ("apple-kept-past-the-last-query", "if (i >= groups) continue;", "", APPLE_LENGTHS.format("apple7-(47, 31)-dense"),
+     "check"),
+    ("apple-kept-read-past-the-last-query", "if (t < existing) ", "", APPLE_LENGTHS.format("apple7-(17, 1)-dense"),
+     "check"),
+    ("apple-kept-read-past-the-last-key", "min(first + int(lane.simdgroup) * R, columns * SIDE - R)",
+     "first + int(lane.simdgroup) * R", APPLE_LENGTHS.format("apple7-(17, 1)-dense"), "check"),
+    ("apple-kept-head-after-head", "head += matrices * step;", "", APPLE_LENGTHS.format("apple7-(47, 31)-causal")),
+    ("apple-kept-narrow-groups", "fixed + place + 2 * j;", "fixed + place + j;",
+     "test_kept_apple.py::test_blocks_that_are_no_multiple_of_a_read[apple7]"),
+)
 KEEPING = of(
     "backward_query",
     ("kept-from-any-key", "range.begin / tile::KEPT * tile::KEPT", "range.begin", KEPT_GRADIENTS.format("many")),
-    ("kept-before-dropout", "kept_p.keep(dropped, c);", "kept_p.keep(p, c);", KEPT_GRADIENTS.format("many")),
-    ("kept-p-for-ds", "kept_ds.keep(ds, c);", "kept_ds.keep(p, c);", KEPT_BITS.format("mma-(47, 31)-dense")),
+    ("kept-before-dropout", "kept_p.keep(dropped, c, edge)", "kept_p.keep(p, c, edge)", KEPT_GRADIENTS.format("many")),
+    ("kept-p-for-ds", "kept_ds.keep(ds, c, edge)", "kept_ds.keep(p, c, edge)", KEPT_BITS.format("mma-(47, 31)-dense")),
 )
 # fmt: on

@@ -6,7 +6,7 @@ test_mutants.py makes each mistake and runs its test.
 
 from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
 from formula_mutants import FORMULA
-from kept_mutants import BACKWARD_KEPT, KEEPING, KEPT
+from kept_mutants import APPLE_KEPT, BACKWARD_KEPT, KEEPING, KEPT
 from mutant import Mutant, of
 from neural_mutants import NAX_FORWARD, NAX_OPERANDS, NAX_PRODUCTS
 from stride_mutants import STRIDES
@@ -337,6 +337,7 @@ TILE_WGMMA = of(
 MUTANTS = [
     *KEPT,
     *BACKWARD_KEPT,
+    *APPLE_KEPT,
     *KEEPING,
     *FORWARD,
     *QUERY_BLOCK,

@@ -23,7 +23,7 @@ def builds_of(step) -> list[tuple]:
         families = [family for family in FAMILIES.values() if family.table == name]
         for row, dtype, family, causal in itertools.product(rows, dtypes, families, (False, True)):
             for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head)):
-                if row_step is step.table:
+                if row_step is (step if (step, precision, name) in TABLE else step.table):
                     threads = max_threads(step, row, precision, family, row.max_head)
                     found.append((step, row, family, dtype, head_dim, value_dim, Variants(causal=causal), threads))
     return found

@@ -23,7 +23,17 @@ from ...masks import BlockMask
 from ...problem.formulas.program import Formula
 from ...problem.formulas.score import visited_as_a_whole
 from ...problem.formulas.syntax import Item, Name, expressions
-from ...problem.kinds import COMBINE, DECODE, DECODING, DELTA, FORWARD, KINDS, KernelKind
+from ...problem.kinds import (
+    BACKWARD_QUERY,
+    COMBINE,
+    DECODE,
+    DECODING,
+    DELTA,
+    FORWARD,
+    KEPT_KINDS,
+    KINDS,
+    KernelKind,
+)
 from ...problem.latent import code_columns_of
 from ...problem.problem import Problem, Signature
 from ...problem.shards import in_shards, walked_along
@@ -37,7 +47,7 @@ CHARACTERS = 600  # kept of a compiler's message
 
 def trial(name: str, signature: Signature, family: Family, rows: int, kernel: Kernel) -> dict:
     """The fields of an Answer (backends/prober.py) about one kernel: kind, signature, family and rows of its plan."""
-    kind = KINDS[name]
+    kind = (KINDS | {kind.name: kind for kind in KEPT_KINDS})[name]
     metal = Backend("metal", family, run, **CAPABILITIES["metal"])
     try:
         problem, arrays, names, want = task(kind, signature, family, rows)
@@ -202,7 +212,11 @@ def _read_by(text: Formula, problem: Problem, positive: bool) -> dict[str, mx.ar
 
 
 def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, ...], where: Backend):
-    """The outputs of a kind of kernel on a backend; results of other kernels that it reads are the reference's."""
+    """The outputs of a kind of kernel on a backend; results of other kernels that it reads are the reference's.
+
+    Kernels that read what another keeps are tried together, because only they know how it lies in memory: for each of
+    them dQ, dK and dV.
+    """
     attention, pieces = attend(problem.signature, names, where), problem.variants.pieces
     extras = [arrays[name] for name in names]
 
@@ -217,6 +231,11 @@ def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, 
     arrays["O"], arrays["L"] = right.run(FORWARD, arrays["Q"], arrays["K"], arrays["V"], *extras)
     if kind is not DELTA:
         arrays["delta"] = right.run(DELTA, arrays["dO"], arrays["O"])[0]
+    if kind in KEPT_KINDS:
+        given = (*(arrays[name] for name in ("Q", "K", "V", "dO", "L", "delta")), *extras)
+        if where.family is None:
+            return (*right.run(BACKWARD_QUERY, *given), *right.key_value(given))
+        return attention.of_kept(given, attention.run)
     own = [held(name) for name in array_inputs(kind)]
     return attention.run(kind, *own, *(extras if kind is not DELTA else ()))
 
