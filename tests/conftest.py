@@ -19,6 +19,9 @@ import pretend_mac
 if "--pretend-mac" in sys.argv or pretend_mac.VARIABLE in os.environ:
     # Before anything asks what this machine is; processes of xdist follow the variable.
     pretend_mac.pretend(os.environ.get(pretend_mac.VARIABLE) or pretend_mac.ARCHITECTURE)
+    from mlx_flash.backends import prober
+
+    prober.SECONDS = pretend_mac.SECONDS
 
 os.environ.setdefault("MLX_FLASH_TUNED", "0")  # tests are about the tables, whatever was tuned on this machine
 
@@ -148,7 +151,7 @@ def assembled():
 @pytest.fixture
 def mac(monkeypatch, tmp_path):
     """A pretended Mac that has tried no kernel yet: the folder that its verdicts go to."""
-    from mlx_flash.backends import guard
+    from mlx_flash.backends import guard, prober
 
     disguised = ((mx.fast, "metal_kernel"), (mx.metal, "is_available"), (mx, "device_info"), (mx, "compile"))
     for owner, name in (*disguised, (platform, "system"), (platform, "mac_ver")):
@@ -161,6 +164,7 @@ def mac(monkeypatch, tmp_path):
     pretend_mac.disguise(mx)
     monkeypatch.setattr(guard, "folder", lambda: tmp_path / "verdicts")
     monkeypatch.setattr(guard, "_warned", [])
+    monkeypatch.setattr(prober, "SECONDS", pretend_mac.SECONDS)
     pretend_mac.forget()
     yield tmp_path / "verdicts"
     monkeypatch.undo()

@@ -163,11 +163,16 @@ def _tried(plan: Plan) -> Verdict:
 
 
 def _kept(kernel: Kernel, answer: Answer) -> Verdict:
-    """The verdict of an answer, which is written to disk if it would be found again."""
+    """The verdict of an answer, which is written to disk if it would be found again. A kernel that did not end in time
+    is tried by one more process before that counts."""
     found = Verdict(answer.reason, answer.error, answer.seconds, lasting=answer.lasting)
     LOGGER.info("tried %s: %s", kernel.name, found.reason or f"right, {found.seconds:.1f} s")
-    if answer.lasting:
-        _write(_file(kernel), {**_identity(kernel), **found._asdict()})
+    file = _file(kernel)
+    late_before = file.with_suffix(".late")
+    if answer.late and not late_before.exists():
+        _write(late_before, {"kernel": kernel.name})
+    elif answer.lasting:
+        _write(file, {**_identity(kernel), **found._asdict()})
     return found
 
 

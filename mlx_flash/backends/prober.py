@@ -36,12 +36,14 @@ FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGQUIT, si
 
 class Answer(NamedTuple):
     """The answer of a child process. `reason`: why the kernel must not be used, or "". `error`: the largest error,
-    relative to the largest magnitude. `seconds`: until the first result. `lasting`: the same would be found again."""
+    relative to the largest magnitude. `seconds`: until the first result. `lasting`: the same would be found again.
+    `late`: the kernel did not end in time, which is a busy machine's fault now and then."""
 
     reason: str
     error: float = 0.0
     seconds: float = 0.0
     lasting: bool = True
+    late: bool = False
 
 
 class Prober:
@@ -90,7 +92,7 @@ class Prober:
             line = self._lines.get(timeout=SECONDS)
         except queue.Empty:
             self._end()
-            return Answer(f"it did not end within {SECONDS:.0f} s")
+            return Answer(f"it did not end within {SECONDS:.0f} s", late=True)
         except BaseException:  # interrupted: the pending answer would be taken for the next one
             self._end()
             raise

@@ -81,10 +81,17 @@ def test_a_forward_kernel_that_fails(mac, monkeypatch, fault):
         check_output(attention(*operands(7)), *operands(7))  # decoding has a kernel of its own, which is right
     told = str(explain(*arrays))
     assert "failed its test" in told and "the reference takes its place: " in told
-    assert set(kept(mac)) == {"forward", "decode", "combine"}
+    assert set(kept(mac)) == {"forward", "decode", "combine"} - ({"forward"} if fault == "hang" else set())
+    pretend_mac.forget()
+    if fault == "hang":  # perhaps the machine was busy: the next process tries once more
+        monkeypatch.setattr(prober, "SECONDS", 1.0)
+        with pytest.warns(RuntimeWarning, match="did not end within 1 s"):
+            guard._warned.clear()
+            check_output(attention(*arrays), *arrays)
+        assert "forward" in kept(mac)
+        pretend_mac.forget()
     # Another process finds the verdict, and does not try: here the kernel would be right.
     monkeypatch.delenv(FAULT)
-    pretend_mac.forget()
     with pytest.warns(RuntimeWarning, match="does not use a kernel"):
         guard._warned.clear()
         check_output(attention(*arrays), *arrays)

@@ -13,6 +13,7 @@ from pathlib import Path
 VARIABLE = "PRETEND_MAC"  # the GPU's architecture; child processes read it in startup/sitecustomize.py
 MACOS = "PRETEND_MACOS"  # the version of macOS; 15.5 if it is unset
 ARCHITECTURE = "applegpu_g13s"  # an M1 Pro, whose kernels copy operands to threadgroup memory
+SECONDS = 600.0  # for a kernel's first use: clang is slower than Apple's compiler, and much slower on a busy machine
 ASK_MLX = (
     "mlx_flash.common.mlx_private",
     "test_mlx_private",
