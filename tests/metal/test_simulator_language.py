@@ -11,6 +11,7 @@ from programs import compiled
 
 from mlx_flash.metal.cpu.settings import MODES
 from mlx_flash.metal.frontend.language import VERSIONS
+from mlx_flash.metal.frontend.translate import translate
 from mlx_flash.simulator import CompileError, SimulatorError, language, metal_kernel, mode
 
 PROGRAMS = (language_programs, address_programs, kernel_programs, class_programs, object_programs)
@@ -101,6 +102,23 @@ def test_the_version_is_a_setting(monkeypatch):
     assert kernel(**call)[0].item() == 320
     with pytest.raises(ValueError, match="one of Metal 3.0, 3.1, 3.2, 4.0, 4.1, not '2.4'"), language("2.4"):
         pass
+
+
+def test_own_templates_beside_the_library():
+    """The library's function wins only where its names need no metal::, and only outside of namespaces."""
+    own = "template <typename T> float dot(T a, T b) { return 7; }"
+    for text, added in (
+        (f"#include <metal_stdlib>\nusing namespace metal;\n{own}", True),
+        (f"#include <metal_stdlib>\n{own}", False),
+        (f"using namespace metal;\nnamespace own {{ {own} }}", False),
+        (f"{own} template <> float dot(int a, int b) {{ return 8; }}", True),
+    ):
+        translated = translate(text).text
+        assert translated.count("vec<half, 3> a, vec<half, 3> b") == added
+        assert translated.count("\n") == text.count("\n")
+    kernel = metal_kernel("own", [], ["y"], "y[0] = dot(float3(2), float3(3)) + dot(2.0f, 3.0f);", header=own)
+    call = dict(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32])
+    assert kernel(**call)[0].item() == 18 + 7
 
 
 def test_both_corpora_are_large():

@@ -49,6 +49,17 @@ PLAIN = "struct S { float v; };\n"
 FUNCTION = "typedef float (*F)(float); using G = float (*)(float); float g(float a) { return a; }\n"
 
 ACCEPTED = {
+    "templates with names of the library": helper(
+        "template <typename T> float dot(T a, T b) { return float(a * b); } "
+        "template <typename T> float cross(T a, T b) { return 1; } "
+        "template <typename T, typename U> T max(T a, U b) { return a; } "
+        "template <typename T> T clamp(T a, T b, T c) { return a < b ? b : a > c ? c : a; } "
+        "template <typename T, int N> vec<T, N> mix(vec<T, N> a, vec<T, N> b, vec<T, N> c) { return a; } "
+        "template <typename T> inline __attribute__((always_inline)) T select(T a, T b, bool c) { return a; }",
+        "half4 v = half4(1); static_assert(is_same_v<decltype(dot(v, v)), half>, \"the library's\"); "
+        "static_assert(is_same_v<decltype(dot(1.0h, 2.0h)), float>, \"the own one\"); int3 n = clamp(int3(i), 1, 2); "
+        "static_assert(is_same_v<decltype(cross(float3(1), float3(2))), float3>, \"the library's\"); "
+        "n = clamp(n, n, n); v = mix(v, v, v) + max(v, v); y[i] = dot(v, v) + n.x + select(1, 2, i > 1);"),
     "pointers that a method returns": helper("struct S { float v; }; struct P { S s; thread S* operator->() "
         "{ return &s; } thread S* none() { return nullptr; } };", "P p; p->v = 1; y[i] = p.none() == nullptr;"),
     "constant methods of values": helper(COMPLEX, "Complex a = {1, 2}; y[i] = (-(a + a)).norm() + (a + a + a).norm();"),

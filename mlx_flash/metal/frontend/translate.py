@@ -14,6 +14,7 @@ from .kernels import Kernels
 from .loops import loop_edits
 from .methods import method_edits
 from .names import BUILTIN
+from .overloads import overload_edits
 from .rules import calls_of_kernels, findings
 from .text import beyond_ascii
 from .tokens import matching
@@ -92,7 +93,7 @@ class _Translator(Kernels):
                     self.replace(token.start, token.end, f"template {method}<{lanes}>()")
         for edits in (
             constructor_edits, function_pointer_edits, cast_edits, list_edits, float_edits, designator_edits,
-            address_edits, constant_vector_edits, method_edits,
+            address_edits, constant_vector_edits, method_edits, overload_edits,
         ):  # fmt: skip
             self.edits += edits(self.tokens)
         self.conditionals()
