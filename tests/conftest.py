@@ -19,9 +19,7 @@ import pretend_mac
 if "--pretend-mac" in sys.argv or pretend_mac.VARIABLE in os.environ:
     # Before anything asks what this machine is; processes of xdist follow the variable.
     pretend_mac.pretend(os.environ.get(pretend_mac.VARIABLE) or pretend_mac.ARCHITECTURE)
-    from mlx_flash.backends import prober
-
-    prober.SECONDS = pretend_mac.SECONDS
+    pretend_mac.adapt()
 
 os.environ.setdefault("MLX_FLASH_TUNED", "0")  # tests are about the tables, whatever was tuned on this machine
 

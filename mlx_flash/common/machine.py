@@ -29,6 +29,12 @@ def metal_gpu() -> bool:
     return mx.metal.is_available() and not why_no_metal()
 
 
+def on_cpu(stream) -> bool:
+    """Whether a stream or device that a user passed, or None, is the CPU's. MLX's kernels on it raise an error."""
+    device = getattr(stream, "device", stream)
+    return device is not None and device == mx.cpu
+
+
 @cache
 def why_no_metal() -> str:
     """Why MLX's Metal back-end finds no GPU; "" if it finds one. In virtual machines, sandboxes and sessions without a

@@ -7,6 +7,8 @@ from typing import Protocol
 import mlx.core as mx
 
 from ..api import attention, quantized_attention
+from ..backends import current_backend
+from ..common import machine
 from ..transforms.trace import changed, trace, unavailable
 from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
@@ -47,6 +49,8 @@ def serve_attention(
         raise NotServed(f"arguments unknown here: {', '.join(options) or 'beyond q, k and v by position'}")
     if stream is not None and not isinstance(stream, (mx.Stream, mx.Device, mx.DeviceType)):
         raise NotServed(f"a stream of type {type(stream).__name__}")
+    if stream is not None and current_backend().gpu and machine.on_cpu(stream):
+        raise NotServed("a stream of the CPU")
     if q.shape[2] < terms.min_queries:
         raise NotServed(f"fewer than {terms.min_queries} queries")
     if reason := unavailable():

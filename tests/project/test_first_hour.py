@@ -29,6 +29,7 @@ from mlx_flash.common.errors import CommandError, UnsupportedProblem
 from mlx_flash.metal.cpu import compiler, launch
 
 PROJECT = Path(__file__).parents[2]
+ON_CPU = getattr(machine.on_cpu, "real", machine.on_cpu)
 
 
 def operands():
@@ -68,6 +69,25 @@ def test_the_gpu_is_described_whatever_the_default_device_is(mac, monkeypatch):
     assert mx.default_device() == mx.cpu and mx.device_info()["architecture"] == platform.machine()
     assert metal.family_here().name == "apple7"
     assert "applegpu_g13s" in guard.machine_facts()["chip"]
+
+
+@pytest.mark.parametrize(
+    "stream", (mx.cpu, mx.Device(mx.cpu), mx.default_stream(mx.cpu)), ids=("type", "device", "stream")
+)
+def test_a_stream_of_the_cpu(mac, monkeypatch, stream):
+    """Kernels do not run there: plain operations do, and under patch() the built-in."""
+    monkeypatch.setattr(machine, "on_cpu", ON_CPU)
+    monkeypatch.setattr(metal, "run_with", lambda *_: pytest.fail("a kernel was launched"))
+    q, k, v = operands()
+    want = oracle.forward(*(np.array(array, np.float64) for array in (q, k, v)), 0.25, False)[0]
+    bounds.check("O", attention(q, k, v, stream=stream), want, "first hour", "float32")
+    with mlx_flash.use_backend("metal"), pytest.raises(UnsupportedProblem, match="run on the GPU, and stream .*cpu"):
+        attention(q, k, v, stream=stream)
+    with mlx_flash.patch(policy="always") as report:
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, stream=stream)
+    bounds.check("O", out, want, "first hour", "float32")
+    assert dict(report.built_in) == {"a stream of the CPU": 1}
+    assert not machine.on_cpu(None) and not machine.on_cpu(mx.gpu) and not machine.on_cpu(mx.Device(mx.gpu))
 
 
 @pytest.mark.process

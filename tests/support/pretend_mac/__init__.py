@@ -32,6 +32,18 @@ def pretend(architecture: str = ARCHITECTURE) -> None:
     disguise(sys.modules["mlx.core"] if "mlx.core" in sys.modules else __import__("mlx.core").core)
 
 
+def adapt() -> None:
+    """Adapts the product to what stands for the GPU here: kernels have more time, and streams of the CPU are the
+    GPU's."""
+    from mlx_flash.backends import prober
+    from mlx_flash.common import machine
+
+    prober.SECONDS = SECONDS
+    real = machine.on_cpu
+    machine.on_cpu = lambda stream: False
+    machine.on_cpu.real = real
+
+
 def report_darwin() -> None:
     """Reports Darwin to MLX's packages, this project and its tests only: other packages would load libraries of
     macOS."""
