@@ -18,7 +18,7 @@ from ..kernels.tile_layers import LAYERS, register_reallocation
 from ..masks import LAYERED, REPEATED_BYTES
 from ..metal import ToolchainError
 from ..metal.cpu.compiler import toolchain
-from ..metal.ptx import driver, metal_kernel
+from ..metal.ptx import by_value, driver, metal_kernel
 from ..metal.ptx.kernel import CudaKernel, Grid, Prepared
 from ..metal.ptx.ptx import Ptx, cache_directory
 from ..problem.kinds import DECODE
@@ -82,7 +82,7 @@ def _kernel(
 ) -> CudaKernel:
     return kernel_object(
         metal_kernel, kernel, target=target, converged=True, producers=producers, registers=registers,
-        resident=resident, ensure_row_contiguous=row_contiguous,
+        resident=resident, ensure_row_contiguous=row_contiguous, by_value=True,
     )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def _heads_first(plan: Plan, launch: Launch) -> bool:
 
 
 def _copies(plan: Plan, problem: Problem, inputs: dict) -> bool:
-    """Whether a launch copies operands that are not contiguous, to know their strides.
+    """Whether a launch copies operands that are not contiguous, to know their strides, where MLX does not pass these.
 
     Otherwise an additional launch reads the strides, which takes 25 us on an H200. With few keys a copy takes less time
     than that, and with many queries for each key it is a small part of the work. Contiguous operands are never copied.
@@ -134,31 +134,36 @@ def _copies(plan: Plan, problem: Problem, inputs: dict) -> bool:
 
 @dataclass(frozen=True)
 class _Ready:
-    """The part of a launch that all calls of a plan with one problem share.
+    """The part of a launch that all calls of a plan with one problem share, or all with this launch where shapes and
+    strides are passed by value.
 
-    `others`: (shape, dtype) of the inputs whose shape the problem does not determine, by name.
+    `others`: (shape, dtype) of the inputs whose shape the problem does not determine, by name. `arrays`: the names of
+    the inputs that are not numbers.
     """
 
     launch: Launch
     kernel: CudaKernel
     prepared: Prepared
     others: dict[str, tuple]
+    arrays: tuple[str, ...]
 
     @classmethod
-    def of(cls, plan: Plan, problem: Problem, inputs: dict) -> _Ready:
+    def of(cls, plan: Plan, problem: Problem, inputs: dict, copies: bool) -> _Ready:
         launch = plan.launch(problem)
-        kernel, arrays = _of(plan.config, _copies(plan, problem, inputs))(launch.kernel), launch.arguments(inputs)
+        kernel, arrays = _of(plan.config, copies)(launch.kernel), launch.arguments(inputs)
         given = [inputs[name] for name in kernel.input_names]
         known = {index: value for index, value in enumerate(given) if not isinstance(value, mx.array)}
         prepared = kernel.prepare(arrays, launch.output_dtypes, launch.grid, launch.threadgroup, known=known,
             y_first=_heads_first(plan, launch),
         )  # fmt: skip
-        varied = [name for name in kernel.input_names if isinstance(inputs[name], mx.array) and name not in _SHAPED]
-        others = {name: _form(inputs[name]) for name in varied}
-        return cls(launch, kernel, prepared, others)
+        names = tuple([name for name in kernel.input_names if isinstance(inputs[name], mx.array)])
+        form = _rank if prepared.by_value else _form
+        others = {name: form(inputs[name]) for name in names if name not in _SHAPED}
+        return cls(launch, kernel, prepared, others, names)
 
     def serves(self, inputs: dict) -> bool:
-        return all(_form(inputs[name]) == form for name, form in self.others.items())
+        form = _rank if self.prepared.by_value else _form
+        return all(form(inputs[name]) == found for name, found in self.others.items())
 
     def arguments(self, inputs: dict) -> list:
         """The kernel's arguments: the arrays themselves if MLX makes them contiguous, else views as bytes."""
@@ -166,26 +171,57 @@ class _Ready:
             return [inputs[name] for name in self.kernel.input_names]
         return self.launch.arguments(inputs)
 
+    def run(self, inputs: dict, stream) -> list[mx.array]:
+        launch, prepared = self.launch, self.prepared
+        if not prepared.by_value:
+            arrays = self.arguments(inputs)
+            return self.kernel.start(prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
+        arrays = launch.arguments(inputs, self.arrays)
+        if prepared.facts is not None:
+            arrays.append(prepared.facts)
+        return prepared.call(
+            inputs=arrays, output_shapes=launch.output_shapes, output_dtypes=launch.output_dtypes,
+            stream=mx.gpu if stream is None else stream, **prepared.fixed,
+        )  # fmt: skip
+
 
 def _form(array: mx.array) -> tuple:
     return array.shape, array.dtype
 
 
-_SHAPED = frozenset({"Q", "K", "V", "O", "dO", "L", "delta"})
+def _rank(array: mx.array) -> tuple:
+    return array.ndim, array.dtype
+
+
+_SHAPED = frozenset({"Q", "K", "V", "O", "dO", "L", "delta", "O_parts", "L_parts"})
 _MOST_READY = 64  # cached problems (lengths) of a plan
 
 
 def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
     """Runs a kernel. Raises UnsupportedProblem if it is not cached and there is no compiler."""
+    launch = plan.launch(problem)
+    ready = launch.ready
+    if ready is None or not ready.serves(inputs):
+        try:
+            ready = _ready(plan, problem, inputs, launch)
+        except ToolchainError as error:
+            raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
+    return ready.run(inputs, stream)
+
+
+def _ready(plan: Plan, problem: Problem, inputs: dict, launch: Launch) -> _Ready:
+    """What calls like this one share: kept with the launch if all calls with this launch do, else by the problem's
+    lengths."""
+    if by_value.works():
+        ready = _Ready.of(plan, problem, inputs, copies=False)
+        if ready.prepared.by_value:
+            launch.ready = ready
+            return ready
     known = plan.resources.setdefault("cuda", {})
     lengths = problem[1:]  # a plan has one signature, which takes long to hash
     ready = known.get(lengths)
     if ready is None or not ready.serves(inputs):
         if len(known) >= _MOST_READY:
             known.clear()
-        try:
-            ready = known[lengths] = _Ready.of(plan, problem, inputs)
-        except ToolchainError as error:
-            raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
-    arrays, launch = ready.arguments(inputs), ready.launch
-    return ready.kernel.start(ready.prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
+        ready = known[lengths] = _Ready.of(plan, problem, inputs, _copies(plan, problem, inputs))
+    return ready

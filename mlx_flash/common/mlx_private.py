@@ -208,6 +208,39 @@ def compiled_name(name: str, code: bytes) -> str:
     return f"{name}_{mixed ^ mixed >> 47:x}"
 
 
+_CUDA_TYPES = {mx.bool_: "bool", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.float32: "float"}
+_CUDA_HEADER = '''
+#include "mlx/backend/cuda/device/utils.cuh"
+
+#include <cooperative_groups.h>
+
+namespace mlx::core::cu {
+
+namespace cg = cooperative_groups;
+
+__global__ void '''
+
+
+def cuda_text(name: str, inputs: list[tuple[str, mx.Dtype, int]], outputs: list[tuple[str, mx.Dtype]], body: str) -> str:
+    """The text that mx.fast.cuda_kernel makes for inputs with these names, dtypes and numbers of axes. It names the
+    function custom_kernel_ and the kernel's name, in the namespace mlx::core::cu.
+
+    MLX passes an array's shape and strides by value, padded to ten axes, where the body has their names.
+    """
+
+    def typed(dtype: mx.Dtype) -> str:
+        return _CUDA_TYPES.get(dtype) or f"{str(dtype).rpartition('.')[2]}_t"
+
+    parameters = []
+    for array, dtype, axes in inputs:
+        parameters.append(f"const {typed(dtype)}* {array}")
+        parts = (("Shape", "shape"), ("Strides", "strides"), ("int", "ndim")) if axes else ()
+        parameters += [f"const __grid_constant__ {kind} {array}_{part}" for kind, part in parts if f"{array}_{part}" in body]
+    parameters += [f"{typed(dtype)}* {array}" for array, dtype in outputs]
+    lines = ",\n    ".join(parameters)
+    return f"{_CUDA_HEADER}custom_kernel_{name}(\n    {lines}) {{\n{body}\n}}\n\n}} // namespace mlx::core::cu\n"
+
+
 def chip_letter(architecture: str) -> str:
     """The last letter of a Metal GPU's architecture, which tells the size of the chip: "p" phone, "g" plain or Pro, "s"
     Max, "d" Ultra."""

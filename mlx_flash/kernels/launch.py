@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -35,7 +36,7 @@ class Launch:
     """One launch. `grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's.
 
     In decoding, `parts` is the number of parts of the keys, and `decode_params` holds the number of queries and the
-    rule by which the kernel splits keys.
+    rule by which the kernel splits keys. `ready`: what a backend keeps for this launch.
     """
 
     kernel: Kernel
@@ -45,14 +46,15 @@ class Launch:
     threadgroup: tuple[int, int, int]
     parts: int = 1
     decode_params: tuple[int, ...] | None = None
+    ready: object = None
 
     def __post_init__(self):
         (x, y, z), (threads, *others) = self.grid, self.threadgroup
         if x <= 0 or y <= 0 or z <= 0 or x % threads or others != [1, 1]:
             raise ValueError(f"{self.kernel.name}: grid {self.grid} is no multiple of {self.threadgroup}")
 
-    def arguments(self, inputs: dict[str, mx.array | float]) -> list[mx.array]:
-        """The arrays that the kernel reads, in its order.
+    def arguments(self, inputs: dict[str, mx.array | float], names: Sequence[str] | None = None) -> list[mx.array]:
+        """The arrays that the kernel reads, in its order; `names`: only these.
 
         Strided operands are passed as bytes: MLX then copies them only where their last axis is not contiguous, and
         few are so short that they would land in the constant address space.
@@ -63,7 +65,7 @@ class Launch:
             else _argument(name, value) if name in CONTIGUOUS or value.size < CONSTANT_BELOW
             else as_bytes(value) if name in STRIDED
             else value
-            for name in self.kernel.inputs
+            for name in names or self.kernel.inputs
             for value in (inputs[name],)
         ]  # fmt: skip
 

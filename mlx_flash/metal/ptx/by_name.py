@@ -32,9 +32,14 @@ def _stored(name: str, code: bytes) -> bytes | None:
     """Writes the code where MLX looks for it, if it is not there; the bytes that stand for it, or None where it cannot
     be written."""
     stands = hashlib.sha256(code).hexdigest()[:16].encode()
-    file = compiled_name(name, stands)
+    return stands if store(compiled_name(name, stands), name, name, code) else None
+
+
+def store(file: str, called: str, name: str, code: bytes) -> bool:
+    """Whether MLX finds the code under a file's name without suffix: it is there, or could be written. `called`: the
+    function that MLX asks the file for; `name`: what the code calls it."""
     if len(file) > LONGEST_COMPILED_NAME:
-        return None
+        return False
     place = compiled_kernels() / f"{file}.ptx"
     try:
         if place.read_bytes() != code:
@@ -42,11 +47,11 @@ def _stored(name: str, code: bytes) -> bytes | None:
     except OSError:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            _write(place.with_suffix(".txt"), f"{name}\t{name}\n".encode())
+            _write(place.with_suffix(".txt"), f"{called}\t{name}\n".encode())
             _write(place, code)  # last: MLX looks for this file
         except OSError:
-            return None
-    return stands
+            return False
+    return True
 
 
 def _write(path: Path, content: bytes) -> None:

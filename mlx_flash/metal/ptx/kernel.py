@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -15,6 +15,7 @@ import numpy as np
 from ..cpu.kernel import MetalKernel
 from ..frontend.errors import CompileError
 from ..frontend.signature import CONSTANT_BELOW, kernel_name
+from . import by_value
 from .by_name import code_or_name
 from .ptx import Ptx, build
 from .resident import resident
@@ -78,29 +79,38 @@ class Layout(NamedTuple):
     `sources`: for each buffer the index of an array of the call, or -1 - n for the strides of array `asked[n]`, which
     are read when it is computed. `places`: (index of a buffer, offset in bytes in the array of facts) for everything
     known before the launch: shapes, strides of contiguous arrays, numbers. MLX passes precompiled kernels neither
-    shapes nor strides.
+    shapes nor strides. `values`: (index of a buffer, type, number) of the shapes and strides that a launch passes by
+    value (by_value.py), where it does; the facts are only numbers then.
     """
 
     sources: tuple[int, ...]
     asked: tuple[int, ...]
     places: tuple[tuple[int, int], ...]
+    values: tuple[tuple[int, str, int], ...] = ()
 
 
 @dataclass
 class Prepared:
-    """The part of a launch that depends only on the shapes and dtypes of its inputs. `fixed`: constant arguments of
-    mx.fast.precompiled_cuda_kernel. `facts`: one array with everything in `Layout.places`."""
+    """The part of a launch that depends only on the shapes and dtypes of its inputs, and not even on lengths where
+    they are passed by value. `call`: the function of MLX that launches it; `fixed`: constant arguments of it. `facts`:
+    one array with everything in `Layout.places`."""
 
+    call: Callable
     fixed: dict
     layout: Layout
     facts: mx.array | None
+
+    @property
+    def by_value(self) -> bool:
+        """Whether MLX passes shapes and strides, so that the inputs are the arrays and then the facts."""
+        return self.call is not mx.fast.precompiled_cuda_kernel
 
     def inputs(self, arrays, stream) -> list[mx.array]:
         """The arrays and strides that the kernel reads, followed by the facts.
 
         Strides describe the memory that the kernel receives, which may be a copy of the array of the call.
         """
-        sources, asked, _ = self.layout
+        sources, asked, *_ = self.layout
         strides = learned([arrays[index] for index in asked], stream) if asked else ()
         found = [arrays[source] if source >= 0 else strides[-1 - source] for source in sources]
         return found if self.facts is None else [*found, self.facts]
@@ -109,16 +119,18 @@ class Prepared:
 class CudaKernel(MetalKernel):
     """The callable that metal_kernel returns. It takes the keywords of MLX's kernels and is lazy, in mx.compile too."""
 
-    def __init__(self, *arguments, target: str, **facts):
+    def __init__(self, *arguments, target: str, by_value: bool = False, **facts):
         super().__init__(*arguments)
         self.target, self.compiling = target, facts  # arguments of Variant
+        self.by_value = by_value
         self._built: dict = {}
         self._prepared: dict[tuple, Prepared] = {}
-        self._fitting: dict[tuple, tuple[Ptx, Layout]] = {}
+        self._fitting: dict[tuple, tuple[Ptx, Layout, Callable | None]] = {}
 
-    def layout(self, inputs, known=()) -> Layout:
-        """The layout for inputs with these (dtype, ndim, size); `known`: the indices of inputs that are numbers."""
-        sources, asked, places, end, buffer = [], [], [], 0, 0
+    def layout(self, inputs, known=(), values: bool = False) -> Layout:
+        """The layout for inputs with these (dtype, ndim, size); `known`: the indices of inputs that are numbers;
+        `values`: whether shapes and strides are passed by value."""
+        sources, asked, places, passed, end, buffer = [], [], [], [], 0, 0
 
         def place(size: int) -> None:
             nonlocal end, buffer
@@ -132,6 +144,12 @@ class CudaKernel(MetalKernel):
             else:
                 sources.append(index)
                 buffer += 1
+            if values:
+                for kind, wanted, count in zip(by_value.TYPES, (shape, strides, rank), (ndim, ndim, 1)):
+                    if wanted and ndim:
+                        passed.append((buffer, kind, count))
+                        buffer += 1
+                continue
             if shape and ndim:
                 place(4 * ndim)
             if strides and ndim and self.ensure_row_contiguous:
@@ -142,11 +160,11 @@ class CudaKernel(MetalKernel):
                 buffer += 1
             if rank and ndim:
                 place(4)
-        return Layout(tuple(sources), tuple(asked), tuple(places))
+        return Layout(tuple(sources), tuple(asked), tuple(places), tuple(passed))
 
-    def facts_of(self, arrays, known: dict) -> mx.array | None:
+    def facts_of(self, arrays, known: dict, values: bool = False) -> mx.array | None:
         """The facts in the order of `layout`, as an array in the GPU's memory. A growing cache has new ones with every
-        token."""
+        token, unless lengths are passed by value."""
         form, found = "<", []
 
         def put(kind: str, values) -> None:
@@ -159,26 +177,32 @@ class CudaKernel(MetalKernel):
             if index in known:
                 value = known[index]
                 put("f" if array.dtype == mx.float32 else "i", value if isinstance(value, tuple) else (value,))
+            if values:
+                continue
             if shape and array.ndim:
                 put("i", array.shape)
             if strides and array.ndim and self.ensure_row_contiguous:
                 put("q", row_contiguous(array.shape))
             if rank and array.ndim:
                 put("i", (array.ndim,))
-        return resident(mx.array(np.frombuffer(struct.pack(form, *found), np.int32))) if found else None
+        return _resident(struct.pack(form, *found)) if found else None
 
-    def compiled(self, inputs, template, output_dtypes, grid: Grid, known=(), verbose: bool = False) -> Ptx:
-        """The compiled kernel for inputs with these (dtype, ndim, size) and a launch like `grid`.
+    def compiled(
+        self, inputs, template, output_dtypes, grid: Grid, known=(), verbose: bool = False, values: bool = False
+    ) -> Ptx:
+        """The compiled kernel for inputs with these (dtype, ndim, size) and a launch like `grid`; `values`: as in
+        `layout`.
 
         Raises CompileError with lines of the Metal text.
         """
         text, _ = self.text(inputs, template, output_dtypes)
         if verbose:
             print(f"Generated source code for `{self.name}`:\n```\n{text}\n```")
-        layout = self.layout(inputs, known)
+        layout = self.layout(inputs, known, values)
         variant = Variant(
             grid.threadgroup, grid.folded, grid.swapped, grid.ragged, self.target, fast_math=self.fast_math,
-            facts=layout.places, facts_at=len(layout.sources), **self.compiling,
+            facts=layout.places, facts_at=len(layout.sources) + len(layout.values), values=layout.values,
+            **self.compiling,
         )  # fmt: skip
         if (text, variant) not in self._built:
             try:
@@ -202,12 +226,11 @@ class CudaKernel(MetalKernel):
     def start(self, prepared: Prepared, arrays, shapes, dtypes, init_value=None, stream=None) -> list[mx.array]:
         """Launches the result of `prepare` on arrays of the same shapes and dtypes."""
         stream = mx.gpu if stream is None else stream  # independent of the default device
-        return mx.fast.precompiled_cuda_kernel(
+        return prepared.call(
             inputs=prepared.inputs(arrays, stream),
             output_shapes=shapes,
             output_dtypes=list(dtypes),
             init_value=init_value,
-            ensure_row_contiguous=self.ensure_row_contiguous,
             stream=stream,
             **prepared.fixed,
         )
@@ -222,28 +245,51 @@ class CudaKernel(MetalKernel):
         """
         place, known = Grid(tuple(grid), tuple(min(pair) for pair in zip(threadgroup, grid)), y_first), known or {}
         inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
-        ptx, layout = self._code(inputs, template, dtypes, place, known, verbose)
+        ptx, layout, by_values = self._code(inputs, template, dtypes, place, known, verbose)
+        if by_values:
+            return Prepared(by_values, place.launched(), layout, self.facts_of(arrays, known, values=True))
         fixed = dict(
             name=ptx.name,
             compiled_source=ptx.code,
             scalars=list(place.threads),
             shared_memory=ptx.shared_memory,
+            ensure_row_contiguous=self.ensure_row_contiguous,
             **place.launched(),
         )
-        return Prepared(fixed, layout, self.facts_of(arrays, known))
+        return Prepared(mx.fast.precompiled_cuda_kernel, fixed, layout, self.facts_of(arrays, known))
 
-    def _code(self, inputs, template, dtypes, place: Grid, known, verbose: bool) -> tuple[Ptx, Layout]:
-        """The compiled kernel, its code as MLX gets it, and the origin of its buffers. None follows a length: to
-        find them by the kernel's text would cost more than all else that a new length of a growing cache needs."""
+    def _code(self, inputs, template, dtypes, place: Grid, known, verbose: bool):
+        """The compiled kernel, its code as MLX gets it, the origin of its buffers, and MLX's object for it if it takes
+        shapes and strides by value. None follows a length: to find them by the kernel's text would cost more than all
+        else that a new length of a growing cache needs."""
         forms = tuple([(dtype, ndim, min(size, CONSTANT_BELOW)) for dtype, ndim, size in inputs])
         chosen = tuple([(name, type(value), value) for name, value in template])
         key = (forms, chosen, tuple(dtypes), place.threadgroup, place.folded, place.swapped, place.ragged, tuple(known))
         found = self._fitting.get(key)
         if found is None or verbose:
-            ptx = self.compiled(inputs, template, dtypes, place, known, verbose)
-            ptx = replace(ptx, code=code_or_name(ptx.name, ptx.code)) if gpu() else ptx
-            found = self._fitting[key] = ptx, self.layout(inputs, known)
+            found = self._by_value(inputs, template, dtypes, place, known, verbose)
+            if found is None:
+                ptx = self.compiled(inputs, template, dtypes, place, known, verbose)
+                ptx = replace(ptx, code=code_or_name(ptx.name, ptx.code)) if gpu() else ptx
+                found = ptx, self.layout(inputs, known), None
+            self._fitting[key] = found
         return found
+
+    def _by_value(self, inputs, template, dtypes, place: Grid, known, verbose: bool):
+        """The same for a kernel that takes shapes and strides by value; None where MLX cannot pass them."""
+        if not self.by_value or place.folded or place.ragged or not by_value.works():
+            return None
+        ptx = self.compiled(inputs, template, dtypes, place, known, verbose, values=True)
+        layout = self.layout(inputs, known, values=True)
+        given = [(inputs[index][0], inputs[index][1], self.facts[index]) for index in layout.sources]
+        given += [(mx.int32, 1, (False, False, False))] if layout.places else []
+        call = by_value.kernel_of(ptx, given, tuple(dtypes), self.ensure_row_contiguous)
+        return call and (ptx, layout, call)
+
+
+@lru_cache(maxsize=_MOST_PREPARED)
+def _resident(facts: bytes) -> mx.array:
+    return resident(mx.array(np.frombuffer(facts, np.int32)))
 
 
 def metal_kernel(
@@ -260,6 +306,7 @@ def metal_kernel(
     producers: int = 0,
     registers: tuple[int, int] | None = None,
     resident: int = 1,
+    by_value: bool = False,
 ) -> CudaKernel:
     """`mx.fast.metal_kernel` on an NVIDIA GPU: the same arguments, text and errors, and as lazy.
 
@@ -270,6 +317,8 @@ def metal_kernel(
             compiled separately.
         registers: (registers of a producer thread, registers of a consumer thread) after setmaxnreg, or None.
         resident: threadgroups that a core holds at a time, if `registers` are given.
+        by_value: shapes and strides are passed by value where MLX can, which costs neither copies nor launches. The
+            text may index them, and keep them as `const constant int64_t*`, but not pass them as other constants.
 
     Raises:
         CompileError: the text is not valid Metal. ToolchainError: there is no compiler and no cached kernel.
@@ -277,5 +326,5 @@ def metal_kernel(
     return CudaKernel(
         name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, compile_options,
         target=target, converged=converged, producers=producers, registers=registers,
-        resident=resident,
+        resident=resident, by_value=by_value,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from ..cpu import compiler
 from ..frontend.errors import ToolchainError
 from ..frontend.translate import translate
 from . import driver, fatbin, target
-from .target import FLAGS, INCLUDE, Variant, entry, finish
+from .target import FLAGS, INCLUDE, Variant, entry, finish, in_threads
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,11 @@ def build(text: str, name: str, variant: Variant, gpu: str | None = None) -> Ptx
     if not stored.exists():
         stored.parent.mkdir(parents=True, exist_ok=True)
         translation = translate(text, unrolled=True)
+        translated = in_threads(translation.text) if variant.values else translation.text
         with tempfile.TemporaryDirectory(dir=stored.parent) as scratch:
             raw, built = Path(scratch) / "raw.ptx", Path(scratch) / "kernel.ptx"
             compiler.compile_text(
-                [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translation.text, entry(translation, name, variant),
+                [*FLAGS, *variant.flags()], ["-S", "-o", str(raw)], translated, entry(translation, name, variant),
                 INCLUDE / "mlx.h", Path(scratch),
             )  # fmt: skip
             built.write_text(finish(raw.read_text(encoding="utf-8"), name, variant), encoding="ascii")

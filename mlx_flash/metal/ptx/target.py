@@ -40,7 +40,8 @@ class Variant:
     `ragged`: the grid is not a multiple of the threadgroup. `converged`: simdgroup functions are called only where all
     lanes are active, so that they need not check. `fast_math`: the value of __FAST_MATH__ that the text sees.
     `facts`: (index of a buffer, offset in bytes) of the buffers that lie together in one array of facts, which is
-    parameter number `facts_at`. `producers`: the number of producer threads, the last ones of the threadgroup, which
+    parameter number `facts_at`. `values`: (index of a buffer, type, number) of the shapes and strides that a launch
+    passes by value; the launch then passes no grid, which is neither folded nor ragged. `producers`: the number of producer threads, the last ones of the threadgroup, which
     only copy blocks for the consumers. `registers`: (registers of a producer thread, registers of a consumer thread)
     after setmaxnreg (Hopper), or None. `resident`: threadgroups that a core holds at a time, if `registers` are given.
     """
@@ -57,6 +58,7 @@ class Variant:
     resident: int = 1
     facts: tuple[tuple[int, int], ...] = ()
     facts_at: int = 0
+    values: tuple[tuple[int, str, int], ...] = ()
 
     def flags(self) -> list[str]:
         sizes = [f"-DMSL_THREADS_{axis}={size}" for axis, size in zip("XYZ", self.threadgroup)]
@@ -65,6 +67,7 @@ class Variant:
         options = [f"-DMSL_{name}" for name, on in facts.items() if on]
         options += ["-D__FAST_MATH__=1"] if self.fast_math else []
         options += [f"-DMSL_FACT_{buffer}={offset}" for buffer, offset in self.facts]
+        options += [f"-DMSL_VALUE_{buffer}={kind}{count}" for buffer, kind, count in self.values]
         return [*sizes, *options, f"-march={self.target}", f"--cuda-feature=+{_VERSIONS[self.target]}"]
 
 
@@ -78,20 +81,33 @@ def entry(translation: Translation, name: str, variant: Variant) -> str:
     parameters = translation.kernels[function]
     buffers = sorted((p for p in parameters if p.attribute == "buffer"), key=lambda p: p.index)
     offsets = dict(variant.facts)
-    declared = [f"{_space(p)} char* b{p.index}" for p in buffers if p.index not in offsets]
+    values = {index: _vector(kind, count) for index, kind, count in variant.values}
+    declared = [f"{values.get(p.index) or _space(p) + ' char*'} b{p.index}" for p in buffers if p.index not in offsets]
     if offsets:
         declared.insert(variant.facts_at, "const __constant char* facts")
-    declared += [f"uint grid_{axis}" for axis in "xyz"]
-    call = f"{translation.callee()}({', '.join(_argument(p, offsets.get(p.index)) for p in parameters)});"
+    declared += [] if values else [f"uint grid_{axis}" for axis in "xyz"]
+    grid = ", ".join(f"msl_grid::launched_threads({axis})" if values else f"grid_{'xyz'[axis]}" for axis in range(3))
+    call = f"{translation.callee()}({', '.join(_argument(p, offsets.get(p.index), values) for p in parameters)});"
     return (
         "#pragma clang attribute pop\n"
         # A name of its own in C++: by the kernel's name the call below could mean the entry itself.
         f'extern "C" __attribute__((flatten, nvptx_kernel)) void msl_entry({", ".join(declared)}) __asm__("{name}");\n'
         f'extern "C" void msl_entry({", ".join(declared)}) {{\n'
-        "  const msl_grid grid = {{grid_x, grid_y, grid_z}, msl_thread_index()};\n"
+        f"  const msl_grid grid = {{{{{grid}}}, msl_thread_index()}};\n"
         "  if (grid.outside()) return;\n"
         f"{_bodies(call, variant)}}}\n"
     )
+
+
+def in_threads(text: str) -> str:
+    """The translated text of a kernel that is passed shapes and strides by value, as each thread's own."""
+    text = re.sub(r"\bconst constant (int64_t\s*\*)", r"const thread \1", text)
+    return re.sub(r"\bconst constant (int\s*[*&]\s*\w+_(?:shape|ndim)\b)", r"const thread \1", text)
+
+
+def _vector(kind: str, count: int) -> str:
+    """A type that a kernel can be passed by value, with at least so many numbers. MLX passes ten."""
+    return kind if count == 1 else f"{kind} __attribute__((ext_vector_type({4 if count <= 4 else 8})))"
 
 
 def _bodies(call: str, variant: Variant) -> str:
@@ -109,7 +125,9 @@ def _space(parameter) -> str:
     return "const __constant" if parameter.constant else "__global"
 
 
-def _argument(parameter, offset: int | None) -> str:
+def _argument(parameter, offset: int | None, values: dict[int, str]) -> str:
+    if parameter.attribute == "buffer" and parameter.index in values:
+        return f"msl_value_argument<{values[parameter.index]}>{{b{parameter.index}}}"
     if parameter.attribute == "buffer" and offset is not None:
         return f"msl_constant_argument{{facts + {offset}}}"
     if parameter.attribute == "buffer":

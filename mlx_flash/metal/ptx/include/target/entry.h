@@ -11,6 +11,12 @@ struct msl_constant_argument {
   template <typename T> MSL_INLINE operator T*() const { return (T*)at; }
   template <typename T> MSL_INLINE operator T&() const { return *(T*)at; }
 };
+// Numbers that the launch passes by value.
+template <typename VECTOR> struct msl_value_argument {
+  VECTOR at;
+  template <typename T> MSL_INLINE operator T*() const { return (T*)&at; }
+  template <typename T> MSL_INLINE operator T&() const { return *(T*)&at; }
+};
 
 // The launch's size in threads, and where this threadgroup lies in it.
 struct msl_grid {
@@ -38,6 +44,12 @@ struct msl_grid {
     const uint own = launched(axis);
     if (own == 0) return __nvvm_read_ptx_sreg_ctaid_x();
     return own == 1 ? __nvvm_read_ptx_sreg_ctaid_y() : __nvvm_read_ptx_sreg_ctaid_z();
+  }
+  // Threads along an axis of a grid that is not ragged, where the launch does not pass them.
+  MSL_INLINE static uint launched_threads(uint axis) {
+    const uint own = launched(axis);
+    const uint along_y_or_z = own == 1 ? __nvvm_read_ptx_sreg_nctaid_y() : __nvvm_read_ptx_sreg_nctaid_z();
+    return size(axis) * (own == 0 ? __nvvm_read_ptx_sreg_nctaid_x() : along_y_or_z);
   }
   MSL_INLINE bool unwanted() const { return false; }
 #endif
