@@ -9,5 +9,5 @@ from mlx_flash.metal.ptx import by_name
 def code_in_launches():
     # Not by the fixture monkeypatch: made first, it would put back last what tests change, over other fixtures' tables.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_name, "_finds_stored_kernels", lambda: False)
+        patch.setattr(by_name, "finds_stored_kernels", lambda: False)
         yield

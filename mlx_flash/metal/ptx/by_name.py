@@ -25,7 +25,7 @@ _PROBE = f".version 7.1\n.target sm_80\n.address_size 64\n.visible .entry {_NOTH
 def code_or_name(name: str, code: bytes) -> bytes:
     """The bytes that MLX gets as the code of the kernel with this name: a key by which it finds the code, else the
     code."""
-    return _stored(name, code) or code if _finds_stored_kernels() else code
+    return _stored(name, code) or code if finds_stored_kernels() else code
 
 
 def _stored(name: str, code: bytes) -> bytes | None:
@@ -63,7 +63,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @cache
-def _finds_stored_kernels() -> bool:
+def finds_stored_kernels() -> bool:
     """Whether MLX finds a kernel by the bytes that stand for its code."""
     stands = _stored(_NOTHING, _PROBE.encode())
     if stands is None:
