@@ -53,7 +53,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .autodiff.call import prepared
+from .autodiff.call import plain_call, prepared
 from .autodiff.learned import numbers_of
 from .autodiff.operands import ended_segments, without_ended
 from .backends import backend as backend_of
@@ -65,29 +65,19 @@ from .problem.quantization import quantization_of
 
 
 def attention(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array | None = None,
-    *,
-    value_dim: int | None = None,
+    q: mx.array, k: mx.array, v: mx.array | None = None, *, value_dim: int | None = None,
     scale: float | None = None,
     mask: str | mx.array | BlockMask | None = None,
-    causal: bool = False,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    alibi_slopes: mx.array | None = None,
-    sinks: mx.array | None = None,
+    causal: bool = False, window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None, alibi_slopes: mx.array | None = None, sinks: mx.array | None = None,
     segments: tuple[mx.array, mx.array] | None = None,
     lengths: mx.array | tuple[mx.array | None, mx.array] | None = None,
     pages: mx.array | None = None,
-    dropout: float = 0.0,
-    key: mx.array | None = None,
-    score: Score | str | None = None,
-    visible: Visible | str | None = None,
+    dropout: float = 0.0, key: mx.array | None = None,
+    score: Score | str | None = None, visible: Visible | str | None = None,
     return_lse: bool | str = False,
-    scratch: int | None = None,
-    stream: mx.Stream | mx.Device | None = None,
-) -> mx.array | tuple[mx.array, mx.array]:
+    scratch: int | None = None, stream: mx.Stream | mx.Device | None = None,
+) -> mx.array | tuple[mx.array, mx.array]:  # fmt: skip
     """Exact attention, softmax(scale * q k^T) v, in memory linear in the lengths, with gradients.
 
     Args:
@@ -115,6 +105,14 @@ def attention(
         cannot serve the call, and for second derivatives and mx.jvp.
     Details: help(mlx_flash.api). Sources: FlashAttention-2 (Dao 2023); metal-flash-attention (Turner 2024).
     """
+    # The calls of generation, whose host time counts: to look at every option would take a fifth of it.
+    if type(v) is mx.array and type(dropout) is float and dropout == 0 and return_lse is False and (
+        value_dim is mask is window is softcap is alibi_slopes is sinks is segments is lengths is pages is key
+        is score is visible is scratch is stream is None
+    ):  # fmt: skip
+        call = plain_call(q, k, v, scale, causal, current_backend())
+        if call is not None:
+            return call.run_plain(q, k, v)
     options = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks,
         "alibi_slopes": alibi_slopes, "segments": segments, "lengths": lengths, "pages": pages, "dropout": dropout,

@@ -39,6 +39,7 @@ REPLAYED_AFTER, LENGTHS_WATCHED = 128, 16  # calls with the same lengths before 
 STREAMS = (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
 NOTHING: dict[str, mx.array] = {}
 _cache: dict[tuple, Call] = {}
+_plain: dict[tuple, Call] = {}  # calls without arrays besides q, k and v, by a shorter key
 
 
 class Call:
@@ -99,15 +100,25 @@ class Call:
         arrays = (q, k, v) if self._as_they_are else self.inputs(q, k, v)
         if extras:
             arrays = (*arrays, *extras.values())
-        if self._replayed is not None and may_compile() and self._comes_again(problem):
-            out, L = self._replayed(*arrays)
-        else:
-            out, L = self._attention.run(FORWARD, *arrays, problem=problem)
-        value = self.pads[1]
-        out = out[..., :-value] if value else out
-        if not self.return_lse:
-            return out
-        return out, self.lse(L, arguments["sinks"])
+        replays = self._replayed is not None and self._comes_again(problem)
+        out, L = self._replayed(*arrays) if replays else self._attention.run(FORWARD, *arrays, problem=problem)
+        out = out[..., : self.signature.value_dim] if self.pads[1] else out
+        return (out, self.lse(L, arguments["sinks"])) if self.return_lse else out
+
+    def run_plain(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """`run` for a call that `plain_call` found: without arrays besides these, and without statistics."""
+        shapes, last = (q.shape, k.shape, v.shape), self._last
+        if last is None or last[0] != shapes:
+            problem = sized(self.inner, *shapes)
+            if self._headless or 0 in problem[1:4] or not shapes[1][0]:
+                return self._nothing(problem, q.dtype, None)
+            last = self._last = shapes, problem
+        if self._attention is None:
+            self._attend_with(())
+        arrays, problem = (q, k, v) if self._as_they_are else self.inputs(q, k, v), last[1]
+        replays = self._replayed is not None and self._comes_again(problem)
+        out, _ = self._replayed(*arrays) if replays else self._attention.run(FORWARD, *arrays, problem=problem)
+        return out[..., : self.signature.value_dim] if self.pads[1] else out
 
     def _attend_with(self, names: tuple[str, ...]) -> None:
         parts = self.quantization.inputs if self.quantization else ()
@@ -116,8 +127,11 @@ class Call:
         self._replayed = mx.compile(partial(self._attention.run, FORWARD)) if self.backend.replays else None
 
     def _comes_again(self, problem: Problem) -> bool:
-        """Whether these lengths repeat, as in training. A growing cache has each length only for as many calls as a
-        model has layers, and every graph that mx.compile keeps makes its lookup slower."""
+        """Whether these lengths repeat, as in training, so that this thread replays a compiled graph. A growing cache
+        has each length only for as many calls as a model has layers, and every graph that mx.compile keeps makes its
+        lookup slower."""
+        if not may_compile():
+            return False
         lengths = problem[1:]
         seen = self._seen.get(lengths, 0)
         if seen >= REPLAYED_AFTER:
@@ -231,9 +245,34 @@ def prepared(
     return call
 
 
+def plain_call(q, k, v: mx.array, scale: float | None, causal: bool, backend: Backend) -> Call | None:
+    """The Call for arguments of which all others have their defaults; None where `prepared` has to look at them, since
+    they are of other types or shapes, or the call is not plain. Raises ValueError as `prepared` does."""
+    if not (type(q) is type(k) is mx.array and (scale is None or type(scale) is float) and type(causal) is bool):
+        return None
+    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+    if not len(q_shape) == len(k_shape) == len(v_shape) == 4:
+        return None
+    key = (
+        q.dtype, q_shape[1], q_shape[3], k.dtype, k_shape[1], k_shape[3], v.dtype, v_shape[1], v_shape[3], scale,
+        causal, v is k, backend,
+    )  # fmt: skip
+    call = _plain.get(key)
+    if call is None:
+        arguments = {"scale": scale, "causal": causal, "dropout": 0.0, "latent": v is k}
+        call = prepared(q, k, v, backend, None, False, arguments)
+        if not call.inner.variants.bare:
+            return None
+        if len(_plain) >= CACHE_SIZE:
+            del _plain[next(iter(_plain))]
+        _plain[key] = call
+    return call
+
+
 def clear_cache() -> None:
     """Drops all cached calls with their functions and plans, as needed after a change of templates."""
     _cache.clear()
+    _plain.clear()
     attend.cache_clear()
     plan.cache_clear()
 

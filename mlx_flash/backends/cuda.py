@@ -171,19 +171,6 @@ class _Ready:
             return [inputs[name] for name in self.kernel.input_names]
         return self.launch.arguments(inputs)
 
-    def run(self, inputs: dict, stream) -> list[mx.array]:
-        launch, prepared = self.launch, self.prepared
-        if not prepared.by_value:
-            arrays = self.arguments(inputs)
-            return self.kernel.start(prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
-        arrays = launch.arguments(inputs, self.arrays)
-        if prepared.facts is not None:
-            arrays.append(prepared.facts)
-        return prepared.call(
-            inputs=arrays, output_shapes=launch.output_shapes, output_dtypes=launch.output_dtypes,
-            stream=mx.gpu if stream is None else stream, **prepared.fixed,
-        )  # fmt: skip
-
 
 def _form(array: mx.array) -> tuple:
     return array.shape, array.dtype
@@ -201,12 +188,25 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.arr
     """Runs a kernel. Raises UnsupportedProblem if it is not cached and there is no compiler."""
     launch = plan.launch(problem)
     ready = launch.ready
-    if ready is None or not ready.serves(inputs):
+    if ready is None or (ready.others and not ready.serves(inputs)):
         try:
             ready = _ready(plan, problem, inputs, launch)
         except ToolchainError as error:
             raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
-    return ready.run(inputs, stream)
+    prepared = ready.prepared
+    if not prepared.by_value:
+        arrays = ready.arguments(inputs)
+        return ready.kernel.start(prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
+    arrays = launch.arguments(inputs, ready.arrays)
+    if prepared.facts is not None:
+        arrays.append(prepared.facts)
+    return prepared.call(
+        inputs=arrays,
+        output_shapes=launch.output_shapes,
+        output_dtypes=launch.output_dtypes,
+        stream=mx.gpu if stream is None else stream,
+        **prepared.fixed,
+    )
 
 
 def _ready(plan: Plan, problem: Problem, inputs: dict, launch: Launch) -> _Ready:

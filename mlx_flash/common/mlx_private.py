@@ -209,7 +209,7 @@ def compiled_name(name: str, code: bytes) -> str:
 
 
 _CUDA_TYPES = {mx.bool_: "bool", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.float32: "float"}
-_CUDA_HEADER = '''
+_CUDA_HEADER = """
 #include "mlx/backend/cuda/device/utils.cuh"
 
 #include <cooperative_groups.h>
@@ -218,10 +218,12 @@ namespace mlx::core::cu {
 
 namespace cg = cooperative_groups;
 
-__global__ void '''
+__global__ void """
 
 
-def cuda_text(name: str, inputs: list[tuple[str, mx.Dtype, int]], outputs: list[tuple[str, mx.Dtype]], body: str) -> str:
+def cuda_text(
+    name: str, inputs: list[tuple[str, mx.Dtype, int]], outputs: list[tuple[str, mx.Dtype]], body: str
+) -> str:
     """The text that mx.fast.cuda_kernel makes for inputs with these names, dtypes and numbers of axes. It names the
     function custom_kernel_ and the kernel's name, in the namespace mlx::core::cu.
 
@@ -235,7 +237,9 @@ def cuda_text(name: str, inputs: list[tuple[str, mx.Dtype, int]], outputs: list[
     for array, dtype, axes in inputs:
         parameters.append(f"const {typed(dtype)}* {array}")
         parts = (("Shape", "shape"), ("Strides", "strides"), ("int", "ndim")) if axes else ()
-        parameters += [f"const __grid_constant__ {kind} {array}_{part}" for kind, part in parts if f"{array}_{part}" in body]
+        parameters += [
+            f"const __grid_constant__ {kind} {array}_{part}" for kind, part in parts if f"{array}_{part}" in body
+        ]
     parameters += [f"{typed(dtype)}* {array}" for array, dtype in outputs]
     lines = ",\n    ".join(parameters)
     return f"{_CUDA_HEADER}custom_kernel_{name}(\n    {lines}) {{\n{body}\n}}\n\n}} // namespace mlx::core::cu\n"

@@ -92,18 +92,14 @@ class Layout(NamedTuple):
 @dataclass
 class Prepared:
     """The part of a launch that depends only on the shapes and dtypes of its inputs, and not even on lengths where
-    they are passed by value. `call`: the function of MLX that launches it; `fixed`: constant arguments of it. `facts`:
-    one array with everything in `Layout.places`."""
+    they are passed `by_value`: then the inputs are the arrays of the call, and the facts. `call`: the function of MLX
+    that launches it; `fixed`: constant arguments of it. `facts`: one array with everything in `Layout.places`."""
 
     call: Callable
     fixed: dict
     layout: Layout
     facts: mx.array | None
-
-    @property
-    def by_value(self) -> bool:
-        """Whether MLX passes shapes and strides, so that the inputs are the arrays and then the facts."""
-        return self.call is not mx.fast.precompiled_cuda_kernel
+    by_value: bool = False
 
     def inputs(self, arrays, stream) -> list[mx.array]:
         """The arrays and strides that the kernel reads, followed by the facts.
@@ -247,7 +243,7 @@ class CudaKernel(MetalKernel):
         inputs = tuple((a.dtype, a.ndim, a.size) for a in arrays)
         ptx, layout, by_values = self._code(inputs, template, dtypes, place, known, verbose)
         if by_values:
-            return Prepared(by_values, place.launched(), layout, self.facts_of(arrays, known, values=True))
+            return Prepared(by_values, place.launched(), layout, self.facts_of(arrays, known, True), True)
         fixed = dict(
             name=ptx.name,
             compiled_source=ptx.code,

@@ -41,9 +41,10 @@ class Variant:
     lanes are active, so that they need not check. `fast_math`: the value of __FAST_MATH__ that the text sees.
     `facts`: (index of a buffer, offset in bytes) of the buffers that lie together in one array of facts, which is
     parameter number `facts_at`. `values`: (index of a buffer, type, number) of the shapes and strides that a launch
-    passes by value; the launch then passes no grid, which is neither folded nor ragged. `producers`: the number of producer threads, the last ones of the threadgroup, which
-    only copy blocks for the consumers. `registers`: (registers of a producer thread, registers of a consumer thread)
-    after setmaxnreg (Hopper), or None. `resident`: threadgroups that a core holds at a time, if `registers` are given.
+    passes by value; the launch then passes no grid, which is neither folded nor ragged. `producers`: the number of
+    producer threads, the last ones of the threadgroup, which only copy blocks for the consumers. `registers`:
+    (registers of a producer thread, registers of a consumer thread) after setmaxnreg (Hopper), or None. `resident`:
+    threadgroups that a core holds at a time, if `registers` are given.
     """
 
     threadgroup: tuple[int, int, int]
