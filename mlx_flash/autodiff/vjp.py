@@ -46,6 +46,7 @@ from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
 
 Arrays = tuple[mx.array, ...]
+LENGTHS_KEPT = 64  # lengths of which an Attention remembers how many heads keep P and dS
 
 
 def run_kernel(
@@ -158,6 +159,7 @@ class Attention:
         self._reads, self._followed = cache(self._reads_of), cache(self._followed_of)
         self._decodes = backend.decodes and not signature.variants.dropout
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
+        self._kept_heads: dict[tuple, int] = {}  # by the shapes of Q and K
         self.refused = ""  # why a kernel of this signature is not used, if one is not
         self._guard = _guard(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
@@ -223,7 +225,14 @@ class Attention:
         """The kernel with its derivative, or of a backward kernel with the error for a second one."""
         if kind is FORWARD:
             return custom(partial(self._kernel, FORWARD), self._vjp, NO_VMAP, self._jvp)
-        return lambda *arrays: _once(*self._kernel(kind, *arrays))
+        if kind is not BACKWARD_QUERY_DELTA or "sinks" in self.names:
+            return lambda *arrays: _once(*self._kernel(kind, *arrays))
+
+        def query_delta(*arrays):
+            d_q, delta = self._kernel(kind, *arrays)
+            return *_once(d_q), delta  # only other kernels read delta
+
+        return query_delta
 
     def _differentiable_beyond(self, kind: KernelKind) -> Callable:
         """The kernel with the built-in's rules for the derivatives that attention does not have (beyond.py)."""
@@ -261,7 +270,7 @@ class Attention:
         """The gradients of the inputs, in order."""
         (q, k, v, *extras), (O, L) = primals, outputs
         # All other arrays passed through a guard before.
-        function_of, (d_o, d_L) = self._traced((True, True), *cotangents, asked=True)
+        function_of, (d_o, d_L) = self._traced((True, self.with_lse), *cotangents, asked=True)
 
         def run(kind: KernelKind, *arrays: mx.array) -> Arrays:
             return function_of(kind)(*arrays)
@@ -295,9 +304,16 @@ class Attention:
         """Key heads whose P and dS are kept at a time for gradients, 0 for none."""
         if self.backend.family is None or mapped_array() is not None:
             return 0
-        problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
-        heads = heads_at_a_time(problem, self.backend.family)
-        return heads if heads and all_serve(KEPT_KINDS, turn_of(problem, heads), self.backend) else 0
+        shapes = q.shape, k.shape
+        found = self._kept_heads.get(shapes)
+        if found is None:
+            if len(self._kept_heads) >= LENGTHS_KEPT:
+                self._kept_heads.clear()
+            problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
+            heads = heads_at_a_time(problem, self.backend.family)
+            serve = heads and all_serve(KEPT_KINDS, turn_of(problem, heads), self.backend)
+            found = self._kept_heads[shapes] = heads if serve else 0
+        return found
 
     def _five_products(self, heads: int, arrays: Arrays, run: Callable) -> Arrays:
         """dQ, dK and dV by kernels between which P and dS are kept, for so many key heads at a time."""
