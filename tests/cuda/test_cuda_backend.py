@@ -267,12 +267,20 @@ KERNELS += [pytest.param(*kernel, marks=pytest.mark.slow) for kernel in MORE_KER
 @pytest.mark.parametrize("step, family, dtype, features", KERNELS, ids=lambda value: str(value)[:20])
 def test_kernels_assemble(step, family, dtype, features, assembled):
     """One of every step, with all that goes together; `tests/cuda/gpu/cuda_trust.py --precompile` compiles the rest."""
-    made = compiled(step, FAMILIES[family], dtype, features)
+    check_assembles(compiled(step, FAMILIES[family], dtype, features), FAMILIES[family], assembled)
+
+
+@pytest.mark.parametrize("step, family, dtype, features", KERNELS[:2], ids=lambda value: str(value)[:20])
+def test_kernels_assemble_where_shapes_lie_in_memory(step, family, dtype, features, assembled):
+    check_assembles(compiled(step, FAMILIES[family], dtype, features, values=False), FAMILIES[family], assembled)
+
+
+def check_assembles(made, family, assembled) -> None:
     text = made.code.decode()
     assert f".entry {made.name}(" in text and "__clang_ocl" not in text and ".const" not in text
     # Older drivers know these versions too.
     assert ".version 7.1\n.target sm_80\n" in text or ".version 8.0\n.target sm_90a\n" in text
-    assert made.shared_memory <= FAMILIES[family].threadgroup_bytes
+    assert made.shared_memory <= family.threadgroup_bytes
     if ".target sm_90a" in text:
         check_registers_balance(text)
     path = next(path for path in ptx.cache_directory().glob("*.ptx") if path.read_bytes() == made.code)
@@ -291,8 +299,8 @@ def check_registers_balance(text: str) -> None:
 NUMBERS = ("scale", "softcap", "survivor_scale", "window", "extents", "decode_params")
 
 
-def compiled(step, family, dtype, features):
-    """The kernel of one table row, for operands of the shapes that a launch has."""
+def compiled(step, family, dtype, features, values=True):
+    """The kernel of one table row, for operands of the shapes that a launch has. `values`: as in CudaKernel.layout."""
     row = candidates(step, precision_of(dtype), family)[0]
     head_dim = 16 if row.tiles == "simdgroup" else 64
     threads = max_threads(step, row, precision_of(dtype), family, head_dim)
@@ -301,7 +309,7 @@ def compiled(step, family, dtype, features):
     outputs = [getattr(mx, name) for name in kernel.output_dtypes]
     grid = Grid((row.threads * 4, 8, 2), (row.threads, 1, 1))
     known = [index for index, name in enumerate(kernel.inputs) if name in NUMBERS]
-    return cuda._of(row)(kernel).compiled(inputs, [], outputs, grid, known)
+    return cuda._of(row)(kernel).compiled(inputs, [], outputs, grid, known, values=values)
 
 
 def operand(name: str, dtype: str, features: Variants):
