@@ -20,15 +20,17 @@ from ..common.errors import UnsupportedProblem, wrong
 from ..common.mlx_private import may_compile
 from ..common.scalars import LARGEST, shown, truth
 from ..kernels.plan import plan
+from ..kernels.split_kv import QUERIES
 from ..masks import BlockMask
 from ..problem.formulas.score import Score, Visible
 from ..problem.kinds import FORWARD
 from ..problem.problem import SIZED, Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
+from .decoding import Decoding
 from .operands import operands
 from .statistics import natural
-from .vjp import attend, refuse_shapeless
+from .vjp import attend, refuse_shapeless, traced
 
 CACHE_SIZE = 1024  # signatures
 SPLIT = "split"  # return_lse in two parts: the largest score, and the logarithm of the sum relative to it
@@ -79,6 +81,7 @@ class Call:
         self._headless = not signature.query_heads
         self._as_they_are = self.of_q == 1 and not any(self.pads) and quantization is None
         self._seen: dict[tuple, int] = {}
+        self._decoding: dict[int, Decoding | None] = {}  # by the number of queries
 
     def run(self, q: mx.array, k, v, arguments: dict):
         """The result of one call. `arguments`: the options of `attention`, by name. Raises ValueError for lengths that
@@ -116,8 +119,14 @@ class Call:
         if self._attention is None:
             self._attend_with(())
         arrays, problem = (q, k, v) if self._as_they_are else self.inputs(q, k, v), last[1]
+        decoding = self._decoding.get(problem.query_length)
+        if decoding is not None and not traced():
+            out = decoding(*arrays, problem)
+            return out[..., : self.signature.value_dim] if self.pads[1] else out
         replays = self._replayed is not None and self._comes_again(problem)
         out, _ = self._replayed(*arrays) if replays else self._attention.run(FORWARD, *arrays, problem=problem)
+        if problem.query_length <= QUERIES:
+            self._decoding[problem.query_length] = self._attention.decoding(problem.query_length)
         return out[..., : self.signature.value_dim] if self.pads[1] else out
 
     def _attend_with(self, names: tuple[str, ...]) -> None:

@@ -41,6 +41,7 @@ from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, all_serve, choose
+from .decoding import Decoding, joined
 from .operands import SUM, array_inputs, kernel_inputs, problem_of_arrays
 from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
@@ -63,11 +64,7 @@ def run_kernel(
         inputs["mask_map"] = map_of_mask(kind, problem, backend, stream, inputs["attention_mask"])
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and launch.parts > 1:
-        combine = plan.resources.get(COMBINE)
-        if combine is None:
-            combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, backend.family)
-        parts = dict(zip(COMBINE.inputs, outputs)) | {"scale": problem.scale}
-        kind, plan, outputs = COMBINE, combine, backend.run(COMBINE, combine, problem, parts, stream)
+        outputs = joined(Choice(kind, backend, plan), problem, outputs, stream)
     if plan is not None and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.
@@ -82,6 +79,11 @@ def map_of_mask(kind: KernelKind, problem: Problem, backend: Backend, stream, ma
         return mask_map.unknown(problem)
     own = mask[tuple(slice(extent) for extent in problem.mask_shape)]
     return mask_map.spread(problem, run_kernel(MASK_MAP, problem, backend, stream, {"attention_mask": own})[0])
+
+
+def traced() -> bool:
+    """Whether a transformation traces, so that a kernel needs rules for it."""
+    return trace.batched is not None or trace.export is not None or in_trace()
 
 
 def _refuse(what: str, *_, function: str = "attention"):
@@ -169,10 +171,18 @@ class Attention:
     def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
         """The outputs of one kind of kernel, differentiable where something traces. `problem`: None to read it off the
         arrays."""
-        if trace.batched is None and trace.export is None and not in_trace():
+        if not traced():
             return self._kernel(kind, *arrays, problem=problem)  # outside of traces no rules are needed
         function_of, arrays = self._traced(self._followed(kind), *arrays)
         return function_of(kind)(*arrays)
+
+    def decoding(self, queries: int) -> Decoding | None:
+        """The short way of calls with so many queries that no transformation traces; None where there is none, or no
+        such call was made before."""
+        choice = self._choices.get(queries)
+        if choice is None or choice.kind is not DECODE or self.refused or choice.plan.casts or self.names:
+            return None
+        return Decoding(choice, queries, self.stream) if self.signature.variants.plain else None
 
     def _traced(self, followed: tuple[bool, ...], *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
         """(the function of each kind of kernel in the current trace, the arrays to pass to it).

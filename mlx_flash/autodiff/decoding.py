@@ -1,0 +1,42 @@
+"""Decoding in as few steps as a launch allows, for the calls of generation: every layer of every token makes one.
+
+They have no option but the scale and causality, and no transformation traces them. All else was decided by an earlier
+call with as many queries; any other call takes the steps of vjp.py, which launch the same kernels on the same arrays.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..kernels.plan import plan_of
+from ..problem.kinds import COMBINE, DECODE
+from ..problem.problem import Problem
+from .choice import Choice
+
+
+def joined(choice: Choice, problem: Problem, parts: list[mx.array], stream) -> list[mx.array]:
+    """O and L of all keys, from the outputs of the decoding kernel for several parts of them."""
+    combine = choice.plan.resources.get(COMBINE)
+    if combine is None:
+        combine = choice.plan.resources[COMBINE] = plan_of(COMBINE, problem, choice.backend.family)
+    inputs = {"O_parts": parts[0], "L_parts": parts[1], "scale": problem.signature.scale}
+    return choice.backend.run(COMBINE, combine, problem, inputs, stream)
+
+
+class Decoding:
+    """The decoding kernel of one signature for one number of queries, as a function of q, k and v."""
+
+    def __init__(self, choice: Choice, queries: int, stream):
+        signature = choice.plan.signature
+        self.choice, self.stream, self.scale = choice, stream, signature.scale
+        self.rows = signature.key_heads, signature.group * queries, signature.head_dim
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, problem: Problem) -> mx.array:
+        (_, backend, plan, _), stream = self.choice, self.stream
+        launch = plan.launch(problem)
+        inputs = {
+            "Q": mx.reshape(q, (problem[1], *self.rows), stream=stream), "K": k, "V": v, "scale": self.scale,
+            "decode_params": launch.decode_params,
+        }  # fmt: skip
+        outputs = backend.run(DECODE, plan, problem, inputs, stream)
+        return (joined(self.choice, problem, outputs, stream) if launch.parts > 1 else outputs)[0]
