@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..kernels.plan import plan_of
+from ..kernels.plan import Plan, plan_of
 from ..problem.kinds import COMBINE, DECODE
 from ..problem.problem import Problem
 from .choice import Choice
 
 
-def joined(choice: Choice, problem: Problem, parts: list[mx.array], stream) -> list[mx.array]:
-    """O and L of all keys, from the outputs of the decoding kernel for several parts of them."""
-    combine = choice.plan.resources.get(COMBINE)
+def joining(plan: Plan, problem: Problem, parts: list[mx.array]) -> tuple[Plan, dict]:
+    """(the plan of the kernel that joins parts of the keys, what it reads). `plan`: of the decoding kernel, whose
+    outputs `parts` are."""
+    combine = plan.resources.get(COMBINE)
     if combine is None:
-        combine = choice.plan.resources[COMBINE] = plan_of(COMBINE, problem, choice.backend.family)
-    inputs = {"O_parts": parts[0], "L_parts": parts[1], "scale": problem.signature.scale}
-    return choice.backend.run(COMBINE, combine, problem, inputs, stream)
+        combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, plan.family)
+    return combine, {"O_parts": parts[0], "L_parts": parts[1], "scale": problem.signature.scale}
 
 
 class Decoding:
@@ -39,4 +39,7 @@ class Decoding:
             "decode_params": launch.decode_params,
         }  # fmt: skip
         outputs = backend.run(DECODE, plan, problem, inputs, stream)
-        return (joined(self.choice, problem, outputs, stream) if launch.parts > 1 else outputs)[0]
+        if launch.parts > 1:
+            combine, parts = joining(plan, problem, outputs)
+            outputs = backend.run(COMBINE, combine, problem, parts, stream)
+        return outputs[0]

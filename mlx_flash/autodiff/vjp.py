@@ -41,7 +41,7 @@ from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, all_serve, choose
-from .decoding import Decoding, joined
+from .decoding import Decoding, joining
 from .operands import SUM, array_inputs, kernel_inputs, problem_of_arrays
 from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
@@ -64,7 +64,8 @@ def run_kernel(
         inputs["mask_map"] = map_of_mask(kind, problem, backend, stream, inputs["attention_mask"])
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and launch.parts > 1:
-        outputs = joined(Choice(kind, backend, plan), problem, outputs, stream)
+        kind, (plan, parts) = COMBINE, joining(plan, problem, outputs)
+        outputs = backend.run(kind, plan, problem, parts, stream)
     if plan is not None and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.
