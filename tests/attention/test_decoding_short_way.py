@@ -92,6 +92,26 @@ def test_options_take_the_long_way(taken, options):
     assert not taken
 
 
+def test_values_that_are_keys_and_others(taken):
+    """A kernel that loads keys once for both serves no other values."""
+    case = Case(1, 40, 16, group=2, key_heads=2)
+    arrays = case.arrays()
+    q, k, v = (arrays[name] for name in "qkv")
+    with use_backend("simulator"):
+        for _ in range(2):
+            attention(q, k, k)
+            expected(case, arrays).check(O=attention(q, k, v))
+
+
+def test_other_numbers_of_queries(taken):
+    with use_backend("simulator"):
+        for queries in (1, 3, 1, 3, 2):
+            case = Case(queries, 40, 16, group=2, key_heads=2)
+            arrays = case.arrays()
+            expected(case, arrays).check(O=attention(*(arrays[name] for name in "qkv")))
+    assert len(taken) == 2
+
+
 @pytest.mark.parametrize("wrong", ["dtype", "heads", "width", "batch", "length", "rank", "type"])
 def test_wrong_arrays_after_right_ones(taken, wrong):
     q, k, v = drawn((2, 4, 1, 16), (2, 2, 40, 16), (2, 2, 40, 16))

@@ -229,22 +229,23 @@ def caches() -> int:
     """Everything that is made once per signature, counted: calls, functions, plans, kernel texts, launches."""
     launches = [len(one.resources["launches"]) for one in (attend_plans())]
     found = (attend, plan, source.build, constant)
-    return len(calls._cache) + sum(one.cache_info().misses for one in found) + sum(launches)
+    return len(calls._cache) + len(calls._plain) + sum(one.cache_info().misses for one in found) + sum(launches)
 
 
 def attend_plans():
     return [kept.plan for call in calls._cache.values() for kept in call._attention._choices.values() if kept.plan]
 
 
-def test_a_growing_cache_builds_nothing(stub, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"softcap": 9.0}], ids=["plain", "capped"])
+def test_a_growing_cache_builds_nothing(stub, monkeypatch, options):
     """200 tokens, after a first one: no evaluation, and of 6 caches no new entry but where a part is added."""
     evaluated = []
     monkeypatch.setattr(mx, "eval", lambda *arrays: evaluated.append(arrays))
     whole, q = mx.zeros((1, 2, 2048, 64)), Q[:, :, :1]
-    attention(q, whole[:, :, :1024], whole[:, :, :1024], causal=True)
+    attention(q, whole[:, :, :1024], whole[:, :, :1024], causal=True, **options)
     before, parts = caches(), set()
     for keys in range(1025, 1225):
-        attention(q, whole[:, :, :keys], whole[:, :, :keys], causal=True)
+        attention(q, whole[:, :, :keys], whole[:, :, :keys], causal=True, **options)
         parts |= {tuple(one.resources["launches"]) for one in attend_plans()}
     grown = len(max(parts, key=len)) - 1  # launches that differ in the number of parts or in their length
     assert not evaluated and caches() - before <= 2 * grown <= 12

@@ -82,6 +82,7 @@ PAIRS = {
     "width-of-v": ({"v": V}, {"v": V[..., :40]}),
     "number-of-keys": ({"k": K[:, :, :64], "v": V[:, :, :64]}, {}),
     "number-of-queries": ({"q": Q[:, :, :33]}, {}),
+    "queries-of-a-capped-call": ({"q": Q[:, :, :33], "softcap": 9.0}, {"softcap": 9.0}),
     "batch": ({"q": Q[:1], "k": K[:1], "v": V[:1]}, {}),
     "dtype": ({}, {name: array.astype(mx.float16) for name, array in zip("qkv", (Q, K, V))}),
 }  # fmt: skip

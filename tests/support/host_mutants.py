@@ -11,6 +11,7 @@ from limit_mutants import LIMITS, SERVED_CALLS, SMALL
 APART = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[37-reference-{}]"
 FEW = "test_operands_apart.py::test_options_of_few_elements[{}]"
 AXES = "test_vmap.py::test_any_axis_of_any_argument[reference-{}]"
+GROWING = "test_host_cost.py::test_a_growing_cache_builds_nothing[{}]"
 PAIR = "test_call_pairs.py::test_calls_that_differ_in_one_thing[reference-{}]"
 SERVED = "test_patch_answers.py::test_served_calls_have_our_numbers[{}]"
 
@@ -71,9 +72,23 @@ KEYS = of("key of a cache", "autodiff/call.py",
      PAIR.format("key-heads")),
     ("columns", "v.dtype, v_heads, v_width", "v.dtype, v_heads", PAIR.format("width-of-v")),
     ("a-length-too", "key = (form, backend,", "key = (form, k.shape, backend,",
-     "test_host_cost.py::test_a_growing_cache_builds_nothing"),
+     GROWING.format("capped")),
     ("lengths-of-the-call-before", "last is not None and last[0] == shapes", "last is not None",
+     PAIR.format("queries-of-a-capped-call")),
+    ("plain-call-with-a-length", "q_shape[3], k.dtype, k_shape[1]", "q_shape[3], k.dtype, k_shape[2], k_shape[1]",
+     GROWING.format("plain")),
+    ("plain-call-of-any-dtype", "q.dtype, q_shape[1], q_shape[3], k.dtype, k_shape[1], k_shape[3], v.dtype,",
+     "q_shape[1], q_shape[3], k_shape[1], k_shape[3],", PAIR.format("dtype")),
+    ("plain-call-of-any-scale", "v_shape[3], scale,", "v_shape[3],", PAIR.format("scale")),
+    ("plain-causal-call", "causal, v is k, backend,", "v is k, backend,", PAIR.format("causal")),
+    ("plain-call-whose-values-are-keys", "causal, v is k, backend,", "causal, backend,",
+     "test_decoding_short_way.py::test_values_that_are_keys_and_others"),
+    ("lengths-of-the-plain-call-before", "if last is None or last[0] != shapes:", "if last is None:",
      PAIR.format("number-of-queries")),
+    ("short-way-in-a-trace", "decoding is not None and not traced()", "decoding is not None",
+     "test_decoding_short_way.py::test_gradients_maps_and_compiled_calls_take_the_long_way"),
+    ("short-way-of-other-queries", "self._decoding.get(problem.query_length)",
+     "next(iter(self._decoding.values()), None)", "test_decoding_short_way.py::test_other_numbers_of_queries"),
     ("dtype-of-mask", "return value.dtype, value.ndim", "return value.ndim", PAIR.format("dtype-of-mask")),
     ("statistics", "where, return_lse, page, *given)", "where, page, *given)", PAIR.format("statistics")),
     ("values-of-numbers", "(name, type(value), value) if type", "(name, type(value)) if type",
