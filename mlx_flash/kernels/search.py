@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 from ..problem.kinds import KernelKind
 from .config import TileConfig, precision_of
@@ -31,11 +32,17 @@ def ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int, most: in
     others in the order of the cost model, or for tensor cores, which the model does not cover, by their distance from
     the table's row.
     """
+    return list(_ranked(kind, dtype, replace(family, tuned=Tuned()), head_dim)[:most])
+
+
+@lru_cache  # proving thousands of rows takes a quarter of a second, and `tune` asks for them again to go on or to show
+def _ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> tuple[TileConfig, ...]:
+    """All legal rows of a family for which nothing was tuned."""
     own = table_row(kind, dtype, family, head_dim)
     if own.tiles != "simdgroup":
         found = sorted(_tensor_rows(kind, family, own, head_dim), key=lambda row: _distance(row, own))
     else:
-        original = replace(family, table=TABLE_PREFIX + family.table.removeprefix(TABLE_PREFIX), tuned=Tuned())
+        original = replace(family, table=TABLE_PREFIX + family.table.removeprefix(TABLE_PREFIX))
         rows = candidates(kind, precision_of(dtype), original)
         theirs = replace(next((row for row in rows if head_dim <= row.max_head), rows[-1]), max_head=head_dim)
         found = sorted(
@@ -43,7 +50,7 @@ def ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int, most: in
             key=lambda row: predicted(kind, row, dtype, family, head_dim), reverse=True,
         )  # fmt: skip
         found = [theirs, *found] if is_legal(kind, dtype, family, theirs) else found
-    return list(dict.fromkeys((replace(own, max_head=head_dim), *found)))[:most]
+    return tuple(dict.fromkeys((replace(own, max_head=head_dim), *found)))
 
 
 def predicted(kind: KernelKind, row: TileConfig, dtype: str, family: Family, head_dim: int) -> float:
