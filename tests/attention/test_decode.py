@@ -126,7 +126,7 @@ def test_keys_and_values_are_read_once_a_group(family, group, queries, dtype):
     """Bytes are counted for each key head: query heads of a group do not read keys and values again. Rows beyond a
     block do, and so does each simdgroup of a block where operands are read directly, which the first level of cache
     serves."""
-    arrays = shaped(group, queries, 600, 64, dtype)
+    arrays = shaped(group, queries, 600, 16, dtype)
     decode = launches(family, *arrays)[0]
     told = explain(*arrays, backend="simulator", family=family).kernels[0]
     blocks = -(-group * queries // told.blocks[0])

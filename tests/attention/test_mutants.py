@@ -124,19 +124,15 @@ def test_a_mutant_is_killed(mutant, mutated):
 
 
 def unchanged() -> list:
-    """(mode of the simulator, killers of one file) of the mutants that do not wait; of all, in tests that wait."""
-    found = []
-    for mutants, which, marks in ((FEW, "few", []), (MUTANTS, "all", [pytest.mark.slow])):
-        killers = defaultdict(set)
-        for mutant in mutants:
-            killers[mutant.killed_by.partition("::")[0], mutant.mode].add(mutant.killed_by)
-        found += [
-            pytest.param(how, tests, id=f"{file}-{how}-{which}", marks=marks)
-            for (file, how), tests in sorted(killers.items())
-        ]
-    return found
+    """(mode of the simulator, killers of one file)."""
+    killers = defaultdict(set)
+    for mutant in MUTANTS:
+        killers[mutant.killed_by.partition("::")[0], mutant.mode].add(mutant.killed_by)
+    return [pytest.param(how, tests, id=f"{file}-{how}") for (file, how), tests in sorted(killers.items())]
 
 
+# In mode "check" they are tests of the default run anyway.
+@pytest.mark.slow
 @pytest.mark.simulator
 @pytest.mark.parametrize("how, tests", unchanged())
 def test_unchanged_templates_pass(how, tests, mutated):
