@@ -67,10 +67,11 @@ class Rotation:
         if odd == 1:
             return mx.hadamard_transform(array, scale=scale)
         columns = _signs_matrix(odd).T if transposed else _signs_matrix(odd)
-        parts = array.astype(mx.float32).reshape(*array.shape[:-1], odd, power)  # 16-bit arrays are rounded only once
+        # 16 bits are rounded only once. A reshape would fix a shapeless trace to the other axes of its first call.
+        parts = mx.unflatten(array.astype(mx.float32), -1, (odd, power))
         parts = parts * scale if power == 1 else mx.hadamard_transform(parts, scale=scale)
         parts = parts.swapaxes(-1, -2) @ columns
-        return parts.swapaxes(-1, -2).reshape(array.shape).astype(array.dtype)
+        return mx.flatten(parts.swapaxes(-1, -2), -2, -1).astype(array.dtype)
 
     def _checked(self, array: mx.array) -> mx.array:
         if not isinstance(array, mx.array) or not mx.issubdtype(array.dtype, mx.floating):

@@ -76,6 +76,18 @@ def test_every_transformation_keeps_the_gradient(dimension):
     close(second, 2 * (bounds.float64(w) @ rows * bounds.float64(w)) @ rows.T, "second", dimension)
 
 
+@pytest.mark.parametrize("dimension", [64, 80])
+def test_a_shapeless_trace_serves_every_length(dimension):
+    """Outputs and gradients of every map."""
+    for name, map in maps(dimension).items():
+        for function in (map, mx.grad(lambda x, map=map: mx.square(map(x)).sum())):
+            compiled = mx.compile(function, shapeless=True)
+            for rows in (3, 7):
+                x = mx.random.normal((rows, dimension), key=mx.random.key(rows))
+                case = f"{name} {rows}"
+                bounds.check("dQ", compiled(x), bounds.float64(function(x)), case, "float32", terms=dimension**0.5)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bits_are_rounded_once(dtype):
     x, w = mx.random.normal((2, 3, 80), key=mx.random.key(4)).astype(getattr(mx, dtype))
