@@ -110,9 +110,9 @@ def attention(
         value_dim is mask is window is softcap is alibi_slopes is sinks is segments is lengths is pages is key
         is score is visible is scratch is stream is None
     ):  # fmt: skip
-        call = plain_call(q, k, v, scale, causal, current_backend())
-        if call is not None:
-            return call.run_plain(q, k, v)
+        found = plain_call(q, k, v, scale, causal, current_backend())
+        if found is not None:
+            return found[0].run_plain(q, k, v, found[1])
     options = {
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks,
         "alibi_slopes": alibi_slopes, "segments": segments, "lengths": lengths, "pages": pages, "dropout": dropout,

@@ -108,9 +108,9 @@ class Call:
         out = out[..., : self.signature.value_dim] if self.pads[1] else out
         return (out, self.lse(L, arguments["sinks"])) if self.return_lse else out
 
-    def run_plain(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    def run_plain(self, q: mx.array, k: mx.array, v: mx.array, shapes: tuple) -> mx.array:
         """`run` for a call that `plain_call` found: without arrays besides these, and without statistics."""
-        shapes, last = (q.shape, k.shape, v.shape), self._last
+        last = self._last
         if last is None or last[0] != shapes:
             problem = sized(self.inner, *shapes)
             if self._headless or 0 in problem[1:4] or not shapes[1][0]:
@@ -254,9 +254,12 @@ def prepared(
     return call
 
 
-def plain_call(q, k, v: mx.array, scale: float | None, causal: bool, backend: Backend) -> Call | None:
-    """The Call for arguments of which all others have their defaults; None where `prepared` has to look at them, since
-    they are of other types or shapes, or the call is not plain. Raises ValueError as `prepared` does."""
+def plain_call(q, k, v: mx.array, scale, causal, backend: Backend) -> tuple[Call, tuple] | None:
+    """(the Call for these arguments, where all others have their defaults; the shapes of q, k and v).
+
+    None where `prepared` has to look at them, since they are of other types or ranks, or the call is not plain. Raises
+    ValueError as `prepared` does.
+    """
     if not (type(q) is type(k) is mx.array and (scale is None or type(scale) is float) and type(causal) is bool):
         return None
     q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
@@ -275,7 +278,7 @@ def plain_call(q, k, v: mx.array, scale: float | None, causal: bool, backend: Ba
         if len(_plain) >= CACHE_SIZE:
             del _plain[next(iter(_plain))]
         _plain[key] = call
-    return call
+    return call, (q_shape, k_shape, v_shape)
 
 
 def clear_cache() -> None:

@@ -152,7 +152,8 @@ def awaited(arrays: list[mx.array]) -> list[mx.array]:
 
 # A view as bytes, for a kernel that reads an array through its strides. MLX copies the array only where its last axis
 # is not contiguous, and the view has at least as many elements as the array.
-as_bytes = methodcaller("view", mx.uint8)
+BYTES = mx.uint8
+as_bytes = methodcaller("view", BYTES)
 
 # MLX passes inputs of fewer elements to a kernel in the constant address space, as references where they have no axes.
 CONSTANT_BELOW = 8

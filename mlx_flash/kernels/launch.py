@@ -9,7 +9,7 @@ from math import prod
 
 import mlx.core as mx
 
-from ..common.mlx_private import CONSTANT_BELOW, as_bytes, contiguous
+from ..common.mlx_private import BYTES, CONSTANT_BELOW, as_bytes, contiguous
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, MASK_MAP, SCORES, KernelKind
 from ..problem.problem import Problem
 from ..problem.variants import ARGUMENT_TYPES
@@ -63,7 +63,7 @@ class Launch:
         return [
             constant(value) if type(value) is not mx.array
             else _argument(name, value) if name in CONTIGUOUS or value.size < CONSTANT_BELOW
-            else as_bytes(value) if name in STRIDED
+            else value.view(BYTES) if name in STRIDED
             else value
             for name in names or self.kernel.inputs
             for value in (inputs[name],)
