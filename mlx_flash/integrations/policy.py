@@ -143,8 +143,8 @@ CUDA_BACKWARD = Rule(
     "fused gradient", False, "cuDNN's gradient is faster (H200)",
     lambda a: a.training and _fused_by_cudnn(a),
 )  # fmt: skip
-# Short gradients beyond a head dimension of 128 are among these: in compiled steps attention takes 0.4 to 0.7 of the
-# built-in's time, called one by one up to 1.8 times as long below 1024 queries (bench/results/cuda_short_gradients.json).
+# Short gradients beyond a head dimension of 128 are among these. In compiled steps attention takes 0.4 to 0.7 of the
+# built-in's time; called one by one up to 1.8 times as long below 1024 queries: results/cuda_short_gradients.json.
 ELSEWHERE = Rule("elsewhere", True, "the built-in has no fused kernel for it", lambda a: True)
 ALWAYS = Rule("always", True, "every call that can be", lambda a: True)
 
