@@ -116,7 +116,11 @@ def backend(name: str, family: str | None = None, falls_back: bool = False) -> B
 @lru_cache
 def _on_metal() -> tuple[str, str]:
     if reason := why_no_metal():
-        warn(f"mlx_flash finds no GPU: {reason}. Attention runs as plain mx operations.", UserWarning)
+        warn(
+            f"mlx_flash finds no GPU: {reason}. Attention runs as plain mx operations, and MLX on the CPU after "
+            "mx.set_default_device(mx.cpu).",
+            UserWarning,
+        )
         return "reference", f"the default where MLX finds no Metal GPU: {reason}"
     return "metal", "the default: this machine has a Metal GPU"
 

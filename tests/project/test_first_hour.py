@@ -42,6 +42,7 @@ def check_attention():
     bounds.check("O", attention(q, k, v), want, "first hour", "float32")
 
 
+@pytest.mark.reported("mlx-3428")
 def test_a_metal_back_end_that_finds_no_gpu(mac, monkeypatch, capsys):
     """A virtual machine or a sandbox: "available", and every question about the GPU raises an error."""
     told = mx.device_info
@@ -101,6 +102,7 @@ def test_a_stream_of_the_cpu(mac, monkeypatch, stream):
         ("", "1", ""),
     ),
 )
+@pytest.mark.reported("cpython-135675")
 def test_the_true_macos_of_a_python_from_before_it(monkeypatch, tmp_path, told, system, found):
     """Such a Python is told 16 for 26, and would be refused the neural accelerators."""
     program = tmp_path / "sw_vers"
