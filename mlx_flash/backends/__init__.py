@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..common.environment import variable
+from ..common.environment import STORED, stored_name, variable
 from ..common.errors import UnsupportedProblem, warn
 from ..common.machine import metal_gpu, why_no_metal
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
@@ -161,6 +161,7 @@ def with_table(chosen: Backend, table: str | None) -> Backend:
     return replace(chosen, family=replace(chosen.family, table=rows, tuned=Tuned()))
 
 
+BACKEND, FAMILY = stored_name("MLX_FLASH_BACKEND"), stored_name("MLX_FLASH_FAMILY")
 # The choices in force in this context, the latest last: (the use_backend it belongs to, its backend, is it a block's?).
 _choices: ContextVar[tuple[tuple[use_backend, Backend, bool], ...]] = ContextVar("mlx_flash_backend", default=())
 choices_here = _choices.get  # the same object for as long as nobody chooses another backend
@@ -176,6 +177,8 @@ def current_backend() -> Backend:
     choices = _choices.get()
     if choices:
         return choices[-1][1]
+    if BACKEND not in STORED and FAMILY not in STORED:  # found in every call: two function calls less
+        return backend(default()[0], None, True)
     named = variable("MLX_FLASH_BACKEND")
     return backend(named or default()[0], variable("MLX_FLASH_FAMILY") or None, not named)
 

@@ -8,15 +8,15 @@ from itertools import count
 
 import mlx.core as mx
 
-from ..backends import choices_here, current_backend
-from ..common.environment import STORED, stored_name
+from ..backends import BACKEND, FAMILY, choices_here, current_backend
+from ..common.environment import STORED
 from ..transforms.replacement import LOCK
 from ..transforms.trace import trace
 
 MOST_CALLS = 4096  # remembered calls; a cache that grows has a new one with every token
 MOST_REASONS = 32  # different sentences that are counted, since some contain shapes and a server runs for long
 
-stored, BACKEND, FAMILY = STORED.get, stored_name("MLX_FLASH_BACKEND"), stored_name("MLX_FLASH_FAMILY")
+stored = STORED.get
 calls: dict[tuple, tuple] = {}  # as `keep` writes them and the replacement of the built-in in patch.py reads them
 
 

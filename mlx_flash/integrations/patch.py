@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..backends import choices_here
+from ..backends import BACKEND, FAMILY, choices_here
 from ..common.errors import InvalidArgument, UnsupportedProblem, wrong
 from ..common.scalars import shown, whole
 from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
 from ..transforms.trace import changed, trace
 from . import compiled
-from .kept import BACKEND, FAMILY, Tally, calls, keep, stored
+from .kept import Tally, calls, keep, stored
 from .policy import ALWAYS, POLICIES
 from .serve import KeptByRule, NotServed, serve_attention, serve_quantized
 
