@@ -226,8 +226,14 @@ def renew(file: Path, lines: list[dict]) -> None:
 FACTS = ("kind", "dtype", "head_dim", "parallel", "traversal", "head", "cached", "simdgroup_rows")
 
 
-def count_rows(kinds: list[str]) -> None:
-    for kernel in track(kernels_of_the_table(kinds), "Rows"):
+def kernels_at(kinds: list[str], head_dims: list[int]) -> list[Kernel]:
+    """The kernels that serve these head dimensions."""
+    found = product((kind for kind in KINDS if kind.name in kinds), DTYPES.values(), head_dims)
+    return [kernel_of(kind, head, dtype) for kind, dtype, head in found if kind not in KEPT_KINDS or head <= MOST_KEPT]
+
+
+def count_rows(kernels: list[Kernel]) -> None:
+    for kernel in track(kernels, "Rows"):
         line, hot = counted(kernel, generated_text(kernel.plan, kernel.problem))
         renew(RESULTS / "apple_rows.csv", [line])
         renew(RESULTS / "apple_hot_code.csv", [hot])
@@ -261,10 +267,15 @@ def count_texts() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS], help="kernels whose rows to count")
+    parser.add_argument("--head-dims", nargs="*", type=int, help="count the rows that serve these, and no others")
     parser.add_argument("--texts", action="store_true", help="users' texts beside built-in options, and no rows")
     chosen = parser.parse_args()
     compiler()
-    count_texts() if chosen.texts else count_rows(chosen.kinds)
+    if chosen.texts:
+        count_texts()
+    else:
+        own = kernels_at(chosen.kinds, chosen.head_dims) if chosen.head_dims else kernels_of_the_table(chosen.kinds)
+        count_rows(own)
     return 0
 
 

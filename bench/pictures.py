@@ -2,6 +2,7 @@
 
 apple_ginstrs.png: throughput over the head dimension on an M1 Max, as published for metal-flash-attention and as the
 cost model predicts it for our rows from counted instructions; nothing of it ran on a Mac.
+apple_backward.png: the same for dQ, dK and dV together, by seven products and by five.
 apple_instructions.png: instructions beside each 8x8x8 product on the M1 instruction set, before and after.
 scaling.png: memory and work over the length, errors over the magnitude of q and k; planned, counted and simulated.
 """
@@ -17,13 +18,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from mlx_flash.kernels.config import TileConfig, precision_of
-from mlx_flash.kernels.cost import CHIPS, LANES, ginstrs, own_work
+from mlx_flash.kernels.cost import CHIPS, LANES, Work, ginstrs, own_work, pass_cycles, reads_scores
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.lookup import lookup
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, KEPT_KINDS
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {kind.name: kind for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)}
+COUNTED = KINDS | {kind.name: kind for kind in KEPT_KINDS}
 TITLES = {"forward": "forward", "backward_query": "dQ", "backward_key_value": "dK, dV"}
 CHIP = CHIPS["M1 Max"]
 
@@ -37,7 +39,7 @@ def of_table(name: str) -> list[dict]:
     """The counted lines of apple7's kernels as the table has them: the file keeps other candidates too."""
     found = []
     for line in read(name):
-        kind, head_dim = KINDS.get(line["kind"]), int(line["head_dim"])
+        kind, head_dim = COUNTED.get(line["kind"]), int(line["head_dim"])
         if line["family"] == "apple7" and kind and line["others"]:
             row = lookup(kind, line["dtype"], FAMILIES["apple7"], head_dim)
             blocks = row.parallel, row.traversal, min(row.head, head_dim), " ".join(row.cached), row.simdgroup_rows
@@ -47,8 +49,8 @@ def of_table(name: str) -> list[dict]:
     return found
 
 
-def predicted(kind, dtype: str) -> dict[int, float]:
-    """GINSTRS of the table's counted row at each head dimension, by the cost model."""
+def counted(kind, dtype: str) -> dict[int, tuple[TileConfig, Work]]:
+    """The table's row at each head dimension, and its work with the issue slots that were counted."""
     found = {}
     for line in of_table("apple_rows.csv"):
         if (line["kind"], line["dtype"]) != (kind.name, dtype) or not line["issue_model"]:
@@ -57,12 +59,25 @@ def predicted(kind, dtype: str) -> dict[int, float]:
         blocks = (int(line[name]) for name in ("head_dim", "parallel", "traversal", "head"))
         row = TileConfig(*blocks, tuple(line["cached"].split()), int(line["simdgroup_rows"]))
         work = own_work(kind, row, precision_of(dtype), head_dim)
-        useful = (kind.matmuls * head_dim + 5) * row.simdgroup_rows * row.traversal / LANES
-        issued = useful / float(line["issue_model"])  # cycles, from the counted instructions
+        useful = (kind.matmuls * head_dim + 5 * (not reads_scores(kind))) * row.simdgroup_rows * row.traversal / LANES
+        issued = useful / float(line["issue_model"])  # cycles
         slots = issued - work.products * CHIP.half - work.singles * (CHIP.single - CHIP.half)
-        speed = ginstrs(kind, row, head_dim, replace(work, slots=slots), CHIP)
-        found[head_dim] = max(found.get(head_dim, 0), speed)
+        found[head_dim] = row, replace(work, slots=slots)
     return dict(sorted(found.items()))
+
+
+def predicted(kind, dtype: str) -> dict[int, float]:
+    """GINSTRS at each counted head dimension, by the cost model."""
+    found = counted(kind, dtype)
+    return {head_dim: ginstrs(kind, row, head_dim, work, CHIP) for head_dim, (row, work) in found.items()}
+
+
+def passes(kinds, dtype: str, overlaps: bool = True) -> dict[int, float]:
+    """GINSTRS of kernels that compute dQ, dK and dV, with the work of seven products whatever theirs is."""
+    works = [counted(kind, dtype) for kind in kinds]
+    common = sorted(set.intersection(*map(set, works)))
+    times = {head_dim: pass_cycles([own[head_dim] for own in works], CHIP, overlaps) for head_dim in common}
+    return {head_dim: (7 * head_dim + 10) / LANES / time * CHIP.peak for head_dim, time in times.items()}
 
 
 def published(kind, precision: str) -> dict[int, float]:
@@ -85,6 +100,28 @@ def draw_throughput() -> None:
         row[0].set_ylabel("GINSTRS, M1 Max")
     axes[0][0].legend(fontsize=8)
     figure.savefig(RESULTS / "apple_ginstrs.png", dpi=110)
+
+
+def draw_backward() -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    seven = BACKWARD_QUERY, BACKWARD_KEY_VALUE
+    for axis, (dtype, precision) in zip(axes, (("float16", "mixed"), ("float32", "fp32"))):
+        both = [published(kind, precision) for kind in seven]
+        theirs = {d: (7 * d + 10) / ((3 * d + 5) / both[0][d] + (4 * d + 5) / both[1][d]) for d in both[0]}
+        axis.plot(theirs.keys(), theirs.values(), "o-", ms=3, label="metal-flash-attention, published")
+        lines = (
+            ("seven products, predicted from counts", passes(seven, dtype), "s--"),
+            ("five, if P and dS move during products", passes(KEPT_KINDS, dtype), "^--"),
+            ("five, if nothing overlaps", passes(KEPT_KINDS, dtype, overlaps=False), "v:"),
+        )
+        for label, ours, style in lines:
+            axis.plot(ours.keys(), ours.values(), style, ms=4, label=label)
+        limit = CHIP.peak * 16 / (17 if dtype == "float16" else 18)
+        axis.axhline(limit, color="grey", lw=1, label="seven products that never wait")
+        axis.set(title=f"dQ, dK and dV, {dtype}", xlabel="head dimension", ylim=(0, 1.45 * CHIP.peak))
+    axes[0].set_ylabel("GINSTRS of seven products, M1 Max")
+    axes[0].legend(fontsize=8, loc="lower right")
+    figure.savefig(RESULTS / "apple_backward.png", dpi=110)
 
 
 def draw_instructions() -> None:
@@ -127,5 +164,6 @@ def draw_scaling() -> None:
 
 if __name__ == "__main__":
     draw_throughput()
+    draw_backward()
     draw_instructions()
     draw_scaling()

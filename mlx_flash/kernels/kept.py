@@ -17,7 +17,7 @@ from .devices import Family
 from .lookup import candidates, lookup, matrix_rows
 
 TILE = 16  # queries and keys of a tile of P or dS, whose elements lie together
-MOST_KEYS = 2**25  # kernels count the elements of 32 queries in 32 bits
+MOST_KEYS = 2**24  # kernels count the elements of 128 queries in 32 bits
 BUFFERS = 2  # arguments that dQ's kernel has more: P and dS
 
 

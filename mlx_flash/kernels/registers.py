@@ -22,15 +22,19 @@ from .split_kv import keys_are_unshared
 OVERHEAD = {
     (FORWARD, MIXED): (90, 13, 57), (FORWARD, FULL): (103, 33, 50),
     (DECODE, MIXED): (123, 0, 32), (DECODE, FULL): (138, 0, 34),
-    (BACKWARD_QUERY, MIXED): (62, 19, 40), (BACKWARD_QUERY, FULL): (75, 14, 63),
+    (BACKWARD_QUERY, MIXED): (64, 19, 40), (BACKWARD_QUERY, FULL): (75, 14, 63),
     (BACKWARD_KEY_VALUE, MIXED): (78, 17, 12), (BACKWARD_KEY_VALUE, FULL): (69, 35, 18),
     (BACKWARD_KEY_KEPT, MIXED): (94, 0, 0), (BACKWARD_KEY_KEPT, FULL): (94, 0, 0),
     (BACKWARD_VALUE_KEPT, MIXED): (94, 0, 0), (BACKWARD_VALUE_KEPT, FULL): (94, 0, 0),
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 # Added to these:
-WIDER = {BACKWARD_QUERY: 26}  # where a simdgroup owns 16 rows
-RAGGED = {FORWARD: 20, DECODE: 22, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 37}  # where the last head block is narrower
+WIDER = {BACKWARD_QUERY: 26}  # where a simdgroup owns 16 rows, and a loop goes over head blocks
+# Where the last head block is narrower; but for the forward kernels in 16 bits, where a loop goes over the others
+RAGGED = {
+    (FORWARD, MIXED): 20, (FORWARD, FULL): 20, (DECODE, MIXED): 22, (DECODE, FULL): 22, (BACKWARD_QUERY, MIXED): 48,
+    (BACKWARD_QUERY, FULL): 19, (BACKWARD_KEY_VALUE, MIXED): 45, (BACKWARD_KEY_VALUE, FULL): 30,
+}  # fmt: skip
 ROLLED = {BACKWARD_KEY_VALUE: 20}  # where loops go over the two accumulators
 KEEPING = 11  # where P and dS are written
 UNSHARED_KEYS = 16  # where a simdgroup reads keys directly because no other simdgroup reads the same ones
@@ -48,7 +52,8 @@ def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: 
     groups = row.simdgroup_rows // 8
     quarter = 2 if precision == FULL else 1  # element size in half registers, over two
     cached = sum(head_dim // 2 if name in ACCUMULATORS else quarter * head_dim // 4 for name in row.cached)
-    flight = row.head_block(head_dim) // 2 if row.paged(kind) else 0
+    apart = kind is FORWARD and precision == FULL  # the sums of a block are apart from others
+    flight = row.head_block(head_dim) // 2 if row.paged(kind) or apart else 0
     scores = row.traversal // 2
     if kind is BACKWARD_MASK:
         return groups * 3 * scores  # P, dS and their sum
@@ -68,9 +73,12 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     base, again, page = OVERHEAD[kind.table, precision]
     inputs = [name for name in kind.cacheable if name not in ACCUMULATORS]
     again *= sum(name not in row.cached for name in inputs)
-    wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 else 0
-    ragged = RAGGED.get(kind.table, 0) if head_dim % row.head_block(head_dim) else 0
-    rolled = ROLLED.get(kind.table, 0) if row.paged(kind) and head_dim > row.head_block(head_dim) else 0
+    block = row.head_block(head_dim)
+    loops = head_dim // block > 1
+    wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 and loops else 0
+    narrower = head_dim % block and (loops or (precision == MIXED and kind in (FORWARD, DECODE)))
+    ragged = RAGGED.get((kind.table, precision), 0) if narrower else 0
+    rolled = ROLLED.get(kind.table, 0) if row.paged(kind) and loops else 0
     keeping = 0 if SCORES.isdisjoint(kind.outputs) else KEEPING
     more = wider + ragged + rolled + keeping + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
     return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + more
