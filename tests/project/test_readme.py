@@ -210,6 +210,21 @@ def test_the_instructions_of_users_texts_are_the_counted_ones():
     assert re.findall(r"\d\.\d{3}", text) == [f"{float(row['ratio']):.3f}" for row in counted]
 
 
+def test_the_gain_of_five_products_is_the_predicted_one(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(PROJECT / "bench"))
+    import pictures
+
+    seven = pictures.passes((pictures.BACKWARD_QUERY, pictures.BACKWARD_KEY_VALUE), "float16")
+    wanted = []
+    for overlaps in (True, False):
+        five = pictures.passes(pictures.KEPT_KINDS, "float16", overlaps)
+        gains = sorted(five[head_dim] / seven[head_dim] for head_dim in five if head_dim in seven)
+        wanted.append(f"{gains[0]:.2f} to {gains[-1]:.2f}")
+    text = (PROJECT / "bench" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\d\.\d\d to \d\.\d\d", text.split("Gradients by five products")[1].split("\n")[0]) == wanted
+
+
 @pytest.mark.parametrize("path", ("bench", "mlx_flash/metal/ptx"))
 def test_the_jobs_of_a_gpu_are_as_many_as_were_run(path):
     jobs = len(json.loads((PROJECT / "bench" / "results" / "cuda_trust.json").read_text())["jobs"])
