@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from .common.errors import wrong
-from .common.scalars import listed, shown, traced, whole
+from .common.scalars import listed, shown, traced, truth, whole
 
 SHOWN = 1024  # elements a side: larger masks are drawn block by block
 EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: bitmap n tells the elements
@@ -86,7 +86,10 @@ class BlockMask:
         if traced(mask):
             remedy = "Build the mask outside of mx.compile and mx.vmap."
             raise wrong("mask", "an array whose values are known", shown(mask), remedy, "BlockMask")
-        seen = np.asarray(mask)
+        try:
+            seen = np.asarray(mask)
+        except ValueError:  # rows of different lengths
+            seen = np.array(None)
         if seen.dtype != np.bool_ or not 2 <= seen.ndim <= 4:
             raise wrong(
                 "mask", "a bool array of 2 to 4 axes", f"{seen.dtype} of shape {seen.shape}", "Compare or add axes.",
@@ -133,10 +136,12 @@ class BlockMask:
     def document(cls, lengths, *, causal: bool = True, block: int = 128) -> BlockMask:
         """Documents of these lengths (a list or an array), packed one after another; each sees only itself."""
         counts = [_count("lengths", length, 0) for length in listed(lengths) or (lengths,)]
+        if truth(causal) is None:
+            raise wrong("causal", "True or False", shown(causal), "Pass a bool.", "BlockMask")
         _check_size(sum(counts), sum(counts), max(whole(block) or 0, 1))
         ids = np.repeat(np.arange(len(counts)), counts)
         return cls.from_predicate(
-            lambda i, j: (ids[i] == ids[j]) & ((j <= i) | (not causal)), len(ids), len(ids), block=block
+            lambda i, j: (ids[i] == ids[j]) & ((j <= i) | (not truth(causal))), len(ids), len(ids), block=block
         )
 
     @classmethod

@@ -132,6 +132,7 @@ class Balance:
     def _scales_of(self, array: mx.array) -> mx.array:
         """The scales, [1, heads of the array, 1, D]; query heads get those of the key head that they share."""
         heads = self.scales.shape[1]
+        array = self.rotation._checked(array)
         if array.ndim != 4 or array.shape[1] % heads:
             expected = f"[batch, heads, length, dimension], heads a multiple of the sample's {heads}"
             raise wrong("array", expected, f"shape {array.shape}", "Pass all heads.", "Balance")

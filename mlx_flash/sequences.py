@@ -10,8 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from .api import attention
+from .autodiff.call import wanted_lse
 from .common.errors import wrong
 from .common.scalars import evaluated, listed, shown, traced, whole
+from .problem.problem import MAX_LENGTH
 
 CUMULATIVE, CASCADE = "cumulative_segments", "cascade"  # the functions' names in their errors
 FOR_BOTH_PARTS = ("scale", "stream")  # options of a cascade that are the same for the prefix and the rest
@@ -52,6 +54,9 @@ def _row(lengths, length: int | None) -> np.ndarray:
     if not counts or any(count is None or count < 0 for count in counts):
         raise wrong("lengths", "whole numbers of at least 0, at least one", shown(lengths), "Pass a list.", "segments")
     total = sum(counts)
+    if max(total, length or 0) >= MAX_LENGTH:
+        remedy = "Split the row."
+        raise wrong("lengths, length", f"fewer than {MAX_LENGTH} rows", max(total, length or 0), remedy, "segments")
     if length is not None and total > length:
         raise wrong("length", f"at least the sum of lengths, {total}", length, "Leave sequences out.", "segments")
     ids = np.full(total if length is None else length, -1, np.int32)
@@ -92,7 +97,9 @@ def cumulative_segments(
 
 
 def _ids_of(name: str, offsets, length_name: str, length: int | None) -> mx.array:
-    offsets = mx.array(offsets) if isinstance(offsets, (np.ndarray, list, tuple)) else offsets
+    if isinstance(offsets, (np.ndarray, list, tuple)):
+        numbers = [whole(one) for one in listed(offsets) or ()]
+        offsets = offsets if None in numbers else mx.array(np.array(numbers, np.int64))
     integers = isinstance(offsets, mx.array) and mx.issubdtype(offsets.dtype, mx.integer)
     if not integers or offsets.ndim != 1 or offsets.size < 2:
         remedy = "Pass the cumulative lengths."
@@ -105,8 +112,10 @@ def _ids_of(name: str, offsets, length_name: str, length: int | None) -> mx.arra
         if not known:
             raise wrong(length_name, "the length of the row inside mx.compile", "None", "Pass it.", CUMULATIVE)
         length = int(offsets[-1].item())
-    if whole(length) is None or length < 0:
-        raise wrong(length_name, "a whole number of at least 0, or None", shown(length), "Pass an int.", CUMULATIVE)
+    given, length = length, whole(length)
+    if length is None or not 0 <= length < MAX_LENGTH:
+        expected = f"a whole number of at least 0, less than {MAX_LENGTH}, or None"
+        raise wrong(length_name, expected, shown(given), "Pass an int.", CUMULATIVE)
     ends = mx.clip(offsets[1:].astype(mx.int32), 0, length)
     numbers = mx.cumsum(mx.zeros((length + 1,), mx.int32).at[ends].add(1))[:length]
     return evaluated(mx.where(numbers < offsets.size - 1, numbers, -1))  # for every thread
@@ -210,6 +219,9 @@ def cascade(
         if not isinstance(part, dict) or not isinstance(part.get("k"), mx.array):
             expected = "a dict with the arguments k and v of attention"
             raise wrong(name, expected, shown(part), "Pass {'k': k, 'v': v}.", CASCADE)
+    if not isinstance(q, mx.array) or q.ndim != 4:
+        raise wrong("q", "an mlx.core.array [B, Hq, Lq, D]", shown(q), "Reshape or convert it.", CASCADE)
+    return_lse = wanted_lse(return_lse)
     paged, keys = prefix.get("pages"), prefix["k"]
     if (keys.shape[0] if paged is None else paged.shape[0]) != 1:
         raise wrong("prefix", "one batch entry, which all share", f"shape {keys.shape}", "Pass it once.", CASCADE)

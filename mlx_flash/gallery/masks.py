@@ -15,8 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..common.errors import wrong
-from ..common.scalars import listed, whole
+from ..common.scalars import listed, shown
 from ..problem.formulas.score import Visible
+from .checks import MOST, axes, count, counts, flag
 
 
 def causal(*, block: int = 128) -> Visible:
@@ -31,7 +32,7 @@ def window(left: int, right: int = 0, *, block: int = 128) -> Visible:
 
 def dilated_window(width: int, step: int, *, block: int = 128) -> Visible:
     """Every `step`-th of the `width` keys before the own position. Longformer (Beltagy et al. 2020)."""
-    return Visible(f"k <= q && q - k <= width && (q - k) % {_size(step)} == 0", width=width, block=block)
+    return Visible(f"k <= q && q - k <= width && (q - k) % {count('step', step)} == 0", width=width, block=block)
 
 
 def sink_window(width: int, sinks: int = 4, *, block: int = 128) -> Visible:
@@ -46,7 +47,7 @@ def local_global(width: int, anchors: int, *, block: int = 128) -> Visible:
 
 def strided(step: int, *, block: int = 128) -> Visible:
     """Causal: the last `step` keys, and every `step`-th before them. Sparse Transformer (Child et al. 2019)."""
-    return Visible(f"k <= q && (q - k < {_size(step)} || (q - k) % {_size(step)} == 0)", block=block)
+    return Visible(f"k <= q && (q - k < {count('step', step)} || (q - k) % {count('step', step)} == 0)", block=block)
 
 
 def prefix(length: int, *, block: int = 128) -> Visible:
@@ -56,15 +57,17 @@ def prefix(length: int, *, block: int = 128) -> Visible:
 
 def document(lengths: Sequence[int], *, causal: bool = True, block: int = 128) -> Visible:
     """Documents of these lengths, packed one after another; each sees only itself."""
-    counts = listed(lengths) or [lengths]
-    ids = mx.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
-    return Visible("id[q] == id[k]" + (" && k <= q" if causal else ""), id=ids, block=block)
+    each = counts("lengths", lengths if listed(lengths) else [lengths], 0)
+    if not 0 < sum(each) <= MOST:
+        raise wrong("lengths", f"1 to {MOST} tokens together", sum(each), "Pass lengths of documents.", "gallery")
+    ids = mx.array(np.repeat(np.arange(len(each), dtype=np.int32), each))
+    return Visible("id[q] == id[k]" + (" && k <= q" if flag("causal", causal) else ""), id=ids, block=block)
 
 
 def axial(rows: int, columns: int, *, block: int = 128) -> Visible:
     """Tokens of a grid, row by row, see their own row and column. Ho et al. 2019."""
-    _size(rows)
-    w = _size(columns)
+    count("rows", rows)
+    w = count("columns", columns)
     return Visible(f"q / {w} == k / {w} || q % {w} == k % {w}", block=block)
 
 
@@ -78,18 +81,19 @@ def neighbourhood(
     shape: of the grid, whose tokens go row by row. kernel: odd along every axis, kernel * dilation at most the shape's.
     causal: along an axis, the last kernel tokens up to the own one.
     """
-    axes = _axes("shape", shape)
-    kernels, steps, ends = (
-        _axes(n, one, len(axes)) for n, one in (("kernel", kernel), ("dilation", dilation), ("causal", causal))
-    )
-    lines, stride, outside = [], prod(axes), []
-    for n, (size, width, step, end) in enumerate(zip(axes, kernels, steps, ends)):
+    sizes = axes("shape", shape)
+    kernels, steps = axes("kernel", kernel, len(sizes)), axes("dilation", dilation, len(sizes))
+    ends = causal if isinstance(causal, (tuple, list)) else [causal] * len(sizes)
+    if len(ends) != len(sizes):
+        raise wrong("causal", f"{len(sizes)} bools", shown(causal), "Give one for each axis of the grid.", "gallery")
+    lines, stride, outside = [], prod(sizes), []
+    for n, (size, width, step, end) in enumerate(zip(sizes, kernels, steps, ends)):
         if width % 2 == 0 or width * step > size:
             expected = f"an odd number, at most {size} with dilation {step}"
             raise wrong("kernel", expected, width, "Choose a smaller one.", "gallery.neighbourhood")
         stride //= size
         lines.append(f"int q{n} = q / {stride} % {size}; int k{n} = k / {stride} % {size};")
-        lines += _near(n, size, width, step, bool(end))
+        lines += _near(n, size, width, step, flag("causal", end))
         outside += [f"d{n}"]
     # Without branches: lanes of a simdgroup that part would cost more than the arithmetic.
     furthest = reduce(lambda found, one: f"max({found}, {one})", outside)
@@ -114,18 +118,18 @@ def sliding_tiles(
 ) -> Visible:
     """A neighbourhood of whole tiles: tokens go tile by tile, and a tile sees the kernel / tile nearest tiles along
     every axis. `text` tokens behind the grid see all and are seen by all. Zhang et al. 2025."""
-    axes = _axes("shape", shape)
-    kernels, tiles = _axes("kernel", kernel, len(axes)), _axes("tile", tile, len(axes))
-    if any(size % one or width % one for size, width, one in zip(axes, kernels, tiles)):
+    sizes, text = axes("shape", shape), count("text", text, 0)
+    kernels, tiles = axes("kernel", kernel, len(sizes)), axes("tile", tile, len(sizes))
+    if any(size % one or width % one for size, width, one in zip(sizes, kernels, tiles)):
         raise wrong("tile", "a divisor of shape and kernel", tuple(tiles), "Choose another.", "gallery.sliding_tiles")
-    total, volume = prod(axes), prod(tiles)
+    total, volume = prod(sizes), prod(tiles)
     stride, lines = total // volume, [f"if (q >= {total} || k >= {total}) return max(q, k) < {total + text};"]
-    for n, (size, width, one) in enumerate(zip(axes, kernels, tiles)):
-        count, reach = size // one, width // one
-        stride //= count
+    for n, (size, width, one) in enumerate(zip(sizes, kernels, tiles)):
+        number, reach = size // one, width // one
+        stride //= number
         left, right = reach // 2, reach // 2 + reach % 2 - 1
-        lines.append(f"int q{n} = clamp(q / {volume * stride} % {count}, {left}, {count - 1 - right});")
-        lines.append(f"int k{n} = k / {volume * stride} % {count};")
+        lines.append(f"int q{n} = clamp(q / {volume * stride} % {number}, {left}, {number - 1 - right});")
+        lines.append(f"int k{n} = k / {volume * stride} % {number};")
         lines.append(f"if (k{n} < q{n} - {left} || k{n} > q{n} + {right}) return false;")
     return Visible(" ".join([*lines, "return true;"]), block=block)
 
@@ -133,26 +137,30 @@ def sliding_tiles(
 def swin_window(shape: tuple[int, int], size: int = 7, shift: int = 0, *, block: int = 128) -> Visible:
     """Swin's windows of size x size on a grid, row by row, moved by `shift` (0 <= shift < size); at the border they are
     cut, as the masks of cyclic shifts cut them. Liu et al. 2021."""
-    (_, columns), w, move = _axes("shape", shape, 2), _size(size), size - shift if shift else 0
+    (_, columns), w, shift = axes("shape", shape, 2), count("size", size), count("shift", shift, 0)
+    if shift >= w:
+        raise wrong("shift", f"less than size, {w}", shift, "Take half of size.", "gallery.swin_window")
+    move = w - shift if shift else 0
     rows_agree = f"(q / {columns} + {move}) / {w} == (k / {columns} + {move}) / {w}"
     return Visible(f"{rows_agree} && (q % {columns} + {move}) / {w} == (k % {columns} + {move}) / {w}", block=block)
 
 
 def video(frames: int, tokens: int, reach: int = 1, *, block: int = 128) -> Visible:
     """Frames of `tokens` each: a token sees the frames within `reach`, and its own place in all frames."""
-    _size(frames)
-    n = _size(tokens)
+    count("frames", frames)
+    n = count("tokens", tokens)
     return Visible(f"abs(q / {n} - k / {n}) <= reach || q % {n} == k % {n}", reach=reach, block=block)
 
 
 def spatial_head(tokens: int, width: int, prompt: int = 0, *, block: int = 128) -> Visible:
     """Sparse VideoGen's spatial heads: near tokens, `width` frames of them; the prompt sees all and is seen by all."""
-    return Visible("abs(q - k) < near || q < prompt || k < prompt", near=width * tokens, prompt=prompt, block=block)
+    near = count("width", width) * count("tokens", tokens)
+    return Visible("abs(q - k) < near || q < prompt || k < prompt", near=near, prompt=prompt, block=block)
 
 
 def temporal_head(tokens: int, near: int, prompt: int = 0, *, block: int = 128) -> Visible:
     """Sparse VideoGen's temporal heads: places of all frames less than `near` apart; the prompt as in spatial heads."""
-    n = _size(tokens)
+    n = count("tokens", tokens)
     text = f"q < prompt || k < prompt || abs((q - prompt) % {n} - (k - prompt) % {n}) < near"
     return Visible(text, near=near, prompt=prompt, block=block)
 
@@ -160,8 +168,11 @@ def temporal_head(tokens: int, near: int, prompt: int = 0, *, block: int = 128) 
 def image_intervals(intervals, tokens: int, query_length: int, *, block: int = 128) -> Visible:
     """Text that looks at images: image n, `tokens` keys long, is seen by the rows from intervals[n][0] up to, but not
     including, intervals[n][1]. Flamingo (Alayrac et al. 2022). `query_length`: of the text."""
-    ends = mx.array(np.asarray(intervals, np.int32))
-    n, before = _size(tokens), ends.shape[0] * tokens - query_length  # a row's position is the row + Lk - Lq
+    pairs = [counts("intervals", pair, 0) for pair in listed(intervals) or [intervals]]
+    if any(len(pair) != 2 for pair in pairs):
+        raise wrong("intervals", "pairs [begin, end)", shown(intervals), "Pass one pair an image.", "gallery")
+    ends, n = mx.array(np.array(pairs, np.int32)), count("tokens", tokens)
+    before = len(pairs) * n - count("query_length", query_length)  # a row's position is the row + Lk - Lq
     return Visible(
         f"q - before >= ends[k / {n}][0] && q - before < ends[k / {n}][1]", ends=ends, before=before, block=block
     )
@@ -170,27 +181,11 @@ def image_intervals(intervals, tokens: int, query_length: int, *, block: int = 1
 def draft_tree(parents: Sequence[int], context: int, *, block: int = 128) -> Visible:
     """Drafts as a tree behind `context` accepted tokens: each sees the context, its ancestors and itself. parents[n]:
     the index of draft n's parent, -1 for a root. SpecInfer (Miao et al. 2024)."""
-    count = len(parents)
-    sees = np.eye(count, dtype=bool)
+    parents, context = counts("parents", parents, -1), count("context", context, 0)
+    sees = np.eye(len(parents), dtype=bool)
     for n, parent in enumerate(parents):
         if not -1 <= parent < n:
             raise wrong("parents", "parents before their children, -1 for roots", parent, "Sort.", "gallery.draft_tree")
         sees[n] |= sees[parent] if parent >= 0 else False
     text = "k < context ? k <= q : tree[q - context][k - context]"
     return Visible(text, tree=mx.array(sees), context=context, block=block)
-
-
-def _size(number) -> int:
-    size = whole(number)
-    if size is None or size < 1:
-        raise wrong("size", "a whole number of at least 1", number, "Pass a count of tokens.", "gallery")
-    return size
-
-
-def _axes(name: str, given, count: int | None = None) -> list[int]:
-    """One number for each axis"""
-    numbers = listed(given) if isinstance(given, (tuple, list)) else [given] * (count or 1)
-    if not 1 <= len(numbers) <= 3 or (count and len(numbers) != count):
-        expected = f"{count} numbers" if count else "1 to 3 numbers"
-        raise wrong(name, expected, given, "Give one for each axis of the grid.", "gallery")
-    return [number if isinstance(number, bool) else _size(number) for number in numbers]

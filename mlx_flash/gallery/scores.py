@@ -14,6 +14,7 @@ import numpy as np
 from ..common.errors import wrong
 from ..common.scalars import real, shown
 from ..problem.formulas.score import Score
+from .checks import axes, count, flag
 
 
 def alibi(slopes: mx.array) -> Score:
@@ -38,8 +39,12 @@ def t5_bias(table: mx.array, *, bidirectional: bool = False, farthest: int = 128
     table [buckets, Hq]; `farthest`: from there on all offsets share the last bucket. T5 scales no scores: pass
     scale=1.0. Raffel et al. 2020.
     """
-    buckets = _rows("table", table, "buckets")
-    numbers = t5_buckets(np.arange(-farthest, farthest + 1), buckets, bidirectional, farthest)
+    buckets, both = _rows("table", table, "buckets"), flag("bidirectional", bidirectional)
+    exact = buckets // 4 if both else buckets // 2  # distances with a bucket of their own
+    if exact == 0:
+        raise wrong("table", f"at least {4 if both else 2} rows", buckets, "Give each bucket a row.", "gallery.t5_bias")
+    farthest = count("farthest", farthest, exact + 1, "gallery.t5_bias")
+    numbers = t5_buckets(np.arange(-farthest, farthest + 1), buckets, both, farthest)
     text = "s + table[bucket[clamp(k - q, -far, far) + far]][h]"
     return Score(text, table=table, bucket=mx.array(numbers), far=farthest)
 
@@ -63,7 +68,7 @@ def swin_bias(table: mx.array, size: tuple[int, int] = (7, 7)) -> Score:
 
     Sequences are windows, row by row, of rows * columns tokens each. Liu et al. 2021.
     """
-    rows, columns = size
+    rows, columns = axes("size", size, 2)
     if _rows("table", table, "(2 rows - 1) (2 columns - 1)") != (2 * rows - 1) * (2 * columns - 1):
         expected = f"{(2 * rows - 1) * (2 * columns - 1)} rows for windows of {rows} x {columns}"
         raise wrong("table", expected, table.shape[0], "Check size.", "gallery.swin_bias")
@@ -73,6 +78,8 @@ def swin_bias(table: mx.array, size: tuple[int, int] = (7, 7)) -> Score:
 
 def pair_bias(table: mx.array) -> Score:
     """A number for every pair: table [Lk, Lk] or [Hq, Lk, Lk], by the positions of query and key."""
+    if not isinstance(table, mx.array) or table.ndim not in (2, 3):
+        raise wrong("table", "an array [Lk, Lk] or [Hq, Lk, Lk]", shown(table), "Reshape it.", "gallery.pair_bias")
     return Score("s + table[h][q][k]" if table.ndim == 3 else "s + table[q][k]", table=table)
 
 
