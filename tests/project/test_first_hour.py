@@ -183,6 +183,17 @@ def test_a_user_without_a_home_folder(monkeypatch):
     assert "no home: set MLX_FLASH_CACHE" in simulated.ready()
 
 
+@pytest.mark.parametrize("clang", ("/usr/bin/clang", "/opt/homebrew/opt/llvm/bin/clang"))
+def test_apples_clang_is_not_called(monkeypatch, clang):
+    """Without the developer tools it would open a window that asks for them."""
+    called = []
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(simulated, "find_spec", lambda name: None)
+    monkeypatch.setattr(simulated.shutil, "which", lambda name: clang)
+    monkeypatch.setattr(simulated, "toolchain", lambda: called.append(clang))
+    assert (simulated.ready() is None) == bool(called) == (clang != simulated.APPLES_CLANG)
+
+
 def test_a_folder_that_cannot_be_made(monkeypatch, capsys):
     monkeypatch.setenv("MLX_FLASH_CACHE", f"{os.devnull}/below")
     assert "Set MLX_FLASH_CACHE to a folder" in simulated.ready()
