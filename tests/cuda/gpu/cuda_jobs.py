@@ -381,7 +381,9 @@ def jobs(families: list[str]) -> dict[str, tuple]:
         if FAMILIES[family].tensor in ("sm80", "sm90"):
             found[f"mask map bool {family}"] = (mapped, family, "bfloat16", False)
             found[f"mask map additive {family}"] = (mapped, family, "float16", True)
-            for dtype, head_dim in (("bfloat16", 64), ("bfloat16", 128), ("float16", 256)):
+        if FAMILIES[family].tensor != "nax":
+            last = ("float16" if FAMILIES[family].tensor else "float32", 256)
+            for dtype, head_dim in (("bfloat16", 64), ("bfloat16", 128), last):
                 found[f"kept {family} {dtype} D={head_dim}"] = (kept, family, dtype, head_dim)
             for name in ("array", "blocks", "dropout", "bool"):
                 found[f"kept {name} {family}"] = (partial(features, scratch=MUCH), family, "bfloat16", name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 from cuda_judging import TENSORS, Job, gross, judged, problem, repeated, with_gradients
 
-MUCH, LITTLE = 2**30, 32 * 1040 * 1104  # bytes for P and dS: of all key heads, and of two
+MUCH, LITTLE = 2**30, 32 * 1040 * 1104  # bytes for P and dS: of all key heads, and of two (of one in float32)
 
 
 def kept(family: str, dtype: str, head_dim: int) -> Job:
