@@ -87,7 +87,9 @@ def cumulative_segments(
         ValueError: offsets that are not integer arrays [at least 2] of equal size, or a wrong length.
     """
     pairs = [("q_offsets", q_offsets, "q_length", q_length)]
-    if k_offsets is not None and k_offsets is not q_offsets:
+    if k_offsets is None and k_length is not None:
+        raise wrong("k_length", "None without k_offsets", shown(k_length), "Pass k_offsets, or q_length.", CUMULATIVE)
+    if k_offsets is not None and (k_offsets is not q_offsets or whole(k_length) != whole(q_length)):
         pairs.append(("k_offsets", k_offsets, "k_length", k_length))
     ids = [_ids_of(*pair) for pair in pairs]
     if len(ids) == 2 and len(q_offsets) != len(k_offsets):

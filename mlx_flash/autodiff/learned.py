@@ -27,7 +27,7 @@ def numbers_of(q, arguments: dict, stream) -> tuple[mx.array, dict]:
 def with_scale(q: mx.array, scale: mx.array, stream) -> mx.array:
     """scale * q, rounded to q's dtype once, so that MLX computes the gradient of the scale: the sum of dQ * q, since
     S = (scale * q) k^T. Raises ValueError for more than one number."""
-    if scale.size != 1 or not mx.issubdtype(scale.dtype, mx.number):
+    if scale.size != 1 or scale.dtype in (mx.bool_, mx.complex64):
         remedy = "Multiply q by the scales of its heads, and pass scale=1."
         raise wrong("scale", "a number, or an array of a single one", shown(scale), remedy)
     wide = mx.multiply(q.astype(mx.float32, stream=stream), scale.reshape(()), stream=stream)

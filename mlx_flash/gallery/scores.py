@@ -106,7 +106,7 @@ def kerple(first: mx.array, second: mx.array) -> Score:
 
 def _number(name: str, given) -> float | mx.array:
     """A float; an mx.array of one element stays an array, so that it has a gradient."""
-    if isinstance(given, mx.array) and given.size == 1 and mx.issubdtype(given.dtype, mx.number):
+    if isinstance(given, mx.array) and given.size == 1 and given.dtype not in (mx.bool_, mx.complex64):
         return given.reshape(()).astype(mx.float32)
     number = real(given)
     if number is None:

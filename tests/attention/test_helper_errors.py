@@ -70,6 +70,11 @@ WRONG = {
         lambda: scores.t5_bias(mx.zeros((2, 1)), bidirectional=True),
         "table: expected at least 4 rows",
     ),
+    "a length of keys that are the queries'": (
+        lambda: cumulative_segments([0, 4], k_length=9),
+        "k_length: expected None without k_offsets",
+    ),
+    "a complex cap": (lambda: scores.softcap(mx.array(2j)), "cap: expected a number"),
     "documents of parts": (lambda: masks.document([2.5, 3]), "lengths: expected a whole number"),
 }
 

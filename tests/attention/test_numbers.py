@@ -73,6 +73,7 @@ WRONG = {
     "window -2": ({"window": (-2, 0)}, "window: expected sides of at least 0, or None or -1"),
     "scales of heads": ({"scale": mx.ones(2)}, "scale: expected a number, or an array of a single one"),
     "scale beyond float32": ({"scale": 3.5e38}, "scale: expected a finite number"),
+    "scale complex": ({"scale": mx.array(1 + 2j)}, "scale: expected a number"),
     "scale bool": ({"scale": mx.array(True)}, "scale: expected a number"),
     "scale bool of numpy": ({"scale": np.array([True])}, "scale: expected a finite number"),
     "scales of numpy": ({"scale": np.ones(2)}, "scale: expected a finite number"),

@@ -15,7 +15,7 @@ from machines import KERNELS, across_backends
 from oracle_variants import Facts
 
 from mlx_flash import attention, use_backend, vmap
-from mlx_flash.sequences import segments
+from mlx_flash.sequences import cumulative_segments, segments
 
 # Every start is a multiple of each block of the rows for D = 40 in float32 (80 is the longest), and the ends are odd.
 ALIGNED = [320, 97, 223, 64]
@@ -110,6 +110,14 @@ def test_lengths_as_numpy_and_mlx_have_them(name):
         if name == "a generator":
             break
     assert segments(np.array([200, 100], np.uint8))[0].shape == (300,)
+
+
+def test_one_array_of_offsets_for_rows_of_two_lengths():
+    offsets = mx.array([0, 2, 5])
+    for lengths in ((5, 8), (6, 6), (None, 7)):
+        q_ids, k_ids = cumulative_segments(offsets, offsets, q_length=lengths[0], k_length=lengths[1])
+        assert [q_ids.tolist(), k_ids.tolist()] == [[0, 0, 1, 1, 1] + [-1] * ((n or 5) - 5) for n in lengths]
+        assert (q_ids is k_ids) == (lengths[0] == lengths[1])  # so that no shifts are computed
 
 
 def test_ids_from_lengths_are_what_attention_takes(reference):
