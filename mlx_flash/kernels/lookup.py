@@ -23,9 +23,10 @@ def matrix_rows(kind: KernelKind, precision: str, family: Family) -> tuple[TileC
 def candidates(kind: KernelKind, precision: str, family: Family) -> tuple[TileConfig, ...]:
     """The rows that may serve a problem, in order: those of the family's own matrix unit, then those of its table."""
     table, listed = family.table.removeprefix(TABLE_PREFIX), kind.table
-    found = ORIGINAL.get((listed, precision, table)) if table != family.table else None
-    found = found or TABLE.get((kind, precision, table)) or TABLE.get((listed, precision, table), ())
-    return matrix_rows(listed, precision, family) + found
+    found = TABLE.get((kind, precision, table)) if kind is not listed else None  # rows that differ from those listed
+    if not found and table != family.table:
+        found = ORIGINAL.get((listed, precision, table))
+    return matrix_rows(listed, precision, family) + (found or TABLE.get((listed, precision, table), ()))
 
 
 def splits_dk_dv(dtype: str, family: Family, head_dim: int) -> bool:

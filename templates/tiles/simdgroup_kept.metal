@@ -1,14 +1,14 @@
 // P and dS in device memory, for 8x8 matrices: what the kernel of dQ computes, and the kernels of dK and dV read.
 //
-// They lie there as matrices of 8 queries x 8 keys, row by row; those of the same queries are neighbours. A lane of dQ's
-// kernel has neighbouring keys of one query, and writes as many as 16 bytes hold at once. A lane of the others needs
-// neighbouring queries of one key, and reads them one by one: that costs little, because each element serves products
-// with all columns of the head. A head has whole tiles of 16 x 16: the last ones hold zeros behind the last key, and
-// anything behind the last query. A matrix of which no pair is visible may never have been written.
+// They lie there as matrices of 8 queries x 8 keys, row by row; those of the same queries are neighbours. A lane of the
+// kernel of dQ has neighbouring keys of one query, and writes as many as 16 bytes hold at once. A lane of the others
+// needs neighbouring queries of one key, and reads them one by one: that costs little, because each element serves
+// products with all columns of the head. A head has whole tiles of 16 x 16: the last ones hold zeros behind the last
+// key, and anything behind the last query. A matrix of which no pair is visible may never have been written.
 namespace flash {
 namespace tile {
 
-constant constexpr int KEPT = 16, SIDE = 8, MATRIX = SIDE * SIDE;  // rows of a tile, and of its matrices; their elements
+constant constexpr int KEPT = 16, SIDE = 8, MATRIX = SIDE * SIDE;  // rows of a tile, rows and elements of a matrix
 
 // Matrices along `rows` queries or keys
 METAL_FUNC int kept_matrices(int rows) { return (rows + KEPT - 1) / KEPT * (KEPT / SIDE); }
