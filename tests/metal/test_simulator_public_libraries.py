@@ -54,9 +54,10 @@ def _candle(**kernels: int) -> dict[str, Library]:
     }
 
 
-def _mistral(included: tuple[str, ...], **kernels: int) -> dict[str, Library]:
+def _mistral(
+    included: tuple[str, ...], folder: str = "mistralrs-quant/src/metal_kernels", **kernels: int
+) -> dict[str, Library]:
     repository, commit = "EricLBuehler/mistral.rs", "9e922623f24b32d41f3892b74f0eed18707f4e6c"
-    folder = "mistralrs-quant/src/metal_kernels"
     headers = tuple(f"{folder}/{name}.metal" for name in included)
     return {
         f"mistral.rs {name}": Library(repository, commit, (f"{folder}/{name}.metal",), count, headers)
@@ -89,6 +90,10 @@ LIBRARIES = {
     **_mistral(("float8", "utils"), blockwise_fp8=3, scalar_fp8=12),
     **_mistral(("utils", "copy_impl"), copy=1920),
     **_mistral(("utils", "float4"), mxfp4=8, quantized=2688, sdpa_with_sinks=87),
+    **_mistral(
+        ("utils", "float8"), "mistralrs-paged-attn/src/metal/kernels", copy_blocks=4, gather_kv_cache=6,
+        kv_scale_update=3, pagedattention=312, reshape_and_cache=6,
+    ),
 }  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.filterwarnings("ignore:.*not ASCII")]
