@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
 from contextlib import nullcontext
-from importlib.util import find_spec
 
 from ..common.errors import UnsupportedProblem
 from ..kernels.plan import Plan
@@ -17,15 +14,9 @@ from ..problem.kinds import SCORES
 from ..problem.problem import Problem
 from .metal import kernel_object, run_with
 
-# On a Mac without Apple's developer tools a call of this program asks the user to install them. The compiler in them
-# counts its versions otherwise than LLVM, and is not supported.
-APPLES_CLANG = "/usr/bin/clang"
-
 
 def ready() -> str | None:
     """Why kernels cannot be compiled on this machine; None if they can."""
-    if platform.system() == "Darwin" and not find_spec("ziglang") and shutil.which("clang") == APPLES_CLANG:
-        return 'compiling needs the clang of ziglang, not Apple\'s: pip install "mlx-flash-attention[simulator]"'
     try:
         toolchain()
         cache_directory().mkdir(parents=True, exist_ok=True)

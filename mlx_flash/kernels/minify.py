@@ -33,7 +33,7 @@ KEPT = frozenset(
     fast mem_flags precise thread_elements threadgroup_barrier
     execution_simdgroup get_capacity get_destination_cooperative_tensor get_left_input_cooperative_tensor get_mask
     get_multidimensional_index get_right_input_cooperative_tensor mode mpp remove_addrspace_t run tensor_ops
-    allocate arrive consumer_release consumer_wait open producer_acquire producer_commit wait
+    add_zero allocate arrive consumer_release consumer_wait open producer_acquire producer_commit wait zeros
     """.split()
 )
 OF_METAL = ("simd_", "simdgroup_")

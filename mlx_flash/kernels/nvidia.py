@@ -54,9 +54,10 @@ TENSOR_TABLE = {
     (BACKWARD_VALUE, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dV")),
     (FORWARD, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128, 224, 2, "O"),
-        (128, 128, 160, 2, "O"),
-        (192, 128, 112, 2, "O"),
+        ( 64, 128, 208, 2, "O", "overlaps"),
+        ( 96, 128, 128, 2, "O", "overlaps"),
+        (128, 128, 160, 2, "O", "overlaps"),
+        (192, 128, 112, 2, "O", "overlaps"),
         (256, 128,  80, 2, "O"),
     ),
     (BACKWARD_QUERY, MIXED, "sm90"): rows(
@@ -68,7 +69,7 @@ TENSOR_TABLE = {
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  96, 2, "dK dV", "overlaps"),
+        ( 64, 128,  80, 2, "dK dV", "overlaps"),
         ( 96, 128,  64, 2, "dK dV", "overlaps"),
         (128, 128,  48, 2, "dK dV", "overlaps"),
     ),
@@ -152,8 +153,8 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     if instruction > 1:
         require(row.simdgroup_rows == 16, "a simdgroup has 16 of the 64 rows of a wgmma instruction")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
-    asynchronous = instruction > 1 and {"dK", "dV"} <= set(kind.outputs)
-    require(asynchronous or not row.overlaps, "only wgmma's products of dK and dV together overlap")
+    overlapping = kind is FORWARD or {"dK", "dV"} <= set(kind.outputs)
+    require(not row.overlaps or (instruction > 1 and overlapping), "no products of this kernel overlap")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
     require(row.parallel % max(instruction, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")

@@ -165,6 +165,12 @@ def _output_dtype(name: str, dtype: str, paged: tuple[str, ...]) -> str:
     return dtype if name in SCORES or (name in ACCUMULATORS and name not in paged) else "float32"
 
 
+def _overlaps(kind: KernelKind, row: TileConfig, variants: Variants) -> bool:
+    """Whether products overlap with more. A function of the scores needs the registers of P V in flight."""
+    computed = variants.softcap is not None or variants.score is not None
+    return row.overlaps and not variants.dropout and not (kind is FORWARD and computed)
+
+
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
     """The constants that templates test in `#if` or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
@@ -189,8 +195,9 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SIMDGROUP_ROWS": row.simdgroup_rows,
         "USES_THREADGROUP": family.uses_threadgroup_memory,
         "SPLITS_KEYS": int(row.splits > 1),
-        "OVERLAPS": int(row.overlaps and not variants.dropout),
+        "OVERLAPS": int(_overlaps(kind, row, variants)),
         "LOADS_EARLY": int(layer.loads_early),
+        "FUSES_EXPONENTS": int(layer.fuses_exponents),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),
         "SPLITS": row.splits,

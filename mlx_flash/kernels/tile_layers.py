@@ -20,6 +20,7 @@ class Layer:
     looks: kernels look at an array mask once per tile, and do not visit blocks that it hides (mask_look.metal).
     loads_early: the row statistics of a block are loaded before its products, which hide the latency; this needs
         registers to hold them.
+    fuses_exponents: operands have 16 bits, so that exponents may be rounded as online_softmax.metal says.
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     kept: the file by which kernels keep P and dS in device memory; "": they cannot.
@@ -32,6 +33,7 @@ class Layer:
     fragment_rows: int = 16
     looks: bool = False
     loads_early: bool = False
+    fuses_exponents: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
     kept: str = ""
@@ -46,9 +48,13 @@ LAYERS = {
         ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",
         uses_threadgroup_memory=False,
     ),
-    "mma": Layer(("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, kept="kept"),
+    "mma": Layer(
+        ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True,
+        kept="kept",
+    ),
     "wgmma": Layer(
-        ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True, kept="kept",
+        ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
+        fuses_exponents=True, kept="kept",
     ),
 }  # fmt: skip
 

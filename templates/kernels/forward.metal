@@ -81,6 +81,10 @@ METAL_FUNC void forward(
       // Unrolled, so that `edge` is a constant in each copy of the loop, and whole blocks run without code for edges.
 #pragma clang loop unroll(full)
       for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
+#if OVERLAPS
+        const bool in_flight = mask::HIDES_AT_EDGES && edge == 0;
+        tile::enter_ab(o, v, in_flight);
+#endif
         for (; c < range.end; c += BT) {
           const bool at_edge = visibility.edge_of(range, at.block, at.block + BP - 1, c, lane) || k.far() || v.far();
           if (at_edge != (edge == 1)) break;
@@ -104,6 +108,9 @@ METAL_FUNC void forward(
           ping_pong.arrive();
           tile::finish_abt<0>(s, q, k);
           k.release();
+#if OVERLAPS
+          v.release_held();
+#endif
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(s, slope, args);
 #if HAS_SCORE
@@ -120,9 +127,16 @@ METAL_FUNC void forward(
           tile::narrow(p, s);
           v.acquire(c, range.end, edge);
           ping_pong.wait();
+#if OVERLAPS
+          tile::begin_ab<Element>(o, correction, p, v, whole, in_flight);
+#else
           tile::multiply_ab<Element>(o, correction, p, v, whole);
           v.release();
+#endif
         }
+#if OVERLAPS
+        tile::leave_ab(o, v, in_flight);
+#endif
       }
     }
   }

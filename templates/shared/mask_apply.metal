@@ -4,6 +4,15 @@ namespace mask {
 
 template <int ROWS, int C> struct Look;  // mask_look.metal
 
+#if OVERLAPS
+// Whether only positions hide pairs, so that all pairs of a block that is not at an edge are visible
+#if LOOKS || MAPS || HAS_MASK || SCORE_HIDES
+constant constexpr bool HIDES_AT_EDGES = false;
+#else
+constant constexpr bool HIDES_AT_EDGES = true;
+#endif
+#endif
+
 // S[i, j] += bias, or -inf where query first_query + i must not see key first_key + j. Returns whether all pairs are
 // visible. `valid`: the columns that this visit covers. `edge`: whether positions may hide pairs. `look`: the parts of
 // the tile that the array mask shows, where it was looked at before.

@@ -45,30 +45,63 @@ template <int R> struct State {
   }
 };
 
+#if FUSES_EXPONENTS
+// Offsets = factor m, so that the exponents factor (S - m) = factor S - offset are one fma. Rounding an offset changes
+// all exponents of its row by the same amount: below this limit by less than 2^-14, far below the rounding of P to 16
+// bits. Where an offset would be larger, m is subtracted from S first.
+constant constexpr float LARGEST_OFFSET = 1024;
+
+template <int R, int C>
+METAL_FUNC tile::RowVector<R> fuse(thread tile::Tile<float, R, C>& s, tile::RowVector<R> m, float factor) {
+  tile::RowVector<R> offset;
+  bool small = true;
+  for (int i = 0; i < R / 8; i++) {
+    offset.at[i] = m.at[i] * factor;
+    small = small && abs(offset.at[i]) < LARGEST_OFFSET;
+  }
+  if (simd_all(small)) return offset;
+  for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) s.at[i][c] -= m.at[i];
+    offset.at[i] = 0;
+  }
+  return offset;
+}
+#endif
+
 // m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + sum P;  returns 2^(m - m'); differences times factor.
 // A row that has not seen a key has m = -inf and l = 0. Its exponentials use 0 in place of m, so that they are 0 and
 // not 2^(-inf - (-inf)) = NaN.
 template <int R, int C>
 METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
-  tile::RowVector<R> correction;
+  tile::RowVector<R> correction, m, reference;
   for (int i = 0; i < R / 8; i++) {
-    float m = -INFINITY;
+    float most = -INFINITY;
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
-    m = max(state.m[i], tile::row_max(m));
-    const float reference = m == -INFINITY ? 0 : m;
+    for (int c = 0; c < C / 8; c++) most = max(most, max(s.at[i][c][0], s.at[i][c][1]));
+    m.at[i] = max(state.m[i], tile::row_max(most));
+    reference.at[i] = m.at[i] == -INFINITY ? 0 : m.at[i];
+  }
+#if FUSES_EXPONENTS
+  const tile::RowVector<R> offset = fuse(s, reference, factor);
+#endif
+  for (int i = 0; i < R / 8; i++) {
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference, factor));
+#if FUSES_EXPONENTS
+      s.at[i][c] = fast_exp2(fma(s.at[i][c], tile::Pair<float>(factor), tile::Pair<float>(-offset.at[i])));
+#else
+      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference.at[i], factor));
+#endif
       l += s.at[i][c][0] + s.at[i][c][1];
     }
-    correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
+    correction.at[i] = fast_exp2(exponent(state.m[i], reference.at[i], factor));
 #if PAGES
     l = tile::row_sum(l);
 #endif
     state.l[i] = state.l[i] * correction.at[i] + l;
-    state.m[i] = m;
+    state.m[i] = m.at[i];
   }
   return correction;
 }

@@ -20,7 +20,7 @@ constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups aft
 // The columns of a fragment are neighbours in memory, and one loop serves whole blocks and edges.
 METAL_FUNC int fixed_place(int f) { return f * 8; }
 METAL_FUNC int lane_place(int, int, int k) { return k; }
-constant constexpr bool SPLIT = false;
+constant constexpr bool SPLIT = MMA_ROWS > 1;
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
@@ -179,9 +179,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
   long stride;
   int valid;  // rows of the current block to use, at most BT
+  bool held;  // a product in flight reads the last block
   Lane lane;
 
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
+    held = false;
     stages = memory.allocate(STAGES * BLOCK_ELEMENTS);
     lane = lane_;
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
@@ -242,6 +244,12 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 
   METAL_FUNC void release() thread { pipe.consumer_release(); }
+
+  // Releases the last block if a product in flight needed it
+  METAL_FUNC void release_held() thread {
+    if (held) pipe.consumer_release();
+    held = false;
+  }
 
   // Rows [16 t, +16) x columns [16 d, +16) as the second operand of A B^T: two neighbouring groups of 8 rows
   METAL_FUNC uint4 fragment(int t, int d) const thread {

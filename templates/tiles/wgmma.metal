@@ -58,6 +58,12 @@ METAL_FUNC void issue_ab(
   }
 }
 
+// Waits for all products
+template <typename C> METAL_FUNC void finish_ab(thread C& c) {
+  nv::wgmma_wait<0>();
+  nv::pin_register(c.at);
+}
+
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
 template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void multiply_ab(
@@ -70,11 +76,10 @@ METAL_FUNC void multiply_ab(
   }
   issue_ab(c, p, b);
   nv::wgmma_commit();
-  nv::wgmma_wait<0>();
-  nv::pin_register(c.at);
+  finish_ab(c);
 }
 
-#if OVERLAPS
+#if OVERLAPS && OVER_KEYS
 // Whether products with these two blocks need no protection from hidden NaN
 template <typename A, typename B> METAL_FUNC bool plain(thread const A& a, thread const B& b, bool whole) {
   return simd_all(whole || (all_finite(a) && all_finite(b)));
@@ -86,19 +91,48 @@ METAL_FUNC void begin_ab(thread C& c, thread const P& p, thread const B& b) {
   issue_ab(c, p, b);
   nv::wgmma_commit();
 }
+#elif OVERLAPS
+// C = factor * C + P B, and releases the block of B. in_flight: the product is issued only. It is done when the scores
+// that are issued next are, and then release_held releases the block. Every row of P must see every row of B then:
+// nothing protects from hidden NaN. P's registers must not change before: a wait that left this product in flight would
+// let the assembler use them for others.
+template <typename Narrow, typename C, typename Factor, typename P, typename B>
+METAL_FUNC void begin_ab(thread C& c, Factor factor, thread const P& p, thread B& b, bool whole, bool in_flight) {
+  if (!in_flight) {
+    multiply_ab<Narrow>(c, factor, p, b, whole);
+    b.release();
+    return;
+  }
+  c.multiply(factor);
+  issue_ab(c, p, b);
+  nv::wgmma_commit();
+  b.held = true;
+}
 
-// Waits for all products
-template <typename C> METAL_FUNC void finish_ab(thread C& c) {
-  nv::wgmma_wait<0>();
+// Around a loop that leaves products in flight. Assemblers serialise all of them unless there is one on every way into
+// the loop, so that the first adds zero.
+template <int R, int D, int BH, bool CACHED, typename B>
+METAL_FUNC void enter_ab(thread Accumulator<R, D, BH, CACHED>& c, thread const B& b, bool in_flight) {
+  if (!in_flight || b.lane.produces()) return;
   nv::pin_register(c.at);
+  nv::fence_async_proxy();
+  nv::wgmma_fence();
+  nv::add_zero<typename B::Element, D>(c.at, b.pipe.zeros());
+  nv::wgmma_commit();
+}
+
+template <typename C, typename B> METAL_FUNC void leave_ab(thread C& c, thread B& b, bool in_flight) {
+  if (!in_flight || b.lane.produces()) return;
+  finish_ab(c);
+  b.release_held();
 }
 #endif
 
 // Ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other. With more columns the
-// softmax is a smaller share of the work: on an H200 it saves 9 % of the time for 64 columns and 3 % for 128; for 256
-// it would cost 5 %, and is off.
+// softmax is a smaller share of the work: on an H200 it saves 9 % of the time for 64 columns and 3 % for 128 and 192;
+// for 256 it would cost 5 %, and is off.
 template <int BP, int D> struct PingPong {
-  nv::PingPong<(D <= 128 ? BP / MMA_ROWS : 1)> ping_pong;
+  nv::PingPong<(D <= 192 ? BP / MMA_ROWS : 1)> ping_pong;
   METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
   METAL_FUNC void wait() thread { ping_pong.wait(); }
   METAL_FUNC void arrive() thread { ping_pong.arrive(); }

@@ -120,8 +120,9 @@ ILLEGAL = [
     (FORWARD, replace(LEGAL, max_head=128), {"parallel": 512}, "registers a thread exceed 56"),
     (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the 64 rows"),
     (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
-    (FORWARD, JOINT, {"overlaps": True}, "dK and dV together"),
-    (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK", "dV"), "overlaps": True}, "dK and dV together"),
+    (BACKWARD_QUERY, JOINT, {"cached": ("dQ",), "overlaps": True}, "no products of this kernel overlap"),
+    (FORWARD, LEGAL, {"overlaps": True}, "no products of this kernel overlap"),
+    (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK", "dV"), "overlaps": True}, "no products of this kernel overlap"),
 ]
 
 

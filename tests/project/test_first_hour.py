@@ -27,6 +27,7 @@ from mlx_flash.cli import main as cli
 from mlx_flash.common import machine
 from mlx_flash.common.errors import CommandError, UnsupportedProblem
 from mlx_flash.metal.cpu import compiler, launch
+from mlx_flash.metal.frontend.errors import ToolchainError
 
 PROJECT = Path(__file__).parents[2]
 ON_CPU = getattr(machine.on_cpu, "real", machine.on_cpu)
@@ -187,11 +188,22 @@ def test_a_user_without_a_home_folder(monkeypatch):
 def test_apples_clang_is_not_called(monkeypatch, clang):
     """Without the developer tools it would open a window that asks for them."""
     called = []
+
+    def run(command, **_):
+        called.append(command[0])
+        return subprocess.CompletedProcess(command, 0, "clang version 19.1.0", "")
+
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(simulated, "find_spec", lambda name: None)
-    monkeypatch.setattr(simulated.shutil, "which", lambda name: clang)
-    monkeypatch.setattr(simulated, "toolchain", lambda: called.append(clang))
-    assert (simulated.ready() is None) == bool(called) == (clang != simulated.APPLES_CLANG)
+    monkeypatch.setitem(sys.modules, "ziglang", None)  # importing it raises ImportError
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: clang if name == "clang" else None)
+    monkeypatch.setattr(compiler.subprocess, "run", run)
+    find = compiler.toolchain.__wrapped__
+    if clang == compiler.APPLES_CLANG:
+        with pytest.raises(ToolchainError, match="needs clang"):
+            find()
+        assert not called
+    else:
+        assert find()[0] == (clang,) and called == [clang]
 
 
 def test_a_folder_that_cannot_be_made(monkeypatch, capsys):

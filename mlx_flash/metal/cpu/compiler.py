@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -19,6 +20,9 @@ from .target import Target, here
 _HERE = Path(__file__).parent
 INCLUDE = precompiled.INCLUDE
 _SHIM = INCLUDE / "shim"
+# On a Mac without Apple's developer tools a call of this program asks the user to install them. The compiler in them
+# counts its versions otherwise than LLVM, and is not supported.
+APPLES_CLANG = "/usr/bin/clang"
 _INSTALL = 'pip install "mlx-flash-attention[simulator]"'
 
 # The part of a thread's stack of 128 KiB (runtime/worker.h) that the variables of a kernel may take.
@@ -87,7 +91,7 @@ def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
     names = ["clang"] + [f"clang-{version}" for version in range(30, 18, -1)]
     for name in names:
         path = shutil.which(name)
-        if not path:
+        if not path or (platform.system() == "Darwin" and path == APPLES_CLANG):
             continue
         text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"version (\d+)", text)
@@ -123,11 +127,16 @@ def _run(command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+def modules() -> list[Path]:
+    """The Python files that turn a Metal text into one that clang compiles."""
+    return sorted([*_HERE.glob("*.py"), *(_HERE.parent / "frontend").glob("*.py")])
+
+
 @functools.cache
 def _package_hash() -> str:
     digest = hashlib.sha256(repr((_sources_hash(), here())).encode())
-    for path in sorted(_HERE.glob("*.py")):
-        digest.update(path.read_bytes())
+    for path in modules():
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -44,9 +44,8 @@ def _sources_hash(included: tuple[str, ...]) -> str:
     unseen = {file for name, files in _NAMED_HEADERS.items() if name not in included for file in files}
     shared = (path for path in compiler.INCLUDE.rglob("*") if path.parent.name != "target")  # the CPU's own versions
     headers = [path for path in (*INCLUDE.rglob("*"), *shared) if path.name not in unseen]
-    modules = Path(compiler.__file__).parent.glob("*.py")
     digest = hashlib.sha256()
-    for path in sorted([*headers, *modules, Path(target.__file__)]):
+    for path in sorted([*headers, *compiler.modules(), Path(target.__file__)]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -80,7 +80,7 @@ constant constexpr uint CONSUMER_WARPS = 8;
 constant constexpr uint PRODUCER_WARPS = 4;
 METAL_FUNC int fixed_place(int f) { return f * 8; }
 METAL_FUNC int lane_place(int, int, int k) { return k; }
-constant constexpr bool SPLIT = false;
+constant constexpr bool SPLIT = MMA_ROWS > 1;
 struct Lane {
   int row, column;
   uint thread_index, simdgroup;
@@ -208,8 +208,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
   long stride;
   int valid;
+  bool held;
   Lane lane;
   METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
+    held = false;
     stages = memory.allocate(STAGES * BLOCK_ELEMENTS);
     lane = lane_;
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
@@ -233,6 +235,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     valid = min(BT, end - row);
   }
   METAL_FUNC void release() thread { pipe.consumer_release(); }
+  METAL_FUNC void release_held() thread {
+    if (held) pipe.consumer_release();
+    held = false;
+  }
   METAL_FUNC uint4 fragment(int t, int d) const thread {
     const int l = lane.thread_index % 32;
     return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * 16 + l / 8 % 2 * 8));
@@ -474,6 +480,10 @@ METAL_FUNC void issue_ab(
     nv::multiply_registers<T, D>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
   }
 }
+template <typename C> METAL_FUNC void finish_ab(thread C& c) {
+  nv::wgmma_wait<0>();
+  nv::pin_register(c.at);
+}
 template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
@@ -485,11 +495,10 @@ METAL_FUNC void multiply_ab(
   }
   issue_ab(c, p, b);
   nv::wgmma_commit();
-  nv::wgmma_wait<0>();
-  nv::pin_register(c.at);
+  finish_ab(c);
 }
 template <int BP, int D> struct PingPong {
-  nv::PingPong<(D <= 128 ? BP / MMA_ROWS : 1)> ping_pong;
+  nv::PingPong<(D <= 192 ? BP / MMA_ROWS : 1)> ping_pong;
   METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
   METAL_FUNC void wait() thread { ping_pong.wait(); }
   METAL_FUNC void arrive() thread { ping_pong.arrive(); }

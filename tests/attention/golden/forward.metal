@@ -618,22 +618,24 @@ template <int R> struct State {
 };
 template <int R, int C>
 METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
-  tile::RowVector<R> correction;
+  tile::RowVector<R> correction, m, reference;
   for (int i = 0; i < R / 8; i++) {
-    float m = -INFINITY;
+    float most = -INFINITY;
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) m = max(m, max(s.at[i][c][0], s.at[i][c][1]));
-    m = max(state.m[i], tile::row_max(m));
-    const float reference = m == -INFINITY ? 0 : m;
+    for (int c = 0; c < C / 8; c++) most = max(most, max(s.at[i][c][0], s.at[i][c][1]));
+    m.at[i] = max(state.m[i], tile::row_max(most));
+    reference.at[i] = m.at[i] == -INFINITY ? 0 : m.at[i];
+  }
+  for (int i = 0; i < R / 8; i++) {
     float l = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference, factor));
+      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference.at[i], factor));
       l += s.at[i][c][0] + s.at[i][c][1];
     }
-    correction.at[i] = fast_exp2(exponent(state.m[i], reference, factor));
+    correction.at[i] = fast_exp2(exponent(state.m[i], reference.at[i], factor));
     state.l[i] = state.l[i] * correction.at[i] + l;
-    state.m[i] = m;
+    state.m[i] = m.at[i];
   }
   return correction;
 }

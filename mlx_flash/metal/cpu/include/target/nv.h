@@ -84,6 +84,7 @@ template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline 
     meet();
     return ++read % STAGES;
   }
+  MSL_INLINE uint zeros() const thread { return 0; }
   MSL_INLINE void consumer_release() thread {}
 };
 // On the CPU every simdgroup examines all parts.

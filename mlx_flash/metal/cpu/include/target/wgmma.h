@@ -37,6 +37,7 @@ MSL_INLINE void multiply_registers(thread vec<float, 2> (&c)[2][N / 8], vec<uint
   }
 }
 
+template <typename T, int N> MSL_INLINE void add_zero(thread vec<float, 2> (&)[2][N / 8], uint) {}
 MSL_INLINE void pin_register(thread vec<uint, 4>&) {}
 template <int N> MSL_INLINE void pin_register(thread vec<float, 2> (&)[2][N]) {}
 MSL_INLINE void fence_async_proxy() {}

@@ -71,6 +71,9 @@ template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline 
         asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(full + 8 * stage), "n"(PRODUCER_THREADS) : "memory");
         asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(empty + 8 * stage), "n"(CONSUMER_WARPS) : "memory");
       }
+#if MSL_SM >= 90
+    if (thread_index < 32) ((threadgroup uint*)memory)[128 + thread_index] = 0;
+#endif
     asm volatile("cp.async.wait_all;" : : : "memory");
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
@@ -90,6 +93,8 @@ template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline 
     wait(full + 8 * (read % STAGES), read / STAGES & 1);
     return read % STAGES;
   }
+  // 128 bytes of zeros, behind the barriers
+  MSL_INLINE uint zeros() const thread { return full + 512; }
   // One lane arrives for its simdgroup.
   MSL_INLINE void consumer_release() thread {
     asm volatile("{\n\t.reg .b64 state;\n\t.reg .b32 lane;\n\t.reg .pred p;\n\tbar.warp.sync 0xffffffff;\n\tmov.u32 lane, %%laneid;\n\t"

@@ -122,6 +122,13 @@ MSL_INLINE void multiply_registers(
 #undef NV_CASE
 }
 
+// C += 0, by a product with zeros
+template <typename T, int N> MSL_INLINE void add_zero(thread vec<float, 2> (&c)[2][N / 8], uint zeros) {
+  // 8 rows of 16 bytes without a swizzle, which stand for every part of the matrix
+  const ulong bits = msl_from_lane(zeros >> 4 & 0x3fff, 0);
+  multiply_registers<T, N>(c, vec<uint, 4>(0), Matrix<T>{bits});
+}
+
 // Keeps the values in their registers from here on.
 MSL_INLINE void pin_register(thread vec<uint, 4>& a) { asm volatile("" : "+r"(a.x), "+r"(a.y), "+r"(a.z), "+r"(a.w)); }
 template <int N> MSL_INLINE void pin_register(thread vec<float, 2> (&c)[2][N]) {
