@@ -32,9 +32,9 @@ class TileConfig:
     splits: simdgroups that own the same rows in decoding, and traverse different keys; set by split_kv.py.
     head_parts: simdgroups that own the same rows and share the columns of the head dimension, in the layer "nax".
     resident: threadgroups that a core of an NVIDIA GPU holds at a time, between which its registers are divided.
-    overlaps: products on Hopper overlap with more; source.py says for which variants. In the kernel of dK and dV, V dO^T
-        is multiplied during the exponentials, and P^T dO while dS^T is computed. In the forward kernel P V of a block
-        is in flight until the scores of the next one are there.
+    overlaps: products on Hopper overlap with more; source.py says for which variants. In the kernel of dK and dV,
+        V dO^T is multiplied during the exponentials, and P^T dO while dS^T is computed. In the forward kernel P V of a
+        block is in flight until the scores of the next one are there.
     """
 
     max_head: int
