@@ -167,8 +167,7 @@ def _output_dtype(name: str, dtype: str, paged: tuple[str, ...]) -> str:
 
 def _overlaps(kind: KernelKind, row: TileConfig, variants: Variants) -> bool:
     """Whether products overlap with more. A function of the scores needs the registers of P V in flight."""
-    computed = variants.softcap is not None or variants.score is not None
-    return row.overlaps and not variants.dropout and not (kind is FORWARD and computed)
+    return row.overlaps and not variants.dropout and not (kind is FORWARD and variants.computes_scores)
 
 
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:

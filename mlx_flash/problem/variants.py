@@ -97,7 +97,12 @@ class Variants:
 
         Then a row's maximum is a scaled score. Otherwise it lacks the scale, which enters with the exponents.
         """
-        return self.additive or self.alibi or bool(self.softcap) or self.score is not None
+        return self.additive or self.alibi or self.computes_scores
+
+    @property
+    def computes_scores(self) -> bool:
+        """Whether scores are a function of Q K^T."""
+        return bool(self.softcap) or self.score is not None
 
     @cached_property
     def plain(self) -> bool:

@@ -221,24 +221,34 @@ def test_kernels_that_ran(layer, width):
     assert {one.plan.config.tiles for one in ran} == {layer}
 
 
-OVERLAPPED = [Variant(plain((70, 150)), ()), of(24, "float16", "bool", "softcap", "alibi")]
+OVERLAPPED = [
+    Variant(plain((70, 150)), ()),
+    of(24, "float16", "bool", "alibi"),
+    of(24, "float16", "softcap", "segments"),
+]
 
 
 @pytest.mark.parametrize("layer", [("wgmma", "narrow")], ids="-".join, indirect=True)
 @pytest.mark.parametrize("garbage", [False, True], ids=["finite", "infinity"])
 @pytest.mark.parametrize("variant", OVERLAPPED, ids=str)
 def test_products_that_overlap_give_the_same_bits(layer, monkeypatch, variant, garbage):
-    """A row of dK and dV issues products before earlier ones are done; an infinity in dO takes the other of its two
+    """Rows may issue products before earlier ones are done: P V stays in flight until the next block's scores are
+    there, and the kernel of dK and dV has all four of a block in flight. An infinity in dO takes the other of its two
     paths."""
     arrays, (arguments, _) = variant.case.arrays(), feature_cases.build(variant)
     if garbage:
         arrays["d_o"] = isolation_checks.spoiled(arrays["d_o"], (0, 0, 20), np.inf)
-    want = feature_cases.backward(variant, arrays, arguments)
-    key = (BACKWARD_KEY_VALUE, MIXED, "sm90")
-    monkeypatch.setitem(TENSOR_TABLE, key, tuple(replace(row, overlaps=True) for row in TENSOR_TABLE[key]))
-    forget()
-    with watched() as ran:
-        got = feature_cases.backward(variant, arrays, arguments)
-    (plan,) = [one.plan for one in ran if one.kind is BACKWARD_KEY_VALUE]
-    assert "_overlap_" in plan.kernel.name
+    results = {}
+    for overlaps in (False, True):
+        for kind in (FORWARD, BACKWARD_KEY_VALUE):
+            rows = TENSOR_TABLE[kind, MIXED, "sm90"]
+            monkeypatch.setitem(
+                TENSOR_TABLE, (kind, MIXED, "sm90"), tuple(replace(row, overlaps=overlaps) for row in rows)
+            )
+        forget()
+        with watched() as ran:
+            results[overlaps] = feature_cases.backward(variant, arrays, arguments)
+        names = [one.plan.kernel.name for one in ran if one.kind in (FORWARD, BACKWARD_KEY_VALUE)]
+        assert len(names) == 2 and all(("_overlap_" in name) == overlaps for name in names)
+    want, got = results[False], results[True]
     assert [name for name in want if bits(got[name]) != bits(want[name])] == []

@@ -45,6 +45,7 @@ QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 HUGE = "test_huge_scores.py::test_float32[{}]"
+HUGE_TENSOR = "test_huge_scores.py::test_bfloat16[wgmma-forward-(30, 1.0)]"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
 TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
 INSIDE = "test_delta_inside.py::test_the_bits_of_the_separate_kernels[apple9]"
@@ -139,14 +140,20 @@ SOFTMAX = of(
 ONLINE_SOFTMAX = of(
     "online_softmax",
     ("log-of-the-sum-in-natural-units", "to[1] = l == 0 ? 0 : log2(l);", "to[1] = l == 0 ? 0 : log(l);", PLAIN),
-    ("empty-row-in-forward", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;", BLIND),
+    ("empty-row-in-forward", "reference.at[i] = m.at[i] == -INFINITY ? 0 : m.at[i];",
+     "reference.at[i] = m.at[i];", BLIND),
     ("row-sum-of-one-lane", "l[i] = tile::row_sum(l[i]);", "l[i] = l[i];", SHARED),
     ("sink-counted-by-every-lane", "if (!adds) l[i] = 0;", "", output("sinks")),
     ("sum-not-rescaled", "state.l[i] * correction.at[i] +", "state.l[i] +", SHARED),
     ("sink-not-counted", "l[i] = sink == -INFINITY ? 0 : 1;", "l[i] = 0;", output("everything")),
     ("sink-in-base-2", "m[i] = sink;", "m[i] = sink * M_LOG2E_F;", output("everything")),
-    ("sum-rescaled-after-the-factor", "fast_exp2(exponent(state.m[i], reference, factor))",
-     "fast_exp2(state.m[i] * factor - reference * factor)", HUGE.format("apple9-decode-(17, 0.125)")),
+    ("sum-rescaled-after-the-factor", "fast_exp2(exponent(state.m[i], reference.at[i], factor))",
+     "fast_exp2(state.m[i] * factor - reference.at[i] * factor)", HUGE.format("apple9-decode-(17, 0.125)")),
+    ("offsets-of-any-size", "if (simd_all(small)) return offset;", "return offset;", HUGE_TENSOR),
+    ("scores-not-shifted", "s.at[i][c] -= m.at[i];", ";", HUGE_TENSOR),
+    ("shifted-scores-keep-an-offset", "    offset.at[i] = 0;\n", "", HUGE_TENSOR),
+    ("offset-without-the-factor", "offset.at[i] = m.at[i] * factor;", "offset.at[i] = m.at[i];",
+     TENSOR.format("whole_panels[mma-narrow]")),
 )
 SOFTMAX_GRADIENT = of(
     "softmax_gradient",
@@ -227,6 +234,8 @@ MASK = of(
 )
 MASK_APPLY = of(
     "mask_apply",
+    ("whole-although-an-array-hides", "HIDES_AT_EDGES = false;", "HIDES_AT_EDGES = true;",
+     TENSOR.format("garbage_in_masked_keys[nan-wgmma-narrow]")),
     ("queries-before-the-diagonal", "HAS_WINDOW || (TRANSPOSED && CAUSAL)", "HAS_WINDOW", CAUSAL),
     ("rows-past-the-end-of-a-mask", "row = min(own_row, last_row)", "row = own_row",
      DECODING.format("apple9-additive"), "check"),
@@ -328,6 +337,10 @@ TILE_MMA = of(
 )
 TILE_WGMMA = of(
     "wgmma",
+    ("product-in-flight-not-rescaled", "  c.multiply(factor);\n  issue_ab(c, p, b);\n  nv::wgmma_commit();\n  b.held",
+     "  issue_ab(c, p, b);\n  nv::wgmma_commit();\n  b.held",
+     TENSOR.format("products_that_overlap_give_the_same_bits"
+                   "[-bhij-70x150-d40-float16-causal-4over2-b1-plain-finite-wgmma-narrow]")),
     ("wgmma-adds-to-anything", "d > 0);", "true);",
      TENSOR.format("ends_within_a_block[wgmma-wide-(33, 31)]")),
     ("wgmma-multiplies-hidden-nan", "if (!simd_all(whole || all_finite(b))) {", "if (false) {",
