@@ -281,7 +281,8 @@ class Attention:
         """The gradients of the inputs, in order."""
         (q, k, v, *extras), (O, L) = primals, outputs
         # All other arrays passed through a guard before.
-        function_of, (d_o, d_L) = self._traced((True, self.with_lse), *cotangents, asked=True)
+        follows_L = self.with_lse or trace.beyond  # the built-in's rules count every array
+        function_of, (d_o, d_L) = self._traced((True, follows_L), *cotangents, asked=True)
 
         def run(kind: KernelKind, *arrays: mx.array) -> Arrays:
             return function_of(kind)(*arrays)

@@ -99,7 +99,7 @@ KEYS = of("key of a cache", "autodiff/call.py",
      PAIR.format("rows-of-a-page")),
 ) + of("key of a cache", "kernels/plan.py",
     ("batch-of-a-launch", "key = (problem.batch, length,", "key = (length,",
-     "test_call_pairs.py::test_calls_that_differ_in_one_thing[simulator-apple7-batch]"),
+     "test_call_pairs.py::test_calls_that_differ_in_one_thing[simulator-apple9-batch]"),
     ("length-of-a-launch", "key = (problem.batch, length,", "key = (problem.batch,",
      "test_call_pairs.py::test_calls_that_differ_in_one_thing[simulator-apple7-number-of-queries]"),
 )

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..frontend import constants
-from ..frontend.errors import CompileError, quoted
+from ..frontend.errors import CompileError, ToolchainError, quoted
 from ..frontend.language import prefix
 from ..frontend.text import beyond_ascii
 from ..frontend.translate import translate
@@ -178,8 +178,9 @@ class _LibraryBuilt(BuiltKernel):
         try:
             variables = translation.variable_names(kernel.name)
             super().__init__(kernel.name, kernel.library.text, path, names, variables, with_lines)
-        except OSError as error:
-            unset = [name for name in translation.constants if str(error).endswith(f"undefined symbol: {name}")]
+        except ToolchainError as error:
+            missing = str(error.__cause__)
+            unset = [name for name in translation.constants if missing.endswith(f"undefined symbol: {name}")]
             if not unset:
                 raise
             path.unlink(missing_ok=True)
