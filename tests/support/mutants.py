@@ -208,7 +208,7 @@ MASK = of(
     ("segments-whole-by-own-span",
      "(row_segments.begin != row_segments.end || tile_segments.begin != tile_segments.end)",
      "(row_segments.begin != row_segments.end)",
-     "test_segments.py::test_ids_at_the_ends_of_their_range[simulator-apple7]"),
+     "test_segments.py::test_ids_at_the_ends_of_their_range[simulator-apple9]"),
     ("segments-never-skipped",
      "return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;",
      "return false;", OTHER.format("forward")),
