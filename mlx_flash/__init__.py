@@ -1,6 +1,8 @@
 """FlashAttention for MLX as custom Metal kernels, forward and backward."""
 
-from . import requirements  # noqa: F401, first: without MLX nothing else can be imported
+from .common import requirements  # noqa: F401, first: without MLX nothing else can be imported
+
+# isort: split
 from .api import attention, quantized_attention
 from .backends import use_backend
 from .common.errors import UnsupportedProblem

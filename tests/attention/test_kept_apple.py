@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import feature_cases
-import isolation_checks
+import kept_checks
 import numpy as np
 import pytest
 from arrays import bits
 from cases import Case
 from feature_cases import Variant
+from kept_checks import GRADIENTS, MUCH, both, of
 from oracle_variants import Facts
 from watched import kinds, watched
 
@@ -24,8 +25,6 @@ from mlx_flash.problem.kinds import BACKWARD_KEY_KEPT, BACKWARD_KEY_VALUE, BACKW
 from mlx_flash.problem.problem import Problem, Signature
 from mlx_flash.problem.variants import Variants
 
-MUCH = 2**30
-GRADIENTS = [str(kind) for kind in KEPT_KINDS]
 needs_simulator = pytest.mark.simulator
 
 
@@ -33,11 +32,6 @@ needs_simulator = pytest.mark.simulator
 def family(request):
     with use_backend("simulator", request.param):
         yield request.param
-
-
-def of(head_dim: int, dtype: str, *features: str, value_dim=None, axes="bhij", lengths=(41, 70)) -> Variant:
-    case = Case(*lengths, head_dim, dtype, value_dim=value_dim, group=2, key_heads=1, batch=2)
-    return Variant(case, features, axes, (30, 5))
 
 
 MANY = of(
@@ -106,11 +100,6 @@ def test_blocks_that_are_no_multiple_of_a_read(family):
     assert {one.plan.config.traversal for one in ran if one.kind is KEPT_KINDS[0]} == {56}
 
 
-def both(variant: Variant, arrays: dict, arguments: dict, scratch: int = MUCH) -> list[dict]:
-    """The results of seven products, and of five."""
-    return [feature_cases.backward(variant, arrays, arguments | {"scratch": bound}) for bound in (0, scratch)]
-
-
 @needs_simulator
 @pytest.mark.parametrize(
     "family, dtype, same",
@@ -127,17 +116,7 @@ def test_the_bits_that_stay(family, dtype, same):
 
 @needs_simulator
 def test_nan_and_infinity_go_where_they_did(family):
-    case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
-    places = {"q": ((0, 0, 40), np.nan), "k": ((1, 1, 30), np.inf), "v": ((0, 1, 45), np.nan),
-              "d_o": ((1, 0, 20), -np.inf)}  # fmt: skip
-    for name, (place, garbage) in places.items():
-        arrays = case.arrays()
-        arrays[name] = isolation_checks.spoiled(arrays[name], place, garbage)
-        want, got = (
-            {title: np.array(one) for title, one in found.items()}
-            for found in both(Variant(case, ()), arrays, {"causal": True})
-        )
-        assert not all(np.isfinite(one).all() for one in want.values())
+    for name, want, got in kept_checks.spoiled_results():
         assert all(np.array_equal(np.isfinite(got[title]), np.isfinite(want[title])) for title in want), name
 
 

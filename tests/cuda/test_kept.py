@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import bounds
 import feature_cases
-import isolation_checks
+import kept_checks
 import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import bits
 from cases import Case
 from feature_cases import Variant
+from kept_checks import GRADIENTS, MUCH, both, of
 from tensor_rows import small_rows
 from watched import kinds, watched
 
@@ -23,8 +24,6 @@ from mlx_flash.problem.problem import Problem, Signature
 from mlx_flash.problem.variants import Variants
 from mlx_flash.simulator import mode, schedule
 
-MUCH = 2**30
-GRADIENTS = [str(kind) for kind in KEPT_KINDS]
 needs_simulator = pytest.mark.simulator
 
 
@@ -32,11 +31,6 @@ needs_simulator = pytest.mark.simulator
 def layer(request):
     with mode("check"), small_rows(request.param, "narrow") as backend:
         yield backend
-
-
-def of(head_dim: int, dtype: str, *features: str, value_dim=None, axes="bhij", lengths=(41, 70)) -> Variant:
-    case = Case(*lengths, head_dim, dtype, value_dim=value_dim, group=2, key_heads=1, batch=2)
-    return Variant(case, features, axes, (30, 5))
 
 
 MANY = ("causal", "window", "additive", "softcap", "alibi", "sinks", "segments", "dropout", "lse")
@@ -58,11 +52,6 @@ def test_every_gradient(layer, variant):
     assert set(GRADIENTS) <= set(kinds(ran)) and "backward_key_value" not in kinds(ran)
 
 
-def both(variant: Variant, arrays: dict, arguments: dict, scratch: int = MUCH) -> list[dict]:
-    """The results of seven products, and of five."""
-    return [feature_cases.backward(variant, arrays, arguments | {"scratch": bound}) for bound in (0, scratch)]
-
-
 @needs_simulator
 @pytest.mark.parametrize("causal", [False, True], ids=["dense", "causal"])
 @pytest.mark.parametrize("lengths", [(70, 150), (47, 31), (17, 1), (1, 40)], ids=str)
@@ -75,17 +64,7 @@ def test_the_bits_of_seven_products(layer, lengths, causal):
 
 @needs_simulator
 def test_nan_and_infinity_go_where_they_did(layer):
-    case = Case(45, 50, 40, "float16", group=2, key_heads=2, batch=2)
-    places = {"q": ((0, 0, 40), np.nan), "k": ((1, 1, 30), np.inf), "v": ((0, 1, 45), np.nan),
-              "d_o": ((1, 0, 20), -np.inf)}  # fmt: skip
-    for name, (place, garbage) in places.items():
-        arrays = case.arrays()
-        arrays[name] = isolation_checks.spoiled(arrays[name], place, garbage)
-        want, got = (
-            {title: np.array(one) for title, one in found.items()}
-            for found in both(Variant(case, ()), arrays, {"causal": True})
-        )
-        assert not all(np.isfinite(one).all() for one in want.values())
+    for name, want, got in kept_checks.spoiled_results():
         assert all(np.array_equal(got[title], want[title], equal_nan=True) for title in want), name
 
 

@@ -282,7 +282,7 @@ def test_mlx_that_is_missing_or_too_old(tmp_path, case):
     (tmp_path / "mlx" / "core.py").write_text(disguise + body)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(PROJECT)))}
     environment.pop(pretend_mac.VARIABLE, None)
-    asked = "import mlx_flash" if said else "import runpy; runpy.run_path('mlx_flash/requirements.py')"
+    asked = "import mlx_flash" if said else "import runpy; runpy.run_path('mlx_flash/common/requirements.py')"
     command = [sys.executable, "-c", asked]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PROJECT)
     last = done.stderr.strip().rpartition("\n")[2]

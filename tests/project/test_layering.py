@@ -19,7 +19,7 @@ TESTS = Path(__file__).parents[1]
 LAYERS = (
     "__main__", "cli", "__init__", "former", "lm", "gallery", "explanations", "integrations", "distributed",
     "sequences", "api", "autodiff", "rotations", "backends", "kernels", "problem", "masks", "transforms", "simulator",
-    "common", "requirements",
+    "common",
 )  # fmt: skip
 # Metal without a Mac knows nothing of attention: it imports only itself and what MLX does in private, and inside it the
 # front end stands below both targets.
