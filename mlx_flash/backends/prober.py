@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import queue
-import re
 import signal
 import struct
 import subprocess
@@ -114,7 +113,8 @@ class Prober:
 
     def _start(self) -> None:
         program = os.path.basename(sys.executable or "")
-        if getattr(sys, "frozen", False) or not _INTERPRETER.search(program.lower()):
+        # Interpreters have "py" in their names. Programs that embed Python name themselves, and would start once more.
+        if getattr(sys, "frozen", False) or "py" not in program.lower():
             raise OSError(f"this Python has no interpreter of its own ({program or 'sys.executable is not set'})")
         self._errors, self._owner = tempfile.TemporaryFile(), os.getpid()
         # In a session of its own a child does not get the terminal's Ctrl-C, which is about this process.
@@ -156,10 +156,6 @@ class Prober:
         """Ends the child; the next question starts another one."""
         self._end()
         self._unable = ""
-
-
-# Interpreters of other names are rare; programs that embed Python name themselves, and would start once more.
-_INTERPRETER = re.compile("py|ython")
 
 
 def _environment() -> dict[str, str]:
