@@ -1,19 +1,24 @@
 """FlashAttention for MLX as custom Metal kernels, forward and backward."""
 
+import sys
+
 from .common import requirements  # noqa: F401, first: without MLX nothing else can be imported
 
 # isort: split
+from . import rotations as hadamard
+from . import sequences as packing
 from .api import attention, quantized_attention
 from .backends import use_backend
 from .common.errors import UnsupportedProblem
 from .explanations.explain import explain
 from .integrations import patch, unpatch
-from .masks import BlockMask
 from .problem.formulas.score import Score, Visible
+from .problem.masks import BlockMask
 from .sequences import merge
 from .transforms import export_function, exporter, vmap
 
-__path__.append(f"{__path__[0]}/former")  # modules are found under the names that they had before 0.2, too
+# Two modules are found under the names that they had before 0.2, too.
+sys.modules.update({f"{__name__}.hadamard": hadamard, f"{__name__}.packing": packing})
 __version__ = "0.2.0"
 __all__ = [
     "BlockMask", "Score", "UnsupportedProblem", "Visible", "__version__", "attention", "explain", "export_function",

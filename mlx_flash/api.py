@@ -58,9 +58,9 @@ from .autodiff.learned import numbers_of
 from .autodiff.operands import ended_segments, without_ended
 from .backends import backend as backend_of
 from .backends import current_backend
-from .masks import BlockMask
 from .problem.formulas.score import Score, Visible, text
 from .problem.latent import code_columns_of, columns_of
+from .problem.masks import BlockMask
 from .problem.quantization import quantization_of
 
 

@@ -21,9 +21,9 @@ from ..common.mlx_private import may_compile
 from ..common.scalars import LARGEST, shown, truth
 from ..kernels.plan import plan
 from ..kernels.split_kv import QUERIES
-from ..masks import BlockMask
 from ..problem.formulas.score import Score, Visible
 from ..problem.kinds import FORWARD
+from ..problem.masks import BlockMask
 from ..problem.problem import SIZED, Problem, Signature, padded, signature_of, sized
 from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS

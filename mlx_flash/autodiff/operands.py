@@ -11,9 +11,9 @@ from ..common.mlx_private import contiguous as contiguous_by_views
 from ..common.scalars import shown, traced
 from ..kernels.launch import constant
 from ..kernels.split_kv import QUERIES
-from ..masks import BlockMask
 from ..problem.formulas.score import Text, Visible, visited_as_a_whole
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, KernelKind
+from ..problem.masks import BlockMask
 from ..problem.problem import Problem, Signature, new
 from ..problem.rows import check_form, pair
 from ..problem.variants import Variants, check_segments

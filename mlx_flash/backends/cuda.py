@@ -15,13 +15,13 @@ from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
 from ..kernels.plan import Plan
 from ..kernels.tile_layers import LAYERS, register_reallocation
-from ..masks import LAYERED, REPEATED_BYTES
 from ..metal import ToolchainError
 from ..metal.cpu.compiler import toolchain
 from ..metal.ptx import by_value, driver, metal_kernel
 from ..metal.ptx.kernel import CudaKernel, Grid, Prepared
 from ..metal.ptx.ptx import Ptx, cache_directory
 from ..problem.kinds import DECODE
+from ..problem.masks import LAYERED, REPEATED_BYTES
 from ..problem.problem import Problem
 from .metal import kernel_object
 from .tuned import tuned

@@ -15,7 +15,7 @@ from ..autodiff.operands import operands
 from ..backends import current_backend
 from ..common.errors import UnsupportedProblem, wrong
 from ..common.scalars import shown, whole
-from ..masks import BlockMask
+from ..problem.masks import BlockMask
 from ..problem.problem import Problem, sized
 from ..problem.variants import check_lengths
 from ..transforms.trace import trace

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..common.errors import UnsupportedProblem, wrong
 from ..common.scalars import listed, real, shown, truth, whole
-from ..masks import BlockMask
 from .formulas.program import Formula
 from .formulas.score import Score, Visible, checked
 from .kinds import BACKWARD_KEY_VALUE, BACKWARD_KINDS, DECODE, KernelKind
+from .masks import BlockMask
 from .quantization import UNQUANTIZED, Quantization
 from .rows import check_form, check_pages
 

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import io
 import re
 import tokenize
@@ -17,9 +18,8 @@ PACKAGE = Path(mlx_flash.__file__).parent
 TESTS = Path(__file__).parents[1]
 # From the commands down to the errors: a module may import only what stands in its own layer or in a later one.
 LAYERS = (
-    "__main__", "cli", "__init__", "former", "lm", "gallery", "explanations", "integrations", "distributed",
-    "sequences", "api", "autodiff", "rotations", "backends", "kernels", "problem", "masks", "transforms", "simulator",
-    "common",
+    "__main__", "cli", "__init__", "lm", "gallery", "explanations", "integrations", "distributed", "sequences", "api",
+    "autodiff", "rotations", "backends", "kernels", "problem", "transforms", "simulator", "common",
 )  # fmt: skip
 # Metal without a Mac knows nothing of attention: it imports only itself and what MLX does in private, and inside it the
 # front end stands below both targets.
@@ -27,7 +27,7 @@ METAL = ("ptx", "cpu", "frontend")
 PRODUCT = sorted(PACKAGE.rglob("*.py"))
 PYTHON = [*PRODUCT, *sorted(TESTS.rglob("*.py"))]
 TEMPLATES = sorted((PACKAGE.parent / "templates").rglob("*.metal"))
-MOST_LINES, MOST_FUNCTION_LINES = 400, 60
+MOST_LINES, MOST_FUNCTION_LINES, MOST_ENTRIES = 400, 60, 20
 LONGER = {}  # files that may be longer for a reason that stands beside their name
 
 
@@ -139,6 +139,16 @@ def test_no_imports_go_round_in_a_circle():
 
     for name in graph:
         visit(name, ())
+
+
+def test_the_package_is_seen_at_a_glance():
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= MOST_ENTRIES
+
+
+def test_modules_are_found_under_their_former_names():
+    for former, now in (("hadamard", "rotations"), ("packing", "sequences")):
+        module = importlib.import_module(f"mlx_flash.{former}")
+        assert module is getattr(mlx_flash, former) is importlib.import_module(f"mlx_flash.{now}")
 
 
 @for_each([*PYTHON, *TEMPLATES])

@@ -16,7 +16,7 @@ from ...api import attention
 from ...backends import current_backend, use_backend
 from ...backends.reference.scores import philox
 from ...common.errors import need
-from ...masks import BlockMask
+from ...problem.masks import BlockMask
 from ..console import kernel_backend, progress
 from . import oracle
 from .oracle import Exact, Terms

@@ -19,7 +19,6 @@ from ...kernels.devices import Family
 from ...kernels.plan import plan_of
 from ...kernels.source import Kernel
 from ...kernels.split_kv import LEAST, QUERIES
-from ...masks import BlockMask
 from ...problem.formulas.program import Formula
 from ...problem.formulas.score import visited_as_a_whole
 from ...problem.formulas.syntax import Item, Name, expressions
@@ -35,6 +34,7 @@ from ...problem.kinds import (
     KernelKind,
 )
 from ...problem.latent import code_columns_of
+from ...problem.masks import BlockMask
 from ...problem.problem import Problem, Signature
 from ...problem.shards import in_shards, walked_along
 

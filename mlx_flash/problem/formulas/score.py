@@ -11,7 +11,7 @@ import numpy as np
 
 from ...common.errors import wrong
 from ...common.scalars import LARGEST, evaluated, real, shown, traced, truth, whole
-from ...masks import PARTIAL, BlockMask
+from ..masks import PARTIAL, BlockMask
 from .evaluate import evaluate
 from .program import POSITIONS, SCORE, Formula
 from .scope import RESERVED

@@ -9,8 +9,8 @@ from functools import cached_property
 import mlx.core as mx
 import numpy as np
 
-from .common.errors import wrong
-from .common.scalars import listed, shown, traced, truth, whole
+from ..common.errors import wrong
+from ..common.scalars import listed, shown, traced, truth, whole
 
 SHOWN = 1024  # elements a side: larger masks are drawn block by block
 EMPTY, FULL, PARTIAL = 0, 1, 2  # block states; PARTIAL + n: bitmap n tells the elements
