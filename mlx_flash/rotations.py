@@ -66,12 +66,12 @@ class Rotation:
         power, scale = self.dimension // odd, self.dimension**-0.5
         if odd == 1:
             return mx.hadamard_transform(array, scale=scale)
-        columns = _signs_matrix(odd).T if transposed else _signs_matrix(odd)
-        # 16 bits are rounded only once. A reshape would fix a shapeless trace to the other axes of its first call.
+        rows = _signs_matrix(odd) if transposed else _signs_matrix(odd).T
+        # 16 bits are rounded only once. A reshape would fix a shapeless trace to the other axes of its first call, as in
+        # MLX 0.32.0 would a product whose second factor is the matrix.
         parts = mx.unflatten(array.astype(mx.float32), -1, (odd, power))
         parts = parts * scale if power == 1 else mx.hadamard_transform(parts, scale=scale)
-        parts = parts.swapaxes(-1, -2) @ columns
-        return mx.flatten(parts.swapaxes(-1, -2), -2, -1).astype(array.dtype)
+        return mx.flatten(rows @ parts, -2, -1).astype(array.dtype)
 
     def _checked(self, array: mx.array) -> mx.array:
         if not isinstance(array, mx.array) or not mx.issubdtype(array.dtype, mx.floating):
