@@ -61,7 +61,7 @@ class Stub:
         return self._outputs[output_shapes]
 
     def install(self) -> None:
-        api.current_backend = lambda: self.backend
+        api.current_backend = lambda *_: self.backend
 
 
 def measure(

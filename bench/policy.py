@@ -101,7 +101,7 @@ def is_ours(case: Case) -> bool:
         getattr(mx, case.dtype), case.head_dim, case.head_dim, case.queries or case.length, case.length,
         case.heads // case.key_heads, mask, training=case.backward,
     )  # fmt: skip
-    return decide(None, asked).ours
+    return decide(None, current_backend().family, asked).ours
 
 
 def warm(part: int, parts: int) -> None:

@@ -120,7 +120,7 @@ def attention(
     }  # fmt: skip
     q, options = _resolved(q, options, stream)
     v = columns_of(k, v, value_dim) if v is None or value_dim is not None else v
-    result = prepared(q, k, v, current_backend(), stream, return_lse, options).run(q, k, v, options)
+    result = prepared(q, k, v, current_backend(stream), stream, return_lse, options).run(q, k, v, options)
     return _finished(result, sinks, lengths, options, stream)
 
 
@@ -174,7 +174,8 @@ def quantized_attention(
     q, options = _resolved(q, options, stream)
     if v is None or value_dim is not None:
         v = code_columns_of(k, v, value_dim, quantization_of(mode, bits, group_size))
-    backend = current_backend() if current_backend().dequantizes else backend_of("reference")
+    backend = current_backend(stream)
+    backend = backend if backend.dequantizes else backend_of("reference")
     result = prepared(q, k, v, backend, stream, return_lse, options, (mode, bits, group_size)).run(q, k, v, options)
     return _finished(result, sinks, lengths, options, stream)
 

@@ -151,7 +151,8 @@ def mac(monkeypatch, tmp_path):
     """A pretended Mac that has tried no kernel yet: the folder that its verdicts go to."""
     from mlx_flash.backends import guard, prober
 
-    disguised = ((mx.fast, "metal_kernel"), (mx.metal, "is_available"), (mx, "device_info"), (mx, "compile"))
+    disguised = [(mx.fast, "metal_kernel"), (mx.metal, "is_available"), (mx, "device_info"), (mx, "compile")]
+    disguised += [(mx, "default_device"), (mx, "set_default_device"), (mx, "stream")]
     for owner, name in (*disguised, (platform, "system"), (platform, "mac_ver")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setenv(pretend_mac.VARIABLE, pretend_mac.ARCHITECTURE)

@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..backends import Backend
-from ..backends import backend as backend_of
 from ..common import machine
 from ..common.errors import UnsupportedProblem, wrong
 from ..common.mlx_private import may_compile
@@ -193,13 +192,11 @@ def _check_part_lengths(k, v, quantization: Quantization) -> None:
 def _make(q, k, v, backend: Backend, stream, return_lse: bool | str, quantized_as, arguments: dict) -> Call:
     if stream is not None and not isinstance(stream, STREAMS):
         raise wrong("stream", "an mlx.core.Stream or Device, or None", shown(stream), "Pass mx.cpu or mx.gpu.")
-    if backend.gpu and machine.on_cpu(stream):
-        if not backend.falls_back:
-            raise UnsupportedProblem(
-                f'[mlx_flash] backend "{backend.name}": its kernels run on the GPU, and stream {stream} is the CPU\'s. '
-                'Leave the stream out, or choose use_backend("reference").'
-            )
-        backend = backend_of("reference")
+    if backend.gpu and stream is not None and machine.on_cpu(stream):  # which was chosen by name
+        raise UnsupportedProblem(
+            f'[mlx_flash] backend "{backend.name}": its kernels run on the GPU, and stream {stream} is the CPU\'s. '
+            'Leave the stream out, or choose use_backend("reference").'
+        )
     if quantized_as is None:
         return Call(signature_of(q, k, v, **arguments), backend, stream, return_lse)
     quantization = quantization_of(*quantized_as)

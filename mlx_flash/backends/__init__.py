@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from ..common.environment import STORED, stored_name, variable
 from ..common.errors import UnsupportedProblem, warn
+from ..common import machine
 from ..common.machine import metal_gpu, why_no_metal
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 
@@ -56,6 +57,7 @@ CAPABILITIES = {
     "reference": {},
 }
 NAMES = tuple(CAPABILITIES)
+CPU_DEFAULT, CPU_STREAM = "the default device is the CPU", "a stream of the CPU"
 
 
 @lru_cache
@@ -135,8 +137,8 @@ def _on_cuda() -> tuple[str, str]:
     return "cuda", "the default: this machine has an NVIDIA GPU"
 
 
-def default() -> tuple[str, str]:
-    """(name, reason) of the backend that is used if none is named: that of the GPU, without one the reference."""
+def of_machine() -> tuple[str, str]:
+    """(name, reason) of the backend for this machine's GPU; without one, of the reference."""
     if mx.metal.is_available():
         return _on_metal()
     if mx.cuda.is_available():
@@ -144,9 +146,27 @@ def default() -> tuple[str, str]:
     return "reference", 'the default without a GPU; use_backend("simulator") runs the kernels on the CPU'
 
 
+def default(stream=None) -> tuple[str, str]:
+    """(name, reason) of the backend that is used if none is named. Where a call belongs to the CPU, as MLX's own
+    operations do then, it is the reference, on any machine. `stream`: the stream or device of the call."""
+    found = of_machine()
+    if CAPABILITIES[found[0]].get("gpu") and machine.on_cpu(stream):
+        return "reference", f"plain mx operations, as {CPU_DEFAULT if stream is None else CPU_STREAM}"
+    return found
+
+
+def left_to_cpu(stream=None) -> str:
+    """Why a call belongs to the CPU although this machine has a GPU; "" if it does not, or if a backend was chosen by
+    name, which a default device does not overrule."""
+    if not machine.on_cpu(stream):
+        return ""
+    leaves = stream is not None and current_backend().gpu if named() else CAPABILITIES[of_machine()[0]].get("gpu")
+    return (CPU_DEFAULT if stream is None else CPU_STREAM) if leaves else ""
+
+
 def kernel_backend() -> str:
-    """The name of the backend that runs kernels on this machine: the default, or the simulator without a GPU."""
-    return default()[0] if default()[0] != "reference" else "simulator"
+    """The name of the backend that runs kernels on this machine: that of its GPU, or the simulator without one."""
+    return of_machine()[0] if of_machine()[0] != "reference" else "simulator"
 
 
 @lru_cache
@@ -172,15 +192,28 @@ def named() -> bool:
     return bool(_choices.get() or variable("MLX_FLASH_BACKEND"))
 
 
-def current_backend() -> Backend:
-    """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else the machine's default."""
+def current_backend(stream=None) -> Backend:
+    """The backend chosen by use_backend, else by MLX_FLASH_BACKEND, else the default for a call on this stream or
+    device, or on MLX's default device."""
     choices = _choices.get()
     if choices:
         return choices[-1][1]
-    if BACKEND not in STORED and FAMILY not in STORED:  # found in every call: two function calls less
-        return backend(default()[0], None, True)
+    if BACKEND not in STORED and FAMILY not in STORED:  # found in every call: four function calls less
+        return _unnamed(machine.on_cpu(stream))
     named = variable("MLX_FLASH_BACKEND")
-    return backend(named or default()[0], variable("MLX_FLASH_FAMILY") or None, not named)
+    return backend(named or default(stream)[0], variable("MLX_FLASH_FAMILY") or None, not named)
+
+
+@lru_cache
+def _unnamed(on_cpu: bool) -> Backend:
+    """The default for calls that belong to the CPU, and for the others."""
+    return backend("reference" if on_cpu else of_machine()[0], None, True)
+
+
+def forget() -> None:
+    """Drops what is remembered about this machine's backends: later calls ask anew, and warn anew."""
+    for found in (backend, _unnamed, _on_metal, _on_cuda):
+        found.cache_clear()
 
 
 class use_backend:

@@ -55,17 +55,18 @@ def kernel_object(metal_kernel, kernel, ensure_row_contiguous=False, **more):
     )
 
 
-def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
+def run(kind, plan: Plan, problem: Problem, inputs: dict, stream, device=mx.gpu) -> list[mx.array]:
+    """`device`: where no stream was given, since the default device may be the CPU when the backend is named."""
     compiled = plan.resources.get("metal")
     if compiled is None:
         compiled = plan.resources["metal"] = kernel_object(mx.fast.metal_kernel, plan.kernel)
-    return run_with(compiled, plan.launch(problem), inputs, stream)
+    return run_with(compiled, plan.launch(problem), inputs, device if stream is None else stream)
 
 
 def record(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
     """`run` without a GPU: MLX records kernels while mx.export_function traces, and raises an error otherwise."""
     try:
-        return run(kind, plan, problem, inputs, stream)
+        return run(kind, plan, problem, inputs, stream, device=None)
     except RuntimeError as error:
         if not says_no_metal(error):
             raise

@@ -113,7 +113,7 @@ def _attend(q, k, v, options: dict, sharing: _Sharing, return_lse, stream):
     if isinstance(options["mask"], BlockMask):
         raise UnsupportedProblem("[mlx_flash.distributed.attention] mask: a BlockMask is not available. Pass an array.")
     q, options = numbers_of(q, options, stream)
-    call = prepared(q, k, v, current_backend(), stream, return_lse, options)
+    call = prepared(q, k, v, current_backend(stream), stream, return_lse, options)
     problem = _checked(call, q, k, v, sharing.placement, options)
     if problem.empty:
         return api.attention(q, k, v, **options | {"mask": None}, return_lse=return_lse, stream=stream)

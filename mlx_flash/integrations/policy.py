@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..backends import current_backend, named
+from ..backends import named
 from ..kernels.devices import Family
 
 POLICIES = ("fastest", "always")
@@ -174,18 +174,17 @@ def rule_of(family: str, asked: Asked) -> Rule:
     return next(rule for rule in RULES[family] if rule.fits(asked))
 
 
-def decide(policy: str | None, asked: Asked) -> Rule:
-    """The rule for a call on the current backend. Without a policy, a backend that was chosen by name serves every
-    call, and so does one without a GPU."""
-    family = ruled_by(policy)
+def decide(policy: str | None, family: Family | None, asked: Asked) -> Rule:
+    """The rule for a call on a backend with the kernels of a family. Without a policy, a backend that was chosen by
+    name serves every call, and so does one without a GPU, which has no family."""
+    family = ruled_by(policy, family)
     if family is None:
         return ALWAYS
     return measured_rule(family, asked) if family.tuned.calls else rule_of(family.name, asked)
 
 
-def ruled_by(policy: str | None) -> Family | None:
+def ruled_by(policy: str | None, family: Family | None) -> Family | None:
     """The family whose rules decide, or None where every call is served."""
-    family = current_backend().family
     return None if policy == "always" or (policy is None and named()) else family
 
 

@@ -7,8 +7,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from ..api import attention, quantized_attention
-from ..backends import current_backend
-from ..common import machine
+from ..backends import current_backend, left_to_cpu
 from ..transforms.trace import changed, trace, unavailable
 from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
@@ -49,8 +48,9 @@ def serve_attention(
         raise NotServed(f"arguments unknown here: {', '.join(options) or 'beyond q, k and v by position'}")
     if stream is not None and not isinstance(stream, (mx.Stream, mx.Device, mx.DeviceType)):
         raise NotServed(f"a stream of type {type(stream).__name__}")
-    if stream is not None and current_backend().gpu and machine.on_cpu(stream):
-        raise NotServed("a stream of the CPU")
+    own = current_backend(stream)
+    if (stream is not None or not own.gpu) and (reason := left_to_cpu(stream)):
+        raise NotServed(reason)
     if q.shape[2] < terms.min_queries:
         raise NotServed(f"fewer than {terms.min_queries} queries")
     if reason := unavailable():
@@ -65,7 +65,7 @@ def serve_attention(
         arrays = (array.astype(dtype) for array in arrays)
     if dtype not in FLOATS:
         raise NotServed(f"dtype {dtype}")
-    rule = decide(terms.policy, _asked(q, v, dtype, mask, sinks))
+    rule = decide(terms.policy, own.family, _asked(q, v, dtype, mask, sinks))
     if not rule.ours:
         raise KeptByRule(rule.refusal)
     with changed(beyond=True, built_in=True):
@@ -95,13 +95,15 @@ def serve_quantized(
         raise NotServed("quantized cache: queries are not an array of 4 axes")
     if not all(isinstance(parts, (tuple, list)) for parts in (q_keys, q_values)):
         raise NotServed("quantized cache: keys and values are not tuples of arrays")
+    if reason := left_to_cpu():
+        raise NotServed(f"quantized cache: {reason}")
     if queries.shape[2] < terms.min_queries:
         raise NotServed(f"fewer than {terms.min_queries} queries")
     if reason := unavailable(gradients=0):
         raise NotServed(f"quantized cache: {reason}")
     if isinstance(mask, mx.array) and mask.ndim == 3:  # mlx-lm takes its first axis for the heads of a group
         raise NotServed("quantized cache: a mask of 3 axes")
-    rule = QUANTIZED_CACHE if ruled_by(terms.policy) else ALWAYS
+    rule = QUANTIZED_CACHE if ruled_by(terms.policy, current_backend().family) else ALWAYS
     with changed(built_in=True):
         out = quantized_attention(
             queries, tuple(q_keys), tuple(q_values), scale=scale, mask=_added(mask, queries.dtype),

@@ -95,7 +95,7 @@ def test_unknown_names_in_the_environment(monkeypatch):
 
 def test_metal_without_a_metal_gpu(monkeypatch):
     monkeypatch.setattr(backends.mx.metal, "is_available", lambda: False)
-    backends.backend.cache_clear()
+    backends.forget()
     with pytest.raises(UnsupportedProblem, match='backend "metal": this machine has no Metal GPU. Use "simulator"'):
         use_backend("metal")
 

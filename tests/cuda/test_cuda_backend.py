@@ -10,6 +10,7 @@ from watched import chosen
 
 from mlx_flash import BlockMask, UnsupportedProblem, Visible, attention, backends, explain, use_backend
 from mlx_flash.backends import Backend, cuda
+from mlx_flash.common import machine
 from mlx_flash.integrations import kept
 from mlx_flash.kernels import source
 from mlx_flash.kernels.config import precision_of
@@ -44,8 +45,8 @@ def cleared_caches():
 
     def clear():
         kept.calls.clear()
-        for function in (backends.backend, backends._on_cuda, cuda.family_here):
-            function.cache_clear()
+        backends.forget()
+        cuda.family_here.cache_clear()
 
     clear()
     yield
@@ -58,6 +59,7 @@ def gpu(monkeypatch, cleared_caches):
     information = dict(H200)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "on_cpu", lambda stream=None: stream is not None and stream == mx.cpu)
     monkeypatch.setattr(mx, "device_info", lambda *_: information)
     monkeypatch.setattr(cuda.driver, "version", lambda: (13, 0))
     monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
@@ -326,3 +328,18 @@ def operand(name: str, dtype: str, features: Variants):
     if name == "attention_mask":
         return mx.bool_ if features.mask == "bool" else getattr(mx, features.mask), 4, 65536
     return shapes.get(name, (mx.uint8, 4, 65536))
+
+
+def test_the_cpu_as_default_device(gpu, monkeypatch):
+    """Plain operations run there, as they do for a call whose stream is the CPU's; a backend that is named keeps it."""
+    assert backends.current_backend().name == "cuda" and backends.current_backend(mx.cpu).name == "reference"
+    q = mx.zeros((1, 1, 8, 8))
+    attention(q, q, q, stream=mx.cpu)
+    monkeypatch.setattr(machine, "on_cpu", lambda stream=None: stream is None or stream == mx.cpu)
+    told = explain(q, q, q)
+    assert told.backend == "reference" and "the default device is the CPU" in told.why
+    assert mx.array_equal(attention(q, q, q), q) and backends.current_backend(mx.gpu).name == "cuda"
+    with use_backend("cuda"):
+        assert backends.current_backend().name == "cuda"
+        with pytest.raises(UnsupportedProblem, match="its kernels run on the GPU"):
+            attention(q, q, q, stream=mx.cpu)

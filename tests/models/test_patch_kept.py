@@ -193,7 +193,7 @@ def test_variables_of_the_environment_decide_anew(monkeypatch):
     """They are read with every call, where no use_backend is in force."""
     qkv = arrays()
     monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "default", lambda: ("simulator", "for this test"))
+    monkeypatch.setattr(backends, "_unnamed", lambda on_cpu: backends.backend("simulator"))
     token = backends._choices.set(())
     try:
         with mlx_flash.patch(policy="fastest") as report:

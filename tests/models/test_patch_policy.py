@@ -217,7 +217,7 @@ def test_the_default_is_fastest_on_a_gpu_only(monkeypatch, gpu):
     monkeypatch.delenv("MLX_FLASH_BACKEND", raising=False)
     if gpu:
         made = backends.backend("simulator", "apple9")
-        monkeypatch.setattr("mlx_flash.integrations.policy.current_backend", lambda: made)
+        monkeypatch.setattr("mlx_flash.integrations.serve.current_backend", lambda *_: made)
     elif backends.default()[0] != "reference":
         pytest.skip("this machine has a GPU")
     with mlx_flash.patch() as report:

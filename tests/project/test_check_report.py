@@ -1,6 +1,7 @@
 """`check --report`: one block of Markdown that says what a machine makes of the kernels, and what it could not say."""
 
 import re
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,11 @@ def small(monkeypatch):
         (measures, "HEADS", 1), (measures, "SECONDS", 0.0), (measures, "DECODE_KEYS", 40),
         (measures, "append_copies", partial(measures.append_copies, 1024)),
         (check, "DTYPES", ("float32",)), (machine, "PROFILER", ("false",)), (report, "SECONDS", 1e6),
-        (report, "KERNEL_SECONDS", 1e6),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
+    measures.fitting.cache_clear()
+    yield
+    measures.fitting.cache_clear()
 
 
 def parts_of(text: str) -> dict[str, list[str]]:
@@ -92,46 +95,71 @@ def test_a_part_that_breaks_leaves_the_others(mac, small, monkeypatch, capsys):
         yield report.Found(("a", "b"))
         raise RuntimeError("no\nsuch thing")
 
-    monkeypatch.setattr(report, "PARTS", (report.Part("First", ("one", "two"), broken, True), report.PARTS[3]))
+    monkeypatch.setattr(report, "PARTS", (report.Part("First", ("one", "two"), broken, True, 1), report.PARTS[3]))
     assert cli.main(["check", "--report"]) == 1
     found = parts_of(capsys.readouterr().out)
     assert found["First"][-2:] == ["| a | b |", "Failed: RuntimeError: no such thing"]  # what it found is kept
     assert "of its size" in found[PARTS[3]][0]
 
 
-def test_time_runs_out(mac, small, monkeypatch, capsys):
-    monkeypatch.setattr(report, "SECONDS", -1.0)
-    cli.main(["check", "--report"])
-    assert f"Not done, since the parts before took -1 s: {', '.join(PARTS)}." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("limit", ("SECONDS", "KERNEL_SECONDS"))
-def test_time_runs_out_inside_a_part(mac, small, monkeypatch, capsys, limit):
-    """Its rows up to then are kept, and the step that was next is named; time for kernels alone leaves the rest."""
-    now, last = [0.0], report.Part("Last", (), lambda tick: iter([report.Found(("done",))]), True)
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test adds them."""
+    now = [0.0]
     monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(report, "PARTS", (report.PARTS[0], last))
-    monkeypatch.setattr(report, limit, 10.0)
+    return now
 
-    def tried_again(plan):
-        now[0] += 4.0
-        return guard.Verdict()
 
-    monkeypatch.setattr(guard, "tried_again", tried_again)
+def stepping(clock, seconds, name, share, steps=9):
+    """A part of so many steps, each of which takes so long."""
+
+    def run(tick):
+        for step in range(steps):
+            tick(f"step {step}")
+            clock[0] += seconds
+            yield report.Found((f"{name} {step}",))
+
+    return report.Part(name, (), run, True, share)
+
+
+@pytest.mark.parametrize("seconds", (10.0, -1.0))
+def test_every_part_has_its_share_of_the_time(mac, clock, monkeypatch, capsys, seconds):
+    """A slow part is cut, and the step that was next is named; those behind it begin all the same, and have what those
+    before left."""
+    parts = [stepping(clock, *facts) for facts in ((4.0, "slow", 3), (0.5, "fast", 1, 2), (0.5, "last", 1))]
+    monkeypatch.setattr(report, "PARTS", tuple(parts))
+    monkeypatch.setattr(report, "SECONDS", seconds)
     assert cli.main(["check", "--report"]) == 0
-    text = capsys.readouterr().out
-    found = parts_of(text)
-    assert len(cells(found[PARTS[0]])) == 3 and found[PARTS[0]][5].startswith("No time was left from flash_")
-    assert found.get("Last") == (["done"] if limit == "KERNEL_SECONDS" else None)
-    assert ("Not done, since the parts before took 10 s: Last." in text) == (limit == "SECONDS")
+    found = parts_of(capsys.readouterr().out)
+    rows = {name: sum(line.startswith(name) for line in lines) for name, lines in found.items()}
+    # The first takes 8 of its 6 seconds; of 2 that are left the second needs its own, and the last has 1, twice 0.5.
+    assert rows == ({"slow": 2, "fast": 2, "last": 3} if seconds > 0 else dict.fromkeys(rows, 1))
+    assert found["slow"][-1] == f"No time was left from step {rows['slow']} on." and len(found) == 3
 
 
-@pytest.mark.parametrize(("ms", "length"), ((1.0, 2048), (1.2, 1024), (4.6, 1024), (5.0, 512), (1e4, 128)))
-def test_a_slow_gpu_is_timed_with_shorter_problems(monkeypatch, ms, length):
-    """So that a call takes 0.3 s at most, where one of 128 queries takes `ms`."""
+@pytest.mark.slow
+def test_all_parts_are_there_within_three_minutes(mac, capsys):
+    """Nothing is made small for it: the simulator stands for a very slow GPU, and has compiled nothing yet."""
+    measures.fitting.cache_clear()
+    start = time.monotonic()
+    assert cli.main(["check", "--report"]) == 0
+    assert time.monotonic() - start < 180
+    found = parts_of(capsys.readouterr().out)
+    assert list(found) == PARTS and all(found.values())
+    assert all(len(cells(found[name])) > 0 for name in PARTS[:2] + PARTS[4:])
+
+
+@pytest.mark.parametrize(
+    ("ms", "length", "heads"),
+    ((1.0, 2048, 8), (1.2, 1024, 8), (4.6, 1024, 8), (5.0, 512, 8), (300.0, 128, 8), (310.0, 128, 4), (1e4, 128, 1)),
+)
+def test_a_slow_gpu_is_timed_with_smaller_problems(monkeypatch, ms, length, heads):
+    """So that a call takes 0.3 s at most, where one of 128 queries and 8 heads takes `ms`."""
     monkeypatch.setattr(measures, "milliseconds", lambda *_: ms)
-    assert measures.fitting_length() == length
-    assert measures.decode_case(length).length == 32768 * length // 2048
+    assert measures.fitting.__wrapped__() == (length, heads)
+    assert {case.heads for case in measures.speed_cases(length, heads)} == {heads}
+    decoding = measures.decode_case(length, heads)
+    assert (decoding.length, decoding.heads, decoding.key_heads) == (32768 * length // 2048, 4 * heads, heads)
 
 
 def test_a_slow_call_is_made_twice(monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import bounds
@@ -20,7 +21,7 @@ import pytest
 from pretend_mac.kernel import FAULT
 
 import mlx_flash
-from mlx_flash import attention, explain, simulator
+from mlx_flash import attention, explain, quantized_attention, simulator
 from mlx_flash.backends import guard, metal, prober, tuned
 from mlx_flash.backends import simulator as simulated
 from mlx_flash.cli import main as cli
@@ -35,6 +36,10 @@ ON_CPU = getattr(machine.on_cpu, "real", machine.on_cpu)
 
 def operands():
     return tuple(mx.random.normal((1, 1, 33, 16), key=mx.random.key(seed)) for seed in range(3))
+
+
+def operands_of(head_dim):
+    return tuple(mx.random.normal((1, 1, 33, head_dim), key=mx.random.key(seed)) for seed in range(2))
 
 
 def check_attention():
@@ -89,7 +94,66 @@ def test_a_stream_of_the_cpu(mac, monkeypatch, stream):
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, stream=stream)
     bounds.check("O", out, want, "first hour", "float32")
     assert dict(report.built_in) == {"a stream of the CPU": 1}
-    assert not machine.on_cpu(None) and not machine.on_cpu(mx.gpu) and not machine.on_cpu(mx.Device(mx.gpu))
+    assert not machine.on_cpu(mx.gpu) and not machine.on_cpu(mx.Device(mx.gpu))
+
+
+@contextmanager
+def default_of_the_cpu():
+    mx.set_default_device(mx.cpu)
+    try:
+        yield
+    finally:
+        mx.set_default_device(mx.gpu)
+
+
+CPU_BY_DEFAULT = {
+    "default": default_of_the_cpu, "block": lambda: mx.stream(mx.cpu), "device": lambda: mx.stream(mx.Device(mx.cpu))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chosen", CPU_BY_DEFAULT.values(), ids=CPU_BY_DEFAULT)
+def test_the_cpu_as_default_device(mac, monkeypatch, chosen):
+    """As a program loads a model on a Mac whose GPU it leaves alone: no kernel is launched, nor tried."""
+    launched = []
+    monkeypatch.setattr(metal, "run_with", lambda *_: launched.append(1) or pytest.fail("a kernel was launched"))
+    monkeypatch.setattr(prober.Prober, "ask", lambda *_: pytest.fail("a kernel was tried"))
+    q, k, v = operands()
+    want = oracle.forward(*(np.array(array, np.float64) for array in (q, k, v)), 0.25, False)[0]
+    cotangent = mx.ones(want.shape)
+    with mlx_flash.use_backend("reference"):
+        gradients = mx.vjp(lambda *qkv: attention(*qkv), [q, k, v], [cotangent])[1]
+    codes = tuple(mx.quantize(one, group_size=32, bits=8) for one in operands_of(64))
+    with chosen():
+        bounds.check("O", attention(q, k, v), want, "first hour", "float32")
+        bounds.check("O", attention(q, k, v, scale=0.25, window=(None, None)), want, "first hour", "float32")
+        own = mx.vjp(lambda *qkv: attention(*qkv), [q, k, v], [cotangent])[1]
+        assert all(mx.array_equal(one, other) for one, other in zip(own, gradients))
+        quantized_attention(operands_of(64)[0], *codes, group_size=32, bits=8)
+        told = explain(q, k, v)
+        assert (told.backend, told.family) == ("reference", None) and "the default device is the CPU" in told.why
+        for policy in (None, "fastest", "always"):
+            with mlx_flash.patch(policy=policy) as report:
+                out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25)
+            bounds.check("O", out, want, "first hour", "float32")
+            assert dict(report.built_in) == {"the default device is the CPU": 1} and not report.ours
+    assert not launched
+
+
+def test_a_gpu_that_is_named_beside_the_cpu_as_default_device(mac, monkeypatch):
+    """By the stream of a call, or by the backend: then kernels run, on the GPU."""
+    streams, run_with = [], metal.run_with
+    monkeypatch.setattr(metal, "run_with", lambda *given: streams.append(given[-1]) or run_with(*given))
+    q, k, v = operands()
+    check_attention()
+    assert len(streams) == 1, "the GPU is the default"
+    with mx.stream(mx.cpu):
+        monkeypatch.setattr(machine, "on_cpu", ON_CPU)
+        attention(q, k, v, stream=mx.gpu)
+        with mlx_flash.use_backend("metal"):
+            attention(q, k, v)
+            with mlx_flash.patch() as report:
+                mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25)
+    assert report.ours == 1 and streams[1:] == [mx.gpu] * 3
 
 
 @pytest.mark.process
@@ -209,10 +273,10 @@ def test_apples_clang_is_not_called(monkeypatch, clang):
 def test_a_folder_that_cannot_be_made(monkeypatch, capsys):
     monkeypatch.setenv("MLX_FLASH_CACHE", f"{os.devnull}/below")
     assert "Set MLX_FLASH_CACHE to a folder" in simulated.ready()
-    mlx_flash.backends.backend.cache_clear()
+    mlx_flash.backends.forget()
     assert cli.main(["check", "--backend", "simulator"]) == 2
     assert "Not a directory" in capsys.readouterr().err
-    mlx_flash.backends.backend.cache_clear()
+    mlx_flash.backends.forget()
 
 
 @pytest.mark.simulator

@@ -103,15 +103,15 @@ def test_results_by_tuned_rows(tuner):
 def test_the_policy_follows_the_times(tuner):
     asked = Asked(mx.float32, 16, 16, 2048, 2048, mask="causal")
     fused = asked._replace(head_dim=64, value_dim=64)
-    assert decide(None, fused).name == "fused forward"
+    assert decide(None, family(), fused).name == "fused forward"
     assert cli.main([*TUNE[:2], "64", *TUNE[3:]]) == 0
-    rule = decide(None, fused)
+    rule = decide(None, family(), fused)
     assert (rule.name, rule.ours) == ("timed on this machine", True) and "1 ms here, the built-in 3 ms" in rule.why
-    assert not decide(None, fused._replace(training=True)).ours
-    assert decide(None, fused._replace(queries=3000, keys=1500)).ours
-    assert decide(None, fused._replace(queries=300, keys=300)).name == "fused forward"  # no call like it was timed
-    assert decide(None, fused._replace(mask="array")).name == "array mask"  # the built-in keeps all scores
-    assert decide("always", fused).name == "always"
+    assert not decide(None, family(), fused._replace(training=True)).ours
+    assert decide(None, family(), fused._replace(queries=3000, keys=1500)).ours
+    assert decide(None, family(), fused._replace(queries=300, keys=300)).name == "fused forward"  # no call like it was timed
+    assert decide(None, family(), fused._replace(mask="array")).name == "array mask"  # the built-in keeps all scores
+    assert decide("always", family(), fused).name == "always"
     with mlx_flash.patch() as report:
         q = mx.zeros((1, 1, 1500, 64))
         mx.fast.scaled_dot_product_attention(q[:, :, :9], q, q, scale=1.0)

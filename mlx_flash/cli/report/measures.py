@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -15,25 +16,29 @@ from ..accuracy.check import results
 from ..accuracy.oracle import FRACTION_BITS, TENSORS
 from ..benchmark import CALLS, Case, arrays, built_in, ours, rounds
 
-LENGTH, LEAST_LENGTH, HEADS = 2048, 128, 8  # of the timed problems
+LENGTH, LEAST_LENGTH, HEADS, LEAST_HEADS = 2048, 128, 8, 1  # of the timed problems
 SECONDS = 0.3  # for each of them, and for one call at most
 DECODE_KEYS = 32768
 APPENDS, CACHE = 8, (8, 128)  # steps one ahead of the GPU; heads and head dimension of the cache
 
 
-def fitting_length() -> int:
-    """LENGTH, or less on a slow GPU, where a call of that length would take more than SECONDS."""
+@cache
+def fitting() -> tuple[int, int]:
+    """(length, heads) of the timed problems: less than LENGTH and HEADS on a slow GPU, where a call of them would
+    take more than SECONDS."""
     short = Case(128, min(LEAST_LENGTH, LENGTH), causal=False, heads=HEADS, key_heads=HEADS, dtype="float32")
-    seconds, length = milliseconds(short, ours, arrays(short)) / 1e3, LENGTH
+    seconds, length, heads = milliseconds(short, ours, arrays(short)) / 1e3, LENGTH, HEADS
     while length > LEAST_LENGTH and seconds * (length / short.length) ** 2 > SECONDS:
         length //= 2
-    return length
+    while heads > LEAST_HEADS and seconds * heads / short.heads > SECONDS:
+        heads //= 2
+    return length, heads
 
 
-def speed_cases(length: int) -> list[Case]:
+def speed_cases(length: int, heads: int = HEADS) -> list[Case]:
     """Head dimensions of 64 and 128, float32 and float16, without and with gradients."""
     return [
-        Case(head_dim, length, backward, causal=False, heads=HEADS, key_heads=HEADS, dtype=dtype)
+        Case(head_dim, length, backward, causal=False, heads=heads, key_heads=heads, dtype=dtype)
         for backward in (False, True)
         for head_dim in (64, 128)
         for dtype in ("float32", "float16")
@@ -64,11 +69,11 @@ def milliseconds(case: Case, provider: Callable, drawn: list[mx.array]) -> float
     return rounds(lambda: mx.async_eval(provider(case, *drawn)), mx.synchronize, SECONDS, CALLS)
 
 
-def decode_case(length: int) -> Case:
-    """One token of a model with grouped heads, over as many keys as suits a GPU that takes problems of this length."""
-    return Case(
-        128, max(1, DECODE_KEYS * length // LENGTH), causal=False, heads=32, key_heads=8, queries=1, dtype="float16"
-    )
+def decode_case(length: int, heads: int = HEADS) -> Case:
+    """One token of a model with grouped heads, over as many keys as suits a GPU that takes problems of this length and
+    number of heads."""
+    keys = max(1, DECODE_KEYS * length // LENGTH)
+    return Case(128, keys, causal=False, heads=4 * heads, key_heads=heads, queries=1, dtype="float16")
 
 
 def ulps(dtype: str, head_dim: int, family: str) -> dict[str, float]:

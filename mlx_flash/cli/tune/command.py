@@ -11,6 +11,7 @@ import time
 import mlx.core as mx
 
 from ...autodiff.call import clear_cache
+from ... import backends
 from ...backends import Backend, backend, current_backend, tuned
 from ...common.errors import CommandError, need
 from ...integrations import kept
@@ -108,8 +109,9 @@ def forget() -> None:
     """Later calls of this process read the file anew."""
     from ...backends import cuda, metal
 
-    for found in (tuned.tuned, backend, metal.family_here, cuda.family_here):
+    for found in (tuned.tuned, metal.family_here, cuda.family_here):
         found.cache_clear()
+    backends.forget()
     clear_cache()
     kept.calls.clear()
 

@@ -7,6 +7,7 @@ call and generates its text, and the simulator compiles that text. README.md say
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def adapt() -> None:
 
     prober.SECONDS = SECONDS
     real = machine.on_cpu
-    machine.on_cpu = lambda stream: False
+    machine.on_cpu = lambda stream=None: stream is None and real()
     machine.on_cpu.real = real
 
 
@@ -80,6 +81,34 @@ def disguise(mx) -> None:
     mx.device_info = lambda device=None: dict(apple) if "gpu" in str(device or mx.default_device()) else facts(device)
     mx.fast.metal_kernel = pretended(mx.fast.metal_kernel)
     mx.compile = _compile(mx.compile)
+    _pretend_devices(mx)
+
+
+def _pretend_devices(mx) -> None:
+    """The product takes the default device for the GPU until a program chooses the CPU, by mx.set_default_device or in
+    a block of mx.stream. Streams, and everybody else's question, stay the processor's."""
+    default_device, set_default_device, stream = mx.default_device, mx.set_default_device, mx.stream
+    gpu, cpu_chosen = mx.Device(mx.gpu), [False]
+
+    def answered():
+        asking = sys._getframe(1).f_globals["__name__"]
+        return gpu if asking == "mlx_flash.common.machine" and not cpu_chosen[-1] else default_device()
+
+    def chosen(device):
+        cpu_chosen[-1] = device == mx.cpu
+        set_default_device(mx.cpu)
+
+    @contextmanager
+    def block(where):
+        device = isinstance(where, (mx.Device, mx.DeviceType))
+        cpu_chosen.append(where == mx.cpu if device else cpu_chosen[-1])
+        try:
+            with stream(mx.cpu if device else where):
+                yield
+        finally:
+            cpu_chosen.pop()
+
+    mx.default_device, mx.set_default_device, mx.stream = answered, chosen, block
 
 
 def _compile(real):
@@ -115,7 +144,7 @@ def forget() -> None:
 
     clear_cache()
     kept.calls.clear()
-    cached = (backends.backend, backends._on_metal, metal.family_here, guard.machine_facts)
-    for found in (*cached, machine.macos, machine.why_no_metal):
+    backends.forget()
+    for found in (metal.family_here, guard.machine_facts, machine.macos, machine.why_no_metal):
         found.cache_clear()
     prober.PROBER.close()
