@@ -67,8 +67,8 @@ class Rotation:
         if odd == 1:
             return mx.hadamard_transform(array, scale=scale)
         rows = _signs_matrix(odd) if transposed else _signs_matrix(odd).T
-        # 16 bits are rounded only once. A reshape would fix a shapeless trace to the other axes of its first call, as in
-        # MLX 0.32.0 would a product whose second factor is the matrix.
+        # 16 bits are rounded only once. A reshape would fix a shapeless trace to the other axes of its first call; so
+        # would, in MLX 0.32.0, a product whose second factor is the matrix.
         parts = mx.unflatten(array.astype(mx.float32), -1, (odd, power))
         parts = parts * scale if power == 1 else mx.hadamard_transform(parts, scale=scale)
         return mx.flatten(rows @ parts, -2, -1).astype(array.dtype)

@@ -56,7 +56,7 @@ CAPABILITIES = {
     "simulator": {"decodes": True, "dequantizes": True},
     "reference": {},
 }
-NAMES = tuple(CAPABILITIES)
+NAMES, TABLES = tuple(CAPABILITIES), ("own", "original")
 CPU_DEFAULT, CPU_STREAM = "the default device is the CPU", "a stream of the CPU"
 
 
@@ -172,7 +172,7 @@ def kernel_backend() -> str:
 @lru_cache
 def with_table(chosen: Backend, table: str | None) -> Backend:
     """The backend with the kernel rows of a table: "own", "original", or None for no change."""
-    if table not in (None, "own", "original"):
+    if table not in (None, *TABLES):
         raise ValueError(f'[mlx_flash] table: expected "own", "original" or None, got {table!r}. Check the spelling.')
     if table is None or chosen.family is None:
         return chosen
@@ -237,7 +237,8 @@ class use_backend:
     """
 
     def __init__(self, name: str, family: str | None = None, table: str | None = None):
-        for argument, value, known in (("backend", name, NAMES), ("family", family, FAMILIES)):
+        words = (("backend", name, NAMES), ("family", family, FAMILIES), ("table", table, TABLES))
+        for argument, value, known in words:
             if value is not None and not isinstance(value, str):
                 raise ValueError(
                     f"[mlx_flash] {argument}: expected one of {', '.join(known)}, got {value!r}. Pass a name."

@@ -1,4 +1,4 @@
-"""Numbers as users pass them (Python's, numpy's, arrays of one element), read as Python's own."""
+"""Numbers and words as users pass them, read as Python's own: numbers of numpy and arrays of one element too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import operator
 
 import mlx.core as mx
 import numpy as np
+
+from .errors import wrong
 
 LARGEST = (2 - 2.0**-23) * 2.0**127  # finite float32
 
@@ -84,6 +86,15 @@ def shown(value) -> str:
         return f"{type(value).__name__} of {', '.join(map(shown, value))}"
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."
+
+
+def word(
+    name: str, value, known, function: str, expected: str | None = None, remedy: str = "Check the spelling."
+) -> str:
+    """The argument `name`, which is one of the known words. Raises ValueError for everything else."""
+    if not isinstance(value, str) or value not in known:
+        raise wrong(name, expected or f"one of {', '.join(known)}", shown(value), remedy, function)
+    return value
 
 
 def readable(size: int) -> str:

@@ -14,7 +14,7 @@ from ..autodiff.learned import numbers_of
 from ..autodiff.operands import operands
 from ..backends import current_backend
 from ..common.errors import UnsupportedProblem, wrong
-from ..common.scalars import shown, whole
+from ..common.scalars import shown, whole, word
 from ..problem.masks import BlockMask
 from ..problem.problem import Problem, sized
 from ..problem.variants import check_lengths
@@ -80,11 +80,11 @@ def attention(
         "scale": scale, "mask": mask, "causal": causal, "window": window, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "segments": segments,
     }  # fmt: skip
-    group = group_of(group, "attention")
+    group = group_of(group, NAME)
     sharing = _sharing(group, layout, method, heads)
     if group.size() == 1:
         return api.attention(q, k, v, **options, return_lse=return_lse, stream=stream)
-    agree(described(q, k, v, options | {"layout": layout, "method": method, "heads": heads}), group, "attention")
+    agree(described(q, k, v, options | {"layout": layout, "method": method, "heads": heads}), group, NAME)
     return _attend(q, k, v, options, sharing, return_lse, stream)
 
 
@@ -99,9 +99,8 @@ class _Sharing(NamedTuple):
 
 def _sharing(group, layout, method, heads) -> _Sharing:
     """Raises ValueError for a layout, a method or a number of heads that does not exist."""
-    placement = layout_of(layout, group.size())
-    if method not in METHODS:
-        raise wrong("method", '"exact", "reduce" or "auto"', shown(method), "Check the spelling.", NAME)
+    placement = layout_of(layout, group.size(), NAME)
+    word("method", method, METHODS, NAME, '"exact", "reduce" or "auto"')
     if heads is not None and (whole(heads) is None or whole(heads) < 1):
         raise wrong("heads", "a whole number of key heads, or None", shown(heads), "Pass a divisor of them.", NAME)
     return _Sharing(group, placement, method, heads)

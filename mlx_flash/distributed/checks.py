@@ -28,6 +28,6 @@ def check(q, k, v, *, group: mx.distributed.Group | None = None, **options) -> N
     `attention` checks this whenever Python calls it, which under mx.compile happens only while it is traced. Call
     `check` before a compiled function where shapes could change on one rank alone.
     """
-    group = group_of(group, "check")
+    group = group_of(group, "distributed.check")
     if group.size() > 1:
-        agree(described(q, k, v, options), group, "check")
+        agree(described(q, k, v, options), group, "distributed.check")

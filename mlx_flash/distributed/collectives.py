@@ -57,12 +57,12 @@ class Collectives:
 
 
 def group_of(group, function: str) -> mx.distributed.Group:
-    """The group, or the global one for None. Raises ValueError for anything else."""
+    """The group, or the global one for None. Raises ValueError for anything else, in the name of a function."""
     if group is None:
         return mx.distributed.init()
     if not isinstance(group, mx.distributed.Group):
         got = type(group).__name__
-        raise wrong("group", "an mx.distributed.Group or None", got, "Pass mx.distributed.init().", _name(function))
+        raise wrong("group", "an mx.distributed.Group or None", got, "Pass mx.distributed.init().", function)
     return group
 
 
@@ -76,14 +76,10 @@ def agree(description: str, group: mx.distributed.Group, function: str) -> None:
     sent = mx.distributed.all_gather(mx.array(np.frombuffer(text, np.uint8))[None], group=group)
     found = [bytes(row).decode(errors="replace").rstrip() for row in np.array(sent)]
     if not all(one.startswith(MARK) for one in found):
-        raise RuntimeError(f"[mlx_flash.{_name(function)}] a peer was lost, or makes another collective at this place.")
+        raise RuntimeError(f"[mlx_flash.{function}] a peer was lost, or makes another collective at this place.")
     found = [one.removeprefix(MARK) for one in found]
     if len(set(found)) > 1:
         first = found.index(next(one for one in found if one != found[0]))
         got = f"rank 0: {found[0]}; rank {first}: {found[first]}"
         remedy = "Cut the sequence with shard, and pass the same options."
-        raise wrong("arguments", "the same shapes and options on every rank", got, remedy, _name(function))
-
-
-def _name(function: str) -> str:
-    return f"distributed.{function}"
+        raise wrong("arguments", "the same shapes and options on every rank", got, remedy, function)

@@ -36,7 +36,7 @@ def decode(
     Raises:
         ValueError: as `attention`. UnsupportedProblem: a gradient is asked for.
     """
-    group = group_of(group, "decode")
+    group = group_of(group, "distributed.decode")
     # A sink is one score of a row: the first rank counts it for all.
     own_sinks = sinks if group.rank() == 0 else None
     out, lse = api.attention(q, k, v, scale=scale, softcap=softcap, sinks=own_sinks, return_lse="split", stream=stream)

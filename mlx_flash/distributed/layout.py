@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..common.errors import wrong
-from ..common.scalars import shown, whole
+from ..common.scalars import shown, whole, word
 from ..problem.shards import in_order, own_rows, piece_numbers
 from .collectives import Collectives, group_of
 
@@ -48,11 +48,9 @@ class Layout:
         return own_rows(sequence, rank, self.ranks, self.pieces_of_a_rank, axis)
 
 
-def layout_of(name, ranks: int, function: str = "attention") -> Layout:
+def layout_of(name, ranks: int, function: str = "distributed.attention") -> Layout:
     """The layout of that name. Raises ValueError for an unknown one."""
-    if name not in PIECES:
-        raise wrong("layout", '"zigzag" or "contiguous"', shown(name), "Check the spelling.", f"distributed.{function}")
-    return Layout(name, ranks)
+    return Layout(word("layout", name, PIECES, function, '"zigzag" or "contiguous"'), ranks)
 
 
 def shard(
@@ -66,15 +64,16 @@ def shard(
         ValueError: the length is not a multiple of 2P (zigzag) or P (contiguous). Pad it, and put the padding into a
             separate segment: ``segments=segments([length], padded)``.
     """
-    group, axis = group_of(group, "shard"), _axis(sequence, axis, "shard")
-    placed = layout_of(layout, group.size(), "shard")
+    name = "distributed.shard"
+    group, axis = group_of(group, name), _axis(sequence, axis, name)
+    placed = layout_of(layout, group.size(), name)
     multiple = PIECES[layout] * group.size()
     if sequence.shape[axis] % multiple:
         padded = -(-sequence.shape[axis] // multiple) * multiple
         raise wrong(
             "sequence", f"a length that is a multiple of {multiple}", sequence.shape[axis],
             f"Pad it to {padded}, with an id of its own: segments=mlx_flash.sequences.segments([length], {padded}).",
-            "distributed.shard",
+            name,
         )  # fmt: skip
     return sequence if group.size() == 1 else placed.own_rows(sequence, group.rank(), axis)
 
@@ -90,10 +89,11 @@ def unshard(
     Raises:
         ValueError: an unknown layout, an axis that the array does not have, or rows that do not divide into pieces.
     """
-    group, axis = group_of(group, "unshard"), _axis(rows, axis, "unshard")
-    placed = layout_of(layout, group.size(), "unshard")
+    name = "distributed.unshard"
+    group, axis = group_of(group, name), _axis(rows, axis, name)
+    placed = layout_of(layout, group.size(), name)
     if rows.shape[axis] % PIECES[layout]:
-        raise wrong("rows", "an even number of rows", rows.shape[axis], "Cut it with shard.", "distributed.unshard")
+        raise wrong("rows", "an even number of rows", rows.shape[axis], "Cut it with shard.", name)
     if group.size() == 1:
         return rows
 
@@ -120,19 +120,18 @@ def positions(
     Raises:
         ValueError: an unknown layout, or rows that do not divide into its pieces.
     """
-    group = group_of(group, "positions")
-    placed, count = layout_of(layout, group.size(), "positions"), whole(rows)
+    name = "distributed.positions"
+    group = group_of(group, name)
+    placed, count = layout_of(layout, group.size(), name), whole(rows)
     if count is None or count < 0 or count % PIECES[layout]:
-        raise wrong(
-            "rows", f"a multiple of {PIECES[layout]}", shown(rows), "Pass the rows of a shard.", "distributed.positions"
-        )
+        raise wrong("rows", f"a multiple of {PIECES[layout]}", shown(rows), "Pass the rows of a shard.", name)
     return iter([(0, count)] if group.size() == 1 else placed.pieces(group.rank(), count))
 
 
 def _axis(array, axis, function: str) -> int:
     if not isinstance(array, mx.array):
-        raise wrong("array", "an mlx.core.array", type(array).__name__, "Convert it.", f"distributed.{function}")
+        raise wrong("array", "an mlx.core.array", type(array).__name__, "Convert it.", function)
     number = whole(axis)
     if number is None or not -array.ndim <= number < array.ndim:
-        raise wrong("axis", f"an axis of shape {array.shape}", shown(axis), "Name the rows.", f"distributed.{function}")
+        raise wrong("axis", f"an axis of shape {array.shape}", shown(axis), "Name the rows.", function)
     return number % array.ndim

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from ..common.errors import wrong
-from ..common.scalars import readable, real, shown, whole
+from ..common.scalars import readable, real, shown, whole, word
 from ..problem.problem import Problem
 from .cost import METHODS, bytes_sent, chosen_method, key_heads_at_once, own_bytes, transient_bytes
 from .layout import PIECES, layout_of
@@ -122,8 +122,7 @@ def planned(
     count = whole(ranks)
     if count is None or count < 1:
         raise wrong("group_size", "a whole number of ranks, at least 1", shown(ranks), "Pass 2 or more.", "explain")
-    if method not in METHODS:
-        raise wrong("method", '"exact", "reduce" or "auto"', shown(method), "Check the spelling.", "explain")
+    word("method", method, METHODS, "explain", '"exact", "reduce" or "auto"')
     layout_of(layout, count, "explain")
     between, flops = _link(link), _positive("flops", flops)
     rows, multiple = problem.query_length, PIECES[layout] * count
@@ -151,10 +150,7 @@ def planned(
 def _link(link) -> Link:
     if not isinstance(link, str):
         return Link(_positive("link", link), CROSSING)
-    if link not in LINKS:
-        known = ", ".join(LINKS)
-        raise wrong("link", f"one of {known}, or bytes a second", shown(link), "Check the spelling.", "explain")
-    return LINKS[link]
+    return LINKS[word("link", link, LINKS, "explain", f"one of {', '.join(LINKS)}, or bytes a second")]
 
 
 def _positive(name: str, value) -> float:

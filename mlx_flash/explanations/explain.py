@@ -11,7 +11,9 @@ import mlx.core as mx
 from ..autodiff.call import wanted_lse
 from ..backends import CAPABILITIES, NAMES, current_backend, default, guard, kernel_backend
 from ..backends import backend as backend_of
+from ..common.errors import wrong
 from ..common.machine import metal_gpu
+from ..common.scalars import shown, word
 from ..distributed.plan import planned
 from ..kernels import mask_map, neural
 from ..kernels.config import MIXED, precision_of
@@ -81,12 +83,12 @@ def explain(
     numbers = {name: arguments.pop(name) for name in NUMBERS if name in arguments}
     sharing = {name: arguments.pop(name) for name in SHARING if name in arguments}
     if sharing and "group_size" not in sharing:
-        raise ValueError(f"[mlx_flash.explain] group_size: expected with {', '.join(sharing)}, got none. Pass it.")
+        raise wrong("group_size", f"with {', '.join(sharing)}", "none", "Pass it.", "explain")
     _check_names(arguments)
     if q is None and k is None and v is None:
         q, k, v = arrays_of(**numbers)
     elif numbers:
-        raise ValueError(f"[mlx_flash.explain] {', '.join(numbers)}: expected arrays or numbers, got both. Pass one.")
+        raise wrong(", ".join(numbers), "arrays or numbers", "both", "Pass one.", "explain")
     options = {name: value for name, value in arguments.items() if name in OPTIONS}
     problem = problem_of(q, k, v, scale=scale, causal=causal, **options)
     name, chosen, why = _resolve(backend, family)
@@ -121,7 +123,7 @@ def arrays_of(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Lazy q, k and v with these sizes; they are never evaluated and hold no memory."""
     if head_dim is None:
-        raise ValueError("[mlx_flash.explain] head_dim: expected a head dimension, got none. Pass arrays or head_dim.")
+        raise wrong("head_dim", "a head dimension", "none", "Pass arrays or head_dim.", "explain")
     value_dim = head_dim if value_dim is None else value_dim
     key_heads = heads if key_heads is None else key_heads
     key_length = length if key_length is None else key_length
@@ -131,15 +133,9 @@ def arrays_of(
     }  # fmt: skip
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-            raise ValueError(
-                f"[mlx_flash.explain] {name}: expected a whole number of at least 1 and below 2^31, got {value!r}. "
-                "Pass the size of that axis."
-            )
-    if dtype not in DTYPES.values():
-        raise ValueError(
-            f"[mlx_flash.explain] dtype: expected one of {', '.join(DTYPES.values())}, got {dtype!r}. "
-            "Check the spelling."
-        )
+            expected = "a whole number of at least 1 and below 2^31"
+            raise wrong(name, expected, shown(value), "Pass the size of that axis.", "explain")
+    word("dtype", dtype, DTYPES.values(), "explain")
     shapes = (
         (batch, heads, length, head_dim), (batch, key_heads, key_length, head_dim),
         (batch, key_heads, key_length, value_dim),
@@ -151,7 +147,7 @@ def _check_names(arguments: dict) -> None:
     for name in arguments:
         if name not in OPTIONS and name not in ("stream", "return_lse"):
             known = ", ".join((*OPTIONS, *NUMBERS, *SHARING))
-            raise ValueError(f"[mlx_flash.explain] {name}: expected one of {known}, got {name!r}. Check the spelling.")
+            raise wrong(name, f"one of {known}", repr(name), "Check the spelling.", "explain")
 
 
 def kinds_of(
@@ -184,28 +180,20 @@ def inner_problem(problem: Problem) -> Problem:
 
 def _resolve(name: str | None, family: str | None) -> tuple[str, Family | None, str]:
     """(backend name, family, reason). No backend is created, so that any machine can explain any other."""
-    if family is not None and family not in FAMILIES:
-        raise ValueError(
-            f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)}, got {family!r}. Check the spelling."
-        )
+    if family is not None:
+        word("family", family, FAMILIES, "explain")
     if name is None and family is None:
         return _current()
     if name is None:
         name, why = kernel_backend(), f"kernels of {family} were asked for"
-    elif name in NAMES:
-        why = "asked for by name"
     else:
-        raise ValueError(
-            f"[mlx_flash.explain] backend: expected one of {', '.join(NAMES)}, got {name!r}. Check the spelling."
-        )
+        name, why = word("backend", name, NAMES, "explain"), "asked for by name"
     if name == "reference":
         return name, None, f"{why}; it runs no kernels, so no family"
     if family is None and CAPABILITIES[name].get("gpu"):
         if not (metal_gpu() if name == "metal" else mx.cuda.is_available()):
-            raise ValueError(
-                f"[mlx_flash.explain] family: expected one of {', '.join(FAMILIES)} to explain {name} on a machine "
-                "without it, got None. Name the GPU."
-            )
+            expected = f"one of {', '.join(FAMILIES)} to explain {name} on a machine without it"
+            raise wrong("family", expected, None, "Name the GPU.", "explain")
         return name, backend_of(name).family, why
     return name, FAMILIES[family or "apple9"], why
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..common.errors import CommandError, need
+from ..common.errors import CommandError, need, wrong
+from ..common.scalars import shown, whole
 
 TINY = {
     "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 256,
@@ -30,11 +31,14 @@ def tiny_model(seed: int = 0, layers: int = 2):
     It needs no download. The text it generates is noise, and the same for the same seed.
 
     Raises:
-        CommandError: mlx-lm is not installed.
+        CommandError: mlx-lm is not installed. ValueError: a seed or a number of layers that is none.
     """
+    for name, number, least in (("seed", seed, 0), ("layers", layers, 1)):
+        if whole(number) is None or not least <= whole(number) < 2**32:
+            raise wrong(name, f"a whole number from {least} to 2^32", shown(number), "Pass an int.", "lm.tiny_model")
     llama, utils = mlx_lm("models.llama"), mlx_lm("tokenizer_utils")
-    mx.random.seed(seed)
-    model = llama.Model(llama.ModelArgs.from_dict(TINY | {"num_hidden_layers": layers}))
+    mx.random.seed(whole(seed))
+    model = llama.Model(llama.ModelArgs.from_dict(TINY | {"num_hidden_layers": whole(layers)}))
     for layer in model.layers:  # larger scores: as drawn, all keys would get nearly the same weight
         layer.self_attn.q_proj.weight *= 4
     mx.eval(model.parameters())
@@ -49,6 +53,13 @@ def _byte_tokenizer():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = level, tokenizers.decoders.ByteLevel()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def check_model(model, function: str) -> None:
+    """Raises ValueError, in the name of a function, unless the model has layers, as mlx-lm's have."""
+    if not callable(model) or not hasattr(model, "layers"):
+        remedy = "Pass the first result of mlx_lm.load."
+        raise wrong("model", "a model of mlx-lm", type(model).__name__, remedy, function)
 
 
 def load(path: str):

@@ -17,10 +17,13 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from .. import distributed
 from ..common.errors import UnsupportedProblem, wrong
+from ..common.scalars import shown
+from ..distributed.collectives import group_of
+from .models import check_model
 
 
 class _PieceRope(nn.Module):
@@ -50,8 +53,10 @@ def sharded(model: nn.Module, *, group: mx.distributed.Group | None = None, **op
         options: layout, method and heads of `mlx_flash.distributed.attention`.
 
     Raises:
-        UnsupportedProblem: when a layer asks for another mask than "causal".
+        ValueError: another model or group. UnsupportedProblem: a layer asks for another mask than "causal".
     """
+    check_model(model, "lm.sharded")
+    group_of(group, "lm.sharded")
     layout, built_in = options.get("layout", "zigzag"), mx.fast.scaled_dot_product_attention
     holders = [module for module in model.modules() if isinstance(module.get("rope"), nn.Module)]
     ropes = [module.rope for module in holders]
@@ -81,16 +86,21 @@ def shard_batch(
     Targets are shifted before the sequence is cut: the last row of a piece predicts the first token of the next piece,
     which another rank holds. Rows that pad the sequence have weight 0; causal attention hides them from the others.
     """
-    if not isinstance(tokens, mx.array) or tokens.ndim != 2 or tokens.shape[1] < 2:
-        got = f"shape {tokens.shape}" if isinstance(tokens, mx.array) else type(tokens).__name__
-        raise wrong("tokens", "an array [batch, at least 2 tokens]", got, "Pass whole sequences.", "lm.shard_batch")
-    ranks = (mx.distributed.init() if group is None else group).size()
+    if not is_tokens(tokens) or tokens.ndim != 2 or tokens.shape[1] < 2:
+        expected, remedy = "an array [batch, at least 2 tokens]", "Pass whole sequences."
+        raise wrong("tokens", expected, shown(tokens), remedy, "lm.shard_batch")
+    ranks = group_of(group, "lm.shard_batch").size()
     rows, multiple = tokens.shape[1] - 1, 2 * ranks
     padding = [(0, 0), (0, -rows % multiple)]
     weights = mx.ones((tokens.shape[0], rows), mx.float32)
     arrays = (mx.pad(array, padding) for array in (tokens[:, :-1], tokens[:, 1:], weights))
     shards = (distributed.shard(array, 1, group=group, layout=layout) for array in arrays)
     return (*shards, tokens.shape[0] * rows)
+
+
+def is_tokens(value) -> bool:
+    """Whether a value is an array of integers."""
+    return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.integer)
 
 
 def sharded_loss(
@@ -104,5 +114,10 @@ def sharded_loss(
 def summed(tree, group: mx.distributed.Group | None = None):
     """Losses and gradients of all ranks, summed: not nn.average_gradients, which would divide by their number. The
     arrays are evaluated first, so that every rank has done with the collectives inside of them."""
+    group = group_of(group, "lm.summed")
+    for name, leaf in tree_flatten(tree):
+        if not isinstance(leaf, mx.array):
+            remedy = "Pass losses and gradients as they are computed."
+            raise wrong(f"tree {name}".strip(), "arrays in lists, tuples and dicts", shown(leaf), remedy, "lm.summed")
     mx.eval(tree)
     return tree_map(lambda array: mx.distributed.all_sum(array, group=group), tree)

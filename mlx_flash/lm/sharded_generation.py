@@ -19,8 +19,10 @@ import mlx.nn as nn
 from .. import distributed
 from ..common.errors import UnsupportedProblem, wrong
 from ..common.scalars import shown, whole
-from .models import mlx_lm
-from .sharded import sharded
+from ..distributed.collectives import group_of
+from ..distributed.layout import layout_of
+from .models import check_model, mlx_lm
+from .sharded import is_tokens, sharded
 
 
 class ShardedCache:
@@ -108,14 +110,19 @@ def generate(
             takes the likeliest.
 
     Raises:
-        ValueError: a prompt that is no row of tokens. UnsupportedProblem: a model with other caches or masks.
+        ValueError: a prompt that is no row of tokens, or another argument that is wrong. UnsupportedProblem: a model
+            with other caches or masks.
     """
-    if not isinstance(prompt, mx.array) or prompt.ndim != 1 or not prompt.size:
-        got = f"shape {prompt.shape}" if isinstance(prompt, mx.array) else type(prompt).__name__
-        raise wrong("prompt", "an array of at least 1 token", got, "Pass one sequence.", "lm.generate")
+    if not is_tokens(prompt) or prompt.ndim != 1 or not prompt.size:
+        raise wrong("prompt", "an array of at least 1 token", shown(prompt), "Pass one sequence.", "lm.generate")
     if whole(count) is None or whole(count) < 0:
         raise wrong("count", "a whole number of tokens", shown(count), "Pass how many to make.", "lm.generate")
-    group = mx.distributed.init() if group is None else group
+    if sampler is not None and not callable(sampler):
+        remedy = "Pass one of mlx_lm.sample_utils, or None."
+        raise wrong("sampler", "a function of log-probabilities", shown(sampler), remedy, "lm.generate")
+    check_model(model, "lm.generate")
+    group = group_of(group, "lm.generate")
+    layout_of(layout, group.size(), "lm.generate")
     caches = sharded_caches(model, prompt.size, group, layout)
     choose = sampler or (lambda logprobs: mx.argmax(logprobs, axis=-1))
     logits = prefill(model, prompt, caches, group, layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from functools import cached_property
 
@@ -54,9 +55,9 @@ class BlockMask:
 
         Raises ValueError for lengths, blocks or results of the predicate that are not as described.
         """
-        query_length, key_length = _count("query_length", query_length, 1), _count("key_length", key_length, 1)
+        query_length, key_length = counted("query_length", query_length, 1), counted("key_length", key_length, 1)
         layered = batch is not None or heads is not None
-        layers = tuple(1 if n is None else _count(name, n, 1) for name, n in (("batch", batch), ("heads", heads)))
+        layers = tuple(1 if n is None else counted(name, n, 1) for name, n in (("batch", batch), ("heads", heads)))
         given, block = block, whole(block)
         if block is None or block < 32 or block % 32:
             raise wrong("block", "a positive multiple of 32", shown(given), "Use 64 or 128.", "BlockMask")
@@ -112,10 +113,10 @@ class BlockMask:
     ) -> BlockMask:
         """Query i sees `left` keys before its own position and `right` after it; None or -1: no bound."""
         left, right = (
-            None if side is None or whole(side) == -1 else _count(name, side, 0)
+            None if side is None or whole(side) == -1 else counted(name, side, 0)
             for name, side in (("left", left), ("right", right))
         )
-        offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
+        offset = counted("key_length", key_length, 1) - counted("query_length", query_length, 1)
 
         def seen(i, j):
             distance = j - i - offset
@@ -128,14 +129,14 @@ class BlockMask:
     @classmethod
     def prefix(cls, query_length: int, key_length: int, prefix: int, *, block: int = 128) -> BlockMask:
         """Causal, and every query also sees the first `prefix` keys (prefix language models)."""
-        prefix = _count("prefix", prefix, 0)
-        offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
+        prefix = counted("prefix", prefix, 0)
+        offset = counted("key_length", key_length, 1) - counted("query_length", query_length, 1)
         return cls.from_predicate(lambda i, j: (j <= i + offset) | (j < prefix), query_length, key_length, block=block)
 
     @classmethod
     def document(cls, lengths, *, causal: bool = True, block: int = 128) -> BlockMask:
         """Documents of these lengths (a list or an array), packed one after another; each sees only itself."""
-        counts = [_count("lengths", length, 0) for length in listed(lengths) or (lengths,)]
+        counts = [counted("lengths", length, 0) for length in listed(lengths) or (lengths,)]
         if truth(causal) is None:
             raise wrong("causal", "True or False", shown(causal), "Pass a bool.", "BlockMask")
         _check_size(sum(counts), sum(counts), max(whole(block) or 0, 1))
@@ -147,18 +148,19 @@ class BlockMask:
     @classmethod
     def dilated(cls, query_length: int, key_length: int, step: int, *, block: int = 128) -> BlockMask:
         """Causal, with every `step`-th key counted back from the query's own position, which it sees too."""
-        step = min(_count("step", step, 1), 2**31)  # numpy's integers have 64 bits
-        offset = _count("key_length", key_length, 1) - _count("query_length", query_length, 1)
+        step = min(counted("step", step, 1), 2**31)  # numpy's integers have 64 bits
+        offset = counted("key_length", key_length, 1) - counted("query_length", query_length, 1)
         return cls.from_predicate(
             lambda i, j: (j <= i + offset) & ((i + offset - j) % step == 0), query_length, key_length, block=block
         )
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless the mask fits attention of [B, Hq, Lq, Lk]."""
-        fits = all(own in (1, full) for own, full in zip(self.shape[:2], shape)) and self.shape[2:] == tuple(shape[2:])
+        wanted = listed(shape) or []
+        fits = all(own in (1, full) for own, full in zip(self.shape[:2], wanted)) and self.shape[2:] == (*wanted[2:],)
         if not fits:
             raise wrong(
-                "mask", f"a BlockMask that fits [B, Hq, Lq, Lk] = {list(shape)}", f"one of {list(self.shape)}",
+                "mask", f"a BlockMask that fits [B, Hq, Lq, Lk] = {wanted}", f"one of {list(self.shape)}",
                 "Build it for these lengths, heads and batch.",
             )  # fmt: skip
 
@@ -169,13 +171,20 @@ class BlockMask:
 
     def visible(self, batch: int = 0, head: int = 0) -> np.ndarray:
         """bool [Lq, Lk] of one layer, element by element."""
-        map, block = self.map[batch % self.shape[0], head % self.shape[1]], self.block
+        map, block = self._layer(batch, head), self.block
         whole = np.zeros((map.shape[0] * block, map.shape[1] * block), bool)
         for row, column in zip(*np.nonzero(map)):
             state = map[row, column]
             part = True if state == FULL else self.bitmaps[state - PARTIAL]
             whole[row * block : (row + 1) * block, column * block : (column + 1) * block] = part
         return whole[: self.shape[2], : self.shape[3]]
+
+    def _layer(self, batch, head) -> np.ndarray:
+        """The map of one layer. Negative numbers count from the end; one layer may serve all numbers."""
+        for name, number in (("batch", batch), ("head", head)):
+            if whole(number) is None:
+                raise wrong(name, "a whole number", shown(number), "Pass the number of a layer.", "BlockMask")
+        return self.map[whole(batch) % self.shape[0], whole(head) % self.shape[1]]
 
     @cached_property
     def arrays(self) -> dict[str, mx.array]:
@@ -210,10 +219,14 @@ class BlockMask:
     def plot(self, path: str | None = None, *, batch: int = 0, head: int = 0):
         """A picture of one layer: empty, partial and full blocks, partial ones by element. Returns the matplotlib
         figure, and saves it where `path` says. Needs matplotlib."""
-        return _plot(self, path, batch, head)
+        states = np.minimum(self._layer(batch, head), PARTIAL)
+        if path is not None and not isinstance(path, (str, os.PathLike)) and not hasattr(path, "write"):
+            raise wrong("path", "the name of a file, or None", shown(path), "Pass a path ending in .png.", "BlockMask")
+        return _plot(self, states, path, batch, head)
 
 
-def _count(name: str, number, least: int) -> int:
+def counted(name: str, number, least: int) -> int:
+    """A whole number of at least `least`. Raises ValueError for everything else."""
     count = whole(number)
     if count is None or count < least:
         expected = f"a whole number of at least {least}"
@@ -268,8 +281,8 @@ def _lists(map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (order * 2 + full).astype(np.int32), counts
 
 
-def _plot(mask: BlockMask, path: str | None, batch: int, head: int):
-    """See BlockMask.plot."""
+def _plot(mask: BlockMask, states: np.ndarray, path: str | None, batch: int, head: int):
+    """See BlockMask.plot. `states`: of the layer's blocks, PARTIAL for all that are partial."""
     try:
         from matplotlib.colors import ListedColormap
         from matplotlib.figure import Figure
@@ -277,12 +290,11 @@ def _plot(mask: BlockMask, path: str | None, batch: int, head: int):
         raise ImportError(
             '[mlx_flash.BlockMask] plot needs matplotlib: pip install "mlx-flash-attention[demo]"'
         ) from None
-    states = np.minimum(mask.map[batch % mask.shape[0], head % mask.shape[1]], 2)
     rows, keys = mask.shape[2:]
     lines, columns = (blocks * mask.block for blocks in states.shape)  # the last blocks may reach past the end
     image = states.repeat(mask.block, 0).repeat(mask.block, 1)[:rows, :keys] if max(rows, keys) <= SHOWN else states
     if image is not states:
-        image = np.where(image == 2, 2 + mask.visible(batch, head), image)
+        image = np.where(image == PARTIAL, PARTIAL + mask.visible(batch, head), image)
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axes = figure.subplots()
     colours = ["#f4f4f4", "#1f5fa8", "#cfe0f3", "#5b93d0"] if image is not states else ["#f4f4f4", "#1f5fa8", "#8fb7e3"]

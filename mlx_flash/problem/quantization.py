@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..common.errors import wrong
-from ..common.scalars import shown, whole
+from ..common.scalars import shown, whole, word
 
 FUNCTION = "quantized_attention"
 # mode: (bits of an element, elements that share a scale), the defaults first
@@ -63,9 +63,7 @@ UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "G
 
 def quantization_of(mode, bits, group_size) -> Quantization:
     """The checked format, with defaults filled in. Raises ValueError for one that no kernel reads."""
-    if not isinstance(mode, str) or mode not in FORMATS:
-        raise wrong("mode", f"one of {', '.join(FORMATS)}", shown(mode), "Check the spelling.", FUNCTION)
-    known_bits, known_groups = FORMATS[mode]
+    known_bits, known_groups = FORMATS[word("mode", mode, FORMATS, FUNCTION)]
     bits = known_bits[0] if bits is None else bits
     group_size = known_groups[0] if group_size is None else group_size
     for name, value, known in (("bits", bits, known_bits), ("group_size", group_size, known_groups)):

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from ..common.errors import UnsupportedProblem
+from ..common.errors import UnsupportedProblem, wrong
+from ..common.scalars import shown
 from .replacement import Replacement, original, replaced
 from .trace import GRADIENT, Export, changed, trace
 
@@ -33,6 +34,11 @@ def _mapped_leaf(outside: tuple, inside: tuple) -> mx.array | None:
     return None if found is None else mx.stop_gradient(found)
 
 
+def _check_function(fun, function: str) -> None:
+    if not callable(fun):
+        raise wrong("fun", "a function of arrays", shown(fun), "Pass the function itself.", function)
+
+
 def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
     """mx.vmap, for functions that call attention.
 
@@ -40,6 +46,7 @@ def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
     so that maps and checkpoints inside of it work too. Make checkpoints inside of ``fun``, or under
     ``mlx_flash.transforms.installed()``.
     """
+    _check_function(fun, "vmap")
     MLX["vmap"](fun, in_axes, out_axes)  # so that wrong arguments raise here, as in mx.vmap
 
     def mapped(*args, **named):
@@ -117,11 +124,18 @@ def export_function(file_or_callback, fun: Callable, *args, **kwargs) -> None:
 
     On Linux the kernels of a Mac can be exported too: see `use_backend`.
     """
+    _check_function(fun, "export_function")
+    if not isinstance(file_or_callback, str) and not callable(file_or_callback):
+        expected, remedy = "the name of a file, or a function", "Pass a path as text."
+        raise wrong("file_or_callback", expected, shown(file_or_callback), remedy, "export_function")
     return MLX["export_function"](file_or_callback, _exported(fun), *args, **kwargs)
 
 
 def exporter(file, fun: Callable, **kwargs):
     """mx.exporter, for functions that call attention; arguments and result as there."""
+    _check_function(fun, "exporter")
+    if not isinstance(file, str):
+        raise wrong("file", "the name of a file", shown(file), "Pass a path as text.", "exporter")
     return MLX["exporter"](file, _exported(fun), **kwargs)
 
 

@@ -11,6 +11,7 @@ from ...common.errors import wrong
 from ...common.scalars import shown, whole
 from ...problem.quantization import quantization_of
 from ...problem.rows import PAGE_MULTIPLE
+from ..models import check_model
 from .cache import PagedKVCache
 from .errors import PagePoolError
 from .probe import refusal
@@ -49,6 +50,7 @@ class PagePool:
                 raise wrong(name, f"a whole number of at least {least}", shown(value), "Pass an int.", "PagePool")
         if page % PAGE_MULTIPLE:
             raise wrong("page", f"a multiple of {PAGE_MULTIPLE}", page, "Take 64.", "PagePool")
+        check_model(model, "PagePool")
         self.bytes, self.page = bytes, page
         self._quantization = None if bits is None else quantization_of(mode, bits, group_size)
         self._inside = threading.RLock()

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...common.errors import wrong
 from ...common.scalars import LARGEST, evaluated, real, shown, traced, truth, whole
-from ..masks import PARTIAL, BlockMask
+from ..masks import PARTIAL, BlockMask, counted
 from .evaluate import evaluate
 from .program import POSITIONS, SCORE, Formula
 from .scope import RESERVED
@@ -130,6 +130,7 @@ class Visible(Text):
         if "segment" in self.formula.names or not self.known:
             remedy = "Call it outside of mx.compile and mx.vmap, without segments."
             raise wrong("block_mask", "a text whose values are known", repr(self), remedy, "Visible")
+        query_length, key_length = counted("query_length", query_length, 1), counted("key_length", key_length, 1)
         layers = [count if name in self.formula.names else 1 for name, count in (("b", batch), ("h", heads))]
         key = (self.formula, self.content, self.block, query_length, key_length, *layers)
         if key not in _masks:
