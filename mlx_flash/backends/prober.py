@@ -13,7 +13,6 @@ import os
 import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -62,7 +61,6 @@ class Prober:
 
     def _asked(self, *question) -> Answer:
         request = pickle.dumps(question, pickle.HIGHEST_PROTOCOL)
-        request = struct.pack("<Q", len(request)) + request
         # An idle child ends by itself, perhaps at this moment: then a new one is asked.
         return self._asked_once(request) or self._asked_once(request) or Answer("the process that ran it ended")
 

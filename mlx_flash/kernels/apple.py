@@ -31,6 +31,7 @@ def kept_rows(precision: str, family: str, *lines: tuple) -> dict:
     return {(kind, precision, family): rows(*((*line[:4], name, line[4]) for line in lines)) for kind, name in kinds}
 
 
+STREAMING = (TileConfig(384, 8, 8, 8, simdgroup_rows=1),)
 PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: past it M4 loses throughput
 
 # In float32 threadgroup memory is what limits M1 and M2: there a simdgroup owns 16 rows, and each read serves two.
@@ -136,21 +137,15 @@ TABLE = {
         (512, 16,  64, 16, ""),
     ),
     # The gradient of a mask: one simdgroup a threadgroup, which walks all that its elements sum.
-    (BACKWARD_MASK, MIXED, "apple7"): rows((384, 8, 32, 32, "")),
-    (BACKWARD_MASK, MIXED, "apple9"): rows((384, 8, 32, 32, "")),
-    (BACKWARD_MASK, FULL, "apple7"): rows((384, 8, 32, 16, "")),
-    (BACKWARD_MASK, FULL, "apple9"): rows((384, 8, 32, 16, "")),
+    **{(BACKWARD_MASK, MIXED, family): rows((384, 8, 32, 32, "")) for family in ("apple7", "apple9")},
+    **{(BACKWARD_MASK, FULL, family): rows((384, 8, 32, 16, "")) for family in ("apple7", "apple9")},
     # delta = rowsum(dO * O) and the sum over parts stream their operands once: one simdgroup a row, nothing to block.
-    (DELTA, MIXED, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (DELTA, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (DELTA, FULL, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (DELTA, FULL, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, MIXED, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, FULL, "apple7"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
-    (COMBINE, FULL, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    **{
+        (kind, precision, family): STREAMING
+        for kind in (DELTA, COMBINE) for precision in (MIXED, FULL) for family in ("apple7", "apple9")
+    },
     # The map of an array mask, for tensor cores alone: one simdgroup for each strip of blocks.
-    (MASK_MAP, MIXED, "apple9"): (TileConfig(384, 8, 8, 8, simdgroup_rows=1),),
+    (MASK_MAP, MIXED, "apple9"): STREAMING,
 }  # fmt: skip
 
 

@@ -24,10 +24,7 @@ LANES = 32
 ELEMENT_SLOTS = 8  # issue slots for an element of S: FMA, maximum, sum and conversion take one each, exp2 four
 SHARPNESS = 12  # exponent of the soft maximum: how well issue and memory hide behind each other
 FILL = 1.5  # bytes moved to fill threadgroup memory, for each byte that is read back
-SEGMENT = 64  # bytes of device memory that are fetched together; a row that does not start on one touches two
 STREAMED = 0.83  # share of the rate of device memory that kernels reach (Huebner et al. 2025, arXiv 2502.05317: M4)
-SPILL_BUDGET = 104  # 16-bit registers of a thread at the 1024 threads that metal-flash-attention forces
-SPILL_BYTES = 128  # moved by 32 lanes to save or restore one 32-bit register
 
 
 @dataclass(frozen=True)
@@ -95,22 +92,6 @@ def utilisation(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, ch
 
 def ginstrs(kind: KernelKind, row: TileConfig, head_dim: int, work: Work, chip: Chip) -> float:
     return utilisation(kind, row, head_dim, work, chip) * chip.peak
-
-
-def original_work(kind: KernelKind, row: TileConfig, precision: str, head_dim: int, registers: int) -> Work:
-    """The work of metal-flash-attention's own kernels on M1 and M2: one read for each product, asynchronous copies, and
-    1024 threads however many `registers` the row demands."""
-    size, columns = _size(precision), _padded(head_dim)
-    fragments, products = columns // 8, _products(kind, row, columns)
-    paged, again = len(row.paged(kind)), _read_again(kind, row)
-    spilled = 2 * max(0, registers - SPILL_BUDGET)
-    rescaled = 2 * fragments if kind is FORWARD else 0
-    slots = products + (again + 2 * paged) * fragments + rescaled + ELEMENT_SLOTS * row.traversal / 4 + spilled
-    blocks = -(-columns // row.head_block(columns)) * row.head_block(columns)  # the last one is copied whole
-    straddling = 2 if head_dim * size % SEGMENT else 1
-    fill = FILL * straddling * kind.matmuls * row.traversal * blocks * size * row.simdgroup_rows / row.parallel
-    memory = products * 64 * size + again * fragments * 64 * size + fill + spilled * SPILL_BYTES
-    return Work(products, _singles(kind, precision, products), slots, memory, paged * 2 * 256 * fragments)
 
 
 def _padded(head_dim: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -67,33 +68,14 @@ class Problem(NamedTuple):
     key_length: int
     mask_shape: tuple[int, ...] | None = None
 
-    @property
-    def query_heads(self) -> int:
-        return self.signature.query_heads
-
-    @property
-    def key_heads(self) -> int:
-        return self.signature.key_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.signature.head_dim
-
-    @property
-    def value_dim(self) -> int:
-        return self.signature.value_dim
-
-    @property
-    def dtype(self) -> str:
-        return self.signature.dtype
-
-    @property
-    def scale(self) -> float:
-        return self.signature.scale
-
-    @property
-    def variants(self) -> Variants:
-        return self.signature.variants
+    # The signature's facts, read here too.
+    query_heads = property(attrgetter("signature.query_heads"))
+    key_heads = property(attrgetter("signature.key_heads"))
+    head_dim = property(attrgetter("signature.head_dim"))
+    value_dim = property(attrgetter("signature.value_dim"))
+    dtype = property(attrgetter("signature.dtype"))
+    scale = property(attrgetter("signature.scale"))
+    variants = property(attrgetter("signature.variants"))
 
     @property
     def empty(self) -> bool:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mlx_flash.kernels import cost
 from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import FULL, MIXED
-from mlx_flash.kernels.cost import CHIPS, cycles, ginstrs, original_work, own_work, utilisation
+from mlx_flash.kernels.cost import CHIPS, Work, cycles, ginstrs, own_work, utilisation
 from mlx_flash.kernels.original import ORIGINAL
 from mlx_flash.kernels.registers import tile_registers
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD
@@ -23,6 +24,9 @@ MOST = {
 # Registers beyond tiles of hand-written loops with lean addresses, cached and paged, as its compiler sees them.
 LEAN = {FORWARD: {MIXED: (39, 42), FULL: (40, 48)}, BACKWARD_QUERY: {MIXED: (39, 39), FULL: (40, 40)}}
 LEAN[BACKWARD_KEY_VALUE] = {MIXED: (46, 46), FULL: (47, 47)}
+SEGMENT = 64  # bytes of device memory that are fetched together; a row that does not start on one touches two
+SPILL_BUDGET = 104  # 16-bit registers of a thread at the 1024 threads that metal-flash-attention forces
+SPILL_BYTES = 128  # moved by 32 lanes to save or restore one 32-bit register
 
 
 def row_of(rows, head_dim: int):
@@ -32,6 +36,22 @@ def row_of(rows, head_dim: int):
 def published() -> list[dict]:
     with open(RESULTS / "mfa_published_ginstrs.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def original_work(kind, row, precision: str, head_dim: int, registers: int) -> Work:
+    """The work of metal-flash-attention's own kernels on M1 and M2: one read for each product, asynchronous copies, and
+    1024 threads however many `registers` the row demands."""
+    size, columns = cost._size(precision), cost._padded(head_dim)
+    fragments, products = columns // 8, cost._products(kind, row, columns)
+    paged, again = len(row.paged(kind)), cost._read_again(kind, row)
+    spilled = 2 * max(0, registers - SPILL_BUDGET)
+    rescaled = 2 * fragments if kind is FORWARD else 0
+    slots = products + (again + 2 * paged) * fragments + rescaled + cost.ELEMENT_SLOTS * row.traversal / 4 + spilled
+    blocks = -(-columns // row.head_block(columns)) * row.head_block(columns)  # the last one is copied whole
+    straddling = 2 if head_dim * size % SEGMENT else 1
+    fill = cost.FILL * straddling * kind.matmuls * row.traversal * blocks * size * row.simdgroup_rows / row.parallel
+    memory = products * 64 * size + again * fragments * 64 * size + fill + spilled * SPILL_BYTES
+    return Work(products, cost._singles(kind, precision, products), slots, memory, paged * 2 * 256 * fragments)
 
 
 def errors(kind, precision: str) -> dict[int, float]:

@@ -1,7 +1,7 @@
 """python -m mlx_flash.cli.probe: reads kernels from standard input, and answers each with a line of JSON.
 
-A request is its length in bytes (64 bits, little-endian) and a pickled tuple from the parent process: "kernel" with the
-name of the kind, signature, family, rows and kernel of a plan, or "unit" with the kernel of neural_probe.py.
+A request is a pickled tuple from the parent process: "kernel" with the name of the kind, signature, family, rows and
+kernel of a plan, or "unit" with the kernel of neural_probe.py.
 """
 
 from __future__ import annotations
@@ -11,30 +11,18 @@ import json
 import os
 import pickle
 import select
-import struct
 import sys
 
 IDLE_SECONDS = 30  # without a request the process ends, and gives its memory back
 
 
-def _requests(stream: io.RawIOBase):
-    while True:
-        ready, _, _ = select.select([stream], [], [], IDLE_SECONDS)
-        size = _whole(stream, 8) if ready else b""
-        if not size:
+def _requests(stream: io.BufferedReader):
+    """The requests of a parent that waits for each answer, so that none is left in the buffer."""
+    while select.select([stream], [], [], IDLE_SECONDS)[0]:
+        try:
+            yield pickle.load(stream)
+        except (EOFError, pickle.UnpicklingError):  # the parent has ended, perhaps within a request
             return
-        yield pickle.loads(_whole(stream, struct.unpack("<Q", size)[0]))
-
-
-def _whole(stream: io.RawIOBase, size: int) -> bytes:
-    """The next `size` bytes of the stream; none where it ends."""
-    data = b""
-    while len(data) < size:
-        part = stream.read(size - len(data))
-        if not part:
-            return b""
-        data += part
-    return data
 
 
 def main() -> None:
@@ -46,7 +34,7 @@ def main() -> None:
 
     trials = {"kernel": trial, "unit": unit_trial}
     print(json.dumps({"ready": True}), file=answers)
-    for what, *question in _requests(os.fdopen(0, "rb", buffering=0)):
+    for what, *question in _requests(os.fdopen(0, "rb")):
         print(json.dumps(trials[what](*question)), file=answers)
 
 

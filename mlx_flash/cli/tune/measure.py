@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -21,11 +20,12 @@ from ...problem.problem import Signature
 from ...problem.variants import Variants
 from ..benchmark import Case, arrays, built_in, ours, rounds
 from ..probe.trial import TOLERANCE, relative_error
+from ..turns import take_turns
 
 SIZES = {"metal": (8, 2048), "cuda": (32, 4096)}  # heads and length: long enough that the host keeps up
 DECODE_HEADS, DECODE_KEYS = (32, 8), 8192
 CALLS = 4  # queued without waiting
-ROW_SECONDS, CALL_SECONDS = 0.2, 0.4
+ROW_SECONDS = CALL_SECONDS = 0.2  # for each row, and for each of the two functions
 
 
 class Kernel(NamedTuple):
@@ -113,16 +113,7 @@ def cases(dtypes: list[str], head_dims: list[int], name: str) -> list[Case]:
 
 def call_times(case: Case) -> tuple[float, float]:
     """Milliseconds of one call: ours and the built-in's, in turns."""
-    drawn, times = arrays(case), ([], [])
-    for provider in (ours, built_in):
-        mx.eval(provider(case, *drawn))
-    end = time.perf_counter() + CALL_SECONDS
-    while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 50):
-        for found, provider in zip(times, (ours, built_in)):
-            mx.synchronize()
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                mx.async_eval(provider(case, *drawn))
-            mx.synchronize()
-            found.append((time.perf_counter() - start) / CALLS * 1e3)
-    return statistics.median(times[0]), statistics.median(times[1])
+    drawn = arrays(case)
+    providers = {one.__name__: partial(one, case, *drawn) for one in (ours, built_in)}
+    found = take_turns(providers, CALLS, CALL_SECONDS)
+    return found["ours"]["ms"], found["built_in"]["ms"]
