@@ -34,6 +34,7 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
     if compiled is None:
         compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
         compiled.partly_written = SCORES.intersection(plan.kernel.outputs)  # not what the mask hides
+        compiled.threadgroup_bytes = plan.family.threadgroup_bytes
     needed = LAYERS[plan.config.tiles].language
     try:
         with language(needed) if needed else nullcontext():

@@ -20,11 +20,10 @@ from tensor_rows import LAYERS, forget, small_rows
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels import split_kv as decoding
-from mlx_flash.kernels.config import MIXED, TileConfig
+from mlx_flash.kernels.config import MIXED
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.lookup import lookup
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
-from mlx_flash.kernels.tile_layers import tensor_elements
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.simulator import mode, profile, schedule
 
@@ -45,15 +44,6 @@ def layer(request):
 only_narrow = pytest.mark.parametrize("layer", NARROW, ids="-".join, indirect=True)
 
 
-def shrunk(row: TileConfig, case: Case) -> TileConfig:
-    """The row with the largest blocks of keys that fit the simulator's threadgroups."""
-    fitted = row.shrink_to(case.group * case.query_length)
-    for traversal in (64, 32, 16):
-        if 2 * tensor_elements(DECODE, replace(fitted, traversal=traversal), case.head_dim, case.value_dim) <= 32768:
-            return replace(row, traversal=min(traversal, row.traversal))
-    raise AssertionError(f"{row} is too large for {case}")
-
-
 def rows_of_the_table() -> list:
     """(family, index, Case) for each row, twice: q and k as wide as it serves, and v."""
     found, turns = [], itertools.cycle([(8, 8), (12, 1), (5, 5), (2, 8)])
@@ -70,12 +60,10 @@ def rows_of_the_table() -> list:
 
 @pytest.mark.parametrize("family, index, case", rows_of_the_table(), ids=str)
 def test_every_row_of_the_table(family, index, case):
-    key = (DECODE, MIXED, family)
-    rows = TENSOR_TABLE[key]
+    rows = TENSOR_TABLE[DECODE, MIXED, family]
     assert lookup(DECODE, case.dtype, FAMILIES[family], max(case.head_dim, case.value_dim)) is rows[index]
-    small = (*rows[:index], shrunk(rows[index], case), *rows[index + 1 :])
     in_parts = patch.object(decoding, "unsplit_keys", lambda *_: 0)
-    with patch.dict(TENSOR_TABLE, {key: small}), in_parts, mode("check"), use_backend("simulator", family):
+    with in_parts, mode("check"), use_backend("simulator", family):
         forget()
         decoding_checks.check(case)
     forget()

@@ -316,6 +316,23 @@ def test_twin_is_not_reported(name, order):
         run(good, **arguments)
 
 
+def test_the_gpu_says_how_much_threadgroup_memory_it_grants():
+    """Apple's 32 KiB by default; the rows for NVIDIA's GPUs take more."""
+    body = I + "threadgroup float t[{}]; t[l] = x[i]; y[i] = t[l];"
+    for granted, floats in ((32768, 8192), (232448, 58112)):
+        for more in (0, 1):
+            kernel = metal_kernel("granted", ["x"], ["y"], body.format(floats + more))
+            kernel.threadgroup_bytes = granted
+            call = dict(inputs=[mx.arange(64.0)], output_shapes=[(64,)], output_dtypes=[mx.float32], **WHOLE)
+            for how in ("check", "fast"):
+                with mode(how):
+                    if not more:
+                        assert kernel(**call)[0].tolist() == list(range(64))
+                        continue
+                    with pytest.raises(SimulatorError, match=f"{granted + 4} bytes .*, more than the {granted}"):
+                        kernel(**call)
+
+
 def test_zero_strided_input_has_its_own_bounds():
     with pytest.raises(SimulatorError, match="'x' at index 1 "):
         run("y[i] = x[1];", inputs=mx.broadcast_to(mx.array(3.0), (N,)))

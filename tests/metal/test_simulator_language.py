@@ -121,6 +121,59 @@ def test_own_templates_beside_the_library():
     assert kernel(**call)[0].item() == 18 + 7
 
 
+# name: (a source's own overloads of the library's functions, a number, its value)
+OWN = {
+    "select by one bool": (
+        "template <typename T> T select(T a, T b, bool c) { return c ? b + T(10) : a; }",
+        "select(float4(1), float4(2), true).x + select(float4(1), float4(2), bool4(false)).y + select(1, 2, true)",
+        12 + 1 + 2,
+    ),
+    "select by integers": (
+        "template <typename T, int N> vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<int, N> c) "
+        "{ return select(a, b, c < 0); }",
+        "select(float2(1), float2(2), int2(-1, 0)).x + select(float2(1), float2(2), int2(-1, 0)).y",
+        2 + 1,
+    ),
+    "of bfloat, which the library has not": (
+        "template <typename T> T exp(T x) { return T(7); } template <typename T> T fma(T a, T b, T c) { return T(8); } "
+        "template <typename T> T max(T a, T b) { return T(9); } template <typename T> float isnan(T x) { return 10; } "
+        "inline bfloat min(bfloat a, bfloat b) { return 11; }",
+        "float(exp(bfloat(0))) + float(fma(bfloat(1), bfloat(1), bfloat(1))) + float(max(bfloat(1), bfloat(2))) "
+        "+ isnan(bfloat(1)) + float(min(bfloat(1), bfloat(2)))",
+        7 + 8 + 9 + 10 + 11,
+    ),
+    "of bfloat, where the source has others": (
+        "template <typename T> T exp(T a, T b) { return T(7); } struct S { float v; }; "
+        "inline S max(S a, S b) { return a; }",
+        "float(exp(bfloat(0))) + exp(1, 2) + float(max(bfloat(1), bfloat(2))) + max(S{3}, S{4}).v",
+        1 + 7 + 2 + 3,
+    ),
+    "more arguments, and objects": (
+        "struct C { float re, im; }; inline float abs(C a) { return sqrt(a.re * a.re + a.im * a.im); } "
+        "inline C fma(C a, C b, C c) { return c; } inline float3 normalize(float3 v, float least) "
+        "{ return v * rsqrt(max(dot(v, v), least)); } template <typename T> T max(T a, T b, T c) "
+        "{ return max(max(a, b), c); } inline float length(float a, float b) { return length(float2(a, b)); }",
+        "abs(C{3, 4}) + abs(-1.0f) + fma(C{}, C{}, C{2, 3}).re + normalize(float3(0), 1).x + normalize(float3(2, 0, 0)).x"
+        " + max(1, 3, 2) + max(float2(1), float2(3), float2(2)).y + length(3, 4)",
+        5 + 1 + 2 + 0 + 1 + 3 + 3 + 5,
+    ),
+    "arguments of two types": (
+        "template <typename A, typename B> auto min(A a, B b) -> decltype(a + b) { return b < a ? b : a; } "
+        "inline float pow(float b, int e) { return e > 0 ? b * pow(b, e - 1.0f) : 1; }",
+        "min(1.5f, 2) + min(3u, 2u) + pow(2.0f, 3) + pow(2.0f, 2.0f)",
+        1.5 + 2 + 8 + 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("own, number, value", OWN.values(), ids=OWN)
+def test_own_overloads_of_library_functions(own, number, value):
+    """They win or stand beside the library's, as Apple's compiler has it."""
+    kernel = metal_kernel("own", [], ["y"], f"y[0] = {number};", header=own)
+    call = dict(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32])
+    assert kernel(**call)[0].item() == value
+
+
 def test_both_corpora_are_large():
     assert len(ACCEPTED) >= 60 and len(REFUSED) >= 60
 

@@ -5,6 +5,7 @@ test_mutants.py makes each mistake and runs its test.
 """
 
 from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
+from flight_mutants import FLIGHTS
 from formula_mutants import FORMULA
 from kept_mutants import APPLE_KEPT, BACKWARD_KEPT, KEEPING, KEPT
 from mutant import Mutant, of
@@ -382,6 +383,7 @@ MUTANTS = [
     *TILE_NAN_SAFE,
     *TILE_MMA,
     *TILE_WGMMA,
+    *FLIGHTS,
     *NAX_OPERANDS,
     *NAX_PRODUCTS,
     *NAX_FORWARD,

@@ -1,4 +1,4 @@
-"""Rows of the tensor-core layers that fit the simulator's threadgroups, used in place of the real rows."""
+"""Small rows of the tensor-core layers in place of the real ones, so that small problems have many blocks."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +24,7 @@ OTHER_BLOCKS = {
 
 
 def table(width: str) -> dict:
-    """One row for each step, used at any head dimension that fits 32768 bytes."""
+    """One row for each step, used at any head dimension up to 128."""
     small = {}
     for key, rows in TENSOR_TABLE.items():
         row = rows[-1 if width == "wide" else 0]

@@ -16,6 +16,7 @@ from .report import raise_reports, unwritten_outputs
 
 _TAG = "[metal_kernel]"
 _MAX_THREADS = 1024
+THREADGROUP_BYTES = 32768  # of threadgroup memory, on every Apple GPU
 
 
 class BuiltKernel:
@@ -75,9 +76,13 @@ def check_threads(threadgroup, limit: int):
         )
 
 
-def new_launch(grid, threadgroup) -> Launch:
-    """A launch of `grid` threads with the current mode and schedule, and without buffers yet."""
+def new_launch(grid, threadgroup, threadgroup_bytes: int = THREADGROUP_BYTES) -> Launch:
+    """A launch of `grid` threads with the current mode and schedule, and without buffers yet.
+
+    threadgroup_bytes: the memory that the GPU grants to a threadgroup.
+    """
     launch = Launch()
+    launch.arena_limit = threadgroup_bytes
     launch.total = 1
     for axis in range(3):
         group = min(threadgroup[axis], grid[axis])

@@ -12,7 +12,7 @@ from ..frontend.language import prefix
 from ..frontend.signature import kernel_name, kernel_text, shape_facts
 from ..frontend.translate import translate
 from . import buffers, compiler, settings
-from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
+from .dispatch import THREADGROUP_BYTES, BuiltKernel, check_grid, check_threads, new_launch, run_bound
 from .profile import record
 
 _TAG = "[metal_kernel]"
@@ -76,6 +76,7 @@ class MetalKernel:
         self.input_names, self.output_names = list(input_names), list(output_names)
         self.ensure_row_contiguous, self.atomic_outputs = ensure_row_contiguous, atomic_outputs
         self.partly_written: frozenset[str] = frozenset()  # outputs of which a kernel may leave elements unwritten
+        self.threadgroup_bytes = THREADGROUP_BYTES  # that the GPU grants
         self.facts = shape_facts(self.input_names, source)
         self._texts: dict = {}
 
@@ -162,7 +163,8 @@ class MetalKernel:
                 for name, o in zip(self.output_names, outputs)
             ),
         ]
-        run_bound(kernel, new_launch(grid, threadgroup), [(index, *facts) for index, facts in enumerate(bound)])
+        launch = new_launch(grid, threadgroup, self.threadgroup_bytes)
+        run_bound(kernel, launch, [(index, *facts) for index, facts in enumerate(bound)])
         return [buffers.to_mlx(array, dtype) for array, dtype in zip(outputs, dtypes)]
 
     def _input_buffers(self, arrays):

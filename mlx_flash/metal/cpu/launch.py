@@ -48,7 +48,7 @@ class Launch(ctypes.Structure):
         ("tensor_layout", _U32), ("tensor_rounding", _U32),
         ("total", _U64), ("next", _U64), ("step_limit", _U64), ("stride", _U64),
         ("buffer_count", _U32), ("report_count", _U32), ("window", _U64), ("window_bits", _U32), ("arena_bytes", _U32),
-        ("variable_size", _U32 * MAX_VARIABLES), ("buffers", Buffer * MAX_BUFFERS), ("reports", Report * MAX_REPORTS),
+        ("arena_limit", _U32), ("variable_size", _U32 * MAX_VARIABLES), ("buffers", Buffer * MAX_BUFFERS), ("reports", Report * MAX_REPORTS),
         ("counters", Counters), ("order", _U64), ("fence_time", _U32), ("running", _U32),
     ]  # fmt: skip
 

@@ -29,6 +29,12 @@ class Kind(IntEnum):
     ARRAY_BOUNDS = 17
     RECURSION = 18
     TENSOR_UNSET = 19
+    IN_FLIGHT = 20
+    RELEASED_IN_FLIGHT = 21
+    RELEASED = 22
+    STAGE_HELD = 23
+    STAGE_RELEASED_TWICE = 24
+    ACCUMULATOR_IN_FLIGHT = 25
 
 
 _DEVICE, _THREADGROUP, _OTHER = range(3)
@@ -77,6 +83,25 @@ def _lanes(mask: int) -> str:
     return f"{mask & 0xFFFFFFFF:#010x}"
 
 
+def _asynchronous(kernel, target: str, report: Report) -> str:
+    """Of NVIDIA's asynchronous products and the pipelines of their operands: runtime/flights.h."""
+    product = f"the product at {_place(kernel, report.other_pc)}, which no wait has retired"
+    match report.kind:
+        case Kind.IN_FLIGHT:
+            return f"write of {target}, which is read by {product}"
+        case Kind.RELEASED_IN_FLIGHT:
+            return f"release of a block that is read by {product}"
+        case Kind.RELEASED:
+            return f"read of a block that this simdgroup has released: {target}"
+        case Kind.STAGE_HELD:
+            return "wait for a block whose stage this simdgroup has not released: its producers wait for ever"
+        case Kind.STAGE_RELEASED_TWICE:
+            return "release of a block that this simdgroup does not hold"
+        case Kind.ACCUMULATOR_IN_FLIGHT:
+            return f"the accumulator was changed while it belonged to {product}"
+    return f"finding {report.kind}"
+
+
 def _what(kernel, launch: Launch, report: Report) -> str:
     access = "write" if report.is_write else "read"
     target = _target(kernel, launch, report)
@@ -98,7 +123,7 @@ def _what(kernel, launch: Launch, report: Report) -> str:
             active, needed = _lanes(report.offset), _lanes(report.value)
             return f"simdgroup operation that needs inactive lanes: active {active}, needed {needed}"
         case Kind.THREADGROUP_BYTES:
-            return f"{report.offset} bytes of threadgroup memory, more than the 32768 there are"
+            return f"{report.offset} bytes of threadgroup memory, more than the {launch.arena_limit} there are"
         case Kind.MISALIGNED:
             return f"misaligned access: {target} is no multiple of the type's alignment"
         case Kind.RAGGED:
@@ -124,7 +149,7 @@ def _what(kernel, launch: Launch, report: Report) -> str:
             return f"element {report.offset} of the {role} of a product of cooperative tensors was never set"
         case Kind.DIVISION:
             return "integer division by zero, or of the least integer by -1"
-    return f"finding {report.kind}"
+    return _asynchronous(kernel, target, report)
 
 
 def describe(kernel, launch: Launch, report: Report) -> str:

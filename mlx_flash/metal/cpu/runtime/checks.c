@@ -1,6 +1,6 @@
 // What the instrumented kernel calls at every access to memory: the callbacks of clang's thread sanitizer and of its alignment and
 // overflow sanitizers, without their runtimes.
-#include "fences.h"
+#include "flights.h"
 #include "system.h"
 
 enum { POISON = 0x7fed };               // a NaN as half, as bfloat and, twice, as float
@@ -46,7 +46,7 @@ EXPORTED void* msl_variable(u32 k, u32 size, u32 align) {
   if (w->launch->check && w->ragged) msl_refuse_ragged(w, pc);
   w->arena_bytes = (w->arena_bytes + align - 1) / align * align + size;
   w->launch->variable_size[k] = w->variable_size[k] = size;
-  if (w->arena_bytes > ARENA_LIMIT) report_access(w, REPORT_THREADGROUP_BYTES, SPACE_THREADGROUP, k, w->arena_bytes, size, READ, pc);
+  if (w->arena_bytes > w->launch->arena_limit) report_access(w, REPORT_THREADGROUP_BYTES, SPACE_THREADGROUP, k, w->arena_bytes, size, READ, pc);
   u32 offset = w->arena_bytes - size;
   if (w->launch->check) {
     // Far apart, and aligned to no more than the declaration asks for.
@@ -128,6 +128,7 @@ static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size,
   Cell* cells = variable_cells(w, k);
   u32 at = pc - (u64)image_start, time = w->launch->fence_time;
   if (access != READ) simd_of(w, f)->wrote = 1;
+  if (w->asynchronous) msl_check_flights(w, f, k, inside, size, access != READ, cells[inside >> shift].write, pc);
   for (u32 i = inside >> shift; i <= (inside + size - 1) >> shift; ++i) {
     Cell* cell = &cells[i];
     if (!same_group(cell->write, now)) cell->write.bits = 0;
@@ -135,6 +136,8 @@ static void record_threadgroup(Worker* w, Fiber* f, u32 k, u32 inside, u32 size,
     Cell before = *cell;
     int found = access == READ ? record_read(cell, now, at, time, 0) : record_write(cell, now, at, time);
     found = despite_fences(w, f, before, now, access, SPACE_THREADGROUP, found);
+    // The simdgroup itself learns by a wait that its product has read this: flights.c. Others need a barrier.
+    if (access == READ && f->issuing) --cell->read.simd_epoch;
     if (access == ATOMIC && !before.write.valid) found = NEVER_WRITTEN;
     if (found == CLEAN) continue;
     if (found == NEVER_WRITTEN) {

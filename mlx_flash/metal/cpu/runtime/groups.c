@@ -1,6 +1,6 @@
 // A threadgroup's begin and end: what is known of its memory and of its steps. Below the fibers, which run it, and the checks, which
 // watch it.
-#include "fences.h"
+#include "flights.h"
 
 void msl_refuse_ragged(Worker* w, u64 pc) {
   Report* r = msl_report(w, this_fiber(w), REPORT_RAGGED, pc);
@@ -30,6 +30,7 @@ HIDDEN void msl_begin_group(Worker* w) {
   w->steps_to_come = w->launch->step_limit;
   msl_refill_steps(w);
   msl_forget_fences(w);
+  msl_forget_flights(w);
   for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
 }
 

@@ -13,8 +13,6 @@ enum {
   MAX_BUFFERS = 64,
   MAX_VARIABLES = 64,     // threadgroup variables of one kernel
   MAX_REPORTS = 16,
-  ARENA_LIMIT = 32768,    // bytes of threadgroup memory an Apple GPU grants
-  ARENA_BYTES = 65536,    // what we reserve, so that an overrun is reported and not suffered
   STACK_BITS = 17,        // 128 KiB of stack a fiber
   REGION_BITS = 28,       // one aligned region an OS thread: state in the lower half, stacks in the upper
 };
@@ -40,6 +38,12 @@ enum Kind {               // why a launch is reported; report.py has the words
   REPORT_ARRAY_BOUNDS,
   REPORT_RECURSION,
   REPORT_TENSOR_UNSET,
+  REPORT_IN_FLIGHT,       // these are NVIDIA's, see flights.h
+  REPORT_RELEASED_IN_FLIGHT,
+  REPORT_RELEASED,
+  REPORT_STAGE_HELD,
+  REPORT_STAGE_RELEASED_TWICE,
+  REPORT_ACCUMULATOR_IN_FLIGHT,
 };
 
 enum Space { SPACE_DEVICE, SPACE_THREADGROUP, SPACE_OTHER };
@@ -80,6 +84,7 @@ typedef struct {
   u32 buffer_count, report_count;
   u8* window;             // check mode: buffers lie at window + (k << window_bits)
   u32 window_bits, arena_bytes;
+  u32 arena_limit;        // bytes of threadgroup memory that the GPU grants
   u32 variable_size[MAX_VARIABLES];
   Buffer buffers[MAX_BUFFERS];
   Report reports[MAX_REPORTS];
@@ -96,7 +101,8 @@ typedef struct {
   u64 site;               // where it waits
   u32 local[3];           // thread_position_in_threadgroup
   u16 index, lane;
-  u32 choice;             // flags of a simdgroup barrier
+  u32 choice;             // flags of a simdgroup barrier, or products that a wait leaves in flight
+  u32 issuing;            // an asynchronous product: what it reads stays in use until a wait
 } Fiber;
 
 typedef struct {

@@ -11,8 +11,9 @@ enum {
   REGION_BYTES = 1 << REGION_BITS,
   STACKS_OFFSET = REGION_BYTES / 2,
   ARENA_OFFSET = REGION_BYTES / 4,
-  VARIABLE_GAP = 1 << 17,               // check mode: variables lie this far apart, so that an overrun meets nothing
-  VARIABLE_START = 1 << 16,
+  // Check mode: variables lie this far apart, so that an overrun meets nothing. No GPU grants more than 256 KiB to all of them.
+  VARIABLE_GAP = 1 << 19,
+  VARIABLE_START = 1 << 17,
   UNASSIGNED = 0xffffffffu,
 };
 
@@ -37,6 +38,8 @@ struct Worker {
   u8 doubtful_bytes[16];
   Report doubt;
   void* clocks;                         // check mode: what the simdgroups know of others' fences; fences.c
+  void* flights;                        // check mode: asynchronous products; flights.c
+  u32 asynchronous;                     // this threadgroup has any, or a pipeline
   Counters counters;
   Simd simd[MAX_SIMDS];
   Fiber fiber[MAX_THREADS];

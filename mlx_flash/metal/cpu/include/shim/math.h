@@ -21,8 +21,10 @@ namespace metal {
 
 template <typename T> struct msl_same { typedef T type; };
 template <typename T> using msl_same_t = typename msl_same<T>::type;
-// The library has no functions of bfloat; those here are templates, so that a source that declares its own takes precedence.
-template <typename T> using msl_only_bfloat = enable_if_t<__is_same(T, bfloat)>;
+// The library has no functions of bfloat. Those here are templates with an empty pack at the end: any function and any template that a
+// source declares takes precedence.
+template <typename T, typename... Nothing> using msl_only_bfloat = enable_if_t<__is_same(T, bfloat) && sizeof...(Nothing) == 0>;
+#define MSL_OF_BFLOAT template <typename B, typename... Nothing, typename = msl_only_bfloat<B, Nothing...>>
 // Vectors of integers are left to functions of the same name that a source declares.
 template <typename T> using msl_only_floats = enable_if_t<msl_floating_v<T>>;
 template <typename T> using msl_only_numbers = enable_if_t<msl_arithmetic_v<T>>;
@@ -52,31 +54,31 @@ template <typename T> using msl_only_numbers = enable_if_t<msl_arithmetic_v<T>>;
 #define MSL_FLOAT1(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x) { return VALUE; }                                       \
   MSL_INLINE half NAME(half x) { return (half)NAME((float)x); }                          \
-  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x) { return (B)NAME((float)x); } \
+  MSL_OF_BFLOAT MSL_INLINE B NAME(B x, Nothing...) { return (B)NAME((float)x); } \
   template <typename T, int N, typename = msl_only_floats<T>> MSL_INLINE vec<T, N> NAME(vec<T, N> x) {                  \
     MSL_ELEMENTS(T, N, MSL_CALL1, NAME)                                                 \
   }
 #define MSL_FLOAT2(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y) { return VALUE; }                              \
   MSL_INLINE half NAME(half x, half y) { return (half)NAME((float)x, (float)y); }        \
-  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x, B y) { return (B)NAME((float)x, (float)y); } \
+  MSL_OF_BFLOAT MSL_INLINE B NAME(B x, B y, Nothing...) { return (B)NAME((float)x, (float)y); } \
   MSL_VECTORS2(NAME, T, msl_only_floats)
 #define MSL_FLOAT3(NAME, VALUE)                                                          \
   MSL_INLINE float NAME(float x, float y, float z) { return VALUE; }                     \
   MSL_INLINE half NAME(half x, half y, half z) { return (half)NAME((float)x, (float)y, (float)z); } \
-  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B NAME(B x, B y, B z) { return (B)NAME((float)x, (float)y, (float)z); } \
+  MSL_OF_BFLOAT MSL_INLINE B NAME(B x, B y, B z, Nothing...) { return (B)NAME((float)x, (float)y, (float)z); } \
   MSL_VECTORS3(NAME, msl_only_floats)
 #define MSL_TEST1(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x) { return VALUE; }                                        \
   MSL_INLINE bool NAME(half x) { return NAME((float)x); }                                \
-  MSL_INLINE bool NAME(bfloat x) { return NAME((float)x); }                              \
+  MSL_OF_BFLOAT MSL_INLINE bool NAME(B x, Nothing...) { return NAME((float)x); }            \
   template <typename T, int N, typename = msl_only_floats<T>> MSL_INLINE vec<bool, N> NAME(vec<T, N> x) {               \
     MSL_ELEMENTS(bool, N, MSL_CALL1, NAME)                                              \
   }
 #define MSL_TEST2(NAME, VALUE)                                                           \
   MSL_INLINE bool NAME(float x, float y) { return VALUE; }                               \
   MSL_INLINE bool NAME(half x, half y) { return NAME((float)x, (float)y); }              \
-  MSL_INLINE bool NAME(bfloat x, bfloat y) { return NAME((float)x, (float)y); }          \
+  MSL_OF_BFLOAT MSL_INLINE bool NAME(B x, B y, Nothing...) { return NAME((float)x, (float)y); } \
   MSL_VECTORS2(NAME, bool, msl_only_floats)
 
 MSL_FLOAT1(exp, MSL_EXP(x)) MSL_FLOAT1(exp2, MSL_EXP2(x)) MSL_FLOAT1(exp10, MSL_EXP(x * 2.30258509299404568402f))
@@ -124,7 +126,7 @@ MSL_VECTORS2(nextafter, T, msl_only_floats)
 
 MSL_INLINE float ldexp(float x, int k) { return MSL_C(ldexpf)(x, k); }
 MSL_INLINE half ldexp(half x, int k) { return (half)MSL_C(ldexpf)((float)x, k); }
-template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B ldexp(B x, int k) { return (B)MSL_C(ldexpf)((float)x, k); }
+MSL_OF_BFLOAT MSL_INLINE B ldexp(B x, int k, Nothing...) { return (B)MSL_C(ldexpf)((float)x, k); }
 MSL_INLINE int ilogb(float x) { return MSL_C(ilogbf)(x); }
 MSL_INLINE float sincos(float x, thread float& c) { c = MSL_C(cosf)(x); return MSL_C(sinf)(x); }
 MSL_INLINE half sincos(half x, thread half& c) { c = (half)MSL_C(cosf)((float)x); return (half)MSL_C(sinf)((float)x); }
@@ -215,15 +217,15 @@ MSL_INTEGER(int) MSL_INTEGER(uint) MSL_INTEGER(long) MSL_INTEGER(ulong)
 MSL_ORDERED(float, __builtin_fminf(x, y), __builtin_fmaxf(x, y))
 MSL_ORDERED(half, (half)__builtin_fminf((float)x, (float)y), (half)__builtin_fmaxf((float)x, (float)y))
 #define MSL_ORDERED_BFLOAT(NAME, PARAMETERS, VALUE) \
-  template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE constexpr B NAME PARAMETERS { return (B)VALUE; }
-MSL_ORDERED_BFLOAT(min, (B x, B y), min((float)x, (float)y)) MSL_ORDERED_BFLOAT(max, (B x, B y), max((float)x, (float)y))
-MSL_ORDERED_BFLOAT(min3, (B x, B y, B z), min3((float)x, (float)y, (float)z))
-MSL_ORDERED_BFLOAT(max3, (B x, B y, B z), max3((float)x, (float)y, (float)z))
-MSL_ORDERED_BFLOAT(median3, (B x, B y, B z), median3((float)x, (float)y, (float)z))
-MSL_ORDERED_BFLOAT(clamp, (B x, B y, B z), clamp((float)x, (float)y, (float)z))
+  MSL_OF_BFLOAT MSL_INLINE constexpr B NAME PARAMETERS { return (B)VALUE; }
+MSL_ORDERED_BFLOAT(min, (B x, B y, Nothing...), min((float)x, (float)y)) MSL_ORDERED_BFLOAT(max, (B x, B y, Nothing...), max((float)x, (float)y))
+MSL_ORDERED_BFLOAT(min3, (B x, B y, B z, Nothing...), min3((float)x, (float)y, (float)z))
+MSL_ORDERED_BFLOAT(max3, (B x, B y, B z, Nothing...), max3((float)x, (float)y, (float)z))
+MSL_ORDERED_BFLOAT(median3, (B x, B y, B z, Nothing...), median3((float)x, (float)y, (float)z))
+MSL_ORDERED_BFLOAT(clamp, (B x, B y, B z, Nothing...), clamp((float)x, (float)y, (float)z))
 MSL_INLINE float abs(float x) { return __builtin_fabsf(x); }
 MSL_INLINE half abs(half x) { return (half)__builtin_fabsf((float)x); }
-template <typename B, typename = msl_only_bfloat<B>> MSL_INLINE B abs(B x) { return (B)__builtin_fabsf((float)x); }
+MSL_OF_BFLOAT MSL_INLINE B abs(B x, Nothing...) { return (B)__builtin_fabsf((float)x); }
 // The low 32 bits, which may wrap
 MSL_INLINE uint mul24(uint x, uint y) { return (x & 0xffffff) * (y & 0xffffff); }
 MSL_INLINE int mul24(int x, int y) { return (int)((uint)((int)((uint)x << 8) >> 8) * (uint)((int)((uint)y << 8) >> 8)); }
@@ -253,10 +255,9 @@ template <typename T, int N> MSL_INLINE vec<T, N> insert_bits(vec<T, N> x, msl_s
 template <typename T, typename = enable_if_t<msl_arithmetic_v<T>>>
 MSL_INLINE constexpr T select(T no, T yes, bool c) { return c ? yes : no; }
 #define MSL_CHOSEN(m, ...) c.m ? yes.m : no.m
-template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, msl_same_t<vec<T, N>> yes, vec<bool, N> c) {
+template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, msl_same_t<vec<T, N>> yes, msl_same_t<vec<bool, N>> c) {
   MSL_ELEMENTS(T, N, MSL_CHOSEN)
 }
-template <typename T, int N> MSL_INLINE vec<T, N> select(vec<T, N> no, msl_same_t<vec<T, N>> yes, bool c) { return c ? yes : no; }
 template <typename T, int N, typename S, typename = msl_scalar_only<S>>
 MSL_INLINE vec<T, N> select(S no, vec<T, N> yes, vec<bool, N> c) { return select(vec<T, N>(no), yes, c); }
 MSL_INLINE bool any(bool x) { return x; }

@@ -1,6 +1,11 @@
 // Instructions of tensor cores, done lane by lane.
 #pragma once
 
+extern "C" {
+__attribute__((nomerge)) void msl_take_stage(__generic uint* epoch);
+__attribute__((nomerge)) void msl_release_stage(__generic uint* epoch);
+}
+
 namespace nv {
 
 template <typename T> MSL_INLINE uint narrow_pair(vec<float, 2> pair) { return as_type<uint>(vec<T, 2>(pair)); }
@@ -66,9 +71,11 @@ static __attribute__((noinline)) void meet() { metal::threadgroup_barrier(metal:
 
 template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline {
   int copied, read;
+  uint epochs[STAGES];  // when producers wrote the blocks that this consumer holds: runtime/flights.h
   template <typename T> MSL_INLINE void open(threadgroup T*, uint) thread {
     copied = 0;
     read = -1;
+    for (int stage = 0; stage < STAGES; ++stage) epochs[stage] = ~0u;
     meet();
   }
   MSL_INLINE int producer_acquire() thread {
@@ -80,12 +87,14 @@ template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline 
     meet();
   }
   MSL_INLINE int consumer_wait() thread {
+    ++read;
     meet();
+    msl_take_stage(&epochs[read % STAGES]);
     meet();
-    return ++read % STAGES;
+    return read % STAGES;
   }
   MSL_INLINE uint zeros() const thread { return 0; }
-  MSL_INLINE void consumer_release() thread {}
+  MSL_INLINE void consumer_release() thread { msl_release_stage(&epochs[(read + STAGES) % STAGES]); }
 };
 // On the CPU every simdgroup examines all parts.
 template <int SIMDGROUPS> struct GroupVote {

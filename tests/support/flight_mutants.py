@@ -1,0 +1,49 @@
+"""Mistakes with products in flight and stages of pipelines, which only a GPU or the simulator's account of them shows."""
+
+from mutant import of
+
+WHOLE = (
+    "test_tensor_rows.py::test_output_and_gradients"
+    "[sm90-40x416-d64-float16-dense-1over1-b1-plain-['backward_key_value']]"
+)
+ENDS = "test_tensor_layers.py::test_ends_within_a_block[{}-narrow-(70, 150)]"
+
+# fmt: off
+FLIGHTS = [
+    *of(
+        "wgmma",
+        ("block-released-in-flight", "  b.held = true;\n", "  b.release();\n", WHOLE, "check"),
+        ("scores-not-waited-for", "nv::wgmma_wait<LATER>();", "nv::wgmma_wait<LATER + 1>();", WHOLE, "check"),
+        ("scores-not-committed", "        d > 0);\n  }\n  nv::wgmma_commit();", "        d > 0);\n  }", WHOLE, "check"),
+        ("output-not-waited-for", "  nv::wgmma_wait<0>();\n", "", WHOLE, "check"),
+        ("held-block-released-before-its-product", "  finish_ab(c);\n  b.release_held();",
+         "  b.release_held();\n  finish_ab(c);", WHOLE, "check"),
+    ),
+    *of(
+        "forward",
+        ("keys-released-before-their-product", "          tile::finish_abt<0>(s, q, k);\n          k.release();",
+         "          k.release();\n          tile::finish_abt<0>(s, q, k);", WHOLE, "check"),
+        ("values-never-released", "          v.release_held();\n", "", ENDS.format("wgmma"), "check"),
+        ("output-stored-in-flight", "        tile::leave_ab(o, v, in_flight);\n", "", WHOLE, "check"),
+        ("keys-never-released", "          k.release();\n", "", ENDS.format("mma"), "check"),
+        ("values-released-before-they-are-read",
+         "          tile::multiply_ab<Element>(o, correction, p, v, whole);\n          v.release();",
+         "          v.release();\n          tile::multiply_ab<Element>(o, correction, p, v, whole);",
+         ENDS.format("mma"), "check"),
+    ),
+    *of(
+        "backward_key_value",
+        ("gradient-of-p-not-waited-for", "tile::finish_abt<1>(ds, v, d_o);", "tile::finish_abt<2>(ds, v, d_o);", WHOLE,
+         "check"),
+        ("gradients-of-outputs-released-in-flight", "tile::begin_ab(d_v, p, d_o);\n",
+         "tile::begin_ab(d_v, p, d_o);\n              d_o.release();\n", WHOLE, "check"),
+    ),
+    *of(
+        "nvidia",
+        ("released-held-or-not", "if (held) pipe.consumer_release();", "pipe.consumer_release();", WHOLE, "check"),
+        ("held-from-the-first", "    held = false;\n    stages", "    held = true;\n    stages", WHOLE, "check"),
+        ("next-block-in-the-same-stage", "block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;",
+         "pipe.consumer_wait();\n    block = stages;", ENDS.format("mma"), "check"),
+    ),
+]
+# fmt: on
