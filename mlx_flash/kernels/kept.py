@@ -33,8 +33,10 @@ class Gain(NamedTuple):
 
 # Writing and reading P and dS takes the same time for every head dimension, and recomputing them grows with it. Timed
 # on an H200: gradients of 4096 queries and 16 heads, not causal, take 1.0 of the time at 64 columns, 0.87 at 128, and
-# 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns, so that less may be kept there. The bounds
-# are those of 4096 and 16384 queries of 16 heads, and a quarter more, since lengths end within tiles.
+# 0.74 at 256. MLX's own backward pass is linear in memory up to 128 columns: beyond its results it takes the float32
+# sums of dQ, in which P and dS of D / N of the heads would fit. So nothing is kept there, and a training step takes no
+# more memory than MLX's for it. With more columns MLX holds all scores. The bound is that of 16384 queries of 16 heads
+# in four turns, and a quarter more, since lengths end within tiles.
 # On Apple GPUs the cost model predicts 0.65 to 0.7 of the time from 64 columns on, if memory is written and read during
 # products. No Mac has timed it, so that rows begin where it would be 0.95 on M1 to M4 even if nothing overlapped. They
 # leave float16 out: on these GPUs dS is otherwise a float32 factor, which small and large gradients need.
@@ -43,7 +45,7 @@ APPLE = (
     Gain(144, 0, 0, ("float32",)), Gain(256, 2**24, 5 * 2**26, ("float32",)),
 )  # fmt: skip
 TABLE = {  # by the family's name
-    "sm90": (Gain(96, 0, 0), Gain(128, 2**27, 5 * 2**28), Gain(256, 2**26, 5 * 2**30)),
+    "sm90": (Gain(128, 0, 0), Gain(256, 2**26, 5 * 2**30)),
     "apple7": APPLE, "apple8": APPLE, "apple9": APPLE,
 }  # fmt: skip
 # Turns that nobody asked for: so many at most, since MLX allocates ahead of the GPU and may hold the memory of all of

@@ -155,31 +155,31 @@ def asked(head_dim=128, length=8192, heads=16, batch=1, dtype="bfloat16", scratc
 
 GIB = 2**30
 RULE = {
-    "five-products": (asked(length=4096), SM90, 16),
-    "bounded": (asked(length=8192), SM90, 4),
-    "turns-are-even": (asked(length=8192, heads=7), SM90, 4),
+    "five-products": (asked(head_dim=192, length=4096), SM90, 16),
+    "linear-in-memory": (asked(length=4096), SM90, 0),
+    "linear-in-memory-asked": (asked(length=4096, scratch=GIB), SM90, 16),
+    "bounded": (asked(length=8192, scratch=5 * GIB // 4), SM90, 4),
+    "turns-are-even": (asked(head_dim=256, length=16384, heads=7), SM90, 4),
     "groups": (asked(length=8192, heads=8, group=4, scratch=4 * GIB), SM90, 4),
-    "short-turns": (asked(length=4096, batch=2), SM90, 0),
+    "short-turns": (asked(head_dim=256, length=4096, batch=8), SM90, 0),
     "short-turns-asked": (asked(length=4096, batch=2, scratch=GIB), SM90, 8),
-    "turns-of-few-threadgroups": (asked(length=16384), SM90, 0),
     "turns-of-few-threadgroups-asked": (asked(length=16384, scratch=GIB), SM90, 1),
     "more-columns-gain-more": (asked(head_dim=256, length=16384), SM90, 4),
     "many-turns": (asked(head_dim=256, length=32768), SM90, 0),
     "many-turns-asked": (asked(head_dim=256, length=32768, scratch=4 * GIB), SM90, 1),
     "too-long": (asked(head_dim=256, length=40000), SM90, 0),
-    "too-few-pairs": (asked(length=4000), SM90, 0),
-    "every-pair-is-visible": (asked(length=3000, variants=Variants()), SM90, 16),
-    "few-columns-lose": (asked(head_dim=96), SM90, 0),
+    "too-few-pairs": (asked(head_dim=256, length=2800), SM90, 0),
+    "every-pair-is-visible": (asked(head_dim=256, length=2100, variants=Variants()), SM90, 16),
     "few-columns-asked": (asked(head_dim=64, scratch=GIB), SM90, 4),
     "asked-for-none": (asked(length=4096, scratch=0), SM90, 0),
     "asked-for-too-little": (asked(length=4096, scratch=1000), SM90, 0),
     "float32": (asked(dtype="float32", scratch=GIB), SM90, 0),
     "beyond-the-rows": (asked(head_dim=264, scratch=GIB), SM90, 0),
-    "heads-that-differ": (asked(length=8192, variants=replace(CAUSAL, alibi=True)), SM90, 0),
-    "heads-that-differ-fit": (asked(length=4096, variants=replace(CAUSAL, alibi=True)), SM90, 16),
+    "heads-that-differ": (asked(head_dim=256, length=16384, variants=replace(CAUSAL, alibi=True)), SM90, 0),
+    "heads-that-differ-fit": (asked(head_dim=256, length=4096, variants=replace(CAUSAL, alibi=True)), SM90, 16),
     "small-blocks": (asked(length=4096, variants=replace(CAUSAL, block=8), scratch=GIB), SM90, 0),
     "beyond-32-bits": (asked(scratch=2**50)._replace(query_length=1, key_length=2**27), SM90, 0),
-    "another-gpu": (asked(length=4096), FAMILIES["sm80"], 0),
+    "another-gpu": (asked(head_dim=256, length=4096), FAMILIES["sm80"], 0),
     "another-gpu-asked": (asked(length=4096, scratch=4 * GIB), FAMILIES["sm80"], 16),
     "no-kernels": (asked(length=4096, scratch=4 * GIB), None, 0),
 }
@@ -188,6 +188,18 @@ RULE = {
 @pytest.mark.parametrize("problem, family, heads", RULE.values(), ids=RULE)
 def test_how_many_heads_at_a_time(problem, family, heads):
     assert heads_at_a_time(problem, family) == heads
+
+
+@pytest.mark.parametrize("head_dim", range(8, 257, 8))
+def test_a_call_keeps_no_more_than_the_built_in(head_dim):
+    """Beyond inputs and results, cuDNN's backward pass takes the float32 sums of dQ up to 128 columns; MLX's own
+    beyond holds the scores, their exponentials and gradients in 16 bits, of all heads at once."""
+    for length in (1024, 3000, 4096, 8192, 16384, 65536):
+        for variants in (CAUSAL, Variants()):
+            problem = asked(head_dim, length, variants=variants)
+            kept_by_us = heads_at_a_time(problem, SM90) * kept.kept_bytes(problem)
+            linear, scores = 4 * 16 * length * head_dim, 3 * 2 * 16 * length**2
+            assert kept_by_us <= (linear if head_dim <= 128 else scores), length
 
 
 @pytest.mark.parametrize("scratch", [-1, 1.5, "1 GiB", mx.array([1, 2]), [2]], ids=str)
