@@ -145,7 +145,7 @@ TABLE = {
         for kind in (DELTA, COMBINE) for precision in (MIXED, FULL) for family in ("apple7", "apple9")
     },
     # The map of an array mask, for tensor cores alone: one simdgroup for each strip of blocks.
-    (MASK_MAP, MIXED, "apple9"): STREAMING,
+    **{(MASK_MAP, precision, "apple9"): STREAMING for precision in (MIXED, FULL)},
 }  # fmt: skip
 
 

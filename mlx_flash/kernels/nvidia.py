@@ -19,9 +19,9 @@ from ..problem.kinds import (
     FORWARD,
     KernelKind,
 )
-from .config import MIXED, TileConfig, requirement
+from .config import FULL, MIXED, TileConfig, requirement
 from .devices import Family
-from .tile_layers import LAYERS, consumer_registers, tensor_elements, tensor_registers
+from .tile_layers import LAYERS, consumer_registers, tensor_bytes, tensor_registers
 
 
 def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
@@ -111,6 +111,49 @@ TENSOR_TABLE = {
         (192,  64,  32, 3, "Q O"),
         (256,  64,  32, 2, "O"),
     ),
+    # float32, each product as three of TF32
+    (FORWARD, FULL, "sm80"): rows(
+        "tf32",
+        ( 64,  64,  64, 2, "O"),
+        (128,  64,  32, 2, "O"),
+        (256,  32,  16, 2, "O"),
+    ),
+    (BACKWARD_QUERY, FULL, "sm80"): rows(
+        "tf32",
+        ( 64,  64,  32, 2, "dQ"),
+        (128,  64,  16, 2, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, FULL, "sm80"): rows(
+        "tf32",
+        ( 64,  64,  32, 2, "dK dV"),
+        (128,  64,  16, 2, "dK dV"),
+    ),
+    (FORWARD, FULL, "sm90"): rows(
+        "tf32_hopper",
+        ( 64, 128,  64, 2, "O"),
+        (128, 128,  64, 2, "O"),
+        (256,  64,  16, 2, "O"),
+    ),
+    (BACKWARD_QUERY, FULL, "sm90"): rows(
+        "tf32_hopper",
+        ( 64, 128,  32, 2, "dQ"),
+        (128, 128,  32, 2, "dQ"),
+        (256,  64,  16, 2, "dQ"),
+    ),
+    (BACKWARD_KEY_VALUE, FULL, "sm90"): rows(
+        "tf32_hopper",
+        ( 64, 128,  32, 2, "dK dV"),
+    ),
+    (BACKWARD_KEY, FULL, "sm90"): rows(
+        "tf32_hopper",
+        (128, 128,  32, 2, "dK"),
+        (256,  64,  16, 2, "dK"),
+    ),
+    (BACKWARD_VALUE, FULL, "sm90"): rows(
+        "tf32_hopper",
+        (128, 128,  32, 2, "dV"),
+        (256,  64,  16, 2, "dV"),
+    ),
 }  # fmt: skip
 
 
@@ -136,7 +179,7 @@ def sharing_cores(kind: KernelKind, row: TileConfig, family: Family, head_dim: i
     has one warpgroup of consumers: one multiplies while others compute exponentials. Else the row itself."""
     if LAYERS[row.tiles].mma_rows != row.parallel:
         return row
-    taken = 2 * tensor_elements(kind, row, head_dim, value_dim)
+    taken = tensor_bytes(kind, row, head_dim, value_dim)
     needed = thread_registers(kind, row, max(head_dim, value_dim))
     for count in range(MOST_RESIDENT, 1, -1):
         shared = replace(row, resident=count)
@@ -155,12 +198,15 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
     overlapping = kind is FORWARD or {"dK", "dV"} <= set(kind.outputs)
     require(not row.overlaps or (instruction > 1 and overlapping), "no products of this kernel overlap")
+    if LAYERS[row.tiles].element_bytes == 4:
+        require(row.simdgroup_rows == 16 and row.max_head <= 256, "sums of float32 are of 16 rows and 256 columns")
+        require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
     require(row.parallel % max(instruction, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")
     missing = set(kind.outputs) & ACCUMULATORS - set(row.cached)
     require(not missing, f"{missing} must be cached: accumulators are not paged here")
-    taken = 2 * tensor_elements(kind, row, row.max_head, row.max_head)
+    taken = tensor_bytes(kind, row, row.max_head, row.max_head)
     require(taken <= family.threadgroup_bytes, f"{taken} threadgroup bytes exceed {family.threadgroup_bytes}")
     needed = thread_registers(kind, row, row.max_head)
     given = consumer_registers(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..problem.kinds import ACCUMULATORS, SCORES, KernelKind
 
@@ -23,6 +23,7 @@ class Layer:
     fuses_exponents: operands have 16 bits, so that exponents may be rounded as online_softmax.metal says.
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
+    element_bytes: of operands in the panels of tensor cores.
     kept: the file by which kernels keep P and dS in device memory; "": they cannot.
     """
 
@@ -36,8 +37,11 @@ class Layer:
     fuses_exponents: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
+    element_bytes: int = 2
     kept: str = ""
 
+
+TF32 = Layer(("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4)
 
 LAYERS = {
     "simdgroup": Layer(
@@ -56,10 +60,12 @@ LAYERS = {
         ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
         fuses_exponents=True, kept="kept",
     ),
+    "tf32": TF32,
+    "tf32_hopper": replace(TF32, producer_warps=4, target="sm_90a"),
 }  # fmt: skip
 
-PANEL = 64  # columns of 16 bits that lie together in threadgroup memory
-PIPELINE = 8 * PANEL  # elements for an operand's mbarriers, as many as keep the swizzle's alignment of 1024 bytes
+PANEL = 128  # bytes of a row that lie together in threadgroup memory
+PIPELINE = 1024  # bytes for an operand's mbarriers, as many as keep the swizzle's alignment
 
 # 32-bit registers: the most of a thread, those of a producer thread, and those of one beside two accumulators
 REGISTERS, PRODUCER_REGISTERS, LEAST_PRODUCER_REGISTERS = 255, 40, 24
@@ -74,7 +80,7 @@ def register_reallocation(row) -> tuple[int, int] | None:
     layer = LAYERS[row.tiles]
     producers, consumers = layer.producer_warps // 4, row.threads // 128 - layer.producer_warps // 4
     launched = _launched(row)
-    if layer.mma_rows == 1 or launched >= REGISTERS - 7:
+    if producers == 0 or launched >= REGISTERS - 7:
         return None
     available = launched * (producers + consumers)
     few = {"dK", "dV"} <= set(row.cached) or row.resident > 2
@@ -103,12 +109,17 @@ def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[di
     return own, {name: columns[name] for name in rest}
 
 
-def tensor_elements(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
-    """16-bit elements of threadgroup memory that a row of a tensor-core layer takes."""
+def tensor_bytes(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
+    """Bytes of threadgroup memory that a row of a tensor-core layer takes."""
+    size = LAYERS[row.tiles].element_bytes
+
+    def panels(columns: int) -> int:
+        return -(-size * columns // PANEL) * PANEL
+
     own, traversed = operand_columns(kind, head_dim, value_dim)
-    kept = sum(row.parallel * _panels(columns) for name, columns in own.items() if name not in row.cached)
-    kept += sum(row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
-    return kept + sum(row.stages * row.traversal * _panels(columns) + PIPELINE for columns in traversed.values())
+    kept = sum(row.parallel * panels(columns) for name, columns in own.items() if name not in row.cached)
+    kept += sum(size * row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
+    return kept + sum(row.stages * row.traversal * panels(columns) + PIPELINE for columns in traversed.values())
 
 
 MERGED = 4  # fragments of columns that simdgroups add at a time in key_splits.metal
@@ -142,7 +153,7 @@ def threadgroup_elements(
         votes = votes_bytes(row) if masked and family.uses_threadgroup_memory else 0
         shared = max(merged_bytes(row, value_dim), exchanged_bytes(row))
         return max(row.scratch_elements(family) + votes // element_bytes, shared // element_bytes)
-    return tensor_elements(kind, row, head_dim, value_dim)
+    return tensor_bytes(kind, row, head_dim, value_dim) // element_bytes
 
 
 def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
@@ -151,9 +162,10 @@ def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
     accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
     cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
     # P and dS, or one of them and its mask; where products overlap, P in 16 bits is an operand while dS is computed.
-    scores = row.traversal // 8 * 4 * (1.5 if kind.matmuls < 3 else 2.5 if row.overlaps else 2)
+    # float32 operands are two numbers each, beside P that dS needs.
+    if LAYERS[row.tiles].element_bytes == 4:
+        tiles = 2 if kind.matmuls < 4 else 3
+    else:
+        tiles = 1.5 if kind.matmuls < 3 else 2.5 if row.overlaps else 2
+    scores = row.traversal // 8 * 4 * tiles
     return int(sixteenths * (accumulators + cached + scores))
-
-
-def _panels(columns: int) -> int:
-    return -(-columns // PANEL) * PANEL

@@ -7,7 +7,7 @@
 namespace flash {
 namespace tile {
 
-constant constexpr int KEPT = 16, CHUNK = 8;  // rows and columns of a tile; elements of a row of its matrices
+constant constexpr int KEPT = 16;  // rows and columns of a tile; a row of its matrices is a chunk
 constant constexpr int CHUNKS = KEPT * KEPT / CHUNK, MATRIX = CHUNK * CHUNK;  // chunks of a tile; elements of a matrix
 
 METAL_FUNC long kept_tiles(int rows) { return (rows + KEPT - 1) / KEPT; }

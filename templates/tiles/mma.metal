@@ -7,7 +7,46 @@ template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CA
 METAL_FUNC void multiply_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
     thread const Traversed<T, BT, D, BH, THREADS>& b) {
-  synchronous_abt(s, a, b);
+  clear(s);
+#pragma clang loop unroll(full)
+  for (int d = 0; d < STEPS<D>; d++) {
+    uint4 rows[R / 16];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < R / 16; i++) rows[i] = a.fragment(i, d);
+#pragma clang loop unroll(full)
+    for (int t = 0; t < BT / 16; t++) {
+      const uint4 columns = b.fragment(t, d);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < R / 16; i++) {
+        nv::multiply<T>(s.at[2 * i][2 * t], s.at[2 * i + 1][2 * t], rows[i], columns.xy);
+        nv::multiply<T>(s.at[2 * i][2 * t + 1], s.at[2 * i + 1][2 * t + 1], rows[i], columns.zw);
+      }
+    }
+  }
+}
+
+// C += P B
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+METAL_FUNC void add_product(
+    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 16; t++) {
+    uint4 rows[R / 16];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
+#pragma clang loop unroll(full)
+    for (int d = 0; d < STEPS<D>; d++) {
+      const uint4 columns = b.transposed(t, d);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < R / 16; i++) {
+        nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
+        if (2 * d + 1 < D / 8) {
+          nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
+        }
+      }
+    }
+  }
 }
 
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
@@ -17,7 +56,7 @@ METAL_FUNC void multiply_ab(
     thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
   c.multiply(factor);
   if (whole || all_finite(b)) {
-    synchronous_ab(c, p, b);
+    add_product(c, p, b);
   } else {
     nan_safe_ab(c, p, b);
   }

@@ -1,8 +1,8 @@
-// The tile layer for NVIDIA's tensor cores, as far as mma.sync and wgmma share it: lanes, panels of threadgroup memory,
-// operands, accumulators, and products by mma.sync. Operations as in simdgroup.metal; 16-bit operands only.
+// The tile layer for NVIDIA's tensor cores, as far as their instructions share it: lanes, panels of threadgroup memory,
+// operands and accumulators. Operations as in simdgroup.metal.
 //
-//   panel     64 columns of a block: rows of 128 bytes, with their eight 16-byte chunks at chunk ^ (row & 7). Neither
-//             ldmatrix nor wgmma has bank conflicts then; it is wgmma's "128-byte swizzle".
+//   panel     columns of a block, 64 of 16 bits or 32 of float32: rows of 128 bytes, with their eight 16-byte chunks at
+//             chunk ^ (row & 7). Neither ldmatrix nor wgmma has bank conflicts then; it is wgmma's "128-byte swizzle".
 //   stage     a pipeline buffer for one traversed block: producer warps copy the next blocks (cp.async) while consumer
 //             warps multiply this one
 //
@@ -12,7 +12,8 @@
 namespace flash {
 namespace tile {
 
-constant constexpr int PANEL = 64, STAGES = $STAGES;
+constant constexpr int CHUNK = 16 / sizeof(Element), PANEL = 8 * CHUNK, STAGES = $STAGES;
+constant constexpr int DEPTH = 2 * CHUNK;                 // columns that one matrix instruction sums over
 constant constexpr int MMA_ROWS = $MMA_ROWS;              // rows of one matrix instruction: wgmma 64, a warpgroup
 constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that own rows and multiply
 constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups after them, which only copy blocks
@@ -55,26 +56,26 @@ METAL_FUNC float row_sum(float x) {
   return x + simd_shuffle_xor(x, ushort(2));
 }
 
-// Columns as the matrix unit sees them: whole steps of 16, the last half step zero where D is an odd multiple of 8.
-template <int D> constant constexpr int STEPS = (D + 15) / 16;
+// Columns as the matrix unit sees them: whole steps. The last half step of 16 is zero where D is an odd multiple of 8.
+template <int D> constant constexpr int STEPS = (D + DEPTH - 1) / DEPTH;
 template <int D> constant constexpr int PANELS = (D + PANEL - 1) / PANEL;
 
-// Element (row, column) of a block of ROWS rows; column a multiple of 8
+// The chunk of element (row, column) of a block of ROWS rows
 template <int ROWS> METAL_FUNC int place(int row, int column) {
-  return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
+  return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / CHUNK) ^ (row & 7)) * CHUNK;
 }
 
 // Copies this thread's chunks of a row of D columns to row `row` of a block; zeros unless it `exists`.
 template <int ROWS, int D, typename T>
 METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, bool aligned, bool exists, int chunk) {
 #pragma clang loop unroll(disable)
-  for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
+  for (int column = chunk; column < STEPS<D> * DEPTH; column += PANEL) {
     threadgroup T* target = to + place<ROWS>(row, column);
     const bool read = exists && column < D;
     if (aligned) {
       nv::copy_async(target, source + (column < D ? column : 0), read ? 16 : 0);
     } else {
-      for (int e = 0; e < 8; e++) target[e] = read ? source[column + e] : T(0);
+      for (int e = 0; e < CHUNK; e++) target[e] = read ? source[column + e] : T(0);
     }
   }
 }
@@ -86,9 +87,9 @@ template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
   constexpr int STEP = THREADS / 8;
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
-  const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
+  const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
   const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
-  if (aligned && valid >= COUNT && D % 16 == 0) {
+  if (aligned && valid >= COUNT && D % DEPTH == 0) {
     // The common case, where addresses advance by constants; the swizzle repeats every eight rows
     threadgroup T* even = to + place<ROWS>(first + row0, chunk);
     threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
@@ -157,11 +158,11 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     }
   }
 
-  // Rows [16 i, 16 i + 16) x columns [16 d, 16 d + 16) as the first operand of mma
+  // Rows [16 i, +16) x columns [DEPTH d, +DEPTH) as the first operand of mma
   METAL_FUNC uint4 fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
     const int l = lane.thread_index % 32;
-    return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * 16 + l / 16 * 8));
+    return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * DEPTH + l / 16 * CHUNK));
   }
 };
 
@@ -216,7 +217,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
       const bool aligned = (ulong(pages.head) | ulong(pages.rank_stride | stride) * sizeof(T)) % 16 == 0;
 #pragma clang loop unroll(disable)
       for (int n = index / 8; n < BT; n += 4 * PRODUCER_WARPS) {
-        copy_row<BT, D>(to, n, pages.row(min(row + n, end - 1)), aligned, row + n < end, index % 8 * 8);
+        copy_row<BT, D>(to, n, pages.row(min(row + n, end - 1)), aligned, row + n < end, index % 8 * CHUNK);
       }
       nv::fence_cta();
       pipe.producer_commit();
@@ -251,13 +252,13 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     held = false;
   }
 
-  // Rows [16 t, +16) x columns [16 d, +16) as the second operand of A B^T: two neighbouring groups of 8 rows
+  // Rows [16 t, +16) x columns [DEPTH d, +DEPTH) as the second operand of A B^T: two neighbouring groups of 8 rows
   METAL_FUNC uint4 fragment(int t, int d) const thread {
     const int l = lane.thread_index % 32;
-    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * 16 + l / 8 % 2 * 8));
+    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * DEPTH + l / 8 % 2 * CHUNK));
   }
 
-  // The same block as the second operand of P B: two neighbouring groups of 8 columns
+  // The same block as the second operand of P B, for 16 bits: two neighbouring groups of 8 columns
   METAL_FUNC uint4 transposed(int t, int d) const thread {
     const int l = lane.thread_index % 32;
     return nv::load_matrices_transposed(block + place<BT>(t * 16 + l % 16, d * 16 + l / 16 * 8));
@@ -333,53 +334,6 @@ METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
   return uint4(
       nv::narrow_pair<T>(p.at[2 * i][2 * t]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t]),
       nv::narrow_pair<T>(p.at[2 * i][2 * t + 1]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t + 1]));
-}
-
-// S = A B^T by mma.sync
-template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-METAL_FUNC void synchronous_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
-  clear(s);
-#pragma clang loop unroll(full)
-  for (int d = 0; d < STEPS<D>; d++) {
-    uint4 rows[R / 16];
-#pragma clang loop unroll(full)
-    for (int i = 0; i < R / 16; i++) rows[i] = a.fragment(i, d);
-#pragma clang loop unroll(full)
-    for (int t = 0; t < BT / 16; t++) {
-      const uint4 columns = b.fragment(t, d);
-#pragma clang loop unroll(full)
-      for (int i = 0; i < R / 16; i++) {
-        nv::multiply<T>(s.at[2 * i][2 * t], s.at[2 * i + 1][2 * t], rows[i], columns.xy);
-        nv::multiply<T>(s.at[2 * i][2 * t + 1], s.at[2 * i + 1][2 * t + 1], rows[i], columns.zw);
-      }
-    }
-  }
-}
-
-// C += P B by mma.sync
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-METAL_FUNC void synchronous_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
-#pragma clang loop unroll(full)
-  for (int t = 0; t < BT / 16; t++) {
-    uint4 rows[R / 16];
-#pragma clang loop unroll(full)
-    for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
-#pragma clang loop unroll(full)
-    for (int d = 0; d < STEPS<D>; d++) {
-      const uint4 columns = b.transposed(t, d);
-#pragma clang loop unroll(full)
-      for (int i = 0; i < R / 16; i++) {
-        nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
-        if (2 * d + 1 < D / 8) {
-          nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
-        }
-      }
-    }
-  }
 }
 
 }  // namespace tile

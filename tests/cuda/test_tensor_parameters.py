@@ -16,7 +16,7 @@ from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_regi
 from mlx_flash.kernels.original import ORIGINAL
 from mlx_flash.kernels.plan import key_value_kinds, plan_of
 from mlx_flash.kernels.source import build
-from mlx_flash.kernels.tile_layers import LAYERS, consumer_registers, register_reallocation, tensor_elements
+from mlx_flash.kernels.tile_layers import LAYERS, consumer_registers, register_reallocation, tensor_bytes
 from mlx_flash.problem.kinds import (
     ACCUMULATORS,
     BACKWARD_KEY,
@@ -54,7 +54,7 @@ def test_every_row_fits(step, family, row):
     taken = 2 * panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
     if {"P", "dS"} & set(step.inputs):  # which have the threadgroup's rows for columns
         taken += 2 * row.parallel * row.stages * row.traversal + 1024
-    assert taken == 2 * tensor_elements(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
+    assert taken == tensor_bytes(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
     consumers, producers = row.parallel * 2, 128 if row.tiles == "wgmma" else 32
     even = 65536 // -(-(consumers + producers) // 128 * 128) // 8 * 8
     kept = 24 if len(set(row.cached) & {"dK", "dV"}) == 2 else 40  # by a producer thread
@@ -98,7 +98,7 @@ def test_small_threadgroups_share_a_core(head_dim, most):
         if half.resident > 1:
             (kept, given), even = register_reallocation(half), 65536 // (half.resident * half.threads) // 8 * 8
             assert thread_registers(step, half, head_dim) <= given and 128 * (given + kept) <= half.threads * even
-            taken = 2 * tensor_elements(step, half, head_dim, head_dim) + 1024
+            taken = tensor_bytes(step, half, head_dim, head_dim) + 1024
             assert half.resident * taken <= 228 * 1024
     assert resident == most
 
@@ -179,7 +179,7 @@ def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, quer
         asked = make_problem(1, group, 1, queries, 300, head_dim, head_dim, "bfloat16")
         row = plan_of(DECODE, asked, family).config
         assert (row.tiles, row.parallel, row.simdgroup_rows, row.threads) == ("mma", owned, 16, 2 * owned + 32)
-        taken = 2 * tensor_elements(DECODE, row.shrink_to(16), row.max_head, row.max_head)
+        taken = tensor_bytes(DECODE, row.shrink_to(16), row.max_head, row.max_head)
         assert fit * (taken / 1024 + 1) <= core
 
 

@@ -11,10 +11,12 @@ from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.plan import plan
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, FORWARD
 
-FAMILY = {"mma": "sm80", "wgmma": "sm90"}
+FAMILY = {"mma": "sm80", "wgmma": "sm90", "tf32": "sm80", "tf32_hopper": "sm90"}
 # narrow: the rows for small head dimensions; wide: those for the largest, with separate kernels for dK and dV
-LAYERS = [(layer, width) for layer in FAMILY for width in ("narrow", "wide")]
-BLOCKS = {"mma": (32, 32), "wgmma": (64, 16)}  # rows that a threadgroup owns, rows that it visits at a time
+LAYERS = [(layer, width) for layer in ("mma", "wgmma") for width in ("narrow", "wide")]
+FLOAT32_LAYERS = [("tf32", "narrow"), ("tf32_hopper", "wide")]
+# Rows that a threadgroup owns, rows that it visits at a time
+BLOCKS = {"mma": (32, 32), "wgmma": (64, 16), "tf32": (32, 16), "tf32_hopper": (16, 16)}
 OTHER_BLOCKS = {
     ("wgmma", "wide", FORWARD): (128, 16),
     ("wgmma", "wide", BACKWARD_VALUE): (64, 32),

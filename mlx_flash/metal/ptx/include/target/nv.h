@@ -39,10 +39,16 @@ template <typename T> MSL_INLINE vec<uint, 4> load_matrices_transposed(threadgro
       "{%0, %1, %2, %3};"                                                                                           \
       : "+f"(upper.x), "+f"(upper.y), "+f"(lower.x), "+f"(lower.y)                                                  \
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y))
-// C += A B: 16 x 8, rows 0-7 in `upper` and 8-15 in `lower`
+#define NV_MULTIPLY_TF32()                                                                                          \
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "           \
+      "{%0, %1, %2, %3};"                                                                                           \
+      : "+f"(upper.x), "+f"(upper.y), "+f"(lower.x), "+f"(lower.y)                                                  \
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y))
+// C += A B: 16 x 8, rows 0-7 in `upper` and 8-15 in `lower`. Of floats the bits are used that TF32 has.
 template <typename T>
 MSL_INLINE void multiply(thread vec<float, 2>& upper, thread vec<float, 2>& lower, vec<uint, 4> a, vec<uint, 2> b) {
-  if constexpr (is_half_v<T>) NV_MULTIPLY("f16");
+  if constexpr (sizeof(T) == 4) NV_MULTIPLY_TF32();
+  else if constexpr (is_half_v<T>) NV_MULTIPLY("f16");
   else NV_MULTIPLY("bf16");
 }
 
