@@ -8,7 +8,7 @@ import pytest
 from problems import make_problem
 
 from mlx_flash.kernels.apple import TABLE
-from mlx_flash.kernels.config import MIXED, TileConfig
+from mlx_flash.kernels.config import FULL, MIXED, TileConfig
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.lookup import lookup, prove_table, splits_dk_dv
 from mlx_flash.kernels.neural import PRODUCT_COLUMNS
@@ -31,10 +31,11 @@ from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
 
 GPUS = [family for family in FAMILIES.values() if not family.apple]
+DTYPES = {FULL: "float32", MIXED: "float16"}
 ROWS = [
-    pytest.param(step, family, row, id=f"{step}-{family.name}-{row.max_head}")
+    pytest.param(step, DTYPES[precision], family, row, id=f"{step}-{DTYPES[precision]}-{family.name}-{row.max_head}")
     for family in GPUS
-    for (step, _, tensor), rows in TENSOR_TABLE.items()
+    for (step, precision, tensor), rows in TENSOR_TABLE.items()
     if tensor == family.tensor
     for row in rows
 ]
@@ -44,26 +45,28 @@ def problem(head_dim: int, dtype="bfloat16", value_dim=None, **options) -> Probl
     return make_problem(1, 4, 2, 300, 300, head_dim, value_dim or head_dim, dtype, variants=options)
 
 
-@pytest.mark.parametrize("step, family, row", ROWS)
-def test_every_row_fits(step, family, row):
-    """Memory and registers are summed by hand: 16-bit panels of 64 columns, 1 KB of barriers for each traversed
-    operand; fragments and 32 more registers. The kernel's text requests exactly that memory."""
-    panels = -(-row.max_head // 64) * 64
+@pytest.mark.parametrize("step, dtype, family, row", ROWS)
+def test_every_row_fits(step, dtype, family, row):
+    """Memory and registers are summed by hand: panels of 128 bytes, 1 KB of barriers for each traversed operand;
+    fragments and 32 more registers. The kernel's text requests exactly that memory."""
+    size = 4 if dtype == "float32" else 2
+    panels = -(-size * row.max_head // 128) * 128
     kept = [name for name in step.cacheable if name in step.inputs and name not in row.cached]
     walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable) - set(step.shapes)
-    taken = 2 * panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
+    taken = panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
     if {"P", "dS"} & set(step.inputs):  # which have the threadgroup's rows for columns
         taken += 2 * row.parallel * row.stages * row.traversal + 1024
     assert taken == tensor_bytes(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
-    consumers, producers = row.parallel * 2, 128 if row.tiles == "wgmma" else 32
+    hopper = row.tiles in ("wgmma", "tf32_hopper")
+    consumers, producers = row.parallel * 2, 128 if hopper else 32
     even = 65536 // -(-(consumers + producers) // 128 * 128) // 8 * 8
     kept = 24 if len(set(row.cached) & {"dK", "dV"}) == 2 else 40  # by a producer thread
     claimed = (even * (consumers + producers) - kept * producers) // consumers // 8 * 8
-    given = claimed if row.tiles == "wgmma" else min(even, 255)
+    given = claimed if hopper and even < 248 else min(even, 255)
     assert thread_registers(step, row, row.max_head) <= given == consumer_registers(row) <= 255
     assert row.threads == consumers + producers <= 1024
-    kernel = build(step, row, family, "float16", row.max_head, row.max_head, Variants(), None, readable=True)
-    assert f"SCRATCH = {taken // 2};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
+    kernel = build(step, row, family, dtype, row.max_head, row.max_head, Variants(), None, readable=True)
+    assert f"SCRATCH = {taken // size};" in kernel.header and f"STAGES = {row.stages};" in kernel.header
 
 
 def steps_of(asked: Problem, family) -> list:
@@ -105,6 +108,7 @@ def test_small_threadgroups_share_a_core(head_dim, most):
 
 LEGAL = TileConfig(64, 64, 32, 64, ("O",), 16, "mma", 2)
 JOINT = replace(LEGAL, parallel=128, tiles="wgmma")
+SPLIT = replace(LEGAL, tiles="tf32")
 ILLEGAL = [
     (FORWARD, LEGAL, {"simdgroup_rows": 8}, "16 rows by 16"),
     (FORWARD, LEGAL, {"traversal": 24}, "16 rows by 16"),
@@ -113,6 +117,9 @@ ILLEGAL = [
     (FORWARD, LEGAL, {"cached": ("O", "K")}, "may be cached"),
     (BACKWARD_QUERY, LEGAL, {}, "may be cached"),
     (FORWARD, LEGAL, {"cached": ("Q",)}, "must be cached"),
+    (FORWARD, SPLIT, {"cached": ("Q", "O")}, "read from threadgroup memory"),
+    (FORWARD, SPLIT, {"simdgroup_rows": 32}, "16 rows and 256 columns"),
+    (FORWARD, SPLIT, {"max_head": 264}, "16 rows and 256 columns"),
     (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK",)}, "must be cached"),
     (FORWARD, LEGAL, {"stages": 1}, "two stages"),
     (FORWARD, LEGAL, {"stages": 16}, "threadgroup bytes exceed"),
@@ -143,24 +150,25 @@ def test_the_proof_is_asked_at_import(monkeypatch):
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
 def test_lookup_takes_the_first_row_that_covers_the_head_dimension(family):
-    for (step, _, tensor), rows in TENSOR_TABLE.items():
+    for (step, precision, tensor), rows in TENSOR_TABLE.items():
         lowest = 1
         for row in rows if tensor == family.tensor else ():
-            for dtype in ("float16", "bfloat16"):
+            for dtype in ("float32",) if precision == FULL else ("float16", "bfloat16"):
                 assert lookup(step, dtype, family, lowest) is lookup(step, dtype, family, row.max_head) is row
             lowest = row.max_head + 1
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
 def test_problems_that_tensor_cores_do_not_serve(family):
-    """float32, more than 256 columns and quantized operands run on 8x8 matrices."""
+    """More than 256 columns, quantized operands, and few queries in float32 run on 8x8 matrices."""
     steps = (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
+    assert lookup(DECODE, "float32", family, 64).tiles == "simdgroup"
     for step in steps:
-        assert lookup(step, "float32", family, 64).tiles == lookup(step, "float16", family, 264).tiles == "simdgroup"
+        assert lookup(step, "float32", family, 264).tiles == lookup(step, "float16", family, 264).tiles == "simdgroup"
         rows = ORIGINAL.get((step, MIXED, "apple9"), TABLE[step, MIXED, "apple9"])
         assert lookup(step, "float16", family, 264) in rows
         assert plan_of(step, problem(64), family).config.tiles != "simdgroup"
-    assert not splits_dk_dv("float32", family, 256) and not splits_dk_dv("float16", family, 264)
+    assert not splits_dk_dv("float32", family, 264) and not splits_dk_dv("float16", family, 264)
     packed = problem(64, quantization=Quantization("affine", 4, 64))
     for step in (FORWARD, DECODE):
         chosen = plan_of(step, packed, family)
@@ -191,7 +199,7 @@ def test_separate_dk_and_dv_kernels_beyond_128_columns(family):
         assert steps == apart
         assert all(plan_of(step, problem(head_dim), family).config.tiles == LAYERS_OF[family.name] for step in steps)
         assert {name for step in steps for name in step.outputs} == {"dK", "dV"} <= ACCUMULATORS
-    for asked in (problem(128), problem(264), problem(256, "float32")):
+    for asked in (problem(128), problem(264), problem(264, "float32"), problem(64, "float32")):
         assert key_value_kinds(asked.signature, family) == together
     for apple in (family for family in FAMILIES.values() if family.tensor in ("", "nax")):
         wanted = apart if apple.tensor else together  # those of neural accelerators are together up to 96 columns
