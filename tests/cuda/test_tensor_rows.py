@@ -8,7 +8,7 @@ from watched import kinds, watched
 
 from mlx_flash import attention, use_backend
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
-from mlx_flash.kernels.tile_layers import tensor_elements
+from mlx_flash.kernels.tile_layers import tensor_bytes
 from mlx_flash.simulator import mode
 
 pytestmark = pytest.mark.simulator
@@ -18,6 +18,8 @@ ROWS = [
     ("sm90", Case(40, 416, 64, "float16"), BOTH),
     ("sm90", Case(33, 50, 256, "bfloat16", causal=True), SEPARATE),
     ("sm80", Case(33, 70, 128, "float16", causal=True, group=2), BOTH),
+    ("sm90", Case(33, 150, 128, "float32", causal=True), SEPARATE),
+    ("sm80", Case(33, 70, 64, "float32", group=2), BOTH),
 ]
 
 
@@ -27,7 +29,7 @@ def check_rows(ran, family: str):
     for one in ran:
         row = one.plan.table_row
         assert row in rows and (row.traversal, row.stages) == (one.plan.config.traversal, one.plan.config.stages)
-    taken = [2 * tensor_elements(one.plan.kind, one.plan.config, one.plan.head_dim, one.plan.head_dim) for one in ran]
+    taken = [tensor_bytes(one.plan.kind, one.plan.config, one.plan.head_dim, one.plan.head_dim) for one in ran]
     assert max(taken) > 32768
 
 

@@ -11,6 +11,7 @@ from kept_mutants import APPLE_KEPT, BACKWARD_KEPT, KEEPING, KEPT
 from mutant import Mutant, of
 from neural_mutants import NAX_FORWARD, NAX_OPERANDS, NAX_PRODUCTS
 from stride_mutants import STRIDES
+from tf32_mutants import TILE_TF32
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -384,6 +385,7 @@ MUTANTS = [
     *TILE_MMA,
     *TILE_WGMMA,
     *FLIGHTS,
+    *TILE_TF32,
     *NAX_OPERANDS,
     *NAX_PRODUCTS,
     *NAX_FORWARD,

@@ -74,7 +74,8 @@ template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
 #include <nv>
 namespace flash {
 namespace tile {
-constant constexpr int PANEL = 64, STAGES = 2;
+constant constexpr int CHUNK = 16 / sizeof(Element), PANEL = 8 * CHUNK, STAGES = 2;
+constant constexpr int DEPTH = 2 * CHUNK;
 constant constexpr int MMA_ROWS = 64;
 constant constexpr uint CONSUMER_WARPS = 8;
 constant constexpr uint PRODUCER_WARPS = 4;
@@ -109,21 +110,21 @@ METAL_FUNC float row_sum(float x) {
   x += simd_shuffle_xor(x, ushort(1));
   return x + simd_shuffle_xor(x, ushort(2));
 }
-template <int D> constant constexpr int STEPS = (D + 15) / 16;
+template <int D> constant constexpr int STEPS = (D + DEPTH - 1) / DEPTH;
 template <int D> constant constexpr int PANELS = (D + PANEL - 1) / PANEL;
 template <int ROWS> METAL_FUNC int place(int row, int column) {
-  return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / 8) ^ (row & 7)) * 8;
+  return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / CHUNK) ^ (row & 7)) * CHUNK;
 }
 template <int ROWS, int D, typename T>
 METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, bool aligned, bool exists, int chunk) {
 #pragma clang loop unroll(disable)
-  for (int column = chunk; column < STEPS<D> * 16; column += PANEL) {
+  for (int column = chunk; column < STEPS<D> * DEPTH; column += PANEL) {
     threadgroup T* target = to + place<ROWS>(row, column);
     const bool read = exists && column < D;
     if (aligned) {
       nv::copy_async(target, source + (column < D ? column : 0), read ? 16 : 0);
     } else {
-      for (int e = 0; e < 8; e++) target[e] = read ? source[column + e] : T(0);
+      for (int e = 0; e < CHUNK; e++) target[e] = read ? source[column + e] : T(0);
     }
   }
 }
@@ -131,9 +132,9 @@ template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
   constexpr int STEP = THREADS / 8;
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
-  const int chunk = thread_index % 8 * 8, row0 = thread_index / 8;
+  const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
   const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
-  if (aligned && valid >= COUNT && D % 16 == 0) {
+  if (aligned && valid >= COUNT && D % DEPTH == 0) {
     threadgroup T* even = to + place<ROWS>(first + row0, chunk);
     threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
     const device T* source = from + row0 * stride + chunk;
@@ -196,7 +197,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   METAL_FUNC uint4 fragment(int i, int d) const thread {
     if constexpr (CACHED) return cached[i][d];
     const int l = lane.thread_index % 32;
-    return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * 16 + l / 16 * 8));
+    return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * DEPTH + l / 16 * CHUNK));
   }
 };
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
@@ -241,7 +242,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
   METAL_FUNC uint4 fragment(int t, int d) const thread {
     const int l = lane.thread_index % 32;
-    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * 16 + l / 8 % 2 * 8));
+    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * DEPTH + l / 8 % 2 * CHUNK));
   }
   METAL_FUNC uint4 transposed(int t, int d) const thread {
     const int l = lane.thread_index % 32;
@@ -304,49 +305,6 @@ METAL_FUNC uint4 narrowed(thread const Tile<P, R, BT>& p, int i, int t) {
   return uint4(
       nv::narrow_pair<T>(p.at[2 * i][2 * t]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t]),
       nv::narrow_pair<T>(p.at[2 * i][2 * t + 1]), nv::narrow_pair<T>(p.at[2 * i + 1][2 * t + 1]));
-}
-template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-METAL_FUNC void synchronous_abt(
-    thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
-  clear(s);
-#pragma clang loop unroll(full)
-  for (int d = 0; d < STEPS<D>; d++) {
-    uint4 rows[R / 16];
-#pragma clang loop unroll(full)
-    for (int i = 0; i < R / 16; i++) rows[i] = a.fragment(i, d);
-#pragma clang loop unroll(full)
-    for (int t = 0; t < BT / 16; t++) {
-      const uint4 columns = b.fragment(t, d);
-#pragma clang loop unroll(full)
-      for (int i = 0; i < R / 16; i++) {
-        nv::multiply<T>(s.at[2 * i][2 * t], s.at[2 * i + 1][2 * t], rows[i], columns.xy);
-        nv::multiply<T>(s.at[2 * i][2 * t + 1], s.at[2 * i + 1][2 * t + 1], rows[i], columns.zw);
-      }
-    }
-  }
-}
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-METAL_FUNC void synchronous_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
-#pragma clang loop unroll(full)
-  for (int t = 0; t < BT / 16; t++) {
-    uint4 rows[R / 16];
-#pragma clang loop unroll(full)
-    for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
-#pragma clang loop unroll(full)
-    for (int d = 0; d < STEPS<D>; d++) {
-      const uint4 columns = b.transposed(t, d);
-#pragma clang loop unroll(full)
-      for (int i = 0; i < R / 16; i++) {
-        nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
-        if (2 * d + 1 < D / 8) {
-          nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
-        }
-      }
-    }
-  }
 }
 }
 }
