@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..common.scalars import readable
 from ..distributed.plan import SharingPlan
 from ..kernels.devices import Family
+from ..kernels.tile_layers import TENSOR_LAYERS
 from ..problem.kinds import FORWARD
 from ..problem.problem import Problem
 
@@ -22,8 +23,8 @@ class KernelExplanation:
     reread: operands that are read again in every traversal block, with tensor cores from threadgroup memory.
     paged: accumulators that are read and written in their float32 output buffer once per traversal block.
     traversed: operands that are streamed, through threadgroup memory if the kernel `uses_threadgroup_memory`.
-    tiles: the tile layer: "simdgroup" for 8x8 matrices, "nax" for the neural accelerators of M5 and A19, "mma" or
-        "wgmma" for NVIDIA's tensor cores.
+    tiles: the tile layer: "simdgroup" for 8x8 matrices, "nax" for the neural accelerators of M5 and A19, one of
+        TENSOR_LAYERS for NVIDIA's tensor cores.
     registers, live_bytes: estimates for one thread, registers of 16 bits; None where live bytes do not limit the row.
     max_threads: the value of the attribute max_total_threads_per_threadgroup, or None.
     extra_bytes: memory beyond the results in their own dtype.
@@ -55,7 +56,7 @@ class KernelExplanation:
         """(label, value) of every fact, in the order in which they are printed."""
         path = "through threadgroup memory" if self.uses_threadgroup_memory else "direct"
         reread = _names(self.reread)
-        if self.reread and self.tiles in ("mma", "wgmma"):
+        if self.reread and self.tiles in TENSOR_LAYERS:
             reread += " in threadgroup memory"
         attribute = f"max_total_threads_per_threadgroup({self.max_threads})" if self.max_threads else "none"
         return [

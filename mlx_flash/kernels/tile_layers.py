@@ -64,6 +64,8 @@ LAYERS = {
     "tf32_hopper": replace(TF32, producer_warps=4, target="sm_90a"),
 }  # fmt: skip
 
+TENSOR_LAYERS = tuple(name for name, layer in LAYERS.items() if layer.producer_warps)  # of NVIDIA's tensor cores
+
 PANEL = 128  # bytes of a row that lie together in threadgroup memory
 PIPELINE = 1024  # bytes for an operand's mbarriers, as many as keep the swizzle's alignment
 

@@ -1,6 +1,6 @@
 // The tile layer's products of float32 operands by mma.sync, which takes TF32: float32 with 11 significant bits
-// (compute capability 8.0 and later). A number is the sum of two, and the product of two of their low parts is less than
-// the rounding of float32:
+// (compute capability 8.0 and later). A number is the sum of two, and the product of two low parts is less than the
+// rounding of float32:
 //
 //   x = high + low                                     high = x rounded to TF32
 //   x y = high high' + high low' + low high'
@@ -8,7 +8,7 @@
 // The matrix unit truncates its sums, which would be an error of the same sign for every addition. So it starts from
 // zero for a few steps at a time, with small products by themselves, and float32 additions join these sums.
 //
-// Infinity, NaN and the very largest numbers, which TF32 rounds to infinity, are no such sums, and what they meet becomes
+// Infinity, NaN and the largest numbers, which TF32 rounds to infinity, are no such sums, and what they meet becomes
 // infinity or NaN. Results that are not finite are computed again, which keeps the bits of all others. Cold path,
 // optimised for code size.
 namespace flash {
@@ -159,8 +159,8 @@ METAL_FUNC void add_whole(thread Pair<float>& sum, float x, Pair<float> y, bool 
   }
 }
 
-// C += P B for the fragments of columns in `missed`, bit d for columns [8 d, +8): the products of numbers that split, as
-// otherwise, and then the others.
+// C += P B for the fragments of columns in `missed`, bit d for columns [8 d, +8): the products of numbers that split,
+// with the same bits as otherwise, and then the others.
 template <int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void repair_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Split<uint4> (&rows)[BT / 8],
@@ -210,8 +210,8 @@ METAL_FUNC bool add_finite(thread Accumulator<R, D, BH, CACHED>& c, int d, Sums 
   return !finite;
 }
 
-// C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates; otherwise a
-// row of P does not see what it has a 0 for.
+// C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates; otherwise
+// a row of P does not see what it has a 0 for.
 template <typename Narrow, int R, int D, int BT, int BH, int THREADS, bool CACHED>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<float, R, BT>& p,

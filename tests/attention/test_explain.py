@@ -9,6 +9,7 @@ from mlx_flash.explanations.explain import inner_problem
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.plan import key_value_kinds, plan_of
+from mlx_flash.kernels.tile_layers import TENSOR_LAYERS
 from mlx_flash.problem.kinds import BACKWARD_MASK, BACKWARD_QUERY_DELTA, FORWARD, TRAINING
 
 KERNELS = [step for step in TRAINING if step is not BACKWARD_MASK]
@@ -38,12 +39,12 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
         assert said.tiles == (real.config.tiles if step.tiled else "none")
         # Simdgroups that share columns of the head dimension exchange sums, not operands.
         waits = "threadgroup_barrier(" in real.kernel.header and real.config.head_parts == 1
-        assert (waits or said.tiles in ("mma", "wgmma")) == said.uses_threadgroup_memory
+        assert (waits or said.tiles in TENSOR_LAYERS) == said.uses_threadgroup_memory
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
 
 
-@pytest.mark.parametrize("family, tiles", [("sm80", "mma"), ("sm90", "wgmma")])
-def test_tensor_cores(family, tiles):
+@pytest.mark.parametrize("family, tiles, split", [("sm80", "mma", "tf32"), ("sm90", "wgmma", "tf32_hopper")])
+def test_tensor_cores(family, tiles, split):
     """The demands on a multiprocessor are within its limits; beyond 128 columns dK and dV have a kernel each."""
     for head_dim, last in ((128, ["backward_key_value"]), (256, ["backward_key", "backward_value"])):
         told = explain(head_dim=head_dim, dtype="bfloat16", family=family, length=2000)
@@ -52,8 +53,9 @@ def test_tensor_cores(family, tiles):
             assert step.tiles == tiles and 0 < step.threadgroup_bytes <= FAMILIES[family].threadgroup_bytes
             assert step.registers <= 2 * 255 and not step.paged and step.uses_threadgroup_memory
             assert "in threadgroup memory" in str(step.facts()) or not step.reread
-    full = explain(head_dim=64, dtype="float32", family=family, length=2000)
-    assert {step.tiles for step in full.kernels} == {"simdgroup", "none"}
+    for head_dim, others in ((64, {split, "none"}), (264, {"simdgroup", "none"})):
+        full = explain(head_dim=head_dim, dtype="float32", family=family, length=2000)
+        assert {step.tiles for step in full.kernels} == others
 
 
 NOT_ACCELERATED = {
