@@ -71,7 +71,10 @@ def cumulative_segments(
     varlen functions: sequence n of the packed row is rows offsets[n] to offsets[n + 1].
 
     Their packed arrays [total, heads, D] are one row here: ``q.swapaxes(0, 1)[None]``. Positions count from each
-    sequence's own end, as there.
+    sequence's own end, as there::
+
+        ids = cumulative_segments(mx.array([0, 20, 50, 64]))  # sequences of 20, 30 and 14 tokens
+        out = attention(q, k, v, causal=True, segments=ids)
 
     Args:
         q_offsets: integers [sequences + 1], not decreasing, of which the first is 0.
@@ -196,7 +199,9 @@ def cascade(
 
     The queries of all entries become those of a single entry, which sees the whole prefix, and the two results are
     merged. Each key of the prefix is read once per threadgroup, for all rows of it: ceil(B G Lq / rows) times in
-    decoding instead of B times.
+    decoding instead of B times::
+
+        out = cascade(q, prefix={"k": k[:1], "v": v[:1]}, rest={"k": k, "v": v, "causal": True})
 
     Args:
         q: [B, Hq, Lq, D].

@@ -52,7 +52,9 @@ def attention(
 
     Every rank must make the same calls in the same order. With one rank it is `mlx_flash.attention`, and nothing is
     sent. Gradients are those of the sum of the ranks' losses: complete for q, k and v; for arguments that all ranks
-    hold alike (sinks, mask, a learned scale) this rank's part, to be summed over ranks as the gradients of weights are.
+    hold alike (sinks, mask, a learned scale) this rank's part, to be summed over ranks as those of weights are::
+
+        out = distributed.attention(*(distributed.shard(array, axis=2) for array in (q, k, v)), causal=True)
 
     Args:
         q: [B, Hq, N / P, D], this rank's queries, as `shard` cuts them. Rotary embeddings need the rows' `positions`.

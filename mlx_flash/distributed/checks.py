@@ -26,7 +26,12 @@ def check(q, k, v, *, group: mx.distributed.Group | None = None, **options) -> N
     """Raises ValueError, on every rank, unless all ranks would call `attention` with shapes and options that agree.
 
     `attention` checks this whenever Python calls it, which under mx.compile happens only while it is traced. Call
-    `check` before a compiled function where shapes could change on one rank alone.
+    `check` before a compiled function where shapes could change on one rank alone::
+
+        distributed.check(q, k, v, causal=True)
+
+    Args:
+        q, k, v, group, options: as in `distributed.attention`. Values of arrays may differ between ranks.
     """
     group = group_of(group, "distributed.check")
     if group.size() > 1:

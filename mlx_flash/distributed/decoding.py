@@ -21,7 +21,9 @@ def decode(
     sinks: mx.array | None = None,
     stream: mx.Stream | mx.Device | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Attention of the same queries on every rank over all keys of all ranks; forward only. Every rank must call it.
+    """Attention of the same queries on every rank over all keys of all ranks; forward only. Every rank must call it::
+
+        out, lse = distributed.decode(q[:, :, -1:], k, v)  # k and v: this rank's part of the cache
 
     Args:
         q: [B, Hq, L, D], the same on every rank. The queries see every key that any rank passes.

@@ -58,7 +58,14 @@ def shard(
 ) -> mx.array:
     """This rank's rows of a sequence that every rank holds, such as tokens [B, N] or hidden states [B, N, C].
 
-    Differentiable: this rank's part of the gradient is zero in the rows of the other ranks.
+    Differentiable: this rank's part of the gradient is zero in the rows of the other ranks::
+
+        q, k, v = (distributed.shard(array, axis=2) for array in (q, k, v))  # [B, H, N, D] to [B, H, N / P, D]
+
+    Args:
+        sequence: an array of any dtype; `axis` counts its N rows.
+        group: of mx.distributed, P ranks; None: the global one.
+        layout: "zigzag" or "contiguous", as in `distributed.attention`.
 
     Raises:
         ValueError: the length is not a multiple of 2P (zigzag) or P (contiguous). Pad it, and put the padding into a
@@ -81,10 +88,16 @@ def shard(
 def unshard(
     rows: mx.array, axis: int = 1, *, group: mx.distributed.Group | None = None, layout: str = "zigzag"
 ) -> mx.array:
-    """The whole sequence from the shards of all ranks; every rank must call it.
+    """The whole sequence from the shards of all ranks; every rank must call it::
+
+        whole = distributed.unshard(distributed.shard(q, axis=2), axis=2)
 
     Differentiable as part of the sum of the ranks' losses: the gradients of all ranks are summed and cut. (MLX's own
     gradient of all_gather leaves out those of the other ranks.)
+
+    Args:
+        rows: this rank's shard; `axis` counts its N / P rows.
+        group, layout: as in `shard`.
 
     Raises:
         ValueError: an unknown layout, an axis that the array does not have, or rows that do not divide into pieces.
@@ -112,10 +125,13 @@ def positions(
     rows: int, *, group: mx.distributed.Group | None = None, layout: str = "zigzag"
 ) -> Iterator[tuple[int, int]]:
     """(first row in the sequence, number of rows) of each piece of this rank's shard, in order: rotary embeddings take
-    one call per piece, with offset=first.
+    one call per piece, with offset=first::
+
+        pieces = list(distributed.positions(q.shape[2]))
 
     Args:
         rows: the number of rows of this rank's shard.
+        group, layout: as in `shard`.
 
     Raises:
         ValueError: an unknown layout, or rows that do not divide into its pieces.

@@ -156,7 +156,14 @@ def _others() -> list[Replacement]:
 
 
 def unpatch() -> None:
-    """Reverts every patch."""
+    """Reverts every patch::
+
+        patch(policy="always")
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.1)  # served by attention
+        unpatch()
+
+    Without one it does nothing.
+    """
     with LOCK:
         for one in reversed(_active):
             one.undo()

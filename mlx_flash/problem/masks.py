@@ -29,6 +29,9 @@ class BlockMask:
 
     Attributes: shape (B or 1, Hq or 1, Lq, Lk); block: rows and columns of a block; map: int32
     [B or 1, Hq or 1, query blocks, key blocks]; bitmaps: uint8 [n, block, block], the distinct partial blocks.
+
+    Every constructor raises ValueError for lengths, counts and blocks that are no whole numbers or too small, and for
+    masks of too many blocks.
     """
 
     def __init__(self, shape: tuple[int, ...], block: int, map: np.ndarray, bitmaps: np.ndarray):

@@ -25,7 +25,14 @@ _open: list = []  # holds the block that `install` has opened
 
 
 def install() -> None:
-    """`installed` without a block, until `uninstall`. A second call does nothing."""
+    """`installed` without a block, until `uninstall`::
+
+        install()
+        outs = mx.vmap(lambda one: attention(one, k, v))(mx.stack([q, q]))
+        uninstall()
+
+    A second call does nothing.
+    """
     if not _open:
         block = installed()
         block.__enter__()

@@ -42,9 +42,18 @@ def _check_function(fun, function: str) -> None:
 def vmap(fun: Callable, in_axes=0, out_axes=0) -> Callable:
     """mx.vmap, for functions that call attention.
 
-    Arguments and result are those of mx.vmap. While ``fun`` is traced, the wrappers take the place of MLX's functions,
-    so that maps and checkpoints inside of it work too. Make checkpoints inside of ``fun``, or under
-    ``mlx_flash.transforms.installed()``.
+    While ``fun`` is traced, the wrappers take the place of MLX's functions, so that maps and checkpoints inside of it
+    work too. Make checkpoints inside of ``fun``, or under ``mlx_flash.transforms.installed()``.
+
+    Args:
+        fun: a function of arrays, or of lists, tuples and dicts of arrays.
+        in_axes, out_axes: the axis of each argument and of each result that is mapped, as in mx.vmap; None: not mapped.
+
+    Returns:
+        The mapped function, which takes its arguments by position.
+
+    Raises:
+        ValueError: `fun` is no function. TypeError: axes that mx.vmap does not take; keyword arguments of a call.
     """
     _check_function(fun, "vmap")
     MLX["vmap"](fun, in_axes, out_axes)  # so that wrong arguments raise here, as in mx.vmap
@@ -120,9 +129,18 @@ def _exported(fun: Callable) -> Callable:
 
 
 def export_function(file_or_callback, fun: Callable, *args, **kwargs) -> None:
-    """mx.export_function, for functions that call attention; arguments as there. The function runs once.
+    """mx.export_function, for functions that call attention. The function runs once.
 
     On Linux the kernels of a Mac can be exported too: see `use_backend`.
+
+    Args:
+        file_or_callback: the name of the file to write, or a function that gets what would be written.
+        fun: the function; args, kwargs: arrays like those that it will be called with, and shapeless, as in
+            mx.export_function. Values of arrays do not matter.
+
+    Raises:
+        ValueError: a file or function that is none. UnsupportedProblem: shapeless=True, or a derivative that was made
+            outside of `fun`.
     """
     _check_function(fun, "export_function")
     if not isinstance(file_or_callback, str) and not callable(file_or_callback):
@@ -132,7 +150,19 @@ def export_function(file_or_callback, fun: Callable, *args, **kwargs) -> None:
 
 
 def exporter(file, fun: Callable, **kwargs):
-    """mx.exporter, for functions that call attention; arguments and result as there."""
+    """mx.exporter, for functions that call attention: writes one file with a trace for each call::
+
+        with exporter("attention.mlxfn", attention) as export:
+            export(q, k, v)
+            export(q[:, :, -1:], k, v)
+
+    Args:
+        file: the name of the file.
+        fun: the function; kwargs: as in mx.exporter.
+
+    Raises:
+        ValueError: a file or function that is none.
+    """
     _check_function(fun, "exporter")
     if not isinstance(file, str):
         raise wrong("file", "the name of a file", shown(file), "Pass a path as text.", "exporter")

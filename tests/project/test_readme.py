@@ -13,6 +13,7 @@ from pathlib import Path
 import bounds
 import mlx.core as mx
 import pytest
+from public_names import public_rows
 from tiny_models import close
 
 import mlx_flash
@@ -229,20 +230,6 @@ def test_the_gain_of_five_products_is_the_predicted_one(monkeypatch):
 def test_the_jobs_of_a_gpu_are_as_many_as_were_run(path):
     jobs = len(json.loads((PROJECT / "bench" / "results" / "cuda_trust.json").read_text())["jobs"])
     assert re.findall(r"(\d+) jobs", (PROJECT / path / "README.md").read_text(encoding="utf-8")) == [str(jobs)]
-
-
-def public_rows() -> dict[str, str]:
-    """Every name of the table of public names with its stability."""
-    section = README.read_text(encoding="utf-8").split("## Public names\n")[1].split("\n## ")[0]
-    found = {}
-    for line in section.splitlines():
-        cells = line[1:-1].split(" | ")
-        if line.startswith("| `") and len(cells) == 3 and "python -m" not in line and "MLX_FLASH" not in line:
-            owner = ""
-            for name in re.findall(r"`([\w.]+)`", cells[0]):
-                owner = name.split(".")[0] if not name.startswith(".") and "." in name else owner
-                found[owner + name if name.startswith(".") else name] = cells[2].strip()
-    return found
 
 
 def test_every_public_name_has_a_stability():

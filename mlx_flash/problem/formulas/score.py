@@ -112,6 +112,9 @@ class Visible(Text):
     Args:
         text, named: as in Score.
         block: rows and columns of a block, a multiple of 32.
+
+    Raises:
+        ValueError: as Score, or another block.
     """
 
     def __init__(self, text: str, /, *, block: int = 128, **named):
