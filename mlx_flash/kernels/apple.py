@@ -136,7 +136,7 @@ TABLE = {
         (256, 16,  64, 16, "O"),
         (512, 16,  64, 16, ""),
     ),
-    # The gradient of a mask: one simdgroup a threadgroup, which walks all that its elements sum.
+    # The gradient of a mask: one simdgroup a threadgroup, which traverses all pairs that its elements sum.
     **{(BACKWARD_MASK, MIXED, family): rows((384, 8, 32, 32, "")) for family in ("apple7", "apple9")},
     **{(BACKWARD_MASK, FULL, family): rows((384, 8, 32, 16, "")) for family in ("apple7", "apple9")},
     # delta = rowsum(dO * O) and the sum over parts stream their operands once: one simdgroup a row, nothing to block.

@@ -7,7 +7,7 @@ text of the body. So the body names all of them, once, and the templates take a 
 from __future__ import annotations
 
 from ..problem.kinds import BACKWARD_MASK, COMBINE, DECODE, DELTA, MASK_MAP, KernelKind
-from ..problem.shards import walked_along
+from ..problem.shards import traversed_operands
 from ..problem.variants import ARGUMENT_TYPES
 
 # The types of the struct's members. Arrays are in device memory, because launch.py pads arrays that MLX would pass as
@@ -49,7 +49,7 @@ def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
     that of an operand in shards their length.
     """
     found = {}
-    shards = walked_along(kind) if pieces else ()
+    shards = traversed_operands(kind) if pieces else ()
     paged = ("K", "V") if "pages" in inputs else ()  # operands that the table of pages belongs to
     for name in inputs:
         if name in kind.shapes:

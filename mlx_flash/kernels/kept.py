@@ -48,9 +48,9 @@ TABLE = {  # by the family's name
     "sm90": (Gain(128, 0, 0), Gain(256, 2**26, 5 * 2**30)),
     "apple7": APPLE, "apple8": APPLE, "apple9": APPLE,
 }  # fmt: skip
-# Turns that nobody asked for: so many at most, since MLX allocates ahead of the GPU and may hold the memory of all of
-# them; of so many queries at least, since with shorter kernels the host would be slower than the GPU; with so many
-# threadgroups for every core at least, since below that many cores would wait for the last ones.
+# Limits on turns where `scratch` is not given. At most MOST_TURNS: MLX allocates ahead of the GPU, and may hold the
+# memory of all turns. At least LEAST_QUERIES: with shorter kernels the host would be slower than the GPU. At least
+# LEAST_SHARE threadgroups for every core: with fewer, many cores would wait for the last ones.
 MOST_TURNS, LEAST_QUERIES, LEAST_SHARE = 4, 8192, 1.5
 APPLE_LEAST_QUERIES = 1024  # an M4 has a fiftieth of an H200's multipliers
 ROWS = 128  # of a threadgroup; on Apple GPUs of those that a core holds at a time
@@ -89,7 +89,7 @@ def heads_at_a_time(problem: Problem, family: Family | None) -> int:
 
 
 def turn_of(problem: Problem, heads: int) -> Problem:
-    """The problem of one turn, which has so many key heads."""
+    """The problem of one turn of `heads` key heads."""
     signature = replace(problem.signature, query_heads=heads * problem.signature.group, key_heads=heads)
     return problem._replace(signature=signature)
 

@@ -52,14 +52,14 @@ def tile_registers(kind: KernelKind, row: TileConfig, precision: str, head_dim: 
     groups = row.simdgroup_rows // 8
     quarter = 2 if precision == FULL else 1  # element size in half registers, over two
     cached = sum(head_dim // 2 if name in ACCUMULATORS else quarter * head_dim // 4 for name in row.cached)
-    apart = kind is FORWARD and precision == FULL  # the sums of a block are apart from others
-    flight = row.head_block(head_dim) // 2 if row.paged(kind) or apart else 0
+    blocked = kind is FORWARD and precision == FULL  # float32 sums each block by itself, then adds it
+    flight = row.head_block(head_dim) // 2 if row.paged(kind) or blocked else 0
     scores = row.traversal // 2
     if kind is BACKWARD_MASK:
         return groups * 3 * scores  # P, dS and their sum
     if kind in (BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT):
-        apart = row.head_block(head_dim) // 2 if precision == FULL else 0  # the sums of a block, which are apart
-        return groups * (cached + quarter * row.traversal // 4 + apart)
+        block = row.head_block(head_dim) // 2 if precision == FULL else 0  # float32 sums each block by itself
+        return groups * (cached + quarter * row.traversal // 4 + block)
     if kind in (FORWARD, DECODE):
         return groups * (cached + max(scores, quarter * row.traversal // 4 + flight))
     return groups * (cached + max(2 * scores, scores + flight))

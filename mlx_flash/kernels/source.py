@@ -15,7 +15,6 @@ from functools import lru_cache
 from math import gcd
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
 from ..common.mlx_private import kernel_attribute
 from ..problem.formulas.metal import struct
@@ -35,15 +34,12 @@ from ..problem.kinds import (
 )
 from ..problem.variants import METAL_TYPES, Variants
 from . import arguments, mask_map
-from .devices import FAMILIES
+from .config import TileConfig
+from .devices import FAMILIES, Family
 from .mask_map import reads_map
 from .minify import minified, stripped
 from .split_kv import keys_are_unshared
 from .tile_layers import LAYERS, MERGED, threadgroup_elements
-
-if TYPE_CHECKING:
-    from .apple import TileConfig
-    from .devices import Family
 
 READ_KEPT = frozenset((BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT))
 MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants

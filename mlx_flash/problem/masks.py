@@ -209,7 +209,7 @@ class BlockMask:
             return kept
         found = dict(self.arrays)
         for name in LAYERED:
-            # Not evaluated: of what has no memory of its own for every layer, MLX's export writes whatever lies behind.
+            # Left lazy: of an evaluated array that is broadcast, mx.export_function would write more bytes than it has.
             found[name] = mx.broadcast_to(found[name], (batch, heads, *found[name].shape[2:]))
         if not repeats or max(found[name].nbytes for name in LAYERED) > REPEATED_BYTES:
             return found

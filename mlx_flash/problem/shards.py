@@ -43,7 +43,7 @@ def in_shards(sequence: mx.array, ranks: int, pieces: int, axis: int = 2) -> mx.
     return mx.stack([own_rows(sequence, rank, ranks, pieces, axis) for rank in range(ranks)])
 
 
-def walked_along(kind: KernelKind) -> tuple[str, ...]:
+def traversed_operands(kind: KernelKind) -> tuple[str, ...]:
     """The operands of a kind of kernel that may be shards [ranks, B, heads, rows, D]: those that its threadgroups
     traverse. The others are plain arrays."""
     return tuple(name for name in (("Q", "dO") if kind.over_keys else ("K", "V")) if name in kind.inputs)

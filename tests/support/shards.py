@@ -9,7 +9,7 @@ from mlx_flash import backends
 from mlx_flash.autodiff.vjp import attend
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD
 from mlx_flash.problem.problem import problem_of
-from mlx_flash.problem.shards import in_shards, walked_along
+from mlx_flash.problem.shards import in_shards, traversed_operands
 
 
 def results(
@@ -41,7 +41,7 @@ def results(
 
     def made(attention, step, split: bool):
         names = [name for name in ("Q", "K", "V", "dO", "L", "delta") if name in step.inputs]
-        given = [in_shards(arrays[n], *pieces) if split and n in walked_along(step) else arrays[n] for n in names]
+        given = [in_shards(arrays[n], *pieces) if split and n in traversed_operands(step) else arrays[n] for n in names]
         if step is BACKWARD_KEY_VALUE:
             return attention.key_value((*given, *extras.values()))
         return attention.run(step, *given, *extras.values())

@@ -10,14 +10,10 @@ import mlx.core as mx
 from rich.console import Console
 
 from ...api import attention
-from ...autodiff.vjp import run_kernel
 from ...backends import Backend, current_backend, use_backend
 from ...common.errors import CommandError
-from ...explanations.explain import explain, kinds_of
-from ...kernels.launch import output_shape
+from ...explanations.explain import explain
 from ...kernels.split_kv import QUERIES
-from ...problem.problem import Problem, Signature
-from ...problem.variants import Variants
 from ..console import kernel_backend, progress
 from . import plot, report
 from .data import batches, load_text
@@ -101,7 +97,9 @@ def _run(console: Console, backend: Backend, shape: Shape, dtype: mx.Dtype, text
             return tick
 
         if backend.family:
-            _compile(backend, shape, dtype, phase("compile kernels", 3))
+            done = phase("compile kernels", 1)
+            _compile(backend, shape, dtype)
+            done()
         model, losses = learn(_ours, phase(f"train with mlx_flash ({backend.name})", steps))
         _, expected = learn(_builtin, phase("train with mx.fast", steps))
         written = sample(model, PROMPT, SAMPLED, shape.context, SEED, phase("write a line", SAMPLED))
@@ -116,25 +114,10 @@ def _builtin(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
 
 
-def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype, tick) -> None:
-    """Runs every kernel once on a short problem: lengths are arguments, so these are the kernels of training."""
-    signature = Signature(
-        shape.heads, shape.key_heads, shape.head_dim, shape.head_dim, str(dtype).split(".")[-1], shape.head_dim**-0.5,
-        Variants(causal=True),
-    )  # fmt: skip
-    rows = QUERIES + 1  # fewer queries would decode
-    problem = Problem(signature, batch=1, query_length=rows, key_length=rows)
-    same = {"Q": "dQ", "K": "dK", "V": "dV", "dO": "O"}
-    for kind in kinds_of(problem, family=backend.family):
-        inputs = {
-            name: mx.zeros(output_shape(same.get(name, name), problem), mx.float32 if name in ("L", "delta") else dtype)
-            for name in kind.inputs
-            if name != "scale"
-        }
-        if "scale" in kind.inputs:
-            inputs["scale"] = problem.scale
-        try:
-            mx.eval(run_kernel(kind, problem, backend, None, inputs))
-        except RuntimeError as error:
-            raise CommandError(f"the {kind.name} kernel failed on {backend.name}: {error}") from error
-        tick()
+def _compile(backend: Backend, shape: Shape, dtype: mx.Dtype) -> None:
+    """Runs the kernels of training once, on a short problem: lengths are no part of their text."""
+    operands = report.operands(shape, dtype, QUERIES + 1)  # fewer queries would decode
+    try:
+        mx.eval(mx.grad(lambda *qkv: _ours(*qkv).sum(), argnums=(0, 1, 2))(*operands))
+    except RuntimeError as error:
+        raise CommandError(f"the kernels failed on {backend.name}: {error}") from error

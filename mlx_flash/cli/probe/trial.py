@@ -36,7 +36,7 @@ from ...problem.kinds import (
 from ...problem.latent import code_columns_of
 from ...problem.masks import BlockMask
 from ...problem.problem import Problem, Signature
-from ...problem.shards import in_shards, walked_along
+from ...problem.shards import in_shards, traversed_operands
 
 # Errors relative to the largest magnitude, far above those of a right kernel; `check` measures accuracy.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -221,7 +221,7 @@ def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, 
     extras = [arrays[name] for name in names]
 
     def held(name: str) -> mx.array:
-        return in_shards(arrays[name], *pieces) if pieces and name in walked_along(kind) else arrays[name]
+        return in_shards(arrays[name], *pieces) if pieces and name in traversed_operands(kind) else arrays[name]
 
     if kind in (FORWARD, DECODE, COMBINE):
         return attention.run(FORWARD, *map(held, "QKV"), *extras)

@@ -154,7 +154,7 @@ class PagedKVCache:
             return PagedKVCache(self.pool, self.number, [self._rows[number].fork()])
 
     def prepare(self, *, left_padding=None, lengths=None, right_padding=None) -> None:
-        """Says how many of the next tokens of every row are no padding."""
+        """Says how many of the next tokens of every row exist; those behind them are padding."""
         if left_padding is not None and max(left_padding) > 0:
             raise wrong("left_padding", "None: rows need none", left_padding, "Pad on the right.", "PagePool")
         if lengths is not None:
@@ -254,7 +254,7 @@ class PagedKVCache:
         return Tail(*(mx.concatenate(part) for part in zip(*parts)))
 
     def _existing(self, counts: list[int]) -> tuple[mx.array, mx.array]:
-        """(row, place) of every token that is no padding."""
+        """(row, place) of every token that exists, padding left out."""
         pairs = [(n, place) for n, count in enumerate(counts) for place in range(count)]
         return mx.array([n for n, _ in pairs], mx.int32), mx.array([place for _, place in pairs], mx.int32)
 

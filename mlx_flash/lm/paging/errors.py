@@ -1,4 +1,4 @@
-"""Errors of a pool of pages. They are no ValueErrors: patch() passes them on and asks no other function."""
+"""Errors of a pool of pages. Not ValueErrors, so that patch() raises them instead of calling the built-in function."""
 
 
 class PagePoolError(RuntimeError):
