@@ -12,7 +12,6 @@ import re
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -20,6 +19,7 @@ from ..api import attention
 from ..backends import current_backend
 from ..common.errors import CommandError, need
 from .accuracy.oracle import exact_tensors, float64
+from .console import save, write
 from .mask_bench import mask_cases
 from .token_bench import token_cases
 
@@ -215,7 +215,7 @@ def shown(result: dict) -> str:
     return f"{result['name']:40} " + " | ".join(parts)
 
 
-def plot(results: list[dict], path: Path) -> None:
+def plot(results: list[dict], path: str) -> None:
     need("matplotlib", "bench --plot").use("Agg")
     import matplotlib.pyplot as plt
 
@@ -244,7 +244,7 @@ def plot(results: list[dict], path: Path) -> None:
         if rows:
             axis.legend()
     figure.suptitle(f"{length} queries and keys, causal unless dense, 16 heads, bfloat16")
-    figure.savefig(path, dpi=120)
+    save(figure, "--plot", path, dpi=120)
 
 
 def bench(only: str, seconds: float, out: str | None, picture: str | None) -> int:
@@ -272,7 +272,7 @@ def bench(only: str, seconds: float, out: str | None, picture: str | None) -> in
             print(f"relative error D={d:4} {name:10} {figures}")
     _write(out, results, accuracy)
     if picture:
-        plot(results, Path(picture))
+        plot(results, picture)
     return 0
 
 
@@ -282,4 +282,4 @@ def _write(out: str | None, results: list[dict], accuracy: dict) -> None:
     facts = mx.device_info(mx.gpu)
     device = {name: facts[name] for name in ("device_name", "architecture", "memory_size") if name in facts}
     whole = {"device": device, "mlx": mx.__version__, "results": results, "relative_errors": accuracy}
-    Path(out).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write(out, json.dumps(whole, indent=1))

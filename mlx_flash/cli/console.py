@@ -1,8 +1,10 @@
-"""Helpers of the commands: the backend of this machine and progress bars."""
+"""Helpers of the commands: the backend of this machine, progress bars, and files of results."""
 
 from __future__ import annotations
 
-from ..common.errors import need
+from pathlib import Path
+
+from ..common.errors import CommandError, need
 
 
 def kernel_backend() -> str:
@@ -24,3 +26,19 @@ def progress(command: str, console, transient: bool = False):
         console=console,
         transient=transient,
     )
+
+
+def write(path: str, text: str) -> None:
+    """Writes a file of results. Raises CommandError where it cannot be written."""
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror or error}") from None
+
+
+def save(figure, option: str, path: str, dpi: int = 150) -> None:
+    """Saves a picture where an option says. Raises CommandError where it cannot be written."""
+    try:
+        figure.savefig(path, dpi=dpi)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{option} {path}: {error}") from None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import mlx.core as mx
 import numpy as np
 
 from ..backends import current_backend, use_backend
-from ..common.errors import CommandError, need
+from ..common.errors import need
+from .console import save, write
 
 OWN, PAGED = "mlx-lm's caches", "pages"
 BUSY = 2.0  # steps between two arrivals, in the mean
@@ -114,7 +114,7 @@ def serve_bench(arguments) -> int:
     _print(records, requests, same, pool)
     if arguments.json:
         results = {name: record.summary() | {"active": record.active} for name, record in records.items()}
-        _write(arguments.json, json.dumps({"requests": len(requests), "same": same, "runs": results}, indent=1))
+        write(arguments.json, json.dumps({"requests": len(requests), "same": same, "runs": results}, indent=1))
     if arguments.plot:
         _draw(arguments.plot, records)
     return 0
@@ -134,13 +134,6 @@ def _print(records: dict[str, Record], requests: list[Request], same: int, pool)
         )
 
 
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror or error}") from None
-
-
 def _draw(path: str, records: dict[str, Record]) -> None:
     figures = need("matplotlib.figure", "serve-bench")
     figure = figures.Figure(figsize=(8, 4), layout="constrained")
@@ -152,7 +145,4 @@ def _draw(path: str, records: dict[str, Record]) -> None:
         axes.fill_between(range(len(kept)), kept, most, color=colour, alpha=0.3)
     axes.set(xlabel="step", ylabel="MB beyond the model", title="memory of a server: kept, and for the step itself")
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--plot {path}: {error}") from None
+    save(figure, "--plot", path)

@@ -12,7 +12,7 @@ Every rank starts from equal weights and the same tokens, and ends with equal we
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import mlx.core as mx
@@ -43,6 +43,16 @@ class _PieceRope(nn.Module):
 
 
 @contextmanager
+def served_by(attention: Callable) -> Iterator[None]:
+    """For a block, a function takes the calls of mx.fast.scaled_dot_product_attention."""
+    built_in, mx.fast.scaled_dot_product_attention = mx.fast.scaled_dot_product_attention, attention
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = built_in
+
+
+@contextmanager
 def sharded(model: nn.Module, *, group: mx.distributed.Group | None = None, **options) -> Iterator[None]:
     """For a block, the causal attention of an mlx-lm model spans all ranks, and its rotary embeddings count positions
     of the whole sequence.
@@ -57,7 +67,7 @@ def sharded(model: nn.Module, *, group: mx.distributed.Group | None = None, **op
     """
     check_model(model, "lm.sharded")
     group_of(group, "lm.sharded")
-    layout, built_in = options.get("layout", "zigzag"), mx.fast.scaled_dot_product_attention
+    layout = options.get("layout", "zigzag")
     holders = [module for module in model.modules() if isinstance(module.get("rope"), nn.Module)]
     ropes = [module.rope for module in holders]
 
@@ -70,10 +80,9 @@ def sharded(model: nn.Module, *, group: mx.distributed.Group | None = None, **op
     try:
         for module, rope in zip(holders, ropes):
             module.rope = _PieceRope(rope, group, layout)
-        mx.fast.scaled_dot_product_attention = attention
-        yield
+        with served_by(attention):
+            yield
     finally:
-        mx.fast.scaled_dot_product_attention = built_in
         for module, rope in zip(holders, ropes):
             module.rope = rope
 

@@ -11,7 +11,6 @@ the same calls, and gets the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +21,7 @@ from ..common.scalars import shown, whole
 from ..distributed.collectives import group_of
 from ..distributed.layout import layout_of
 from .models import check_model, mlx_lm
-from .sharded import is_tokens, sharded
+from .sharded import is_tokens, served_by, sharded
 
 
 class ShardedCache:
@@ -73,21 +72,15 @@ class ShardedCache:
         return self._own
 
 
-@contextmanager
-def decoding(group: mx.distributed.Group) -> Iterator[None]:
-    """In the block, attention of a new token spans the caches of all ranks."""
-    built_in = mx.fast.scaled_dot_product_attention
+def decoding(group: mx.distributed.Group):
+    """A block in which attention of a new token spans the caches of all ranks."""
 
     def attention(q, k, v, *, scale, mask=None, sinks=None, **_):
         if mask is not None:
             raise UnsupportedProblem("[mlx_flash.lm.sharded] mask: a new token sees all keys, no mask is available.")
         return distributed.decode(q, k, v, scale=scale, sinks=sinks, group=group)[0]
 
-    mx.fast.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        mx.fast.scaled_dot_product_attention = built_in
+    return served_by(attention)
 
 
 def generate(

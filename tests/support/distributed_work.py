@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -302,8 +303,8 @@ def generated(prompt: list[int], tokens: int, layout: str = "zigzag") -> tuple[l
 
     model, held = tiny("llama"), []
     made = sharded_generation.sharded_caches
-    sharded_generation.sharded_caches = lambda *given: held.extend(made(*given)) or held
-    with use_backend("reference"):
+    watched = patch.object(sharded_generation, "sharded_caches", lambda *given: held.extend(made(*given)) or held)
+    with use_backend("reference"), watched:
         got = list(sharded_generation.generate(model, mx.array(prompt), tokens, layout=layout))
         want = [token for token, _ in generate_step(mx.array(prompt), model, max_tokens=tokens)]
     return got, [int(token) for token in want], held[0].state[0].shape[2]
