@@ -96,3 +96,17 @@ def test_without_a_gpu(monkeypatch, capsys):
 def test_wrong_names(monkeypatch, capsys, only, words):
     monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(gpu=True))
     assert cli.main(["bench", "--only", only]) == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option, name", [("--out", "bench.json"), ("--plot", "bench.png")])
+def test_files_that_cannot_be_written(monkeypatch, tmp_path, capsys, option, name):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "current_backend", lambda: SimpleNamespace(gpu=True))
+    monkeypatch.setattr(bench, "measured", lambda *_: {"mlx_flash": {"ms": 1.0}})
+    monkeypatch.setattr(bench, "errors", lambda _: {})
+    monkeypatch.setattr(mx, "device_info", lambda *_: {})
+    monkeypatch.setattr(bench, "cases", lambda: TINY[:1])
+    monkeypatch.setattr(bench, "mask_cases", lambda: [])
+    monkeypatch.setattr(bench, "token_cases", lambda: [])
+    assert cli.main(["bench", option, str(tmp_path / "no folder" / name)]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
