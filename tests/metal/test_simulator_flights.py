@@ -1,4 +1,4 @@
-"""Asynchronous products of NVIDIA's tensor cores: a kernel that touches what a product in flight holds, and its twin."""
+"""Asynchronous products of NVIDIA's tensor cores: kernels that touch what one in flight holds, and their twins."""
 
 import mlx.core as mx
 import numpy as np
@@ -32,6 +32,7 @@ ONE_BLOCK = "if (t >= 32) produce(pipe, b, lane); else { int s = pipe.consumer_w
 TWO_BLOCKS = "for (int n = 0; n < 2; ++n) if (t >= 32) produce(pipe, b, lane); else { int s = pipe.consumer_wait(); "
 WAIT, RELEASE = "nv::wgmma_wait<0>(); ", "pipe.consumer_release(); "
 FIRST = "BEGIN_PRODUCT(s) "
+TWO_PRODUCTS = FIRST + "rows = rows.at(0, 16); " + FIRST + "nv::wgmma_wait<1>(); "  # the first is done
 PRODUCT = "nv::multiply_shared<half, 8>(c, rows, nv::Matrix<half>::of(b, 64), 0, {}); "
 
 # name: (what the report says, the kernel, its twin)
@@ -40,19 +41,19 @@ CASES = {
         r"write of threadgroup variable 'a' at byte \d+ .*, which is read by the product at line",
         ONE_BLOCK + FIRST + "if (lane < 16) a[lane] = 0; " + WAIT + RELEASE + "}",
         # columns beside the product's
-        ONE_BLOCK + FIRST + "if (lane < 16) a[lane + 32] = 0; " + WAIT + "if (lane < 16) a[lane] = 0; " + RELEASE + "}",
+        ONE_BLOCK + FIRST + "if (lane < 16) a[lane + 32] = 0; " + WAIT + "if (lane < 16) a[lane] = 0; "
+        + RELEASE + "}",
     ),
     "an operand of the later of two products is written": (
         "write of threadgroup variable 'a' at byte 32 ",
-        ONE_BLOCK + FIRST + "rows = rows.at(0, 16); " + FIRST + "nv::wgmma_wait<1>(); if (lane == 16) a[lane] = 0; " + WAIT
-        + RELEASE + "}",
-        ONE_BLOCK + FIRST + "rows = rows.at(0, 16); " + FIRST + "nv::wgmma_wait<1>(); if (lane == 15) a[lane] = 0; " + WAIT
-        + RELEASE + "}",
+        ONE_BLOCK + TWO_PRODUCTS + "if (lane == 16) a[lane] = 0; " + WAIT + RELEASE + "}",
+        ONE_BLOCK + TWO_PRODUCTS + "if (lane == 15) a[lane] = 0; " + WAIT + RELEASE + "}",
     ),
     "another simdgroup does not know of the wait": (
         "race in threadgroup memory: (read|write) of threadgroup variable 'a'",
         ONE_BLOCK + FIRST + WAIT + RELEASE + "} if (t >= 32) a[lane] = 0;",
-        ONE_BLOCK + FIRST + WAIT + RELEASE + "} threadgroup_barrier(mem_flags::mem_threadgroup); if (t >= 32) a[lane] = 0;",
+        ONE_BLOCK + FIRST + WAIT + RELEASE + "} threadgroup_barrier(mem_flags::mem_threadgroup); "
+        "if (t >= 32) a[lane] = 0;",
     ),
     "a block is released": (
         "release of a block that is read by the product at line",

@@ -153,7 +153,8 @@ OWN = {
         "inline C fma(C a, C b, C c) { return c; } inline float3 normalize(float3 v, float least) "
         "{ return v * rsqrt(max(dot(v, v), least)); } template <typename T> T max(T a, T b, T c) "
         "{ return max(max(a, b), c); } inline float length(float a, float b) { return length(float2(a, b)); }",
-        "abs(C{3, 4}) + abs(-1.0f) + fma(C{}, C{}, C{2, 3}).re + normalize(float3(0), 1).x + normalize(float3(2, 0, 0)).x"
+        "abs(C{3, 4}) + abs(-1.0f) + fma(C{}, C{}, C{2, 3}).re + normalize(float3(0), 1).x "
+        "+ normalize(float3(2, 0, 0)).x"
         " + max(1, 3, 2) + max(float2(1), float2(3), float2(2)).y + length(3, 4)",
         5 + 1 + 2 + 0 + 1 + 3 + 3 + 5,
     ),

@@ -1,4 +1,4 @@
-"""Mistakes with products in flight and stages of pipelines, which only a GPU or the simulator's account of them shows."""
+"""Mistakes with products in flight and stages of pipelines, which a GPU shows, or the simulator's account of them."""
 
 from mutant import of
 

@@ -7,12 +7,13 @@ import mlx.core as mx
 import numpy as np
 
 from ...common.mlx_private import says_traced
-from ..frontend.errors import CompileError, ToolchainError, TracedError, quoted
+from ..frontend.errors import CompileError, ToolchainError, TracedError, quoted, refused, undefined
 from ..frontend.language import prefix
 from ..frontend.signature import kernel_name, kernel_text, shape_facts
 from ..frontend.translate import translate
 from . import buffers, compiler, settings
 from .dispatch import THREADGROUP_BYTES, BuiltKernel, check_grid, check_threads, new_launch, run_bound
+from .launch import missing_function
 from .profile import record
 
 _TAG = "[metal_kernel]"
@@ -34,7 +35,12 @@ def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKerne
             return _compile(name, *key, lines=True)[0]
 
         names = buffer_names, facts["variables"]
-        _built[key] = BuiltKernel(name, text, path, *names, with_lines, facts["max_threads"])
+        try:
+            _built[key] = BuiltKernel(name, text, path, *names, with_lines, facts["max_threads"])
+        except ToolchainError as error:
+            if function := missing_function(error):
+                raise CompileError(refused(f"{_TAG} Kernel '{name}'", undefined(function))) from None
+            raise
     return _built[key]
 
 
@@ -44,7 +50,7 @@ def _compile(name, text, mode, count, fast_math, language, lines=False) -> tuple
         text_in_mode = prefix(language) + (FAST_MATH if fast_math else "") + translation.text
         path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count, lines)
     except CompileError as error:
-        raise CompileError(f"{_TAG} Kernel '{name}' is not valid Metal:\n{quoted(str(error), text)}") from None
+        raise CompileError(refused(f"{_TAG} Kernel '{name}'", quoted(str(error), text))) from None
     except OSError as error:
         raise ToolchainError(
             f"{_TAG} Kernel '{name}' cannot be built: {error}. If the folder of built kernels cannot be written, "

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -48,8 +49,9 @@ class Launch(ctypes.Structure):
         ("tensor_layout", _U32), ("tensor_rounding", _U32),
         ("total", _U64), ("next", _U64), ("step_limit", _U64), ("stride", _U64),
         ("buffer_count", _U32), ("report_count", _U32), ("window", _U64), ("window_bits", _U32), ("arena_bytes", _U32),
-        ("arena_limit", _U32), ("variable_size", _U32 * MAX_VARIABLES), ("buffers", Buffer * MAX_BUFFERS), ("reports", Report * MAX_REPORTS),
-        ("counters", Counters), ("order", _U64), ("fence_time", _U32), ("running", _U32),
+        ("arena_limit", _U32), ("variable_size", _U32 * MAX_VARIABLES), ("buffers", Buffer * MAX_BUFFERS),
+        ("reports", Report * MAX_REPORTS), ("counters", Counters), ("order", _U64), ("fence_time", _U32),
+        ("running", _U32),
     ]  # fmt: skip
 
 
@@ -64,6 +66,17 @@ def load(path) -> ctypes.CDLL:
             f"A built kernel cannot be loaded: {error}. If programs may not run from its folder, set "
             "MLX_FLASH_CACHE to another."
         ) from error
+
+
+def missing_function(error: ToolchainError) -> str | None:
+    """The name of a function without a definition, for which a kernel could not be loaded."""
+    found = re.search(r"(?:undefined symbol: |namespace '_)_Z(N?)(\d\w*)", str(error.__cause__))
+    parts, rest = [], found[2] if found else ""
+    while number := re.match(r"\d+", rest):
+        end = number.end() + int(number[0])
+        parts.append(rest[number.end() : end])
+        rest = rest[end:] if found[1] else ""
+    return "::".join(parts) or None
 
 
 class Library:

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..frontend import constants
-from ..frontend.errors import CompileError, ToolchainError, quoted
+from ..frontend.errors import CompileError, ToolchainError, quoted, refused, undefined
 from ..frontend.language import prefix
 from ..frontend.text import beyond_ascii
 from ..frontend.translate import translate
@@ -15,6 +15,7 @@ from ..frontend.translation import Parameter
 from . import buffers, compiler, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
 from .preprocess import preprocess
+from .launch import missing_function
 from .profile import record
 
 _PRELUDE = "all.h"
@@ -91,7 +92,7 @@ class _InFiles:
     def __exit__(self, kind, error, _):
         if isinstance(error, CompileError):
             message = self.library.origin.rewrite(quoted(str(error), self.library.text))
-            raise CompileError(f"'{self.name}' is not valid Metal:\n{message}") from None
+            raise CompileError(refused(f"'{self.name}'", message)) from None
 
 
 class LibraryKernel:
@@ -161,7 +162,7 @@ class LibraryKernel:
         if key not in self._built:
             with self.library._named(self.name):
                 path = self._compiled(*key)
-            self._built[key] = _LibraryBuilt(self, path, lambda: self._compiled(*key, lines=True))
+                self._built[key] = _LibraryBuilt(self, path, lambda: self._compiled(*key, lines=True))
         return self._built[key]
 
     def _compiled(self, mode: str, count: bool, lines: bool = False) -> Path:
@@ -181,6 +182,8 @@ class _LibraryBuilt(BuiltKernel):
         except ToolchainError as error:
             missing = str(error.__cause__)
             unset = [name for name in translation.constants if missing.endswith(f"undefined symbol: {name}")]
+            if function := missing_function(error):
+                raise CompileError(undefined(function)) from None
             if not unset:
                 raise
             path.unlink(missing_ok=True)

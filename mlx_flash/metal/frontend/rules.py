@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from .absent import absent
 from .function_pointers import aliases, parameters
 from .initialisers import computed_constants
 from .macros import expanded
@@ -37,6 +38,7 @@ _FORBIDDEN = {
         "__global", "__local", "__constant", "__private", "__generic", "__kernel", "__read_only", "__write_only",
         "image2d_t", "sampler_t", "reserve_id_t", "clk_event_t", "ndrange_t")},
 }  # fmt: skip
+_NO_STD = "Metal has no namespace std; its library is in metal::"
 _NO_LONG_LONG = "Metal has no long long: long has 64 bits, and its literals end in l or ul"
 _NO_FUNCTION_POINTERS = "Metal has no function pointers here"
 _LONG_LONG = re.compile(r"(0[xXbB][0-9a-fA-F]+|\d+)([uU]?(ll|LL)|(ll|LL)[uU])")
@@ -70,6 +72,7 @@ Finding = tuple[Token, str]
 
 def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
     """Yields (token, reason) for everything that a Metal compiler of this language version would refuse."""
+    yield from absent(tokens)
     yield from _words(with_macros(tokens))
     tokens = expanded(tokens)
     types = Types(tokens)
@@ -102,7 +105,9 @@ def _words(tokens: list[Token]) -> Iterator[Finding]:
         elif token.text == "long" and _follows_long(tokens, index):
             yield token, _NO_LONG_LONG
         elif token.text == "std" and tokens[index + 1].text == "::":
-            yield token, "Metal has no namespace std; its library is in metal::"
+            yield token, _NO_STD
+        elif token.text == "std" and tokens[index - 1].text == "namespace" and tokens[index - 2].text == "using":
+            yield token, _NO_STD
 
 
 def _follows_long(tokens: list[Token], index: int) -> bool:
@@ -334,11 +339,30 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
             yield part[0], needs_space(pointing)
 
 
+_NO_TYPES = ("return", "else", "do", "case")  # words in front of a call
+
+
 def calls_of_kernels(tokens: list[Token], kernels: Iterable[str]) -> Iterator[Finding]:
     """Yields calls of kernels: only a launch may call one."""
+    names = set(kernels).difference(_other_meanings(tokens, set(kernels)))
     for _, _, _, body, end in defined_functions(tokens):
         for before, token, after in zip(*(tokens[body + k : end] for k in range(3))):
-            # Behind a type, the name declares a variable.
-            declares = before.kind == "word" and before.text not in ("return", "else", "do", "case")
-            if token.text in kernels and after.text == "(" and not declares and before.text not in (".", "->", "::"):
+            if token.text in names and after.text == "(" and before.text not in (".", "->", "::"):
                 yield token, f"'{token.text}' is a kernel, which no function calls"
+
+
+def _other_meanings(tokens: list[Token], kernels: set[str]) -> Iterator[str]:
+    """Names of kernels that variables, parameters, methods or other functions have too: what a call of them means is
+    left to the compiler."""
+    for index in range(1, len(tokens) - 1):
+        name, before, after = tokens[index].text, tokens[index - 1], tokens[index + 1].text
+        if name not in kernels or after not in ("(", ",", ")", "=", ";", "{", "["):
+            continue
+        if before.text == "void":  # the kernel itself, unless the word is absent
+            start = index
+            while start > 0 and tokens[start - 1].text not in (";", "{", "}") and tokens[start - 1].kind != "directive":
+                start -= 1
+            if not any(token.text == "kernel" for token in tokens[start:index]):
+                yield name
+        elif before.text in (">", "*", "&") or (before.kind == "word" and before.text not in _NO_TYPES):
+            yield name

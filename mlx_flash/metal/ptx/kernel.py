@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..cpu.kernel import MetalKernel
-from ..frontend.errors import CompileError
+from ..frontend.errors import CompileError, refused
 from ..frontend.signature import CONSTANT_BELOW, kernel_name
 from . import by_value
 from .by_name import code_or_name
@@ -205,7 +205,7 @@ class CudaKernel(MetalKernel):
                 name = kernel_name(self.name, template, inputs, output_dtypes)
                 self._built[text, variant] = build(text, name, variant, gpu())
             except CompileError as error:
-                raise CompileError(f"{_TAG} Kernel '{self.name}' is not valid Metal:\n{error}") from None
+                raise CompileError(refused(f"{_TAG} Kernel '{self.name}'", str(error))) from None
         return self._built[text, variant]
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):
