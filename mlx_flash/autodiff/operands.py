@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 
 import mlx.core as mx
 
@@ -266,3 +268,17 @@ def _add_variants(kind: KernelKind, problem: Problem, inputs: dict, stream) -> N
         inputs["softcap"] = variants.softcap
     if variants.dropout:
         inputs["survivor_scale"] = 1 / (1 - variants.dropout)
+
+
+def dequantized(signature: Signature, names: tuple[str, ...], arrays: dict[str, mx.array], stream) -> tuple:
+    """(signature, names and arrays) of the same attention over the values of quantized K and V. `names`: the operands
+    after Q, K and V; `arrays`: all of them."""
+    quantization = signature.variants.quantization
+    signature = replace(signature, variants=replace(signature.variants, quantization=None))
+    names, dtype = tuple(name for name in names if name not in quantization.inputs), getattr(mx, signature.dtype)
+    with mx.stream(stream) if stream is not None else nullcontext():
+        values = [
+            quantization.dequantized(slice(None), dtype, arrays[of], *(arrays[one] for one in quantization.inputs_of(of)))
+            for of in "KV"
+        ]
+    return signature, names, (arrays["Q"], *values, *(arrays[name] for name in names))

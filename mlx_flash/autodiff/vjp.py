@@ -18,7 +18,7 @@ from ..common.errors import UnsupportedProblem
 from ..common.mlx_private import after, in_export_trace, in_shapeless_trace, in_trace
 from ..kernels import mask_map
 from ..kernels.kept import heads_at_a_time, turn_of
-from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
+from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of, reads_codes
 from ..kernels.split_kv import QUERIES
 from ..problem.kinds import (
     BACKWARD_KEY_KEPT,
@@ -42,7 +42,7 @@ from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, all_serve, choose
 from .decoding import Decoding, joining
-from .operands import SUM, array_inputs, kernel_inputs, problem_of_arrays
+from .operands import SUM, array_inputs, dequantized, kernel_inputs, problem_of_arrays
 from .statistics import sinks_gradient, with_lse_gradient
 from .vmap import mapped, output_dtype, stand_in
 
@@ -161,6 +161,8 @@ class Attention:
         self._key_value_kinds = key_value_kinds(signature, backend.family)
         self._reads, self._followed = cache(self._reads_of), cache(self._followed_of)
         self._decodes = backend.decodes and not signature.variants.dropout
+        self._dequantizes_first = bool(variants.quantization and backend.dequantizes_first and not variants.page)
+        self._reads_codes = self._dequantizes_first and reads_codes(signature, backend.family)
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
         self._kept_heads: dict[tuple, int] = {}  # by the shapes of Q and K
         self.refused = ""  # why a kernel of this signature is not used, if one is not
@@ -221,6 +223,9 @@ class Attention:
             problem = problem_of_arrays(self.signature, named)
         # Decoding has a plan for each number of queries; every other kind has one.
         few = kind is FORWARD and self._decodes and problem.query_length <= QUERIES
+        if self._dequantizes_first and not (few and self._reads_codes):
+            signature, names, arrays = dequantized(self.signature, self.names, named, self.stream)
+            return attend(signature, names, self.backend, self.stream, self.with_lse)._kernel(kind, *arrays)
         key = problem.query_length if few else kind
         choice = self._choices.get(key)
         if choice is None:

@@ -29,6 +29,9 @@ class Backend:
     gpu: kernels run on a GPU of this machine.
     decodes: the backend has the decoding kernel.
     dequantizes: its kernels read quantized keys and values.
+    dequantizes_first: quantized keys and values that do not lie in pages are dequantized before attention where more
+        queries read them than decoding serves, since its matrix units are so fast that dequantizing a block again for
+        each block of queries would take longer, and where its matrix units do not serve them.
     replays: launches cost the host so much time that calls replay a compiled graph.
     asks_strides: strides of operands that are not contiguous cost a launch of their own.
     guard(plan): the verdict on a kernel, found before its first use; None where kernels are used without a probe.
@@ -42,6 +45,7 @@ class Backend:
     gpu: bool = False
     decodes: bool = False
     dequantizes: bool = False
+    dequantizes_first: bool = False
     replays: bool = False
     asks_strides: bool = False
     guard: Callable | None = None
@@ -52,7 +56,10 @@ class Backend:
 # The capabilities of each backend, also known before it is created (`explain` may describe another machine).
 CAPABILITIES = {
     "metal": {"gpu": True, "decodes": True, "dequantizes": True},
-    "cuda": {"gpu": True, "decodes": True, "replays": True, "asks_strides": True},
+    "cuda": {
+        "gpu": True, "decodes": True, "dequantizes": True, "dequantizes_first": True, "replays": True,
+        "asks_strides": True,
+    },
     "simulator": {"decodes": True, "dequantizes": True},
     "reference": {},
 }

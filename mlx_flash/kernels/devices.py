@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..common.mlx_private import chip_letter
 
+DEQUANTIZING = "dequantizing"  # NVIDIA's tensor cores where keys and values are quantized
 TABLE_PREFIX = "original "  # in front of a table's name: the rows of metal-flash-attention
 
 
@@ -81,6 +82,11 @@ class Family:
     @property
     def apple(self) -> bool:
         return self.name.startswith("apple")
+
+    @property
+    def matrix_units(self) -> tuple[str, ...]:
+        """The matrix units whose rows the family may use: its own, and on NVIDIA that for quantized operands."""
+        return (self.tensor,) if self.apple else (self.tensor, DEQUANTIZING)
 
 
 # Threads per threadgroup that fit at a register demand: floor(208 KB / bytes / 64) * 64 (Mesa's AGX driver).

@@ -78,7 +78,7 @@ def prove_table(table=None) -> None:
             if kind is DECODE:  # where rows are few, its simdgroups split the keys
                 prove_row(kind, precision, family, decoding_config(row, 8, family))
     for (kind, precision, name), rows in (TENSOR_TABLE | NEURAL_TABLE).items():
-        for family, row in product((one for one in FAMILIES.values() if one.tensor == name), rows):
+        for family, row in product((one for one in FAMILIES.values() if name in one.matrix_units), rows):
             prove_row(kind, precision, family, row)
 
 

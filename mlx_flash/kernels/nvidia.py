@@ -20,7 +20,7 @@ from ..problem.kinds import (
     KernelKind,
 )
 from .config import FULL, MIXED, TileConfig, requirement
-from .devices import Family
+from .devices import DEQUANTIZING, Family
 from .tile_layers import LAYERS, consumer_registers, tensor_bytes, tensor_registers
 
 
@@ -153,6 +153,17 @@ TENSOR_TABLE = {
         "tf32_hopper",
         (128, 128,  32, 2, "dV"),
         (256,  64,  16, 2, "dV"),
+    ),
+    (FORWARD, MIXED, DEQUANTIZING): rows(
+        "dequantizing",
+        (128,  64,  64, 2, "Q O"),
+        (256,  64,  32, 2, "O"),
+    ),
+    (DECODE, MIXED, DEQUANTIZING): rows(
+        "dequantizing",
+        ( 64,  64,  64, 2, "Q O"),
+        (128,  64,  32, 2, "Q O"),
+        (256,  64,  16, 2, "O"),
     ),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from ..problem.kinds import (
 from ..problem.problem import Problem, Signature
 from ..problem.variants import MOST_BUFFERS
 from .config import TileConfig, precision_of
-from .devices import Family, Tuned
+from .devices import DEQUANTIZING, Family, Tuned
 from .launch import Launch, launch
 from .lookup import lookup, splits_dk_dv
 from .neural import PRODUCT_COLUMNS
@@ -135,14 +135,15 @@ def plan(
 def effective_family(kind: KernelKind, signature: Signature, family: Family) -> Family:
     """The family as a kernel of the signature uses it.
 
-    Quantized operands are dequantized in threadgroup memory on every family, and latent decoding shares its blocks
-    there, since every simdgroup would read the keys for itself. Hopper falls back to mma.sync where a tile of a block
+    Quantized operands are dequantized in threadgroup memory on every family, by mma.sync's layer on NVIDIA GPUs, and
+    latent decoding shares its blocks there, since every simdgroup would read the keys for itself. Hopper falls back to mma.sync where a tile of a block
     mask is smaller than a warpgroup, M5 to 8x8 matrices where a page is shorter than a block of keys. Tuned rows are
     for none of these but latent decoding.
     """
     block, page = signature.variants.block, signature.variants.page
     if signature.variants.quantization is not None:
-        return replace(family, uses_threadgroup_memory=True, tensor="", tuned=Tuned())
+        tensor = "" if family.apple else DEQUANTIZING
+        return replace(family, uses_threadgroup_memory=True, tensor=tensor, tuned=Tuned())
     family = replace(family, tuned=Tuned()) if (block or page) and family.tuned.rows else family
     if family.tensor == "nax" and page and page % PRODUCT_COLUMNS:
         family = replace(family, tensor="")
@@ -189,6 +190,12 @@ def delta_inside(signature: Signature, family: Family | None, queries: int) -> b
     """Whether the kernel of dQ computes delta: one launch less, for which the kernels of dK and dV wait for dQ. It
     takes one argument more than they do."""
     return family is not None and queries < family.separate_delta and signature.variants.buffers < MOST_BUFFERS
+
+
+def reads_codes(signature: Signature, family: Family) -> bool:
+    """Whether tensor cores decode quantized keys and values. `signature`: with the format of these."""
+    row = lookup(DECODE, signature.dtype, effective_family(DECODE, signature, family), _head_dim(signature))
+    return row.tiles == DEQUANTIZING
 
 
 def key_value_kinds(signature: Signature, family: Family | None) -> tuple[KernelKind, ...]:

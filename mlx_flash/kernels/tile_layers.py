@@ -25,6 +25,7 @@ class Layer:
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     element_bytes: of operands in the panels of tensor cores.
     kept: the file by which kernels keep P and dS in device memory; "": they cannot.
+    quantized: the files of quantized operands, where the layer's own do not serve these.
     """
 
     files: tuple[str, ...]
@@ -39,23 +40,26 @@ class Layer:
     uses_threadgroup_memory: bool = True
     element_bytes: int = 2
     kept: str = ""
+    quantized: tuple[str, ...] = ()
 
 
 TF32 = Layer(("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4)
-
+_MMA = Layer(
+    ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True, kept="kept"
+)
 LAYERS = {
     "simdgroup": Layer(
         ("simdgroup", "simdgroup_operands", "simdgroup_results", "simdgroup_products", "synchronous"),
         fragment_rows=8, looks=True, uses_threadgroup_memory=False, kept="simdgroup_kept",
+        quantized=("simdgroup_quantized",),
     ),
     "nax": Layer(
         ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",
         uses_threadgroup_memory=False,
     ),
-    "mma": Layer(
-        ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True,
-        kept="kept",
-    ),
+    "mma": _MMA,
+    # To dequantize a block takes longer than to multiply it.
+    "dequantizing": replace(_MMA, files=("nvidia", "nvidia_quantized", *_MMA.files[1:]), producer_warps=2),
     "wgmma": Layer(
         ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
         fuses_exponents=True, kept="kept",

@@ -36,7 +36,11 @@ class Quantization:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The kernel arguments besides K and V, which hold the codes."""
-        return tuple(f"{name}_{part}" for name in "KV" for part in self.parts[1:])
+        return (*self.inputs_of("K"), *self.inputs_of("V"))
+
+    def inputs_of(self, name: str) -> tuple[str, ...]:
+        """Those of K or of V."""
+        return tuple(f"{name}_{part}" for part in self.parts[1:])
 
     def holes(self) -> dict[str, object]:
         """Constants of quantized.metal."""

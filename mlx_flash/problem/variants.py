@@ -126,9 +126,11 @@ class Variants:
 
     @cached_property
     def buffers(self) -> int:
-        """The number of arguments of the kernel of dK and dV: one for each array, and one more for its strides."""
-        names = self.inputs(BACKWARD_KEY_VALUE)
-        return OWN_BUFFERS + len(names) + sum(ARGUMENT_TYPES[name].startswith("Strided") for name in names)
+        """The number of arguments of the kernel of dK and dV: one for each array, and one more for its strides. Kernels
+        that dequantize, which are forward only, have fewer of their own; scales and biases have strides."""
+        names, own = self.inputs(BACKWARD_KEY_VALUE), self.quantization.inputs if self.quantization else ()
+        strided = [name in own or ARGUMENT_TYPES[name].startswith("Strided") for name in names]
+        return OWN_BUFFERS + len(names) + sum(strided)
 
     @cached_property
     def text(self) -> Variants:

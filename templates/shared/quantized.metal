@@ -1,4 +1,5 @@
-// Keys and values in the formats of mx.quantize: dequantized on their way to threadgroup memory, once per block.
+// Keys and values in the formats of mx.quantize, which tile layers dequantize on their way to threadgroup memory, once
+// per block.
 //
 //   affine          element = scale * code + bias      scales and biases of the queries' type
 //   mxfp4, mxfp8    element = 2^(scale - 127) * code   code a float of 2 + 1 or 4 + 3 bits (exponent + mantissa)
@@ -49,11 +50,9 @@ METAL_FUNC float value_of(uint code, float scale, float bias) {
 #endif
 }
 
-// Takes the place of the tile layer's Traversed. Blocks always go through threadgroup memory.
-template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
+// The rows of one head of an operand
+template <typename T> struct QuantizedRows {
   static_assert(GROUP % 8 == 0, "eight elements are dequantized at a time");
-  using Element = T;
-  static constant constexpr const int HEAD_BLOCK = BH, RUN = 8, COPYING_THREADS = THREADS;
 #if HAS_PAGES
   Pages<uint> word_pages;
   Pages<Scale> scale_pages;
@@ -68,18 +67,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   const device Scale* biases;
   long bias_stride;
 #endif
-  threadgroup T* scratch;
-  int first, valid;  // first row of the current block, and the number of its rows to use, at most BT
-  bool edge;
-  Lane lane;
-
-  METAL_FUNC void open(thread Memory<T>& memory, Lane lane_) thread {
-    scratch = memory.scratch;
-    lane = lane_;
-  }
+  int first;  // row of the current block, counted from where the pointers are
 
 #if HAS_PAGES
-  METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
+  METAL_FUNC void open(thread const QuantizedView& view, int b, int h) thread {
     word_pages.open(view.codes, view.pages, b, h);
     word_stride = word_pages.stride;
     scale_pages.open(view.scales, view.pages, b, h);
@@ -89,8 +80,17 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     bias_stride = bias_pages.stride;
 #endif
   }
+
+  METAL_FUNC void enter(int row) thread {
+    first = 0;  // the pointers are those of the block
+    words = word_pages.row(row);
+    scales = scale_pages.row(row);
+#if AFFINE
+    biases = bias_pages.row(row);
+#endif
+  }
 #else
-  METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
+  METAL_FUNC void open(thread const QuantizedView& view, int b, int h) thread {
     words = view.codes.head<uint>(b, h);
     word_stride = view.codes.row_stride<uint>();
     scales = view.scales.head<Scale>(b, h);
@@ -100,86 +100,118 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     bias_stride = view.biases.row_stride<Scale>();
 #endif
   }
+
+  METAL_FUNC void enter(int row) thread { first = row; }
 #endif
 
-  METAL_FUNC void start(int) thread {}
-
-  METAL_FUNC bool far() const thread { return false; }  // offsets have 64 bits
-
-  METAL_FUNC void acquire(int row, int end, bool edge_ = true) thread {
-    edge = edge_;
-#if HAS_PAGES
-    first = 0;  // the pointers are those of the block
-    words = word_pages.row(row);
-    scales = scale_pages.row(row);
-#if AFFINE
-    biases = bias_pages.row(row);
-#endif
-#else
-    first = row;
-#endif
-    valid = edge ? min(BT, end - row) : BT;
-  }
-
-  METAL_FUNC void pass() thread {}
-
-  METAL_FUNC void release() thread {}
-
-  // A place in the operand
+  // Eight neighbours of a row, from a column that is a multiple of 8
   struct Place {
-    int row, column;
+    const device uint8_t* codes;
+    const device Scale* scale;
+#if AFFINE
+    const device Scale* bias;
+#endif
   };
 
-  // The first run that this lane copies, of columns [column, column + H) of the current block
-  template <int H> METAL_FUNC Place share(int column) const thread {
-    const Share<H, RUN> own = Share<H, RUN>::of(lane);
-    return {first + own.row, column + own.column};
+  METAL_FUNC Place place(int row, int column) const thread {
+    Place at;
+    at.codes = (const device uint8_t*)(words + row * word_stride) + column / 8 * BITS;
+    at.scale = scales + (row * scale_stride + column / GROUP);
+#if AFFINE
+    at.bias = biases + (row * bias_stride + column / GROUP);
+#endif
+    return at;
   }
 
-  METAL_FUNC Place rows_on(Place at, int rows) const thread { return {at.row + rows, at.column}; }
+  // The same columns `count` rows below
+  METAL_FUNC Place below(Place at, int count) const thread {
+    at.codes += count * word_stride * long(sizeof(uint));
+    at.scale += count * scale_stride;
+#if AFFINE
+    at.bias += count * bias_stride;
+#endif
+    return at;
+  }
 
-  METAL_FUNC Run<T, 8> run(Place at) const thread {
-    const int row = at.row, column = at.column;
+  // As they lie in memory: BITS bytes of codes, which may begin and end inside of words, and what they share
+  struct Packed {
 #if WHOLE_WORDS
-    const Run<uint, BITS / 4> codes =
-        *(const device Run<uint, BITS / 4>*)(words + row * word_stride + column / 8 * (BITS / 4));
+    Run<uint, BITS / 4> codes;
 #else
-    // Eight elements take BITS bytes, which may begin and end inside of words.
-    const device uint8_t* source = (const device uint8_t*)(words + row * word_stride) + column / 8 * BITS;
-    const Run<uint8_t, BITS> bytes = *(const device Run<uint8_t, BITS>*)source;
+    Run<uint8_t, BITS> codes;
+#endif
+    Scale scale, bias;
+  };
+
+  static METAL_FUNC Packed read(Place at) {
+    Packed packed = {};
+#if WHOLE_WORDS
+    packed.codes = *(const device Run<uint, BITS / 4>*)at.codes;
+#else
+    packed.codes = *(const device Run<uint8_t, BITS>*)at.codes;
+#endif
+    packed.scale = *at.scale;
+#if AFFINE
+    packed.bias = *at.bias;
+#endif
+    return packed;
+  }
+
+  static METAL_FUNC Run<T, 8> values(Packed packed) {
+    const float scale = scale_of(packed.scale), bias = float(packed.bias);
+#if !WHOLE_WORDS
     ulong codes = 0;
 #pragma clang loop unroll(full)
-    for (int n = 0; n < BITS; n++) codes |= ulong(bytes.at[n]) << (8 * n);
+    for (int n = 0; n < BITS; n++) codes |= ulong(packed.codes.at[n]) << (8 * n);
 #endif
-    const float scale = scale_of(scales[row * scale_stride + column / GROUP]);
-#if AFFINE
-    const float bias = float(biases[row * bias_stride + column / GROUP]);
-#else
-    const float bias = 0;
-#endif
-    Run<T, 8> values;
+    Run<T, 8> found;
 #pragma clang loop unroll(full)
     for (int e = 0; e < 8; e++) {
 #if WHOLE_WORDS
-      const uint code = (codes.at[e * BITS / 32] >> (e * BITS % 32)) & ((1u << BITS) - 1);
+      const uint code = (packed.codes.at[e * BITS / 32] >> (e * BITS % 32)) & ((1u << BITS) - 1);
 #else
       const uint code = uint(codes >> (e * BITS)) & ((1u << BITS) - 1);
 #endif
-      values.at[e] = T(value_of(code, scale, bias));
+      found.at[e] = T(value_of(code, scale, bias));
     }
-    return values;
+    return found;
+  }
+};
+
+// A block of BT rows that THREADS threads read into registers and dequantize later: every thread runs of eight columns,
+// one below the other. SLOTS threads serve a row.
+template <typename T, int BT, int D, int THREADS> struct QuantizedBlock {
+  static constant constexpr const int SLOTS = D <= 16 ? 2 : D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32;
+  static constant constexpr const int STEP = THREADS / SLOTS, PASSES = (BT + STEP - 1) / STEP;
+  static_assert(D <= 256 && D % 16 == 0, "one simdgroup at most serves a row, and groups of columns are whole steps");
+  QuantizedRows<T> rows;
+  typename QuantizedRows<T>::Packed packed[PASSES];
+  int first, column;  // of this thread's first run, in the block
+  int count;          // rows of the block that exist
+
+  METAL_FUNC void open(thread const QuantizedView& view, int b, int h, uint index) thread {
+    rows.open(view, b, h);
+    first = int(index / SLOTS);
+    column = int(index % SLOTS) * 8;
   }
 
-  METAL_FUNC const threadgroup T* source(int) const thread { return scratch; }
-  METAL_FUNC const threadgroup T* next(const threadgroup T* source) const thread { return source; }
+  METAL_FUNC int row(int pass) const thread { return first + pass * STEP; }
 
-  template <int H>
-  METAL_FUNC Run<Pair<T>, WIDE> group(const threadgroup T*, int t, int, int d, bool = true) const thread {
-    return from_threadgroup<BT, H>(scratch, BH, t, d, lane);
+  METAL_FUNC void fetch(int begin, int end) thread {
+    rows.enter(begin);
+    count = min(BT, end - begin);
+    typename QuantizedRows<T>::Place at = rows.place(rows.first + first, column);
+#pragma clang loop unroll(full)
+    for (int pass = 0; pass < PASSES; pass++, at = rows.below(at, STEP)) {
+      if (column < D && row(pass) < count) packed[pass] = rows.read(at);
+    }
   }
 
-  template <int H> METAL_FUNC Run<Pair<T>, WIDE_ROWS> transposed_group(int t, int d) const thread {
-    return from_threadgroup_transposed<BT, H>(scratch, t, d, lane);
+  // Zero behind the last row
+  METAL_FUNC Run<T, 8> values(int pass) const thread {
+    Run<T, 8> found = {};
+    if (row(pass) < count) found = rows.values(packed[pass]);
+    return found;
   }
 };
 

@@ -170,7 +170,9 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   using Element = T;
   static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
-#if SCATTERED
+#if QUANTIZED
+  QuantizedBlock<T, BT, D, 32 * PRODUCER_WARPS> packed;
+#elif SCATTERED
   Scattered<T> pages;
 #else
   const device T* head;
@@ -190,7 +192,11 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
 
-#if SCATTERED
+#if QUANTIZED
+  METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
+    packed.open(view, b, h, lane.thread_index - 32 * CONSUMER_WARPS);
+  }
+#elif SCATTERED
   METAL_FUNC void view(thread const ScatteredView& view, int b, int h) thread {
     pages.open(view, b, h);
     stride = pages.stride;
@@ -208,6 +214,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
 #endif
 
+#if !QUANTIZED
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
 #if HAS_PIECES
@@ -231,6 +238,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
         to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
     pipe.producer_commit();
   }
+#endif
 
   METAL_FUNC void start(int) thread {}
 
@@ -265,6 +273,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 };
 
+#if !QUANTIZED
 // Producer warps copy the blocks that begin at `row` and return true
 template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B& b, int row, int end) {
   if (!a.lane.produces()) return false;
@@ -272,6 +281,7 @@ template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B&
   b.copy(row, end);
   return true;
 }
+#endif
 
 // A float32 result of R rows x D columns, in registers until `store`.
 template <int R, int D, int BH, bool CACHED> struct Accumulator {

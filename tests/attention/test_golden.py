@@ -55,7 +55,10 @@ def texts(step) -> dict[str, list[str]]:
         family, dtype = start[2:4]
         dequantizes = step in (FORWARD, DECODE) and family.uses_threadgroup_memory and not family.tensor
         quantized = [Variants(quantization=one) for one in QUANTIZED] if dequantizes else []
-        for chosen in (variants, *EVERYTHING, *quantized):
+        every = (variants, *EVERYTHING, *quantized)
+        if variants.quantization:
+            every = [replace(one, quantization=form) for one in (variants, *EVERYTHING) for form in QUANTIZED]
+        for chosen in every:
             kernel = source.build(*start, chosen, threads)
             found[f"{step} {dtype} {start[1].tiles} {family.table}"] += [kernel.name, kernel.header, kernel.body]
     return found

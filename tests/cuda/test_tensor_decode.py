@@ -48,7 +48,7 @@ def rows_of_the_table() -> list:
     """(family, index, Case) for each row, twice: q and k as wide as it serves, and v."""
     found, turns = [], itertools.cycle([(8, 8), (12, 1), (5, 5), (2, 8)])
     for (step, _, family), rows in TENSOR_TABLE.items():
-        for index, row in enumerate(rows if step is DECODE else ()):
+        for index, row in enumerate(rows if step is DECODE and family in FAMILIES else ()):
             for widths in ((row.max_head, 40), (24, row.max_head)):
                 # Wide rows of q lie in threadgroup memory.
                 group, queries = (2, 8) if widths[0] == 256 else next(turns)

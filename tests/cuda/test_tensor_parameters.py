@@ -14,7 +14,7 @@ from mlx_flash.kernels.lookup import lookup, prove_table, splits_dk_dv
 from mlx_flash.kernels.neural import PRODUCT_COLUMNS
 from mlx_flash.kernels.nvidia import TENSOR_TABLE, prove_tensor_row, thread_registers
 from mlx_flash.kernels.original import ORIGINAL
-from mlx_flash.kernels.plan import key_value_kinds, plan_of
+from mlx_flash.kernels.plan import key_value_kinds, plan_of, reads_codes
 from mlx_flash.kernels.source import build
 from mlx_flash.kernels.tile_layers import LAYERS, consumer_registers, register_reallocation, tensor_bytes
 from mlx_flash.problem.kinds import (
@@ -33,10 +33,10 @@ from mlx_flash.problem.variants import Variants
 GPUS = [family for family in FAMILIES.values() if not family.apple]
 DTYPES = {FULL: "float32", MIXED: "float16"}
 ROWS = [
-    pytest.param(step, DTYPES[precision], family, row, id=f"{step}-{DTYPES[precision]}-{family.name}-{row.max_head}")
+    pytest.param(step, DTYPES[precision], family, row, id=f"{step}-{DTYPES[precision]}-{family.name}-{row.tiles}-{row.max_head}")
     for family in GPUS
     for (step, precision, tensor), rows in TENSOR_TABLE.items()
-    if tensor == family.tensor
+    if tensor in family.matrix_units
     for row in rows
 ]
 
@@ -57,12 +57,12 @@ def test_every_row_fits(step, dtype, family, row):
     if {"P", "dS"} & set(step.inputs):  # which have the threadgroup's rows for columns
         taken += 2 * row.parallel * row.stages * row.traversal + 1024
     assert taken == tensor_bytes(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
-    hopper = row.tiles in ("wgmma", "tf32_hopper")
-    consumers, producers = row.parallel * 2, 128 if hopper else 32
+    warps = {"wgmma": 4, "tf32_hopper": 4, "mma": 1, "tf32": 1, "dequantizing": 2}[row.tiles]
+    consumers, producers = row.parallel * 2, 32 * warps
     even = 65536 // -(-(consumers + producers) // 128 * 128) // 8 * 8
     kept = 24 if len(set(row.cached) & {"dK", "dV"}) == 2 else 40  # by a producer thread
     claimed = (even * (consumers + producers) - kept * producers) // consumers // 8 * 8
-    given = claimed if hopper and even < 248 else min(even, 255)
+    given = claimed if warps == 4 and even < 248 else min(even, 255)
     assert thread_registers(step, row, row.max_head) <= given == consumer_registers(row) <= 255
     assert row.threads == consumers + producers <= 1024
     kernel = build(step, row, family, dtype, row.max_head, row.max_head, Variants(), None, readable=True)
@@ -160,7 +160,7 @@ def test_lookup_takes_the_first_row_that_covers_the_head_dimension(family):
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
 def test_problems_that_tensor_cores_do_not_serve(family):
-    """More than 256 columns, quantized operands, and few queries in float32 run on 8x8 matrices."""
+    """More than 256 columns, and few queries in float32, run on 8x8 matrices."""
     steps = (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
     assert lookup(DECODE, "float32", family, 64).tiles == "simdgroup"
     for step in steps:
@@ -169,10 +169,19 @@ def test_problems_that_tensor_cores_do_not_serve(family):
         assert lookup(step, "float16", family, 264) in rows
         assert plan_of(step, problem(64), family).config.tiles != "simdgroup"
     assert not splits_dk_dv("float32", family, 264) and not splits_dk_dv("float16", family, 264)
-    packed = problem(64, quantization=Quantization("affine", 4, 64))
-    for step in (FORWARD, DECODE):
-        chosen = plan_of(step, packed, family)
-        assert chosen.config.tiles == "simdgroup" and chosen.effective_family.uses_threadgroup_memory
+
+
+
+@pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
+def test_quantized_operands_have_a_layer_of_their_own(family):
+    """Where tensor cores serve the dtype and the head dimension; elsewhere 8x8 matrices do, through shared memory."""
+    for head_dim, dtype, served in ((64, "float16", True), (256, "bfloat16", True), (64, "float32", False)):
+        asked = problem(head_dim, dtype, quantization=Quantization("affine", 4, 64))
+        for step in (FORWARD, DECODE):
+            chosen = plan_of(step, asked, family)
+            assert chosen.config.tiles == ("dequantizing" if served else "simdgroup")
+            assert chosen.effective_family.uses_threadgroup_memory
+        assert reads_codes(asked.signature, family) == served
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)

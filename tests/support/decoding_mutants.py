@@ -85,3 +85,14 @@ MASK_LOOK = of(
     ("votes-of-three", "n < SIMDGROUPS; n++", "n < SIMDGROUPS - 1; n++", TILES.format("apple7-bool")),
     ("votes-unordered", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", TILES.format("apple7-bool"), "check"),
 )
+PACKED = "test_tensor_quantized.py::test_accuracy[narrow-form0-2-64-32-float16]"
+QUANTIZED_TENSOR = of(
+    "quantized",
+    ("quantized-row-too-few", "count = min(BT, end - begin);", "count = min(BT - 1, end - begin);", PACKED),
+    ("quantized-first-columns-only", "column = int(index % SLOTS) * 8;", "column = 0;", PACKED, "check"),
+    ("quantized-rows-too-near", "at = rows.below(at, STEP)", "at = rows.below(at, 1)", PACKED),
+) + of(
+    "nvidia_quantized",
+    ("quantized-block-before-its-stage", "b.pipe.producer_acquire() * b.BLOCK", "b.pipe.producer_acquire() * 0 * b.BLOCK",
+     "test_tensor_quantized.py::test_several_parts_and_every_schedule[narrow]", "check"),
+)

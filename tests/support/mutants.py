@@ -4,7 +4,7 @@
 test_mutants.py makes each mistake and runs its test.
 """
 
-from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK
+from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK, QUANTIZED_TENSOR
 from flight_mutants import FLIGHTS
 from formula_mutants import FORMULA
 from kept_mutants import APPLE_KEPT, BACKWARD_KEPT, KEEPING, KEPT
@@ -365,6 +365,7 @@ MUTANTS = [
     *KEY_SPLITS,
     *COMBINE,
     *QUANTIZED,
+    *QUANTIZED_TENSOR,
     *EXP2,
     *SOFTMAX,
     *ONLINE_SOFTMAX,

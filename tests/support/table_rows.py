@@ -2,15 +2,17 @@
 
 import hashlib
 import itertools
+from dataclasses import replace
 
 from mlx_flash.kernels import source
 from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import FULL
-from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.devices import DEQUANTIZING, FAMILIES
 from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.registers import max_threads
 from mlx_flash.kernels.tile_layers import LAYERS
 from mlx_flash.problem.kinds import BACKWARD_MASK, DECODING, KEPT_KINDS, TRAINING
+from mlx_flash.problem.quantization import Quantization
 from mlx_flash.problem.variants import Variants
 
 KINDS = [step for step in (*TRAINING, *DECODING) if step is not BACKWARD_MASK]
@@ -31,9 +33,12 @@ def builds_of(step) -> list[tuple]:
 
 
 def tensor_builds_of(step) -> list[tuple]:
-    """The same for the rows for NVIDIA's tensor cores, but with a causal mask only; a layer may not keep P and dS."""
+    """The same for the rows for NVIDIA's tensor cores, but with a causal mask only; a layer may not keep P and dS, and one
+    set of rows serves quantized operands on every GPU."""
+    families = FAMILIES | {DEQUANTIZING: replace(FAMILIES["sm80"], tensor=DEQUANTIZING)}
+    packed = {DEQUANTIZING: Quantization("affine", 4, 64)}
     return [
-        (step, row, FAMILIES[name], dtype, head_dim, value_dim, Variants(causal=True), None)
+        (step, row, families[name], dtype, head_dim, value_dim, Variants(True, quantization=packed.get(name)), None)
         for (row_step, precision, name), rows in TENSOR_TABLE.items()
         for row, dtype in itertools.product(rows, ("float32",) if precision == FULL else ("float16", "bfloat16"))
         for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head))

@@ -16,12 +16,13 @@ FAMILY = {"mma": "sm80", "wgmma": "sm90", "tf32": "sm80", "tf32_hopper": "sm90"}
 LAYERS = [(layer, width) for layer in ("mma", "wgmma") for width in ("narrow", "wide")]
 FLOAT32_LAYERS = [("tf32", "narrow"), ("tf32_hopper", "wide")]
 # Rows that a threadgroup owns, rows that it visits at a time
-BLOCKS = {"mma": (32, 32), "wgmma": (64, 16), "tf32": (32, 16), "tf32_hopper": (16, 16)}
+BLOCKS = {"mma": (32, 32), "wgmma": (64, 16), "tf32": (32, 16), "tf32_hopper": (16, 16), "dequantizing": (32, 32)}
 OTHER_BLOCKS = {
     ("wgmma", "wide", FORWARD): (128, 16),
     ("wgmma", "wide", BACKWARD_VALUE): (64, 32),
     ("mma", "narrow", DECODE): (32, 32),
     ("mma", "wide", DECODE): (32, 16),
+    ("dequantizing", "wide", DECODE): (32, 16),
 }
 
 

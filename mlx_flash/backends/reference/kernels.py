@@ -43,7 +43,7 @@ def _key_rows(array: mx.array, keys: slice) -> mx.array:
 def _rows_of(problem: Problem, name: str, operands: dict, keys: slice, *done: mx.array) -> mx.array:
     """Rows of K or V in float32, gathered from pages and dequantized (after `done`) where needed."""
     quantization = problem.variants.quantization
-    names = [name, *(one for one in (quantization.inputs if quantization else ()) if one.startswith(f"{name}_"))]
+    names = [name, *(quantization.inputs_of(name) if quantization else ())]
     parts = [operands[one] for one in names]
     if problem.variants.page:
         parts, keys = _gathered(problem, parts, operands, keys)

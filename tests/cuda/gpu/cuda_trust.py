@@ -42,8 +42,10 @@ def arguments():
 
 def chosen(families: str, only: str) -> dict[str, tuple]:
     from cuda_jobs import jobs
+    from cuda_quantized import quantized_jobs
 
-    return {name: job for name, job in jobs(families.split(",")).items() if re.search(only, name)}
+    found = jobs(families.split(",")) | quantized_jobs(families.split(","))
+    return {name: job for name, job in found.items() if re.search(only, name)}
 
 
 def pretend_cuda(family: str):
