@@ -1,4 +1,5 @@
-// Quantized operands of the tile layer for NVIDIA's tensor cores: producer warps dequantize blocks on their way to a stage.
+// Quantized operands of the tile layer for NVIDIA's tensor cores: producer warps dequantize blocks on their way to a
+// stage.
 namespace flash {
 namespace tile {
 
