@@ -6,6 +6,7 @@ missing: without its compiler these tests fail with its own message, for a suite
 for no reason.
 """
 
+import gc
 import os
 import platform
 import sys
@@ -45,6 +46,17 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for line in (*(f"{name}: {meaning}" for name, meaning in needs.NEEDS.items()), needs.ANY_KERNELS):
         config.addinivalue_line("markers", line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Ten thousand tests stay until the end: Python's search for garbage among them takes a quarter of collecting."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marks that this adds

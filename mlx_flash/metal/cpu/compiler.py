@@ -50,14 +50,16 @@ _CHECK_FLAGS = (
 # Only a report needs lines, which take a sixth of the compile time: for a report the kernel is built again, with lines.
 # They do not change its code.
 _LINE_FLAGS = ("-gdwarf-4", "-gline-tables-only", "-mllvm", "-experimental-debug-variable-locations=false")
-# Passes over loops take a third of the compile time, and passes that order finished code a tenth. Kernels full of
-# checks run as fast without them.
-_FEWER_PASSES = (
-    "-mllvm", "-opt-disable=loop-rotate,licm,simple-loop-unswitch,indvars,loop-idiom,loop-deletion,loop-unroll-full"
-    ",loop-instsimplify,loop-simplifycfg,loop-simplify,lcssa",
+# Passes over loops take a third of the compile time. Kernels full of checks run as fast without them.
+_LOOP_PASSES = "simple-loop-unswitch,indvars,loop-idiom,loop-deletion,loop-unroll-full"
+_HOISTING_PASSES = "loop-rotate,licm,loop-instsimplify,loop-simplifycfg,loop-simplify,lcssa"
+# So do they without passes that order finished code, which take a tenth, and without the search for places where a
+# variable leaves its register, which takes a twentieth.
+_PLAIN_ORDER = (
     "-mllvm", "-disable-lsr", "-mllvm", "-enable-misched=false", "-mllvm", "-disable-machine-licm",
     "-mllvm", "-disable-machine-cse", "-mllvm", "-disable-machine-sink", "-mllvm", "-disable-branch-fold",
     "-mllvm", "-disable-block-placement", "-mllvm", "-disable-early-taildup",
+    "-mllvm", "-grow-region-complexity-budget=0",
 )  # fmt: skip
 # A kernel full of checks spends its time in them: its instructions are chosen as in code that is not optimised, which
 # takes a quarter less time to compile. Registers are given as ever: given fast, a frame takes ten times the memory.
@@ -190,19 +192,22 @@ def _runtime_objects(folder: Path, target: Target) -> list[Path]:
 
 
 @functools.cache
-def _quick(check: bool) -> tuple[str, ...]:
-    """Flags that leave passes out, where the compiler knows them: LLVM's since version 21."""
+def _quick(check: bool, count: bool) -> tuple[str, ...]:
+    """Flags that leave passes out, where the compiler knows them: LLVM's since version 21.
+
+    In what is counted, loads that do not change are hoisted out of loops, as any compiler leaves them.
+    """
     compiler, _, _ = toolchain()
-    flags = (*_FEWER_PASSES, *(_SIMPLE_CODE if check else ()))
+    passes = _LOOP_PASSES if count else f"{_LOOP_PASSES},{_HOISTING_PASSES}"
+    flags = ("-mllvm", f"-opt-disable={passes}", *_PLAIN_ORDER, *(_SIMPLE_CODE if check else ()))
     known = _run([*compiler, "-x", "c", "-fsyntax-only", *flags, os.devnull]).returncode == 0
     return flags if known else ()
 
 
 def _flags(target: Target, check: bool, count: bool, lines: bool) -> list[str]:
-    # What is counted has its loops as a compiler leaves them: with loads that do not change hoisted.
-    purpose = ("-DMSL_COUNT_CALLS",) if count else _quick(check)
     return [
-        *_KERNEL_FLAGS, *target.flags, *(_CHECK_FLAGS if check else ()), *purpose, *(_LINE_FLAGS if lines else ())
+        *_KERNEL_FLAGS, *target.flags, *(_CHECK_FLAGS if check else ()), *_quick(check, count),
+        *(("-DMSL_COUNT_CALLS",) if count else ()), *(_LINE_FLAGS if lines else ()),
     ]  # fmt: skip
 
 
