@@ -276,9 +276,7 @@ def dequantized(signature: Signature, names: tuple[str, ...], arrays: dict[str, 
     quantization = signature.variants.quantization
     signature = replace(signature, variants=replace(signature.variants, quantization=None))
     names, dtype = tuple(name for name in names if name not in quantization.inputs), getattr(mx, signature.dtype)
+    parts = [[arrays[one] for one in (name, *quantization.inputs_of(name))] for name in "KV"]
     with mx.stream(stream) if stream is not None else nullcontext():
-        values = [
-            quantization.dequantized(slice(None), dtype, arrays[of], *(arrays[one] for one in quantization.inputs_of(of)))
-            for of in "KV"
-        ]
+        values = [quantization.dequantized(slice(None), dtype, *one) for one in parts]
     return signature, names, (arrays["Q"], *values, *(arrays[name] for name in names))

@@ -13,9 +13,9 @@ from functools import lru_cache
 
 import mlx.core as mx
 
+from ..common import machine
 from ..common.environment import STORED, stored_name, variable
 from ..common.errors import UnsupportedProblem, warn
-from ..common import machine
 from ..common.machine import metal_gpu, why_no_metal
 from ..kernels.devices import FAMILIES, TABLE_PREFIX, Family, Tuned
 

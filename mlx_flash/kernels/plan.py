@@ -136,9 +136,9 @@ def effective_family(kind: KernelKind, signature: Signature, family: Family) -> 
     """The family as a kernel of the signature uses it.
 
     Quantized operands are dequantized in threadgroup memory on every family, by mma.sync's layer on NVIDIA GPUs, and
-    latent decoding shares its blocks there, since every simdgroup would read the keys for itself. Hopper falls back to mma.sync where a tile of a block
-    mask is smaller than a warpgroup, M5 to 8x8 matrices where a page is shorter than a block of keys. Tuned rows are
-    for none of these but latent decoding.
+    latent decoding shares its blocks there, since every simdgroup would read the keys for itself. Hopper falls back to
+    mma.sync where a tile of a block mask is smaller than a warpgroup, M5 to 8x8 matrices where a page is shorter than a
+    block of keys. Tuned rows are for none of these but latent decoding.
     """
     block, page = signature.variants.block, signature.variants.page
     if signature.variants.quantization is not None:

@@ -86,8 +86,9 @@ def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) 
     if not kind.tiled:
         return ["views", *{COMBINE: ["exp2"], MASK_MAP: []}.get(kind, ["row_delta"]), kind.name]
     forward = kind in (FORWARD, DECODE)
-    files = ["views", "constants", "tile"]
-    files += ["quantized", *LAYERS[layer].files, *LAYERS[layer].quantized] if variants.quantization else LAYERS[layer].files
+    tile = LAYERS[layer]
+    files = ["views", "constants", "tile", *(["quantized"] if variants.quantization else []), *tile.files]
+    files += tile.quantized if variants.quantization else ()
     files += ["sums"] if kind is BACKWARD_MASK else []
     files += [LAYERS[layer].kept] if kind in KEPT_KINDS else []
     files += ["formula", *(["dual"] if variants.score and not forward else []), "texts"] if variants.texts else []

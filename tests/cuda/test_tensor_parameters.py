@@ -33,7 +33,13 @@ from mlx_flash.problem.variants import Variants
 GPUS = [family for family in FAMILIES.values() if not family.apple]
 DTYPES = {FULL: "float32", MIXED: "float16"}
 ROWS = [
-    pytest.param(step, DTYPES[precision], family, row, id=f"{step}-{DTYPES[precision]}-{family.name}-{row.tiles}-{row.max_head}")
+    pytest.param(
+        step,
+        DTYPES[precision],
+        family,
+        row,
+        id=f"{step}-{DTYPES[precision]}-{family.name}-{row.tiles}-{row.max_head}",
+    )
     for family in GPUS
     for (step, precision, tensor), rows in TENSOR_TABLE.items()
     if tensor in family.matrix_units
@@ -169,7 +175,6 @@ def test_problems_that_tensor_cores_do_not_serve(family):
         assert lookup(step, "float16", family, 264) in rows
         assert plan_of(step, problem(64), family).config.tiles != "simdgroup"
     assert not splits_dk_dv("float32", family, 264) and not splits_dk_dv("float16", family, 264)
-
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)

@@ -1,4 +1,4 @@
-"""Quantized keys and values on tensor cores, on the simulator: what test_quantized.py asks of the kernels for Apple GPUs.
+"""Quantized keys and values on tensor cores, on the simulator: what test_quantized.py asks of kernels for Apple GPUs.
 
 One layer serves them on every NVIDIA GPU, narrow and wide as tensor_rows.py says.
 """
@@ -101,7 +101,10 @@ def test_a_cache_is_read_in_place(backend):
     want = quantized_attention(q, k, v, causal=True, **AFFINE)
     garbage = {mx.uint32: 0xFFFFFFFF, mx.float16: mx.nan}
     caches = [
-        [mx.pad(part, [(0, 0), (1, 0), (0, 58), (0, 0)], constant_values=garbage[part.dtype])[:, 1:, :70] for part in one]
+        [
+            mx.pad(part, [(0, 0), (1, 0), (0, 58), (0, 0)], constant_values=garbage[part.dtype])[:, 1:, :70]
+            for part in one
+        ]
         for one in (k, v)
     ]
     assert bits(quantized_attention(q, *caches, causal=True, **AFFINE)) == bits(want)
@@ -122,7 +125,9 @@ def test_pages(backend, form, page):
     assert float(mx.abs(got - want).max()) <= 2 * 2**-11 * float(mx.abs(want).max())
 
 
-@pytest.mark.parametrize("queries, feature", [(TOKEN, "bool"), (TOKEN, "sinks"), (PREFILL, "additive"), (PREFILL, "blocks")])
+@pytest.mark.parametrize(
+    "queries, feature", [(TOKEN, "bool"), (TOKEN, "sinks"), (PREFILL, "additive"), (PREFILL, "blocks")]
+)
 def test_features_are_those_of_attention(backend, queries, feature):
     """nvfp4's values are exact in every type, so that every bit must be the same; array masks have their map."""
     case = Case(queries, 150, 16, "float16", group=2, key_heads=2, batch=2)
@@ -141,7 +146,8 @@ def test_columns_of_keys_are_values(backend):
 
 
 @pytest.mark.parametrize(
-    "queries, dtype, ran_kernel", [(PREFILL, "float16", "forward"), (TOKEN, "float16", "decode"), (TOKEN, "float32", "decode")]
+    "queries, dtype, ran_kernel",
+    [(PREFILL, "float16", "forward"), (TOKEN, "float16", "decode"), (TOKEN, "float32", "decode")],
 )
 def test_what_is_dequantized_first(backend, queries, dtype, ran_kernel):
     """The keys of many queries, and operands that tensor cores do not dequantize: then attention has their values."""

@@ -88,8 +88,8 @@ def test_kernels_that_ran(layer):
 
 @pytest.mark.parametrize("layer", FLOAT32_LAYERS[:1], ids="-".join, indirect=True)
 def test_long_sums_are_rounded(layer):
-    """Terms of one sign: if the matrix unit, which truncates, added the blocks of keys, each addition would lose up to a
-    unit in the last place."""
+    """Terms of one sign: if the matrix unit, which truncates, added the blocks of keys, each addition would lose up to
+    a unit in the last place."""
     case = Case(16, 3000, 8, "float32")
     arrays = case.arrays()
     arrays["q"], arrays["v"] = arrays["q"] / 8, 1 + abs(arrays["v"]) / 8

@@ -70,7 +70,11 @@ def test_without_a_gpu(policy, monkeypatch, capsys):
 
 def test_only_cases_of_ours_are_compiled(policy, monkeypatch):
     """The GPU's rules decide which, at a length that has no rule."""
-    monkeypatch.setattr(policy, "decide", lambda *given: SimpleNamespace(ours=given[-1].keys == 48 and given[-1].training))
+
+    def decide(*given):
+        return SimpleNamespace(ours=given[-1].keys == 48 and given[-1].training)
+
+    monkeypatch.setattr(policy, "decide", decide)
     monkeypatch.setattr(policy, "cases", lambda: [TINY, replace(TINY, backward=False), replace(TINY, length=50)])
     served = []
     monkeypatch.setattr(policy, "built_in", lambda case, *_: served.append(case) or [])

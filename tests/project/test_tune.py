@@ -109,7 +109,8 @@ def test_the_policy_follows_the_times(tuner):
     assert (rule.name, rule.ours) == ("timed on this machine", True) and "1 ms here, the built-in 3 ms" in rule.why
     assert not decide(None, family(), fused._replace(training=True)).ours
     assert decide(None, family(), fused._replace(queries=3000, keys=1500)).ours
-    assert decide(None, family(), fused._replace(queries=300, keys=300)).name == "fused forward"  # no call like it was timed
+    # No call like it was timed.
+    assert decide(None, family(), fused._replace(queries=300, keys=300)).name == "fused forward"
     assert decide(None, family(), fused._replace(mask="array")).name == "array mask"  # the built-in keeps all scores
     assert decide("always", family(), fused).name == "always"
     with mlx_flash.patch() as report:

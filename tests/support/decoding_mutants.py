@@ -93,6 +93,6 @@ QUANTIZED_TENSOR = of(
     ("quantized-rows-too-near", "at = rows.below(at, STEP)", "at = rows.below(at, 1)", PACKED),
 ) + of(
     "nvidia_quantized",
-    ("quantized-block-before-its-stage", "b.pipe.producer_acquire() * b.BLOCK", "b.pipe.producer_acquire() * 0 * b.BLOCK",
+    ("quantized-block-before-its-stage", "producer_acquire() * b.BLOCK", "producer_acquire() * 0 * b.BLOCK",
      "test_tensor_quantized.py::test_several_parts_and_every_schedule[narrow]", "check"),
 )

@@ -169,7 +169,7 @@ PATTERNS = {
         "inline uint spread(uint v) { v = (v | v << 8) & 0x00ff00ffu; v = (v | v << 4) & 0x0f0f0f0fu; v = (v | v "
         "<< 2) & 0x33333333u; return (v | v << 1) & 0x55555555u; }",
         "y[i] = spread(i % 8) | spread(i / 8) << 1;",
-        np.array([sum(((k % 8 >> b & 1) << 2 * b | (k // 8 >> b & 1) << 2 * b + 1 for b in range(3))) for k in I]),
+        np.array([sum((k % 8 >> b & 1) << 2 * b | (k // 8 >> b & 1) << 2 * b + 1 for b in range(3)) for k in I]),
     ),
     "fp8 decode": (
         "inline float e4m3(uchar v) { uint s = v & 0x80, e = v >> 3 & 15, m = v & 7; float r = e ? "

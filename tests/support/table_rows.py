@@ -33,8 +33,8 @@ def builds_of(step) -> list[tuple]:
 
 
 def tensor_builds_of(step) -> list[tuple]:
-    """The same for the rows for NVIDIA's tensor cores, but with a causal mask only; a layer may not keep P and dS, and one
-    set of rows serves quantized operands on every GPU."""
+    """The same for the rows for NVIDIA's tensor cores, but with a causal mask only; a layer may not keep P and dS, and
+    one set of rows serves quantized operands on every GPU."""
     families = FAMILIES | {DEQUANTIZING: replace(FAMILIES["sm80"], tensor=DEQUANTIZING)}
     packed = {DEQUANTIZING: Quantization("affine", 4, 64)}
     return [

@@ -225,7 +225,7 @@ VALUES = {
         "constant int CAT(va, lue) = 5;\n"
         "#endif\n",
         "float s = 0; REP4(ONE) y[i] = s + value + OK + sizeof(STR(abc));",
-        sum((X[(I + k) % 64] * (k + 1) for k in range(4))) + 5 + 1 + 4,
+        sum(X[(I + k) % 64] * (k + 1) for k in range(4)) + 5 + 1 + 4,
     ),
     "metal array": (
         "",

@@ -68,8 +68,8 @@ def report() -> int:
 
 
 def _attempted(part: Part, end: float, show: Callable[[str], None]) -> tuple[list[str], bool]:
-    """(lines of Markdown, whether all is well) of a part. One that fails, or whose time is up, does not stop the others,
-    and keeps what it found; its first row is found in any case."""
+    """(lines of Markdown, whether all is well) of a part. One that fails, or whose time is up, does not stop the
+    others, and keeps what it found; its first row is found in any case."""
     rows, failed, ended = [], 0, []
 
     def tick(note: str) -> None:

@@ -10,9 +10,9 @@ import time
 
 import mlx.core as mx
 
-from ...autodiff.call import clear_cache
 from ... import backends
-from ...backends import Backend, backend, current_backend, tuned
+from ...autodiff.call import clear_cache
+from ...backends import Backend, current_backend, tuned
 from ...common.errors import CommandError, need
 from ...integrations import kept
 from ...kernels.config import TileConfig

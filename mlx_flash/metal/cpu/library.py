@@ -14,8 +14,8 @@ from ..frontend.translate import translate
 from ..frontend.translation import Parameter
 from . import buffers, compiler, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
-from .preprocess import preprocess
 from .launch import missing_function
+from .preprocess import preprocess
 from .profile import record
 
 _PRELUDE = "all.h"
