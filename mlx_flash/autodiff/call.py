@@ -28,8 +28,9 @@ from ..problem.quantization import Quantization, quantization_of, shape_of
 from ..problem.variants import ARRAYS
 from .decoding import Decoding
 from .operands import operands
+from .refusals import refuse_shapeless, traced
 from .statistics import natural
-from .vjp import attend, refuse_shapeless, traced
+from .vjp import attend
 
 CACHE_SIZE = 1024  # signatures
 SPLIT = "split"  # return_lse in two parts: the largest score, and the logarithm of the sum relative to it
@@ -122,10 +123,17 @@ class Call:
         if decoding is not None and not traced():
             out = decoding(*arrays, problem)
             return out[..., : self.signature.value_dim] if self.pads[1] else out
-        replays = self._replayed is not None and self._comes_again(problem)
-        out, _ = self._replayed(*arrays) if replays else self._attention.run(FORWARD, *arrays, problem=problem)
+        attention = self._attention
+        if attention.followed:  # probably again: through a compiled graph the trace would only pass
+            attention.followed = traced()
+        if attention.followed:
+            out, _ = attention.follow(*arrays)
+        elif self._replayed is not None and self._comes_again(problem):
+            out, _ = self._replayed(*arrays)
+        else:
+            out, _ = attention.run(FORWARD, *arrays, problem=problem)
         if problem.query_length <= QUERIES:
-            self._decoding[problem.query_length] = self._attention.decoding(problem.query_length)
+            self._decoding[problem.query_length] = attention.decoding(problem.query_length)
         return out[..., : self.signature.value_dim] if self.pads[1] else out
 
     def _attend_with(self, names: tuple[str, ...]) -> None:

@@ -29,15 +29,15 @@ class Decoding:
     def __init__(self, choice: Choice, queries: int, stream):
         signature = choice.plan.signature
         self.choice, self.stream, self.scale = choice, stream, signature.scale
-        self.rows = signature.key_heads, signature.group * queries, signature.head_dim
+        # A single query is read as it lies; an operation that MLX evaluates packs the rows of more.
+        self.rows = (signature.key_heads, signature.group * queries, signature.head_dim) if queries > 1 else None
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, problem: Problem) -> mx.array:
         (_, backend, plan, _), stream = self.choice, self.stream
         launch = plan.launch(problem)
-        inputs = {
-            "Q": mx.reshape(q, (problem[1], *self.rows), stream=stream), "K": k, "V": v, "scale": self.scale,
-            "decode_params": launch.decode_params,
-        }  # fmt: skip
+        if self.rows is not None:
+            q = mx.reshape(q, (problem[1], *self.rows), stream=stream)
+        inputs = {"Q": q, "K": k, "V": v, "scale": self.scale, "decode_params": launch.decode_params}
         outputs = backend.run(DECODE, plan, problem, inputs, stream)
         if launch.parts > 1:
             combine, parts = joining(plan, problem, outputs)

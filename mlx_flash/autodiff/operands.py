@@ -237,7 +237,7 @@ def kernel_inputs(kind: KernelKind, problem: Problem, arrays: dict[str, mx.array
         _add_variants(kind, problem, inputs, stream)
     if kind is BACKWARD_MASK:
         inputs["extents"] = problem.mask_shape
-    if kind is DECODE:
+    if kind is DECODE and problem.query_length > 1:
         rows = (problem.batch, signature.key_heads, signature.group * problem.query_length, signature.head_dim)
         inputs["Q"] = mx.reshape(inputs["Q"], rows, stream=stream)
     return inputs

@@ -10,137 +10,58 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache, partial
+from itertools import compress
 
 import mlx.core as mx
 
 from ..backends import Backend
 from ..common.errors import UnsupportedProblem
-from ..common.mlx_private import after, in_export_trace, in_shapeless_trace, in_trace
-from ..kernels import mask_map
+from ..common.mlx_private import after, in_export_trace
 from ..kernels.kept import heads_at_a_time, turn_of
-from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of, reads_codes
+from ..kernels.plan import delta_inside, key_value_kinds, reads_codes
 from ..kernels.split_kv import QUERIES
 from ..problem.kinds import (
-    BACKWARD_KEY_KEPT,
     BACKWARD_KEY_VALUE,
     BACKWARD_MASK,
     BACKWARD_QUERY,
     BACKWARD_QUERY_DELTA,
-    BACKWARD_QUERY_KEEPING,
-    BACKWARD_VALUE_KEPT,
-    COMBINE,
     DECODE,
     DELTA,
     FORWARD,
     GRADIENTS,
     KEPT_KINDS,
-    MASK_MAP,
     KernelKind,
 )
 from ..problem.problem import Problem, Signature
 from ..transforms.trace import changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, all_serve, choose
-from .decoding import Decoding, joining
-from .operands import SUM, array_inputs, dequantized, kernel_inputs, problem_of_arrays
+from .decoding import Decoding
+from .launching import run_kernel
+from .operands import SUM, array_inputs, contiguous, dequantized, kernel_inputs, problem_of_arrays
+from .refusals import (
+    FORWARD_ONLY,
+    NO_JVP,
+    NO_PAGES,
+    NO_SECOND,
+    NO_VMAP,
+    ahead,
+    custom,
+    guard,
+    once,
+    passed_on,
+    refuse_shapeless,
+    traced,
+    zero,
+)
 from .statistics import sinks_gradient, with_lse_gradient
-from .vmap import mapped, output_dtype, stand_in
+from .training import ShortSteps
+from .turns import in_turns, of_kept
+from .vmap import mapped, stand_in
 
 Arrays = tuple[mx.array, ...]
-LENGTHS_KEPT = 64  # lengths of which an Attention remembers how many heads keep P and dS
-
-
-def run_kernel(
-    kind: KernelKind, problem: Problem, backend: Backend, stream, inputs: dict, plan: Plan | None = None
-) -> Arrays:
-    """The outputs of one kind of kernel: O, dQ, dK and dV in the problem's dtype, the others float32. Where decoding
-    splits the keys into several parts, they are those of `combine`. `plan`: None to look it up."""
-    if plan is None and backend.family:
-        plan = plan_of(kind, problem, backend.family)
-    if kind is DECODE:
-        launch = plan.launch(problem)
-        inputs["decode_params"] = launch.decode_params
-    if problem.signature.variants.mask and plan is not None and "mask_map" in plan.kernel.inputs:
-        inputs["mask_map"] = map_of_mask(kind, problem, backend, stream, inputs["attention_mask"])
-    outputs = backend.run(kind, plan, problem, inputs, stream)
-    if kind is DECODE and launch.parts > 1:
-        kind, (plan, parts) = COMBINE, joining(plan, problem, outputs)
-        outputs = backend.run(kind, plan, problem, parts, stream)
-    if plan is not None and not plan.casts:
-        return tuple(outputs)
-    # Kernels write float32 where they page an accumulator.
-    dtypes = [output_dtype(name, problem) for name in kind.outputs]
-    return tuple([one if one.dtype == to else one.astype(to, stream=stream) for one, to in zip(outputs, dtypes)])
-
-
-def map_of_mask(kind: KernelKind, problem: Problem, backend: Backend, stream, mask: mx.array) -> mx.array:
-    """The map by which a kernel for tensor cores leaves out blocks that its array mask hides; in short calls, where it
-    would cost more than it saves, a map that leaves out none."""
-    if not mask_map.pays(kind, problem):
-        return mask_map.unknown(problem)
-    own = mask[tuple(slice(extent) for extent in problem.mask_shape)]
-    return mask_map.spread(problem, run_kernel(MASK_MAP, problem, backend, stream, {"attention_mask": own})[0])
-
-
-def traced() -> bool:
-    """Whether a transformation traces, so that a kernel needs rules for it."""
-    return trace.batched is not None or trace.export is not None or in_trace()
-
-
-def _refuse(what: str, *_, function: str = "attention"):
-    raise UnsupportedProblem(f"[mlx_flash.{function}] {what}")
-
-
-def refuse_shapeless() -> None:
-    """Raises UnsupportedProblem in a shapeless trace: kernels recorded here fit one set of shapes only."""
-    if in_shapeless_trace():
-        _refuse(
-            "shapeless compilation and export (shapeless=True) are not available, since kernels are chosen by shapes: "
-            "leave shapeless out, and MLX traces once for each shape."
-        )
-
-
-NO_JVP = partial(_refuse, "forward-mode derivatives (mx.jvp) are not available: use mx.grad or mx.vjp.")
-NO_VMAP = partial(
-    _refuse,
-    "mx.vmap cannot map attention by itself: use mlx_flash.vmap, or mx.vmap inside `with "
-    "mlx_flash.transforms.installed():`. Nothing maps through a custom function without a vmap rule: map inside of it.",
-)
-_NO_SECOND = partial(_refuse, "gradients of gradients are not available: attention can be differentiated once.")
-_FORWARD_ONLY = partial(
-    _refuse, "it is forward only: for derivatives, dequantize and call attention.", function="quantized_attention"
-)
-
-_NO_PAGES = partial(_refuse, "derivatives through pages are not available: gather keys and values, and pass no pages.")
-
-
-def custom(function: Callable, vjp: Callable, vmap: Callable, jvp: Callable = NO_JVP) -> Callable:
-    wrapped = mx.custom_function(function)
-    wrapped.vjp(vjp)
-    wrapped.jvp(jvp)
-    wrapped.vmap(vmap)
-    return wrapped
-
-
-# An identity that stands in front of every kernel in a trace. mx.vmap and mx.jvp go through the operations inside a
-# custom function before they ask the function for its rule, so this one must refuse before a kernel does, less clearly.
-# MLX's time for it grows with the square of the arrays.
-@cache
-def _guard(jvp: Callable) -> Callable:
-    return custom(lambda *arrays: arrays, lambda primals, cotangents, outputs: tuple(cotangents), NO_VMAP, jvp)
-
-
-@cache
-def _zero(dtype: mx.Dtype) -> mx.array:
-    return mx.array(0, dtype)  # from the host's memory, so that every thread can use it
-
-
-# Behind every kernel of the backward pass: the first operation that a second derivative meets.
-_once = custom(lambda *gradients: gradients, _NO_SECOND, NO_VMAP)
-
-
-def _passed_on(primals, tangents):
-    return tuple(mx.zeros_like(one) if tangent is None else tangent for one, tangent in zip(primals, tangents))
+LENGTHS_KEPT = 64  # lengths of which an Attention remembers the way of their gradients
+OWN = frozenset({"L", "delta"})  # row-contiguous as kernels write them, which is how others read them
 
 
 class Attention:
@@ -157,16 +78,21 @@ class Attention:
         self._vjp, self._jvp = self._backward, NO_JVP
         variants = signature.variants
         if variants.quantization or variants.page or variants.pieces:
-            self._vjp = self._jvp = _FORWARD_ONLY if variants.quantization else _NO_PAGES
+            self._vjp = self._jvp = FORWARD_ONLY if variants.quantization else NO_PAGES
         self._key_value_kinds = key_value_kinds(signature, backend.family)
+        # Gradients may take the short way of training.py.
+        one = len(self._key_value_kinds) == 1 and backend.family is not None
+        self._simple = variants.plain and not names and not with_lse and one
         self._reads, self._followed = cache(self._reads_of), cache(self._followed_of)
         self._decodes = backend.decodes and not signature.variants.dropout
         self._dequantizes_first = bool(variants.quantization and backend.dequantizes_first and not variants.page)
         self._reads_codes = self._dequantizes_first and reads_codes(signature, backend.family)
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
         self._kept_heads: dict[tuple, int] = {}  # by the shapes of Q and K
+        self._short: dict[tuple, ShortSteps | None] = {}  # by the same
+        self.followed = False  # whether something traced the last call
         self.refused = ""  # why a kernel of this signature is not used, if one is not
-        self._guard = _guard(self._jvp)
+        self._guard, self._ahead = guard(self._jvp), ahead(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
         self._function_beyond, self._expressible = cache(self._differentiable_beyond), expressible(names)
         self._kept_beyond = cache(self._kept_differentiable_beyond)
@@ -174,10 +100,22 @@ class Attention:
     def run(self, kind: KernelKind, *arrays: mx.array, problem: Problem | None = None) -> Arrays:
         """The outputs of one kind of kernel, differentiable where something traces. `problem`: None to read it off the
         arrays."""
-        if not traced():
+        if kind is not FORWARD:
+            arrays = tuple([contiguous(one) if name in OWN else one for name, one in zip(self._reads(kind), arrays)])
+        self.followed = followed = traced()
+        if not followed:
             return self._kernel(kind, *arrays, problem=problem)  # outside of traces no rules are needed
-        function_of, arrays = self._traced(self._followed(kind), *arrays)
+        function_of, arrays = self._traced(self._followed(kind), *arrays, forward=kind is FORWARD)
         return function_of(kind)(*arrays)
+
+    def follow(self, *arrays: mx.array) -> Arrays:
+        """`run` of the forward kernel where something traces."""
+        plain = trace.batched is trace.export is None and not trace.beyond and not self.backend.exported
+        if plain and self._simple:  # what the lines below would come to
+            refuse_shapeless()
+            return self._function(FORWARD)(*arrays, self._ahead(*arrays))
+        function_of, arrays = self._traced(self._followed(FORWARD), *arrays, forward=True)
+        return function_of(FORWARD)(*arrays)
 
     def decoding(self, queries: int) -> Decoding | None:
         """The short way of calls with so many queries that no transformation traces; None where there is none, or no
@@ -187,22 +125,27 @@ class Attention:
             return None
         return Decoding(choice, queries, self.stream) if self.signature.variants.plain else None
 
-    def _traced(self, followed: tuple[bool, ...], *arrays: mx.array, asked: bool = False) -> tuple[Callable, Arrays]:
+    def _traced(
+        self, followed: tuple[bool, ...], *arrays: mx.array, forward: bool = False, asked: bool = False
+    ) -> tuple[Callable, Arrays]:
         """(the function of each kind of kernel in the current trace, the arrays to pass to it).
 
         Found once for all kernels of a pass, since asking MLX what it traces costs as much as a launch. `followed`:
-        which of the arrays a transformation may follow. `asked`: the forward pass has asked already, in the same trace.
+        which of the arrays a transformation may follow. `forward`: they are those of the forward kernel. `asked`: the
+        forward pass has asked already, in the same trace.
         """
         if not asked:
             refuse_shapeless()
         mapped = mapped_array()
         if mapped is not None:
             return lambda kind: lambda *given: self._stand_in(kind)(*given, mapped), arrays
-        if trace.export is not None or (not asked and in_export_trace()):  # MLX cannot export a custom function
+        # MLX cannot export a custom function.
+        if trace.export is not None or (not asked and self.backend.exported and in_export_trace()):
             return lambda kind: partial(self._kernel, kind), arrays
         beyond = trace.beyond and self._expressible
-        guard = _guard(_passed_on) if beyond else self._guard
-        guarded = iter(guard(*[one for one, follows in zip(arrays, followed) if follows]))
+        if forward and not beyond:
+            return self._function, (*arrays, self._ahead(*(arrays if all(followed) else compress(arrays, followed))))
+        guarded = iter((guard(passed_on) if beyond else self._guard)(*compress(arrays, followed)))
         arrays = tuple([next(guarded) if follows else one for one, follows in zip(arrays, followed)])
         return self._function_beyond if beyond else self._function, arrays
 
@@ -221,34 +164,47 @@ class Attention:
         named = dict(zip(self._reads(kind), arrays))
         if problem is None:
             problem = problem_of_arrays(self.signature, named)
-        # Decoding has a plan for each number of queries; every other kind has one.
-        few = kind is FORWARD and self._decodes and problem.query_length <= QUERIES
-        if self._dequantizes_first and not (few and self._reads_codes):
+        if self._dequantizes_first and not (self._reads_codes and self._few(kind, problem)):
             signature, names, arrays = dequantized(self.signature, self.names, named, self.stream)
             return attend(signature, names, self.backend, self.stream, self.with_lse)._kernel(kind, *arrays)
-        key = problem.query_length if few else kind
-        choice = self._choices.get(key)
-        if choice is None:
-            choice = self._choices[key] = choose(kind, problem, self.backend)
-            self.refused = self.refused or choice.refused
+        choice = self._choice(kind, problem)
         if self.refused and trace.built_in and kind is FORWARD:
             raise UnsupportedProblem(f"a kernel failed its test on this machine: {self.refused}")
         kind, backend, plan, _ = choice
         inputs = kernel_inputs(kind, problem, named, self.stream)
         return run_kernel(kind, problem, backend, self.stream, inputs, plan)
 
+    def _few(self, kind: KernelKind, problem: Problem) -> bool:
+        """Whether there are so few queries that decoding serves."""
+        return kind is FORWARD and self._decodes and problem.query_length <= QUERIES
+
+    def _choice(self, kind: KernelKind, problem: Problem) -> Choice:
+        # Decoding has a plan for each number of queries; every other kind has one.
+        key = problem.query_length if self._few(kind, problem) else kind
+        choice = self._choices.get(key)
+        if choice is None:
+            choice = self._choices[key] = choose(kind, problem, self.backend)
+            self.refused = self.refused or choice.refused
+        return choice
+
     def _differentiable(self, kind: KernelKind) -> Callable:
         """The kernel with its derivative, or of a backward kernel with the error for a second one."""
         if kind is FORWARD:
-            return custom(partial(self._kernel, FORWARD), self._vjp, NO_VMAP, self._jvp)
+            function = mx.custom_function(self._forward if self._simple else partial(self._kernel, FORWARD))
+            function.vjp(self._vjp)  # `_ahead` has the other rules
+            return function
         if kind is not BACKWARD_QUERY_DELTA or "sinks" in self.names:
-            return lambda *arrays: _once(*self._kernel(kind, *arrays))
+            return lambda *arrays: once(*self._kernel(kind, *arrays))
 
         def query_delta(*arrays):
             d_q, delta = self._kernel(kind, *arrays)
-            return *_once(d_q), delta  # only other kernels read delta
+            return *once(d_q), delta  # only other kernels read delta
 
         return query_delta
+
+    def _forward(self, q: mx.array, k: mx.array, v: mx.array, _) -> Arrays:
+        short = self._short_of(q, k)
+        return self._kernel(FORWARD, q, k, v) if short is None else short.forward(q, k, v)
 
     def _differentiable_beyond(self, kind: KernelKind) -> Callable:
         """The kernel with the built-in's rules for the derivatives that attention does not have (beyond.py)."""
@@ -280,11 +236,19 @@ class Attention:
         def absent(*arrays):
             return tuple(stand_in(kind, problem_of_arrays(self.signature, self._named(kind, arrays[:-1]))))
 
-        return custom(absent, backward if kind is FORWARD else _NO_SECOND, rule)
+        return custom(absent, backward if kind is FORWARD else NO_SECOND, rule)
 
     def _backward(self, primals, cotangents, outputs) -> Arrays:
         """The gradients of the inputs, in order."""
+        if self._simple and trace.batched is trace.export is None and not trace.beyond:
+            short = self._short_of(*primals[:2])
+            if short is not None:
+                q, k, v, first = primals
+                d_q, others = short.gradients(*after([first], [q]), k, v, *outputs, *self._guard(cotangents[0]))
+                return (*once(d_q), *once(*others))
         (q, k, v, *extras), (O, L) = primals, outputs
+        if len(extras) > len(self.names):
+            (q,) = after([extras.pop()], [q])  # the first array of every kernel here
         # All other arrays passed through a guard before.
         follows_L = self.with_lse or trace.beyond  # the built-in's rules count every array
         function_of, (d_o, d_L) = self._traced((True, follows_L), *cotangents, asked=True)
@@ -300,11 +264,11 @@ class Attention:
         else:
             (delta,) = run(DELTA, d_o, O)
         if self.with_lse:
-            delta = with_lse_gradient(delta, L, d_L)
+            delta = contiguous(with_lse_gradient(delta, L, d_L))
         arrays = (q, k, v, d_o, L, delta, *extras)
         if not inside and not heads:
             (d_q,) = run(BACKWARD_QUERY, *arrays)
-        gradients = {name: mx.broadcast_to(_zero(extra.dtype), extra.shape) for name, extra in zip(self.names, extras)}
+        gradients = {name: mx.broadcast_to(zero(extra.dtype), extra.shape) for name, extra in zip(self.names, extras)}
         if self.signature.variants.additive:
             mask = extras[self.names.index("attention_mask")]
             gradients["attention_mask"] = run(BACKWARD_MASK, *arrays)[0].astype(mask.dtype)
@@ -316,6 +280,24 @@ class Attention:
             gradients["sinks"] = sinks_gradient(sinks, L, delta, self.signature.lacking_scale)
         three = self._five_products(heads, arrays, run) if heads else (d_q, *self.key_value(arrays, run))
         return (*three, *gradients.values())
+
+    def _short_of(self, q: mx.array, k: mx.array) -> ShortSteps | None:
+        """The short way of calls with these lengths, None where there is none."""
+        shapes = q.shape, k.shape
+        found = self._short.get(shapes, ...)  # found may be None
+        if found is ...:
+            if len(self._short) >= LENGTHS_KEPT:
+                self._short.clear()
+            found = self._short[shapes] = self._shortened(q, k)
+        return None if self.refused else found
+
+    def _shortened(self, q: mx.array, k: mx.array) -> ShortSteps | None:
+        if not delta_inside(self.signature, self.backend.family, q.shape[2]) or self._heads_kept(q, k):
+            return None
+        problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
+        choices = [self._choice(kind, problem) for kind in (FORWARD, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE)]
+        own = choices[0].kind is FORWARD and all(one.backend is self.backend for one in choices)
+        return ShortSteps(problem, choices, self.stream) if own else None
 
     def _heads_kept(self, q: mx.array, k: mx.array) -> int:
         """Key heads whose P and dS are kept at a time for gradients, 0 for none."""
@@ -337,47 +319,27 @@ class Attention:
         if trace.beyond and self._expressible:
             return self._kept_beyond(heads)(*arrays)
         if heads == self.signature.key_heads:
-            return self.of_kept(arrays, run)
-        return self._in_turns(heads, arrays, lambda own: own.run)
+            return of_kept(arrays, run)
+        return in_turns(self.signature, heads, arrays, lambda part: self._of(part).run)
 
     def _kept_differentiable_beyond(self, heads: int) -> Callable:
         """The same with the built-in's rules for second derivatives, which know dQ, dK and dV, but neither P nor dS."""
         vjp, jvp = rules(GRADIENTS, self.signature)
 
         def function(*arrays):
-            return self._in_turns(heads, tuple(map(mx.stop_gradient, arrays)), lambda own: own._kernel)
+            stopped = tuple(map(mx.stop_gradient, arrays))
+            return in_turns(self.signature, heads, stopped, lambda part: self._of(part)._kernel)
 
         return custom(function, vjp, NO_VMAP, jvp)
-
-    def _in_turns(self, heads: int, arrays: Arrays, run_of: Callable) -> Arrays:
-        """`run_of`: the function that runs the kernels of an Attention."""
-        signature, turns, done = self.signature, [], ()
-        for begin in range(0, signature.key_heads, heads):
-            end = min(begin + heads, signature.key_heads)
-            queries, keys = slice(begin * signature.group, end * signature.group), slice(begin, end)
-            part = replace(signature, query_heads=queries.stop - queries.start, key_heads=end - begin)
-            own = attend(part, self.names, self.backend, self.stream, self.with_lse)
-            q, k, v, d_o, L, delta = arrays[:6]
-            taken = [q[:, queries], k[:, keys], v[:, keys], *(one[:, queries] for one in (d_o, L, delta))]
-            # One turn's memory serves the next. A host that waited for the GPU between turns would take 1 ms for each.
-            taken = after(list(done), taken) if done else taken
-            done = own.of_kept((*taken, *arrays[6:]), run_of(own))
-            turns.append(done)
-        return done if len(turns) == 1 else tuple(mx.concatenate(parts, 1) for parts in zip(*turns))
-
-    @staticmethod
-    def of_kept(arrays: Arrays, run: Callable) -> Arrays:
-        """dQ, dK and dV by kernels of KEPT_KINDS. `arrays`: q, k, v, dO, L, delta, and the operands of `names`."""
-        (q, k, _, d_o, *_), extras = arrays, arrays[6:]
-        d_q, P, d_S = run(BACKWARD_QUERY_KEEPING, *arrays)
-        (d_k,), (d_v,) = run(BACKWARD_KEY_KEPT, q, k, d_S, *extras), run(BACKWARD_VALUE_KEPT, q, k, d_o, P, *extras)
-        return d_q, d_k, d_v
 
     def _summed(self, name: str) -> Attention:
         """The kernels that sum the score's derivative in one of its arrays. `name`: the stand-in of the array."""
         variants = self.signature.variants
         seed = 1 + variants.score.operands.index(name.removeprefix(SUM))
         signature = replace(self.signature, variants=replace(variants, seed=seed))
+        return self._of(signature)
+
+    def _of(self, signature: Signature) -> Attention:
         return attend(signature, self.names, self.backend, self.stream, self.with_lse)
 
     def key_value(self, arrays: Arrays, run: Callable | None = None) -> Arrays:

@@ -34,6 +34,7 @@ class Backend:
         each block of queries would take longer, and where its matrix units do not serve them.
     replays: launches cost the host so much time that calls replay a compiled graph.
     asks_strides: strides of operands that are not contiguous cost a launch of their own.
+    exported: what MLX's own mx.export_function records of its kernels is of use, so that calls look whether it traces.
     guard(plan): the verdict on a kernel, found before its first use; None where kernels are used without a probe.
     falls_back: the reference takes the place of kernels that failed; otherwise such calls raise an error.
     note: why this machine cannot use the family's matrix unit, for `explain`; "" if it can.
@@ -48,6 +49,7 @@ class Backend:
     dequantizes_first: bool = False
     replays: bool = False
     asks_strides: bool = False
+    exported: bool = True
     guard: Callable | None = None
     falls_back: bool = False
     note: str = ""
@@ -58,7 +60,7 @@ CAPABILITIES = {
     "metal": {"gpu": True, "decodes": True, "dequantizes": True},
     "cuda": {
         "gpu": True, "decodes": True, "dequantizes": True, "dequantizes_first": True, "replays": True,
-        "asks_strides": True,
+        "asks_strides": True, "exported": False,
     },
     "simulator": {"decodes": True, "dequantizes": True},
     "reference": {},

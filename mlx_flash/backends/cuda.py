@@ -200,12 +200,13 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.arr
     arrays = launch.arguments(inputs, ready.arrays)
     if prepared.facts is not None:
         arrays.append(prepared.facts)
-    return prepared.call(
+    return prepared.call(  # by keywords: to unpack a dictionary takes the host longer
         inputs=arrays,
         output_shapes=launch.output_shapes,
         output_dtypes=launch.output_dtypes,
+        grid=prepared.fixed["grid"],
+        threadgroup=prepared.fixed["threadgroup"],
         stream=mx.gpu if stream is None else stream,
-        **prepared.fixed,
     )
 
 

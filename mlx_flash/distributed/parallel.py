@@ -14,8 +14,9 @@ from functools import partial
 import mlx.core as mx
 
 from ..autodiff.operands import contiguous, segment_shifts
+from ..autodiff.refusals import NO_JVP, NO_VMAP, custom
 from ..autodiff.statistics import sinks_gradient, with_lse_gradient
-from ..autodiff.vjp import NO_JVP, NO_VMAP, Attention, attend, custom
+from ..autodiff.vjp import Attention, attend
 from ..problem.kinds import BACKWARD_MASK, BACKWARD_QUERY, DELTA, FORWARD, KernelKind
 from ..problem.problem import Signature
 from .collectives import Collectives

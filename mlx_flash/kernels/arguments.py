@@ -21,6 +21,10 @@ TYPES = {
     "mask_map": "Strided<uint8_t>",
     **ARGUMENT_TYPES,
 }
+# In decoding the rows of a key head are all queries of its group. Those of a single query lie in heads of Q, as the
+# call has it; more are packed, Q [B, Hk, G Lq, D], as of one head.
+ROW = "Q_shape[1] == K_shape[1] ? Q_strides[2] : Q_strides[1]"
+DECODED = f"Q_strides[0], Q_shape[1] / K_shape[1] * Q_strides[1], {ROW}"
 LENGTHS = {"Hq": "Q_shape[1]", "Hk": "K_shape[1]", "Lq": "Q_shape[2]", "Lk": "K_shape[2]"}
 
 
@@ -37,8 +41,9 @@ def lengths(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
         return {name: f"attention_mask_shape[{axis}]" for axis, name in ((1, "Hq"), (2, "Lq"), (3, "Lk"))}
     if kind is COMBINE:
         return {"parts": "O_parts_shape[0]", "rows": "O_parts_shape[1] * O_parts_shape[2] * O_parts_shape[3]"}
-    if kind is DECODE:  # the rows of a head are all queries of the group
-        return LENGTHS | {"B": "Q_shape[0]", "rows": "Q_shape[2]", "Lq": "decode_params[0]"}
+    if kind is DECODE:
+        rows = "Q_shape[1] / K_shape[1] * Q_shape[2]"
+        return LENGTHS | {"B": "Q_shape[0]", "rows": rows, "Lq": "decode_params[0]"}
     return LENGTHS | ({"B": "Q_shape[0]"} if kind is BACKWARD_MASK else {})
 
 
@@ -56,6 +61,7 @@ def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
             continue
         parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
         strides = "{0}_strides[0], {0}_strides[1], {0}_strides[2]" if name in VIEWS else "{0}_strides"
+        strides = DECODED if kind is DECODE and name == "Q" else strides
         views = [f"{{{one}, {strides.format(one)}}}" for one in (name, *parts)]
         views += ["{pages, pages_strides}"] if name in paged else []
         if name in VIEWS and parts:

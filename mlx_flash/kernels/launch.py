@@ -19,11 +19,14 @@ from .mask_map import STRIP, own_shape
 from .source import Kernel
 from .split_kv import Parts, gqa_rows
 
-# Strided operands, passed as bytes: kernels read views of any layout in place.
-STRIDED = frozenset({"Q", "K", "V", "O", "dO", "K_scales", "K_biases", "V_scales", "V_biases"})
+# Strided operands, passed as bytes: kernels read views of any layout in place. The first ones have eight bytes a row or
+# more, in codes too.
+OPERANDS = frozenset({"Q", "K", "V", "O", "dO"})
+STRIDED = OPERANDS | {"K_scales", "K_biases", "V_scales", "V_biases"}
 STATISTICS = frozenset({"L", "delta", "L_parts"})  # row statistics, indexed without strides or shapes
-# Kernels index plain pointers without strides, so arrays behind them are copied unless they are row-contiguous.
-CONTIGUOUS = frozenset({"L", "delta", *(name for name, kept in ARGUMENT_TYPES.items() if kept.endswith("*"))})
+# Kernels index plain pointers without strides, so arrays behind them are copied unless they are row-contiguous. Row
+# statistics are as kernels wrote them.
+CONTIGUOUS = frozenset({name for name, kept in ARGUMENT_TYPES.items() if kept.endswith("*")})
 # Kernels hold device pointers to these, so short arrays are padded until MLX passes them in the device address space.
 NEEDS_DEVICE_ADDRESS_SPACE = STATISTICS | {
     "mask_map",
@@ -61,7 +64,8 @@ class Launch:
         """
         # Hot path: numbers become cached constants, and only short or contiguous arrays need more than a view.
         return [
-            constant(value) if type(value) is not mx.array
+            value.view(BYTES) if name in OPERANDS
+            else constant(value) if type(value) is not mx.array
             else _argument(name, value) if name in CONTIGUOUS or value.size < CONSTANT_BELOW
             else value.view(BYTES) if name in STRIDED
             else value

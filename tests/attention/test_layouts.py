@@ -138,3 +138,26 @@ def test_a_cache_is_read_in_place(family, length):
             asked = problem(case)
             results = chosen.launch(asked).output_bytes if chosen.launch(asked).parts > 1 else 0
             assert grown <= results + 4096 < views["k"].nbytes
+
+
+@each_simulated_family
+def test_a_single_query_is_read_as_it_lies(family):
+    """One of several positions [B, L, H, D], as a projection leaves it; every second head of another array; and more
+    queries, which are packed: the bits of copies."""
+    k, v = (mx.random.normal((2, 2, 70, 24), key=mx.random.key(n)).astype(mx.float16) for n in range(2))
+    drawn = mx.random.normal((2, 5, 16, 24), key=mx.random.key(2)).astype(mx.float16)
+    views = {
+        "a position": drawn[:, 2:3, :8].swapaxes(1, 2),
+        "heads apart": drawn[:, 1:2, ::2].swapaxes(1, 2),
+        "a head's only": drawn[:, 3:4, :2].swapaxes(1, 2),
+        "three positions": drawn[:, 1:4, :8].swapaxes(1, 2),
+    }
+    with use_backend("simulator", family):
+        for name, view in views.items():
+            for _ in range(2):  # by the long way and by the short one
+                assert bits(attention(view, k, v)) == bits(attention(mx.contiguous(view), k, v)), name
+        case = Case(1, 70, 24, "float16", group=4, key_heads=2, batch=2)
+        chosen = plan_of(DECODE, problem(case), backend_of("simulator", family).family)
+        given = {"Q": views["a position"], "K": k, "V": v, "scale": 1.0, "decode_params": (1, 0, 256, 512, 1)}
+        read = dict(zip(chosen.kernel.inputs, chosen.launch(problem(case)).arguments(given)))["Q"]
+    assert address(read) == address(views["a position"])

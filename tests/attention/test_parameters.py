@@ -13,7 +13,7 @@ from kernel_checks import check_step, problem, row_statistics
 from oracle_variants import Attention, Facts
 from problems import with_variants
 
-from mlx_flash.autodiff.vjp import run_kernel
+from mlx_flash.autodiff.launching import run_kernel
 from mlx_flash.backends import backend as backend_of
 from mlx_flash.kernels.apple import TABLE, prove
 from mlx_flash.kernels.config import FULL, MIXED, TileConfig, precision_of

@@ -14,7 +14,7 @@ from problems import make_problem
 from table_rows import EVERY, KINDS, builds_of, digest
 
 import mlx_flash
-from mlx_flash.autodiff.vjp import run_kernel
+from mlx_flash.autodiff.launching import run_kernel
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels import minify, source
 from mlx_flash.kernels.apple import TABLE

@@ -7,6 +7,7 @@ from entry_mutants import ENTRIES, MAPPED
 from host_mutant import of
 from key_mutants import LAUNCHES
 from limit_mutants import LIMITS, SERVED_CALLS, SMALL
+from short_way_mutants import SHORT_WAYS
 
 APART = "test_operands_apart.py::test_every_batch_entry_has_its_own_option[37-reference-{}]"
 FEW = "test_operands_apart.py::test_options_of_few_elements[{}]"
@@ -155,13 +156,13 @@ GRIDS = of("grid at its limits", "kernels/launch.py",
      "test_decode.py::test_groups_queries_and_keys[apple9]"),
 )
 SMALL_VIEWS = of("view of a small operand", "kernels/launch.py",
-    ("slopes-where-they-lie", 'if kept.endswith("*"))})', 'if kept.endswith("*") and name != "slopes")})',
+    ("slopes-where-they-lie", 'if kept.endswith("*")})', 'if kept.endswith("*") and name != "slopes"})',
      "test_operands_apart.py::test_views_of_numbers_of_heads[37-alibi_slopes-simulator-apple7-every-second]"),
-    ("sinks-where-they-lie", 'if kept.endswith("*"))})', 'if kept.endswith("*") and name != "sinks")})',
+    ("sinks-where-they-lie", 'if kept.endswith("*")})', 'if kept.endswith("*") and name != "sinks"})',
      "test_operands_apart.py::test_views_of_numbers_of_heads[37-sinks-simulator-apple7-every-second]"),
-    ("slopes-of-a-reversed-view", 'if kept.endswith("*"))})', 'if "float" not in kept)})',
+    ("slopes-of-a-reversed-view", 'if kept.endswith("*")})', 'if "float" not in kept})',
      "test_operands_apart.py::test_views_of_numbers_of_heads[3-alibi_slopes-simulator-apple7-reversed]"),
-    ("sinks-of-a-column", 'if kept.endswith("*"))})', 'if "float" not in kept)})',
+    ("sinks-of-a-column", 'if kept.endswith("*")})', 'if "float" not in kept})',
      "test_operands_apart.py::test_views_of_numbers_of_heads[37-sinks-simulator-apple7-column]"),
     ("nothing-made-contiguous", "        value = contiguous(value)\n", "        pass\n",
      "test_operands_apart.py::test_views_of_numbers_of_heads[3-sinks-simulator-apple7-reversed]"),
@@ -192,4 +193,5 @@ HOST_MUTANTS = [
     *LIMITS,
     *SERVED_CALLS,
     *SMALL,
+    *SHORT_WAYS,
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import oracle
 from cases import Case, expected
 from problems import make_problem
 
-from mlx_flash.autodiff.vjp import run_kernel
+from mlx_flash.autodiff.launching import run_kernel
 from mlx_flash.problem.problem import Problem
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...autodiff.operands import SUM, array_inputs, operands
 from ...autodiff.tables import sum_shape
+from ...autodiff.turns import of_kept
 from ...autodiff.vjp import attend
 from ...backends import CAPABILITIES, Backend, backend
 from ...backends.metal import run
@@ -235,7 +236,7 @@ def outputs(kind: KernelKind, problem: Problem, arrays: dict, names: tuple[str, 
         given = (*(arrays[name] for name in ("Q", "K", "V", "dO", "L", "delta")), *extras)
         if where.family is None:
             return (*right.run(BACKWARD_QUERY, *given), *right.key_value(given))
-        return attention.of_kept(given, attention.run)
+        return of_kept(given, attention.run)
     own = [held(name) for name in array_inputs(kind)]
     return attention.run(kind, *own, *(extras if kind is not DELTA else ()))
 

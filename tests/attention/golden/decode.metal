@@ -936,7 +936,7 @@ METAL_FUNC void decode(
 // The body
 alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];
 flash::Arguments args;
-args.Q = {Q, Q_strides[0], Q_strides[1], Q_strides[2]};
+args.Q = {Q, Q_strides[0], Q_shape[1] / K_shape[1] * Q_strides[1], Q_shape[1] == K_shape[1] ? Q_strides[2] : Q_strides[1]};
 args.K = {K, K_strides[0], K_strides[1], K_strides[2]};
 args.V = {V, V_strides[0], V_strides[1], V_strides[2]};
 args.scale = scale;
@@ -953,6 +953,6 @@ args.Hk = K_shape[1];
 args.Lq = decode_params[0];
 args.Lk = K_shape[2];
 args.B = Q_shape[0];
-args.rows = Q_shape[2];
+args.rows = Q_shape[1] / K_shape[1] * Q_shape[2];
 flash::decode(
     args, O, L, scratch, threadgroup_position_in_grid, thread_index_in_threadgroup);
