@@ -24,7 +24,7 @@ from ..kernels.nvidia import thread_registers
 from ..kernels.plan import Plan, delta_inside, key_value_kinds, plan_of
 from ..kernels.registers import live_bytes, register_demand
 from ..kernels.split_kv import decodes, describe
-from ..kernels.tile_layers import LAYERS, threadgroup_elements
+from ..kernels.tile_layers import LAYERS, column_shares, threadgroup_elements
 from ..problem.kinds import (
     ACCUMULATORS,
     BACKWARD_MASK,
@@ -284,6 +284,9 @@ def _tuned(plan: Plan) -> TunedRow | None:
 
 def _why_row(plan: Plan) -> str:
     shared = "; two simdgroups share the columns" if plan.config.head_parts > 1 else ""
+    signature = plan.signature
+    parts = column_shares(plan.kind, plan.config, signature.head_dim, signature.value_dim).parts
+    shared += f"; {parts} threadgroups share the columns of {plan.kind.outputs[0]}" if parts > 1 else ""
     return _why_this_row(plan) + shared + _why_not_accelerated(plan)
 
 

@@ -35,6 +35,8 @@ class TileConfig:
     overlaps: products on Hopper overlap with more; source.py says for which variants. In the kernel of dK and dV,
         V dO^T is multiplied during the exponentials, and P^T dO while dS^T is computed. In the forward kernel P V of a
         block is in flight until the scores of the next one are there.
+    columns: most columns of an accumulator that a threadgroup of a tensor-core layer holds. Where there are more,
+        threadgroups that own the same rows share them, and each computes the scores for itself.
     """
 
     max_head: int
@@ -49,6 +51,7 @@ class TileConfig:
     head_parts: int = 1
     resident: int = 1
     overlaps: bool = False
+    columns: int = 256
 
     @property
     def threads(self) -> int:

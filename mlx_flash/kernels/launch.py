@@ -18,6 +18,7 @@ from .kept import kept_shape
 from .mask_map import STRIP, own_shape
 from .source import Kernel
 from .split_kv import Parts, gqa_rows
+from .tile_layers import column_shares
 
 # Strided operands, passed as bytes: kernels read views of any layout in place. The first ones have eight bytes a row or
 # more, in codes too.
@@ -109,7 +110,7 @@ def launch(
     length, heads = problem.query_length, problem.query_heads
     if kind.over_keys:
         length, heads = problem.key_length, problem.key_heads
-    blocks = -(-length // config.parallel)
+    blocks = -(-length // config.parallel) * column_shares(kind, config, problem.head_dim, problem.value_dim).parts
     batch = problem.batch
     if kind is BACKWARD_MASK:
         batch, heads, rows, columns = problem.mask_shape

@@ -1,6 +1,7 @@
 """Rows of the parameter table for NVIDIA's tensor cores (16-bit operands), and their proof.
 
-They come before a family's other rows, which serve float32 and head dimensions beyond the last row here.
+They come before a family's other rows, which serve float32 and head dimensions beyond the last row here. Registers hold
+256 columns of an accumulator: beyond that, threadgroups that own the same rows share its columns.
 """
 
 from __future__ import annotations
@@ -38,20 +39,34 @@ TENSOR_TABLE = {
         "mma",
         (128,  64,  64, 2, "Q O"),
         (256,  64,  32, 2, "O"),
+        (384,  64,  16, 2, "O"),
+        (512,  32,  16, 2, "O"),
     ),
     (BACKWARD_QUERY, MIXED, "sm80"): rows(
         "mma",
         ( 64,  64,  64, 2, "Q dO dQ"),
         (128,  64,  64, 2, "dQ"),
         (256,  64,  16, 2, "dQ"),
+        (384,  32,  16, 2, "dQ"),
+        (512,  16,  16, 2, "dQ"),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm80"): rows(
         "mma",
         ( 64,  64,  64, 2, "K V dK dV"),
         (128,  64,  32, 2, "dK dV"),
     ),
-    (BACKWARD_KEY, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dK")),
-    (BACKWARD_VALUE, MIXED, "sm80"): rows("mma", (256,  64,  16, 2, "dV")),
+    (BACKWARD_KEY, MIXED, "sm80"): rows(
+        "mma",
+        (256,  64,  16, 2, "dK"),
+        (384,  32,  16, 2, "dK"),
+        (512,  16,  16, 2, "dK"),
+    ),
+    (BACKWARD_VALUE, MIXED, "sm80"): rows(
+        "mma",
+        (256,  64,  16, 2, "dV"),
+        (384,  64,  16, 2, "dV"),
+        (512,  32,  16, 2, "dV"),
+    ),
     (FORWARD, MIXED, "sm90"): rows(
         "wgmma",
         ( 64, 128, 208, 2, "O", "overlaps"),
@@ -59,6 +74,10 @@ TENSOR_TABLE = {
         (128, 128, 160, 2, "O", "overlaps"),
         (192, 128, 112, 2, "O", "overlaps"),
         (256, 128,  80, 2, "O"),
+        (320, 128,  64, 2, "O"),
+        (384, 128,  48, 2, "O"),
+        (512, 128,  32, 2, "O"),
+        (576,  64,  32, 2, "O"),
     ),
     (BACKWARD_QUERY, MIXED, "sm90"): rows(
         "wgmma",
@@ -66,6 +85,9 @@ TENSOR_TABLE = {
         (128, 128,  96, 2, "dQ"),
         (192, 128,  64, 2, "dQ"),
         (256, 128,  48, 2, "dQ"),
+        (320,  64,  48, 2, "dQ"),
+        (384,  64,  32, 2, "dQ"),
+        (512,  64,  16, 2, "dQ"),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
@@ -77,11 +99,17 @@ TENSOR_TABLE = {
         "wgmma",
         (192, 128,  64, 2, "dK"),
         (256, 128,  48, 2, "dK"),
+        (320,  64,  48, 2, "dK"),
+        (384,  64,  32, 2, "dK"),
+        (512,  64,  16, 2, "dK"),
     ),
     (BACKWARD_VALUE, MIXED, "sm90"): rows(
         "wgmma",
         (192, 128,  96, 2, "dV"),
         (256, 128,  64, 2, "dV"),
+        (320, 128,  64, 2, "dV"),
+        (384, 128,  48, 2, "dV"),
+        (512, 128,  32, 2, "dV"),
     ),
     (BACKWARD_KEY_KEPT, MIXED, "sm80"): rows("mma", (128,  64,  64, 2, "dK"), (256,  64,  32, 2, "dK")),
     (BACKWARD_VALUE_KEPT, MIXED, "sm80"): rows("mma", (128,  64,  64, 2, "dV"), (256,  64,  32, 2, "dV")),

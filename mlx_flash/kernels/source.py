@@ -39,7 +39,7 @@ from .devices import FAMILIES, Family
 from .mask_map import reads_map
 from .minify import minified, stripped
 from .split_kv import keys_are_unshared
-from .tile_layers import LAYERS, MERGED, threadgroup_elements
+from .tile_layers import LAYERS, MERGED, column_shares, threadgroup_elements
 
 READ_KEPT = frozenset((BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT))
 MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants
@@ -117,6 +117,8 @@ def build(
     `readable`: with comments and names, as with the environment variable."""
     readable = readable or bool(os.environ.get(KEEP_COMMENTS))
     constants = {name: _literal(value) for name, value in _constants(kind, row, family, dtype, variants).items()}
+    shares = column_shares(kind, row, head_dim, value_dim)
+    constants |= {"PARTED": str(int(shares.parts > 1)), "PARTS": str(shares.parts), "HELD": str(shares.columns)}
     constants |= {"ELEMENT": METAL_TYPES[dtype], "VALUE_DIM": str(value_dim), "BLOCK_PARALLEL": str(row.parallel)}
     if kind.tiled:
         size = 4 if dtype == "float32" else 2
@@ -280,7 +282,9 @@ def _name(kind, row, family, dtype, head_dim, value_dim, variants, max_threads):
         facts += [
             f"d{head_dim}", f"t{row.traversal}", f"h{row.head_block(max(head_dim, value_dim))}",
             f"r{row.simdgroup_rows}" + (f"x{row.splits}" if row.splits > 1 else ""),
-            *([f"parts{row.head_parts}"] if row.head_parts > 1 else []), *(["overlap"] if row.overlaps else []),
+            *([f"parts{row.head_parts}"] if row.head_parts > 1 else []),
+            *([f"columns{row.columns}"] if column_shares(kind, row, head_dim, value_dim).parts > 1 else []),
+            *(["overlap"] if row.overlaps else []),
             "c" + "".join(row.cached),
             {"simdgroup": loads, "nax": "nax"}.get(row.tiles, f"{row.tiles}{row.stages}"),
             *variants.names(kind),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..problem.kinds import ACCUMULATORS, SCORES, KernelKind
 
@@ -115,6 +116,24 @@ def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[di
     return own, {name: columns[name] for name in rest}
 
 
+class Shares(NamedTuple):
+    """The parts of an accumulator's columns: their number, and the columns of each, whole panels where there are
+    several. The last part may end behind the last column."""
+
+    parts: int
+    columns: int
+
+
+def column_shares(kind: KernelKind, row, head_dim: int, value_dim: int) -> Shares:
+    """How threadgroups that own the same rows share the columns of their accumulator."""
+    layer = LAYERS[row.tiles]
+    widths = {"O": value_dim, "dV": value_dim, "dQ": head_dim, "dK": head_dim}
+    columns = max((width for name, width in widths.items() if name in kind.outputs), default=value_dim)
+    parts = -(-columns // row.columns) if layer.producer_warps else 1
+    panel = PANEL // layer.element_bytes
+    return Shares(parts, -(-columns // (parts * panel)) * panel) if parts > 1 else Shares(1, columns)
+
+
 def tensor_bytes(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
     """Bytes of threadgroup memory that a row of a tensor-core layer takes."""
     size = LAYERS[row.tiles].element_bytes
@@ -123,6 +142,12 @@ def tensor_bytes(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
         return -(-size * columns // PANEL) * PANEL
 
     own, traversed = operand_columns(kind, head_dim, value_dim)
+    parts, part = column_shares(kind, row, head_dim, value_dim)
+    if parts > 1:  # an operand that multiplies nothing but weights is held in part; others hold whole parts
+        partial = {"O": "V", "dV": "dO"}.get(kind.outputs[0])
+        traversed = {
+            name: part if name == partial else max(columns, parts * part) for name, columns in traversed.items()
+        }
     kept = sum(row.parallel * panels(columns) for name, columns in own.items() if name not in row.cached)
     kept += sum(size * row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
     return kept + sum(row.stages * row.traversal * panels(columns) + PIPELINE for columns in traversed.values())
@@ -165,7 +190,8 @@ def threadgroup_elements(
 def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:
     """32-bit registers of a thread's fragments at the peak; addresses and statistics are not counted."""
     sixteenths = row.simdgroup_rows // 16
-    accumulators = sum(head_dim // 8 * 4 for name in row.cached if name in ACCUMULATORS)
+    held = column_shares(kind, row, head_dim, head_dim).columns
+    accumulators = sum(held // 8 * 4 for name in row.cached if name in ACCUMULATORS)
     cached = sum(-(-head_dim // 16) * 4 for name in row.cached if name not in ACCUMULATORS)
     # P and dS, or one of them and its mask; where products overlap, P in 16 bits is an operand while dS is computed.
     # float32 operands are two numbers each, beside P that dS needs.

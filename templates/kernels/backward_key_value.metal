@@ -29,7 +29,11 @@ METAL_FUNC void backward_key_value(
     device OutV* dV,
 #endif
     threadgroup Element* scratch, uint3 position, uint thread_index) {
+#if PARTED
+  const tile::Lane lane = tile::Lane::sharing(thread_index, position);
+#else
   const tile::Lane lane = tile::Lane::of(thread_index);
+#endif
   const int h_k = position.y, b = position.z, group = args.Hq / args.Hk, Lq = args.Lq, Lk = args.Lk;
   const int block = int(position.x) * BP, first = block + int(lane.simdgroup) * R;
   const long row0 = (long(b) * args.Hk + h_k) * Lk;
@@ -38,7 +42,11 @@ METAL_FUNC void backward_key_value(
   const float factor = softmax::factor_of(args.scale);
   tile::Rows<Element, BP, R, D, CACHE_K> k;
   tile::Traversed<Element, BT, D, BH, THREADS> q;
+#if PARTED && !WANTS_DK
+  tile::Traversed<Element, BT, DV, BH, THREADS, true> d_o;
+#else
   tile::Traversed<Element, BT, DV, BH, THREADS> d_o;
+#endif
   k.open(args.K, b, h_k, first, Lk, memory, lane);
 #if WANTS_DK
   tile::Rows<Element, BP, R, DV, CACHE_V> v;

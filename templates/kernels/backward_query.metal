@@ -28,7 +28,11 @@ METAL_FUNC void backward_query(
     device Element* P, device Element* dS,
 #endif
     threadgroup Element* scratch, uint3 position, uint thread_index) {
+#if PARTED
+  const tile::Lane lane = tile::Lane::sharing(thread_index, position);
+#else
   const tile::Lane lane = tile::Lane::of(thread_index);
+#endif
   const QueryBlock at = QueryBlock::of(args, position, lane);
 
   tile::Memory<Element> memory = {scratch};
@@ -54,7 +58,7 @@ METAL_FUNC void backward_query(
 #if WRITES_DELTA
     for (int r = 0; r < 8 && !lane.produces(); r++) {
       const float sum = delta_of<Element>(args, at.b, at.h, min(group + r, last), thread_index % 32);
-#if SPLITS_HEAD
+#if SPLITS_HEAD || PARTED
       if (lane.part() == 0)
 #endif
       if (thread_index % 32 == 0 && group + r <= last) delta[at.row0 + group + r] = sum;

@@ -26,6 +26,7 @@
 //   acquire     waits for the pipeline stage that holds an operand's next block; release returns it to the producer
 //   produce     in producer warps: copies the next blocks and returns true; Apple GPUs have no producer warps
 //   ping_pong   ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other
+//   PARTED      threadgroups that own the same rows share the columns of an accumulator that registers do not hold
 // Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
 // Written by: O and L, each element by one lane.
 namespace flash {
@@ -36,13 +37,21 @@ template <typename Out>
 METAL_FUNC void forward(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
     uint thread_index) {
+#if PARTED
+  const tile::Lane lane = tile::Lane::sharing(thread_index, position);
+#else
   const tile::Lane lane = tile::Lane::of(thread_index);
+#endif
   const QueryBlock at = QueryBlock::of(args, position, lane);
 
   tile::Memory<Element> memory = {scratch};
   tile::Rows<Element, BP, R, D, CACHE_Q> q;
   tile::Traversed<Element, BT, D, BH, THREADS> k;
+#if PARTED
+  tile::Traversed<Element, BT, DV, BH, THREADS, true> v;
+#else
   tile::Traversed<Element, BT, DV, BH, THREADS> v;
+#endif
   tile::Accumulator<R, DV, BH, CACHE_O> o;
   softmax::State<R> state;
   const float factor = softmax::factor_of(args.scale);
@@ -153,7 +162,7 @@ METAL_FUNC void forward(
     if (row >= visibility.queries) state.clear(i, -INFINITY, args.scale, false);
 #endif
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
-#if SPLITS_HEAD
+#if SPLITS_HEAD || PARTED
     if (lane.part() > 0) continue;
 #endif
     if (row < args.Lq && lane.column == 0) {

@@ -26,22 +26,23 @@ METAL_FUNC void multiply_abt(
 }
 
 // C += P B
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void add_product(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b) {
+  const int first = (c.begin - b.begin()) / 16;
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
     uint4 rows[R / 16];
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 16; i++) rows[i] = narrowed<T>(p, i, t);
 #pragma clang loop unroll(full)
-    for (int d = 0; d < STEPS<D>; d++) {
-      const uint4 columns = b.transposed(t, d);
+    for (int d = 0; d < STEPS<HELD<D>>; d++) {
+      const uint4 columns = b.transposed(t, first + d);
 #pragma clang loop unroll(full)
       for (int i = 0; i < R / 16; i++) {
         nv::multiply<T>(c.at[2 * i][2 * d], c.at[2 * i + 1][2 * d], rows[i], columns.xy);
-        if (2 * d + 1 < D / 8) {
+        if (2 * d + 1 < HELD<D> / 8) {
           nv::multiply<T>(c.at[2 * i][2 * d + 1], c.at[2 * i + 1][2 * d + 1], rows[i], columns.zw);
         }
       }
@@ -50,10 +51,10 @@ METAL_FUNC void add_product(
 }
 
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
   c.multiply(factor);
   if (whole || all_finite(b)) {
     add_product(c, p, b);

@@ -29,8 +29,9 @@ template <typename T> METAL_FUNC uint finite(uint pair) {
 
 // Whether every element of the block is finite, for blocks that a row sees only in part, since masked keys may hold
 // NaN. The simdgroups of a warpgroup share the search.
-template <typename T, int BT, int D, int BH, int THREADS>
-METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
+template <typename T, int BT, int D, int BH, int THREADS, bool PART>
+METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, PART>& b) {
+  constexpr int COLUMNS = Traversed<T, BT, D, BH, THREADS, PART>::COLUMNS;
   constexpr int VOTERS = (MMA_ROWS + 15) / 16;
   using Vote = nv::GroupVote<VOTERS>;
   // Adding the smallest step of the exponent to the bits of a magnitude carries into the sign for infinity and NaN
@@ -42,12 +43,12 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
   for (int part = begin; part < end; part++) {
     const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
 #pragma clang loop unroll(full)
-    for (int panel = 0; panel < PANELS<D>; panel++) {
+    for (int panel = 0; panel < PANELS<COLUMNS>; panel++) {
 #pragma clang loop unroll_count(4)
       for (int row = 0; row < BT; row += 4 * VOTERS) {
         const int r = row + part * 4 + thread_index % 32 / 8;
         const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
-        if (column >= D) continue;  // chunks of the last panel that hold nothing
+        if (column >= COLUMNS) continue;  // chunks of the last panel that hold nothing
         const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
         for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
       }
@@ -58,11 +59,12 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
 
 // C += P B where B holds NaN or infinity that some row of P may not see. They enter the product as 0. Where P is not 0,
 // an infinity is added afterwards, and for NaN both infinities, whose sum is NaN.
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void nan_safe_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& block) {
-  Traversed<T, BT, D, BH, THREADS> b = block;
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& block) {
+  Traversed<T, BT, D, BH, THREADS, PART> b = block;
+  const int first = (c.begin - b.begin()) / 16;
   nv::pin_register(b.lane.thread_index);  // no address of this path is computed before it
 #pragma clang loop unroll(full)
   for (int i = 0; i < R / 16; i++) {
@@ -70,7 +72,7 @@ METAL_FUNC void nan_safe_ab(
 #pragma clang loop unroll(full)
     for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
 #pragma clang loop unroll(disable)
-    for (int d = 0; d < D / 8; d++) {
+    for (int d = 0; d < HELD<D> / 8; d++) {
       Pair<float> upper = c.get(2 * i, d), lower = c.get(2 * i + 1, d);
 #pragma clang loop unroll(disable)
       for (int sign = 1; sign >= -1; sign -= 2) {
@@ -78,7 +80,7 @@ METAL_FUNC void nan_safe_ab(
         const T other = T(-sign * INFINITY);  // counts in its own turn
 #pragma clang loop unroll(disable)
         for (int t = 0; t < BT / 16; t++) {
-          const uint4 both = b.transposed(t, d / 2);
+          const uint4 both = b.transposed(t, first + d / 2);
           const uint2 columns = d % 2 ? both.zw : both.xy;
           const uint4 seen = uint4(
               nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));

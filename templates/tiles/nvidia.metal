@@ -17,6 +17,14 @@ constant constexpr int DEPTH = 2 * CHUNK;                 // columns that one ma
 constant constexpr int MMA_ROWS = $MMA_ROWS;              // rows of one matrix instruction: wgmma 64, a warpgroup
 constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that own rows and multiply
 constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups after them, which only copy blocks
+#if PARTED
+// Registers do not hold all columns of the accumulator: PARTS threadgroups with the same rows share them.
+constant constexpr int PARTS = $PARTS;
+template <int D> constant constexpr int HELD = $HELD;  // columns that each has, whole panels
+#else
+constant constexpr int PARTS = 1;
+template <int D> constant constexpr int HELD = D;
+#endif
 
 // The columns of a fragment are neighbours in memory, and one loop serves whole blocks and edges.
 METAL_FUNC int fixed_place(int f) { return f * 8; }
@@ -26,6 +34,19 @@ constant constexpr bool SPLIT = MMA_ROWS > 1;
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
   uint thread_index, simdgroup;
+#if PARTED
+  int own_part;
+  // Takes the part out of the position, which then counts blocks of rows
+  static METAL_FUNC Lane sharing(uint thread_index, thread uint3& position) {
+    Lane self = of(thread_index);
+    self.own_part = position.x % PARTS;
+    position.x /= PARTS;
+    return self;
+  }
+  METAL_FUNC int part() const thread { return own_part; }
+#else
+  METAL_FUNC int part() const thread { return 0; }
+#endif
   static METAL_FUNC Lane of(uint thread_index) {
     Lane self;
     self.row = thread_index % 32 / 4;
@@ -65,15 +86,16 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / CHUNK) ^ (row & 7)) * CHUNK;
 }
 
-// Copies this thread's chunks of a row of D columns to row `row` of a block; zeros unless it `exists`.
+// Copies this thread's chunks of a row of at most D `columns` to row `row` of a block; zeros unless it `exists`.
 template <int ROWS, int D, typename T>
-METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, bool aligned, bool exists, int chunk) {
+METAL_FUNC void copy_row(
+    threadgroup T* to, int row, const device T* source, int columns, bool aligned, bool exists, int chunk) {
 #pragma clang loop unroll(disable)
   for (int column = chunk; column < STEPS<D> * DEPTH; column += PANEL) {
     threadgroup T* target = to + place<ROWS>(row, column);
-    const bool read = exists && column < D;
+    const bool read = exists && column < columns;
     if (aligned) {
-      nv::copy_async(target, source + (column < D ? column : 0), read ? 16 : 0);
+      nv::copy_async(target, source + (column < columns ? column : 0), read ? 16 : 0);
     } else {
       for (int e = 0; e < CHUNK; e++) target[e] = read ? source[column + e] : T(0);
     }
@@ -82,9 +104,10 @@ METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, boo
 
 // Copies COUNT rows of D columns to the rows of a block from `first` on, by THREADS threads, eight for each row. Rows
 // from `valid` on, and the columns up to a whole step, become zero. Sixteen bytes at a time asynchronously, where
-// addresses are aligned.
+// addresses are aligned. Where threadgroups share columns, only `columns` of them exist, and zeros follow.
 template <int ROWS, int D, int COUNT, int THREADS, typename T>
-METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
+METAL_FUNC void copy(
+    threadgroup T* to, int first, const device T* from, long stride, int valid, int columns, uint thread_index) {
   constexpr int STEP = THREADS / 8;
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
   const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
@@ -99,8 +122,10 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
       threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
 #pragma clang loop unroll(full)
       for (int panel = 0; panel < PANELS<D>; panel++) {
-        if (panel * PANEL + PANEL <= D || panel * PANEL + chunk < D) {
+        if (panel * PANEL + PANEL <= columns || panel * PANEL + chunk < columns) {
           nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
+        } else if (PARTS > 1) {
+          nv::copy_async(target + panel * ROWS * PANEL, source - chunk, 0);
         }
       }
       source += STEP * stride;
@@ -109,7 +134,7 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
   }
 #pragma clang loop unroll(disable)
   for (int row = row0; row < COUNT; row += STEP) {
-    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, aligned, row < valid, chunk);
+    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, columns, aligned, row < valid, chunk);
   }
   nv::fence_cta();
 }
@@ -154,7 +179,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       }
     } else {
       block = memory.allocate(BP * PANEL * PANELS<D>);
-      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
+      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, D, lane.thread_index % 32);
     }
   }
 
@@ -166,10 +191,14 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
-// An operand that all simdgroups traverse in blocks of BT rows, in threadgroup memory.
-template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
+// An operand that all simdgroups traverse in blocks of BT rows, in threadgroup memory. PART: only the columns that
+// belong to the accumulator's. Other operands hold whole parts of it, with zeros behind the last column.
+template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> struct Traversed {
   using Element = T;
-  static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
+  static constant constexpr int COLUMNS = PART ? HELD<D> : D;
+  static constant constexpr int PADDED = PANELS<COLUMNS> * PANEL, SHARED = PARTS > 1 && !PART ? PARTS * HELD<D> : 0;
+  static constant constexpr int WIDTH = PADDED > SHARED ? PADDED : SHARED, FILLED = PARTS > 1 ? WIDTH : COLUMNS;
+  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH;
 #if QUANTIZED
   QuantizedBlock<T, BT, D, 32 * PRODUCER_WARPS> packed;
 #elif SCATTERED
@@ -192,6 +221,10 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
 
+  // First column of the array that is held, and the number of columns that exist from there on
+  METAL_FUNC int begin() const thread { return PART ? lane.part() * HELD<D> : 0; }
+  METAL_FUNC int columns() const thread { return PART ? min(HELD<D>, D - begin()) : D; }
+
 #if QUANTIZED
   METAL_FUNC void view(thread const QuantizedView& view, int b, int h) thread {
     packed.open(view, b, h, lane.thread_index - 32 * CONSUMER_WARPS);
@@ -199,6 +232,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #elif SCATTERED
   METAL_FUNC void view(thread const ScatteredView& view, int b, int h) thread {
     pages.open(view, b, h);
+    pages.head += begin();
     stride = pages.stride;
   }
 
@@ -207,7 +241,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #endif
 #else
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
-    head = view.head<T>(b, h);
+    head = view.head<T>(b, h) + begin();
     stride = view.row_stride<T>();
   }
 
@@ -224,7 +258,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
       const bool aligned = (ulong(pages.head) | ulong(pages.rank_stride | stride) * sizeof(T)) % 16 == 0;
 #pragma clang loop unroll(disable)
       for (int n = index / 8; n < BT; n += 4 * PRODUCER_WARPS) {
-        copy_row<BT, D>(to, n, pages.row(min(row + n, end - 1)), aligned, row + n < end, index % 8 * CHUNK);
+        copy_row<BT, FILLED>(
+            to, n, pages.row(min(row + n, end - 1)), columns(), aligned, row + n < end, index % 8 * CHUNK);
       }
       nv::fence_cta();
       pipe.producer_commit();
@@ -234,8 +269,8 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 #elif SCATTERED
     const device T* head = pages.row(row) - row * stride;
 #endif
-    tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
-        to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
+    tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
+        to, 0, head + row * stride, stride, end - row, columns(), lane.thread_index - 32 * CONSUMER_WARPS);
     pipe.producer_commit();
   }
 #endif
@@ -283,20 +318,23 @@ template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B&
 }
 #endif
 
-// A float32 result of R rows x D columns, in registers until `store`.
+// A float32 result of R rows x D columns, or a part of its columns, in registers until `store`.
 template <int R, int D, int BH, bool CACHED> struct Accumulator {
   static_assert(CACHED, "accumulators stay in registers: choose a row that caches them");
-  Pair<float> at[R / 8][D / 8];
+  static constant constexpr int COLUMNS = HELD<D>;
+  Pair<float> at[R / 8][COLUMNS / 8];
   int rows, row, column;
+  int begin;  // first column of the part
 
   template <typename Out> METAL_FUNC void open(device Out*, int first, int total, Lane lane) thread {
     rows = total - first - lane.row;
     row = lane.row;
     column = lane.column;
+    begin = lane.part() * COLUMNS;
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) at[i][d] = Pair<float>(0);
+      for (int d = 0; d < COLUMNS / 8; d++) at[i][d] = Pair<float>(0);
     }
   }
 
@@ -308,7 +346,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) at[i][d] *= factor.at[i];
+      for (int d = 0; d < COLUMNS / 8; d++) at[i][d] *= factor.at[i];
     }
   }
 
@@ -316,13 +354,13 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     Pair<float> found = at[i][0];
 #pragma clang loop unroll(full)
-    for (int e = 1; e < D / 8; e++) found = e == d ? at[i][e] : found;
+    for (int e = 1; e < COLUMNS / 8; e++) found = e == d ? at[i][e] : found;
     return found;
   }
 
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
 #pragma clang loop unroll(full)
-    for (int e = 0; e < D / 8; e++) at[i][e] = e == d ? value : at[i][e];
+    for (int e = 0; e < COLUMNS / 8; e++) at[i][e] = e == d ? value : at[i][e];
   }
 
   // Out[first + row, :] = factor * result
@@ -331,9 +369,11 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 >= rows) continue;
-      device Out* out = head + long(first + i * 8 + row) * D + column;
+      device Out* out = head + long(first + i * 8 + row) * D + begin + column;
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
+      for (int d = 0; d < COLUMNS / 8; d++) {
+        if (begin + d * 8 < D) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
+      }
     }
   }
 };

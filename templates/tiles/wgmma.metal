@@ -38,10 +38,10 @@ METAL_FUNC void multiply_abt(thread S& s, thread const A& a, thread const B& b) 
 }
 
 // Issues C += P B
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void issue_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b) {
   // The matrix unit reads registers asynchronously: all must be written before the fence.
   uint4 rows[BT / 16];
 #pragma clang loop unroll(full)
@@ -50,11 +50,11 @@ METAL_FUNC void issue_ab(
     nv::pin_register(rows[t]);
   }
   nv::pin_register(c.at);
-  const nv::Matrix<T> block = nv::Matrix<T>::of(b.block, BT * PANEL);
+  const nv::Matrix<T> block = nv::Matrix<T>::of(b.block + (c.begin - b.begin()) * BT, BT * PANEL);
   nv::wgmma_fence();
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
-    nv::multiply_registers<T, D>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
+    nv::multiply_registers<T, HELD<D>>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
   }
 }
 
@@ -65,10 +65,10 @@ template <typename C> METAL_FUNC void finish_ab(thread C& c) {
 }
 
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
   c.multiply(factor);
   if (!simd_all(whole || all_finite(b))) {
     nan_safe_ab(c, p, b);
@@ -117,7 +117,7 @@ METAL_FUNC void enter_ab(thread Accumulator<R, D, BH, CACHED>& c, thread const B
   nv::pin_register(c.at);
   nv::fence_async_proxy();
   nv::wgmma_fence();
-  nv::add_zero<typename B::Element, D>(c.at, b.pipe.zeros());
+  nv::add_zero<typename B::Element, HELD<D>>(c.at, b.pipe.zeros());
   nv::wgmma_commit();
 }
 

@@ -17,7 +17,7 @@ from feature_cases import Variant
 from kernel_checks import check_step, problem
 from oracle_variants import Facts
 from tensor_rows import FAMILY, LAYERS, forget, small_rows
-from views import odd_start
+from views import odd_rows, odd_start
 from watched import kinds, watched
 
 from mlx_flash import BlockMask, attention, vmap
@@ -123,11 +123,6 @@ def test_every_other_block_is_skipped(layer, q_ids, k_ids):
         others, facts = feature_cases.build(variant)
         facts = replace(facts, q_ids=q_ids, k_ids=k_ids)
         feature_cases.check_arguments(variant, others | arguments, facts, stored_output=True)
-
-
-def odd_rows(array: mx.array) -> mx.array:
-    """Rows one element further apart than they are long: none but the first begins at 16 bytes."""
-    return mx.contiguous(mx.concatenate([array, mx.full((*array.shape[:3], 1), mx.nan, array.dtype)], axis=3))[..., :-1]
 
 
 @pytest.mark.parametrize("view", [odd_rows, odd_start], ids=lambda view: view.__name__)

@@ -51,15 +51,23 @@ def problem(head_dim: int, dtype="bfloat16", value_dim=None, **options) -> Probl
     return make_problem(1, 4, 2, 300, 300, head_dim, value_dim or head_dim, dtype, variants=options)
 
 
+SUMMED = {FORWARD: "V", BACKWARD_VALUE: "dO"}
+
+
 @pytest.mark.parametrize("step, dtype, family, row", ROWS)
 def test_every_row_fits(step, dtype, family, row):
     """Memory and registers are summed by hand: panels of 128 bytes, 1 KB of barriers for each traversed operand;
-    fragments and 32 more registers. The kernel's text requests exactly that memory."""
+    fragments and 32 more registers. The kernel's text requests exactly that memory. Beyond 256 columns a threadgroup
+    has a part of the accumulator's, whole panels, and of an operand that nothing else needs; others have room for all
+    parts."""
     size = 4 if dtype == "float32" else 2
     panels = -(-size * row.max_head // 128) * 128
     kept = [name for name in step.cacheable if name in step.inputs and name not in row.cached]
     walked = {"Q", "K", "V", "dO"} & set(step.inputs) - set(step.cacheable) - set(step.shapes)
-    taken = panels * (len(kept) * row.parallel + len(walked) * row.stages * row.traversal) + 1024 * len(walked)
+    parts = -(-row.max_head // 256)
+    part = -(-panels // parts // 128) * 128
+    widths = [part if name == SUMMED.get(step) else parts * part for name in walked]
+    taken = panels * len(kept) * row.parallel + sum(width * row.stages * row.traversal + 1024 for width in widths)
     if {"P", "dS"} & set(step.inputs):  # which have the threadgroup's rows for columns
         taken += 2 * row.parallel * row.stages * row.traversal + 1024
     assert taken == tensor_bytes(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
@@ -129,7 +137,7 @@ ILLEGAL = [
     (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK",)}, "must be cached"),
     (FORWARD, LEGAL, {"stages": 1}, "two stages"),
     (FORWARD, LEGAL, {"stages": 16}, "threadgroup bytes exceed"),
-    (FORWARD, LEGAL, {"max_head": 512}, "registers a thread exceed"),
+    (FORWARD, LEGAL, {"max_head": 512, "columns": 512}, "registers a thread exceed"),
     (FORWARD, replace(LEGAL, max_head=128), {"parallel": 512}, "registers a thread exceed 56"),
     (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the 64 rows"),
     (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
@@ -166,15 +174,17 @@ def test_lookup_takes_the_first_row_that_covers_the_head_dimension(family):
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
 def test_problems_that_tensor_cores_do_not_serve(family):
-    """More than 256 columns, and few queries in float32, run on 8x8 matrices."""
+    """More columns than the last row has, and few queries in float32, run on 8x8 matrices."""
     steps = (FORWARD, DECODE, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
     assert lookup(DECODE, "float32", family, 64).tiles == "simdgroup"
     for step in steps:
-        assert lookup(step, "float32", family, 264).tiles == lookup(step, "float16", family, 264).tiles == "simdgroup"
+        beyond = 264 if step is DECODE else 584
+        assert lookup(step, "float32", family, 264).tiles == "simdgroup"
+        assert lookup(step, "float16", family, beyond).tiles == "simdgroup"
         rows = ORIGINAL.get((step, MIXED, "apple9"), TABLE[step, MIXED, "apple9"])
-        assert lookup(step, "float16", family, 264) in rows
+        assert lookup(step, "float16", family, beyond) in rows
         assert plan_of(step, problem(64), family).config.tiles != "simdgroup"
-    assert not splits_dk_dv("float32", family, 264) and not splits_dk_dv("float16", family, 264)
+    assert not splits_dk_dv("float32", family, 264) and not splits_dk_dv("float16", family, 520)
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
@@ -208,12 +218,12 @@ def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, quer
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)
 def test_separate_dk_and_dv_kernels_beyond_128_columns(family):
     apart, together = (BACKWARD_KEY, BACKWARD_VALUE), (BACKWARD_KEY_VALUE,)
-    for head_dim, value_dim in ((136, 64), (64, 136), (256, 256)):
+    for head_dim, value_dim in ((136, 64), (64, 136), (256, 256), (384, 72)):
         steps = key_value_kinds(problem(head_dim, value_dim=value_dim).signature, family)
         assert steps == apart
         assert all(plan_of(step, problem(head_dim), family).config.tiles == LAYERS_OF[family.name] for step in steps)
         assert {name for step in steps for name in step.outputs} == {"dK", "dV"} <= ACCUMULATORS
-    for asked in (problem(128), problem(264), problem(264, "float32"), problem(64, "float32")):
+    for asked in (problem(128), problem(520), problem(264, "float32"), problem(64, "float32")):
         assert key_value_kinds(asked.signature, family) == together
     for apple in (family for family in FAMILIES.values() if family.tensor in ("", "nax")):
         wanted = apart if apple.tensor else together  # those of neural accelerators are together up to 96 columns

@@ -10,6 +10,7 @@ from formula_mutants import FORMULA
 from kept_mutants import APPLE_KEPT, BACKWARD_KEPT, KEEPING, KEPT
 from mutant import Mutant, of
 from neural_mutants import NAX_FORWARD, NAX_OPERANDS, NAX_PRODUCTS
+from share_mutants import SHARES
 from stride_mutants import STRIDES
 from tf32_mutants import TILE_TF32
 
@@ -312,13 +313,13 @@ VIEWS = of(
 )
 TILE_TENSOR = of(
     "nvidia",
-    ("producers-count-from-zero", "end - row, lane.thread_index - 32 * CONSUMER_WARPS", "end - row, lane.thread_index",
+    ("producers-count-from-zero", "columns(), lane.thread_index - 32 * CONSUMER_WARPS", "columns(), lane.thread_index",
      TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
     ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
      TENSOR.format("whole_panels[mma-narrow]")),
     ("copied-by-16-bytes-from-anywhere", "const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
      "const bool aligned = true;", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
-    ("next-row-in-the-last-half-step", "const bool read = exists && column < D;",
+    ("next-row-in-the-last-half-step", "const bool read = exists && column < columns;",
      "const bool read = exists;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),
 )
@@ -390,5 +391,6 @@ MUTANTS = [
     *NAX_OPERANDS,
     *NAX_PRODUCTS,
     *NAX_FORWARD,
+    *SHARES,
     *STRIDES,
 ]  # fmt: skip

@@ -14,6 +14,8 @@ from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, 
 FAMILY = {"mma": "sm80", "wgmma": "sm90", "tf32": "sm80", "tf32_hopper": "sm90"}
 # narrow: the rows for small head dimensions; wide: those for the largest, with separate kernels for dK and dV
 LAYERS = [(layer, width) for layer in ("mma", "wgmma") for width in ("narrow", "wide")]
+# shared: those beyond 256 columns of an accumulator, of which a threadgroup holds a part: here 64 columns
+SHARED = [(layer, "shared") for layer in ("mma", "wgmma")]
 FLOAT32_LAYERS = [("tf32", "narrow"), ("tf32_hopper", "wide")]
 # Rows that a threadgroup owns, rows that it visits at a time
 BLOCKS = {"mma": (32, 32), "wgmma": (64, 16), "tf32": (32, 16), "tf32_hopper": (16, 16), "dequantizing": (32, 32)}
@@ -23,17 +25,23 @@ OTHER_BLOCKS = {
     ("mma", "narrow", DECODE): (32, 32),
     ("mma", "wide", DECODE): (32, 16),
     ("dequantizing", "wide", DECODE): (32, 16),
+    ("mma", "shared", FORWARD): (32, 32),
+    ("mma", "shared", BACKWARD_VALUE): (16, 32),
 }
+SHARED_BLOCKS = {"mma": (16, 16), "wgmma": (64, 16)}
 
 
 def table(width: str) -> dict:
     """One row for each step, used at any head dimension up to 128."""
     small = {}
     for key, rows in TENSOR_TABLE.items():
-        row = rows[-1 if width == "wide" else 0]
-        parallel, traversal = OTHER_BLOCKS.get((row.tiles, width, key[0]), BLOCKS[row.tiles])
-        row = replace(row, parallel=parallel, traversal=traversal, max_head=128)
-        small[key] = () if key[0] is BACKWARD_KEY_VALUE and width == "wide" else (row,)
+        row = rows[0 if width == "narrow" else -1]
+        shares = width == "shared" and row.tiles in SHARED_BLOCKS and key[0] is not DECODE
+        blocks = SHARED_BLOCKS if shares else BLOCKS
+        parallel, traversal = OTHER_BLOCKS.get((row.tiles, width, key[0]), blocks[row.tiles])
+        columns = 64 if shares else row.columns
+        row = replace(row, parallel=parallel, traversal=traversal, max_head=128, columns=columns)
+        small[key] = () if key[0] is BACKWARD_KEY_VALUE and width != "narrow" else (row,)
     return small
 
 

@@ -56,3 +56,8 @@ def spread(array: mx.array) -> mx.array:
     places = tuple(slice(1, None, 3) for _ in array.shape)
     wide[places] = np.array(array)
     return mx.array(wide)[places]
+
+
+def odd_rows(array: mx.array) -> mx.array:
+    """Rows one element further apart than they are long: none but the first begins at 16 bytes."""
+    return mx.contiguous(mx.concatenate([array, mx.full((*array.shape[:3], 1), mx.nan, array.dtype)], axis=3))[..., :-1]

@@ -79,12 +79,15 @@ constant constexpr int DEPTH = 2 * CHUNK;
 constant constexpr int MMA_ROWS = 64;
 constant constexpr uint CONSUMER_WARPS = 8;
 constant constexpr uint PRODUCER_WARPS = 4;
+constant constexpr int PARTS = 1;
+template <int D> constant constexpr int HELD = D;
 METAL_FUNC int fixed_place(int f) { return f * 8; }
 METAL_FUNC int lane_place(int, int, int k) { return k; }
 constant constexpr bool SPLIT = MMA_ROWS > 1;
 struct Lane {
   int row, column;
   uint thread_index, simdgroup;
+  METAL_FUNC int part() const thread { return 0; }
   static METAL_FUNC Lane of(uint thread_index) {
     Lane self;
     self.row = thread_index % 32 / 4;
@@ -116,20 +119,22 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
   return (column / PANEL * ROWS + row) * PANEL + ((column % PANEL / CHUNK) ^ (row & 7)) * CHUNK;
 }
 template <int ROWS, int D, typename T>
-METAL_FUNC void copy_row(threadgroup T* to, int row, const device T* source, bool aligned, bool exists, int chunk) {
+METAL_FUNC void copy_row(
+    threadgroup T* to, int row, const device T* source, int columns, bool aligned, bool exists, int chunk) {
 #pragma clang loop unroll(disable)
   for (int column = chunk; column < STEPS<D> * DEPTH; column += PANEL) {
     threadgroup T* target = to + place<ROWS>(row, column);
-    const bool read = exists && column < D;
+    const bool read = exists && column < columns;
     if (aligned) {
-      nv::copy_async(target, source + (column < D ? column : 0), read ? 16 : 0);
+      nv::copy_async(target, source + (column < columns ? column : 0), read ? 16 : 0);
     } else {
       for (int e = 0; e < CHUNK; e++) target[e] = read ? source[column + e] : T(0);
     }
   }
 }
 template <int ROWS, int D, int COUNT, int THREADS, typename T>
-METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long stride, int valid, uint thread_index) {
+METAL_FUNC void copy(
+    threadgroup T* to, int first, const device T* from, long stride, int valid, int columns, uint thread_index) {
   constexpr int STEP = THREADS / 8;
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
   const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
@@ -143,8 +148,10 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
       threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
 #pragma clang loop unroll(full)
       for (int panel = 0; panel < PANELS<D>; panel++) {
-        if (panel * PANEL + PANEL <= D || panel * PANEL + chunk < D) {
+        if (panel * PANEL + PANEL <= columns || panel * PANEL + chunk < columns) {
           nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
+        } else if (PARTS > 1) {
+          nv::copy_async(target + panel * ROWS * PANEL, source - chunk, 0);
         }
       }
       source += STEP * stride;
@@ -153,7 +160,7 @@ METAL_FUNC void copy(threadgroup T* to, int first, const device T* from, long st
   }
 #pragma clang loop unroll(disable)
   for (int row = row0; row < COUNT; row += STEP) {
-    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, aligned, row < valid, chunk);
+    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, columns, aligned, row < valid, chunk);
   }
   nv::fence_cta();
 }
@@ -191,7 +198,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       }
     } else {
       block = memory.allocate(BP * PANEL * PANELS<D>);
-      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, lane.thread_index % 32);
+      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, D, lane.thread_index % 32);
     }
   }
   METAL_FUNC uint4 fragment(int i, int d) const thread {
@@ -200,9 +207,12 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * DEPTH + l / 16 * CHUNK));
   }
 };
-template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
+template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> struct Traversed {
   using Element = T;
-  static constant constexpr int BLOCK_ELEMENTS = BT * PANEL * PANELS<D>;
+  static constant constexpr int COLUMNS = PART ? HELD<D> : D;
+  static constant constexpr int PADDED = PANELS<COLUMNS> * PANEL, SHARED = PARTS > 1 && !PART ? PARTS * HELD<D> : 0;
+  static constant constexpr int WIDTH = PADDED > SHARED ? PADDED : SHARED, FILLED = PARTS > 1 ? WIDTH : COLUMNS;
+  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH;
   const device T* head;
   threadgroup T* stages;
   threadgroup T* block;
@@ -217,15 +227,17 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
     lane = lane_;
     pipe.open(memory.allocate(8 * PANEL), lane.thread_index);
   }
+  METAL_FUNC int begin() const thread { return PART ? lane.part() * HELD<D> : 0; }
+  METAL_FUNC int columns() const thread { return PART ? min(HELD<D>, D - begin()) : D; }
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
-    head = view.head<T>(b, h);
+    head = view.head<T>(b, h) + begin();
     stride = view.row_stride<T>();
   }
   METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
-    tile::copy<BT, D, BT, 32 * PRODUCER_WARPS>(
-        to, 0, head + row * stride, stride, end - row, lane.thread_index - 32 * CONSUMER_WARPS);
+    tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
+        to, 0, head + row * stride, stride, end - row, columns(), lane.thread_index - 32 * CONSUMER_WARPS);
     pipe.producer_commit();
   }
   METAL_FUNC void start(int) thread {}
@@ -257,16 +269,19 @@ template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B&
 }
 template <int R, int D, int BH, bool CACHED> struct Accumulator {
   static_assert(CACHED, "accumulators stay in registers: choose a row that caches them");
-  Pair<float> at[R / 8][D / 8];
+  static constant constexpr int COLUMNS = HELD<D>;
+  Pair<float> at[R / 8][COLUMNS / 8];
   int rows, row, column;
+  int begin;
   template <typename Out> METAL_FUNC void open(device Out*, int first, int total, Lane lane) thread {
     rows = total - first - lane.row;
     row = lane.row;
     column = lane.column;
+    begin = lane.part() * COLUMNS;
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) at[i][d] = Pair<float>(0);
+      for (int d = 0; d < COLUMNS / 8; d++) at[i][d] = Pair<float>(0);
     }
   }
   METAL_FUNC void multiply(RowVector<R> factor) thread {
@@ -276,27 +291,29 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) at[i][d] *= factor.at[i];
+      for (int d = 0; d < COLUMNS / 8; d++) at[i][d] *= factor.at[i];
     }
   }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     Pair<float> found = at[i][0];
 #pragma clang loop unroll(full)
-    for (int e = 1; e < D / 8; e++) found = e == d ? at[i][e] : found;
+    for (int e = 1; e < COLUMNS / 8; e++) found = e == d ? at[i][e] : found;
     return found;
   }
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
 #pragma clang loop unroll(full)
-    for (int e = 0; e < D / 8; e++) at[i][e] = e == d ? value : at[i][e];
+    for (int e = 0; e < COLUMNS / 8; e++) at[i][e] = e == d ? value : at[i][e];
   }
   template <typename Out>
   METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 >= rows) continue;
-      device Out* out = head + long(first + i * 8 + row) * D + column;
+      device Out* out = head + long(first + i * 8 + row) * D + begin + column;
 #pragma clang loop unroll(full)
-      for (int d = 0; d < D / 8; d++) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
+      for (int d = 0; d < COLUMNS / 8; d++) {
+        if (begin + d * 8 < D) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
+      }
     }
   }
 };
@@ -327,8 +344,9 @@ template <typename T> METAL_FUNC uint finite(uint pair) {
   const uint bad = not_finite<T>(pair);
   return pair & ~((bad & 0xffffu ? 0xffffu : 0) | (bad & 0xffff0000u ? 0xffff0000u : 0));
 }
-template <typename T, int BT, int D, int BH, int THREADS>
-METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
+template <typename T, int BT, int D, int BH, int THREADS, bool PART>
+METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, PART>& b) {
+  constexpr int COLUMNS = Traversed<T, BT, D, BH, THREADS, PART>::COLUMNS;
   constexpr int VOTERS = (MMA_ROWS + 15) / 16;
   using Vote = nv::GroupVote<VOTERS>;
   const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
@@ -338,12 +356,12 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
   for (int part = begin; part < end; part++) {
     const threadgroup uint4* chunks = (const threadgroup uint4*)b.block + thread_index % 32 + part * (4 * PANEL / 8);
 #pragma clang loop unroll(full)
-    for (int panel = 0; panel < PANELS<D>; panel++) {
+    for (int panel = 0; panel < PANELS<COLUMNS>; panel++) {
 #pragma clang loop unroll_count(4)
       for (int row = 0; row < BT; row += 4 * VOTERS) {
         const int r = row + part * 4 + thread_index % 32 / 8;
         const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
-        if (column >= D) continue;
+        if (column >= COLUMNS) continue;
         const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
         for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
       }
@@ -351,11 +369,12 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS>& b) {
   }
   return Vote::all((found & 0x80008000u) == 0, thread_index);
 }
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void nan_safe_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& block) {
-  Traversed<T, BT, D, BH, THREADS> b = block;
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& block) {
+  Traversed<T, BT, D, BH, THREADS, PART> b = block;
+  const int first = (c.begin - b.begin()) / 16;
   nv::pin_register(b.lane.thread_index);
 #pragma clang loop unroll(full)
   for (int i = 0; i < R / 16; i++) {
@@ -363,7 +382,7 @@ METAL_FUNC void nan_safe_ab(
 #pragma clang loop unroll(full)
     for (int t = 0; t < BT / 16; t++) rows[t] = narrowed<T>(p, i, t);
 #pragma clang loop unroll(disable)
-    for (int d = 0; d < D / 8; d++) {
+    for (int d = 0; d < HELD<D> / 8; d++) {
       Pair<float> upper = c.get(2 * i, d), lower = c.get(2 * i + 1, d);
 #pragma clang loop unroll(disable)
       for (int sign = 1; sign >= -1; sign -= 2) {
@@ -371,7 +390,7 @@ METAL_FUNC void nan_safe_ab(
         const T other = T(-sign * INFINITY);
 #pragma clang loop unroll(disable)
         for (int t = 0; t < BT / 16; t++) {
-          const uint4 both = b.transposed(t, d / 2);
+          const uint4 both = b.transposed(t, first + d / 2);
           const uint2 columns = d % 2 ? both.zw : both.xy;
           const uint4 seen = uint4(
               nonzero<T>(rows[t].x), nonzero<T>(rows[t].y), nonzero<T>(rows[t].z), nonzero<T>(rows[t].w));
@@ -420,10 +439,10 @@ METAL_FUNC void multiply_abt(thread S& s, thread const A& a, thread const B& b) 
   begin_abt(s, a, b);
   finish_abt<0>(s, a, b);
 }
-template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void issue_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b) {
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b) {
   uint4 rows[BT / 16];
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
@@ -431,21 +450,21 @@ METAL_FUNC void issue_ab(
     nv::pin_register(rows[t]);
   }
   nv::pin_register(c.at);
-  const nv::Matrix<T> block = nv::Matrix<T>::of(b.block, BT * PANEL);
+  const nv::Matrix<T> block = nv::Matrix<T>::of(b.block + (c.begin - b.begin()) * BT, BT * PANEL);
   nv::wgmma_fence();
 #pragma clang loop unroll(full)
   for (int t = 0; t < BT / 16; t++) {
-    nv::multiply_registers<T, D>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
+    nv::multiply_registers<T, HELD<D>>(c.at, rows[t], block.at(t * 16 * PANEL, 0));
   }
 }
 template <typename C> METAL_FUNC void finish_ab(thread C& c) {
   nv::wgmma_wait<0>();
   nv::pin_register(c.at);
 }
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS>& b, bool whole) {
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
   c.multiply(factor);
   if (!simd_all(whole || all_finite(b))) {
     nan_safe_ab(c, p, b);

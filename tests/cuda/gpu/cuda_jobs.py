@@ -31,13 +31,17 @@ from mlx_flash.problem.kinds import DECODE, DELTA, TRAINING
 PRECISIONS = {"float32": "float32", "float16": "16-bit", "bfloat16": "16-bit"}
 
 
+TENSOR_CORES = ("sm80", "sm90")
+
+
 def row_dims(family: str, dtype: str) -> list[int]:
     """Head dimensions, as few as do, that take every table row of every step, and the usual ones."""
-    intervals = []
+    tensor = dtype != "float32" and FAMILIES[family].tensor in TENSOR_CORES
+    intervals, most = [], 512 if tensor else 256
     for step in TRAINING:
         if step is not DELTA:
             ends = [0, *(row.max_head for row in candidates(step, PRECISIONS[dtype], FAMILIES[family]))]
-            intervals += [(low, min(high, 256)) for low, high in zip(ends, ends[1:]) if low < 256]
+            intervals += [(low, min(high, most)) for low, high in zip(ends, ends[1:]) if low < most]
     chosen = [64, 128]
     for low, high in sorted(intervals, key=lambda ends: ends[1]):
         if not any(low < dim <= high for dim in chosen):
@@ -93,9 +97,9 @@ FEATURES = {
 }  # fmt: skip
 
 
-def features(family: str, dtype: str, name: str, **more) -> Job:
+def features(family: str, dtype: str, name: str, head_dim: int = 64, **more) -> Job:
     """Masks and variants with every gradient, as the accuracy suite has them, at a few hundred rows."""
-    case = Case(261, 403, 64, dtype, group=2, key_heads=2, batch=2)
+    case = Case(261, 403, head_dim, dtype, group=2, key_heads=2, batch=2)
     return _variant(family, Variant(case, FEATURES[name], "bhij", (90, 35)), **more)
 
 
@@ -273,6 +277,9 @@ def decoded_features(family: str, dtype: str, name: str) -> Job:
 
 
 SPOILED = ("q", "k", "v", "d_o")
+SPOILED_DIMS = (
+    ("float32", 64), ("float16", 64), ("bfloat16", 64), ("bfloat16", 128), ("float16", 256), ("bfloat16", 384),
+)  # fmt: skip
 
 
 def reaches(name: str, got: mx.array, want: mx.array, met: np.ndarray, what: str, dtype: str):
@@ -369,16 +376,12 @@ def jobs(families: list[str]) -> dict[str, tuple]:
         for name in FEATURES:
             for dtype in PRECISIONS if name in ("array", "blocks") else ("float32",):
                 found[f"{name} {family} {dtype}"] = (features, family, dtype, name)
-        for dtype, head_dim in (
-            ("float32", 64),
-            ("float16", 64),
-            ("bfloat16", 64),
-            ("bfloat16", 128),
-            ("float16", 256),
-        ):
+        for dtype, head_dim in SPOILED_DIMS:
             for name, limits in (("causal", {"causal": True}), ("window", {"window": (100, 0)})):
                 found[f"spoiled {name} {family} {dtype} D={head_dim}"] = (spoiled, family, dtype, head_dim, limits)
-        if FAMILIES[family].tensor in ("sm80", "sm90"):
+        if FAMILIES[family].tensor in TENSOR_CORES:
+            for name, head_dim in (("array", 328), ("blocks", 512), ("bool", 264)):
+                found[f"{name} {family} bfloat16 D={head_dim}"] = (features, family, "bfloat16", name, head_dim)
             found[f"mask map bool {family}"] = (mapped, family, "bfloat16", False)
             found[f"mask map additive {family}"] = (mapped, family, "float16", True)
         if FAMILIES[family].tensor != "nax":
