@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def texts() -> list[tuple[str, str, str]]:
         rows = {(kind, row.tiles, family.uses_threadgroup_memory): (kind, row, family, *rest)
                 for kind, row, family, *rest in chain(EVERY, *map(tensor_builds_of, KINDS))}  # fmt: skip
         for *start, variants, threads in rows.values():
-            for chosen in (variants, MOST):
+            for chosen in (variants, replace(MOST, quantization=variants.quantization)):
                 source.build.__wrapped__(*start, chosen, threads)
         problem = make_problem(1, 4, 2, 128, 256, 64, 64, "float16", causal=True)
         for kind in KINDS:  # on neural accelerators
