@@ -2,7 +2,7 @@
 // (compute capability 8.0 and later). A number is the sum of two, and the product of two low parts is less than the
 // rounding of float32:
 //
-//   x = high + low                                     high = x rounded to TF32
+//   x = high + low                                     high = x in TF32
 //   x y = high high' + high low' + low high'
 //
 // The matrix unit truncates its sums, which would be an error of the same sign for every addition. So it starts from
@@ -17,20 +17,24 @@ namespace tile {
 constant constexpr int SUMMED = 4;  // steps of S that the matrix unit adds
 constant constexpr float SPLITS_BELOW = 3.40199290171201906e38f;  // 2^128 - 2^116: from here on TF32 is infinity
 
-// An operand's registers as two TF32 numbers each. The matrix unit ignores the bits of `low` that TF32 has not.
+// An operand's registers as two TF32 numbers each. The matrix unit ignores the bits that TF32 has not.
 template <typename Words> struct Split {
   Words high, low;
 };
 
-template <typename Words> METAL_FUNC Split<Words> split(Words x) {
-  Split<Words> parts;
-#pragma clang loop unroll(full)
-  for (int e = 0; e < int(sizeof(Words) / 4); e++) {
-    const uint high = (x[e] + 0x1000u) & 0xffffe000u;
-    parts.high[e] = high;
-    parts.low[e] = as_type<uint>(as_type<float>(x[e]) - as_type<float>(high));
-  }
+METAL_FUNC uint less(uint x, uint high) { return as_type<uint>(as_type<float>(x) - as_type<float>(high)); }
+
+// Rows are rounded, so that low parts have either sign, and the products of two low parts cancel.
+METAL_FUNC Split<uint4> split(uint4 x) {
+  Split<uint4> parts;
+  parts.high = (x + 0x1000u) & 0xffffe000u;
+  for (int e = 0; e < 4; e++) parts.low[e] = less(x[e], parts.high[e]);
   return parts;
+}
+
+// Columns, of which every fragment serves three products only, are truncated, by the matrix unit.
+METAL_FUNC Split<uint2> split(uint2 x) {
+  return {x, uint2(less(x.x, x.x & 0xffffe000u), less(x.y, x.y & 0xffffe000u))};
 }
 
 // A fragment of 16 x 8 sums: rows 0 to 7 in `upper`, 8 to 15 in `lower`
@@ -109,8 +113,8 @@ METAL_FUNC void multiply_abt(
       for (int n = 0; n < SUMMED; n++) {
         if (!WHOLE && d + n >= STEPS<D>) continue;
         const uint4 columns = b.fragment(t, d + n);
-        left.add(rows[n], split<uint2>(columns.xy));
-        right.add(rows[n], split<uint2>(columns.zw));
+        left.add(rows[n], split(columns.xy));
+        right.add(rows[n], split(columns.zw));
       }
       left.join();
       right.join();

@@ -27,7 +27,7 @@ def backends(*names: str) -> list:
 
 def on(name: str):
     """The backend of a name; tensor cores with rows small enough to simulate."""
-    if name in ("mma", "wgmma"):
+    if name in ("mma", "wgmma", "tf32"):
         return small_rows(name, "narrow")
     return use_backend("reference") if name == "reference" else use_backend("simulator", name)
 
@@ -96,7 +96,7 @@ def check(name: str, exponent: int, digit: float, queries: int, keys: int, dtype
 
 @pytest.mark.parametrize("size", FLOAT32, ids=str)
 @pytest.mark.parametrize("queries, keys", [(3, 600), (37, 70)], ids=["decode", "forward"])
-@pytest.mark.parametrize("name", backends("reference", "apple7", "apple9", "apple10"))
+@pytest.mark.parametrize("name", backends("reference", "apple7", "apple9", "apple10", "tf32"))
 def test_float32(name, queries, keys, size):
     """Output, statistics and all gradients, those of the LSE too. Decoding has several parts of keys to combine."""
     check(name, *size, queries, keys, mx.float32)

@@ -26,8 +26,8 @@ BATCH, HEADS, KEY_HEADS, KEYS, DIM = 1, 4, 2, 70, 16
 
 
 def on(name: str):
-    """The backend of a name; tensor cores multiply 16-bit operands only."""
-    if name in ("mma", "wgmma"):
+    """The backend of a name; "mma" and "wgmma" multiply 16-bit operands only."""
+    if name in ("mma", "wgmma", "tf32"):
         return small_rows(name, "narrow")
     return use_backend("reference") if name == "reference" else use_backend("simulator", name)
 
@@ -77,7 +77,7 @@ def close(got, want, name: str, dtype=mx.float32):
     assert error < most, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("name", backends("reference", "apple7", "apple9", "mma", "wgmma"))
+@pytest.mark.parametrize("name", backends("reference", "apple7", "apple9", "mma", "wgmma", "tf32"))
 @pytest.mark.parametrize("queries", [3, 37], ids=["decode", "forward"])
 def test_output_and_gradients(name, queries):
     """Gradients of q, k, v, the mask, the sinks and the LSE, with rows of every shift in one call."""
