@@ -19,8 +19,8 @@ constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that ow
 constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups after them, which only copy blocks
 #if PARTED
 // Registers do not hold all columns of the accumulator: PARTS threadgroups with the same rows share them.
-constant constexpr int PARTS = $PARTS;
-template <int D> constant constexpr int HELD = $HELD;  // columns that each has, whole panels
+constant constexpr int PARTS = $PARTS, PART_COLUMNS = $HELD;  // columns that each has, whole panels
+template <int D> constant constexpr int HELD = PART_COLUMNS;
 #else
 constant constexpr int PARTS = 1;
 template <int D> constant constexpr int HELD = D;

@@ -20,15 +20,6 @@ static void report_access(Worker* w, u32 kind, u32 space, u32 buffer, u64 offset
   msl_abandon(w);
 }
 
-void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted) {
-  Report* r = msl_report(w, f, REPORT_INACTIVE_LANES, f->site);
-  if (r) {
-    r->offset = active;
-    r->value = wanted;
-  }
-  msl_abandon(w);
-}
-
 // Goes on: if the write comes later without a fence, it is a race, and that is the better report.
 static void remember_uninitialised(Worker* w, u32 space, u32 buffer, u64 offset, u32 size, u64 pc) {
   if (w->has_pending) return;

@@ -3,7 +3,6 @@
 #include "system.h"
 
 void msl_wait(Worker* w, Fiber* f, void* perform, u64 site);
-HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted);
 
 enum {
   BLOCK = 32,                           // bytes: 16 columns of a row, which one instruction reads
@@ -52,11 +51,6 @@ static Flights* flights_of(Worker* w) {
       for (u32 n = 0; n < SUMS; ++n) all->sums[i][n].at = 0;
   }
   return w->flights;
-}
-
-void msl_forget_flights(Worker* w) {
-  w->asynchronous = 0;
-  for (u32 i = 0; i < w->threads; ++i) w->fiber[i].issuing = 0;
 }
 
 static _Noreturn void refuse(Worker* w, Fiber* f, u32 kind, u64 pc, u64 other_pc) {

@@ -10,4 +10,8 @@
 
 // Check mode: a simdgroup reads or writes threadgroup memory that was last written at `written`.
 HIDDEN void msl_check_flights(Worker* w, Fiber* f, u32 variable, u32 inside, u32 size, u32 is_write, Stamp written, u64 pc);
-HIDDEN void msl_forget_flights(Worker* w);
+// A threadgroup begins.
+static inline void forget_flights(Worker* w) {
+  w->asynchronous = 0;
+  for (u32 i = 0; i < w->threads; ++i) w->fiber[i].issuing = 0;
+}

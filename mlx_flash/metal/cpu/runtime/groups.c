@@ -30,7 +30,7 @@ HIDDEN void msl_begin_group(Worker* w) {
   w->steps_to_come = w->launch->step_limit;
   msl_refill_steps(w);
   msl_forget_fences(w);
-  msl_forget_flights(w);
+  forget_flights(w);
   for (u32 i = 0; i < w->simds; ++i) w->simd[i].epoch = w->simd[i].device_epoch = 0;
 }
 

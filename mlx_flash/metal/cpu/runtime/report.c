@@ -26,3 +26,12 @@ void msl_abandon(Worker* w) {
   msl_switch(&ignored, w->main_stack);
   __builtin_unreachable();
 }
+
+void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted) {
+  Report* r = msl_report(w, f, REPORT_INACTIVE_LANES, f->site);
+  if (r) {
+    r->offset = active;
+    r->value = wanted;
+  }
+  msl_abandon(w);
+}

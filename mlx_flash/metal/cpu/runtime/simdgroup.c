@@ -3,7 +3,6 @@
 #include "fences.h"
 
 void msl_wait(Worker* w, Fiber* f, void* perform, u64 site);
-HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted);
 
 typedef float Row __attribute__((vector_size(32), aligned(4)));
 

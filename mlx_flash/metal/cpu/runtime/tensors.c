@@ -3,7 +3,6 @@
 #include "fences.h"
 
 void msl_wait(Worker* w, Fiber* f, void* perform, u64 site);
-HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted);
 HIDDEN u16 msl_bfloat_bits(float x);
 
 enum Type { FLOAT, HALF, BFLOAT, CHAR, INT };  // as in include/target/tensor_ops.h

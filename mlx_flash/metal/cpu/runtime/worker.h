@@ -67,6 +67,8 @@ HIDDEN Report* msl_report(Worker* w, Fiber* f, u32 kind, u64 pc);
 // Ends the launch: no fiber of this worker runs again.
 HIDDEN void msl_fill_report(Worker* w, Fiber* f, Report* r, u32 kind, u64 pc);
 HIDDEN _Noreturn void msl_abandon(Worker* w);
+// Lanes that an operation of simdgroups needs do not take part in it.
+HIDDEN void msl_inactive(Worker* w, Fiber* f, u32 active, u32 wanted);
 // A turn has ended: another simdgroup's, and then another lane's, comes next. Returns when it is this fiber's again.
 HIDDEN void msl_next_turn(Worker* w, Fiber* f, u64 pc);
 // A threadgroup at the ragged edge of the grid wants to cooperate.
