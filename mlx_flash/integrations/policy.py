@@ -1,8 +1,9 @@
 """The rules by which patch() serves a call or leaves it to MLX's built-in attention, for each family of GPUs.
 
 The built-in keeps a call where it is one fused kernel, needs memory linear in the lengths, and is measured or known to
-be as fast. The first rule that fits decides; where none fits, attention serves. Where both need linear memory, times
-that `tune` took on the same machine come first.
+be as fast; on NVIDIA GPUs also short calls whose scores it keeps, where it was measured to be faster. The first rule
+that fits decides; where none fits, attention serves. Where both need linear memory, times that `tune` took on the same
+machine come first.
 
 Sources: MLX's code and its 0.32.4 binary for the calls that it fuses (mlx/fast.cpp,
 mlx/backend/metal/scaled_dot_product_attention.cpp, mlx/backend/cuda), and bench/results/cuda_speed.json for times on
@@ -135,6 +136,13 @@ CUDA_FORWARD = Rule(
     "fused forward", False, "cuDNN is as fast, and faster below 16384 queries (H200)",
     lambda a: not a.training and a.queries > 1 and _fused_by_cudnn(a),
 )  # fmt: skip
+# Above D = 256 attention takes 1.2 times the built-in's time forward and 2.9 with gradients; in float32, which MLX
+# multiplies as TF32 by default, 1.7 and 2.4. It leaves out half of causal work, and the built-in does not.
+SHORT_UNFUSED = Rule(
+    "unfused, up to 4096 queries", False, "its separate products are faster, and all scores are few (H200)",
+    lambda a: (a.dtype == mx.float32 or max(a.dims) > 256) and a.plain and not a.sinks
+    and 32 < a.queries <= 4096 and a.keys <= 4096 and (a.training or a.mask is None),
+)  # fmt: skip
 RAGGED = Rule(
     "ragged training", True, "the built-in's gradient keeps all scores unless queries are a multiple of 128",
     lambda a: a.training and a.queries % 128 != 0,
@@ -156,7 +164,9 @@ QUANTIZED_CACHE = Rule("quantized cache", True, "mlx-lm's function keeps all sco
 
 _GRADIENTS = (MAPPED, ARRAY_GRADIENT, SINKS_GRADIENT)
 _METAL = (*_GRADIENTS, SHORT_GRADIENT, OLD_GRADIENT, METAL_DECODE, ARRAY, METAL_FORWARD)
-_CUDA = (*_GRADIENTS, ARRAY, CUDA_DECODE, CUDA_FORWARD, RAGGED, LONG_CAUSAL, CUDA_BACKWARD, ELSEWHERE)
+_CUDA = (
+    *_GRADIENTS, ARRAY, CUDA_DECODE, CUDA_FORWARD, SHORT_UNFUSED, RAGGED, LONG_CAUSAL, CUDA_BACKWARD, ELSEWHERE,
+)  # fmt: skip
 _BEFORE_M5 = (*_METAL, METAL_LARGE, METAL_BACKWARD, ELSEWHERE)
 RULES: dict[str, tuple[Rule, ...]] = {
     "apple7": _BEFORE_M5,

@@ -50,13 +50,18 @@ NVIDIA = {
     "long training": (TRAINING, "long causal training"),
     "short training": (TRAINING._replace(queries=1024, keys=1024), "fused gradient"),
     "dense training": (TRAINING._replace(mask=None), "fused gradient"),
-    "training in float32": (TRAINING._replace(dtype=mx.float32, mask=None), "elsewhere"),
+    "training in float32": (TRAINING._replace(dtype=mx.float32, mask=None), "unfused, up to 4096 queries"),
+    "training, D = 264": (TRAINING._replace(head_dim=264), "unfused, up to 4096 queries"),
+    "prefill, D = 512, dense": (PREFILL._replace(value_dim=512, mask=None), "unfused, up to 4096 queries"),
+    "prefill, D = 512, causal": (PREFILL._replace(value_dim=512), "elsewhere"),
+    "float32 with sinks": (PREFILL._replace(dtype=mx.float32, mask=None, sinks=True), "elsewhere"),
     "decoding": (DECODING, "decoding"),
     "decoding, 5 queries, D = 256": (DECODING._replace(queries=5, head_dim=256, value_dim=256), "elsewhere"),
 }
 
 
 LARGE = PREFILL._replace(head_dim=256, value_dim=256)
+WIDE, UNFUSED = PREFILL._replace(head_dim=512, mask=None), "unfused, up to 4096 queries"
 SMALL = TRAINING._replace(head_dim=64, value_dim=64)
 # Limits of the rules: (family, the last call that fits, its rule, what the next call has, the next call's rule).
 LIMITS = {
@@ -72,6 +77,10 @@ LIMITS = {
     "128 queries": ("sm90", TRAINING._replace(queries=1152), "fused gradient", {"queries": 1088}, "ragged training"),
     "4096 queries": ("sm90", TRAINING, "long causal training", {"queries": 3968}, "fused gradient"),
     "4096 queries, D = 64": ("sm90", SMALL, "long causal training", {"queries": 3968}, "fused gradient"),
+    "4096 queries, unfused": ("sm90", WIDE, UNFUSED, {"queries": 4097}, "elsewhere"),
+    "4096 keys, unfused": ("sm90", WIDE, UNFUSED, {"keys": 4097}, "elsewhere"),
+    "33 queries, unfused": ("sm90", WIDE._replace(queries=33), UNFUSED, {"queries": 32}, "elsewhere"),
+    "257 columns, unfused": ("sm90", WIDE._replace(head_dim=264), UNFUSED, {"head_dim": 256}, "elsewhere"),
     "D = 128": ("sm90", PREFILL, "fused forward", {"head_dim": 136}, "elsewhere"),
     "D of 8": ("sm90", PREFILL._replace(value_dim=72), "fused forward", {"value_dim": 76}, "elsewhere"),
 }  # fmt: skip
