@@ -200,7 +200,10 @@ def test_keywords_metadata_and_functions_without_attention(tmp_path, reference):
     bounds.check("O", got, bounds.float64(attention(q, k, v)), "by keyword", "float32")
 
 
-@pytest.mark.skipif(mx.metal.is_available(), reason="a Metal GPU runs what it is given")
+without_metal = pytest.mark.skipif(mx.metal.is_available(), reason="a Metal GPU runs what it is given")
+
+
+@without_metal
 @pytest.mark.parametrize("name", ["grad", "vmap"])
 def test_transformations_from_before_an_export(tmp_path, name):
     """Made by MLX's own function, they are not seen; made under `installed`, they are, and so they are inside."""
@@ -216,6 +219,7 @@ def test_transformations_from_before_an_export(tmp_path, name):
             export_function(written, getattr(mx, name)(loss), q)
 
 
+@without_metal
 def test_kernels_are_written_here_and_not_run():
     q, k, v = drawn(None)
     with use_backend("metal", "apple8") as chosen:
