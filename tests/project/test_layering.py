@@ -145,10 +145,10 @@ def test_the_package_is_seen_at_a_glance():
     assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= MOST_ENTRIES
 
 
-def test_modules_are_found_under_their_former_names():
-    for former, now in (("hadamard", "rotations"), ("packing", "sequences")):
-        module = importlib.import_module(f"mlx_flash.{former}")
-        assert module is getattr(mlx_flash, former) is importlib.import_module(f"mlx_flash.{now}")
+def test_modules_are_found_under_their_other_names():
+    for other, now in (("hadamard", "rotations"), ("packing", "sequences"), ("masks", "problem.masks")):
+        module = importlib.import_module(f"mlx_flash.{other}")
+        assert module is getattr(mlx_flash, other) is importlib.import_module(f"mlx_flash.{now}")
 
 
 @for_each([*PYTHON, *TEMPLATES])
