@@ -5,8 +5,12 @@ import feature_cases
 import mlx.core as mx
 import numpy as np
 import oracle_variants
+from arrays import bits
 from cases import Case
 from feature_cases import Variant
+from oracle_variants import Facts
+
+from mlx_flash.simulator import schedule
 
 CASE = Case(65, 70, 40, group=2, key_heads=2, batch=2)
 HIDDEN = np.r_[0:9, 33:41, 64:70]  # keys that no query sees, at the edges of blocks and inside them
@@ -51,6 +55,9 @@ INFINITE = {
 }  # fmt: skip
 
 
+NEARER = {(*place[:2], place[2] * 2 // 3, place[3]): value for place, value in INFINITE.items()}  # within 50 keys
+
+
 def products(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """weights [.., n, m] @ rows [.., m, d], where a weight of 0 omits its row, whatever the row holds."""
     with np.errstate(invalid="ignore"):
@@ -77,3 +84,54 @@ def check_infinities(variant: Variant, places: dict):
         assert np.array_equal(found[~numbers], exact[~numbers], equal_nan=True), name
         assert np.isfinite(found[numbers]).all(), name
     assert {np.inf, -np.inf} <= set(want["O"].flat) and np.isnan(want["O"]).any() and np.isneginf(want["dV"]).any()
+
+
+def changed(variant: Variant, arrays: dict, others: dict, arguments: dict) -> list[str]:
+    """The results, O, LSE and gradients, that are not the same to the bit over the arrays and over others."""
+    want, got = (feature_cases.backward(variant, one, arguments) for one in (arrays, others))
+    return [name for name in want if bits(got[name]) != bits(want[name])]
+
+
+def check_masked_keys(variant: Variant, garbage: float, mask: mx.array):
+    """Checks that garbage in HIDDEN keys and values, which the mask hides, changes no result."""
+    arrays, keep = variant.case.arrays(), mx.array(KEEP)
+    others = {name: mx.where(keep[:, None], arrays[name], garbage).astype(arrays[name].dtype) for name in "kv"}
+    assert changed(variant, arrays, arrays | others, {"mask": mask}) == []
+
+
+def check_masked_queries(case: Case):
+    """Checks that NaN in 16 queries before the first key, and in their cotangents, changes no result."""
+    arrays, blind = case.arrays(), (slice(None), slice(None), slice(0, 16))
+    others = {name: spoiled(arrays[name], blind, np.nan) for name in ("q", "d_o")}
+    assert changed(Variant(case, ()), arrays, arrays | others, {"causal": True}) == []
+
+
+def check_a_nan(case: Case):
+    """Checks that a NaN in q, k, v or dO reaches the rows that see it, and changes no other. `case`: 45 queries and 50
+    keys, two entries of two key heads and two query heads each."""
+    arrays, variant, causal = case.arrays(), Variant(case, ()), {"causal": True}
+    table = oracle_variants.seen(Facts(causal=True), (2, 4, 45, 50))
+    want = feature_cases.backward(variant, arrays, causal)
+    for tensor, place in (("q", (0, 0, 40)), ("k", (1, 1, 30)), ("v", (0, 1, 45)), ("d_o", (1, 0, 20))):
+        got = feature_cases.backward(variant, arrays | {tensor: spoiled(arrays[tensor], place, np.nan)}, causal)
+        for name, rows in reached(table, tensor, place).items():
+            assert rows.any() or not np.isnan(np.array(got[name])).any()
+            assert np.array_equal(rows_of_nan(got[name]), rows), f"{name}: from {tensor} {place}"
+            assert np.array_equal(np.array(got[name])[~rows], np.array(want[name])[~rows]), (name, tensor)
+
+
+def check_views(case: Case, view):
+    """Checks that views of the arrays give the bits of the arrays."""
+    arrays = case.arrays()
+    views = {name: view(array) for name, array in arrays.items()}
+    assert changed(Variant(case, ()), arrays, views, {"causal": True}) == []
+
+
+def check_schedules(case: Case, *orders: tuple[str, int]):
+    """Checks that every order of threads gives the bits of the usual one."""
+    arrays, variant = case.arrays(), Variant(case, ())
+    want = feature_cases.backward(variant, arrays, {"causal": True})
+    for order in orders:
+        with schedule(*order):
+            got = feature_cases.backward(variant, arrays, {"causal": True})
+        assert [name for name in want if bits(got[name]) != bits(want[name])] == [], order
