@@ -14,13 +14,17 @@ from ..problem.problem import Problem
 from .choice import Choice
 
 
-def joining(plan: Plan, problem: Problem, parts: list[mx.array]) -> tuple[Plan, dict]:
-    """(the plan of the kernel that joins parts of the keys, what it reads). `plan`: of the decoding kernel, whose
-    outputs `parts` are."""
+def joining(plan: Plan, problem: Problem) -> Plan:
+    """The plan of the kernel that joins parts of the keys. `plan`: of the decoding kernel, which makes them."""
     combine = plan.resources.get(COMBINE)
     if combine is None:
         combine = plan.resources[COMBINE] = plan_of(COMBINE, problem, plan.family)
-    return combine, {"O_parts": parts[0], "L_parts": parts[1], "scale": problem.signature.scale}
+    return combine
+
+
+def joined_inputs(problem: Problem, parts: list[mx.array]) -> dict:
+    """What that kernel reads. `parts`: the outputs of the decoding kernel."""
+    return {"O_parts": parts[0], "L_parts": parts[1], "scale": problem.signature.scale}
 
 
 class Decoding:
@@ -29,6 +33,7 @@ class Decoding:
     def __init__(self, choice: Choice, queries: int, stream):
         signature = choice.plan.signature
         self.choice, self.stream, self.scale = choice, stream, signature.scale
+        self.latent = "V" not in choice.plan.kernel.inputs  # values are columns of keys
         # A single query is read as it lies; an operation that MLX evaluates packs the rows of more.
         self.rows = (signature.key_heads, signature.group * queries, signature.head_dim) if queries > 1 else None
 
@@ -37,9 +42,17 @@ class Decoding:
         launch = plan.launch(problem)
         if self.rows is not None:
             q = mx.reshape(q, (problem[1], *self.rows), stream=stream)
-        inputs = {"Q": q, "K": k, "V": v, "scale": self.scale, "decode_params": launch.decode_params}
-        outputs = backend.run(DECODE, plan, problem, inputs, stream)
+        start = launch.start
+        if start is not None:
+            outputs = start([q, k] if self.latent else [q, k, v], stream)
+        else:
+            inputs = {"Q": q, "K": k, "V": v, "scale": self.scale, "decode_params": launch.decode_params}
+            outputs = backend.run(DECODE, plan, problem, inputs, stream)
         if launch.parts > 1:
-            combine, parts = joining(plan, problem, outputs)
-            outputs = backend.run(COMBINE, combine, problem, parts, stream)
+            combine = joining(plan, problem)
+            start = combine.launch(problem).start
+            if start is not None:
+                outputs = start(outputs, stream)
+            else:
+                outputs = backend.run(COMBINE, combine, problem, joined_inputs(problem, outputs), stream)
         return outputs[0]

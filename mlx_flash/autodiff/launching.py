@@ -9,7 +9,7 @@ from ..kernels import mask_map
 from ..kernels.plan import Plan, plan_of
 from ..problem.kinds import COMBINE, DECODE, MASK_MAP, KernelKind
 from ..problem.problem import Problem
-from .decoding import joining
+from .decoding import joined_inputs, joining
 from .vmap import output_dtype
 
 
@@ -27,8 +27,7 @@ def run_kernel(
         inputs["mask_map"] = map_of_mask(kind, problem, backend, stream, inputs["attention_mask"])
     outputs = backend.run(kind, plan, problem, inputs, stream)
     if kind is DECODE and launch.parts > 1:
-        kind, (plan, parts) = COMBINE, joining(plan, problem, outputs)
-        outputs = backend.run(kind, plan, problem, parts, stream)
+        outputs = backend.run(COMBINE, joining(plan, problem), problem, joined_inputs(problem, outputs), stream)
     if plan is not None and not plan.casts:
         return tuple(outputs)
     # Kernels write float32 where they page an accumulator.

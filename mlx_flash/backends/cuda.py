@@ -10,6 +10,7 @@ from math import prod
 import mlx.core as mx
 
 from ..common.errors import UnsupportedProblem
+from ..common.mlx_private import CONSTANT_BELOW
 from ..common.scalars import dotted
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
@@ -165,6 +166,27 @@ class _Ready:
         form = _rank if self.prepared.by_value else _form
         return all(form(inputs[name]) == found for name, found in self.others.items())
 
+    def start(self, arrays: list[mx.array], stream) -> list[mx.array]:
+        """Launches the kernel, where shapes and strides are passed by value. `arrays`: as the kernel reads them, without
+        numbers."""
+        prepared, launch = self.prepared, self.launch
+        return prepared.call(  # by keywords: to unpack a dictionary takes the host longer
+            inputs=arrays if prepared.facts is None else [*arrays, prepared.facts],
+            output_shapes=launch.output_shapes,
+            output_dtypes=launch.output_dtypes,
+            grid=prepared.fixed["grid"],
+            threadgroup=prepared.fixed["threadgroup"],
+            stream=mx.gpu if stream is None else stream,
+        )
+
+    def as_they_are(self, inputs: dict) -> bool:
+        """Whether calls with this launch, whatever the number of keys or of their parts, pass their arrays as they are.
+        Where some results have few elements, arrays of another number of parts may be padded."""
+        if self.others or any(prod(shape) < CONSTANT_BELOW for shape in self.launch.output_shapes):
+            return False
+        passed = self.launch.arguments(inputs, self.arrays)
+        return all(one is inputs[name] for name, one in zip(self.arrays, passed))
+
     def arguments(self, inputs: dict) -> list:
         """The kernel's arguments: the arrays themselves if MLX makes them contiguous, else views as bytes."""
         if self.kernel.ensure_row_contiguous:
@@ -197,17 +219,7 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.arr
     if not prepared.by_value:
         arrays = ready.arguments(inputs)
         return ready.kernel.start(prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
-    arrays = launch.arguments(inputs, ready.arrays)
-    if prepared.facts is not None:
-        arrays.append(prepared.facts)
-    return prepared.call(  # by keywords: to unpack a dictionary takes the host longer
-        inputs=arrays,
-        output_shapes=launch.output_shapes,
-        output_dtypes=launch.output_dtypes,
-        grid=prepared.fixed["grid"],
-        threadgroup=prepared.fixed["threadgroup"],
-        stream=mx.gpu if stream is None else stream,
-    )
+    return ready.start(launch.arguments(inputs, ready.arrays), stream)
 
 
 def _ready(plan: Plan, problem: Problem, inputs: dict, launch: Launch) -> _Ready:
@@ -217,6 +229,7 @@ def _ready(plan: Plan, problem: Problem, inputs: dict, launch: Launch) -> _Ready
         ready = _Ready.of(plan, problem, inputs, copies=False)
         if ready.prepared.by_value:
             launch.ready = ready
+            launch.start = ready.start if ready.as_they_are(inputs) else None
             return ready
     known = plan.resources.setdefault("cuda", {})
     lengths = problem[1:]  # a plan has one signature, which takes long to hash

@@ -47,11 +47,14 @@ def lengths(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
     return LENGTHS | ({"B": "Q_shape[0]"} if kind is BACKWARD_MASK else {})
 
 
-def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> dict[str, tuple[str, str]]:
+def members(
+    kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False, gathers: bool = False
+) -> dict[str, tuple[str, str]]:
     """Every member of the struct: its type, and the expression that fills it.
 
     The view of a quantized operand includes its scales and biases, that of a paged operand the table of its pages, and
-    that of an operand in shards their length.
+    that of an operand in shards their length. `gathers`: operands come with their own type and the stride of their
+    last axis.
     """
     found = {}
     shards = traversed_operands(kind) if pieces else ()
@@ -62,6 +65,10 @@ def members(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> 
         parts = [part for part in (f"{name}_scales", f"{name}_biases") if part in inputs]
         strides = "{0}_strides[0], {0}_strides[1], {0}_strides[2]" if name in VIEWS else "{0}_strides"
         strides = DECODED if kind is DECODE and name == "Q" else strides
+        if gathers and name in VIEWS:
+            own = ", ".join(f"long(sizeof(*{name})) * ({one})" for one in strides.format(name).split(", "))
+            found[name] = "View", f"{{(const device uint8_t*){name}, {own}, {name}_strides[3]}}"
+            continue
         views = [f"{{{one}, {strides.format(one)}}}" for one in (name, *parts)]
         views += ["{pages, pages_strides}"] if name in paged else []
         if name in VIEWS and parts:
@@ -88,9 +95,10 @@ def struct(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> s
     )
 
 
-def body(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False) -> str:
+def body(kind: KernelKind, inputs: tuple[str, ...], pieces: bool = False, gathers: bool = False) -> str:
     """The body of the kernel, which MLX puts between its braces."""
-    filled = {name: value for name, (_, value) in members(kind, inputs, pieces).items()} | lengths(kind, inputs, pieces)
+    filled = {name: value for name, (_, value) in members(kind, inputs, pieces, gathers).items()}
+    filled |= lengths(kind, inputs, pieces)
     scratch = ["alignas(16) threadgroup flash::Element scratch[flash::SCRATCH];"] if kind.tiled else []
     passed = ["args", *kind.outputs, *(["scratch"] if kind.tiled else [])]
     return "\n".join(

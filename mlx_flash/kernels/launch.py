@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -40,7 +40,8 @@ class Launch:
     """One launch. `grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's.
 
     In decoding, `parts` is the number of parts of the keys, and `decode_params` holds the number of queries and the
-    rule by which the kernel splits keys. `ready`: what a backend keeps for this launch.
+    rule by which the kernel splits keys. `ready`: what a backend keeps for this launch; `start`: its function of the
+    kernel's arrays, without numbers, and the stream, where all calls with this launch pass arrays as they are.
     """
 
     kernel: Kernel
@@ -51,6 +52,7 @@ class Launch:
     parts: int = 1
     decode_params: tuple[int, ...] | None = None
     ready: object = None
+    start: Callable | None = None
 
     def __post_init__(self):
         (x, y, z), (threads, *others) = self.grid, self.threadgroup
@@ -61,11 +63,14 @@ class Launch:
         """The arrays that the kernel reads, in its order; `names`: only these.
 
         Strided operands are passed as bytes: MLX then copies them only where their last axis is not contiguous, and
-        few are so short that they would land in the constant address space.
+        few are so short that they would land in the constant address space. A kernel that gathers gets them as they
+        are, with eight elements or more.
         """
         # Hot path: numbers become cached constants, and only short or contiguous arrays need more than a view.
+        as_they_are = OPERANDS if self.kernel.gathers else ()
         return [
-            value.view(BYTES) if name in OPERANDS
+            value if name in as_they_are
+            else value.view(BYTES) if name in OPERANDS
             else constant(value) if type(value) is not mx.array
             else _argument(name, value) if name in CONTIGUOUS or value.size < CONSTANT_BELOW
             else value.view(BYTES) if name in STRIDED

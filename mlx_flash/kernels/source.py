@@ -50,7 +50,8 @@ KEEP_COMMENTS = "MLX_FLASH_KEEP_COMMENTS"  # environment variable, for debugging
 @dataclass(frozen=True)
 class Kernel:
     """The arguments of mx.fast.metal_kernel. `name` holds every fact that the text is specialised by. `output_dtypes`:
-    the types that the kernel writes, float32 where an accumulator is paged."""
+    the types that the kernel writes, float32 where an accumulator is paged. `gathers`: operands are passed as they are,
+    and not as bytes, since the kernel reads columns that are not neighbours too."""
 
     name: str
     header: str
@@ -58,6 +59,7 @@ class Kernel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     output_dtypes: tuple[str, ...]
+    gathers: bool = False
 
 
 @lru_cache
@@ -141,7 +143,8 @@ def build(
     pieces = kind.tiled and variants.pieces is not None
     struct_of_arguments = arguments.struct(kind, inputs, pieces)
     parts[shared] += struct_of_arguments if readable else stripped(struct_of_arguments)
-    header, body = "".join(parts.values()).replace(REOPENED, ""), arguments.body(kind, inputs, pieces)
+    header = "".join(parts.values()).replace(REOPENED, "")
+    body = arguments.body(kind, inputs, pieces, _gathers(kind, row, variants))
     # Users' texts name functions of Metal that no template does.
     header = header if readable else minified(header, body, names=bool(variants.texts))
     attribute = kernel_attribute(f"max_total_threads_per_threadgroup({max_threads})") if max_threads else ""
@@ -153,6 +156,7 @@ def build(
         inputs=inputs,
         outputs=kind.outputs,
         output_dtypes=tuple(_output_dtype(name, dtype, paged) for name in kind.outputs),
+        gathers=_gathers(kind, row, variants),
     )
 
 
@@ -164,6 +168,13 @@ def _output_dtype(name: str, dtype: str, paged: tuple[str, ...]) -> str:
     return dtype if name in SCORES or (name in ACCUMULATORS and name not in paged) else "float32"
 
 
+def _gathers(kind: KernelKind, row: TileConfig, variants: Variants) -> bool:
+    """Whether operands are passed as they are. A view as bytes is an operation of MLX, and in decoding the host's time
+    for each of them counts; it copies an array whose columns are no neighbours, which these kernels gather."""
+    plain = not (variants.quantization or variants.page or variants.pieces)
+    return kind is DECODE and LAYERS[row.tiles].producer_warps > 0 and plain
+
+
 def _overlaps(kind: KernelKind, row: TileConfig, variants: Variants) -> bool:
     """Whether products overlap with more. A function of the scores needs the registers of P V in flight."""
     return row.overlaps and not variants.dropout and not (kind is FORWARD and variants.computes_scores)
@@ -172,7 +183,7 @@ def _overlaps(kind: KernelKind, row: TileConfig, variants: Variants) -> bool:
 def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, variants: Variants) -> dict[str, object]:
     """The constants that templates test in `#if` or name as $CONSTANT, except for the dimensions."""
     if not kind.tiled:
-        named = ("QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "HAS_PIECES", "MAPS")
+        named = ("GATHERS", "QUANTIZED", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "HAS_PIECES", "MAPS")
         absent = dict.fromkeys(named, 0)
         own = {**variants.holes(kind), "HAS_MASK": 1, **MAPPED} if kind is MASK_MAP else {}
         return {**absent, **own, "SCALED_FIRST": int(variants.scaled_first)}
@@ -180,6 +191,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
     return {
         **holes,
         "SCALED_FIRST": int(variants.scaled_first),
+        "GATHERS": int(_gathers(kind, row, variants)),
         **{f"CACHE_{name.upper()}": name in row.cached for name in kind.cacheable},
         "OVER_KEYS": int(kind.over_keys),
         "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),

@@ -7,11 +7,14 @@ namespace flash {
 // A run of N elements that is aligned to one element only: views may start anywhere.
 template <typename T, int N> struct Run { T at[N]; };
 
-// [B, heads, length, D], the last axis contiguous; strides are in bytes.
+// [B, heads, length, D]; strides are in bytes. The last axis is contiguous, unless the kernel gathers columns.
 // Strides are read when the kernel begins, as values that all lanes share: they take no registers of the lanes.
 struct View {
   const device uint8_t* bytes;
   long batch, heads, row;
+#if GATHERS
+  long column;  // elements from one column to the next
+#endif
 
   template <typename T> METAL_FUNC const device T* head(uint b, uint h) const thread {
     return (const device T*)(bytes + b * batch + h * heads);

@@ -12,7 +12,8 @@ from watched import chosen
 
 from mlx_flash import attention
 from mlx_flash.backends import Backend, cuda
-from mlx_flash.common.mlx_private import compiled_name
+from mlx_flash.common.mlx_private import CONSTANT_BELOW, compiled_name
+from mlx_flash.kernels import split_kv
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.metal.ptx import by_name, by_value, kernel
 from mlx_flash.metal.ptx import metal_kernel as plain_kernel
@@ -165,18 +166,33 @@ def test_a_growing_cache_makes_nothing(mlx, monkeypatch, keys, kernels):
     monkeypatch.setattr(kernel, "learned", lambda *_: pytest.fail("strides were asked for"))
     kernel._resident.cache_clear()
     q, whole = mx.zeros((1, 8, 1, 64), mx.float16), mx.zeros((1, 2, keys + 100, 64), mx.float16)
+    caches = [(whole[:, :, :end], whole[:, :, :end]) for end in range(keys, keys + 101)]
     with chosen(Backend("cuda", FAMILIES["sm90"], cuda.run, decodes=True)):
-        attention(q, whole[:, :, :keys], whole[:, :, :keys], causal=True)
+        attention(q, *caches[0], causal=True)
         before = len(mlx.made), len(facts), len(mlx.launches)
-        for end in range(keys + 1, keys + 101):
-            attention(q, whole[:, :, :end], whole[:, :, :end], causal=True)
+        for cache in caches[1:]:
+            attention(q, *cache, causal=True)
     assert before[0] == kernels + 1 and len(mlx.made) == before[0], "and the one that is tried first"
     assert len(facts) == before[1] <= kernels
     assert len(mlx.launches) == before[2] + 100 * kernels
-    for symbol, code, passed, inputs, copies in mlx.launches[1:]:
+    tokens = [one for one in mlx.launches[1:] if "decode" in one[0]]
+    for (_, _, _, inputs, _), cache in zip(tokens, caches):
+        assert [one is given for one, given in zip(inputs, (q, *cache))] == [True] * 3, "arrays themselves, no views"
+    for symbol, code, passed, _, copies in mlx.launches[1:]:
         check_parameters(code, symbol, passed)
         assert not copies
-        assert "combine" in symbol or [one.dtype for one in inputs[:2]] == [mx.uint8] * 2, "views, not copies"
+
+
+def test_short_arrays_of_parts_are_padded(mlx, monkeypatch):
+    """Those of one head in two parts are so few that MLX passes them as constants; those of many parts are not."""
+    monkeypatch.setattr(split_kv, "LEAST", 1800)
+    q, whole = mx.zeros((1, 1, 1, 64), mx.float16), mx.zeros((1, 1, 20000, 64), mx.float16)
+    with chosen(Backend("cuda", FAMILIES["sm90"], cuda.run, decodes=True)):
+        for keys in (20000, 20000, 5200, 5200):
+            attention(q, whole[:, :, :keys], whole[:, :, :keys])
+    joins = [inputs for symbol, _, _, inputs, _ in mlx.launches if "combine" in symbol]
+    assert [one[0].shape[0] for one in joins] == [11, 11, 2, 2]
+    assert all(min(one[0].size, one[1].size) >= CONSTANT_BELOW for one in joins)
 
 
 def test_gradients_and_masks(mlx):

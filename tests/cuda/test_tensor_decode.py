@@ -17,6 +17,7 @@ from arrays import bits
 from cases import Case
 from decoding_checks import shaped
 from tensor_rows import LAYERS, forget, small_rows
+from views import columns_of_fused, odd_start, strided_columns, transposed
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels import split_kv as decoding
@@ -177,3 +178,15 @@ def test_a_cache_is_read_in_place(layer):
             buffer[:, :, :300, :40] = array
         cache = [buffer[:, :, :300, :40] for buffer in buffers]
         assert [bits(array) for array in attention(q, *cache, return_lse=True)] == want
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("view", [transposed, columns_of_fused, odd_start, strided_columns], ids=lambda one: one.__name__)
+def test_views_equal_their_copies(layer, view, queries):
+    """Arrays of all layouts come as they are, and columns that are not neighbours are gathered."""
+    arrays = shaped(4, queries, 300, 40, getattr(mx, DTYPES[layer]))
+    want = bits(attention(*arrays))
+    for number in range(3):
+        viewed = [view(array) if place == number else array for place, array in enumerate(arrays)]
+        for _ in range(2):  # the second call takes the short way
+            assert bits(attention(*viewed)) == want

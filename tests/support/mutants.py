@@ -47,6 +47,7 @@ SCHEDULES = "test_schedules.py::test_every_schedule_gives_the_same_bits[apple7-p
 QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
+GATHERED = "test_tensor_decode.py::test_views_equal_their_copies[mma-narrow-strided_columns-1]"
 HUGE = "test_huge_scores.py::test_float32[{}]"
 HUGE_TENSOR = "test_huge_scores.py::test_bfloat16[wgmma-forward-(30, 1.0)]"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
@@ -317,8 +318,11 @@ TILE_TENSOR = of(
      TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
     ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
      TENSOR.format("whole_panels[mma-narrow]")),
-    ("copied-by-16-bytes-from-anywhere", "const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
-     "const bool aligned = true;", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
+    ("copied-by-16-bytes-from-anywhere", " && (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
+     ";", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
+    ("strided-columns-copied-at-once", "aligned = column_stride == 1 &&", "aligned =", GATHERED),
+    ("columns-gathered-as-neighbours", "source[(column + e) * column_stride]", "source[column + e]", GATHERED),
+    ("pairs-gathered-as-neighbours", "row[(column + 1) * column_stride]", "row[column * column_stride + 1]", GATHERED),
     ("next-row-in-the-last-half-step", "const bool read = exists && column < columns;",
      "const bool read = exists;",
      TENSOR.format("ends_within_a_block[wgmma-narrow-(70, 150)]")),

@@ -120,7 +120,8 @@ template <int ROWS> METAL_FUNC int place(int row, int column) {
 }
 template <int ROWS, int D, typename T>
 METAL_FUNC void copy_row(
-    threadgroup T* to, int row, const device T* source, int columns, bool aligned, bool exists, int chunk) {
+    threadgroup T* to, int row, const device T* source, int columns, long column_stride, bool aligned, bool exists,
+    int chunk) {
 #pragma clang loop unroll(disable)
   for (int column = chunk; column < STEPS<D> * DEPTH; column += PANEL) {
     threadgroup T* target = to + place<ROWS>(row, column);
@@ -128,17 +129,18 @@ METAL_FUNC void copy_row(
     if (aligned) {
       nv::copy_async(target, source + (column < columns ? column : 0), read ? 16 : 0);
     } else {
-      for (int e = 0; e < CHUNK; e++) target[e] = read ? source[column + e] : T(0);
+      for (int e = 0; e < CHUNK; e++) target[e] = read ? source[(column + e) * column_stride] : T(0);
     }
   }
 }
 template <int ROWS, int D, int COUNT, int THREADS, typename T>
 METAL_FUNC void copy(
-    threadgroup T* to, int first, const device T* from, long stride, int valid, int columns, uint thread_index) {
+    threadgroup T* to, int first, const device T* from, long stride, long column_stride, int valid, int columns,
+    uint thread_index) {
   constexpr int STEP = THREADS / 8;
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
   const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
-  const bool aligned = (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
+  const bool aligned = column_stride == 1 && (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
   if (aligned && valid >= COUNT && D % DEPTH == 0) {
     threadgroup T* even = to + place<ROWS>(first + row0, chunk);
     threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
@@ -160,9 +162,15 @@ METAL_FUNC void copy(
   }
 #pragma clang loop unroll(disable)
   for (int row = row0; row < COUNT; row += STEP) {
-    copy_row<ROWS, D>(to, first + row, from + (row < valid ? row : 0) * stride, columns, aligned, row < valid, chunk);
+    const bool exists = row < valid;
+    copy_row<ROWS, D>(to, first + row, from + (exists ? row : 0) * stride, columns, column_stride, aligned, exists, chunk);
   }
   nv::fence_cta();
+}
+METAL_FUNC long column_stride_of(thread const View&) { return 1; }
+template <typename T> METAL_FUNC uint pair_at(const device T* row, int column, long column_stride) {
+  if (column_stride == 1) return as_type<uint>(read_pair(row + column));
+  return as_type<uint>(Pair<T>(row[column * column_stride], row[(column + 1) * column_stride]));
 }
 template <typename T> struct Memory {
   threadgroup T* next;
@@ -181,7 +189,7 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
       thread const View& view, int b, int h, int row, int rows, thread Memory<T>& memory, Lane lane_) thread {
     lane = lane_;
     first = int(lane.simdgroup) * R;
-    const long stride = view.row_stride<T>();
+    const long stride = view.row_stride<T>(), column_stride = column_stride_of(view);
     const int valid = max(rows - row, 0);
     const device T* source = view.head<T>(b, h) + (valid > 0 ? row : 0) * stride;
     if constexpr (CACHED) {
@@ -192,13 +200,15 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
           for (int e = 0; e < 4; e++) {
             const int r = i * 16 + e % 2 * 8 + lane.row, column = d * 16 + e / 2 * 8 + lane.column;
             const bool exists = r < valid && column < D;
-            cached[i][d][e] = exists ? as_type<uint>(read_pair(source + r * stride + column)) : 0;
+            cached[i][d][e] = exists ? pair_at(source + r * stride, column, column_stride) : 0;
           }
         }
       }
     } else {
       block = memory.allocate(BP * PANEL * PANELS<D>);
-      if (!lane.produces()) copy<BP, D, R, 32>(block, first, source, stride, valid, D, lane.thread_index % 32);
+      if (!lane.produces()) {
+        copy<BP, D, R, 32>(block, first, source, stride, column_stride, valid, D, lane.thread_index % 32);
+      }
     }
   }
   METAL_FUNC uint4 fragment(int i, int d) const thread {
@@ -217,7 +227,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   threadgroup T* stages;
   threadgroup T* block;
   nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
-  long stride;
+  long stride, column_stride;
   int valid;
   bool held;
   Lane lane;
@@ -232,12 +242,14 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   METAL_FUNC void view(thread const View& view, int b, int h) thread {
     head = view.head<T>(b, h) + begin();
     stride = view.row_stride<T>();
+    column_stride = column_stride_of(view);
   }
   METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
     tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
-        to, 0, head + row * stride, stride, end - row, columns(), lane.thread_index - 32 * CONSUMER_WARPS);
+        to, 0, head + row * stride, stride, column_stride, end - row, columns(),
+        lane.thread_index - 32 * CONSUMER_WARPS);
     pipe.producer_commit();
   }
   METAL_FUNC void start(int) thread {}
