@@ -17,7 +17,7 @@ from arrays import bits
 from cases import Case
 from decoding_checks import shaped
 from tensor_rows import LAYERS, forget, small_rows
-from views import columns_of_fused, odd_start, strided_columns, transposed
+from views import columns_of_fused, every_second_column, odd_start, strided_columns
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels import split_kv as decoding
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.simulator
 
 NARROW = [layer for layer in LAYERS if layer[1] == "narrow"]
 DTYPES = {"mma": "float16", "wgmma": "bfloat16"}
+GATHERED = [columns_of_fused, odd_start, strided_columns, every_second_column]
 
 
 @pytest.fixture(params=LAYERS, ids="-".join)
@@ -181,7 +182,7 @@ def test_a_cache_is_read_in_place(layer):
 
 
 @pytest.mark.parametrize("queries", [1, 3])
-@pytest.mark.parametrize("view", [transposed, columns_of_fused, odd_start, strided_columns], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("view", GATHERED, ids=lambda view: view.__name__)
 def test_views_equal_their_copies(layer, view, queries):
     """Arrays of all layouts come as they are, and columns that are not neighbours are gathered."""
     arrays = shaped(4, queries, 300, 40, getattr(mx, DTYPES[layer]))

@@ -47,7 +47,7 @@ SCHEDULES = "test_schedules.py::test_every_schedule_gives_the_same_bits[apple7-p
 QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
-GATHERED = "test_tensor_decode.py::test_views_equal_their_copies[mma-narrow-strided_columns-1]"
+GATHERED = "test_tensor_decode.py::test_views_equal_their_copies[mma-narrow-every_second_column-1]"
 HUGE = "test_huge_scores.py::test_float32[{}]"
 HUGE_TENSOR = "test_huge_scores.py::test_bfloat16[wgmma-forward-(30, 1.0)]"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
@@ -314,7 +314,7 @@ VIEWS = of(
 )
 TILE_TENSOR = of(
     "nvidia",
-    ("producers-count-from-zero", "columns(), lane.thread_index - 32 * CONSUMER_WARPS", "columns(), lane.thread_index",
+    ("producers-count-from-zero", "\n        lane.thread_index - 32 * CONSUMER_WARPS", "lane.thread_index",
      TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
     ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
      TENSOR.format("whole_panels[mma-narrow]")),

@@ -163,7 +163,8 @@ METAL_FUNC void copy(
 #pragma clang loop unroll(disable)
   for (int row = row0; row < COUNT; row += STEP) {
     const bool exists = row < valid;
-    copy_row<ROWS, D>(to, first + row, from + (exists ? row : 0) * stride, columns, column_stride, aligned, exists, chunk);
+    const device T* source = from + (exists ? row : 0) * stride;
+    copy_row<ROWS, D>(to, first + row, source, columns, column_stride, aligned, exists, chunk);
   }
   nv::fence_cta();
 }
