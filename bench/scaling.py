@@ -4,6 +4,9 @@ memory: bytes beyond the operands of one call with 8 heads of 64 columns in floa
 plans; of operations that keep all scores in memory; and of the built-in's fused forward. work: 8x8 tiles of S that the
 forward kernel of an M1 visits, counted from its blocks. error: of float16 results against float64, as a part of their
 largest magnitude, where the scores grow; the kernels run on the simulator. Nothing is timed.
+
+With --measured, on a GPU (bench/results/cuda_memory.json): the same memory as MLX's counters have it, ours and the
+built-in's, beside what attention plans there.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_flash import __version__, attention, explain, use_backend
+from mlx_flash.backends import current_backend
 from mlx_flash.cli.accuracy.oracle import exact_tensors, float64
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.lookup import lookup
@@ -40,6 +45,36 @@ def memory(length: int) -> dict[str, int]:
         "unfused forward: scores and weights in float16": output + 2 * 2 * scores,
         "unfused forward and backward": 4 * output + 4 * 2 * scores,
     }
+
+
+def measured_memory(length: int) -> dict[str, int]:
+    """Peak bytes beyond the operands of one causal call on this GPU, by MLX's counters, and the bytes that its kernels
+    are planned to write."""
+    own = current_backend()
+    facts = {"head_dim": D, "heads": HEADS, "dtype": "float16", "causal": True}
+    told = explain(length=length, family=own.family.name, backend=own.name, **facts)
+    kernels = {kernel.name: kernel.output_bytes for kernel in told.kernels}
+    found = {"planned forward": kernels["forward"], "planned forward and backward": sum(kernels.values())}
+    calls = {"mlx_flash": partial(attention, causal=True, scale=D**-0.5)}
+    calls["built-in"] = partial(mx.fast.scaled_dot_product_attention, mask="causal", scale=D**-0.5)
+    for name, call in calls.items():
+        found[f"{name}, forward"] = peak(length, lambda q, k, v, _, call=call: call(q, k, v))
+        found[f"{name}, forward and backward"] = peak(length, lambda *x, call=call: mx.vjp(call, x[:3], x[3:]))
+    return found
+
+
+def peak(length: int, call) -> int:
+    """The peak of a second call: the first one may make what later ones share."""
+    keys = mx.random.split(mx.random.key(0), 4)
+    drawn = [mx.random.normal((1, HEADS, length, D), key=key).astype(mx.float16) for key in keys]
+    mx.eval(drawn, call(*drawn))
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(call(*drawn))
+    mx.synchronize()
+    return mx.get_peak_memory() - before
 
 
 def tiles(length: int, before: int, after: int, segment: int | None = None) -> int:
@@ -93,12 +128,16 @@ def error(magnitude: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file of JSON (default: it is printed)")
+    parser.add_argument("--measured", action="store_true", help="instead: memory as this GPU's counters have it")
     options = parser.parse_args()
-    told = {
-        "mlx": mx.__version__, "mlx_flash": __version__, "family": FAMILY, "heads": HEADS, "head_dim": D,
-        "memory": {length: memory(length) for length in LENGTHS}, "work": {length: work(length) for length in LENGTHS},
-        "error": {magnitude: error(magnitude) for magnitude in MAGNITUDES},
-    }  # fmt: skip
+    told = {"mlx": mx.__version__, "mlx_flash": __version__, "heads": HEADS, "head_dim": D}
+    if options.measured:
+        told |= {"device": mx.device_info(mx.gpu)["device_name"], "family": current_backend().family.name}
+        told["memory"] = {length: measured_memory(length) for length in LENGTHS}
+    else:
+        told |= {"family": FAMILY, "memory": {length: memory(length) for length in LENGTHS}}
+        told["work"] = {length: work(length) for length in LENGTHS}
+        told["error"] = {magnitude: error(magnitude) for magnitude in MAGNITUDES}
     text = json.dumps(told, indent=1) + "\n"
     if options.out:
         options.out.write_text(text, encoding="utf-8")
