@@ -106,11 +106,11 @@ def kernel_times(case: Case) -> Iterator[tuple[KernelKind, float]]:
 
 
 def counted(case: Case) -> Iterator[dict]:
-    """The work of each kernel of a call that multiplies matrices; of a forward pass also MLX's kernel's."""
+    """The work of the forward kernel and of MLX's, or of each kernel of the backward pass that multiplies matrices."""
     with mode("check"), profile() as profiled:
         mx.eval(ours(case, *arrays(case)))
     for launch in profiled.launches:
-        if launch["matmuls"]:
+        if launch["matmuls"] and ("flash_forward" in launch["kernel"]) != case.backward:
             yield {"provider": "mlx_flash", **work_of(launch, case)}
     if not case.backward and case.head_dim in STEEL and current_backend().family.uses_threadgroup_memory:
         yield {"provider": "mx.fast", **work_of(steel_launch(case), case)}
@@ -160,7 +160,8 @@ def run(chosen: list[Case], out: Path | None) -> None:
         for case in chosen:
             bars.update(bar, note=case.name)
             if case.name not in done:
-                lines = [{"name": case.name, **asdict(case), **facts(), **found} for found in measure(case)]
+                told = {name: value for name, value in asdict(case).items() if value is not None}
+                lines = [{"name": case.name, **told, **facts(), **found} for found in measure(case)]
                 text = "".join(json.dumps(line) + "\n" for line in lines)
                 if out:
                     with out.open("a", encoding="utf-8") as file:

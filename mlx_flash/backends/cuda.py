@@ -207,14 +207,15 @@ _MOST_READY = 64  # cached problems (lengths) of a plan
 
 
 def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:
-    """Runs a kernel. Raises UnsupportedProblem if it is not cached and there is no compiler."""
+    """Runs a kernel. Raises UnsupportedProblem if it is not cached and cannot be compiled or stored."""
     launch = plan.launch(problem)
     ready = launch.ready
     if ready is None or (ready.others and not ready.serves(inputs)):
         try:
             ready = _ready(plan, problem, inputs, launch)
         except ToolchainError as error:
-            raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {_no_compiler(error)}') from error
+            reason = str(error) if isinstance(error.__cause__, OSError) else _no_compiler(error)
+            raise UnsupportedProblem(f'[mlx_flash] backend "cuda": {reason}') from error
     prepared = ready.prepared
     if not prepared.by_value:
         arrays = ready.arguments(inputs)

@@ -222,6 +222,15 @@ def test_no_compiler(gpu, monkeypatch, tmp_path):
         attention(q, q, q)
 
 
+def test_a_folder_that_cannot_be_written(gpu, monkeypatch, tmp_path):
+    """A new kernel needs a place; the error says how to name another."""
+    monkeypatch.setenv("MLX_FLASH_CACHE", str(tmp_path))
+    (tmp_path / "cuda").write_text("a file in the place of the folder")
+    q = mx.zeros((1, 1, 8, 8))
+    with use_backend("cuda"), pytest.raises(UnsupportedProblem, match="cannot be built: .*set MLX_FLASH_CACHE"):
+        attention(q, q, q)
+
+
 def test_metal_refuses_kernels_for_tensor_cores(cleared_caches):
     with pytest.raises(UnsupportedProblem, match="sm80 are NVIDIA's"):
         use_backend("metal", "sm80")

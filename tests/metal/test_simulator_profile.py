@@ -3,6 +3,7 @@
 import json
 
 import mlx.core as mx
+import pytest
 
 from mlx_flash.simulator import metal_kernel, mode, profile
 
@@ -50,7 +51,7 @@ def test_operations():
     assert launch["group_barriers"] == 2 * STEPS * ROWS
     assert launch["simd_barriers"] == ROWS
     assert launch["matmuls"] == 0
-    assert launch["loaded"] is None
+    assert launch["loaded"] is None and launch["reads"] is None
 
 
 def test_bytes():
@@ -62,6 +63,33 @@ def test_bytes():
     assert launch["buffers"]["y"] == {"space": "device", "loaded": 0, "stored": 4 * ROWS}
     assert launch["loaded"] == {"device": 8 * elements, "constant": 4 * ROWS, "threadgroup": 4 * elements}
     assert launch["stored"] == {"device": 4 * ROWS, "constant": 0, "threadgroup": 4 * elements}
+    assert launch["reads"] == {"device": 2 * elements + ROWS, "threadgroup": elements}
+    assert launch["writes"] == {"device": ROWS, "threadgroup": elements}
+
+
+# Each thread copies 16 bytes of threadgroup memory: by elements, as one vector, and as a structure of pairs.
+COPIES = {
+    "for (int n = 0; n < 4; n++) to[4 * i + n] = from[4 * i + n];": 4,
+    "((threadgroup float4*)to)[i] = ((threadgroup float4*)from)[i];": 1,
+    "((threadgroup Pairs*)to)[i] = ((threadgroup Pairs*)from)[i];": 1,
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_accesses_are_as_wide_as_in_the_text(copy):
+    kernel = metal_kernel(
+        name="copies", input_names=["x"], output_names=["y"], header="struct Pairs { float2 a, b; };",
+        source="threadgroup alignas(16) float from[128], to[128]; uint i = thread_index_in_simdgroup;"
+        f"for (int n = 0; n < 4; n++) from[4 * i + n] = x[4 * i + n]; {copy} y[i] = to[4 * i];",
+    )  # fmt: skip
+    with mode("check"), profile() as counted:
+        kernel(
+            inputs=[mx.ones(128)], grid=(32, 1, 1), threadgroup=(32, 1, 1), output_shapes=[(32,)],
+            output_dtypes=[mx.float32],
+        )  # fmt: skip
+    (launch,), accesses = counted.launches, COPIES[copy]
+    assert launch["reads"] == {"device": 4 * 32, "threadgroup": (accesses + 1) * 32}
+    assert launch["writes"] == {"device": 32, "threadgroup": (accesses + 4) * 32}
 
 
 def test_table_and_json():

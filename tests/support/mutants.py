@@ -4,6 +4,7 @@
 test_mutants.py makes each mistake and runs its test.
 """
 
+from budget_mutants import BUDGETS
 from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK, QUANTIZED_TENSOR
 from flight_mutants import FLIGHTS
 from formula_mutants import FORMULA
@@ -355,6 +356,7 @@ TILE_WGMMA = of(
 )
 # fmt: on
 MUTANTS = [
+    *BUDGETS,
     *KEPT,
     *BACKWARD_KEPT,
     *APPLE_KEPT,

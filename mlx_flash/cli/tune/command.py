@@ -146,7 +146,8 @@ def show() -> int:
         for call in found.calls
     ]  # fmt: skip
     head = ("call", "dtype", "D", "queries x keys", "mask", "ms", "built-in's ms", "gain")
-    _print(console, "Calls", head, lines)
+    if lines:
+        _print(console, "Calls", head, lines)
     failed = sum(bool(one["failure"]) for one in contents["rows"])
     console.print(
         f"{len(contents['rows'])} rows timed, {failed} of them failed; {tuned.file_here()}",

@@ -38,7 +38,8 @@ class Counters(ctypes.Structure):
     _fields_ = [
         ("matmuls", _U64), ("tensor_matmuls", _U64), ("exp2", _U64), ("log2", _U64), ("shuffles", _U64),
         ("reductions", _U64), ("group_barriers", _U64), ("simd_barriers", _U64), ("loaded", _U64 * 3),
-        ("stored", _U64 * 3), ("buffer_loaded", _U64 * MAX_BUFFERS), ("buffer_stored", _U64 * MAX_BUFFERS),
+        ("stored", _U64 * 3), ("reads", _U64 * 3), ("writes", _U64 * 3), ("buffer_loaded", _U64 * MAX_BUFFERS),
+        ("buffer_stored", _U64 * MAX_BUFFERS),
     ]  # fmt: skip
 
 

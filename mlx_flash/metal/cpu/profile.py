@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 OPERATIONS = ("matmuls", "tensor_matmuls", "exp2", "log2", "shuffles", "reductions", "group_barriers", "simd_barriers")
 _SPACES = ("device", "constant", "threadgroup")
+_ACCESSES = ("buffers", "loaded", "stored", "reads", "writes")
 
 
 class Profile:
@@ -19,8 +20,11 @@ class Profile:
     group_barriers, simd_barriers: once per threadgroup, once per simdgroup
     loaded, stored: bytes by address space, of all threads
     buffers: {name: {"space", "loaded", "stored"}}
+    reads, writes: accesses of at most 16 bytes by one thread, of buffers ("device", constant ones too) and of
+        threadgroup memory
 
-    The bytes are those the compiled code moves, after the compiler has kept values in registers; None in mode "fast".
+    Bytes and accesses are those of the compiled code, after the compiler has kept values in registers; None in mode
+    "fast".
     """
 
     def __init__(self):
@@ -59,7 +63,7 @@ def _space(text: str, name: str) -> str:
     return declared[1] if declared else "device"
 
 
-def _bytes(kernel, launch) -> dict:
+def _accesses(kernel, launch) -> dict:
     counters = launch.counters
     buffers = {
         name: {
@@ -73,6 +77,8 @@ def _bytes(kernel, launch) -> dict:
     for way, local in (("loaded", counters.loaded), ("stored", counters.stored)):
         moved[way] = {space: sum(b[way] for b in buffers.values() if b["space"] == space) for space in _SPACES[:2]}
         moved[way]["threadgroup"] = local[1]
+    for way, found in (("reads", counters.reads), ("writes", counters.writes)):
+        moved[way] = {"device": found[0], "threadgroup": found[1]}
     return moved
 
 
@@ -92,7 +98,7 @@ class _Record:
         entry = {"kernel": kernel.name, "threadgroups": launch.total, "threads": threads}
         entry["threadgroup_bytes"] = launch.arena_bytes
         entry.update({name: getattr(launch.counters, name) for name in OPERATIONS})
-        entry.update(_bytes(kernel, launch) if launch.check else {"buffers": None, "loaded": None, "stored": None})
+        entry.update(_accesses(kernel, launch) if launch.check else dict.fromkeys(_ACCESSES))
         for profile in self.active:
             profile.launches.append(entry)
 

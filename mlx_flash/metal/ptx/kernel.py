@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..cpu.kernel import MetalKernel
-from ..frontend.errors import CompileError, refused
+from ..frontend.errors import CompileError, ToolchainError, refused
 from ..frontend.signature import CONSTANT_BELOW, kernel_name
 from . import by_value
 from .by_name import code_or_name
@@ -206,6 +206,11 @@ class CudaKernel(MetalKernel):
                 self._built[text, variant] = build(text, name, variant, gpu())
             except CompileError as error:
                 raise CompileError(refused(f"{_TAG} Kernel '{self.name}'", str(error))) from None
+            except OSError as error:
+                raise ToolchainError(
+                    f"{_TAG} Kernel '{self.name}' cannot be built: {error}. If the folder of built kernels cannot be "
+                    "written, set MLX_FLASH_CACHE to another."
+                ) from error
         return self._built[text, variant]
 
     def launch(self, arrays, shapes, dtypes, grid, threadgroup, template, init_value, verbose, stream):

@@ -188,6 +188,8 @@ static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
       report_access(w, REPORT_OUT_OF_BOUNDS, SPACE_THREADGROUP, k, (u64)(long long)(int)inside, size, kind, pc);
     w->counters.loaded[SPACE_THREADGROUP] += kind == WRITE ? 0 : size;
     w->counters.stored[SPACE_THREADGROUP] += kind == READ ? 0 : size;
+    w->counters.reads[SPACE_THREADGROUP] += kind != WRITE;
+    w->counters.writes[SPACE_THREADGROUP] += kind != READ;
     record_threadgroup(w, this_fiber(w), k, inside, size, kind, pc);
     return;
   }
@@ -199,6 +201,8 @@ static inline void access(const void* address, u32 size, u32 kind, u64 pc) {
     if (inside >= b->bytes || inside + size > b->bytes) report_access(w, REPORT_OUT_OF_BOUNDS, SPACE_DEVICE, k, inside, size, kind, pc);
     w->counters.loaded[SPACE_DEVICE] += kind == WRITE ? 0 : size;
     w->counters.stored[SPACE_DEVICE] += kind == READ ? 0 : size;
+    w->counters.reads[SPACE_DEVICE] += kind != WRITE;
+    w->counters.writes[SPACE_DEVICE] += kind != READ;
     w->counters.buffer_loaded[k] += kind == WRITE ? 0 : size;
     w->counters.buffer_stored[k] += kind == READ ? 0 : size;
     if (b->writable) record_device(w, this_fiber(w), k, b, inside, size, kind, pc);

@@ -72,6 +72,7 @@ typedef struct {
 typedef struct {
   u64 matmuls, tensor_matmuls, exp2, log2, shuffles, reductions, group_barriers, simd_barriers;
   u64 loaded[3], stored[3];             // bytes by Space
+  u64 reads[3], writes[3];              // accesses of a thread, by Space
   u64 buffer_loaded[MAX_BUFFERS], buffer_stored[MAX_BUFFERS];
 } Counters;
 
