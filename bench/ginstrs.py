@@ -31,7 +31,7 @@ from mlx_flash.cli.benchmark import Case, arrays, ours
 from mlx_flash.cli.console import progress
 from mlx_flash.cli.report.measures import instructions
 from mlx_flash.cli.tune.measure import call_times, milliseconds
-from mlx_flash.kernels.cost import CHIPS
+from mlx_flash.kernels.cost import CHIPS, LANES
 from mlx_flash.kernels.plan import key_value_kinds
 from mlx_flash.problem.kinds import BACKWARD_QUERY, DELTA, FORWARD, KINDS, KernelKind
 from mlx_flash.problem.problem import Signature
@@ -117,13 +117,15 @@ def counted(case: Case) -> Iterator[dict]:
 
 
 def work_of(launch: dict, case: Case) -> dict:
-    """Products of one launch, their share of every pair of query and key, and bytes of device memory a product."""
+    """Products of one launch and their share of every pair of query and key; a product's bytes of device memory, and
+    reads of a lane from there and from threadgroup memory."""
     name = launch["kernel"].removeprefix("flash_").split("_float")[0].split("<")[0]
     products = KINDS.get(name, FORWARD).matmuls  # MLX's kernel has a name of its own
     dense = case.heads * case.length**2 * case.head_dim * products / FRAGMENT
-    bytes_moved = {way: round(launch[way]["device"] / launch["matmuls"], 3) for way in ("loaded", "stored")}
-    of_dense = round(launch["matmuls"] / dense, 4)
-    return {"kernel": name, "products": launch["matmuls"], "of_dense": of_dense, **bytes_moved}
+    count = launch["matmuls"]
+    moved = {way: round(launch[way]["device"] / count, 3) for way in ("loaded", "stored")}
+    moved |= {f"{space}_reads": round(launch["reads"][space] / count / LANES, 3) for space in ("device", "threadgroup")}
+    return {"kernel": name, "products": count, "of_dense": round(count / dense, 4), **moved}
 
 
 def steel_launch(case: Case) -> dict:

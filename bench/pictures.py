@@ -28,6 +28,7 @@ KINDS = {kind.name: kind for kind in (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALU
 COUNTED = KINDS | {kind.name: kind for kind in KEPT_KINDS}
 TITLES = {"forward": "forward", "backward_query": "dQ", "backward_key_value": "dK, dV"}
 CHIP = CHIPS["M1 Max"]
+HEAD_DIMS = (8, 16, 32, 64, 128, 256, 384)
 
 
 def read(name: str) -> list[dict]:
@@ -87,23 +88,41 @@ def published(kind, precision: str) -> dict[int, float]:
     return {int(line["head_dim"]): float(line[kind.name]) for line in lines if line["precision"] == precision}
 
 
+def head_dims(axis) -> None:
+    """Head dimensions on a logarithmic axis: most of them are small."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(HEAD_DIMS, list(map(str, HEAD_DIMS)))
+    axis.set_xlabel("head dimension (logarithmic)")
+    axis.grid(alpha=0.3)
+
+
+def percent(axis) -> None:
+    """Beside GINSTRS their share of the chip's peak."""
+    shares = axis.secondary_yaxis("right", functions=(lambda y: y / CHIP.peak * 100, lambda y: y * CHIP.peak / 100))
+    shares.set_ylabel("% of the peak")
+
+
 def draw_throughput() -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8), sharey=True, layout="constrained")
     for row, (dtype, precision) in zip(axes, (("float16", "mixed"), ("float32", "fp32"))):
         for axis, kind in zip(row, KINDS.values()):
             theirs, ours = published(kind, precision), predicted(kind, dtype)
-            axis.plot(theirs.keys(), theirs.values(), "o-", ms=3, label="metal-flash-attention, published")
-            axis.plot(ours.keys(), ours.values(), "s--", ms=4, label="this project, predicted from counts")
+            axis.axhline(CHIP.peak, color="black", lw=1, label="roofline: every cycle multiplies")
             limit = CHIP.peak * 16 / (17 if dtype == "float16" else 18)
-            axis.axhline(limit, color="grey", lw=1, label="products that never wait")
-            axis.set(title=f"{TITLES[kind.name]}, {dtype}", xlabel="head dimension", ylim=(0, CHIP.peak))
-        row[0].set_ylabel("GINSTRS, M1 Max")
-    axes[0][0].legend(fontsize=8)
+            axis.axhline(limit, color="grey", lw=1, ls=":", label="products that never wait")
+            axis.plot(theirs.keys(), theirs.values(), "o-", ms=4, label="metal-flash-attention, published")
+            axis.plot(ours.keys(), ours.values(), "s--", ms=5, label="this project, predicted from counts")
+            axis.set(title=f"{TITLES[kind.name]}, {dtype}", ylim=(0.38 * CHIP.peak, 1.02 * CHIP.peak))
+            head_dims(axis)
+        row[0].set_ylabel(f"GINSTRS, {CHIP.name}")
+        percent(row[-1])
+    axes[0][0].legend(fontsize=9, loc="lower right")
+    figure.suptitle(f"Published and predicted throughput on an {CHIP.name}; none of ours was measured there")
     figure.savefig(RESULTS / "apple_ginstrs.png", dpi=110)
 
 
 def draw_backward() -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), sharey=True, layout="constrained")
     seven = BACKWARD_QUERY, BACKWARD_KEY_VALUE
     for axis, (dtype, precision) in zip(axes, (("float16", "mixed"), ("float32", "fp32"))):
         both = [published(kind, precision) for kind in seven]
@@ -115,12 +134,14 @@ def draw_backward() -> None:
             ("five, if nothing overlaps", passes(KEPT_KINDS, dtype, overlaps=False), "v:"),
         )
         for label, ours, style in lines:
-            axis.plot(ours.keys(), ours.values(), style, ms=4, label=label)
+            axis.plot(ours.keys(), ours.values(), style, ms=5, label=label)
         limit = CHIP.peak * 16 / (17 if dtype == "float16" else 18)
         axis.axhline(limit, color="grey", lw=1, label="seven products that never wait")
-        axis.set(title=f"dQ, dK and dV, {dtype}", xlabel="head dimension", ylim=(0, 1.45 * CHIP.peak))
+        axis.set(title=f"dQ, dK and dV, {dtype}", ylim=(0.38 * CHIP.peak, 1.3 * CHIP.peak))
+        head_dims(axis)
+    figure.suptitle(f"Published and predicted throughput of gradients on an {CHIP.name}; ours was not measured there")
     axes[0].set_ylabel("GINSTRS of seven products, M1 Max")
-    axes[0].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(RESULTS / "apple_backward.png", dpi=110)
 
 
@@ -134,32 +155,53 @@ def draw_instructions() -> None:
                 found[case] = min(found.get(case, 99), float(line["others"]))
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     places = range(len(cases))
-    axis.bar([x - 0.2 for x in places], [before[case] for case in cases], 0.4, label="before")
-    axis.bar([x + 0.2 for x in places], [after[case] for case in cases], 0.4, label="after")
+    for shift, found, label in ((-0.2, before, "before, commit 37f7fca"), (0.2, after, "now")):
+        bars = axis.bar([x + shift for x in places], [found[case] for case in cases], 0.4, label=label)
+        axis.bar_label(bars, fmt="%.1f", fontsize=9)
     axis.set_xticks(list(places), [f"{TITLES[kind]}\nD = {head_dim}" for kind, head_dim in cases])
-    axis.set(ylabel="other instructions a product", title="M1 instruction set, float16, whole blocks (counted)")
+    axis.set(title="M1 instruction set, float16, whole blocks (counted)")
+    axis.set_ylabel("instructions beside each 8x8x8 product")
     axis.legend()
     figure.savefig(RESULTS / "apple_instructions.png", dpi=110)
 
 
 def draw_scaling() -> None:
     told = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    panels = (
-        ("memory", 2**-20, "queries and keys", f"MiB beyond the operands, {told['heads']} heads, float16"),
-        ("work", 1, "queries and keys", "8x8 tiles of scores visited by the forward kernel"),
-        ("error", 1, "magnitude of q and k", "largest error in float16, of the largest magnitude"),
-    )
-    for axis, (name, unit, below, beside) in zip(axes, panels):
-        places = list(map(int, told[name]))
-        for line in next(iter(told[name].values())):
-            values = [told[name][str(place)][line] * unit for place in places]
-            axis.plot(places, values, "o-" if "unfused" not in line else "s--", ms=3, label=line)
-        axis.set(xscale="log", yscale="log", xlabel=below, title=beside)
-        axis.set_xticks(places, list(map(str, places)), fontsize=8)
+    figure, axes = plt.subplots(1, 3, figsize=(17, 5.5), layout="constrained")
+    draw_memory(axes[0], told)
+    for number, line in enumerate(told["work"]["1024"]):
+        style = "s--" if "segments" in line else "o-"  # over the line of the window
+        axes[1].plot(*points(told["work"], line), style, ms=4 + number, mfc="none", label=line)
+    axes[1].set(title="work: 8x8 tiles of scores that the forward kernel of an M1 visits", xlabel="queries and keys")
+    for line in told["error"]["1"]:
+        magnitudes, errors = points(told["error"], line)
+        axes[2].plot([m * m for m in magnitudes], errors, "s--" if "unfused" in line else "o-", ms=4, label=line)
+    axes[2].set(title="largest error in float16, of the largest magnitude", xlabel="standard deviation of the logits")
+    for axis in axes:
+        axis.set(xscale="log", yscale="log")
+        places = list(axis.lines[0].get_xdata())
+        axis.set_xticks(places, [str(place) if axis is axes[2] else f"{place // 1024}k" for place in places])
         axis.minorticks_off()
-        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
     figure.savefig(RESULTS / "scaling.png", dpi=110)
+
+
+def points(found: dict[str, dict], line: str, unit: float = 1) -> tuple[list[int], list[float]]:
+    return list(map(int, found)), [one[line] * unit for one in found.values()]
+
+
+def draw_memory(axis, told: dict) -> None:
+    """What operations without fusion keep, what ours and the built-in plan, and what one GPU measured of both."""
+    for line in told["memory"]["1024"]:
+        own = line.startswith("forward")
+        style = "s--" if "unfused" in line else "o-" if own else "^:"
+        axis.plot(*points(told["memory"], line, 2**-20), style, ms=4, label=f"mlx_flash, {line}" if own else line)
+    measured = json.loads((RESULTS / "cuda_memory.json").read_text(encoding="utf-8"))["memory"]
+    for line, mark in (("mlx_flash, forward and backward", "x"), ("built-in, forward and backward", "+")):
+        axis.plot(*points(measured, line, 2**-20), mark, ms=9, label=f"{line}, measured on an H200")
+    axis.set(title=f"MiB beyond the operands, {told['heads']} heads of {told['head_dim']}, float16")
+    axis.set(xlabel="queries and keys", ylim=(0.5, 2e8))  # with room for the legend
 
 
 if __name__ == "__main__":

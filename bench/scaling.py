@@ -35,26 +35,28 @@ ERROR_LENGTH = 128
 
 
 def memory(length: int) -> dict[str, int]:
-    told = explain(head_dim=D, heads=HEADS, length=length, dtype="float16", family=FAMILY, backend="metal", causal=True)
-    kernels = {kernel.name: kernel.output_bytes for kernel in told.kernels}
     output, scores = HEADS * length * D * 2, HEADS * length**2
     return {
-        "forward": kernels["forward"],
-        "forward and backward": sum(kernels.values()),
+        **{name.removeprefix("planned "): size for name, size in planned(length, FAMILY, "metal").items()},
         "built-in, fused forward": output,
         "unfused forward: scores and weights in float16": output + 2 * 2 * scores,
         "unfused forward and backward": 4 * output + 4 * 2 * scores,
     }
 
 
+def planned(length: int, family: str, backend: str) -> dict[str, int]:
+    """Bytes that the kernels of a causal call write."""
+    facts = {"head_dim": D, "heads": HEADS, "dtype": "float16", "causal": True}
+    told = explain(length=length, family=family, backend=backend, **facts)
+    kernels = {kernel.name: kernel.output_bytes for kernel in told.kernels}
+    return {"planned forward": kernels["forward"], "planned forward and backward": sum(kernels.values())}
+
+
 def measured_memory(length: int) -> dict[str, int]:
     """Peak bytes beyond the operands of one causal call on this GPU, by MLX's counters, and the bytes that its kernels
     are planned to write."""
     own = current_backend()
-    facts = {"head_dim": D, "heads": HEADS, "dtype": "float16", "causal": True}
-    told = explain(length=length, family=own.family.name, backend=own.name, **facts)
-    kernels = {kernel.name: kernel.output_bytes for kernel in told.kernels}
-    found = {"planned forward": kernels["forward"], "planned forward and backward": sum(kernels.values())}
+    found = planned(length, own.family.name, own.name)
     calls = {"mlx_flash": partial(attention, causal=True, scale=D**-0.5)}
     calls["built-in"] = partial(mx.fast.scaled_dot_product_attention, mask="causal", scale=D**-0.5)
     for name, call in calls.items():

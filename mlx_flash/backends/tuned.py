@@ -119,6 +119,15 @@ def winners(contents: dict, family: Family) -> Tuned:
     return Tuned(tuple(rows), tuple(map(_call, contents["calls"])))
 
 
+def rivals(contents: dict, facts: tuple[str, str, int]) -> list[dict]:
+    """The measurements of one kernel (kind, dtype, head dimension) that beat the table's row, and that row's; none
+    where no row does."""
+    timed = [one for one in contents["rows"] if (one["kind"], one["dtype"], one["head_dim"]) == facts and one["ms"]]
+    table = next((one["ms"] for one in timed if one["table"]), 0)
+    found = [one for one in timed if one["table"] or GAIN * one["ms"] <= table]
+    return found if len(found) > 1 else []
+
+
 def write(contents: dict) -> None:
     """Writes the file as a whole or not at all. Raises CommandError where the folder cannot be written."""
     path = file_here()

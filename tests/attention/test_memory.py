@@ -7,13 +7,16 @@ import pytest
 from bounds import slope
 from problems import launch_of, make_problem
 
-from mlx_flash import attention
+from mlx_flash import attention, explain, use_backend
 from mlx_flash.backends.reference import kernels
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.problem.kinds import BACKWARD_MASK, TRAINING
 from mlx_flash.problem.problem import Problem
+from mlx_flash.simulator import mode
 
 KINDS = [step for step in TRAINING if step is not BACKWARD_MASK]  # its output is the mask's size, by definition
+
+SMALL = 64  # bytes of scalars
 
 
 def problem(length: int, dtype="float16", head_dim=64, key_length=None) -> Problem:
@@ -51,15 +54,24 @@ def test_output_bytes_by_hand():
     assert allocated(length, "apple9", "float16", 512) == statistics + 4 * 512 * (2 * query + 2 * key)
 
 
-def peak(length: int) -> int:
-    q = mx.random.normal((1, 1, length, 8))
-    k, v = mx.random.normal((1, 1, length, 8)), mx.random.normal((1, 1, length, 8))
-    mx.eval(q, k, v)
+def peak(length: int, dtype=mx.float32) -> int:
+    """Peak bytes of a forward and backward pass beyond its operands, by MLX's counters."""
+    q, k, v, d_o = (mx.random.normal((1, 1, length, 8)).astype(dtype) for _ in range(4))
+    mx.eval(q, k, v, d_o)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(mx.grad(lambda *x: attention(*x, causal=True).sum(), argnums=(0, 1, 2))(q, k, v))
+    mx.eval(mx.vjp(lambda *x: attention(*x, causal=True), [q, k, v], [d_o]))
     return mx.get_peak_memory() - before
+
+
+@pytest.mark.simulator
+@pytest.mark.parametrize("length", [1024, pytest.param(8192, marks=pytest.mark.slow)])
+def test_mlx_counts_what_launches_allocate(length):
+    told = explain(head_dim=8, heads=1, length=length, dtype="float16", family="apple7", backend="simulator")
+    with use_backend("simulator", "apple7"), mode("fast"):
+        found = peak(length, mx.float16)
+    assert 0 <= found - sum(kernel.output_bytes for kernel in told.kernels) <= SMALL
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from mlx_flash import attention, use_backend
 from mlx_flash.simulator import mode, profile
 
 BENCH = Path(__file__).parents[2] / "bench"
+MEASURED = json.loads((BENCH / "results" / "cuda_memory.json").read_text(encoding="utf-8"))
 KEPT = json.loads((BENCH / "results" / "scaling.json").read_text(encoding="utf-8"))
 
 
@@ -38,6 +39,28 @@ def test_tiles_are_those_that_a_kernel_multiplies(scaling, window):
         mx.eval(attention(x, x, x, **options))
     products = profiled.matmuls // (2 * scaling.D // 8)
     assert products == scaling.tiles(256, window - 1 if window else 256, 0)
+
+
+def test_a_gpu_measured_what_is_planned(scaling):
+    """From 1k to 64k, by MLX's counters on an H200; and the kept plan is the present one."""
+    lengths = sorted(map(int, MEASURED["memory"]))
+    assert (lengths[0], lengths[-1]) == (1024, 65536)
+    for name in ("forward", "forward and backward"):
+        sizes = [MEASURED["memory"][str(length)][f"mlx_flash, {name}"] for length in lengths]
+        assert sizes == [MEASURED["memory"][str(length)][f"planned {name}"] for length in lengths]
+        assert abs(bounds.slope(lengths, sizes) - 1) <= bounds.SLOPE
+    for length in (1024, 65536):
+        told = scaling.planned(length, MEASURED["family"], "cuda")
+        assert {name: MEASURED["memory"][str(length)][name] for name in told} == told
+
+
+@pytest.mark.simulator
+def test_memory_is_measured_with_the_counters(scaling, monkeypatch):
+    monkeypatch.setattr(scaling, "HEADS", 1)
+    with use_backend("simulator", scaling.FAMILY), mode("fast"):
+        found = scaling.measured_memory(64)
+    assert 0 <= found["mlx_flash, forward"] - found["planned forward"] <= 64
+    assert found["built-in, forward"] > 0 and found["mlx_flash, forward and backward"] > found["mlx_flash, forward"]
 
 
 def test_what_the_picture_says():

@@ -37,7 +37,9 @@ class Clock:
     """Replaces the function that runs kernels: the second of the rows is fastest, by half, and the third fails."""
 
     asked: list = []
+    turns: list = []
     stop_after = 1000
+    second = 1.0  # of the second row in turns with the first
 
     def __init__(self, kernel, own):
         self.rows = ranked(*kernel[:2], own.family, kernel.head_dim, 3)
@@ -49,6 +51,10 @@ class Clock:
         Clock.asked.append((self.kernel.kind.name, row))
         return [(2.0, ""), (1.0, ""), (0.0, "RuntimeError: refused")][self.rows.index(row)]
 
+    def in_turns(self, rows):
+        Clock.turns.append((self.kernel.kind.name, rows))
+        return [[2.0, Clock.second][self.rows.index(row)] for row in rows]
+
 
 @pytest.fixture
 def tuner(mac, monkeypatch, tmp_path):
@@ -58,6 +64,7 @@ def tuner(mac, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "Bench", Clock)
     monkeypatch.setattr(measure, "call_times", lambda case: (3.0, 1.0) if case.backward else (1.0, 3.0))
     monkeypatch.setattr(Clock, "asked", [])
+    monkeypatch.setattr(Clock, "turns", [])
     monkeypatch.setattr(Clock, "stop_after", 1000)
     forget()
     yield tmp_path / "tuned"
@@ -133,6 +140,32 @@ def test_it_goes_on_where_it_was_interrupted(tuner, monkeypatch, capsys):
     count = len(Clock.asked)
     assert cli.main(TUNE) == 0 and len(Clock.asked) == count
     assert cli.main([*TUNE, "--again"]) == 0 and len(Clock.asked) == count + 12
+
+
+def test_a_row_that_was_faster_by_chance_is_none_of_the_winners(tuner, monkeypatch, capsys):
+    """What beats the table's row is timed again, once, in turns with it; what is slower then is not used."""
+    monkeypatch.setattr(Clock, "second", 1.99)
+    assert cli.main(TUNE) == 0
+    assert [kind for kind, _ in Clock.turns] == [kind.name for kind in KERNELS]
+    assert all(
+        rows == ranked(kind, "float32", FAMILIES["apple7"], 16, 3)[:2] for kind, (_, rows) in zip(KERNELS, Clock.turns)
+    )
+    assert family().tuned.rows == ()
+    forget()
+    assert cli.main(TUNE) == 0 and len(Clock.turns) == len(KERNELS)
+
+
+def test_rows_that_were_not_timed_in_turns_are_later(tuner, capsys):
+    """As after an interruption between the last row and the turns."""
+    assert cli.main(TUNE) == 0
+    path = tuned.file_here()
+    contents = json.loads(path.read_text())
+    for one in contents["rows"]:
+        one.pop("in_turns", None)
+    path.write_text(json.dumps(contents))
+    count = len(Clock.asked)
+    assert cli.main(TUNE) == 0
+    assert len(Clock.asked) == count and len(Clock.turns) == 2 * len(KERNELS)
 
 
 def test_time_runs_out(tuner, capsys):
@@ -274,6 +307,8 @@ def test_a_row_is_timed_and_compared(monkeypatch, kind):
     rows = ranked(kind, "float32", own.family, 16, 2)
     bench = measure.Bench(measure.Kernel(kind, "float32", 16), own)
     assert [bench.time(row) for row in rows] == [(1.5, ""), (1.5, "")]
+    monkeypatch.setattr(measure, "take_turns", lambda runs, *_: {row: {"ms": len(run())} for row, run in runs.items()})
+    assert bench.in_turns(rows) == [len(kind.outputs)] * 2
     monkeypatch.setattr(measure, "relative_error", lambda *_: 0.5)
     assert bench.time(rows[1]) == (0.0, "its numbers are wrong, by 0.5 of the largest magnitude")
     monkeypatch.setattr(measure, "milliseconds", lambda call: 1 / 0)

@@ -70,24 +70,33 @@ class Bench:
     def _with(self, tuned: Tuned) -> Backend:
         return replace(self.own, family=replace(self.own.family, tuned=tuned), falls_back=False)
 
-    def time(self, row: TileConfig) -> tuple[float, str]:
-        """(milliseconds of a launch, why the row is not to be used or ""). The first row gives the right results."""
+    def _launch(self, row: TileConfig) -> Callable[[], tuple[mx.array, ...]]:
         kind, dtype, head_dim = self.kernel
         chosen = TunedRow(kind.name, dtype, head_dim, row, 0.0, 0.0)
         attention = attend(self.signature, (), self._with(Tuned((chosen,))))
         run = FORWARD if kind is DECODE else kind
-        inputs = [self.arrays[name] for name in array_inputs(run)]
+        return partial(attention.run, run, *(self.arrays[name] for name in array_inputs(run)))
+
+    def time(self, row: TileConfig) -> tuple[float, str]:
+        """(milliseconds of a launch, why the row is not to be used or ""). The first row gives the right results."""
         try:
-            found = attention.run(run, *inputs)
+            launch = self._launch(row)
+            found = launch()
             mx.eval(found)
             if self.wanted is None:
                 self.wanted = found
             error = max(map(relative_error, found, self.wanted))
-            if error > TOLERANCE[dtype]:
+            if error > TOLERANCE[self.kernel.dtype]:
                 return 0.0, f"its numbers are wrong, by {error:.2g} of the largest magnitude"
-            return milliseconds(lambda: mx.async_eval(attention.run(run, *inputs))), ""
+            return milliseconds(lambda: mx.async_eval(launch())), ""
         except (UnsupportedProblem, RuntimeError, ValueError) as error:
             return 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+    def in_turns(self, rows: list[TileConfig]) -> list[float]:
+        """Milliseconds of launches by rows that work, so taken that a change of clocks affects all of them alike."""
+        runs = {row: self._launch(row) for row in rows}
+        found = take_turns(runs, CALLS, ROW_SECONDS)
+        return [found[row]["ms"] for row in rows]
 
 
 def milliseconds(call: Callable[[], None]) -> float:
