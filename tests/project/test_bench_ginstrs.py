@@ -92,7 +92,7 @@ def test_kernels_and_calls_of_a_gpu_are_kept(bench):
     assert {one["name"] for one in lines} == {case.name for case in bench.cases("cuda")}
     for one in lines:
         limit = bench.NVIDIA_PEAKS[one["device"]["device_name"]][one["dtype"]]
-        assert one["roofline"] == pytest.approx(one["ginstrs"] / limit, abs=1e-4) and 0 < one["roofline"] < 1
+        assert abs(one["roofline"] * limit - one["ginstrs"]) <= limit / 10**4 and 0 < one["roofline"] < 1
     for case in bench.cases("cuda"):
         found = {(one["provider"], one["kernel"]) for one in lines if one["name"] == case.name}
         assert {("mlx_flash", "call"), ("mx.fast", "call")} < found
