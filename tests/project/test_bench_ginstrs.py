@@ -69,7 +69,8 @@ def test_a_product_takes_no_more_bytes_than_mlxs(line):
     (ours,) = (one for one in COUNTED if one["name"] == line["name"] and (one["provider"], one["family"]) == OURS)
     assert ours["products"] <= line["products"] and ours["loaded"] <= line["loaded"]
     more = (ours["stored"] - line["stored"]) * ours["products"]
-    assert more <= 4 * line["heads"] * line["length"] * 1.01  # three digits are kept
+    digits = ours["products"] // 1000  # what a unit of the last digit that is kept amounts to
+    assert more <= 4 * line["heads"] * line["length"] + digits
     assert ours["threadgroup_reads"] < line["threadgroup_reads"] / 6
 
 
@@ -106,7 +107,7 @@ def test_the_unit_is_metal_flash_attentions(bench, monkeypatch, reference):
     ours, theirs, kernel = bench.timed(Case(64, 1000, True, False, 3, 3))
     for line, seconds in ((ours, 2e-3), (theirs, 4e-3)):
         assert line["ginstrs"] == round(3 * 1000**2 * (133 + 197 + 261) / seconds / 1e9, 1)
-    assert kernel["ginstrs"] == round(3 * 1000**2 * 197 / 1e-3 / 1e9, 1) and kernel["kernel"] == "backward_query"
+    assert kernel["ginstrs"] == round(3 * 1000**2 * 197 / 1e6, 1) and kernel["kernel"] == "backward_query"
     assert ours["roofline"] == round(ours["ginstrs"] / (1.296 * 32 * 4 * 32), 4)
     monkeypatch.setattr(mx, "device_info", lambda *_: {"device_name": "Apple M9"})
     assert all("roofline" not in line for line in bench.timed(CAUSAL))
