@@ -42,11 +42,13 @@ def kept(name: str) -> list[dict]:
 
 COUNTED = kept("ginstrs_simulator.jsonl")
 STEEL = [one for one in COUNTED if one["provider"] == "mx.fast" and one["dtype"] == "float16"]
+CACHED = 160  # columns up to which M1's forward rows keep Q in registers; MLX keeps it in threadgroup memory
 
 
 @pytest.mark.simulator
 @pytest.mark.parametrize("dtype, head_dim", [("float16", 64), ("float16", 128), ("float32", 80)])
 def test_the_kept_counts_are_found_again(bench, monkeypatch, dtype, head_dim):
+    """Where a text or a row has changed, delete the file and run bench/ginstrs.py for both families."""
     monkeypatch.setattr(bench, "STEEL", ())  # another package's, which is not everywhere
     case = Case(head_dim, 256, False, True, 1, 1, dtype=dtype)
     with use_backend("simulator", "apple7"):
@@ -67,7 +69,8 @@ def test_the_kept_counts_of_mlx_are_found_again(bench):
 def test_a_product_takes_no_more_bytes_than_mlxs(line):
     """Of M1's kernels in float16: as many are read. For a query's LSE we store two numbers, MLX one of 4 bytes."""
     (ours,) = (one for one in COUNTED if one["name"] == line["name"] and (one["provider"], one["family"]) == OURS)
-    assert ours["products"] <= line["products"] and ours["loaded"] <= line["loaded"]
+    assert ours["products"] <= line["products"]
+    assert ours["loaded"] <= line["loaded"] * (1 if line["head_dim"] <= CACHED else 1.2)
     more = (ours["stored"] - line["stored"]) * ours["products"]
     digits = ours["products"] // 1000  # what a unit of the last digit that is kept amounts to
     assert more <= 4 * line["heads"] * line["length"] + digits
@@ -130,7 +133,7 @@ def test_a_file_grows_and_is_not_measured_again(bench, monkeypatch, tmp_path, re
 def test_cases_are_for_every_backend_with_kernels(bench):
     for name in bench.SIZES:
         names = [case.name for case in bench.cases(name)]
-        assert len(set(names)) == len(names) == 48
+        assert len(set(names)) == len(names) == (64 if name == "simulator" else 48)
 
 
 @pytest.mark.simulator
