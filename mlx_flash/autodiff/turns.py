@@ -29,7 +29,12 @@ def in_turns(signature: Signature, heads: int, arrays: Arrays, run_of: Callable)
         taken = after(list(done), taken) if done else taken
         done = of_kept((*taken, *arrays[6:]), run_of(part))
         turns.append(done)
-    return done if len(turns) == 1 else tuple(mx.concatenate(parts, 1) for parts in zip(*turns))
+    return done if len(turns) == 1 else tuple(map(joined, zip(*turns)))
+
+
+def joined(parts: Arrays) -> mx.array:
+    """The results of all heads, which models join in rows: in memory, the heads of a row lie side by side."""
+    return mx.concatenate([one.swapaxes(1, 2) for one in parts], 2).swapaxes(1, 2)
 
 
 def of_kept(arrays: Arrays, run: Callable) -> Arrays:

@@ -170,7 +170,7 @@ class _Ready:
         """Launches the kernel, where shapes and strides are passed by value. `arrays`: as the kernel reads them, without
         numbers."""
         prepared, launch = self.prepared, self.launch
-        return prepared.call(  # by keywords: to unpack a dictionary takes the host longer
+        outputs = prepared.call(  # by keywords: to unpack a dictionary takes the host longer
             inputs=arrays if prepared.facts is None else [*arrays, prepared.facts],
             output_shapes=launch.output_shapes,
             output_dtypes=launch.output_dtypes,
@@ -178,6 +178,7 @@ class _Ready:
             threadgroup=prepared.fixed["threadgroup"],
             stream=mx.gpu if stream is None else stream,
         )
+        return launch.results(outputs, stream)
 
     def as_they_are(self, inputs: dict) -> bool:
         """Whether calls with this launch, whatever the number of keys or of their parts, pass their arrays as they are.
@@ -219,7 +220,8 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.arr
     prepared = ready.prepared
     if not prepared.by_value:
         arrays = ready.arguments(inputs)
-        return ready.kernel.start(prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
+        outputs = ready.kernel.start(prepared, arrays, launch.output_shapes, launch.output_dtypes, stream=stream)
+        return launch.results(outputs, stream)
     return ready.start(launch.arguments(inputs, ready.arrays), stream)
 
 

@@ -25,7 +25,7 @@ def family_here() -> Family:
 
 
 def run_with(compiled, launch: Launch, inputs: dict, stream) -> list[mx.array]:
-    """Runs a launch; `compiled` is a callable with the signature of MLX's metal kernels."""
+    """Runs a launch: its outputs as they lie. `compiled` is a callable with the signature of MLX's metal kernels."""
     return compiled(
         inputs=launch.arguments(inputs),
         output_shapes=launch.output_shapes,
@@ -60,7 +60,8 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream, device=mx.gpu)
     compiled = plan.resources.get("metal")
     if compiled is None:
         compiled = plan.resources["metal"] = kernel_object(mx.fast.metal_kernel, plan.kernel)
-    return run_with(compiled, plan.launch(problem), inputs, device if stream is None else stream)
+    launch = plan.launch(problem)
+    return launch.results(run_with(compiled, launch, inputs, device if stream is None else stream), stream)
 
 
 def record(kind, plan: Plan, problem: Problem, inputs: dict, stream) -> list[mx.array]:

@@ -35,10 +35,10 @@ def run(kind, plan: Plan, problem: Problem, inputs: dict, stream):
         compiled = plan.resources["simulator"] = kernel_object(metal_kernel, plan.kernel)
         compiled.partly_written = SCORES.intersection(plan.kernel.outputs)  # not what the mask hides
         compiled.threadgroup_bytes = plan.family.threadgroup_bytes
-    needed = LAYERS[plan.config.tiles].language
+    launch, needed = plan.launch(problem), LAYERS[plan.config.tiles].language
     try:
         with language(needed) if needed else nullcontext():
-            return run_with(compiled, plan.launch(problem), inputs, None)  # streams concern GPUs only
+            return launch.results(run_with(compiled, launch, inputs, None))  # streams concern GPUs only
     except TracedError as error:
         raise UnsupportedProblem(
             f'[mlx_flash] backend "simulator": {error} Attention itself maps with mlx_flash.vmap, and compiles with '

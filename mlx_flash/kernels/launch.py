@@ -18,7 +18,7 @@ from .kept import kept_shape
 from .mask_map import STRIP, own_shape
 from .source import Kernel
 from .split_kv import Parts, gqa_rows
-from .tile_layers import column_shares
+from .tile_layers import column_shares, heads_between
 
 # Strided operands, passed as bytes: kernels read views of any layout in place. The first ones have eight bytes a row or
 # more, in codes too.
@@ -40,8 +40,9 @@ class Launch:
     """One launch. `grid` counts threads, as in MLX; every axis is a positive multiple of the threadgroup's.
 
     In decoding, `parts` is the number of parts of the keys, and `decode_params` holds the number of queries and the
-    rule by which the kernel splits keys. `ready`: what a backend keeps for this launch; `start`: its function of the
-    kernel's arrays, without numbers, and the stream, where all calls with this launch pass arrays as they are.
+    rule by which the kernel splits keys. `between`: of each output, whether it lies in memory with its heads between
+    the rows; () if none does. `ready`: what a backend keeps for this launch; `start`: its function of the kernel's
+    arrays, without numbers, and the stream, where all calls with this launch pass arrays as they are.
     """
 
     kernel: Kernel
@@ -51,6 +52,7 @@ class Launch:
     threadgroup: tuple[int, int, int]
     parts: int = 1
     decode_params: tuple[int, ...] | None = None
+    between: tuple[bool, ...] = ()
     ready: object = None
     start: Callable | None = None
 
@@ -78,6 +80,13 @@ class Launch:
             for name in names or self.kernel.inputs
             for value in (inputs[name],)
         ]  # fmt: skip
+
+    def results(self, outputs: list[mx.array], stream=None) -> list[mx.array]:
+        """The outputs as callers see them: views where heads lie between the rows. `stream`: None for MLX's default,
+        on which views of operands are too."""
+        if not self.between:
+            return outputs
+        return [one.swapaxes(1, 2, stream=stream) if swaps else one for one, swaps in zip(outputs, self.between)]
 
     @property
     def output_bytes(self) -> int:
@@ -131,6 +140,8 @@ def launch(
     if parts > 1:  # O of every part, and m and l in place of L
         query = output_shape("delta", problem)
         shapes = [(parts, *query, problem.value_dim), (2, parts, *query)]
+    between = heads_between(kind, config)
+    shapes = [(shape[0], shape[2], shape[1], shape[3]) if swaps else shape for shape, swaps in zip(shapes, between)]
     return Launch(
         kernel=kernel,
         output_shapes=tuple(shapes),
@@ -139,6 +150,7 @@ def launch(
         threadgroup=(config.threads, 1, 1),
         parts=parts,
         decode_params=(problem.query_length, *split) if split else None,
+        between=between if any(between) else (),
     )
 
 

@@ -39,7 +39,7 @@ from .devices import FAMILIES, Family
 from .mask_map import reads_map
 from .minify import minified, stripped
 from .split_kv import keys_are_unshared
-from .tile_layers import LAYERS, MERGED, column_shares, threadgroup_elements
+from .tile_layers import LAYERS, MERGED, column_shares, heads_between, threadgroup_elements
 
 READ_KEPT = frozenset((BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT))
 MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants
@@ -196,6 +196,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "OVER_KEYS": int(kind.over_keys),
         "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),
         "PAGES": int(bool(row.paged(kind))),
+        "HEADS_BETWEEN": int(any(heads_between(kind, row))),
         "BLOCKED_SUM": int(dtype == "float32"),
         "WRITES_DELTA": int("delta" in kind.outputs),
         "KEEPS": int(not SCORES.isdisjoint(kind.outputs)),

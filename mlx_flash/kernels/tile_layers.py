@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..problem.kinds import ACCUMULATORS, SCORES, KernelKind
+from ..problem.kinds import ACCUMULATORS, DECODE, SCORES, KernelKind
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Layer:
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     element_bytes: of operands in the panels of tensor cores.
+    heads_between: results lie in memory as [B, L, H, D] (tile.metal).
     kept: the file by which kernels keep P and dS in device memory; "": they cannot.
     quantized: the files of quantized operands, where the layer's own do not serve these.
     """
@@ -40,14 +41,18 @@ class Layer:
     language: str = ""
     uses_threadgroup_memory: bool = True
     element_bytes: int = 2
+    heads_between: bool = False
     kept: str = ""
     quantized: tuple[str, ...] = ()
 
 
-TF32 = Layer(("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4)
-_MMA = Layer(
-    ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True, kept="kept"
+TF32 = Layer(
+    ("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4, heads_between=True
 )
+_MMA = Layer(
+    ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True,
+    heads_between=True, kept="kept",
+)  # fmt: skip
 LAYERS = {
     "simdgroup": Layer(
         ("simdgroup", "simdgroup_operands", "simdgroup_results", "simdgroup_products", "synchronous"),
@@ -63,7 +68,7 @@ LAYERS = {
     "dequantizing": replace(_MMA, files=("nvidia", "nvidia_quantized", *_MMA.files[1:]), producer_warps=2),
     "wgmma": Layer(
         ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
-        fuses_exponents=True, kept="kept",
+        fuses_exponents=True, heads_between=True, kept="kept",
     ),
     "tf32": TF32,
     "tf32_hopper": replace(TF32, producer_warps=4, target="sm_90a"),
@@ -106,6 +111,14 @@ def consumer_registers(row) -> int:
 def _launched(row) -> int:
     """Registers a launch gives every thread: the register file holds 512 for each of 128 lanes."""
     return 512 // (-(-row.threads // 128) * row.resident) // 8 * 8
+
+
+def heads_between(kind: KernelKind, row) -> tuple[bool, ...]:
+    """For each output of a kernel whether it lies in memory as [B, L, H, D], and not as [B, H, L, D]. In a model, where
+    results become rows of all heads, one or the other way is a copy: MLX's own attention writes a result the first way
+    too where the operand lies so. Decoding has too few rows for that to count."""
+    between = kind.tiled and kind is not DECODE and LAYERS[row.tiles].heads_between
+    return tuple(between and name in ACCUMULATORS for name in kind.outputs)
 
 
 def operand_columns(kind: KernelKind, head_dim: int, value_dim: int) -> tuple[dict[str, int], dict[str, int]]:

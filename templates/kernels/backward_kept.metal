@@ -41,7 +41,13 @@ METAL_FUNC void backward_kept(
   const tile::Lane lane = tile::Lane::of(thread_index);
   const int h_k = position.y, b = position.z, group = args.Hq / args.Hk, Lq = args.Lq, Lk = args.Lk;
   const int block = int(position.x) * BP, first = block + int(lane.simdgroup) * R;
+#if HEADS_BETWEEN
+  const long row0 = tile::first_row(b, h_k, args.Hk, Lk);
+  const int step = args.Hk;
+#else
   const long row0 = (long(b) * args.Hk + h_k) * Lk;
+  const int step = 1;
+#endif
 
   tile::Memory<Element> memory = {scratch};
   tile::Kept<Element, BP, BT> kept;
@@ -116,7 +122,7 @@ METAL_FUNC void backward_kept(
 #endif
   }
   if (lane.produces()) return;
-  c.store(sum + row0 * COLUMNS, first, factor);
+  c.store(sum + row0 * COLUMNS, step * COLUMNS, first, factor);
 }
 
 }  // namespace flash

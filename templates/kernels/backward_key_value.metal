@@ -36,7 +36,13 @@ METAL_FUNC void backward_key_value(
 #endif
   const int h_k = position.y, b = position.z, group = args.Hq / args.Hk, Lq = args.Lq, Lk = args.Lk;
   const int block = int(position.x) * BP, first = block + int(lane.simdgroup) * R;
+#if HEADS_BETWEEN
+  const long row0 = tile::first_row(b, h_k, args.Hk, Lk);
+  const int step = args.Hk;
+#else
   const long row0 = (long(b) * args.Hk + h_k) * Lk;
+  const int step = 1;
+#endif
 
   tile::Memory<Element> memory = {scratch};
   const float factor = softmax::factor_of(args.scale);
@@ -198,10 +204,10 @@ METAL_FUNC void backward_key_value(
   }
   if (lane.produces()) return;
 #if WANTS_DK
-  d_k.store(dK + row0 * D, first, scale_row);
+  d_k.store(dK + row0 * D, step * D, first, scale_row);
 #endif
 #if WANTS_DV
-  d_v.store(dV + row0 * DV, first, one);
+  d_v.store(dV + row0 * DV, step * DV, first, one);
 #endif
 }
 

@@ -162,7 +162,11 @@ METAL_FUNC void backward_query(
     }
   }
   if (lane.produces()) return;
-  d_q.store(dQ + at.row0 * D, at.first, scale_row);
+#if HEADS_BETWEEN
+  d_q.store(dQ + tile::first_row(at.b, at.h, args.Hq, args.Lq) * D, args.Hq * D, at.first, scale_row);
+#else
+  d_q.store(dQ + at.row0 * D, D, at.first, scale_row);
+#endif
 }
 
 }  // namespace flash

@@ -168,7 +168,7 @@ METAL_FUNC void decode(
       softmax::store_statistics(L + 2 * (row0 + row), state.m[i], state.l[i]);
     }
   }
-  o.store(O + row0 * DV, first, normaliser);
+  o.store(O + row0 * DV, DV, first, normaliser);
 }
 
 }  // namespace flash

@@ -26,6 +26,7 @@
 //   acquire     waits for the pipeline stage that holds an operand's next block; release returns it to the producer
 //   produce     in producer warps: copies the next blocks and returns true; Apple GPUs have no producer warps
 //   ping_pong   ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other
+//   HEADS_BETWEEN  results lie in memory as [B, L, heads, D]: models join the heads of a row, which then takes no copy
 //   PARTED      threadgroups that own the same rows share the columns of an accumulator that registers do not hold
 // Q, K, V, dO and O arrive as bytes with their strides, so that views are read in place; the last axis is contiguous.
 // Written by: O and L, each element by one lane.
@@ -169,7 +170,11 @@ METAL_FUNC void forward(
       softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
     }
   }
-  o.store(O + at.row0 * DV, at.first, normaliser);
+#if HEADS_BETWEEN
+  o.store(O + tile::first_row(at.b, at.h, args.Hq, args.Lq) * DV, args.Hq * DV, at.first, normaliser);
+#else
+  o.store(O + at.row0 * DV, DV, at.first, normaliser);
+#endif
 }
 
 }  // namespace flash

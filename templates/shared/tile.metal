@@ -39,6 +39,11 @@ template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& 
   }
 }
 
+#if HEADS_BETWEEN
+// The first row of a head of a result [B, L, H, D], counted in rows of D columns; its next rows lie H such rows apart.
+METAL_FUNC long first_row(int b, int h, int heads, int length) { return long(b) * length * heads + h; }
+#endif
+
 #if HAS_PAGES
 // The rows of one head of an operand in pages: row j of batch entry b is row j % PAGE of page pages[b, j / PAGE].
 template <typename T> struct Pages {

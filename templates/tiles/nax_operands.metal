@@ -216,9 +216,9 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     }
   }
 
-  // Out[first + row, :] = factor * result
+  // Out[first + row, :] = factor * result; rows are not apart (HEADS_BETWEEN).
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int, int first, RowVector<R> factor) const thread {
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 + row >= rows) continue;
       device Out* out = head + long(first + i * 8 + row) * D + column;

@@ -384,13 +384,13 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     for (int e = 0; e < COLUMNS / 8; e++) at[i][e] = e == d ? value : at[i][e];
   }
 
-  // Out[first + row, :] = factor * result
+  // Out[first + row, :] = factor * result; rows of Out are `stride` elements apart.
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int stride, int first, RowVector<R> factor) const thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 >= rows) continue;
-      device Out* out = head + long(first + i * 8 + row) * D + begin + column;
+      device Out* out = head + long(first + i * 8 + row) * stride + begin + column;
 #pragma clang loop unroll(full)
       for (int d = 0; d < COLUMNS / 8; d++) {
         if (begin + d * 8 < D) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);

@@ -74,9 +74,9 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   }
 #endif
 
-  // Out[first + row, :] = factor * result
+  // Out[first + row, :] = factor * result; rows are not apart (HEADS_BETWEEN).
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int, int first, RowVector<R> factor) const thread {
     device Out* out;
 #if PAGES
     if constexpr (!CACHED) out = (device Out*)page;

@@ -49,6 +49,7 @@ QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 GATHERED = "test_tensor_decode.py::test_views_equal_their_copies[mma-narrow-every_second_column-1]"
+BETWEEN = "test_result_layout.py::test_heads_lie_between_the_rows[mma-narrow]"
 HUGE = "test_huge_scores.py::test_float32[{}]"
 HUGE_TENSOR = "test_huge_scores.py::test_bfloat16[wgmma-forward-(30, 1.0)]"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
@@ -63,8 +64,8 @@ FORWARD = of(
     ("rescale-skipped", "(o, correction, p, v, whole)", "(o, tile::RowVector<R>{{1}}, p, v, whole)", SHARED),
     ("empty-row-divided", "state.l[i] == 0 ? 0 : 1 / state.l[i]", "1 / state.l[i]", BLIND),
     ("one-row-too-many", "if (row < args.Lq && lane", "if (row <= args.Lq && lane", SHARED, "check"),
-    ("not-normalised", "o.store(O + at.row0 * DV, at.first, normaliser)",
-     "o.store(O + at.row0 * DV, at.first, tile::RowVector<R>{{1}})", SHARED),
+    ("not-normalised", "o.store(O + at.row0 * DV, DV, at.first, normaliser)",
+     "o.store(O + at.row0 * DV, DV, at.first, tile::RowVector<R>{{1}})", SHARED),
     ("sink-of-the-first-head", "args.sinks[at.h]", "args.sinks[0]", output("sinks")),
 )
 QUERY_BLOCK = of(
@@ -76,9 +77,7 @@ QUERY_BLOCK = of(
 )
 BACKWARD_QUERY = of(
     "backward_query",
-    ("dq-forgets-scale", "d_q.store(dQ + at.row0 * D, at.first, scale_row)",
-     "d_q.store(dQ + at.row0 * D, at.first, one)",
-     PLAIN),
+    ("dq-forgets-scale", "at.row0 * D, D, at.first, scale_row)", "at.row0 * D, D, at.first, one)", PLAIN),
     ("dq-delta-of-the-first-row", "delta[at.row0 + min(group + lane.row, last)]",
      "delta[at.row0 + min(at.first, last)]", PLAIN),
     ("dq-own-delta-of-another-row", "if (lane.row == r) delta_row", "if (lane.row == 7 - r) delta_row", INSIDE),
@@ -89,7 +88,7 @@ BACKWARD_QUERY = of(
 )
 BACKWARD_KEY_VALUE = of(
     "backward_key_value",
-    ("dk-forgets-scale", "d_k.store(dK + row0 * D, first, scale_row)", "d_k.store(dK + row0 * D, first, one)", PLAIN),
+    ("dk-forgets-scale", "step * D, first, scale_row)", "step * D, first, one)", PLAIN),
     ("dv-scaled", "multiply_ab<Element>(d_v, one, p,", "multiply_ab<Element>(d_v, scale_row, p,", PLAIN),
     ("first-head-of-the-group-only", "n < group; n++", "n < 1; n++", PLAIN),
     ("statistics-of-key-heads", "(long(b) * args.Hq + first_head) * Lq", "(long(b) * args.Hk + h_k) * Lq", PLAIN),
@@ -256,6 +255,8 @@ PAGES = of(
     "tile",
     ("pages-of-the-first-entry", "pages.at + b * pages.strides[0]", "pages.at", TABLES.format(40, 2)),
     ("rows-of-a-page-not-counted-anew", "j % PAGE * stride", "j * stride", TABLES.format(40, 2), "check"),
+    ("rows-of-all-entries-side-by-side", "long(b) * length * heads + h;", "long(b) * heads + h;", BETWEEN, "check"),
+    ("heads-behind-one-another", "long(b) * length * heads + h;", "(long(b) * heads + h) * length;", BETWEEN, "check"),
     ("pages-side-by-side", "table[j / PAGE] * page_stride", "j / PAGE * page_stride", TABLES.format(40, 2)),
 )
 DROPOUT = of(

@@ -328,7 +328,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     return get(i, begin, min(BH, D - begin), d - begin / 8);
   }
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int, int first, RowVector<R> factor) const thread {
     device Out* out;
     if constexpr (!CACHED) out = (device Out*)page;
     for (int i = 0; i < R / 8; i++) {
@@ -798,6 +798,7 @@ METAL_FUNC void backward_key_value(
   const int h_k = position.y, b = position.z, group = args.Hq / args.Hk, Lq = args.Lq, Lk = args.Lk;
   const int block = int(position.x) * BP, first = block + int(lane.simdgroup) * R;
   const long row0 = (long(b) * args.Hk + h_k) * Lk;
+  const int step = 1;
   tile::Memory<Element> memory = {scratch};
   const float factor = softmax::factor_of(args.scale);
   tile::Rows<Element, BP, R, D, CACHE_K> k;
@@ -874,8 +875,8 @@ METAL_FUNC void backward_key_value(
     }
   }
   if (lane.produces()) return;
-  d_k.store(dK + row0 * D, first, scale_row);
-  d_v.store(dV + row0 * DV, first, one);
+  d_k.store(dK + row0 * D, step * D, first, scale_row);
+  d_v.store(dV + row0 * DV, step * DV, first, one);
 }
 }
 [[max_total_threads_per_threadgroup(384)]]

@@ -65,6 +65,7 @@ template <typename T, int R, int C> METAL_FUNC void clear(thread Tile<T, R, C>& 
     for (int c = 0; c < C / 8; c++) tile.at[i][c] = Pair<T>(T(0));
   }
 }
+METAL_FUNC long first_row(int b, int h, int heads, int length) { return long(b) * length * heads + h; }
 template <typename T> METAL_FUNC Pair<T> read_pair(const device T* source) {
   const Run<T, 2> run = *(const device Run<T, 2>*)source;
   return Pair<T>(run.at[0], run.at[1]);
@@ -318,11 +319,11 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     for (int e = 0; e < COLUMNS / 8; e++) at[i][e] = e == d ? value : at[i][e];
   }
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int stride, int first, RowVector<R> factor) const thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < R / 8; i++) {
       if (i * 8 >= rows) continue;
-      device Out* out = head + long(first + i * 8 + row) * D + begin + column;
+      device Out* out = head + long(first + i * 8 + row) * stride + begin + column;
 #pragma clang loop unroll(full)
       for (int d = 0; d < COLUMNS / 8; d++) {
         if (begin + d * 8 < D) *(device Pair<Out>*)(out + d * 8) = Pair<Out>(at[i][d] * factor.at[i]);
@@ -794,7 +795,7 @@ METAL_FUNC void backward_query(
     }
   }
   if (lane.produces()) return;
-  d_q.store(dQ + at.row0 * D, at.first, scale_row);
+  d_q.store(dQ + tile::first_row(at.b, at.h, args.Hq, args.Lq) * D, args.Hq * D, at.first, scale_row);
 }
 }
 

@@ -297,7 +297,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     set(i, begin, min(BH, D - begin), d - begin / 8, value);
   }
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int, int first, RowVector<R> factor) const thread {
     device Out* out;
     if constexpr (CACHED) out = own(head, first);
     for (int i = 0; i < R / 8; i++) {
@@ -928,7 +928,7 @@ METAL_FUNC void decode(
       softmax::store_statistics(L + 2 * (row0 + row), state.m[i], state.l[i]);
     }
   }
-  o.store(O + row0 * DV, first, normaliser);
+  o.store(O + row0 * DV, DV, first, normaliser);
 }
 }
 [[max_total_threads_per_threadgroup(512)]]

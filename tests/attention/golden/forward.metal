@@ -280,7 +280,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     return get(i, begin, min(BH, D - begin), d - begin / 8);
   }
   template <typename Out>
-  METAL_FUNC void store(device Out* head, int first, RowVector<R> factor) const thread {
+  METAL_FUNC void store(device Out* head, int, int first, RowVector<R> factor) const thread {
     device Out* out;
     if constexpr (CACHED) out = own(head, first);
     for (int i = 0; i < R / 8; i++) {
@@ -730,7 +730,7 @@ METAL_FUNC void forward(
       softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
     }
   }
-  o.store(O + at.row0 * DV, at.first, normaliser);
+  o.store(O + at.row0 * DV, DV, at.first, normaliser);
 }
 }
 
