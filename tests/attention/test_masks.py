@@ -16,7 +16,7 @@ from oracle_variants import Facts
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.simulator import mode
 
-GROUPED = Case(65, 70, 40, group=2, key_heads=2, batch=2)
+GROUPED = Case(65, 70, 16, group=2, key_heads=2, batch=2)
 REFERENCE = ("reference", None)
 # Each family has float32 and one of the 16-bit types; the reference and a GPU have all three.
 DTYPES = [(choice, "float32") for choice in SIMULATED]
@@ -47,7 +47,7 @@ def test_feature(backend, dtype, feature):
     """Grouped heads and heads of their own, several batch entries: one kernel serves both."""
     variant = feature_cases.with_dtype(Variant(GROUPED, (feature,)), dtype)
     feature_cases.check(variant)
-    feature_cases.check(Variant(Case(33, 97, 40, dtype, group=1, key_heads=2), (feature,)))
+    feature_cases.check(Variant(Case(33, 97, 16, dtype, group=1, key_heads=2), (feature,)))
 
 
 AXES = ["bhij", "hij", "bij", "ij", "bhj", "bhi", "hi", "j", "i", ""]
@@ -115,7 +115,7 @@ def test_masks_are_read_through_their_strides(backend):
 @pytest.mark.parametrize("window", [(0, 0), (3, None), (None, 5), (None, None), (500, 0), (0, 500)], ids=str)
 @pytest.mark.parametrize("lengths", [(65, 70), (70, 33)], ids=str)
 def test_windows(backend, window, lengths):
-    variant = Variant(Case(*lengths, 40, group=2, key_heads=2, batch=2), ("window",), window=window)
+    variant = Variant(Case(*lengths, 16, group=2, key_heads=2, batch=2), ("window",), window=window)
     feature_cases.check(variant)
     feature_cases.check(Variant(variant.case, ("causal", "window"), window=window))
 
@@ -192,7 +192,7 @@ READY_MADE = {
 @pytest.mark.parametrize("name", READY_MADE)
 def test_ready_made_block_masks_are_bool_masks(backend, name):
     """Results are those of the bool arrays, up to the order of sums."""
-    case = Case(70, 70, 40, group=2, key_heads=2, batch=2)
+    case = Case(70, 70, 16, group=2, key_heads=2, batch=2)
     mask = READY_MADE[name]()
     keep = mask.visible()[None, None]
     assert 0 < keep.mean() < 1
@@ -208,6 +208,6 @@ def test_value_dimensions_with_features(backend, value_dim):
 
 @pytest.mark.parametrize("scores", ["zero", "negative", "tiny"])
 def test_scales_with_masks(backend, scores):
-    case = Case(65, 70, 40, group=2, key_heads=2, batch=2, scores=scores)
+    case = Case(65, 70, 16, group=2, key_heads=2, batch=2, scores=scores)
     feature_cases.check(Variant(case, ("causal", "window")))
     feature_cases.check(Variant(case, ("additive",), mask_axes="hij"))
