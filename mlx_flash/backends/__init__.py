@@ -64,7 +64,7 @@ CAPABILITIES = {
     },
     "simulator": {"decodes": True, "dequantizes": True},
     "reference": {},
-}
+}  # fmt: skip
 NAMES, TABLES = tuple(CAPABILITIES), ("own", "original")
 CPU_DEFAULT, CPU_STREAM = "the default device is the CPU", "a stream of the CPU"
 

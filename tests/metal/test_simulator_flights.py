@@ -41,8 +41,7 @@ CASES = {
         r"write of threadgroup variable 'a' at byte \d+ .*, which is read by the product at line",
         ONE_BLOCK + FIRST + "if (lane < 16) a[lane] = 0; " + WAIT + RELEASE + "}",
         # columns beside the product's
-        ONE_BLOCK + FIRST + "if (lane < 16) a[lane + 32] = 0; " + WAIT + "if (lane < 16) a[lane] = 0; "
-        + RELEASE + "}",
+        ONE_BLOCK + FIRST + "if (lane < 16) a[lane + 32] = 0; " + WAIT + "if (lane < 16) a[lane] = 0; " + RELEASE + "}",
     ),
     "an operand of the later of two products is written": (
         "write of threadgroup variable 'a' at byte 32 ",

@@ -22,7 +22,7 @@ def leaves(n: int) -> int:
 
 VALUES = {
     "packed in struct": (
-        "struct V { packed_float3 p; float w; packed_uchar4 c; }; static_assert(sizeof(V) == 20, \"packed\");",
+        'struct V { packed_float3 p; float w; packed_uchar4 c; }; static_assert(sizeof(V) == 20, "packed");',
         "V v = {packed_float3(1, 2, 3), x[i], packed_uchar4(1, 2, 3, 255)}; y[i] = v.p.y + v.w + v.c[3]; v.p = v.p "
         "+ 1.0f; y[i] += v.p.z;",
         2 + X + 255 + 4,
@@ -229,8 +229,7 @@ VALUES = {
     ),
     "metal array": (
         "",
-        "metal::array<float, 4> a = {1, 2, 3, x[i]}; float s = 0; for (auto v : a) s += v; y[i] = s + a.size() + "
-        "a[3];",
+        "metal::array<float, 4> a = {1, 2, 3, x[i]}; float s = 0; for (auto v : a) s += v; y[i] = s + a.size() + a[3];",
         6 + 2 * X + 4,
     ),
     "nested struct": (
@@ -303,8 +302,7 @@ VALUES = {
     ),
     "vec mod shift": (
         "",
-        "uint4 v = uint4(i, i + 1, i + 2, i + 3); v = (v << 2) | (v & 3u); v ^= uint4(1); v %= 7u; y[i] = v.x + "
-        "v.w;",
+        "uint4 v = uint4(i, i + 1, i + 2, i + 3); v = (v << 2) | (v & 3u); v ^= uint4(1); v %= 7u; y[i] = v.x + v.w;",
         ((I * 4 | I & 3) ^ 1) % 7 + (((I + 3) * 4 | I + 3 & 3) ^ 1) % 7,
     ),
     "vec incr": (
