@@ -1,8 +1,9 @@
 """What patch() makes of the bench's cases on a GPU: python bench/policy.py --out bench/results/cuda_policy.json
 
-Every case is MLX's built-in attention, called as a model would call it, with and without the patch in turns: 32 calls
-queued (fewer where they take long), the median of 20 rounds of each. The policy is the default, so that a case which
-the built-in serves faster should cost what it costs without the patch. Exit status 1 if one is more than 3 % slower.
+Every case is MLX's built-in attention, called as a model would call it, without the patch, without it once more, and
+with it, in turns: 32 calls queued (fewer where they take long), the median of 20 rounds of each. The policy is the
+default, so that a case which the built-in serves faster should cost what it costs without the patch. The noise is how
+far the two without the patch lie apart. Exit status 1 if a case is more than 3 % slower.
 
 Kernels are compiled first, by several processes at once. Results are written after every case; a case that is in the
 file already is not measured again, so that an interrupted run goes on where it ended.
@@ -32,6 +33,7 @@ from mlx_flash.cli.token_bench import TokenStep, token_cases
 from mlx_flash.integrations.policy import Asked, decide
 
 CALLS, ROUNDS, LEAST_ROUNDS, WARM_CALLS = 32, 20, 5, 8
+KINDS = ("ms", "again_ms", "patched_ms")  # of rounds: without the patch twice, and with it
 SLOWER = 1.03  # than without the patch: no case may be
 WARM_LENGTH = 384  # lengths are no part of a kernel's text
 
@@ -69,27 +71,29 @@ def token_calls(case: TokenStep):
 def measured(case: Case | TokenStep, seconds: float) -> dict:
     """Median milliseconds of a call with and without the patch, and who served it."""
     round_of = attention_calls(case) if isinstance(case, Case) else token_calls(case)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for patched in times:
-        with patch() if patched else nullcontext() as report:
+    for kind in (nullcontext, patch):
+        with kind() as report:
             round_of(1), round_of(1)
             once = round_of(1)
     calls = max(1, min(CALLS, int(seconds * 1e3 / (2 * ROUNDS * once))))
-    end, turns = time.perf_counter() + 2 * seconds, 0
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    end, turns = time.perf_counter() + len(KINDS) * seconds, 0
     while turns < LEAST_ROUNDS or (turns < ROUNDS and time.perf_counter() < end):
-        for patched in (False, True) if turns % 2 else (True, False):
-            # A model enters a patch once. Here both kinds of rounds follow its search of all modules, through which the
+        first = turns % len(KINDS)
+        for kind in KINDS[first:] + KINDS[:first]:
+            # A model enters a patch once. Here all kinds of rounds follow its search of all modules, through which the
             # GPU idles and caches grow cold.
             with patch() as entered:
-                if not patched:
+                if kind != "patched_ms":
                     entered.undo()
                 round_of(min(calls, WARM_CALLS))
-                times[patched].append(round_of(calls))
+                times[kind].append(round_of(calls))
         turns += 1
-    without, with_patch = (statistics.median(times[patched]) for patched in (False, True))
+    medians = {kind: statistics.median(found) for kind, found in times.items()}
     rules = sorted({rule for _, rule in report.rules}) or sorted(report.built_in)
-    return {
-        "ms": round(without, 4), "patched_ms": round(with_patch, 4), "ratio": round(with_patch / without, 4),
+    return {kind: round(found, 4) for kind, found in medians.items()} | {
+        "ratio": round(medians["patched_ms"] / medians["ms"], 4),
+        "noise": round(abs(medians["again_ms"] / medians["ms"] - 1), 4),
         "served": "mlx_flash" if report.ours else "built-in", "rule": "; ".join(rules), "calls": calls, "rounds": turns,
     }  # fmt: skip
 
