@@ -97,9 +97,14 @@ def test_a_forward_kernel_that_fails(mac, monkeypatch, fault):
         check_output(attention(*arrays), *arrays)
 
 
-@pytest.mark.parametrize("where", ("grad", "compile", "vmap", "checkpoint"))
-def test_a_backward_kernel_that_fails_inside_a_transformation(mac, monkeypatch, where):
-    monkeypatch.setenv(FAULT, "wrong:backward_query")
+@pytest.mark.parametrize(
+    "where, fault",
+    [("grad", "wrong"), ("compile", "wrong"), ("vmap", "wrong"), ("checkpoint", "wrong"), ("compile", "hang"),
+     ("grad", "exit"), ("vmap", "exit")],
+)  # fmt: skip
+def test_a_backward_kernel_that_fails_inside_a_transformation(mac, monkeypatch, where, fault):
+    monkeypatch.setenv(FAULT, f"{fault}:backward_query")
+    monkeypatch.setattr(prober, "SECONDS", 8.0 if fault == "hang" else prober.SECONDS)
     q, k, v = operands()
 
     def loss(q, k, v):
@@ -110,7 +115,7 @@ def test_a_backward_kernel_that_fails_inside_a_transformation(mac, monkeypatch, 
     gradient = mx.grad(mx.checkpoint(loss) if where == "checkpoint" else loss, (0, 1, 2))
     if where == "compile":
         gradient = mx.compile(gradient)
-    with pytest.warns(RuntimeWarning, match="flash_backward_query.*numbers are wrong"):
+    with pytest.warns(RuntimeWarning, match=f"(?s)flash_backward_query.*{FAULTS[fault]}"):
         if where == "vmap":
             got = mlx_flash.vmap(gradient)(q[None], k[None], v[None])
             got = [array[0] for array in got]
