@@ -16,8 +16,6 @@ from ..transforms.trace import trace
 MOST_CALLS = 4096  # remembered calls; a cache that grows has a new one with every token
 MOST_REASONS = 32  # different sentences that are counted, since some contain shapes and a server runs for long
 
-UNLIKE = (None,)  # what no call is like
-
 stored = STORED.get
 calls: dict[tuple, tuple] = {}  # as `keep` writes them and the replacement of the built-in in patch.py reads them
 
@@ -34,9 +32,8 @@ def keep(patches: tuple, thread: int | None, counted, dtype: mx.Dtype, q, k, v, 
     exact = dtype if family is not None and family.tuned.calls else None
     if len(calls) >= MOST_CALLS:
         calls.clear()
-    key = (q.shape, v.shape, kind, sinks is None, trace.situation)
-    calls[key] = (
-        key, patches, thread, choices_here(), stored(BACKEND), stored(FAMILY), dtype.size, exact, counted.__next__
+    calls[q.shape, v.shape, kind, sinks is None, trace.situation] = (
+        patches, thread, choices_here(), stored(BACKEND), stored(FAMILY), dtype.size, exact, counted.__next__
     )  # fmt: skip
 
 

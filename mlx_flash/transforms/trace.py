@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,12 +42,14 @@ class Trace(threading.local):
 
 
 MAPPED, KEPT, GRADIENT = 1, 2, 4  # what these facts add to the situation, the last one for each gradient
+DECISIVE = ("gradients", "batched", "kept")
 trace = Trace()
+BUSY: deque[None] = deque()  # an element for each change of a situation that lasts; where it is empty, all are 0
 
 
 def _change(facts: dict) -> None:
     vars(trace).update(facts)
-    if not facts.keys().isdisjoint(("gradients", "batched", "kept")):
+    if not facts.keys().isdisjoint(DECISIVE):
         mapped = MAPPED * (trace.batched is not None)
         trace.situation = mapped + KEPT * trace.kept + GRADIENT * trace.gradients
 
@@ -55,11 +58,16 @@ def _change(facts: dict) -> None:
 def changed(**facts) -> Iterator[None]:
     """Changes facts of the trace for a block."""
     before = {name: getattr(trace, name) for name in facts}
+    decisive = not facts.keys().isdisjoint(DECISIVE)
+    if decisive:
+        BUSY.append(None)
     _change(facts)
     try:
         yield
     finally:
         _change(before)
+        if decisive:
+            BUSY.pop()
 
 
 def mapped_array() -> mx.array | None:

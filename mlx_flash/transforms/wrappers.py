@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 from ..common.errors import UnsupportedProblem, wrong
 from ..common.scalars import shown
 from .replacement import Replacement, original, replaced
-from .trace import GRADIENT, Export, changed, trace
+from .trace import BUSY, GRADIENT, Export, changed, trace
 
 NAMES = ("vmap", "checkpoint", "export_function", "exporter", "grad", "value_and_grad", "vjp", "jvp")
 MLX = {name: original(getattr(mx, name)) for name in NAMES}
@@ -173,16 +173,19 @@ def _counted(built_in: Callable, depth: str) -> Callable:
     """The derivative `built_in`, which counts itself in the trace's `depth` while it traces its function. It costs 2 us
     in every step of a training."""
     step = GRADIENT if depth == "gradients" else 0
+    entered, left = BUSY.append, BUSY.pop  # found once
 
     def derivative(fun, *args, **kwargs):
         def traced(*inside, **named):
             facts = trace.__dict__  # of this thread; vars(trace) takes longer
             before, situation = facts[depth], facts["situation"]
+            entered(None)
             facts[depth], facts["situation"] = before + 1, situation + step
             try:
                 return fun(*inside, **named) if named else fun(*inside)
             finally:
                 facts[depth], facts["situation"] = before, situation
+                left()
 
         return built_in(traced if callable(fun) else fun, *args, **kwargs)
 
