@@ -19,7 +19,7 @@ from mlx_flash.backends import current_backend
 from mlx_flash.integrations import kept
 from mlx_flash.integrations.policy import RULES, Asked, rule_of
 from mlx_flash.kernels.devices import Tuned, TunedCall
-from mlx_flash.transforms.trace import changed
+from mlx_flash.transforms.trace import BUSY, GRADIENT, changed, trace
 
 pytestmark = pytest.mark.simulator
 KEPT_BEFORE = 1  # Python calls: the replacement itself. A model makes such a call in every layer
@@ -88,6 +88,34 @@ def test_calls_by_turns_cost_little_too():
         first, again = turn(), [*turn(), *turn()]
     assert max(again) <= KEPT_BEFORE < min(first), (first, again)
     assert sum(report.built_in.values()) == 12 and report.ours == 0
+
+
+def test_a_call_like_the_one_before_is_not_looked_up(monkeypatch):
+    """It is compared with that one. Calls in gradients, with sinks or with an array mask are looked up."""
+    looked_up = []
+
+    class Watched(dict):
+        def get(self, key):
+            looked_up.append(key)
+            return super().get(key)
+
+    monkeypatch.setattr(kept, "calls", Watched())
+    monkeypatch.setattr(sys.modules["mlx_flash.integrations.patch"], "calls", kept.calls)
+    qkv = arrays()
+    others = [(arrays(queries=9), {}), (qkv, {"mask": "causal"}), (qkv, {"sinks": mx.zeros(2)})]
+    with mlx_flash.patch(policy="fastest") as report:
+        attend(*qkv), attend(*qkv)
+        seen = len(looked_up)
+        for _ in range(3):
+            attend(*qkv)
+        assert len(looked_up) == seen
+        for other, options in others:
+            attend(*other, **options)
+        assert len(looked_up) == seen + len(others)
+        attend(*qkv)
+        mx.grad(lambda q: attend(q, *qkv[1:]).sum())(qkv[0])
+        assert trace.situation == 0 and not BUSY and looked_up[-1][-1] == GRADIENT
+    assert sum(report.built_in.values()) == 10 and report.ours == 0
 
 
 def test_each_patch_counts_its_own():
