@@ -17,9 +17,8 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Before anything is compiled, and before a pretended Mac: MLX finds a g++ that takes a quarter of the time.
-_FUSED = str(Path(__file__).parent / "support" / "fused")
-if platform.system() == "Linux" and _FUSED not in os.environ.get("PATH", ""):
-    os.environ["PATH"] = os.pathsep.join([_FUSED, os.environ.get("PATH", os.defpath)])
+if platform.system() == "Linux" and "support/fused" not in os.environ.get("PATH", ""):
+    os.environ["PATH"] = os.pathsep.join([str(Path(__file__).with_name("support") / "fused"), *os.get_exec_path()])
 
 import pretend_mac
 

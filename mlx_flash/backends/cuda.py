@@ -167,7 +167,7 @@ class _Ready:
         return all(form(inputs[name]) == found for name, found in self.others.items())
 
     def start(self, arrays: list[mx.array], stream) -> list[mx.array]:
-        """Launches the kernel, where shapes and strides are passed by value. `arrays`: as the kernel reads them, without
+        """Launches the kernel, where shapes and strides are passed by value. `arrays`: as the kernel reads them, but no
         numbers."""
         prepared, launch = self.prepared, self.launch
         outputs = prepared.call(  # by keywords: to unpack a dictionary takes the host longer

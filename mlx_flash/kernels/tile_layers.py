@@ -46,9 +46,7 @@ class Layer:
     quantized: tuple[str, ...] = ()
 
 
-TF32 = Layer(
-    ("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4, heads_between=True
-)
+TF32 = Layer(("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4, heads_between=True)
 _MMA = Layer(
     ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True,
     heads_between=True, kept="kept",

@@ -1,4 +1,4 @@
-"""Results of tensor cores lie in memory with the heads of a row side by side, so that models join them without a copy."""
+"""Results of tensor cores lie in memory with the heads of a row side by side, so that models join them as they are."""
 
 from dataclasses import replace
 
