@@ -355,13 +355,8 @@ TILE_WGMMA = of(
     ("wgmma-multiplies-hidden-nan", "if (!simd_all(whole || all_finite(b))) {", "if (false) {",
      TENSOR.format("garbage_in_masked_keys[nan-wgmma-narrow]")),
 )
-# fmt: on
 MUTANTS = [
-    *BUDGETS,
-    *KEPT,
-    *BACKWARD_KEPT,
-    *APPLE_KEPT,
-    *KEEPING,
+    *BUDGETS, *KEPT, *BACKWARD_KEPT, *APPLE_KEPT, *KEEPING,
     *FORWARD,
     *QUERY_BLOCK,
     *BACKWARD_QUERY,
@@ -400,4 +395,5 @@ MUTANTS = [
     *NAX_FORWARD,
     *SHARES,
     *STRIDES,
-]  # fmt: skip
+]
+# fmt: on
