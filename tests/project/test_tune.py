@@ -6,6 +6,7 @@ The machine is the pretended Mac. Clocks are stubs, so that it is known which ro
 import json
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import bounds
 import mlx.core as mx
@@ -166,6 +167,16 @@ def test_rows_that_were_not_timed_in_turns_are_later(tuner, capsys):
     count = len(Clock.asked)
     assert cli.main(TUNE) == 0
     assert len(Clock.asked) == count and len(Clock.turns) == 2 * len(KERNELS)
+
+
+def test_the_kept_measurements_are_the_quoted_ones():
+    bench = Path(__file__).parents[2] / "bench"
+    contents = json.loads((bench / "results" / "cuda_tuned.json").read_text(encoding="utf-8"))
+    kernels = {(one["kind"], one["head_dim"]) for one in contents["rows"]}
+    found = tuned.winners(contents, FAMILIES["sm90"]).rows
+    gains = sorted(round(100 * (one.table_ms / one.ms - 1)) for one in found)
+    words = f"of {len(kernels)} kernels in bfloat16 {len(found)} have a row that is faster in turns"
+    assert f"{words}, by {gains[0]} to {gains[-1]} %" in (bench / "README.md").read_text(encoding="utf-8")
 
 
 def test_time_runs_out(tuner, capsys):
