@@ -1,5 +1,10 @@
 """Bad input is refused in MLX's own words where MLX has them; what the simulator cannot do, it says in one sentence."""
 
+import re
+import subprocess
+import sys
+from types import ModuleType
+
 import mlx.core as mx
 import pytest
 
@@ -178,6 +183,23 @@ def test_finding_no_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     with pytest.raises(ToolchainError, match=r'pip install "mlx-flash-attention\[simulator\]"'):
         compiler.toolchain.__wrapped__()
+
+
+@pytest.mark.parametrize("file", (True, False), ids=("not executable", "missing"))
+def test_a_damaged_compiler_counts_as_none(monkeypatch, tmp_path, file):
+    """As unpacked without modes, or what remains of a package that was removed: a folder is a namespace to Python."""
+    ziglang = ModuleType("ziglang")
+    ziglang.__path__ = [str(tmp_path)]
+    if file:
+        (tmp_path / "zig").touch(mode=0o644)
+    monkeypatch.setitem(sys.modules, "ziglang", ziglang)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    with pytest.raises(ToolchainError, match=rf"{re.escape(str(tmp_path / 'zig'))}.* cannot be executed: install it"):
+        compiler.toolchain.__wrapped__()
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: "/own/clang" if name == "clang" else None)
+    found = subprocess.CompletedProcess([], 0, "clang version 19.1.0", "")
+    monkeypatch.setattr(compiler.subprocess, "run", lambda *_, **__: found)
+    assert compiler.toolchain.__wrapped__()[0] == ("/own/clang",)
 
 
 def test_unknown_modes():

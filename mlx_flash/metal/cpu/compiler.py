@@ -82,14 +82,17 @@ _RUNTIME_FLAGS = (
 def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """(compiler command, linker command, identity): ziglang's clang, else a system clang of version 19 or later."""
     here()
+    damaged = ""
     try:
         import ziglang
     except ImportError:
         pass
     else:
-        zig = Path(ziglang.__file__).parent / "zig"
-        identity = f"ziglang {getattr(ziglang, '__version__', '')} {zig.stat().st_size}"
-        return (str(zig), "clang"), (str(zig), "ld.lld"), identity
+        zig = Path(ziglang.__path__[0]) / "zig"
+        if os.access(zig, os.X_OK):
+            identity = f"ziglang {getattr(ziglang, '__version__', '')} {zig.stat().st_size}"
+            return (str(zig), "clang"), (str(zig), "ld.lld"), identity
+        damaged = f". {zig}, of the installed package ziglang, is missing or cannot be executed: install it again."
     names = ["clang"] + [f"clang-{version}" for version in range(30, 18, -1)]
     for name in names:
         path = shutil.which(name)
@@ -99,7 +102,7 @@ def toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
         version = re.search(r"version (\d+)", text)
         if version and int(version[1]) >= 19:
             return (path,), (path, "-nostdlib"), text
-    raise ToolchainError(f"The Metal simulator needs clang to compile kernels and found none: {_INSTALL}")
+    raise ToolchainError(f"The Metal simulator needs clang to compile kernels and found none: {_INSTALL}{damaged}")
 
 
 def cache_directory() -> Path:
