@@ -97,6 +97,16 @@ def names(found) -> list[str]:
     return [launch["kernel"].split("_float")[0].removeprefix("flash_") for launch in found]
 
 
+@each_simulated_family
+def test_more_parts_than_a_simdgroup_has_lanes(family):
+    """Lanes weigh a second part each when parts are combined."""
+    case = Case(1, 17000, 16, causal=True)
+    asked = {"key_length": 17000, "query_heads": 1, "key_heads": 1, "head_dim": 16, "value_dim": 16, "batch": 1}
+    assert parts(family, **asked)[0] > 32
+    with use_backend("simulator", family):
+        check(case)
+
+
 @pytest.mark.simulator
 def test_kernel_choice():
     """The expected kernel runs, and explain names the same one."""

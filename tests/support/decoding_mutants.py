@@ -58,6 +58,8 @@ COMBINE = of(
      "test_huge_scores.py::test_float32[apple9-decode-(17, 0.125)]"),
     ("sum-of-the-first-part", "l = simd_sum(l);", "l = simd_broadcast_first(l);",
      DECODING.format("apple7-softcap")),
+    ("parts-beyond-the-lanes", "part < parts; part += 32) {", "part < min(parts, 32); part += 32) {",
+     "test_decode.py::test_more_parts_than_a_simdgroup_has_lanes[apple7]"),
     ("reference-of-nothing", "const float reference = m == -INFINITY ? 0 : m;", "const float reference = m;",
      "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
 )
