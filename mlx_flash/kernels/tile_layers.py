@@ -46,9 +46,10 @@ class Layer:
     quantized: tuple[str, ...] = ()
 
 
-TF32 = Layer(("nvidia", "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4, heads_between=True)
+_NVIDIA = ("nvidia", "nvidia_results")
+TF32 = Layer((*_NVIDIA, "tf32", "synchronous"), producer_warps=1, loads_early=True, element_bytes=4, heads_between=True)
 _MMA = Layer(
-    ("nvidia", "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True,
+    (*_NVIDIA, "nan_safe", "mma", "synchronous"), producer_warps=1, loads_early=True, fuses_exponents=True,
     heads_between=True, kept="kept",
 )  # fmt: skip
 LAYERS = {
@@ -63,9 +64,9 @@ LAYERS = {
     ),
     "mma": _MMA,
     # To dequantize a block takes longer than to multiply it.
-    "dequantizing": replace(_MMA, files=("nvidia", "nvidia_quantized", *_MMA.files[1:]), producer_warps=2),
+    "dequantizing": replace(_MMA, files=(*_NVIDIA, "nvidia_quantized", *_MMA.files[2:]), producer_warps=2),
     "wgmma": Layer(
-        ("nvidia", "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
+        (*_NVIDIA, "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
         fuses_exponents=True, heads_between=True, kept="kept",
     ),
     "tf32": TF32,

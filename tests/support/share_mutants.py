@@ -17,6 +17,9 @@ SHARES = [
         ("columns-behind-the-last-unfilled", "} else if (PARTS > 1) {", "} else if (false) {", BEHIND, "check"),
         ("first-columns-in-every-part", "view.head<T>(b, h) + begin();", "view.head<T>(b, h);", ALL),
         ("copied-past-the-last-column", "min(HELD<D>, D - begin()) : D; }", "HELD<D> : D; }", TAIL, "check"),
+    ),
+    *of(
+        "nvidia_results",
         ("stored-past-the-last-column", "if (begin + d * 8 < D) *", "*", TAIL, "check"),
     ),
     *of(

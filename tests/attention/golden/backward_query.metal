@@ -281,6 +281,10 @@ template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B&
   b.copy(row, end);
   return true;
 }
+}
+}
+namespace flash {
+namespace tile {
 template <int R, int D, int BH, bool CACHED> struct Accumulator {
   static_assert(CACHED, "accumulators stay in registers: choose a row that caches them");
   static constant constexpr int COLUMNS = HELD<D>;
