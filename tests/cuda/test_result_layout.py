@@ -49,7 +49,6 @@ def lie_between(array: mx.array) -> bool:
     return np.asarray(memoryview(array)).strides == own
 
 
-@pytest.mark.all_values
 def test_heads_lie_between_the_rows(layer):
     _, dtype = layer
     case = case_of(dtype)

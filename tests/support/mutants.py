@@ -49,7 +49,7 @@ QUANTIZED_ACCURACY = "test_quantized.py::test_accuracy[simulator-{}]"
 CODES = "test_quantized.py::test_every_code_and_scale[simulator-apple9-{}]"
 TENSOR = "test_tensor_layers.py::test_{}"
 GATHERED = "test_tensor_decode.py::test_views_equal_their_copies[mma-narrow-every_second_column-1]"
-BETWEEN = "test_result_layout.py::test_heads_lie_between_the_rows[mma-narrow]"
+BETWEEN = "test_result_layout.py::test_heads_lie_between_the_rows[{}-narrow]"
 HUGE = "test_huge_scores.py::test_float32[{}]"
 HUGE_TENSOR = "test_huge_scores.py::test_bfloat16[wgmma-forward-(30, 1.0)]"
 SHIFTED = "test_shifted_rows.py::test_output_and_gradients[{}]"
@@ -255,8 +255,8 @@ PAGES = of(
     "tile",
     ("pages-of-the-first-entry", "pages.at + b * pages.strides[0]", "pages.at", TABLES.format(40, 2)),
     ("rows-of-a-page-not-counted-anew", "j % PAGE * stride", "j * stride", TABLES.format(40, 2), "check"),
-    ("rows-of-all-entries-side-by-side", "long(b) * length * heads + h;", "long(b) * heads + h;", BETWEEN, "check"),
-    ("heads-behind-one-another", "long(b) * length * heads + h;", "(long(b) * heads + h) * length;", BETWEEN, "check"),
+    ("entries-side-by-side", "b) * length * heads + h;", "b) * heads + h;", BETWEEN.format("mma"), "check"),
+    ("heads-in-a-row", "length * heads + h;", "length * heads + h * length;", BETWEEN.format("tf32"), "check"),
     ("pages-side-by-side", "table[j / PAGE] * page_stride", "j / PAGE * page_stride", TABLES.format(40, 2)),
 )
 DROPOUT = of(
