@@ -37,6 +37,8 @@ class TileConfig:
         block is in flight until the scores of the next one are there.
     columns: most columns of an accumulator that a threadgroup of a tensor-core layer holds. Where there are more,
         threadgroups that own the same rows share them, and each computes the scores for itself.
+    plain: (parallel, traversal, stages) for scores without options, or with causality alone; None: as for all others.
+        These need fewer registers, which larger blocks may take.
     """
 
     max_head: int
@@ -52,6 +54,7 @@ class TileConfig:
     resident: int = 1
     overlaps: bool = False
     columns: int = 256
+    plain: tuple[int, int, int] | None = None
 
     @property
     def threads(self) -> int:
@@ -69,6 +72,11 @@ class TileConfig:
 
     def head_block(self, head_dim: int) -> int:
         return min(self.head, head_dim)
+
+    def for_scores(self, plain: bool) -> TileConfig:
+        """The row for plain scores, or for those with options."""
+        parallel, traversal, stages = (plain and self.plain) or (self.parallel, self.traversal, self.stages)
+        return replace(self, parallel=parallel, traversal=traversal, stages=stages, plain=None)
 
     def with_pages(self, page: int) -> TileConfig:
         """The row for keys in pages of `page` rows: no traversal block is longer than a page."""

@@ -27,13 +27,16 @@ from .tile_layers import LAYERS, consumer_registers, tensor_bytes, tensor_regist
 
 def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
     return tuple(
-        TileConfig(*line[:3], 64, tuple(line[4].split()), 16, tiles, line[3], overlaps="overlaps" in line[5:])
+        TileConfig(
+            *line[:3], 64, tuple(line[4].split()), 16, tiles, line[3], overlaps="overlaps" in line[5:],
+            plain=next((word for word in line[5:] if type(word) is tuple), None),
+        )  # fmt: skip
         for line in lines
     )
 
 
-#    max  par-  tra-  stages cached in   products that
-#    head allel versal       registers   overlap
+#    max  par-  tra-  stages cached in   products that    parallel, traversal and stages
+#    head allel versal       registers   overlap          of plain scores
 TENSOR_TABLE = {
     (FORWARD, MIXED, "sm80"): rows(
         "mma",
@@ -69,7 +72,7 @@ TENSOR_TABLE = {
     ),
     (FORWARD, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128, 208, 2, "O", "overlaps"),
+        ( 64, 128, 208, 2, "O", "overlaps", (192, 128, 3)),
         ( 96, 128, 128, 2, "O", "overlaps"),
         (128, 128, 160, 2, "O", "overlaps"),
         (192, 128, 112, 2, "O", "overlaps"),
@@ -81,8 +84,8 @@ TENSOR_TABLE = {
     ),
     (BACKWARD_QUERY, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  96, 2, "dQ"),
-        (128, 128,  96, 2, "dQ"),
+        ( 64, 128,  96, 2, "dQ", (128, 128, 2)),
+        (128, 128,  96, 2, "dQ", (128, 128, 2)),
         (192, 128,  64, 2, "dQ"),
         (256, 128,  48, 2, "dQ"),
         (320,  64,  48, 2, "dQ"),
@@ -91,9 +94,9 @@ TENSOR_TABLE = {
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  80, 2, "dK dV", "overlaps"),
+        ( 64, 128,  80, 2, "dK dV", "overlaps", (128, 112, 2)),
         ( 96, 128,  64, 2, "dK dV", "overlaps"),
-        (128, 128,  48, 2, "dK dV", "overlaps"),
+        (128, 128,  48, 2, "dK dV", "overlaps", (128, 64, 2)),
     ),
     (BACKWARD_KEY, MIXED, "sm90"): rows(
         "wgmma",
@@ -250,3 +253,5 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     needed = thread_registers(kind, row, row.max_head)
     given = consumer_registers(row)
     require(needed <= given, f"{needed} registers a thread exceed {given}")
+    if row.plain:
+        prove_tensor_row(kind, family, row.for_scores(plain=True))

@@ -15,7 +15,7 @@ from ..problem.kinds import (
     KernelKind,
 )
 from ..problem.problem import Problem, Signature
-from ..problem.variants import MOST_BUFFERS
+from ..problem.variants import MOST_BUFFERS, Variants
 from .config import TileConfig, precision_of
 from .devices import DEQUANTIZING, Family, Tuned
 from .launch import Launch, launch
@@ -167,8 +167,10 @@ def fitted_config(
 
 
 def fitted_row(kind: KernelKind, signature: Signature, row: TileConfig, rows: int = 0) -> TileConfig:
-    """The table's row with the many rows of latent decoding, and with blocks of keys that are no longer than a page,
-    since no block lies in two. `rows`: of a threadgroup, 0 for as many as there may be."""
+    """The table's row for plain scores where they are, with the many rows of latent decoding, and with blocks of keys
+    that are no longer than a page, since no block lies in two. `rows`: of a threadgroup, 0 for as many as there may be.
+    """
+    row = row.for_scores(plain=replace(signature.variants, causal=False) == Variants())
     if _is_latent(kind, signature) and row.tiles == "simdgroup":
         if row.cached or signature.dtype == "float32" or 0 < rows <= LATENT_ROWS:
             row = replace(row, parallel=max(row.parallel, LATENT_ROWS))

@@ -37,8 +37,8 @@ def ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int, most: in
 
 @lru_cache  # proving thousands of rows takes a quarter of a second, and `tune` asks for them again to go on or to show
 def _ranked(kind: KernelKind, dtype: str, family: Family, head_dim: int) -> tuple[TileConfig, ...]:
-    """All legal rows of a family for which nothing was tuned."""
-    own = table_row(kind, dtype, family, head_dim)
+    """All legal rows of a family for which nothing was tuned. They are timed with plain scores."""
+    own = table_row(kind, dtype, family, head_dim).for_scores(plain=True)
     if own.tiles != "simdgroup":
         found = sorted(_tensor_rows(kind, family, own, head_dim), key=lambda row: _distance(row, own))
     else:

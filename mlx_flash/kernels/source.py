@@ -39,7 +39,7 @@ from .devices import FAMILIES, Family
 from .mask_map import reads_map
 from .minify import minified, stripped
 from .split_kv import keys_are_unshared
-from .tile_layers import LAYERS, MERGED, column_shares, heads_between, threadgroup_elements
+from .tile_layers import LAYERS, MERGED, column_shares, heads_between, stages_statistics, threadgroup_elements
 
 READ_KEPT = frozenset((BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT))
 MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants
@@ -92,6 +92,7 @@ def files_of(kind: KernelKind, layer: str, variants: Variants, splits: int = 1) 
     files = ["views", "constants", "tile", *(["quantized"] if variants.quantization else []), *tile.files]
     files += tile.quantized if variants.quantization else ()
     files += ["sums"] if kind is BACKWARD_MASK else []
+    files += ["statistics"] if stages_statistics(kind, layer) else []
     files += [LAYERS[layer].kept] if kind in KEPT_KINDS else []
     files += ["formula", *(["dual"] if variants.score and not forward else []), "texts"] if variants.texts else []
     files += ["exp2", "mask", "mask_look", "mask_apply", "softmax", *(["score"] if variants.score else [])]
@@ -208,6 +209,9 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SPLITS_KEYS": int(row.splits > 1),
         "OVERLAPS": int(_overlaps(kind, row, variants)),
         "LOADS_EARLY": int(layer.loads_early),
+        # The loop over whole blocks then has no code for others. In other kernels the assembler's code is slower so.
+        "SKIPS_VOTE": int(kind.table is BACKWARD_QUERY and SCORES.isdisjoint(kind.outputs)),
+        "STAGES_STATISTICS": int(stages_statistics(kind, row.tiles)),
         "FUSES_EXPONENTS": int(layer.fuses_exponents),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),

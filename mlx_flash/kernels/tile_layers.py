@@ -21,6 +21,7 @@ class Layer:
     looks: kernels look at an array mask once per tile, and do not visit blocks that it hides (mask_look.metal).
     loads_early: the row statistics of a block are loaded before its products, which hide the latency; this needs
         registers to hold them.
+    stages_statistics: the kernel of dK and dV gets them through its pipeline instead (statistics.metal).
     fuses_exponents: operands have 16 bits, so that exponents may be rounded as online_softmax.metal says.
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
@@ -37,6 +38,7 @@ class Layer:
     fragment_rows: int = 16
     looks: bool = False
     loads_early: bool = False
+    stages_statistics: bool = False
     fuses_exponents: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
@@ -67,7 +69,7 @@ LAYERS = {
     "dequantizing": replace(_MMA, files=(*_NVIDIA, "nvidia_quantized", *_MMA.files[2:]), producer_warps=2),
     "wgmma": Layer(
         (*_NVIDIA, "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
-        fuses_exponents=True, heads_between=True, kept="kept",
+        stages_statistics=True, fuses_exponents=True, heads_between=True, kept="kept",
     ),
     "tf32": TF32,
     "tf32_hopper": replace(TF32, producer_warps=4, target="sm_90a"),
@@ -76,9 +78,10 @@ LAYERS = {
 TENSOR_LAYERS = tuple(name for name, layer in LAYERS.items() if layer.producer_warps)  # of NVIDIA's tensor cores
 
 PANEL = 128  # bytes of a row that lie together in threadgroup memory
+STATISTICS = 12  # bytes of a query's: m, log2 l and delta
 PIPELINE = 1024  # bytes for an operand's mbarriers, as many as keep the swizzle's alignment
 
-# 32-bit registers: the most of a thread, those of a producer thread, and those of one beside two accumulators
+# 32-bit registers: the most of a thread, those of a producer thread, and those of one where consumers need all others
 REGISTERS, PRODUCER_REGISTERS, LEAST_PRODUCER_REGISTERS = 255, 40, 24
 
 
@@ -94,7 +97,7 @@ def register_reallocation(row) -> tuple[int, int] | None:
     if producers == 0 or launched >= REGISTERS - 7:
         return None
     available = launched * (producers + consumers)
-    few = {"dK", "dV"} <= set(row.cached) or row.resident > 2
+    few = {"dK", "dV"} <= set(row.cached) or row.resident > 2 or consumers > 2
     kept = LEAST_PRODUCER_REGISTERS if few else PRODUCER_REGISTERS
     claimed = (available - kept * producers) // consumers // 8 * 8
     assert claimed * consumers + kept * producers <= available
@@ -162,7 +165,13 @@ def tensor_bytes(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
         }
     kept = sum(row.parallel * panels(columns) for name, columns in own.items() if name not in row.cached)
     kept += sum(size * row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
+    kept += row.stages * row.traversal * STATISTICS if stages_statistics(kind, row.tiles) else 0
     return kept + sum(row.stages * row.traversal * panels(columns) + PIPELINE for columns in traversed.values())
+
+
+def stages_statistics(kind: KernelKind, tiles: str) -> bool:
+    """Whether a kernel gets the statistics of queries through its pipeline."""
+    return LAYERS[tiles].stages_statistics and {"dK", "dV"} <= set(kind.outputs)
 
 
 MERGED = 4  # fragments of columns that simdgroups add at a time in key_splits.metal

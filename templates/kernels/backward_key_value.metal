@@ -66,6 +66,10 @@ METAL_FUNC void backward_key_value(
 #endif
   q.open(memory, lane);
   d_o.open(memory, lane);
+#if STAGES_STATISTICS
+  tile::Statistics<BT> statistics;
+  statistics.open(memory, Lq, lane);
+#endif
 
   tile::RowVector<R> one, scale_row;
   for (int i = 0; i < R / 8; i++) {
@@ -86,6 +90,10 @@ METAL_FUNC void backward_key_value(
   for (int n = 0; n < group; n++, statistics0 += Lq, q.next_head(args.Q), d_o.next_head(args.dO)) {
     const int h = first_head + n;
     visibility.open_head(args, b, h, block);
+#if STAGES_STATISTICS
+    statistics.rows = args.L + 2 * statistics0;
+    statistics.deltas = args.delta + statistics0;
+#endif
 #if HAS_DROPOUT
     dropout::Dropout drop;
     drop.open(args, b, h);
@@ -111,8 +119,13 @@ METAL_FUNC void backward_key_value(
               continue;
             }
 #endif
+#if STAGES_STATISTICS
+            if (tile::produce(q, d_o, statistics, r, range.end)) continue;
+            statistics.acquire();
+#else
             if (tile::produce(q, d_o, r, range.end)) continue;
-#if LOADS_EARLY
+#endif
+#if LOADS_EARLY && !STAGES_STATISTICS
             const softmax::Reference<tile::ColumnVector<BT>> reference =
                 softmax::read_reference<BT>(args.L + 2 * (statistics0 + r), edge ? Lq - r : BT, lane);
 #if WANTS_DK
@@ -139,6 +152,9 @@ METAL_FUNC void backward_key_value(
             formula::apply(p, slope, visibility, r, first, lane, edge);
 #endif
             const bool whole = mask::apply(p, visibility, look, r, first, q.valid, lane, edge);
+#if STAGES_STATISTICS
+            const softmax::Reference<tile::ColumnVector<BT>> reference = softmax::read_reference(statistics);
+#endif
 #if LOADS_EARLY
             softmax::probabilities(p, reference, factor, whole);
 #else
@@ -150,6 +166,7 @@ METAL_FUNC void backward_key_value(
             if (tile::plain(d_o, q, whole)) {
               tile::begin_ab(d_v, p, d_o);
               tile::finish_abt<1>(ds, v, d_o);
+              const tile::ColumnVector<BT> delta_column = statistics.delta_column();
               softmax::gradient(ds, p, delta_column, whole);
               softmax::apply_slope(ds, slope);
               tile::begin_ab(d_k, ds, q);
@@ -158,6 +175,7 @@ METAL_FUNC void backward_key_value(
             } else {
               tile::finish_abt<0>(ds, v, d_o);
               tile::nan_safe_ab(d_v, p, d_o);
+              const tile::ColumnVector<BT> delta_column = statistics.delta_column();
               softmax::gradient(ds, p, delta_column, whole);
               softmax::apply_slope(ds, slope);
               tile::nan_safe_ab(d_k, ds, q);
@@ -179,6 +197,9 @@ METAL_FUNC void backward_key_value(
             // dP^T = V dO^T;  dS^T = P^T * (dP^T - delta)
             tile::Tile<float, R, BT> ds;
             tile::multiply_abt(ds, v, d_o);
+#if STAGES_STATISTICS
+            const tile::ColumnVector<BT> delta_column = statistics.delta_column();
+#endif
             d_o.release();
 #if HAS_DROPOUT
             dropout::apply(ds, drop, r, first, lane);

@@ -114,6 +114,19 @@ METAL_FUNC Reference<tile::RowVector<R>> read_reference(
 }
 #endif
 
+#if STAGES_STATISTICS
+template <int C>
+METAL_FUNC Reference<tile::ColumnVector<C>> read_reference(thread const tile::Statistics<C>& statistics) {
+  Reference<tile::ColumnVector<C>> found;
+#pragma clang loop unroll(full)
+  for (int c = 0; c < C / 8; c++) {
+    const float4 rows = statistics.row_pair(c);
+    found.set(c, rows.xz, rows.yw);
+  }
+  return found;
+}
+#endif
+
 // P in place of S
 template <int R, int C, typename V>
 METAL_FUNC void probabilities(

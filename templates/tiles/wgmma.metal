@@ -64,19 +64,29 @@ template <typename C> METAL_FUNC void finish_ab(thread C& c) {
   nv::pin_register(c.at);
 }
 
-// C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
-METAL_FUNC void multiply_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
-  c.multiply(factor);
-  if (!simd_all(whole || all_finite(b))) {
+// C += P B.  safe: B hides no NaN or infinity from a row of P.
+template <typename C, typename P, typename B>
+METAL_FUNC void add_ab(thread C& c, thread const P& p, thread const B& b, bool safe) {
+  if (!safe) {
     nan_safe_ab(c, p, b);
     return;
   }
   issue_ab(c, p, b);
   nv::wgmma_commit();
   finish_ab(c);
+}
+
+// C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates.
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
+  c.multiply(factor);
+#if SKIPS_VOTE
+  add_ab(c, p, b, whole || simd_all(all_finite(b)));
+#else
+  add_ab(c, p, b, simd_all(whole || all_finite(b)));
+#endif
 }
 
 #if OVERLAPS && OVER_KEYS
@@ -98,12 +108,12 @@ METAL_FUNC void begin_ab(thread C& c, thread const P& p, thread const B& b) {
 // let the assembler use them for others.
 template <typename Narrow, typename C, typename Factor, typename P, typename B>
 METAL_FUNC void begin_ab(thread C& c, Factor factor, thread const P& p, thread B& b, bool whole, bool in_flight) {
+  c.multiply(factor);
   if (!in_flight) {
-    multiply_ab<Narrow>(c, factor, p, b, whole);
+    add_ab(c, p, b, simd_all(whole || all_finite(b)));
     b.release();
     return;
   }
-  c.multiply(factor);
   issue_ab(c, p, b);
   nv::wgmma_commit();
   b.held = true;

@@ -39,6 +39,14 @@ FLIGHTS = [
          "tile::begin_ab(d_v, p, d_o);\n              d_o.release();\n", WHOLE, "check"),
     ),
     *of(
+        "statistics",
+        ("statistics-in-the-first-stage", "block = stages + visited % STAGES * SIZE;", "block = stages;",
+         ENDS.format("wgmma")),
+        ("statistics-past-the-end", "from = min(row + own, last);", "from = row + own;", ENDS.format("wgmma"), "check"),
+        ("deltas-of-other-queries", "block + 2 * BT + 8 * c + lane.column", "block + 2 * BT + 8 * c",
+         ENDS.format("wgmma")),
+    ),
+    *of(
         "nvidia",
         ("released-held-or-not", "if (held) pipe.consumer_release();", "pipe.consumer_release();", WHOLE, "check"),
         ("held-from-the-first", "    held = false;\n    stages", "    held = true;\n    stages", WHOLE, "check"),

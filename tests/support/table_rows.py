@@ -39,7 +39,8 @@ def tensor_builds_of(step) -> list[tuple]:
     packed = {DEQUANTIZING: Quantization("affine", 4, 64)}
     return [
         (step, row, families[name], dtype, head_dim, value_dim, Variants(True, quantization=packed.get(name)), None)
-        for (row_step, precision, name), rows in TENSOR_TABLE.items()
+        for (row_step, precision, name), listed in TENSOR_TABLE.items()
+        for rows in [dict.fromkeys(row.for_scores(plain) for row in listed for plain in (False, True))]
         for row, dtype in itertools.product(rows, ("float32",) if precision == FULL else ("float16", "bfloat16"))
         for head_dim, value_dim in ((row.max_head, row.max_head), (row.max_head, 8), (8, row.max_head))
         if row_step is step.table and (LAYERS[row.tiles].kept or step not in KEPT_KINDS)

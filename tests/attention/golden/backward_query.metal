@@ -479,18 +479,22 @@ template <typename C> METAL_FUNC void finish_ab(thread C& c) {
   nv::wgmma_wait<0>();
   nv::pin_register(c.at);
 }
-template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
-METAL_FUNC void multiply_ab(
-    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
-    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
-  c.multiply(factor);
-  if (!simd_all(whole || all_finite(b))) {
+template <typename C, typename P, typename B>
+METAL_FUNC void add_ab(thread C& c, thread const P& p, thread const B& b, bool safe) {
+  if (!safe) {
     nan_safe_ab(c, p, b);
     return;
   }
   issue_ab(c, p, b);
   nv::wgmma_commit();
   finish_ab(c);
+}
+template <typename Narrow, typename P, typename T, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
+METAL_FUNC void multiply_ab(
+    thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<P, R, BT>& p,
+    thread const Traversed<T, BT, D, BH, THREADS, PART>& b, bool whole) {
+  c.multiply(factor);
+  add_ab(c, p, b, whole || simd_all(all_finite(b)));
 }
 template <int BP, int D> struct PingPong {
   nv::PingPong<(D <= 192 ? BP / MMA_ROWS : 1)> ping_pong;

@@ -60,6 +60,11 @@ template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "r"(bytes) : "memory");
 }
 
+// The same for 4 or 8 bytes, of which all are read
+template <int BYTES> MSL_INLINE void copy_few_async(threadgroup float* to, const device float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "n"(BYTES) : "memory");
+}
+
 // A pipeline of STAGES buffers that producer threads fill and consumer warps read in turn. Two mbarriers a stage: `full`,
 // when a block has arrived, and `empty`, when every consumer has released it.
 template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline {
