@@ -15,6 +15,7 @@ import pytest
 from mlx_flash.metal.cpu import compiler, precompiled
 from mlx_flash.metal.cpu.dispatch import BuiltKernel
 from mlx_flash.metal.frontend.images import code
+from mlx_flash.metal.frontend.language import prefix
 from mlx_flash.metal.frontend.lines import line_table
 from mlx_flash.metal.frontend.translate import translate
 from mlx_flash.simulator import metal_kernel, mode
@@ -171,3 +172,12 @@ def test_precompiled_headers_outlive_the_installation_they_come_from(tmp_path, m
     compiler.check("#include <metal_stdlib>\nfloat4 one() { return float4(1); }", "", "mlx.h")
     shutil.rmtree(installed)
     compiler.check("#include <metal_simdgroup>\nfloat4 two() { return float4(2); }", "", "mlx.h")
+
+
+def test_a_copy_of_the_cache_precompiles_its_own_headers(tmp_path, monkeypatch):
+    """A precompiled header names the files it was made of: in a copy a text's #include would bring them in again."""
+    for folder in (tmp_path / "first", tmp_path / "copy"):
+        monkeypatch.setenv("MLX_FLASH_CACHE", str(folder))
+        compiler.check(prefix("4.0") + f"#include <metal_tensor>\nint {folder.name}() {{ return 1; }}", "", "mlx.h")
+        if folder.name == "first":
+            shutil.copytree(folder, tmp_path / "copy")

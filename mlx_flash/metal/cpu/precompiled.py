@@ -23,7 +23,7 @@ def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder:
     folder: the cache. identity: a hash of the compiler and of the contents of the headers.
     """
     headers = _copied(folder / f"shim-{identity[:24]}")
-    key = hashlib.sha256("\0".join(flags).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join([*flags, str(headers)]).encode()).hexdigest()[:24]
     precompiled = headers.parent / f"{Path(prelude).stem}-{key}.pch"
     if not precompiled.exists():
         _precompile([*compiler, *flags, "-I", str(headers)], headers / "shim" / prelude, precompiled)
