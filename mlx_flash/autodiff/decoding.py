@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..common.mlx_private import CONSTANT_BELOW
 from ..kernels.plan import Plan, plan_of
 from ..problem.kinds import COMBINE, DECODE
 from ..problem.problem import Problem
@@ -34,6 +35,8 @@ class Decoding:
         signature = choice.plan.signature
         self.choice, self.stream, self.scale = choice, stream, signature.scale
         self.latent = "V" not in choice.plan.kernel.inputs  # values are columns of keys
+        # Arrays as they are, of which none is so short that kernels need it padded: results of each row are the shortest.
+        self.direct = choice.plan.kernel.gathers and signature.query_heads * queries >= CONSTANT_BELOW
         # A single query is read as it lies; an operation that MLX evaluates packs the rows of more.
         self.rows = (signature.key_heads, signature.group * queries, signature.head_dim) if queries > 1 else None
 
@@ -42,7 +45,7 @@ class Decoding:
         launch = plan.launch(problem)
         if self.rows is not None:
             q = mx.reshape(q, (problem[1], *self.rows), stream=stream)
-        start = launch.start
+        start = launch.start if self.direct else None
         if start is not None:
             outputs = start([q, k] if self.latent else [q, k, v], stream)
         else:
@@ -50,7 +53,7 @@ class Decoding:
             outputs = backend.run(DECODE, plan, problem, inputs, stream)
         if launch.parts > 1:
             combine = joining(plan, problem)
-            start = combine.launch(problem).start
+            start = combine.launch(problem).start if self.direct else None
             if start is not None:
                 outputs = start(outputs, stream)
             else:

@@ -24,10 +24,16 @@ class ShortSteps:
         self.problem, self.stream, self.scale = problem, stream, problem.signature.scale
         self.plans = [choice.plan for choice in choices]
         self.backend = choices[0].backend
-        self.run = self._cast if any(plan.casts for plan in self.plans) else self.backend.run
+        casts = any(plan.casts for plan in self.plans)
+        self.run = self._cast if casts else self.backend.run
+        # Views as bytes are all that kernels need: with more queries than decoding serves no array is padded.
+        self.direct = not casts
 
     def forward(self, q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
         """[O, L]."""
+        start = self.plans[0].launch(self.problem).start if self.direct else None
+        if start is not None:
+            return start([as_bytes(q), as_bytes(k), as_bytes(v)], self.stream)
         inputs = {"Q": q, "K": k, "V": v, "scale": self.scale}
         return self.run(FORWARD, self.plans[0], self.problem, inputs, self.stream)
 
@@ -37,10 +43,13 @@ class ShortSteps:
         """(dQ, [dK, dV])."""
         run, problem, stream, (_, query, key_value) = self.run, self.problem, self.stream, self.plans
         # A view is an operation that MLX evaluates: both kernels read the same ones.
-        inputs = {
-            "Q": as_bytes(q), "K": as_bytes(k), "V": as_bytes(v), "O": O, "dO": as_bytes(d_o), "L": L,
-            "scale": self.scale,
-        }  # fmt: skip
+        q, k, v, d_o = as_bytes(q), as_bytes(k), as_bytes(v), as_bytes(d_o)
+        if self.direct:
+            start, then = query.launch(problem).start, key_value.launch(problem).start
+            if start is not None and then is not None:
+                d_q, delta = start([q, k, v, as_bytes(O), d_o, L], stream)
+                return d_q, then([q, k, v, d_o, L, delta], stream)
+        inputs = {"Q": q, "K": k, "V": v, "O": O, "dO": d_o, "L": L, "scale": self.scale}
         d_q, inputs["delta"] = run(BACKWARD_QUERY_DELTA, query, problem, inputs, stream)
         return d_q, run(BACKWARD_KEY_VALUE, key_value, problem, inputs, stream)
 

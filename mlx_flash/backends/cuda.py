@@ -10,7 +10,6 @@ from math import prod
 import mlx.core as mx
 
 from ..common.errors import UnsupportedProblem
-from ..common.mlx_private import CONSTANT_BELOW
 from ..common.scalars import dotted
 from ..kernels.devices import FAMILIES, Family
 from ..kernels.launch import Launch
@@ -180,14 +179,6 @@ class _Ready:
         )
         return launch.results(outputs, stream)
 
-    def as_they_are(self, inputs: dict) -> bool:
-        """Whether calls with this launch, whatever the number of keys or of their parts, pass their arrays as they are.
-        Where some results have few elements, arrays of another number of parts may be padded."""
-        if self.others or any(prod(shape) < CONSTANT_BELOW for shape in self.launch.output_shapes):
-            return False
-        passed = self.launch.arguments(inputs, self.arrays)
-        return all(one is inputs[name] for name, one in zip(self.arrays, passed))
-
     def arguments(self, inputs: dict) -> list:
         """The kernel's arguments: the arrays themselves if MLX makes them contiguous, else views as bytes."""
         if self.kernel.ensure_row_contiguous:
@@ -232,7 +223,7 @@ def _ready(plan: Plan, problem: Problem, inputs: dict, launch: Launch) -> _Ready
         ready = _Ready.of(plan, problem, inputs, copies=False)
         if ready.prepared.by_value:
             launch.ready = ready
-            launch.start = ready.start if ready.as_they_are(inputs) else None
+            launch.start = None if ready.others else ready.start
             return ready
     known = plan.resources.setdefault("cuda", {})
     lengths = problem[1:]  # a plan has one signature, which takes long to hash

@@ -42,7 +42,7 @@ class Launch:
     In decoding, `parts` is the number of parts of the keys, and `decode_params` holds the number of queries and the
     rule by which the kernel splits keys. `between`: of each output, whether it lies in memory with its heads between
     the rows; () if none does. `ready`: what a backend keeps for this launch; `start`: its function of the kernel's
-    arrays, without numbers, and the stream, where all calls with this launch pass arrays as they are.
+    arrays, without numbers, and the stream, for arrays that `arguments` would change no more.
     """
 
     kernel: Kernel

@@ -4,9 +4,11 @@ is seen on a GPU only (tests/cuda/gpu/cuda_trust.py)."""
 
 import re
 from functools import cache
+from math import prod
 
 import mlx.core as mx
 import pytest
+from arrays import bits
 from call_pairs import forget
 from watched import chosen
 
@@ -15,6 +17,7 @@ from mlx_flash.backends import Backend, cuda
 from mlx_flash.common.mlx_private import CONSTANT_BELOW, compiled_name
 from mlx_flash.kernels import split_kv
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.launch import Launch
 from mlx_flash.metal.ptx import by_name, by_value, kernel
 from mlx_flash.metal.ptx import metal_kernel as plain_kernel
 
@@ -193,6 +196,27 @@ def test_short_arrays_of_parts_are_padded(mlx, monkeypatch):
     joins = [inputs for symbol, _, _, inputs, _ in mlx.launches if "combine" in symbol]
     assert [one[0].shape[0] for one in joins] == [11, 11, 2, 2]
     assert all(min(one[0].size, one[1].size) >= CONSTANT_BELOW for one in joins)
+
+
+def test_a_training_step_that_came_before(mlx):
+    """The same kernels on the same arrays, without another look at their arguments; 33 rows are the fewest."""
+    q, k, v = (mx.random.normal((1, 1, 33, 64), key=mx.random.key(n)).astype(mx.bfloat16) for n in range(3))
+
+    def step() -> list:
+        before = len(mlx.launches)
+        mx.eval(mx.vjp(lambda q, k, v: attention(q, k, v, causal=True), [q, k, v], [q]))
+        return [
+            (symbol, passed, [(one.shape, one.dtype) for one in inputs], bits(inputs[0]))
+            for symbol, _, passed, inputs, _ in mlx.launches[before:]
+        ]
+
+    with chosen(Backend("cuda", FAMILIES["sm90"], cuda.run, decodes=True)):
+        first = step()[-3:]
+        for kind, (symbol, _, inputs, _) in zip(("forward", "backward_query_delta", "backward_key_value"), first):
+            assert kind in symbol and all(prod(shape) >= CONSTANT_BELOW for shape, _ in inputs[:-1]), "none is padded"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Launch, "arguments", lambda *_: pytest.fail("they are known"))
+            assert step() == first
 
 
 def test_gradients_and_masks(mlx):
