@@ -28,7 +28,13 @@ from .tile_layers import LAYERS, consumer_registers, tensor_bytes, tensor_regist
 def rows(tiles: str, *lines) -> tuple[TileConfig, ...]:
     return tuple(
         TileConfig(
-            *line[:3], 64, tuple(line[4].split()), 16, tiles, line[3], overlaps="overlaps" in line[5:],
+            *line[:3],
+            64,
+            tuple(line[4].split()),
+            16,
+            tiles,
+            line[3],
+            overlaps="overlaps" in line[5:],
             plain=next((word for word in line[5:] if type(word) is tuple), None),
         )  # fmt: skip
         for line in lines
