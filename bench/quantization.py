@@ -31,11 +31,11 @@ METHODS = ("none", "rotated", "signed", "balanced")
 SIGNS = mx.random.key(7)
 
 
-def activations(kind: str, seed: int) -> list[np.ndarray]:
-    """q, k and v."""
+def activations(kind: str, seed: int, dimension: int = DIMENSION) -> list[np.ndarray]:
+    """q, k and v; of a kind that is none of KINDS they stay normal."""
     random = np.random.default_rng(seed)
-    arrays = [random.standard_normal((1, HEADS, length, DIMENSION)) for length in (QUERIES, KEYS, KEYS)]
-    channels = HEADS * DIMENSION
+    arrays = [random.standard_normal((1, HEADS, length, dimension)) for length in (QUERIES, KEYS, KEYS)]
+    channels = HEADS * dimension
 
     def chosen(part: float) -> tuple[np.ndarray, np.ndarray]:
         which = random.choice(channels, round(part * channels), replace=False)
@@ -48,15 +48,15 @@ def activations(kind: str, seed: int) -> list[np.ndarray]:
             factors[which] = sizes
         else:
             factors[which], means[which] = sizes / 5, sizes * random.choice((-1, 1), len(which))
-        array *= factors.reshape(1, HEADS, 1, DIMENSION)
-        array += means.reshape(1, HEADS, 1, DIMENSION)
+        array *= factors.reshape(1, HEADS, 1, dimension)
+        array += means.reshape(1, HEADS, 1, dimension)
     for array in arrays if kind == "scattered" else ():
         array += 10 * random.standard_normal(array.shape) * (random.random(array.shape) < 0.001)
     return arrays
 
 
 def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(DIMENSION)
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return p @ v / p.sum(-1, keepdims=True)
 

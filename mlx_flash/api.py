@@ -159,7 +159,8 @@ def quantized_attention(
             both in q's dtype. Slices of a larger cache are read in place.
         v: the same for [B, Hk, Lk, Dv]; or None: the first `value_dim` columns of k, whole groups.
         mode, bits, group_size: "affine" with 2, 3, 4, 5, 6 or 8 bits and groups of 32, 64 or 128 (default 4 and 64);
-            "mxfp4" (4 bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale).
+            "mxfp4" (4 bits, groups of 32), "mxfp8" (8, 32), "nvfp4" (4, 16; without a global scale). There
+            is no "fp8", e4m3 with a scale for each head: bench/README.md says why.
         scale, ..., stream: as in `attention`; there is no dropout. Every part of k and v is paged alike.
 
     Returns: as `attention`.

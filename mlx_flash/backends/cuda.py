@@ -94,13 +94,14 @@ def _of(row, row_contiguous=False) -> Callable:
     )  # fmt: skip
 
 
-def compiled(plan: Plan, problem: Problem, inputs: dict) -> Ptx:
-    """The compiled kernel that `run` would launch. It needs a compiler, but no GPU."""
+def compiled(plan: Plan, problem: Problem, inputs: dict, values: bool = False) -> Ptx:
+    """The compiled kernel that `run` would launch. It needs a compiler, but no GPU. `values`: where MLX passes shapes
+    and strides by value."""
     launch = plan.launch(problem)
     arrays = tuple((array.dtype, array.ndim, array.size) for array in launch.arguments(inputs))
     grid = Grid(launch.grid, launch.threadgroup, _heads_first(plan, launch))
     known = [index for index, name in enumerate(plan.kernel.inputs) if not isinstance(inputs[name], mx.array)]
-    return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid, known)
+    return _of(plan.config)(launch.kernel).compiled(arrays, [], launch.output_dtypes, grid, known, values=values)
 
 
 def _heads_first(plan: Plan, launch: Launch) -> bool:

@@ -48,12 +48,13 @@ def generated_text(plan: Plan, problem: Problem, given: dict | None = None) -> s
     return text
 
 
-def assembler_text(plan: Plan, problem: Problem) -> str:
-    """The PTX of the plan's kernel, as it is passed to an NVIDIA driver."""
+def assembler_text(plan: Plan, problem: Problem, values: bool = False) -> str:
+    """The PTX of the plan's kernel, as it is passed to an NVIDIA driver; `values`: as in `compiled`."""
     from ..backends.cuda import compiled
 
     names, arrays = _operands(plan, problem)
-    return compiled(plan, problem, dict(zip(names, arrays)) | _numbers(plan, problem)).code.decode("ascii")
+    inputs = dict(zip(names, arrays)) | _numbers(plan, problem)
+    return compiled(plan, problem, inputs, values).code.decode("ascii")
 
 
 def _numbers(plan: Plan, problem: Problem) -> dict:

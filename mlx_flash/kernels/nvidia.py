@@ -54,14 +54,14 @@ TENSOR_TABLE = {
     (BACKWARD_QUERY, MIXED, "sm80"): rows(
         "mma",
         ( 64,  64,  64, 2, "Q dO dQ"),
-        (128,  64,  64, 2, "dQ"),
+        (128,  64,  48, 2, "dQ"),
         (256,  64,  16, 2, "dQ"),
         (384,  32,  16, 2, "dQ"),
         (512,  16,  16, 2, "dQ"),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm80"): rows(
         "mma",
-        ( 64,  64,  64, 2, "K V dK dV"),
+        ( 64,  64,  48, 2, "K V dK dV"),
         (128,  64,  32, 2, "dK dV"),
     ),
     (BACKWARD_KEY, MIXED, "sm80"): rows(
@@ -166,11 +166,11 @@ TENSOR_TABLE = {
         (128,  64,  16, 2, "dK dV"),
     ),
     (FORWARD, FULL, "sm90"): rows(
-        "tf32_hopper",
-        ( 64, 128,  64, 2, "O"),
-        (128, 128,  64, 2, "O"),
-        (256,  64,  16, 2, "O"),
-    ),
+        "tf32_wgmma",
+        ( 64, 128,  96, 2, "O"),
+        (128, 128,  48, 2, "O"),
+    )
+    + rows("tf32_hopper", (256, 128, 16, 2, "O")),
     (BACKWARD_QUERY, FULL, "sm90"): rows(
         "tf32_hopper",
         ( 64, 128,  32, 2, "dQ"),

@@ -213,6 +213,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SKIPS_VOTE": int(kind.table is BACKWARD_QUERY and SCORES.isdisjoint(kind.outputs)),
         "STAGES_STATISTICS": int(stages_statistics(kind, row.tiles)),
         "FUSES_EXPONENTS": int(layer.fuses_exponents),
+        "LOW_PARTS": int(layer.low_parts),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),
         "SPLITS": row.splits,

@@ -27,6 +27,7 @@ class Layer:
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     element_bytes: of operands in the panels of tensor cores.
     heads_between: results lie in memory as [B, L, H, D] (tile.metal).
+    low_parts: the forward kernel's producer warps put the low parts of keys behind them.
     kept: the file by which kernels keep P and dS in device memory; "": they cannot.
     quantized: the files of quantized operands, where the layer's own do not serve these.
     """
@@ -44,6 +45,7 @@ class Layer:
     uses_threadgroup_memory: bool = True
     element_bytes: int = 2
     heads_between: bool = False
+    low_parts: bool = False
     kept: str = ""
     quantized: tuple[str, ...] = ()
 
@@ -73,6 +75,10 @@ LAYERS = {
     ),
     "tf32": TF32,
     "tf32_hopper": replace(TF32, producer_warps=4, target="sm_90a"),
+    "tf32_wgmma": replace(
+        TF32, files=(*_NVIDIA, "tf32", "tf32_wgmma", "synchronous"), mma_rows=64, producer_warps=4, target="sm_90a",
+        low_parts=True,
+    ),
 }  # fmt: skip
 
 TENSOR_LAYERS = tuple(name for name, layer in LAYERS.items() if layer.producer_warps)  # of NVIDIA's tensor cores
@@ -163,7 +169,8 @@ def tensor_bytes(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
         traversed = {
             name: part if name == partial else max(columns, parts * part) for name, columns in traversed.items()
         }
-    kept = sum(row.parallel * panels(columns) for name, columns in own.items() if name not in row.cached)
+    low = sum(row.stages * row.traversal * panels(traversed["K"]) for name in "K" if LAYERS[row.tiles].low_parts)
+    kept = low + sum(row.parallel * panels(columns) for name, columns in own.items() if name not in row.cached)
     kept += sum(size * row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
     kept += row.stages * row.traversal * STATISTICS if stages_statistics(kind, row.tiles) else 0
     return kept + sum(row.stages * row.traversal * panels(columns) + PIPELINE for columns in traversed.values())

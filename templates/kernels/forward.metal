@@ -48,7 +48,7 @@ METAL_FUNC void forward(
   tile::Memory<Element> memory = {scratch};
   tile::Rows<Element, BP, R, D, CACHE_Q> q;
   tile::Traversed<Element, BT, D, BH, THREADS> k;
-#if PARTED
+#if PARTED || LOW_PARTS
   tile::Traversed<Element, BT, DV, BH, THREADS, true> v;
 #else
   tile::Traversed<Element, BT, DV, BH, THREADS> v;

@@ -29,7 +29,8 @@ template <int D> constant constexpr int HELD = D;
 // The columns of a fragment are neighbours in memory, and one loop serves whole blocks and edges.
 METAL_FUNC int fixed_place(int f) { return f * 8; }
 METAL_FUNC int lane_place(int, int, int k) { return k; }
-constant constexpr bool SPLIT = MMA_ROWS > 1;
+constant constexpr bool LOW_PARTS = $LOW_PARTS;  // producer warps put the low parts of keys behind them
+constant constexpr bool SPLIT = MMA_ROWS > 1 && !LOW_PARTS;  // tf32.metal would spill registers in two loops
 
 struct Lane {
   int row, column;  // of the pair (row, column), (row, column + 1) inside every fragment
@@ -209,6 +210,10 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
+#if LOW_PARTS
+template <int BT, int D, int WIDTH> METAL_FUNC void write_low_parts(threadgroup float* block, int index);
+#endif
+
 // An operand that all simdgroups traverse in blocks of BT rows, in threadgroup memory. PART: only the columns that
 // belong to the accumulator's. Other operands hold whole parts of it, with zeros behind the last column.
 template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> struct Traversed {
@@ -216,7 +221,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   static constant constexpr int COLUMNS = PART ? HELD<D> : D;
   static constant constexpr int PADDED = PANELS<COLUMNS> * PANEL, SHARED = PARTS > 1 && !PART ? PARTS * HELD<D> : 0;
   static constant constexpr int WIDTH = PADDED > SHARED ? PADDED : SHARED, FILLED = PARTS > 1 ? WIDTH : COLUMNS;
-  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH;
+  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH * (LOW_PARTS && !PART ? 2 : 1);
 #if QUANTIZED
   QuantizedBlock<T, BT, D, 32 * PRODUCER_WARPS> packed;
 #elif SCATTERED
@@ -282,7 +287,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
             to, n, pages.row(min(row + n, end - 1)), columns(), 1, aligned, row + n < end, index % 8 * CHUNK);
       }
       nv::fence_cta();
-      pipe.producer_commit();
+      commit(to);
       return;
     }
     const device T* head = pages.piece;
@@ -292,6 +297,13 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
     tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
         to, 0, head + row * stride, stride, column_stride, end - row, columns(),
         lane.thread_index - 32 * CONSUMER_WARPS);
+    commit(to);
+  }
+
+  METAL_FUNC void commit(threadgroup T* to) thread {
+#if LOW_PARTS
+    if constexpr (!PART) write_low_parts<BT, D, WIDTH>(to, lane.thread_index - 32 * CONSUMER_WARPS);
+#endif
     pipe.producer_commit();
   }
 #endif

@@ -37,21 +37,25 @@ METAL_FUNC Split<uint2> split(uint2 x) {
   return {x, uint2(less(x.x, x.x & 0xffffe000u), less(x.y, x.y & 0xffffe000u))};
 }
 
-// A fragment of 16 x 8 sums: rows 0 to 7 in `upper`, 8 to 15 in `lower`
+// A fragment of 16 x 8 sums: rows 0 to 7 in `upper`, 8 to 15 in `lower`. Each of the three products has its own sum, so
+// that none waits for another.
 struct Sums {
-  Pair<float> upper, lower, small_upper, small_lower;
+  Pair<float> upper, lower, small_upper[2], small_lower[2];
 
-  METAL_FUNC void clear() thread { upper = lower = small_upper = small_lower = Pair<float>(0); }
+  METAL_FUNC void clear() thread {
+    upper = lower = Pair<float>(0);
+    for (int n = 0; n < 2; n++) small_upper[n] = small_lower[n] = Pair<float>(0);
+  }
 
   METAL_FUNC void add(Split<uint4> a, Split<uint2> b) thread {
-    nv::multiply<float>(small_upper, small_lower, a.low, b.high);
-    nv::multiply<float>(small_upper, small_lower, a.high, b.low);
+    nv::multiply<float>(small_upper[0], small_lower[0], a.low, b.high);
+    nv::multiply<float>(small_upper[1], small_lower[1], a.high, b.low);
     nv::multiply<float>(upper, lower, a.high, b.high);
   }
 
   METAL_FUNC void join() thread {
-    upper += small_upper;
-    lower += small_lower;
+    upper += small_upper[0] + small_upper[1];
+    lower += small_lower[0] + small_lower[1];
   }
 };
 
@@ -89,6 +93,17 @@ METAL_FUNC void repair_abt(
   }
 }
 
+template <int BP, int R, int D, int BT, int BH, int THREADS>
+METAL_FUNC void repair_unless_finite(
+    thread Tile<float, R, BT>& s, thread const Rows<float, BP, R, D, false>& a,
+    thread const Traversed<float, BT, D, BH, THREADS>& b) {
+  Pair<float> zero = Pair<float>(0);  // 0 * NaN = 0 * infinity = NaN
+#pragma clang loop unroll(full)
+  for (int t = 0; t < BT / 8; t++) zero = fma(s.at[0][t], Pair<float>(0), fma(s.at[1][t], Pair<float>(0), zero));
+  if (!simd_all(zero[0] + zero[1] == 0)) repair_abt(s, a, b);
+}
+
+#if !LOW_PARTS
 // S = A B^T
 template <int BP, int R, int D, int BT, int BH, int THREADS>
 METAL_FUNC void multiply_abt(
@@ -124,11 +139,9 @@ METAL_FUNC void multiply_abt(
       s.at[1][2 * t + 1] += right.lower;
     }
   }
-  Pair<float> zero = Pair<float>(0);  // 0 * NaN = 0 * infinity = NaN
-#pragma clang loop unroll(full)
-  for (int t = 0; t < BT / 8; t++) zero = fma(s.at[0][t], Pair<float>(0), fma(s.at[1][t], Pair<float>(0), zero));
-  if (!simd_all(zero[0] + zero[1] == 0)) repair_abt(s, a, b);
+  repair_unless_finite(s, a, b);
 }
+#endif
 
 METAL_FUNC bool splits(float x) { return abs(x) < SPLITS_BELOW; }  // false for NaN
 
@@ -146,8 +159,8 @@ METAL_FUNC Split<uint4> split_rows(Pair<float> upper, Pair<float> lower) {
 }
 
 // Keys [8 t, +8), in the order of P's columns, x columns [8 d, +8) as the second operand of P B
-template <int D, int BT, int BH, int THREADS>
-METAL_FUNC uint2 transposed(thread const Traversed<float, BT, D, BH, THREADS>& b, int t, int d) {
+template <int D, int BT, int BH, int THREADS, bool PART>
+METAL_FUNC uint2 transposed(thread const Traversed<float, BT, D, BH, THREADS, PART>& b, int t, int d) {
   // As `place` has it, with what differs between lanes apart from what t and d say: few addresses serve all fragments.
   const int chunk = (d * 8 % PANEL / CHUNK) ^ (b.lane.row / CHUNK) ^ b.lane.column;
   const threadgroup float* row = b.block + ((d * 8 / PANEL * BT + t * 8 + b.lane.column) * PANEL + b.lane.row % CHUNK);
@@ -165,10 +178,10 @@ METAL_FUNC void add_whole(thread Pair<float>& sum, float x, Pair<float> y, bool 
 
 // C += P B for the fragments of columns in `missed`, bit d for columns [8 d, +8): the products of numbers that split,
 // with the same bits as otherwise, and then the others.
-template <int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void repair_ab(
     thread Accumulator<R, D, BH, CACHED>& c, thread const Split<uint4> (&rows)[BT / 8],
-    thread const Traversed<float, BT, D, BH, THREADS>& b, bool whole, uint missed) {
+    thread const Traversed<float, BT, D, BH, THREADS, PART>& b, bool whole, uint missed) {
 #pragma clang loop unroll(disable)
   for (int d = 0; d < D / 8; d++) {
     if (simd_all((missed >> d & 1) == 0)) continue;
@@ -216,10 +229,10 @@ METAL_FUNC bool add_finite(thread Accumulator<R, D, BH, CACHED>& c, int d, Sums 
 
 // C = factor * C + P B.  whole: every row of P sees every row of B, so that NaN or infinity in B propagates; otherwise
 // a row of P does not see what it has a 0 for.
-template <typename Narrow, int R, int D, int BT, int BH, int THREADS, bool CACHED>
+template <typename Narrow, int R, int D, int BT, int BH, int THREADS, bool CACHED, bool PART>
 METAL_FUNC void multiply_ab(
     thread Accumulator<R, D, BH, CACHED>& c, RowVector<R> factor, thread const Tile<float, R, BT>& p,
-    thread const Traversed<float, BT, D, BH, THREADS>& b, bool whole) {
+    thread const Traversed<float, BT, D, BH, THREADS, PART>& b, bool whole) {
   static_assert(D <= 256, "a bit of 32 for each fragment of columns");
   c.multiply(factor);
   Split<uint4> rows[BT / 8];

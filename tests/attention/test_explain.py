@@ -43,7 +43,9 @@ def test_says_what_the_plan_does(family, head_dim, dtype):
         assert said.kernel in str(real.kernel.name) and str(said.grid[0]) in str(told)
 
 
-@pytest.mark.parametrize("family, tiles, split", [("sm80", "mma", "tf32"), ("sm90", "wgmma", "tf32_hopper")])
+@pytest.mark.parametrize(
+    "family, tiles, split", [("sm80", "mma", {"tf32"}), ("sm90", "wgmma", {"tf32_wgmma", "tf32_hopper"})]
+)
 def test_tensor_cores(family, tiles, split):
     """The demands on a multiprocessor are within its limits; beyond 128 columns dK and dV have a kernel each."""
     for head_dim, last in ((128, ["backward_key_value"]), (256, ["backward_key", "backward_value"])):
@@ -53,7 +55,7 @@ def test_tensor_cores(family, tiles, split):
             assert step.tiles == tiles and 0 < step.threadgroup_bytes <= FAMILIES[family].threadgroup_bytes
             assert step.registers <= 2 * 255 and not step.paged and step.uses_threadgroup_memory
             assert "in threadgroup memory" in str(step.facts()) or not step.reread
-    for head_dim, others in ((64, {split, "none"}), (264, {"simdgroup", "none"})):
+    for head_dim, others in ((64, {*split, "none"}), (264, {"simdgroup", "none"})):
         full = explain(head_dim=head_dim, dtype="float32", family=family, length=2000)
         assert {step.tiles for step in full.kernels} == others
 

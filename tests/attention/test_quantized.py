@@ -266,6 +266,7 @@ def test_bad_arguments(reference):
     refused(lambda: call(q, k, v, group_size=16), ["group_size", "64 or 32 or 128", "got 16"])
     refused(lambda: call(q, k, v, mode="mxfp4", bits=8), ["bits", "expected 4 in mode 'mxfp4'", "got 8"])
     refused(lambda: call(q, k, v, mode="nf4"), ["mode", "affine, mxfp4, mxfp8, nvfp4", "'nf4'"])
+    refused(lambda: call(q, k, v, mode="fp8"), ["mode", "'fp8'", 'use "mxfp8"', "or attention in bfloat16"])
     refused(lambda: call(q, k, v, mode="mxfp4"), ["k", "(codes, scales)", "3 arrays"])
     refused(lambda: call(q, k[:2], v), ["k", "(codes, scales, biases)", "2 arrays"])
     refused(lambda: call(q, k, k[0]), ["v", "tuple of a quantized cache", "array"])

@@ -73,8 +73,10 @@ def test_every_row_fits(step, dtype, family, row):
         taken += 2 * row.parallel * row.stages * row.traversal + 1024
     if row.tiles == "wgmma" and step is BACKWARD_KEY_VALUE:  # m, log2 l and delta of each query
         taken += 12 * row.stages * row.traversal
+    if row.tiles == "tf32_wgmma":  # the low parts of keys
+        taken += panels * row.stages * row.traversal
     assert taken == tensor_bytes(step, row, row.max_head, row.max_head) <= family.threadgroup_bytes
-    warps = {"wgmma": 4, "tf32_hopper": 4, "mma": 1, "tf32": 1, "dequantizing": 2}[row.tiles]
+    warps = {"wgmma": 4, "tf32_hopper": 4, "tf32_wgmma": 4, "mma": 1, "tf32": 1, "dequantizing": 2}[row.tiles]
     consumers, producers = row.parallel * 2, 32 * warps
     even = 65536 // -(-(consumers + producers) // 128 * 128) // 8 * 8
     kept = 24 if len(set(row.cached) & {"dK", "dV"}) == 2 or consumers == 384 else 40  # by a producer thread

@@ -39,6 +39,7 @@ def of(head_dim: int, *features: str, value_dim=None, lengths=(41, 70), axes="bh
 VARIANTS = {
     ("tf32", "narrow"): (of(8, *ALMOST_ALL), of(24, "bool", value_dim=32)),
     ("tf32_hopper", "wide"): (of(40, "blocks", "sinks", value_dim=24), of(16, "visible", "causal", axes="hj")),
+    ("tf32_wgmma", "narrow"): (of(40, *ALMOST_ALL), of(16, "bool", "blocks", value_dim=24)),
 }
 
 

@@ -11,14 +11,17 @@ from mlx_flash.kernels.nvidia import TENSOR_TABLE
 from mlx_flash.kernels.plan import plan
 from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_VALUE, DECODE, FORWARD
 
-FAMILY = {"mma": "sm80", "wgmma": "sm90", "tf32": "sm80", "tf32_hopper": "sm90"}
+FAMILY = {"mma": "sm80", "wgmma": "sm90", "tf32": "sm80", "tf32_hopper": "sm90", "tf32_wgmma": "sm90"}
 # narrow: the rows for small head dimensions; wide: those for the largest, with separate kernels for dK and dV
 LAYERS = [(layer, width) for layer in ("mma", "wgmma") for width in ("narrow", "wide")]
 # shared: those beyond 256 columns of an accumulator, of which a threadgroup holds a part: here 64 columns
 SHARED = [(layer, "shared") for layer in ("mma", "wgmma")]
-FLOAT32_LAYERS = [("tf32", "narrow"), ("tf32_hopper", "wide")]
+FLOAT32_LAYERS = [("tf32", "narrow"), ("tf32_hopper", "wide"), ("tf32_wgmma", "narrow")]
 # Rows that a threadgroup owns, rows that it visits at a time
-BLOCKS = {"mma": (32, 32), "wgmma": (64, 16), "tf32": (32, 16), "tf32_hopper": (16, 16), "dequantizing": (32, 32)}
+BLOCKS = {
+    "mma": (32, 32), "wgmma": (64, 16), "tf32": (32, 16), "tf32_hopper": (16, 16), "tf32_wgmma": (64, 16),
+    "dequantizing": (32, 32),
+}  # fmt: skip
 OTHER_BLOCKS = {
     ("wgmma", "wide", FORWARD): (128, 16),
     ("wgmma", "wide", BACKWARD_VALUE): (64, 32),

@@ -7,9 +7,9 @@ TF32 = "test_tf32_layer.py::test_{}"
 # fmt: off
 TILE_TF32 = of(
     "tf32",
-    ("low-part-of-rows-left-out", "    nv::multiply<float>(small_upper, small_lower, a.low, b.high);\n", "",
+    ("low-part-of-rows-left-out", "    nv::multiply<float>(small_upper[0], small_lower[0], a.low, b.high);\n", "",
      TF32.format("ends_within_a_block[tf32-narrow-(70, 150)]")),
-    ("low-part-of-columns-left-out", "    nv::multiply<float>(small_upper, small_lower, a.high, b.low);\n", "",
+    ("low-part-of-columns-left-out", "    nv::multiply<float>(small_upper[1], small_lower[1], a.high, b.low);\n", "",
      TF32.format("ends_within_a_block[tf32-narrow-(70, 150)]")),
     ("tf32-rescale-skipped", "  c.multiply(factor);\n", "", TF32.format("ends_within_a_block[tf32-narrow-(70, 150)]")),
     ("steps-past-the-last", "if (!WHOLE && d + n >= STEPS<D>) continue;", "",
@@ -26,5 +26,19 @@ TILE_TF32 = of(
      TF32.format("a_nan_reaches_the_rows_that_see_it[tf32-narrow]")),
     ("largest-numbers-split", "return abs(x) < SPLITS_BELOW;", "return isfinite(x);",
      TF32.format("the_largest_numbers[tf32-narrow]")),
+) + of(
+    "tf32_wgmma",
+    ("low-part-of-queries-left-out",
+     "      nv::multiply_registers<float, BT>(sum.at, rows[n].low, high.at(panel * BT * PANEL, n * DEPTH));\n", "",
+     TF32.format("ends_within_a_block[tf32_wgmma-narrow-(70, 150)]")),
+    ("low-part-of-keys-left-out",
+     "      nv::multiply_registers<float, BT>(sum.at, rows[n].high, low.at(panel * BT * PANEL, n * DEPTH));\n", "",
+     TF32.format("ends_within_a_block[tf32_wgmma-narrow-(70, 150)]")),
+    ("low-parts-of-few-rows", "int row = index / 8;", "int row = index / 16;",
+     TF32.format("ends_within_a_block[tf32_wgmma-narrow-(70, 150)]"), "check"),
+    ("low-parts-past-the-last-step", "column < STEPS<D> * DEPTH", "column < PANELS<D> * PANEL",
+     TF32.format("ends_within_a_block[tf32_wgmma-narrow-(70, 150)]"), "check"),
+    ("tf32-product-not-waited-for", "    nv::wgmma_wait<0>();\n", "",
+     TF32.format("ends_within_a_block[tf32_wgmma-narrow-(70, 150)]"), "check"),
 )
 # fmt: on

@@ -155,8 +155,9 @@ def finish(text: str, name: str, variant: Variant) -> str:
         offsets = _offsets(text)
         text = _THREADGROUP.sub(lambda found: f"msl_threadgroup+{offsets[found[0]]}", text)
     threads = f".reqntid {prod(variant.threadgroup)}\n"
-    # setmaxnreg works only in kernels that fix their number of registers at the launch.
-    threads += f".minnctapersm {variant.resident}\n" if variant.registers else ""
+    # setmaxnreg works only in kernels that fix their number of registers at the launch. Other kernels with producer
+    # warps would get so few registers that two threadgroups fit a core, and spill.
+    threads += f".minnctapersm {variant.resident}\n" if variant.registers or variant.producers else ""
     text = re.sub(r"(\.entry " + re.escape(name) + r"\s*\([^)]*\)\s*)", lambda found: found[1] + threads, text)
     text = re.sub(r"^(\.address_size.*\n)", lambda found: found[1] + declared, text, flags=re.M)
     return "//" + json.dumps({"shared_memory": dynamic}) + "\n" + text

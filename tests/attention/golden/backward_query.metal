@@ -84,7 +84,8 @@ constant constexpr int PARTS = 1;
 template <int D> constant constexpr int HELD = D;
 METAL_FUNC int fixed_place(int f) { return f * 8; }
 METAL_FUNC int lane_place(int, int, int k) { return k; }
-constant constexpr bool SPLIT = MMA_ROWS > 1;
+constant constexpr bool LOW_PARTS = 0;
+constant constexpr bool SPLIT = MMA_ROWS > 1 && !LOW_PARTS;
 struct Lane {
   int row, column;
   uint thread_index, simdgroup;
@@ -224,7 +225,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   static constant constexpr int COLUMNS = PART ? HELD<D> : D;
   static constant constexpr int PADDED = PANELS<COLUMNS> * PANEL, SHARED = PARTS > 1 && !PART ? PARTS * HELD<D> : 0;
   static constant constexpr int WIDTH = PADDED > SHARED ? PADDED : SHARED, FILLED = PARTS > 1 ? WIDTH : COLUMNS;
-  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH;
+  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH * (LOW_PARTS && !PART ? 2 : 1);
   const device T* head;
   threadgroup T* stages;
   threadgroup T* block;
@@ -252,6 +253,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
     tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
         to, 0, head + row * stride, stride, column_stride, end - row, columns(),
         lane.thread_index - 32 * CONSUMER_WARPS);
+    commit(to);
+  }
+  METAL_FUNC void commit(threadgroup T* to) thread {
     pipe.producer_commit();
   }
   METAL_FUNC void start(int) thread {}

@@ -120,6 +120,7 @@ template <typename T> MSL_INLINE_CHECKED void copy_async(threadgroup T* to, cons
 template <int BYTES> MSL_INLINE_CHECKED void copy_few_async(threadgroup float* to, const device float* from) {
   for (int j = 0; j < BYTES / 4; ++j) to[j] = from[j];
 }
+MSL_INLINE void wait_copies() {}
 
 // Producers and consumers meet before and after each copy, at one barrier in the code, so that all reach the same one.
 static __attribute__((noinline)) void meet() { metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); }

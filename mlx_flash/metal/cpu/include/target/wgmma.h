@@ -18,8 +18,9 @@ template <typename T> struct Matrix {
   static MSL_INLINE Matrix of(threadgroup T* start, int panel) { return {start, panel, 0}; }
   MSL_INLINE Matrix at(int elements, int column) const { return {start + elements, panel, column}; }
   MSL_INLINE T operator()(int row, int k) const {
-    const int c = (column + k) % 64;
-    return start[(column + k) / 64 * panel + row * 64 + ((c / 8) ^ (row & 7)) * 8 + c % 8];
+    constexpr int CHUNK = 16 / sizeof(T), PANEL = 8 * CHUNK;
+    const int c = (column + k) % PANEL;
+    return start[(column + k) / PANEL * panel + row * PANEL + ((c / CHUNK) ^ (row & 7)) * CHUNK + c % CHUNK];
   }
 };
 
@@ -43,7 +44,8 @@ MSL_INLINE void multiply_registers(thread vec<float, 2> (&c)[2][N / 8], vec<uint
     vec<uint, 2> columns;
     const int row = msl_lane() % 4 * 2, column = d + msl_lane() / 4;
     for (int k = 0; k < 2; ++k)
-      columns.set(k, as_type<uint>(vec<T, 2>(b(8 * k + row, column), b(8 * k + row + 1, column))));
+      if constexpr (sizeof(T) == 4) columns.set(k, as_type<uint>(b(column, 4 * k + row / 2)));
+      else columns.set(k, as_type<uint>(vec<T, 2>(b(8 * k + row, column), b(8 * k + row + 1, column))));
     multiply<T>(c[0][d / 8], c[1][d / 8], a, columns);
   }
   msl_end_product(&c, sizeof(c));

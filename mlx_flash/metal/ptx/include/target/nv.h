@@ -59,6 +59,8 @@ MSL_INLINE void pin_register(thread uint& value) { asm volatile("" : "+r"(value)
 template <typename T> MSL_INLINE void copy_async(threadgroup T* to, const device T* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(NV_ADDRESS(to)), "l"(from), "r"(bytes) : "memory");
 }
+// Waits for all copies of this thread.
+MSL_INLINE void wait_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
 // The same for 4 or 8 bytes, of which all are read
 template <int BYTES> MSL_INLINE void copy_few_async(threadgroup float* to, const device float* from) {

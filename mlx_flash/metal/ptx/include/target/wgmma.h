@@ -95,6 +95,11 @@ template <typename T> struct Matrix {
                " {" NV_LIST_##N "}, {%[a0], %[a1], %[a2], %[a3]}, %[b], 1, 1, 1, 1;"                                  \
                : NV_REGS_##N                                                                                          \
                : [a0] "r"(a.x), [a1] "r"(a.y), [a2] "r"(a.z), [a3] "r"(a.w), [b] "l"(b.bits) : "memory")
+#define NV_REGISTERS_TF32(N)                                                                                          \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k8.f32.tf32.tf32"                                              \
+               " {" NV_LIST_##N "}, {%[a0], %[a1], %[a2], %[a3]}, %[b], 1, 1, 1;"                                     \
+               : NV_REGS_##N                                                                                          \
+               : [a0] "r"(a.x), [a1] "r"(a.y), [a2] "r"(a.z), [a3] "r"(a.w), [b] "l"(b.bits) : "memory")
 
 // C = A B^T, or C += A B^T: 16 columns of `a` (64 rows) and `b` (N rows)
 template <typename T, int N>
@@ -109,13 +114,15 @@ MSL_INLINE void multiply_shared(
 #undef NV_CASE
 }
 
-// C += A B: A 64 x 16 in the registers of its simdgroups, B 16 rows x N columns
+// C += A B: A 64 x 16 in the registers of its simdgroups, B 16 rows x N columns. Of float32, of which the bits are used
+// that TF32 has: C += A B^T with A 64 x 8, B N rows x 8 columns.
 template <typename T, int N>
 MSL_INLINE void multiply_registers(
     thread vec<float, 2> (&c)[2][N / 8], vec<uint, 4> a, Matrix<T> b) {
 #define NV_CASE(SIZE)                                    \
   if constexpr (N == SIZE) {                             \
-    if constexpr (is_half_v<T>) NV_REGISTERS(SIZE, "f16"); \
+    if constexpr (sizeof(T) == 4) NV_REGISTERS_TF32(SIZE); \
+    else if constexpr (is_half_v<T>) NV_REGISTERS(SIZE, "f16"); \
     else NV_REGISTERS(SIZE, "bf16");                     \
   }
   NV_EVERY_N(NV_CASE)
