@@ -39,10 +39,12 @@ PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: 
 #    head allel versal      registers
 TABLE = {
     (FORWARD, MIXED, "apple7"): rows(
+        ( 32, 64, 128, 32, "Q O"),
         ( 96, 32, 128, 32, "Q O"),
         (160, 32,  64, 32, "Q O"),
         (192, 32,  64, 64, "O"),
         (224, 32,  64, 32, "O"),
+        (256, 32,  32, 64, "O"),
         (384, 32, 128, 64, ""),
     ),
     (FORWARD, MIXED, "apple9"): rows(
@@ -53,17 +55,22 @@ TABLE = {
         ( 24, 64,  64, 24, "Q O", 16),
         ( 32, 64,  64, 32, "Q O", 16),
         ( 40, 64,  32, 40, "Q O", 16),
+        ( 56, 64,  48, 32, "O", 16),
         ( 64, 64,  32, 32, "O", 16),
         ( 72, 64,  32, 24, "O", 16),
         ( 80, 64,  32, 16, "O", 16),
-        (384, 64,  32, 32, "", 16),
+        (128, 48,  96, 32, "O"),
+        (160, 48,  64, 32, "O"),
+        (192, 48,  48, 32, "O"),
+        (224, 48,  32, 32, "O"),
+        (384, 64,  48, 32, "", 16),
     ),
     (FORWARD, FULL, "apple9"): rows(
         ( 64, 16,  32, 32, "O"),
         (384, 16,  64, 32, ""),
     ),
     (BACKWARD_QUERY, MIXED, "apple7"): rows(
-        ( 32, 32,  64, 32, "Q dQ"),
+        ( 32, 64,  64, 32, "Q dQ"),
         ( 64, 32,  64, 64, "Q dQ"),
         ( 96, 32,  64, 96, "dQ"),
         (128, 32,  64, 64, "dQ"),
@@ -86,9 +93,14 @@ TABLE = {
     (BACKWARD_KEY_VALUE, MIXED, "apple7"): rows(
         ( 32, 32,  32, 32, "V dV dK"),
         ( 64, 32,  64, 64, "dV"),
-        ( 96, 32,  64, 96, ""),
-        (128, 32,  64, 128, ""),
-        (384, 32,  64, 64, ""),
+        ( 96, 48,  96, 96, ""),
+        (112, 32,  64, 112, ""),
+        (128, 32,  96, 64, ""),
+        (144, 32,  96, 48, ""),
+        (160, 32,  96, 32, ""),
+        (192, 32,  96, 64, ""),
+        (224, 32,  96, 32, ""),
+        (384, 32,  96, 64, ""),
     ),
     (BACKWARD_KEY_VALUE, MIXED, "apple9"): rows(
         ( 64, 16,  32, 64, ""),
@@ -164,7 +176,8 @@ def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> 
         demand, most = register_demand(kind, row, precision, row.max_head), family.register_tiers[-1][0]
         require(demand <= most + EDGE_SPILL, f"{demand} registers of {most}: the loop of whole blocks would spill")
         threads = max_threads(kind, row, precision, family, row.max_head)
-        require(threads >= row.threads, f"{row.threads} threads at {demand} registers: no core holds that many")
+        fits = threads >= 2 * row.threads  # one threadgroup multiplies while the other waits for its block
+        require(fits, f"{row.threads} threads at {demand} registers: a core does not hold two threadgroups")
     elif kind.tiled:
         needed = live_bytes(kind, row, precision, row.max_head)
         require(needed <= PAGED_BUDGET, f"{needed} live bytes a thread exceed {PAGED_BUDGET}")

@@ -20,7 +20,7 @@ from .split_kv import keys_are_unshared
 # the kind, for each operand that is read again in every block, and for each paged accumulator. Fitted on compiles of
 # the generated text for the M1 instruction set (bench/results/apple_rows.csv), to within 16 registers.
 OVERHEAD = {
-    (FORWARD, MIXED): (90, 13, 57), (FORWARD, FULL): (103, 33, 50),
+    (FORWARD, MIXED): (90, 13, 57), (FORWARD, FULL): (76, 33, 66),
     (DECODE, MIXED): (123, 0, 32), (DECODE, FULL): (138, 0, 34),
     (BACKWARD_QUERY, MIXED): (64, 19, 40), (BACKWARD_QUERY, FULL): (75, 14, 63),
     (BACKWARD_KEY_VALUE, MIXED): (78, 17, 12), (BACKWARD_KEY_VALUE, FULL): (69, 35, 18),
@@ -29,12 +29,15 @@ OVERHEAD = {
     (BACKWARD_MASK, MIXED): (86, 21, 0), (BACKWARD_MASK, FULL): (73, 34, 0),
 }  # fmt: skip
 # Added to these:
-WIDER = {BACKWARD_QUERY: 26}  # where a simdgroup owns 16 rows, and a loop goes over head blocks
+PAIRED = {(FORWARD, FULL): 27}  # where a simdgroup owns 16 rows
+WIDER = {BACKWARD_QUERY: 26}  # where it does, and a loop goes over head blocks
 # Where the last head block is narrower; but for the forward kernels in 16 bits, where a loop goes over the others
 RAGGED = {
     (FORWARD, MIXED): 20, (FORWARD, FULL): 20, (DECODE, MIXED): 22, (DECODE, FULL): 22, (BACKWARD_QUERY, MIXED): 48,
     (BACKWARD_QUERY, FULL): 19, (BACKWARD_KEY_VALUE, MIXED): 45, (BACKWARD_KEY_VALUE, FULL): 30,
 }  # fmt: skip
+# Paged accumulators that no loop over head blocks goes over: if one block has all columns; if a narrower one follows
+UNROLLED = {(BACKWARD_QUERY, FULL): (0, -10), (BACKWARD_KEY_VALUE, FULL): (-27, 0)}
 ROLLED = {BACKWARD_KEY_VALUE: 20}  # where loops go over the two accumulators
 KEEPING = 11  # where P and dS are written
 UNSHARED_KEYS = 16  # where a simdgroup reads keys directly because no other simdgroup reads the same ones
@@ -75,12 +78,16 @@ def register_demand(kind: KernelKind, row: TileConfig, precision: str, head_dim:
     again *= sum(name not in row.cached for name in inputs)
     block = row.head_block(head_dim)
     loops = head_dim // block > 1
+    paired = PAIRED.get((kind.table, precision), 0) if row.simdgroup_rows > 8 else 0
     wider = WIDER.get(kind.table, 0) if row.simdgroup_rows > 8 and loops else 0
     narrower = head_dim % block and (loops or (precision == MIXED and kind in (FORWARD, DECODE)))
     ragged = RAGGED.get((kind.table, precision), 0) if narrower else 0
-    rolled = ROLLED.get(kind.table, 0) if row.paged(kind) and loops else 0
+    rolled = 0
+    if row.paged(kind):
+        few = UNROLLED.get((kind.table, precision), (0, 0))[head_dim != block]
+        rolled = ROLLED.get(kind.table, 0) if loops else few
     keeping = 0 if SCORES.isdisjoint(kind.outputs) else KEEPING
-    more = wider + ragged + rolled + keeping + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
+    more = paired + wider + ragged + rolled + keeping + (UNSHARED_KEYS if keys_are_unshared(kind, row) else 0)
     return tile_registers(kind, row, precision, head_dim) + base + again + page * len(row.paged(kind)) + more
 
 

@@ -198,7 +198,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "CACHES": int(any(name in row.cached for name in ACCUMULATORS)),
         "PAGES": int(bool(row.paged(kind))),
         "HEADS_BETWEEN": int(any(heads_between(kind, row))),
-        "BLOCKED_SUM": int(dtype == "float32"),
+        "SINGLE_PRECISION": int(dtype == "float32"),
         "WRITES_DELTA": int("delta" in kind.outputs),
         "KEEPS": int(not SCORES.isdisjoint(kind.outputs)),
         "WANTS_DK": int("dK" in kind.outputs),

@@ -92,25 +92,29 @@ METAL_FUNC void multiply_abt(
 
 // Marks infinite and NaN elements of a pair by their sign bits: adding the smallest step of the exponent to the bits of
 // a magnitude carries into the sign bit for these only.
-template <typename T> METAL_FUNC auto not_finite(Pair<T> pair) {
-  if constexpr (sizeof(T) == 2) {
-    const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
-    return ((as_type<uint>(pair) & 0x7fff7fffu) + step) & 0x80008000u;
-  } else {
-    return ((as_type<uint2>(pair) & 0x7fffffffu) + 0x800000u) & 0x80000000u;
-  }
+#if SINGLE_PRECISION
+template <typename T> METAL_FUNC uint2 not_finite(Pair<T> pair) {
+  return ((as_type<uint2>(pair) & 0x7fffffffu) + 0x800000u) & 0x80000000u;
 }
 
 // The pair with 0 in place of the elements that `bad` marks
-template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint bad) {
-  return as_type<Pair<T>>(as_type<uint>(pair) & ~((bad >> 15) * 0xffffu));
-}
 template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint2 bad) {
   return select(pair, Pair<T>(0), bad != 0u);
 }
 
-METAL_FUNC uint any_of(uint bits) { return bits; }
 METAL_FUNC uint any_of(uint2 bits) { return bits.x | bits.y; }
+#else
+template <typename T> METAL_FUNC uint not_finite(Pair<T> pair) {
+  const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
+  return ((as_type<uint>(pair) & 0x7fff7fffu) + step) & 0x80008000u;
+}
+
+template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint bad) {
+  return as_type<Pair<T>>(as_type<uint>(pair) & ~((bad >> 15) * 0xffffu));
+}
+
+METAL_FUNC uint any_of(uint bits) { return bits; }
+#endif
 
 // block += one fragment of columns of P times rows [8 t, 8 t + 8) of B, which this lane reads from `at` on. FINITE:
 // infinities and NaN of B count as 0; returns bits if there were any.
@@ -207,9 +211,10 @@ METAL_FUNC void head_block_ab(
   // number of keys.
   for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-#if BLOCKED_SUM
     for (int d = 0; d < H / 8; d++) block[i][d] = Pair<float>(0);
-#else
+#if !SINGLE_PRECISION
+    if (!c.exists(i)) continue;
+#pragma clang loop unroll(full)
     for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column, H, d) * factor.at[i];
 #endif
   }
@@ -222,9 +227,10 @@ METAL_FUNC void head_block_ab(
   }
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
+    if (!c.exists(i)) continue;
 #pragma clang loop unroll(full)
     for (int d = 0; d < H / 8; d++) {
-#if BLOCKED_SUM
+#if SINGLE_PRECISION
       block[i][d] += c.get(i, column, H, d) * factor.at[i];
 #endif
       c.set(i, column, H, d, block[i][d]);

@@ -23,6 +23,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     if constexpr (!CACHED) page = own((device float*)head, first);
 #endif
     for (int i = 0; i < R / 8; i++) {
+      if (!exists(i)) continue;
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) {
         const int begin = d * 8 / BH * BH;
@@ -41,13 +42,16 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
   }
 
-  // Fragment f of the head block of `columns` that begins at column `begin`. No group of fragments lies in two of them.
+  // Whether the i-th group of rows has this lane's row; asked once for all its fragments, whose accesses then merge.
+  METAL_FUNC bool exists(int i) const thread { return CACHED || i * 8 < rows; }
+
+  // Fragment f of the head block of `columns` that begins at column `begin`, of rows that exist. No group of
+  // fragments lies in two head blocks.
   METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
 #if CACHES
     if constexpr (CACHED) return cached[i][begin / 8 + f];
 #endif
 #if PAGES
-    if (i * 8 >= rows) return Pair<float>(0);
     return *(const device Pair<float>*)(page + begin + at(i, columns, f));
 #endif
   }
@@ -57,20 +61,20 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     if constexpr (CACHED) cached[i][begin / 8 + f] = value;
 #endif
 #if PAGES
-    if (!CACHED && i * 8 < rows) *(device Pair<float>*)(page + begin + at(i, columns, f)) = value;
+    if (!CACHED) *(device Pair<float>*)(page + begin + at(i, columns, f)) = value;
 #endif
   }
 
   // Fragment d of all columns, a constant
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;
-    return get(i, begin, min(BH, D - begin), d - begin / 8);
+    return exists(i) ? get(i, begin, min(BH, D - begin), d - begin / 8) : Pair<float>(0);
   }
 
 #if SPLITS_KEYS
   METAL_FUNC void set(int i, int d, Pair<float> value) thread {
     const int begin = d * 8 / BH * BH;
-    set(i, begin, min(BH, D - begin), d - begin / 8, value);
+    if (exists(i)) set(i, begin, min(BH, D - begin), d - begin / 8, value);
   }
 #endif
 

@@ -303,6 +303,7 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
     column = lane.column;
     if constexpr (!CACHED) page = own((device float*)head, first);
     for (int i = 0; i < R / 8; i++) {
+      if (!exists(i)) continue;
 #pragma clang loop unroll(full)
       for (int d = 0; d < D / 8; d++) {
         const int begin = d * 8 / BH * BH;
@@ -316,16 +317,16 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   METAL_FUNC int at(int i, int columns, int f) const thread {
     return i * 8 * D + fixed_column(f) + (lane_column(columns, f, column) - lane_column(8 * WIDE, 0, column));
   }
+  METAL_FUNC bool exists(int i) const thread { return CACHED || i * 8 < rows; }
   METAL_FUNC Pair<float> get(int i, int begin, int columns, int f) const thread {
-    if (i * 8 >= rows) return Pair<float>(0);
     return *(const device Pair<float>*)(page + begin + at(i, columns, f));
   }
   METAL_FUNC void set(int i, int begin, int columns, int f, Pair<float> value) thread {
-    if (!CACHED && i * 8 < rows) *(device Pair<float>*)(page + begin + at(i, columns, f)) = value;
+    if (!CACHED) *(device Pair<float>*)(page + begin + at(i, columns, f)) = value;
   }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;
-    return get(i, begin, min(BH, D - begin), d - begin / 8);
+    return exists(i) ? get(i, begin, min(BH, D - begin), d - begin / 8) : Pair<float>(0);
   }
   template <typename Out>
   METAL_FUNC void store(device Out* head, int, int first, RowVector<R> factor) const thread {
@@ -381,21 +382,12 @@ METAL_FUNC void multiply_abt(
   }
   if constexpr (REST > 0) head_block_abt<REST>(s, a, b, FULL);
 }
-template <typename T> METAL_FUNC auto not_finite(Pair<T> pair) {
-  if constexpr (sizeof(T) == 2) {
-    const uint step = 0x80008000u - as_type<uint>(Pair<T>(T(INFINITY)));
-    return ((as_type<uint>(pair) & 0x7fff7fffu) + step) & 0x80008000u;
-  } else {
-    return ((as_type<uint2>(pair) & 0x7fffffffu) + 0x800000u) & 0x80000000u;
-  }
-}
-template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint bad) {
-  return as_type<Pair<T>>(as_type<uint>(pair) & ~((bad >> 15) * 0xffffu));
+template <typename T> METAL_FUNC uint2 not_finite(Pair<T> pair) {
+  return ((as_type<uint2>(pair) & 0x7fffffffu) + 0x800000u) & 0x80000000u;
 }
 template <typename T> METAL_FUNC Pair<T> without(Pair<T> pair, uint2 bad) {
   return select(pair, Pair<T>(0), bad != 0u);
 }
-METAL_FUNC uint any_of(uint bits) { return bits; }
 METAL_FUNC uint any_of(uint2 bits) { return bits.x | bits.y; }
 template <int H, bool FINITE, typename Narrow, int R, typename P, typename B, typename Source>
 METAL_FUNC uint add_fragment(
@@ -477,6 +469,7 @@ METAL_FUNC void head_block_ab(
   }
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
+    if (!c.exists(i)) continue;
 #pragma clang loop unroll(full)
     for (int d = 0; d < H / 8; d++) {
       block[i][d] += c.get(i, column, H, d) * factor.at[i];
