@@ -35,7 +35,7 @@ class Decoding:
         signature = choice.plan.signature
         self.choice, self.stream, self.scale = choice, stream, signature.scale
         self.latent = "V" not in choice.plan.kernel.inputs  # values are columns of keys
-        # Arrays as they are, of which none is so short that kernels need it padded: results of each row are the shortest.
+        # Arrays as they are, of which none is so short that kernels need it padded: results of a row are the shortest.
         self.direct = choice.plan.kernel.gathers and signature.query_heads * queries >= CONSTANT_BELOW
         # A single query is read as it lies; an operation that MLX evaluates packs the rows of more.
         self.rows = (signature.key_heads, signature.group * queries, signature.head_dim) if queries > 1 else None
