@@ -42,7 +42,7 @@ FLIGHTS = [
         "statistics",
         ("statistics-in-the-first-stage", "block = stages + visited % STAGES * SIZE;", "block = stages;",
          ENDS.format("wgmma")),
-        ("statistics-past-the-end", "from = min(row + own, last);", "from = row + own;", ENDS.format("wgmma"), "check"),
+        ("statistics-past-rows", "from = min(row + own, last);", "from = row + own;", ENDS.format("wgmma"), "check"),
         ("deltas-of-other-queries", "block + 2 * BT + 8 * c + lane.column", "block + 2 * BT + 8 * c",
          ENDS.format("wgmma")),
     ),
