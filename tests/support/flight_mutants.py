@@ -4,7 +4,7 @@ from mutant import of
 
 WHOLE = (
     "test_tensor_rows.py::test_output_and_gradients"
-    "[sm90-40x416-d64-float16-dense-1over1-b1-plain-['backward_key_value']]"
+    "[sm90-40x512-d64-float16-dense-1over1-b1-plain-['backward_key_value']]"
 )
 ENDS = "test_tensor_layers.py::test_ends_within_a_block[{}-narrow-(70, 150)]"
 

@@ -43,7 +43,7 @@ def table(width: str) -> dict:
         blocks = SHARED_BLOCKS if shares else BLOCKS
         parallel, traversal = OTHER_BLOCKS.get((row.tiles, width, key[0]), blocks[row.tiles])
         columns = 64 if shares else row.columns
-        row = replace(row, parallel=parallel, traversal=traversal, max_head=128, columns=columns)
+        row = replace(row, parallel=parallel, traversal=traversal, max_head=128, columns=columns, plain=None)
         small[key] = () if key[0] is BACKWARD_KEY_VALUE and width != "narrow" else (row,)
     return small
 
