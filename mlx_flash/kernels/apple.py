@@ -176,8 +176,9 @@ def prove(kind: KernelKind, precision: str, family: Family, row: TileConfig) -> 
         demand, most = register_demand(kind, row, precision, row.max_head), family.register_tiers[-1][0]
         require(demand <= most + EDGE_SPILL, f"{demand} registers of {most}: the loop of whole blocks would spill")
         threads = max_threads(kind, row, precision, family, row.max_head)
-        fits = threads >= 2 * row.threads  # one threadgroup multiplies while the other waits for its block
-        require(fits, f"{row.threads} threads at {demand} registers: a core does not hold two threadgroups")
+        least = 1 if kind is DECODE else 2  # of which one multiplies while the other waits for its block
+        fits = threads >= least * row.threads
+        require(fits, f"{row.threads} threads at {demand} registers: too many for {least} threadgroups on a core")
     elif kind.tiled:
         needed = live_bytes(kind, row, precision, row.max_head)
         require(needed <= PAGED_BUDGET, f"{needed} live bytes a thread exceed {PAGED_BUDGET}")

@@ -41,7 +41,7 @@ class Gain(NamedTuple):
 # products. No Mac has timed it, so that rows begin where it would be 0.95 on M1 to M4 even if nothing overlapped. They
 # leave float16 out: on these GPUs dS is otherwise a float32 factor, which small and large gradients need.
 APPLE = (
-    Gain(64, 0, 0, ("bfloat16",)), Gain(256, 2**24, 5 * 2**26, ("bfloat16",)),
+    Gain(72, 0, 0, ("bfloat16",)), Gain(256, 2**24, 5 * 2**26, ("bfloat16",)),
     Gain(144, 0, 0, ("float32",)), Gain(256, 2**24, 5 * 2**26, ("float32",)),
 )  # fmt: skip
 TABLE = {  # by the family's name

@@ -67,7 +67,7 @@ UNQUANTIZED = {"QUANTIZED": 0, "AFFINE": 0, "FLOAT_SCALES": False, "BITS": 4, "G
 
 def quantization_of(mode, bits, group_size) -> Quantization:
     """The checked format, with defaults filled in. Raises ValueError for one that no kernel reads."""
-    if mode == "fp8":  # its data: bench/results/fp8.json
+    if isinstance(mode, str) and mode == "fp8":  # its data: bench/results/fp8.json
         raise wrong(
             "mode", ", ".join(FORMATS), "'fp8'",
             "Up to 128 columns an H200 attends at most 1.3 times as fast in e4m3 as in bfloat16, with 8 to 16 times "
