@@ -28,7 +28,7 @@ def kernel() -> Kernel:
     """Inputs: `numbers`, see `numbers`. Outputs: `places` (int32, PLACES) and `products` (float32, PRODUCTS)."""
     without = (
         "QUANTIZED", "AFFINE", "HAS_MASK", "HAS_SEGMENTS", "HAS_BLOCKS", "HAS_PAGES", "HAS_PIECES", "MAPS", "SCATTERED",
-        "GATHERS", "OVER_KEYS", "SPLITS_HEAD",
+        "GATHERS", "HEADS_BETWEEN", "OVER_KEYS", "SPLITS_HEAD",
     )  # fmt: skip
     constants = {"MMA_ROWS": "1", "WIDE": "1", "WIDE_ROWS": "1", "DEEP": "1", **dict.fromkeys(without, "0")}
     sizes = int(np.prod(PLACES[1:])), int(np.prod(PRODUCTS[1:]))
