@@ -149,13 +149,13 @@ def asked(head_dim=128, length=2048, heads=8, batch=1, dtype="bfloat16", scratch
 MIB = 2**20
 RULE = {
     "five-products": (asked(), "apple7", 8),
-    "on-m2-and-m3": (asked(head_dim=72), "apple8", 8),
+    "on-m2-and-m3": (asked(head_dim=80), "apple8", 8),
     "turns-are-even": (asked(heads=40), "apple9", 20),
     "short-turns": (asked(length=1000, heads=160), "apple7", 0),
     "too-long": (asked(length=16384), "apple7", 0),
     "too-long-asked": (asked(length=16384, scratch=1024 * MIB), "apple7", 1),
     "too-few-pairs": (asked(length=1024), "apple7", 0),
-    "few-columns": (asked(head_dim=64), "apple7", 0),
+    "few-columns": (asked(head_dim=72), "apple7", 0),
     "few-columns-asked": (asked(head_dim=16, scratch=1024 * MIB), "apple7", 8),
     "range-of-float16": (asked(dtype="float16"), "apple9", 0),
     "range-of-float16-asked": (asked(dtype="float16", scratch=64 * MIB), "apple9", 4),
