@@ -9,17 +9,14 @@ allocates more; otherwise it allocates as far ahead as the host is early, and pe
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+from on_gpu import write_results
 
-from mlx_flash import __version__, attention
-from mlx_flash.backends import current_backend
+from mlx_flash import attention
 
 WIDTH, LAYERS, HIDDEN, TOKENS = 2048, 8, 5504, 8192
 SIZES = ((8192, 16), (2048, 16), (512, 16), (4096, 8), (4001, 16))  # tokens, heads
@@ -117,23 +114,12 @@ def measured(length: int, heads: int) -> dict:
             times[name].append((time.perf_counter() - start) * 1e3)
     for name, taken in times.items():
         found[name]["ms"] = round(statistics.median(taken), 2)
+    mx.clear_cache()
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a file of JSON")
-    out = parser.parse_args().out
-    if not current_backend().gpu:
-        parser.error("there is no GPU here: run it on a Mac or with MLX for CUDA")
-    device = {name: mx.device_info(mx.gpu).get(name) for name in ("device_name", "architecture")}
-    told = {"device": device, "mlx": mx.__version__, "mlx_flash": __version__, "results": []}
-    for length, heads in SIZES:
-        told["results"].append(measured(length, heads))
-        print(json.dumps(told["results"][-1]), flush=True)
-        mx.clear_cache()
-        if out:
-            out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_results(__doc__, (measured(length, heads) for length, heads in SIZES))
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ of 20 rounds in turns, and the part of them until all are queued.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
+from itertools import product
 
 import mlx.core as mx
+from on_gpu import write_results
 
-from mlx_flash import __version__, patch
-from mlx_flash.backends import current_backend
+from mlx_flash import patch
 from mlx_flash.cli.benchmark import Case, arrays, built_in
 
 CALLS, ROUNDS = 32, 20
@@ -67,20 +65,8 @@ def measured(head_dim: int, batch: int, length: int, compiled: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a file of JSON")
-    out = parser.parse_args().out
-    if not current_backend().gpu:
-        parser.error("there is no GPU here: run it on a Mac or with MLX for CUDA")
-    device = {name: mx.device_info(mx.gpu).get(name) for name in ("device_name", "architecture")}
-    told = {"device": device, "mlx": mx.__version__, "mlx_flash": __version__, "results": []}
-    for compiled in (False, True):
-        for head_dim in HEAD_DIMS:
-            for batch, length in SIZES:
-                told["results"].append(measured(head_dim, batch, length, compiled))
-                print(json.dumps(told["results"][-1]), flush=True)
-                if out:
-                    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    cases = product((False, True), HEAD_DIMS, SIZES)
+    write_results(__doc__, (measured(head_dim, *size, compiled) for compiled, head_dim, size in cases))
 
 
 if __name__ == "__main__":

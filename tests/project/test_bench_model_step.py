@@ -14,6 +14,7 @@ RESULTS = json.loads((PROJECT / "bench" / "results" / "cuda_model_step.json").re
 
 @pytest.fixture
 def bench(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "bench")
     spec = importlib.util.spec_from_file_location("bench_model_step", PROJECT / "bench" / "model_step.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

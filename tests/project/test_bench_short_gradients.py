@@ -13,6 +13,7 @@ RESULTS = json.loads((PROJECT / "bench" / "results" / "cuda_short_gradients.json
 
 @pytest.fixture
 def bench(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "bench")
     spec = importlib.util.spec_from_file_location("bench_short_gradients", PROJECT / "bench" / "short_gradients.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
