@@ -40,6 +40,8 @@ from mlx_flash import use_backend
 from mlx_flash.metal.cpu.settings import SCHEDULES
 from mlx_flash.simulator import schedule
 
+FEW_CORES = 4
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -78,6 +80,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=needs.unmet(need, missing[need])))
         if not wanted and not item.get_closest_marker("slow"):
             item.add_marker("quick")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """-n auto: one worker more than cores, where these are few: tests that wait for other processes leave a core idle,
+    with two workers a sixth of the time of two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1 if cores <= FEW_CORES else None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,6 +1,7 @@
 """metal_kernel with the signature, checks and error messages of `mx.fast.metal_kernel`, run on the CPU."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from .profile import record
 
 _TAG = "[metal_kernel]"
 _built: dict = {}
+_translated = lru_cache(maxsize=16)(translate)  # of texts that are built in several modes one after another
 
 
 # The only effect of the math mode here is the macro that a kernel can test.
@@ -27,7 +29,6 @@ FAST_MATH = '#define __FAST_MATH__ 1\n#line 1 "metal"\n'
 def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKernel:
     key = (text, mode, count, fast_math, settings.current_language())
     if key not in _built:
-        # A text with other characters is translated every time, so that each translation warns about them.
         remembered = compiler.recall(*key) if text.isascii() else None
         path, facts = remembered or _compile(name, *key)
 
@@ -46,7 +47,8 @@ def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKerne
 
 def _compile(name, text, mode, count, fast_math, language, lines=False) -> tuple[Path, dict]:
     try:
-        translation = translate(text, float(language))
+        # A text with other characters is translated every time, so that each translation warns about them.
+        translation = (_translated if text.isascii() else translate)(text, float(language))
         text_in_mode = prefix(language) + (FAST_MATH if fast_math else "") + translation.text
         path = compiler.build(text_in_mode, translation.entry(), "mlx.h", mode == "check", count, lines)
     except CompileError as error:
