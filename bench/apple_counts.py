@@ -1,12 +1,14 @@
-"""Counts what the kernels are made of on M1, without a Mac: python bench/apple_counts.py
+"""Counts what the kernels are made of on M1, without a Mac: python bench/apple_counts.py [--family apple9]
 
 Needs an offline compiler for the M1 instruction set. The environment variable M1_COMPILER names it: a command that is
 given a file of Metal text and the threads of a threadgroup, and prints its listings (apple_listing.py shows the form),
 a line `AGX-DEMAND: N of M` with the 16-bit registers that are alive at most, and a line with `B bytes` of code.
 
-apple_rows.csv: every row of the table for M1 at the largest head dimension that it serves, and at 64 and 128; lines
-that are there already are renewed. apple_hot_code.csv: the instructions on a whole block's path, and their bytes at the
-kernel's mean length. apple_texts.csv: users' texts beside the built-in option that computes the same.
+apple_rows.csv: every row of a family's table at the largest head dimension that it serves, and at 64 and 128; lines
+that are there already are renewed, with --lines all of the family, of rows that lost too. M3's kernels (apple9) are
+compiled for M1 as well: what they are made of counts, and spills do not. apple_hot_code.csv: the instructions on a
+whole block's path on M1, and their bytes at the kernel's mean length. apple_texts.csv: users' texts beside the built-in
+option that computes the same.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels.config import FULL, MIXED, TileConfig
 from mlx_flash.kernels.cost import LANES, reads_scores
 from mlx_flash.kernels.devices import FAMILIES
-from mlx_flash.kernels.lookup import candidates
+from mlx_flash.kernels.lookup import candidates, lookup
 from mlx_flash.kernels.plan import Plan, plan, plan_of
 from mlx_flash.kernels.split_kv import decoding_config
 from mlx_flash.problem.kinds import (
@@ -50,7 +52,7 @@ KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE, *KEPT_KINDS, DECODE)
 DTYPES = {MIXED: "float16", FULL: "float32"}
 COMMON, LAST = (64, 128), (256, 320, 384)  # head dimensions that models have, and of the last row, which has no largest
 MOST_KEPT = 256  # columns up to which P and dS are kept
-HEADS, LENGTH, FAMILY = 8, 1024, "apple7"
+HEADS, LENGTH, M1 = 8, 1024, "apple7"
 # Cycles of a scheduler (cost.py has the sources): what an instruction of a class takes besides products. Waits and
 # moves are the offline compiler's more than Apple's, and count nothing.
 SLOTS = {"exp2": 4, "shuffle": 2, "wait": 0, "move": 0}
@@ -150,19 +152,24 @@ def issue_model(kernel: Kernel, counts: Counter) -> float:
     return useful / (slots + counts["matmul"] * (17 + single))
 
 
+def facts_of(kernel: Kernel) -> dict:
+    """What names a kernel in the files of results, with its family."""
+    row = kernel.row
+    return {
+        "kind": kernel.kind.name, "dtype": kernel.dtype, "head_dim": kernel.head_dim, "parallel": row.parallel,
+        "traversal": row.traversal, "head": row.head_block(kernel.head_dim), "cached": " ".join(row.cached),
+        "simdgroup_rows": row.simdgroup_rows,
+    }  # fmt: skip
+
+
 def counted(kernel: Kernel, text: str) -> tuple[dict, dict]:
     """The lines of apple_rows.csv and apple_hot_code.csv."""
     printed = listing_of(text, kernel.row.threads)
     demand = max(int(found) for found in re.findall(r"AGX-DEMAND: (\d+) of \d+\n", printed))
     size, code = int(re.search(r"(\d+) bytes", printed)[1]), parse(printed)
     counts, once = whole_blocks(code, kernel)
-    products, row = counts["matmul"], kernel.row
-    named = {
-        "kind": kernel.kind.name, "dtype": kernel.dtype, "head_dim": kernel.head_dim, "parallel": row.parallel,
-        "traversal": row.traversal, "head": row.head_block(kernel.head_dim), "cached": " ".join(row.cached),
-        "simdgroup_rows": row.simdgroup_rows,
-    }  # fmt: skip
-    line = {"family": FAMILY} | named | {
+    products, named = counts["matmul"], facts_of(kernel)
+    line = {"family": kernel.plan.family.name} | named | {
         "registers": demand,
         "spilled_in_loop": round((counts["spill_load"] + counts["spill_store"]) / products, 3),
         "others": round((sum(counts.values()) - products) / products, 3),
@@ -175,22 +182,24 @@ def counted(kernel: Kernel, text: str) -> tuple[dict, dict]:
     return line, named | {"hot_instructions": hot, "hot_bytes": round(hot * size / whole), "code_bytes": size}
 
 
-def kernel_of(kind: KernelKind, head_dim: int, dtype: str, row: TileConfig | None = None, **options) -> Kernel:
+def kernel_of(
+    kind: KernelKind, head_dim: int, dtype: str, row: TileConfig | None = None, family: str = M1, **options
+) -> Kernel:
     """`row`: instead of the table's."""
     length = 1 if kind is DECODE else LENGTH
-    facts = dict(head_dim=head_dim, dtype=dtype, heads=HEADS, length=length, key_length=LENGTH, family=FAMILY)
+    facts = dict(head_dim=head_dim, dtype=dtype, heads=HEADS, length=length, key_length=LENGTH, family=family)
     problem = inner_problem(explain(backend="metal", **facts, **options).problem)
-    chosen = plan_of(kind, problem, FAMILIES[FAMILY])
+    chosen = plan_of(kind, problem, FAMILIES[family])
     if row:
         rows = row.parallel if kind is DECODE else 0
-        chosen = plan(kind, problem.signature, FAMILIES[FAMILY], rows, config=row)
+        chosen = plan(kind, problem.signature, FAMILIES[family], rows, config=row)
     return Kernel(chosen, problem, chosen.config, head_dim, dtype)
 
 
-def kernels_of_the_table(kinds: list[str]) -> list[Kernel]:
+def kernels_of_the_table(kinds: list[str], family: str) -> list[Kernel]:
     found = []
     for kind, precision in product((one for one in KINDS if one.name in kinds), (MIXED, FULL)):
-        rows, least = candidates(kind, precision, FAMILIES[FAMILY]), 0
+        rows, least = candidates(kind, precision, FAMILIES[family]), 0
         for row in rows:
             if kind in KEPT_KINDS:
                 heads = (min(row.max_head, MOST_KEPT),)
@@ -198,10 +207,25 @@ def kernels_of_the_table(kinds: list[str]) -> list[Kernel]:
                 heads = LAST if row is rows[-1] and kind is not DECODE else (row.max_head,)
             heads = sorted({*heads, *(head for head in COMMON if least < head <= row.max_head)})
             least = row.max_head
-            own = [row, decoding_config(row, 8, FAMILIES[FAMILY])] if kind is DECODE else [row]
+            own = [row, decoding_config(row, 8, FAMILIES[family])] if kind is DECODE else [row]
             found += [
-                kernel_of(kind, head, DTYPES[precision], replace(one, max_head=head)) for head in heads for one in own
-            ]
+                kernel_of(kind, head, DTYPES[precision], replace(one, max_head=head), family)
+                for head in heads for one in own
+            ]  # fmt: skip
+    return found
+
+
+def kernels_of_lines(kinds: list[str], family: str) -> list[Kernel]:
+    """The kernels of the lines that apple_rows.csv has of a family."""
+    with open(RESULTS / "apple_rows.csv", newline="") as opened:
+        lines = [line for line in csv.DictReader(opened) if line["family"] == family and line["kind"] in kinds]
+    known, found = {kind.name: kind for kind in KINDS}, []
+    for line in lines:
+        kind, head, dtype = known[line["kind"]], int(line["head_dim"]), line["dtype"]
+        table_row = lookup(kind, dtype, FAMILIES[family], head)
+        numbers = {name: int(line[name]) for name in ("parallel", "traversal", "head", "simdgroup_rows")}
+        row = replace(table_row, max_head=head, cached=tuple(line["cached"].split()), **numbers)
+        found.append(kernel_of(kind, head, dtype, row, family))
     return found
 
 
@@ -226,17 +250,19 @@ def renew(file: Path, lines: list[dict]) -> None:
 FACTS = ("kind", "dtype", "head_dim", "parallel", "traversal", "head", "cached", "simdgroup_rows")
 
 
-def kernels_at(kinds: list[str], head_dims: list[int]) -> list[Kernel]:
+def kernels_at(kinds: list[str], head_dims: list[int], family: str) -> list[Kernel]:
     """The kernels that serve these head dimensions."""
     found = product((kind for kind in KINDS if kind.name in kinds), DTYPES.values(), head_dims)
-    return [kernel_of(kind, head, dtype) for kind, dtype, head in found if kind not in KEPT_KINDS or head <= MOST_KEPT]
+    wanted = (one for one in found if one[0] not in KEPT_KINDS or one[2] <= MOST_KEPT)
+    return [kernel_of(kind, head, dtype, family=family) for kind, dtype, head in wanted]
 
 
 def count_rows(kernels: list[Kernel]) -> None:
     for kernel in track(kernels, "Rows"):
         line, hot = counted(kernel, generated_text(kernel.plan, kernel.problem))
         renew(RESULTS / "apple_rows.csv", [line])
-        renew(RESULTS / "apple_hot_code.csv", [hot])
+        if kernel.plan.family.name == M1:
+            renew(RESULTS / "apple_hot_code.csv", [hot])
 
 
 def given(kernel: Kernel) -> dict:
@@ -268,14 +294,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS], help="kernels whose rows to count")
     parser.add_argument("--head-dims", nargs="*", type=int, help="count the rows that serve these, and no others")
+    parser.add_argument("--family", choices=("apple7", "apple9"), default=M1, help="whose rows (default: apple7, M1)")
+    parser.add_argument("--lines", action="store_true", help="rows that apple_rows.csv has, in place of the table's")
     parser.add_argument("--texts", action="store_true", help="users' texts beside built-in options, and no rows")
     chosen = parser.parse_args()
     compiler()
     if chosen.texts:
         count_texts()
+    elif chosen.head_dims:
+        count_rows(kernels_at(chosen.kinds, chosen.head_dims, chosen.family))
     else:
-        own = kernels_at(chosen.kinds, chosen.head_dims) if chosen.head_dims else kernels_of_the_table(chosen.kinds)
-        count_rows(own)
+        kernels = kernels_of_lines if chosen.lines else kernels_of_the_table
+        count_rows(kernels(chosen.kinds, chosen.family))
     return 0
 
 

@@ -100,7 +100,7 @@ TENSOR_TABLE = {
     ),
     (BACKWARD_KEY_VALUE, MIXED, "sm90"): rows(
         "wgmma",
-        ( 64, 128,  80, 2, "dK dV", "overlaps", (128, 112, 2)),
+        ( 64, 128,  80, 2, "dK dV", "overlaps", (128, 96, 2)),
         ( 96, 128,  64, 2, "dK dV", "overlaps"),
         (128, 128,  48, 2, "dK dV", "overlaps", (128, 64, 2)),
     ),
@@ -219,6 +219,7 @@ def thread_registers(kind: KernelKind, row: TileConfig, head_dim: int) -> int:
     return tensor_registers(kind, row, head_dim) + OVERHEAD
 
 
+MOST_CONSUMERS = 3  # warpgroups of a threadgroup
 MOST_RESIDENT = 4  # more leave a thread fewer registers than any row takes
 
 
@@ -244,6 +245,7 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     if instruction > 1:
         require(row.simdgroup_rows == 16, "a simdgroup has 16 of the 64 rows of a wgmma instruction")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
+        require(row.parallel <= MOST_CONSUMERS * instruction, "a kernel with more consumers than three failed on an H200")
     overlapping = kind is FORWARD or {"dK", "dV"} <= set(kind.outputs)
     require(not row.overlaps or (instruction > 1 and overlapping), "no products of this kernel overlap")
     if LAYERS[row.tiles].element_bytes == 4:

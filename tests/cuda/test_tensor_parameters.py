@@ -93,7 +93,7 @@ OPTIONS = ({"softcap": 5.0}, {"window": (7, 0)}, {"mask": "bool"}, {"alibi": Tru
 
 @pytest.mark.parametrize("head_dim, kind, blocks", [
     (64, FORWARD, (192, 128, 3)), (64, BACKWARD_QUERY, (128, 128, 2)), (128, BACKWARD_QUERY, (128, 128, 2)),
-    (64, BACKWARD_KEY_VALUE, (128, 112, 2)), (128, BACKWARD_KEY_VALUE, (128, 64, 2)),
+    (64, BACKWARD_KEY_VALUE, (128, 96, 2)), (128, BACKWARD_KEY_VALUE, (128, 64, 2)),
 ])  # fmt: skip
 def test_plain_scores_have_larger_blocks(head_dim, kind, blocks):
     """An option takes registers, which larger blocks would spill."""
@@ -165,6 +165,7 @@ ILLEGAL = [
     (FORWARD, replace(LEGAL, max_head=128), {"parallel": 512}, "registers a thread exceed 56"),
     (FORWARD, JOINT, {"simdgroup_rows": 32}, "16 of the 64 rows"),
     (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
+    (FORWARD, JOINT, {"parallel": 256, "traversal": 16}, "more consumers than three"),
     (BACKWARD_QUERY, JOINT, {"cached": ("dQ",), "overlaps": True}, "no products of this kernel overlap"),
     (FORWARD, LEGAL, {"overlaps": True}, "no products of this kernel overlap"),
     (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK", "dV"), "overlaps": True}, "no products of this kernel overlap"),

@@ -113,6 +113,22 @@ def test_products_of_a_block(tool):
     assert paged.head_loops() == [384 // paged.row.head] * 2
 
 
+@pytest.mark.parametrize(
+    "family, kind", (("apple9", "forward"), ("apple9", "backward_key_value"), ("apple7", "decode"))
+)
+def test_lines_are_counted_again_as_the_kernels_that_they_name(tool, family, kind):
+    counts, _ = tool
+    with open(counts.RESULTS / "apple_rows.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if (line["family"], line["kind"]) == (family, kind)]
+    found = counts.kernels_of_lines([kind], family)
+    assert len(found) == len(lines) > 0
+    for kernel, line in zip(found, lines):
+        assert kernel.plan.family.name == family
+        assert {name: str(value) for name, value in counts.facts_of(kernel).items()} == {
+            name: line[name] for name in counts.FACTS
+        }
+
+
 def ratios() -> list:
     with open(BENCH / "results" / "apple_texts.csv", newline="") as file:
         lines = list(csv.DictReader(file))
