@@ -140,8 +140,7 @@ METAL_FUNC void backward_key_value(
             tile::Tile<float, R, BT> p;
 #if OVERLAPS
             tile::Tile<float, R, BT> ds;
-            tile::begin_abt(p, k, q);
-            tile::begin_abt(ds, v, d_o);
+            tile::begin_two_abt(p, k, q, ds, v, d_o);
             tile::finish_abt<1>(p, k, q);
 #else
             tile::multiply_abt(p, k, q);

@@ -433,14 +433,13 @@ METAL_FUNC void nan_safe_ab(
 namespace flash {
 namespace tile {
 template <typename T, int BP, int R, int D, int BT, int BH, int THREADS, bool CACHED>
-METAL_FUNC void begin_abt(
+METAL_FUNC void issue_abt(
     thread Tile<float, R, BT>& s, thread const Rows<T, BP, R, D, CACHED>& a,
     thread const Traversed<T, BT, D, BH, THREADS>& b) {
   static_assert(R == 16 && !CACHED, "wgmma reads 64 rows from threadgroup memory, 16 for each simdgroup");
   const int warpgroup_row = a.first / MMA_ROWS * MMA_ROWS;
   const nv::Matrix<T> rows = nv::Matrix<T>::of(a.block + warpgroup_row * PANEL, PANEL);
   const nv::Matrix<T> columns = nv::Matrix<T>::of(b.block, PANEL);
-  nv::fence_async_proxy();
   nv::wgmma_fence();
 #pragma clang loop unroll(full)
   for (int d = 0; d < STEPS<D>; d++) {
@@ -450,6 +449,11 @@ METAL_FUNC void begin_abt(
         d > 0);
   }
   nv::wgmma_commit();
+}
+template <typename S, typename A, typename B>
+METAL_FUNC void begin_abt(thread S& s, thread const A& a, thread const B& b) {
+  nv::fence_async_proxy();
+  issue_abt(s, a, b);
 }
 template <int LATER, typename S, typename A, typename B>
 METAL_FUNC void finish_abt(thread S& s, thread const A&, thread const B&) {
