@@ -82,7 +82,7 @@ TENSOR_TABLE = {
         ( 96, 128, 128, 2, "O", "overlaps"),
         (128, 128, 160, 2, "O", "overlaps"),
         (192, 128, 112, 2, "O", "overlaps"),
-        (256, 128,  80, 2, "O"),
+        (256, 128,  80, 2, "O", "overlaps"),
         (320, 128,  64, 2, "O"),
         (384, 128,  48, 2, "O"),
         (512, 128,  32, 2, "O"),
@@ -245,7 +245,9 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
     if instruction > 1:
         require(row.simdgroup_rows == 16, "a simdgroup has 16 of the 64 rows of a wgmma instruction")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
-        require(row.parallel <= MOST_CONSUMERS * instruction, "a kernel with more consumers than three failed on an H200")
+        require(
+            row.parallel <= MOST_CONSUMERS * instruction, "a kernel with more consumers than three failed on an H200"
+        )
     overlapping = kind is FORWARD or {"dK", "dV"} <= set(kind.outputs)
     require(not row.overlaps or (instruction > 1 and overlapping), "no products of this kernel overlap")
     if LAYERS[row.tiles].element_bytes == 4:

@@ -213,6 +213,8 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SKIPS_VOTE": int(kind.table is BACKWARD_QUERY and SCORES.isdisjoint(kind.outputs)),
         "STAGES_STATISTICS": int(stages_statistics(kind, row.tiles)),
         "FUSES_EXPONENTS": int(layer.fuses_exponents),
+        # Three warpgroups leave no registers for a row's largest score beside the reference of its sum.
+        "RESCALES_LATE": int(layer.rescales_late and row.parallel < 3 * layer.mma_rows),
         "LOW_PARTS": int(layer.low_parts),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),

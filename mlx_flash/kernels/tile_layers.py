@@ -23,6 +23,7 @@ class Layer:
         registers to hold them.
     stages_statistics: the kernel of dK and dV gets them through its pipeline instead (statistics.metal).
     fuses_exponents: operands have 16 bits, so that exponents may be rounded as online_softmax.metal says.
+    rescales_late: the forward kernel rescales O only where a row's maximum has grown by much (online_softmax.metal).
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     element_bytes: of operands in the panels of tensor cores.
@@ -41,6 +42,7 @@ class Layer:
     loads_early: bool = False
     stages_statistics: bool = False
     fuses_exponents: bool = False
+    rescales_late: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
     element_bytes: int = 2
@@ -71,7 +73,7 @@ LAYERS = {
     "dequantizing": replace(_MMA, files=(*_NVIDIA, "nvidia_quantized", *_MMA.files[2:]), producer_warps=2),
     "wgmma": Layer(
         (*_NVIDIA, "nan_safe", "wgmma"), mma_rows=64, producer_warps=4, target="sm_90a", loads_early=True,
-        stages_statistics=True, fuses_exponents=True, heads_between=True, kept="kept",
+        stages_statistics=True, fuses_exponents=True, rescales_late=True, heads_between=True, kept="kept",
     ),
     "tf32": TF32,
     "tf32_hopper": replace(TF32, producer_warps=4, target="sm_90a"),

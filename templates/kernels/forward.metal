@@ -167,7 +167,11 @@ METAL_FUNC void forward(
     if (lane.part() > 0) continue;
 #endif
     if (row < args.Lq && lane.column == 0) {
+#if RESCALES_LATE
+      softmax::store_statistics(L + 2 * (at.row0 + row), state.largest[i], state.m[i], state.l[i], factor);
+#else
       softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
+#endif
     }
   }
 #if HEADS_BETWEEN

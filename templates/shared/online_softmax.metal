@@ -6,14 +6,29 @@
 namespace flash {
 namespace softmax {
 
+#if RESCALES_LATE
+// O and l keep their reference m while a row's largest score exceeds it by less than this, in powers of two. P may then
+// be 2^8, whose rounding to 16 bits is as fine, and few blocks rescale O, as in FlashAttention-4. The statistics of a
+// row have its largest score all the same.
+constant constexpr float LATE = 8;
+#endif
+
 template <int R> struct State {
+#if RESCALES_LATE
+  float largest[R / 8];  // score so far
+  float m[R / 8];        // reference of l and O
+#else
   float m[R / 8];  // largest score so far
+#endif
   float l[R / 8];  // sum of 2^(factor (score - m)) so far; before `finish` of this lane's columns, unless O is paged
 
   METAL_FUNC void clear() thread {
     for (int i = 0; i < R / 8; i++) {
       m[i] = -INFINITY;
       l[i] = 0;
+#if RESCALES_LATE
+      largest[i] = m[i];
+#endif
     }
   }
 
@@ -33,6 +48,9 @@ template <int R> struct State {
 #endif
 #if !PAGES
     if (!adds) l[i] = 0;
+#endif
+#if RESCALES_LATE
+    largest[i] = m[i];
 #endif
   }
 #endif
@@ -79,7 +97,13 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
     float most = -INFINITY;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) most = max(most, max(s.at[i][c][0], s.at[i][c][1]));
+#if RESCALES_LATE
+    const float largest = max(state.largest[i], tile::row_max(most));
+    state.largest[i] = largest;
+    m.at[i] = (largest - state.m[i]) * factor <= LATE ? state.m[i] : largest;
+#else
     m.at[i] = max(state.m[i], tile::row_max(most));
+#endif
     reference.at[i] = m.at[i] == -INFINITY ? 0 : m.at[i];
   }
 #if FUSES_EXPONENTS
@@ -111,6 +135,14 @@ METAL_FUNC void store_statistics(device float* to, float m, float l) {
   to[0] = l == 0 ? -INFINITY : m;
   to[1] = l == 0 ? 0 : log2(l);
 }
+
+#if RESCALES_LATE
+// The same, with l relative to the largest score in place of m
+METAL_FUNC void store_statistics(device float* to, float largest, float m, float l, float factor) {
+  store_statistics(to, largest, l);
+  if (l != 0 && largest != m) to[1] += (m - largest) * factor;
+}
+#endif
 
 }  // namespace softmax
 }  // namespace flash

@@ -155,10 +155,15 @@ template <typename C, typename B> METAL_FUNC void leave_ab(thread C& c, thread B
 #endif
 
 // Ping-pong scheduling: the softmax of one warpgroup overlaps the matrix products of the other. With more columns the
-// softmax is a smaller share of the work: on an H200 it saves 9 % of the time for 64 columns and 3 % for 128 and 192;
-// for 256 it would cost 5 %, and is off.
+// softmax is a smaller share of the work: on an H200 it saves 9 % of the time for 64 columns and 3 % for 128 and 192.
+// For 256, where it would cost 5 to 10 %, it pays only if products overlap too: together they save 14 to 20 %.
+#if OVERLAPS
+constant constexpr int PING_PONG_COLUMNS = 256;
+#else
+constant constexpr int PING_PONG_COLUMNS = 192;
+#endif
 template <int BP, int D> struct PingPong {
-  nv::PingPong<(D <= 192 ? BP / MMA_ROWS : 1)> ping_pong;
+  nv::PingPong<(D <= PING_PONG_COLUMNS ? BP / MMA_ROWS : 1)> ping_pong;
   METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
   METAL_FUNC void wait() thread { ping_pong.wait(); }
   METAL_FUNC void arrive() thread { ping_pong.arrive(); }

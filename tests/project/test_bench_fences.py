@@ -20,7 +20,9 @@ def least(head_dim: int, case: str, fences: int, in_flight: bool) -> float:
     return min(one["ms"] for one in RESULTS if facts.items() <= one.items())
 
 
-@pytest.mark.parametrize("head_dim, text", [(128, "{dense} and {causal} times as long"), (64, "D=64 {dense} and {causal}")])
+@pytest.mark.parametrize(
+    "head_dim, text", [(128, "{dense} and {causal} times as long"), (64, "D=64 {dense} and {causal}")]
+)
 def test_a_product_in_flight(head_dim, text):
     ratios = {case: f"{least(head_dim, case, 1, True) / least(head_dim, case, 1, False):.2f}" for case in CASES}
     assert text.format(**ratios) in (BENCH / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Mistakes with products in flight and stages of pipelines, which a GPU shows, or the simulator's account of them."""
+"""Mistakes with products in flight, stages of pipelines and late rescaling, which a GPU shows, or the simulator's account
+of them."""
 
 from mutant import of
 
@@ -8,8 +9,21 @@ WHOLE = (
 )
 ENDS = "test_tensor_layers.py::test_ends_within_a_block[{}-narrow-(70, 150)]"
 
+GROWING = "test_late_rescaling.py::test_scores_that_grow[{}-False-None]"
+
 # fmt: off
 FLIGHTS = [
+    *of(
+        "online_softmax",
+        ("rescales-far-too-late", "float LATE = 8;", "float LATE = 800;", GROWING.format("0.5")),
+        ("largest-of-the-last-block", "max(state.largest[i], tile::row_max(most))", "tile::row_max(most)",
+         "test_late_rescaling.py::test_scores_that_grow[0.125-False-90.0]"),
+        ("sum-relative-to-the-reference", "to[1] += (m - largest) * factor;", ";", GROWING.format("0.125")),
+        ("sum-relative-in-natural-units", "to[1] += (m - largest) * factor;", "to[1] += m - largest;",
+         GROWING.format("0.125")),
+        ("sinks-without-a-largest-score", "#if RESCALES_LATE\n    largest[i] = m[i];\n#endif\n", "",
+         "test_late_rescaling.py::test_scores_that_grow[0.125-False-90.0]"),
+    ),
     *of(
         "wgmma",
         ("block-released-in-flight", "  b.held = true;\n", "  b.release();\n", WHOLE, "check"),

@@ -504,8 +504,9 @@ METAL_FUNC void multiply_ab(
   c.multiply(factor);
   add_ab(c, p, b, whole || simd_all(all_finite(b)));
 }
+constant constexpr int PING_PONG_COLUMNS = 192;
 template <int BP, int D> struct PingPong {
-  nv::PingPong<(D <= 192 ? BP / MMA_ROWS : 1)> ping_pong;
+  nv::PingPong<(D <= PING_PONG_COLUMNS ? BP / MMA_ROWS : 1)> ping_pong;
   METAL_FUNC void open(Lane lane) thread { ping_pong.open(lane.thread_index); }
   METAL_FUNC void wait() thread { ping_pong.wait(); }
   METAL_FUNC void arrive() thread { ping_pong.arrive(); }

@@ -1,0 +1,57 @@
+"""Hopper's forward kernel keeps the reference of a row's exponentials until the largest score exceeds it by 2^8. Scores
+that grow with the keys have it late in most blocks, and the statistics have the largest score all the same."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tensor_rows import small_rows
+from watched import watched
+
+from mlx_flash import attention
+from mlx_flash.problem.kinds import FORWARD
+from mlx_flash.simulator import mode
+
+pytestmark = pytest.mark.simulator
+
+HEADS, QUERIES, KEYS, D = 2, 70, 150, 16
+STEPS = (1 / 8, 1 / 2)  # from one key's score to the next: up to 2^27 and 2^107 times the first one's weight
+
+
+def operands(step: float) -> list[mx.array]:
+    """Every query's score of key j is j times the step, exactly; the values are small whole numbers."""
+    q = mx.ones((1, HEADS, QUERIES, D), mx.float16)
+    k = mx.broadcast_to((mx.arange(KEYS) * (step / D))[:, None], (1, HEADS, KEYS, D)).astype(mx.float16)
+    v = (mx.arange(HEADS * KEYS * D) * 7 % 11 - 5).reshape(1, HEADS, KEYS, D).astype(mx.float16)
+    return [q, k, v]
+
+
+def forward(step: float, **options) -> list[np.ndarray]:
+    """O, the largest scores, and the logarithms of the sums relative to them."""
+    with mode("check"), small_rows("wgmma", "narrow"), watched() as ran:
+        out, (largest, rest) = attention(*operands(step), scale=1.0, return_lse="split", **options)
+        found = [np.array(one, np.float64) for one in (out, largest, rest)]
+    assert [(one.kind, one.plan.config.tiles) for one in ran] == [(FORWARD, "wgmma")]
+    return found
+
+
+def exact(step: float, causal: bool, sink: float | None) -> list[np.ndarray]:
+    scores = np.broadcast_to(np.arange(KEYS) * step, (QUERIES, KEYS))
+    if causal:
+        scores = np.where(np.arange(KEYS) <= np.arange(QUERIES)[:, None] + KEYS - QUERIES, scores, -np.inf)
+    largest = np.maximum(scores.max(-1), -np.inf if sink is None else sink)
+    weights = np.exp(scores - largest[:, None])
+    total = weights.sum(-1) + (0 if sink is None else np.exp(sink - largest))
+    values = np.array(operands(step)[2], np.float64)[0]
+    return [(weights / total[:, None]) @ values, largest, np.log(total)]
+
+
+@pytest.mark.parametrize("sink", (None, 3.0, 90.0))
+@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("step", STEPS)
+def test_scores_that_grow(step, causal, sink):
+    options = {"causal": causal} | ({} if sink is None else {"sinks": mx.full((HEADS,), sink, mx.float16)})
+    out, largest, rest = forward(step, **options)
+    want_out, want_largest, want_rest = exact(step, causal, sink)
+    assert np.array_equal(largest[0], np.broadcast_to(want_largest, (HEADS, QUERIES)))
+    assert np.abs(rest[0] - want_rest).max() < 2e-6 * max(1, want_largest.max())
+    assert np.abs(out[0] - want_out).max() < 2e-3 * 5  # rounding of P and O to 11 bits; values are up to 5
