@@ -246,7 +246,7 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
         require(row.simdgroup_rows == 16, "a simdgroup has 16 of the 64 rows of a wgmma instruction")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
         require(
-            row.parallel <= MOST_CONSUMERS * instruction, "a kernel with more consumers than three failed on an H200"
+            row.parallel <= MOST_CONSUMERS * instruction, "a kernel with more consumers than three fails on an H200"
         )
     overlapping = kind is FORWARD or {"dK", "dV"} <= set(kind.outputs)
     require(not row.overlaps or (instruction > 1 and overlapping), "no products of this kernel overlap")

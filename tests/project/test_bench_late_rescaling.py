@@ -12,9 +12,9 @@ CASES = ((4096, False), (4096, True), (16384, True))
 
 def told(head_dim: int, text: str, other: str) -> str:
     """The text's times over those of `other`, a text or "cudnn", as the sentence has them."""
-    found = {(one["N"], one["causal"], one["text"]): one for one in RESULTS if one["D"] == head_dim}
-    times = [found[*case, text] for case in CASES]
-    others = [one["cudnn_ms"] if other == "cudnn" else found[*case, other]["ms"] for case, one in zip(CASES, times)]
+    found = {((one["N"], one["causal"]), one["text"]): one for one in RESULTS if one["D"] == head_dim}
+    times = [found[case, text] for case in CASES]
+    others = [one["cudnn_ms"] if other == "cudnn" else found[case, other]["ms"] for case, one in zip(CASES, times)]
     first, second, third = (f"{one['ms'] / there:.2f}" for one, there in zip(times, others))
     return f"{first}, {second} and {third}"
 

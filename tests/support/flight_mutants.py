@@ -1,5 +1,5 @@
-"""Mistakes with products in flight, stages of pipelines and late rescaling, which a GPU shows, or the simulator's account
-of them."""
+"""Mistakes with products in flight, stages of pipelines and late rescaling, which a GPU shows, or the simulator's
+account of them."""
 
 from mutant import of
 
