@@ -249,17 +249,18 @@ def _remembering(decide: Callable, built_in: Callable) -> Callable:
     """``mx.fast.scaled_dot_product_attention``: the built-in for calls that `keep` remembers, else `decide`.
 
     The built-in's own work for a call takes the host as little as 4 us. What is asked here costs about half of one: a
-    model makes such a call in every layer. Most calls are like the one before, and compared with it; the others, and
-    those in derivatives and maps, are looked up.
+    model makes such a call in every layer. Most calls are like the one before in the same situation, such as a
+    gradient, and compared with it; the others are looked up.
     """
-    array, absent, latest = mx.array, object(), (None,) * 7
+    array, absent, none = mx.array, object(), (None,) * 7
+    latest: dict[int, tuple] = {}  # by situation
 
     def call(q=absent, k=absent, v=absent, *more, scale=absent, mask=None, sinks=None, **options):
-        nonlocal latest
-        queries, values, named, patches, choices, size, count = latest
+        situation = trace.situation if BUSY else 0
+        queries, values, named, patches, choices, size, count = latest.get(situation, none)
         try:
             if (
-                not BUSY and q.shape == queries and v.shape == values and mask is named and sinks is None
+                q.shape == queries and v.shape == values and mask is named and sinks is None
                 and patches is _active and choices is choices_here() and k.__class__ is array
                 and not (more or options) and BACKEND not in STORED and FAMILY not in STORED
             ):  # fmt: skip
@@ -268,7 +269,7 @@ def _remembering(decide: Callable, built_in: Callable) -> Callable:
                     count()
                     return out
             kind = mask if mask is None or mask.__class__ is str else mask.__class__
-            found = calls.get((q.shape, v.shape, kind, sinks is None, trace.situation))
+            found = calls.get((q.shape, v.shape, kind, sinks is None, situation))
         except (AttributeError, TypeError):  # no arrays, or what the built-in refuses
             found = None
         if found is not None:
@@ -283,8 +284,8 @@ def _remembering(decide: Callable, built_in: Callable) -> Callable:
                 else:
                     out = built_in(q, k, v, scale=scale, mask=mask, sinks=sinks)
                 if out.itemsize == size and (exact is None or out.dtype == exact):
-                    if sinks is None and kind is mask and not BUSY and {thread, exact, backend, family} == {None}:
-                        latest = (q.shape, v.shape, mask, patches, choices, size, count)
+                    if sinks is None and kind is mask and {thread, exact, backend, family} == {None}:
+                        latest[situation] = (q.shape, v.shape, mask, patches, choices, size, count)
                     count()
                     return out
         given = {"scale": scale, "mask": mask, "sinks": sinks}
