@@ -225,6 +225,8 @@ def kernels_of_lines(kinds: list[str], family: str) -> list[Kernel]:
         table_row = lookup(kind, dtype, FAMILIES[family], head)
         numbers = {name: int(line[name]) for name in ("parallel", "traversal", "head", "simdgroup_rows")}
         row = replace(table_row, max_head=head, cached=tuple(line["cached"].split()), **numbers)
+        if kind is DECODE:  # the line does not say how many simdgroups split the keys
+            row = replace(row, splits=decoding_config(row, row.parallel, FAMILIES[family]).splits)
         found.append(kernel_of(kind, head, dtype, row, family))
     return found
 

@@ -114,7 +114,8 @@ def test_products_of_a_block(tool):
 
 
 @pytest.mark.parametrize(
-    "family, kind", (("apple9", "forward"), ("apple9", "backward_key_value"), ("apple7", "decode"))
+    "family, kind",
+    (("apple9", "forward"), ("apple9", "backward_key_value"), ("apple7", "decode"), ("apple9", "decode")),
 )
 def test_lines_are_counted_again_as_the_kernels_that_they_name(tool, family, kind):
     counts, _ = tool
@@ -127,6 +128,9 @@ def test_lines_are_counted_again_as_the_kernels_that_they_name(tool, family, kin
         assert {name: str(value) for name, value in counts.facts_of(kernel).items()} == {
             name: line[name] for name in counts.FACTS
         }
+    named = {str(counts.facts_of(kernel)): kernel.row for kernel in found}
+    table = {str(counts.facts_of(kernel)): kernel.row for kernel in counts.kernels_of_the_table([kind], family)}
+    assert table.items() <= named.items()
 
 
 def ratios() -> list:
