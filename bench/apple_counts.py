@@ -207,7 +207,9 @@ def kernels_of_the_table(kinds: list[str], family: str) -> list[Kernel]:
                 heads = LAST if row is rows[-1] and kind is not DECODE else (row.max_head,)
             heads = sorted({*heads, *(head for head in COMMON if least < head <= row.max_head)})
             least = row.max_head
-            own = [row, decoding_config(row, 8, FAMILIES[family])] if kind is DECODE else [row]
+            own = [row]
+            if kind is DECODE:  # threadgroups of all rows and of the fewest
+                own = [decoding_config(row, rows, FAMILIES[family]) for rows in sorted({row.parallel, 8}, reverse=True)]
             found += [
                 kernel_of(kind, head, DTYPES[precision], replace(one, max_head=head), family)
                 for head in heads for one in own

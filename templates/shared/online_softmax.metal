@@ -8,8 +8,8 @@ namespace softmax {
 
 #if RESCALES_LATE
 // O and l keep their reference m while a row's largest score exceeds it by no more than this, in powers of two. P may
-// then be 2^8, whose rounding to 16 bits is as fine, and few blocks rescale O, as in FlashAttention-4. The statistics of
-// a row have its largest score all the same.
+// then be 2^8, whose rounding to 16 bits is as fine, and few blocks rescale O, as in FlashAttention-4. The statistics
+// of a row have its largest score all the same.
 constant constexpr float LATE = 8;
 #endif
 
