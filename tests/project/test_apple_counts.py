@@ -113,6 +113,7 @@ def test_products_of_a_block(tool):
     assert paged.head_loops() == [384 // paged.row.head] * 2
 
 
+@pytest.mark.all_values  # families split the keys of decoding each in its way
 @pytest.mark.parametrize(
     "family, kind",
     (("apple9", "forward"), ("apple9", "backward_key_value"), ("apple7", "decode"), ("apple9", "decode")),
