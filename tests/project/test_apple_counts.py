@@ -114,12 +114,9 @@ def test_products_of_a_block(tool):
 
 
 @pytest.mark.all_values  # families split the keys of decoding each in its way
-@pytest.mark.parametrize(
-    "family, kind",
-    (("apple9", "forward"), ("apple9", "backward_key_value"), ("apple7", "decode"), ("apple9", "decode")),
-)
-def test_lines_are_counted_again_as_the_kernels_that_they_name(tool, family, kind):
-    counts, _ = tool
+@pytest.mark.parametrize("whose", ("apple9 forward", "apple9 backward_key_value", "apple7 decode", "apple9 decode"))
+def test_lines_are_counted_again_as_the_kernels_that_they_name(tool, whose):
+    (counts, _), (family, kind) = tool, whose.split()
     with open(counts.RESULTS / "apple_rows.csv", newline="") as file:
         lines = [line for line in csv.DictReader(file) if (line["family"], line["kind"]) == (family, kind)]
     found = counts.kernels_of_lines([kind], family)
