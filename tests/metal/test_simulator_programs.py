@@ -102,10 +102,17 @@ def test_names_that_a_kernel_shares(definitions, call):
 
 @pytest.mark.parametrize(
     "function, body",
-    [("missing", "y[0] = missing(1.0f);"), ("own::missing", "y[0] = own::missing(2);")],
+    [
+        ("missing", "y[0] = missing(1.0f);"),
+        ("own::missing", "y[0] = own::missing(2);"),
+        ("S::missing", "S s; y[0] = s.missing(1);"),
+        ("S::kept", "const S s{}; y[0] = s.kept(1);"),
+        ("own::T::missing", "y[0] = own::T::missing(1);"),
+    ],
 )
 def test_a_function_that_is_never_defined(function, body):
-    header = "float missing(float a); namespace own { float missing(int a); }"
+    header = "float missing(float a); struct S { float missing(float a); float kept(float a) const; }; "
+    header += "namespace own { float missing(int a); struct T { static float missing(int a); }; }"
     kernel = metal_kernel("undefined", [], ["y"], body, header=header)
     call = dict(inputs=[], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32])
     sentence = f"the function '{function}' is called and never defined"

@@ -36,10 +36,19 @@ ACCEPTED = {
         "y[i] += sinf;"),
     "positions of two components": "kernel void f(device float* y [[buffer(0)]], uint2 i [[thread_position_in_grid]], "
         "ushort2 n [[threads_per_threadgroup]], uint l [[thread_index_in_simdgroup]]) { y[i.x] = n.y + l; }",
+    **{f"a kernel that is {words}": f"{words} f(device float* y [[buffer(0)]]) {{ y[0] = 1; }} // kernel" for words in (
+        "kernel inline void", "kernel static void", "[[kernel]] static inline void",
+        "kernel __attribute__((noinline)) void",
+        "[[host_name(\"f\")]] kernel inline void", "inline kernel static void",
+    )},
+    "a template of kernels that are inline": "template <typename T> kernel inline void g(device T* y [[buffer(0)]]) "
+        "{ y[0] = 1; } template [[host_name(\"f\")]] kernel void g<float>(device float*);",
 }  # fmt: skip
 
 # rule: (part of the error message, program)
 REFUSED = {
+    **{f"a kernel of type {kind}": ("returns void", f"kernel {kind} f(device float* y [[buffer(0)]]) {{ y[0] = 1; }}")
+        for kind in ("int", "float4", "auto", "device float*", "inline half", "const", "")},
     **{f"{name} of C": ("undeclared identifier", f"y[i] = {name}(x[i]{more});") for name, more in {
         "expf": "", "sinf": "", "logf": "", "powf": ", 2.0f", "fmodf": ", 2.0f", "sqrtf": "", "fabsf": "",
     }.items()},

@@ -129,7 +129,7 @@ def _sources_hash() -> str:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
 
 
 def modules() -> list[Path]:
@@ -312,7 +312,7 @@ def compile_text(
     definitions: of references to constants in every space, or of methods on objects of the thread.
     """
     source = scratch / "kernel.cl"
-    source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}')
+    source.write_text(f'#line 1 "metal"\n{text}\n#line 1 "entry"\n{entry}', encoding="utf-8")
 
     def run(flags: list[str], output: list[str], often: bool = often) -> subprocess.CompletedProcess:
         compiler, _, _ = toolchain()

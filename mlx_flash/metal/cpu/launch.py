@@ -71,7 +71,9 @@ def load(path) -> ctypes.CDLL:
 
 def missing_function(error: ToolchainError) -> str | None:
     """The name of a function without a definition, for which a kernel could not be loaded."""
-    found = re.search(r"(?:undefined symbol: |namespace '_)_Z(N?)(\d\w*)", str(error.__cause__))
+    # Methods carry their qualifiers: _ZNU9CLprivate1S1fEf, _ZNU9CLprivateK1S1fEf.
+    qualifiers = r"(?:U\d+CL[a-z]+|K)*"
+    found = re.search(rf"(?:undefined symbol: |namespace '_)_Z(N?){qualifiers}(\d\w*)", str(error.__cause__))
     parts, rest = [], found[2] if found else ""
     while number := re.match(r"\d+", rest):
         end = number.end() + int(number[0])

@@ -23,7 +23,7 @@ def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder:
     folder: the cache. identity: a hash of the compiler and of the contents of the headers.
     """
     headers = _copied(folder / f"shim-{identity[:24]}")
-    key = hashlib.sha256("\0".join([*flags, str(headers)]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(os.fsencode("\0".join([*flags, str(headers)]))).hexdigest()[:24]
     precompiled = headers.parent / f"{Path(prelude).stem}-{key}.pch"
     if not precompiled.exists():
         _precompile([*compiler, *flags, "-I", str(headers)], headers / "shim" / prelude, precompiled)
@@ -49,7 +49,7 @@ def _precompile(command: list[str], header: Path, target: Path):
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch) / target.name
         emit = ["-Xclang", "-emit-pch", "-Xclang", "-fno-pch-timestamp", "-c", str(header), "-o", str(built)]
-        done = subprocess.run([*command, *emit], capture_output=True, text=True)
+        done = subprocess.run([*command, *emit], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise ToolchainError(f"The simulator's headers do not compile:\n{done.stderr}")
         os.replace(built, target)

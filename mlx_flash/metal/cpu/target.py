@@ -50,7 +50,7 @@ class Target:
             ]  # fmt: skip
         elif self.mach_o:
             command += ["-lSystem"]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from .tokens import Token, matching, split_arguments, without_alignment
 from .translation import Parameter
 
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
+_SPECIFIERS = ("inline", "static", "constexpr", "extern")
 _MAX_BUFFER = 30  # the last of Metal's 31 buffers
 _MAX_CONSTANT = 65535
 
@@ -52,18 +53,27 @@ class Kernels(Rewriter):
         """Handles a kernel's definition or instantiation at `index`; returns the index of the last token that it
         used."""
         token = self.tokens[index]
-        keyword = token.text == "kernel" and self.tokens[index + 1].text == "void"
+        keyword, result = token.text == "kernel", self.result_type(index)
+        void = self.tokens[result].text == "void"
         host = self.host_name(index) or (keyword and self.host_name(index + 1)) or None
         if host and self.tokens[index - 1].text == "template":
             return self.instance(index, host)
-        if self.attribute_at(index, "kernel") and token.text in _VALUES:
-            self.fail(token, "a kernel returns void")
-        if not keyword and not (self.attribute_at(index, "kernel") and token.text == "void"):
+        attribute = self.attribute_at(index, "kernel")
+        if not void and (keyword or (attribute and self.tokens[result].text in _VALUES)):
+            self.fail(token, "a kernel returns void, the word before its name")
+        if not void or not (keyword or attribute):
             return index
+        self.template = self.tokens[index - 1].text == ">"
         if keyword:
             self.replace(token.start, token.end)
-            index += 1
-        return self.kernel(index, host)
+        return self.kernel(result, host)
+
+    def result_type(self, index: int) -> int:
+        """The index of a kernel's result type, behind the word kernel and specifiers that may stand at `index`."""
+        index += self.tokens[index].text == "kernel"
+        while self.tokens[index].text in _SPECIFIERS or self.tokens[index].text == "__attribute__":
+            index = matching(self.tokens, index + 1) + 1 if self.tokens[index].text == "__attribute__" else index + 1
+        return index
 
     def host_name(self, index: int) -> str | None:
         """The name that an attribute [[host_name("...")]] before a token gives to a kernel, or None."""
@@ -135,8 +145,7 @@ class Kernels(Rewriter):
             self.result.places[key] = self.namespace
         if host_name and not special:
             self.result.renamed.add(plain)
-        before = index - 1 if self.tokens[index - 1].text != "kernel" else index - 2
-        if self.tokens[before].text == ">" and not special:
+        if self.template and not special:
             self.result.templates.add(plain)
         self.variables = self.result.variables.setdefault(plain, [])
         for parameter in parameters:
