@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .errors import ABSENT
-from .tokens import Token
+from .tokens import Token, Tokens
 
 _TEXTURES = "textures or samplers"
 _RAYS = "rays"
@@ -31,13 +31,17 @@ _ATTRIBUTES = {
 _DEFINES = ("struct", "class", "union", "enum", "typename", "using", "namespace")
 
 
-def absent(tokens: list[Token]) -> Iterator[tuple[Token, str]]:
+def absent(tokens: Tokens) -> Iterator[tuple[Token, str]]:
     """Yields (token, reason) for each word that names something of this kind, unless the text defines the name."""
-    own = {after.text for before, after in zip(tokens, tokens[1:]) if before.text in _DEFINES}
+    own = {tokens[index].text for before in tokens.where(_DEFINES) if (index := before + 1) < len(tokens)}
     attribute = False
-    for before, token, after in zip(tokens, tokens[1:], tokens[2:]):
-        if before.text in ("[[", "]]"):
-            attribute = before.text == "[["
+    for index in tokens.where((*_TYPES, *_ATTRIBUTES, "[[", "]]")):
+        token = tokens[index]
+        if token.text in ("[[", "]]"):
+            attribute = token.text == "[["
+        if not 0 < index < len(tokens) - 1:
+            continue
+        before, after = tokens[index - 1], tokens[index + 1]
         if attribute:
             if before.text in ("[[", ",") and token.text in _ATTRIBUTES:
                 yield token, _sentence(_ATTRIBUTES[token.text])

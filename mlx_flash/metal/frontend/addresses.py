@@ -6,23 +6,23 @@ to a component. Behind `auto` only the compiler knows the type, so the translati
 
 from collections.abc import Iterator
 
-from .tokens import Token, matching
+from .tokens import Token, Tokens, matching
 
 _BEFORE_UNARY = frozenset("( , = { ; return ? : + - * / == != < > && || !".split())
 _ENDS = (";", ",", ")", "}")
 Edit = tuple[int, int, str]
 
 
-def address_edits(tokens: list[Token]) -> Iterator[Edit]:
+def address_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text): auto& r = a[1], auto p = &a[1] and f(&a[1]) get a check around the element."""
     kept = set()
-    for index, token in enumerate(tokens[:-4]):
-        if token.text == "auto":
+    for index in tokens.where(("auto", "&"), 4):
+        if tokens[index].text == "auto":
             start = _value_of(tokens, index)
             if start is not None:
                 kept.add(start - 1)
                 yield from _wrapped(tokens, start, _value_end(tokens, start), "msl_addressed")
-        elif token.text == "&" and index not in kept and tokens[index - 1].text in _BEFORE_UNARY:
+        elif index not in kept and tokens[index - 1].text in _BEFORE_UNARY:
             yield from _wrapped(tokens, index + 1, _operand_end(tokens, index + 1), "msl_pointed")
 
 

@@ -8,7 +8,7 @@ for a named constant, whose name may belong to something else elsewhere in the t
 import re
 from collections.abc import Iterator
 
-from .tokens import Token, with_macros
+from .tokens import Tokens
 
 TYPES = frozenset({"bfloat", "bfloat16_t"})
 _FLOAT = re.compile(
@@ -20,16 +20,17 @@ _AFTER = (";", ")", ",", "}", ":", "?")
 Edit = tuple[int, int, str]
 
 
-def float_edits(tokens: list[Token]) -> Iterator[Edit]:
+def float_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text) for every float constant, those in macros included.
 
     A literal without a suffix is a float in Metal. Clang has an option for that, which instances of templates ignore,
     so the suffix is written out.
     """
-    tokens = with_macros(tokens)
-    hidden = any(token.text in TYPES for token in tokens)
+    tokens = tokens.with_macros
+    hidden = bool(tokens.places.keys() & TYPES)
     named = _named(tokens) if hidden else set()
-    for index, token in enumerate(tokens):
+    for index in tokens.where((*filter(_FLOAT.fullmatch, tokens.places), *named, "float")):
+        token = tokens[index]
         if token.kind == "number":
             literal = _FLOAT.fullmatch(token.text)
             if literal and hidden:
@@ -46,7 +47,7 @@ def float_edits(tokens: list[Token]) -> Iterator[Edit]:
                     yield token.start, token.end, "msl_float"
 
 
-def _named(tokens: list[Token]) -> set[str]:
+def _named(tokens: Tokens) -> set[str]:
     """Names that the text uses for float constants only, as in constexpr float third = 1.0f / 3;"""
     found: dict[str, set[bool]] = {}
     for index, token in enumerate(tokens[:-1]):

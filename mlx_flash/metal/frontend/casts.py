@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from .tokens import Token, macro_tokens, matching, split_arguments, with_macros
+from .tokens import Token, Tokens, macro_tokens, matching, split_arguments
 
 _HALVES = {"half", "float16_t"}
 _BFLOATS = {"bfloat", "bfloat16_t"}
@@ -12,15 +12,14 @@ _LONGER = re.compile(r"(u?(char|short|int|long)|half|bfloat|float|bool)([234])|v
 Edit = tuple[int, int, str]
 
 
-def cast_edits(tokens: list[Token]) -> Iterator[Edit]:
+def cast_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text) for half(x), (half)x and so on, in a text that uses both types."""
-    words = {token.text for token in with_macros(tokens)}
+    words = tokens.with_macros.places.keys()
     if not (words & _HALVES and words & _BFLOATS):
         return
     names = _may_be_either(tokens)
-    for index, token in enumerate(tokens[:-2]):
-        if token.text not in names:
-            continue
+    for index in tokens.where(names, 2):
+        token = tokens[index]
         before, after = tokens[index - 1], tokens[index + 1].text
         if before.text == "(" and after == ")" and not _calls(tokens, index - 1):
             end = _operand_end(tokens, index + 2)
@@ -84,16 +83,15 @@ def _operand_end(tokens: list[Token], index: int) -> int | None:
     return index if index > start else None
 
 
-def list_edits(tokens: list[Token]) -> Iterator[Edit]:
+def list_edits(tokens: Tokens) -> Iterator[Edit]:
     """Fills short lists: uint4 v = {a, b, c} and {a} leave the other components 0, whereas uint4(a, b, c) stays an
     error."""
-    for index, token in enumerate(tokens[:-3]):
-        if token.kind == "word" and _LONGER.fullmatch(token.text):
-            at = index + 1
-            at += tokens[at].kind == "word"
-            at += at > index + 1 and tokens[at].text == "="
-            if short_list(token.text, tokens, at):
-                yield tokens[at].end, tokens[at].end, "msl_list(), "
+    for index in tokens.where(filter(_LONGER.fullmatch, tokens.places), 3):
+        at = index + 1
+        at += tokens[at].kind == "word"
+        at += at > index + 1 and tokens[at].text == "="
+        if short_list(tokens[index].text, tokens, at):
+            yield tokens[at].end, tokens[at].end, "msl_list(), "
 
 
 def short_list(kind: str, tokens: list[Token], opening: int) -> bool:

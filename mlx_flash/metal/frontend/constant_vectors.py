@@ -8,19 +8,17 @@ from collections.abc import Iterator
 
 from .casts import short_list
 from .names import template_end
-from .tokens import Token, matching, split_arguments
+from .tokens import Token, Tokens, matching, split_arguments
 
 _VECTOR = re.compile(r"(packed_)?(u?(char|short|int|long)|half|bfloat|float|bool)[234]|(half|float)[234]x[234]")
 _QUALIFIERS = frozenset({"const", "constexpr", "static", "metal", "::"})
 Edit = tuple[int, int, str]
 
 
-def constant_vector_edits(tokens: list[Token]) -> Iterator[Edit]:
+def constant_vector_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text) for constant float4 k = {1, 2, 3, 4}, k{...} and k(...), and for arrays of such
     values."""
-    for index, token in enumerate(tokens[:-4]):
-        if token.text != "constant":
-            continue
+    for index in tokens.where(("constant",), 4):
         at = index + 1
         while tokens[at].text in _QUALIFIERS:
             at += 1

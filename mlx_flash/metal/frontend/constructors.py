@@ -7,25 +7,28 @@ by itself. In Metal a constructor may name the space that it builds in, and valu
 from collections.abc import Iterator
 
 from .names import template_end
-from .tokens import Token, matching
+from .tokens import Token, Tokens, matching
 
 _BEFORE_BODY = (")", "const", "noexcept", "thread", "threadgroup", "device", "constant")
+_CLASSES = ("struct", "class", "union")
 _SPACES = ("thread", "threadgroup", "device", "constant")
 # Added to a class with a constructor for threadgroup memory: target/entry.h looks for this type.
 THREADGROUP = "typedef void msl_threadgroup_object;"
 Edit = tuple[int, int, str]
 
 
-def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
+def constructor_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text): drops the address spaces of constructors and adds copies out of the constant
     space."""
     enclosing: list[tuple[str, set] | None] = []
     aggregates: set[str] = set()
     pending, functions, access = None, 0, ""
-    for index, token in enumerate(tokens):
+    names = {_name(tokens, index + 1) for index in tokens.where(_CLASSES)} - {None}
+    for index in tokens.where((*names, *_CLASSES, *"){};", "operator")):
+        token = tokens[index]
         if token.text == "operator" and tokens[index + 1].kind == "word":
             yield from _conversion(tokens, index)
-        elif token.text in ("struct", "class", "union") and tokens[index - 1].text not in ("enum", "<", ","):
+        elif token.text in _CLASSES and tokens[index - 1].text not in ("enum", "<", ","):
             pending, access = _name(tokens, index + 1), " private:" if token.text == "class" else ""
             if pending and token.text == "union":
                 pending = f" {pending}"  # A union has constructors, but is not copied member by member.
@@ -47,10 +50,10 @@ def constructor_edits(tokens: list[Token]) -> Iterator[Edit]:
     yield from _lists(tokens, aggregates)
 
 
-def _lists(tokens: list[Token], aggregates: set[str]) -> Iterator[Edit]:
+def _lists(tokens: Tokens, aggregates: set[str]) -> Iterator[Edit]:
     """Turns S({1, 2}) and S<T>({1, 2}) into S{1, 2}: with two copy constructors the call would be ambiguous."""
-    for index, token in enumerate(tokens[:-3]):
-        opening = _opening(tokens, index) if token.text in aggregates else None
+    for index in tokens.where(aggregates, 3):
+        opening = _opening(tokens, index)
         if opening and tokens[opening + 1].text == "{" and tokens[matching(tokens, opening + 1) + 1].text == ")":
             closing = tokens[matching(tokens, opening)]
             yield tokens[opening].start, tokens[opening].end, ""

@@ -5,15 +5,15 @@ Clang parses them in every language and generates code for them in C only.
 
 from collections.abc import Iterator
 
-from .tokens import Token, matching, split_arguments
+from .tokens import Token, Tokens, matching, split_arguments
 
 Edit = tuple[int, int, str]
 
 
-def designator_edits(tokens: list[Token]) -> Iterator[Edit]:
+def designator_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text): T a[4] = { [0 ... 3] = 1 }; becomes an empty list followed by a loop."""
-    for index in range(2, len(tokens) - 2):
-        if tokens[index].text != "=" or tokens[index - 1].text != "]" or tokens[index + 1].text != "{":
+    for index in tokens.where("=", 2):
+        if index < 2 or tokens[index - 1].text != "]" or tokens[index + 1].text != "{":
             continue
         closing = matching(tokens, index + 1)
         parts = split_arguments(tokens[index + 2 : closing])

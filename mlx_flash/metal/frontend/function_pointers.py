@@ -8,34 +8,35 @@ in a text that passes such a function to a template, the parameter's type become
 from collections.abc import Iterator
 
 from .names import statement_end, template_end
-from .tokens import Token, matching
+from .tokens import Token, Tokens, matching
 
 _NO_FUNCTION = ("decltype", "sizeof", "alignof")
 Edit = tuple[int, int, str]
 
 
-def function_pointer_edits(tokens: list[Token]) -> Iterator[Edit]:
+def function_pointer_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text): `template <R (*F)(A)>`, `R F(A)` or an alias become msl_function<R (A)>::type
     F."""
     known = set(aliases(tokens))
     for name in parameters(tokens):
         yield from _named(tokens, _type_start(tokens, name - 2), name - 2, name + 1, matching(tokens, name + 2) + 1)
     found = []
-    for index, token in enumerate(tokens[:-1]):
-        if token.text == "template" and tokens[index + 1].text == "<":
+    for index in tokens.where(("template",), 1):
+        if tokens[index + 1].text == "<":
             found += _parameters(tokens, index + 2, template_end(tokens, index + 1), known)
     members = bool(found) and _passes_members(tokens)
     for parameter in found:
         yield from _untyped(parameter) if members else parameter
 
 
-def parameters(tokens: list[Token]) -> Iterator[int]:
+def parameters(tokens: Tokens) -> Iterator[int]:
     """Yields the indices of the names of parameters that are functions, as in void f(R (*name)(A)) {...}."""
     open_brackets: list[str] = []
-    for index, token in enumerate(tokens[:-5]):
+    for index in tokens.where("(){}[]", 5):
+        token = tokens[index]
         if token.text in ("(", "{", "["):
-            marks = [t.text for t in tokens[index + 1 : index + 5]]
-            named = tokens[index + 2].kind == "word" and (marks[0], *marks[2:]) == ("*", ")", "(")
+            named = tokens[index + 1].text == "*" and tokens[index + 2].kind == "word"
+            named = named and (tokens[index + 3].text, tokens[index + 4].text) == (")", "(")
             typed = tokens[index - 1].kind == "word" or tokens[index - 1].text in (">", "*", "&")
             behind = tokens[matching(tokens, index + 4) + 1].text if named else ""
             if named and typed and open_brackets[-1:] == ["("] and behind in (",", ")"):
@@ -76,11 +77,10 @@ def _passes_members(tokens: list[Token]) -> bool:
     )
 
 
-def aliases(tokens: list[Token]) -> Iterator[str]:
+def aliases(tokens: Tokens) -> Iterator[str]:
     """Yields the names declared by using F = R (*)(A); and typedef R (*F)(A);"""
-    for index, token in enumerate(tokens[:-2]):
-        if token.text not in ("using", "typedef"):
-            continue
+    for index in tokens.where(("using", "typedef"), 2):
+        token = tokens[index]
         for at in range(index, statement_end(tokens, index)):
             if tokens[at].text == "(" and tokens[at + 1].text in ("*", "&"):
                 if token.text == "using" and tokens[index + 2].text == "=" and tokens[at + 2].text == ")":

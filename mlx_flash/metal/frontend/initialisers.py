@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .names import Types, statement_end, template_end
-from .tokens import Token, matching
+from .tokens import Token, Tokens, matching
 
 _NO_VARIABLE = frozenset({"using", "typedef", "struct", "class", "union", "enum", "extern", "friend"})
 # Library functions that clang could evaluate here, but Apple's compiler does not. Constructors, as_type, limits, min
@@ -17,7 +17,7 @@ _COMPUTED = frozenset(
 )
 
 
-def computed_constants(tokens: list[Token], functions: list[tuple], types: Types) -> Iterator[tuple[Token, str]]:
+def computed_constants(tokens: Tokens, functions: list[tuple], types: Types) -> Iterator[tuple[Token, str]]:
     """Yields (token, reason) for every function call in the initialiser of a constant outside functions that Metal
     refuses.
 

@@ -3,7 +3,7 @@
 from .names import BUILTIN, Types
 from .parameters import misplaced
 from .rewriter import Rewriter
-from .tokens import Token, matching, split_arguments, without_alignment
+from .tokens import Token, Tokens, matching, split_arguments, without_alignment
 from .translation import Parameter
 
 _VALUES = ("bool", "char", "short", "int", "uint", "long", "half", "float", "auto")
@@ -12,11 +12,11 @@ _MAX_BUFFER = 30  # the last of Metal's 31 buffers
 _MAX_CONSTANT = 65535
 
 
-def namespaces(tokens: list[Token]) -> dict[int, tuple[str, ...]]:
+def namespaces(tokens: Tokens) -> dict[int, tuple[str, ...]]:
     """{index of a brace that opens a namespace: the names it adds}; a namespace without a name adds an empty one."""
     found = {}
-    for index, token in enumerate(tokens):
-        if token.text != "namespace" or (index and tokens[index - 1].text == "using"):
+    for index in tokens.where(("namespace",)):
+        if index and tokens[index - 1].text == "using":
             continue
         end = index + 1
         while end < len(tokens) and (tokens[end].kind == "word" or tokens[end].text == "::"):
@@ -34,8 +34,10 @@ class Kernels(Rewriter):
         """Finds kernel functions and explicit instantiations of kernel templates."""
         self.types = Types(self.tokens)
         self.instantiated: list[tuple[Token, str]] = []
-        opened, braces, index = namespaces(self.tokens), [()], 0
-        while index < len(self.tokens):
+        opened, braces, last = namespaces(self.tokens), [()], -1
+        for index in sorted({*self.tokens.where(("{", "}", "kernel")), *self.attached}):
+            if not last < index < len(self.tokens):
+                continue
             token = self.tokens[index]
             if token.text == "{":
                 braces.append(braces[-1] + opened.get(index, ()))
@@ -43,8 +45,7 @@ class Kernels(Rewriter):
                 braces.pop()
             elif token.text == "kernel" or index in self.attached:
                 self.namespace = braces[-1]
-                index = self.declaration(index)
-            index += 1
+                last = self.declaration(index)
         for token, host_name in self.instantiated:
             if self.result.function(host_name) not in self.result.kernels:
                 self.fail(token, f"'{self.result.callee(host_name)}' is no instance of a kernel of this text")

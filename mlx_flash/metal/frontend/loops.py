@@ -6,7 +6,7 @@ a small constant always ends. It is not counted, because the count would only pr
 
 from collections.abc import Iterator
 
-from .tokens import Token, macro_tokens, matching
+from .tokens import Token, Tokens, macro_tokens, matching
 
 STEP = "msl_step()"
 _WIDE = {"int", "uint", "long", "ulong", "size_t", "int32_t", "uint32_t", "int64_t", "uint64_t"}
@@ -14,13 +14,13 @@ _CHANGES = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "
 Edit = tuple[int, int, str]
 
 
-def loop_edits(tokens: list[Token]) -> Iterator[Edit]:
+def loop_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields (start, end, new text) for the conditions of all loops, in the text and in its macros."""
-    for index, token in enumerate(tokens):
-        if token.kind == "directive":
-            yield from loop_edits(macro_tokens(token))
-        elif token.text in ("while", "for") and index + 1 < len(tokens) and tokens[index + 1].text == "(":
-            yield from _loop(tokens, token.text, index + 2, matching(tokens, index + 1))
+    for index in tokens.directives:
+        yield from loop_edits(macro_tokens(tokens[index]))
+    for index in tokens.where(("while", "for"), 1):
+        if tokens[index + 1].text == "(":
+            yield from _loop(tokens, tokens[index].text, index + 2, matching(tokens, index + 1))
 
 
 def _loop(tokens: list[Token], kind: str, first: int, last: int) -> Iterator[Edit]:

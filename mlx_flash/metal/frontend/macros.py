@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .tokens import Token, macro_tokens, matching
+from .tokens import Token, Tokens, macro_tokens, matching
 
 DEEPEST = 16  # levels of macros within macros
 
@@ -18,18 +18,18 @@ class Macro(NamedTuple):
     body: list[Token]
 
 
-def expanded(tokens: list[Token]) -> list[Token]:
+def expanded(tokens: Tokens) -> Tokens:
     """The tokens with each use of a macro replaced by its body; the tokens of a body keep their position in the
     definition."""
     macros = _macros(tokens)
-    return _expand(tokens, macros, frozenset(), 0) if macros else tokens
+    return Tokens(_expand(tokens, macros, frozenset(), 0)) if macros else tokens
 
 
-def _macros(tokens: list[Token]) -> dict[str, Macro]:
+def _macros(tokens: Tokens) -> dict[str, Macro]:
     found: dict[str, Macro] = {}
     twice = set()
-    for token in tokens:
-        inner = macro_tokens(token) if token.kind == "directive" else []
+    for index in tokens.directives:
+        inner = macro_tokens(tokens[index])
         if len(inner) < 3:
             continue
         name, after = inner[1], inner[2]

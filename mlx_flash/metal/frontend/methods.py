@@ -13,7 +13,7 @@ called on a temporary. A reference or pointer of type `thread` that a method ret
 from collections.abc import Iterator
 
 from .names import statement_end
-from .tokens import Token, matching
+from .tokens import Token, Tokens, matching
 
 MACRO = "msl_method_space"
 CONST_MACRO = "msl_const_method_space"
@@ -24,12 +24,12 @@ _NO_METHOD = frozenset({"static", "friend", "using", "typedef", "static_assert"}
 Edit = tuple[int, int, str]
 
 
-def method_edits(tokens: list[Token]) -> Iterator[Edit]:
+def method_edits(tokens: Tokens) -> Iterator[Edit]:
     """Yields the edit that puts the macro behind the parameters of each such method, at its declaration and
     definition."""
     stateful = set()
-    for index, token in enumerate(tokens[:-1]):
-        if token.text not in ("struct", "class") or tokens[index - 1].text in ("enum", "<", ","):
+    for index in tokens.where(("struct", "class"), 1):
+        if tokens[index - 1].text in ("enum", "<", ","):
             continue
         name, opening = _head(tokens, index)
         if opening is None:
@@ -175,10 +175,10 @@ def _behind_parameters(tokens: list[Token], closing: int) -> Iterator[Edit]:
         yield tokens[at].end, tokens[at].end, f" {CONST_MACRO if constant else MACRO}"
 
 
-def _outside(tokens: list[Token], stateful: set[str]) -> Iterator[Edit]:
+def _outside(tokens: Tokens, stateful: set[str]) -> Iterator[Edit]:
     """Yields the edits of methods defined outside their classes: T S::f(...) {...} and T S<N>::f(...) {...}."""
-    for index, token in enumerate(tokens[:-2]):
-        if token.text != "::" or tokens[index + 2].text != "(" or tokens[index + 1].kind != "word":
+    for index in tokens.where(("::",), 2):
+        if tokens[index + 2].text != "(" or tokens[index + 1].kind != "word":
             continue
         before = index - 1
         if tokens[before].text == ">":

@@ -4,7 +4,7 @@ import ast
 import operator
 from typing import NamedTuple
 
-from .tokens import Token, macro_tokens, matching, split_arguments
+from .tokens import Token, Tokens, macro_tokens, matching, split_arguments
 
 _SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "half", "bfloat")
 BUILTIN = frozenset(
@@ -37,14 +37,13 @@ class Known(NamedTuple):
 class Types:
     """The types of a text: `at(i)` tells whether token i names a type."""
 
-    def __init__(self, tokens: list[Token]):
+    def __init__(self, tokens: Tokens):
         self.tokens = tokens
         self.known: dict[str, list[Known]] = {}
-        directives = (token for token in tokens if token.kind == "directive")
+        directives = (tokens[index] for index in tokens.directives)
         self.macros = {inner[1].text for token in directives if len(inner := macro_tokens(token)) > 1}
         ends = _ends_of_blocks(tokens)
-        naming = [index for index, token in enumerate(tokens) if token.text in _NAMING]
-        for index in naming:
+        for index in tokens.where(_NAMING):
             token = tokens[index]
             if token.text == "using" and index + 2 < len(tokens) and tokens[index + 2].text == "=":
                 end = statement_end(tokens, index)
@@ -138,12 +137,13 @@ def statement_end(tokens: list[Token], index: int) -> int:
     return min(index, len(tokens) - 1)
 
 
-def _ends_of_blocks(tokens: list[Token]) -> list[int]:
-    """For every token the index of the brace that closes the enclosing block, or the number of tokens outside
-    blocks."""
-    ends, open_blocks = [len(tokens)] * len(tokens), []
+def _ends_of_blocks(tokens: Tokens) -> dict[int, int]:
+    """For every word of _NAMING the index of the brace that closes the enclosing block, or the number of tokens
+    outside blocks."""
+    ends: dict[int, int] = {}
+    open_blocks: list[int] = []
     around = len(tokens)
-    for index in range(len(tokens) - 1, -1, -1):
+    for index in reversed(tokens.where(("{", "}", *_NAMING))):
         text = tokens[index].text
         if text == "{" and open_blocks:
             open_blocks.pop()
@@ -155,10 +155,11 @@ def _ends_of_blocks(tokens: list[Token]) -> list[int]:
     return ends
 
 
-def whole_numbers(tokens: list[Token]) -> dict[str, int]:
+def whole_numbers(tokens: Tokens) -> dict[str, int]:
     """{name: value} for macros, enumerators and constants that are whole numbers."""
     values: dict[str, int] = {}
-    for index, token in enumerate(tokens):
+    for index in sorted([*tokens.directives, *tokens.where(("enum", "="))]):
+        token = tokens[index]
         if token.kind == "directive":
             inner = macro_tokens(token)
             if len(inner) > 2 and inner[2].start > inner[1].end:

@@ -2,7 +2,7 @@
 
 from .errors import CompileError
 from .names import whole_number, whole_numbers
-from .tokens import Token, comments, line_of, matching, split_arguments, tokenize
+from .tokens import Token, Tokens, comments, line_of, matching, split_arguments, tokenize
 from .translation import POSITIONS, Translation
 
 _KNOWN_ATTRIBUTES = {
@@ -47,14 +47,11 @@ class Rewriter:
     def attributes(self):
         """Blanks every [[...]] and records its words with the token that follows or precedes it."""
         self.attached: dict[int, list[list[Token]]] = {}
-        kept: list[Token] = []
-        index = 0
-        while index < len(self.tokens):
-            token = self.tokens[index]
-            if token.text != "[[":
-                kept.append(token)
-                index += 1
+        kept, behind = Tokens(), 0
+        for index in self.tokens.where(("[[",)):
+            if index < behind:
                 continue
+            kept += self.tokens[behind:index]
             end = matching(self.tokens, index)
             for attribute in split_arguments(self.tokens[index + 1 : end]):
                 if attribute[0].text not in _KNOWN_ATTRIBUTES:
@@ -63,8 +60,9 @@ class Rewriter:
                 if attribute[0].text == "max_total_threads_per_threadgroup":
                     # A value that depends on a template parameter is known in the instances only.
                     self.result.max_threads = whole_number(attribute[2:-1], self.values) or self.result.max_threads
-            self.replace(token.start, self.tokens[end].end)
-            index = end + 1
+            self.replace(self.tokens[index].start, self.tokens[end].end)
+            behind = end + 1
+        kept += self.tokens[behind:]
         self.tokens = kept
 
     def argument(self, attribute: list[Token]) -> int | None:

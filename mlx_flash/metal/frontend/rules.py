@@ -9,7 +9,7 @@ from .initialisers import computed_constants
 from .macros import expanded
 from .names import BUILTIN, Types, statement_end, template_end
 from .spaces import SPACES, names_space, needs_space, unspaced
-from .tokens import Token, matching, split_arguments, with_macros
+from .tokens import Token, Tokens, matching, split_arguments
 
 _FORBIDDEN = {
     "goto": "Metal has no goto",
@@ -52,28 +52,16 @@ _CASTS = ("static_cast", "reinterpret_cast", "const_cast")
 _CONTROL = frozenset(
     {"constexpr", "if", "while", "for", "switch", "return", "sizeof", "alignas", "decltype", "static_assert", "catch"}
 )
-_NO_VARIABLE = frozenset(
-    {
-        "using",
-        "typedef",
-        "struct",
-        "class",
-        "union",
-        "enum",
-        "namespace",
-        "static_assert",
-        "friend",
-        "operator",
-    }
-)
+_CLASSES = ("struct", "class", "union", "enum")
+_NO_VARIABLE = frozenset({"using", "typedef", *_CLASSES, "namespace", "static_assert", "friend", "operator"})
 
 Finding = tuple[Token, str]
 
 
-def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
+def findings(tokens: Tokens, language: float) -> Iterator[Finding]:
     """Yields (token, reason) for everything that a Metal compiler of this language version would refuse."""
     yield from absent(tokens)
-    yield from _words(with_macros(tokens))
+    yield from _words(tokens.with_macros)
     tokens = expanded(tokens)
     types = Types(tokens)
     yield from unspaced(tokens, types)
@@ -89,8 +77,10 @@ def findings(tokens: list[Token], language: float) -> Iterator[Finding]:
         yield from _signature(tokens, name, opening, closing)
 
 
-def _words(tokens: list[Token]) -> Iterator[Finding]:
-    for index, token in enumerate(tokens):
+def _words(tokens: Tokens) -> Iterator[Finding]:
+    numbers = (text for text, places in tokens.places.items() if tokens[places[0]].kind == "number")
+    for index in tokens.where((*_FORBIDDEN, "long", "std", *numbers)):
+        token = tokens[index]
         if token.text in _FORBIDDEN:
             before = tokens[index - 1].text if index else ""
             if before not in (".", "->", "::") and not (before == "=" and token.text == "delete"):
@@ -119,10 +109,10 @@ def _follows_long(tokens: list[Token], index: int) -> bool:
     return False
 
 
-def _casts(tokens: list[Token]) -> Iterator[Finding]:
+def _casts(tokens: Tokens) -> Iterator[Finding]:
     """Yields casts to pointers without an address space: (float*)p and reinterpret_cast<float*>(p)."""
-    for index, token in enumerate(tokens[:-3]):
-        inside = index + 1
+    for index in tokens.where(("(", *_CASTS), 3):
+        token, inside = tokens[index], index + 1
         if token.text == "(" and (tokens[index - 1].kind != "word" or tokens[index - 1].text == "return"):
             end = matching(tokens, index)
             part = tokens[inside:end]
@@ -147,10 +137,11 @@ def _has_space(part: list[Token]) -> bool:
     return names_space(words) or "auto" in words or "decltype" in words
 
 
-def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
+def _function_pointers(tokens: Tokens) -> Iterator[Finding]:
     """Yields variables that hold functions: only parameters of templates and of functions may."""
     allowed, arguments, names = -1, {name - 2 for name in parameters(tokens)}, set(aliases(tokens))
-    for index, token in enumerate(tokens[:-5]):
+    for index in tokens.where((*names, "<", "typedef", "("), 5):
+        token = tokens[index]
         if token.text in names and tokens[index + 1].kind == "word" and tokens[index + 2].text in ("=", ";", "[", "{"):
             if tokens[index - 1].text in (";", "{", "}", "const", "thread", "constexpr", ")"):
                 yield token, _NO_FUNCTION_POINTERS
@@ -160,37 +151,36 @@ def _function_pointers(tokens: list[Token]) -> Iterator[Finding]:
             allowed = max(allowed, statement_end(tokens, index))
         if token.text != "(" or index < allowed or index in arguments:
             continue
-        marks = [t.text for t in tokens[index : index + 5]]
-        if marks[:2] == ["(", "*"] and tokens[index + 2].kind == "word":
+        if tokens[index + 1].text == "*" and tokens[index + 2].kind == "word":
+            marks = [t.text for t in tokens[index : index + 5]]
             pointer = marks[3:] == [")", "("] or (marks[3] == "[" and tokens[matching(tokens, index) + 1].text == "(")
             if pointer and tokens[index - 1].kind == "word" and tokens[index - 1].text not in _CONTROL:
                 yield token, _NO_FUNCTION_POINTERS
 
 
-def _lambdas(tokens: list[Token]) -> Iterator[Finding]:
+def _lambdas(tokens: Tokens) -> Iterator[Finding]:
     starts = ("=", "(", ",", "return", "{", ";", "}", "&&", "||")
-    for index, token in enumerate(tokens[1:-2], 1):
-        if token.text == "[" and tokens[index - 1].text in starts:
+    for index in tokens.where("[", 2):
+        if index and tokens[index - 1].text in starts:
             after = tokens[matching(tokens, index) + 1].text
             if after in ("(", "{", "<"):
-                yield token, "lambda expressions need Metal 4.0"
+                yield tokens[index], "lambda expressions need Metal 4.0"
 
 
 _TENSORS = re.compile(r"#\s*include\s*<(metal_tensor|MetalPerformancePrimitives/.*)>")
 
 
-def _tensors(tokens: list[Token]) -> Iterator[Finding]:
-    for token in tokens:
-        if token.kind == "directive" and _TENSORS.match(token.text.strip()):
-            yield token, "tensors and mpp::tensor_ops need Metal 4.0"
+def _tensors(tokens: Tokens) -> Iterator[Finding]:
+    for index in tokens.directives:
+        if _TENSORS.match(tokens[index].text.strip()):
+            yield tokens[index], "tensors and mpp::tensor_ops need Metal 4.0"
 
 
-def defined_functions(tokens: list[Token]) -> Iterator[tuple[int, int, int, int, int]]:
+def defined_functions(tokens: Tokens) -> Iterator[tuple[int, int, int, int, int]]:
     """Yields the indices (name, bracket opening and closing the parameters, brace opening and closing the body) of
     every function definition.
     """
-    brackets = [index for index, token in enumerate(tokens) if token.text == "("]
-    for index in brackets:
+    for index in tokens.where("("):
         if index < 2:
             continue
         at = index - 1
@@ -279,13 +269,17 @@ def _outside_templates(part: list[Token]) -> list[Token]:
     return kept
 
 
-def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
+def _declarations(tokens: Tokens, functions) -> Iterator[Finding]:
     """Checks the start of every statement, by where it stands: in a function, a structure or a namespace."""
     bodies = {body for _, _, _, body, _ in functions}
     scopes: list[str] = []
     structure, namespace, brackets = False, False, 0
-    before, starts = ";", True
-    for index, token in enumerate(tokens):
+    ends = {*tokens.where(";{}"), *tokens.directives}
+    starts = {0, *(index + 1 for index in ends)}
+    for index in sorted({*ends, *starts, *tokens.where(("(", ")", "static", "namespace", *_CLASSES))}):
+        if index == len(tokens):
+            break
+        token, before = tokens[index], tokens[index - 1].text if index else ";"
         text, inside = token.text, scopes[-1] if scopes else "namespace"
         if text == "(":
             brackets += 1
@@ -299,16 +293,15 @@ def _declarations(tokens: list[Token], functions) -> Iterator[Finding]:
             scopes.pop()
         elif text == ";":
             structure = namespace = False
-        elif text in ("struct", "class", "union", "enum") and before not in ("<", ","):
+        elif text in _CLASSES and before not in ("<", ","):
             structure = True
         elif text == "namespace":
             namespace = True
         elif text == "static" and inside == "function":
             if not _constant({t.text for t in tokens[index : index + 4]}):
                 yield token, "Metal has no static variables in functions"
-        if starts and token.kind == "word" and brackets <= 0:
+        if index in starts and token.kind == "word" and brackets <= 0:
             yield from _statement(tokens, index, inside)
-        before, starts = text, text in (";", "{", "}") or token.kind == "directive"
 
 
 def _constant(words: set[str]) -> bool:
@@ -342,21 +335,23 @@ def _statement(tokens: list[Token], index: int, inside: str) -> Iterator[Finding
 _NO_TYPES = ("return", "else", "do", "case")  # words in front of a call
 
 
-def calls_of_kernels(tokens: list[Token], kernels: Iterable[str]) -> Iterator[Finding]:
+def calls_of_kernels(tokens: Tokens, kernels: Iterable[str]) -> Iterator[Finding]:
     """Yields calls of kernels: only a launch may call one."""
     names = set(kernels).difference(_other_meanings(tokens, set(kernels)))
-    for _, _, _, body, end in defined_functions(tokens):
-        for before, token, after in zip(*(tokens[body + k : end] for k in range(3))):
-            if token.text in names and after.text == "(" and before.text not in (".", "->", "::"):
-                yield token, f"'{token.text}' is a kernel, which no function calls"
+    calls = [index for index in tokens.where(names, 1) if tokens[index + 1].text == "("]
+    calls = [index for index in calls if tokens[index - 1].text not in (".", "->", "::")]
+    for _, _, _, body, end in defined_functions(tokens) if calls else ():
+        for index in calls:
+            if body < index < end - 1:
+                yield tokens[index], f"'{tokens[index].text}' is a kernel, which no function calls"
 
 
-def _other_meanings(tokens: list[Token], kernels: set[str]) -> Iterator[str]:
+def _other_meanings(tokens: Tokens, kernels: set[str]) -> Iterator[str]:
     """Names of kernels that variables, parameters, methods or other functions have too: what a call of them means is
     left to the compiler."""
-    for index in range(1, len(tokens) - 1):
+    for index in tokens.where(kernels, 1):
         name, before, after = tokens[index].text, tokens[index - 1], tokens[index + 1].text
-        if name not in kernels or after not in ("(", ",", ")", "=", ";", "{", "["):
+        if not index or after not in ("(", ",", ")", "=", ";", "{", "["):
             continue
         if before.text == "void":  # the kernel itself, unless the word is absent
             start = index

@@ -5,8 +5,8 @@ A * or & behind a name that is known to be a type is not an operator, so this ch
 
 from collections.abc import Iterator
 
-from .names import Types, template_end
-from .tokens import Token, matching
+from .names import BUILTIN, Types, template_end
+from .tokens import Token, Tokens, matching
 
 SPACES = frozenset({"device", "threadgroup", "thread", "constant", "threadgroup_imageblock", "ray_data", "object_data"})
 _POINTS = ("*", "&", "&&")
@@ -27,9 +27,10 @@ def names_space(words: set[str]) -> bool:
     return bool(words & SPACES) or any(word.endswith("_CONST") for word in words)
 
 
-def unspaced(tokens: list[Token], types: Types) -> Iterator[Finding]:
+def unspaced(tokens: Tokens, types: Types) -> Iterator[Finding]:
     """Yields pointers and references to known types that name no address space."""
-    for index, token in enumerate(tokens[:-2]):
+    for index in tokens.where((*BUILTIN, *types.known, "decltype"), 2):
+        token = tokens[index]
         declared = token.text == "decltype" and tokens[index + 1].text == "("
         if token.kind != "word" or not (declared or types.at(index)):
             continue

@@ -1,7 +1,11 @@
 """Splits Metal text into tokens that know their position, so that a rewritten text keeps every line where it was."""
 
 import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 _PATTERN = re.compile(
     r"""
@@ -34,15 +38,71 @@ class Token:
     end: int
 
 
-def tokenize(text: str) -> list[Token]:
+_CLOSING = {"(": ")", "{": "}", "[": "]", "[[": "]]"}
+
+
+class Tokens(list[Token]):
+    """The tokens of a whole text, which stay as they are: tables of them are made once.
+
+    Most rules and rewrites look for a few words. They go from one place of a word to the next, not over the whole text.
+    """
+
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """{the text of a token: the indices where it stands}."""
+        found = defaultdict(list)
+        for index, token in enumerate(self):
+            found[token.text].append(index)
+        return dict(found)
+
+    def where(self, texts: Iterable[str], behind: int = 0) -> list[int]:
+        """The indices of the tokens with these texts, in order. behind: how many tokens have to follow."""
+        found: list[int] = []
+        for text in self.places.keys() & texts:
+            found += self.places[text]
+        found.sort()
+        return found[: bisect_left(found, len(self) - behind)] if behind else found
+
+    @cached_property
+    def directives(self) -> list[int]:
+        """The indices of the directives, in order."""
+        return [index for index, token in enumerate(self) if token.kind == "directive"]
+
+    @cached_property
+    def closing(self) -> dict[int, int]:
+        """{the index of an opening bracket: that of the one which closes it}."""
+        found: dict[int, int] = {}
+        for opening, closing in _CLOSING.items():
+            open_brackets: list[int] = []
+            for index in self.where((opening, closing)):
+                if self[index].text == opening:
+                    open_brackets.append(index)
+                elif open_brackets:
+                    found[open_brackets.pop()] = index
+        return found
+
+    @cached_property
+    def with_macros(self) -> "Tokens":
+        """The tokens, with each macro definition replaced by its own tokens."""
+        found, behind = Tokens(), 0
+        for index in self.directives:
+            found += self[behind:index]
+            found += macro_tokens(self[index]) or [self[index]]
+            behind = index + 1
+        found += self[behind:]
+        return found if behind else self
+
+
+def tokenize(text: str) -> Tokens:
     """All tokens except comments and white space, in order. `]]` is two tokens unless it closes an attribute."""
-    found = []
+    found = Tokens()
     depth = 0
     for match in _PATTERN.finditer(text):
         kind = match.lastgroup
         if kind == "comment":
             continue
-        piece, (start, end) = match.group(), match.span()
+        start, end = match.span()
+        piece = text[start:end]
         if piece == "[[":
             depth += 1
         elif piece == "]]":
@@ -55,24 +115,13 @@ def tokenize(text: str) -> list[Token]:
     return found
 
 
-def macro_tokens(token: Token) -> list[Token]:
+def macro_tokens(token: Token) -> Tokens:
     """The tokens of a macro definition, with positions in the whole text; empty for any other token."""
     if token.kind != "directive" or not _DEFINE.match(token.text):
-        return []
+        return Tokens()
     start = token.start + token.text.index("#") + 1
     inside = tokenize(token.text[start - token.start :])
-    return [Token(token.kind, token.text, start + token.start, start + token.end) for token in inside]
-
-
-def with_macros(tokens: list[Token]) -> list[Token]:
-    """The tokens, with each macro definition replaced by its own tokens."""
-    found: list[Token] = []
-    for token in tokens:
-        if token.kind == "directive" and (inside := macro_tokens(token)):
-            found += inside
-        else:
-            found.append(token)
-    return found
+    return Tokens(Token(token.kind, token.text, start + token.start, start + token.end) for token in inside)
 
 
 def comments(text: str) -> list[tuple[int, int]]:
@@ -87,9 +136,10 @@ def line_of(text: str, position: int) -> int:
 
 def matching(tokens: list[Token], index: int) -> int:
     """The index of the bracket that closes the one at `index`."""
-    pairs = {"(": ")", "{": "}", "[": "]", "[[": "]]"}
     opening = tokens[index].text
-    closing = pairs[opening]
+    closing = _CLOSING[opening]
+    if isinstance(tokens, Tokens):
+        return tokens.closing.get(index, len(tokens) - 1)
     depth = 0
     for position in range(index, len(tokens)):
         text = tokens[position].text

@@ -23,6 +23,7 @@ from .translation import Translation
 _BFLOAT = re.compile(r"(?!0[xX])[\d.].*(bf|BF)|0[xX].*[pP].*(bf|BF)")  # 0xbf is an integer
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _LANES = {letter: index for letters in ("xyzw", "rgba") for index, letter in enumerate(letters)}
+_WORDS = ("_Pragma", "decltype", "thread", "const", "extern", "static_cast")
 _ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=")
 
 
@@ -46,7 +47,8 @@ class _Translator(Kernels):
     def redundant_definitions(self):
         """Blanks constant T S::x[8]; outside its class: a constexpr member needs no definition since C++17."""
         start, possible = 0, False
-        for index, token in enumerate(self.tokens):
+        for index in sorted([*self.tokens.where(("constexpr", ";", "{", "}")), *self.tokens.directives]):
+            token = self.tokens[index]
             if token.text == "constexpr":
                 possible = True
             elif token.text in (";", "{", "}") or token.kind == "directive":
@@ -57,11 +59,12 @@ class _Translator(Kernels):
 
     def words(self):
         """Rewrites that depend on a word and its neighbours only."""
-        words = ((i, t) for i, t in enumerate(self.tokens) if t.kind == "word")
-        own = {t.text for i, t in words if self.tokens[i - 1].text not in (".", "->")}
-        for index, token in enumerate(self.tokens):
-            if token.kind == "mark":
-                continue
+        places = self.tokens.places
+        swizzles = list(filter(_SWIZZLE.fullmatch, places))
+        own = {word for word in swizzles if any(self.tokens[i - 1].text not in (".", "->") for i in places[word])}
+        looked_at = self.tokens.where((*_WORDS, *swizzles, *filter(_BFLOAT.fullmatch, places)))
+        for index in sorted([*self.tokens.directives, *looked_at]):
+            token = self.tokens[index]
             following = self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
             if token.kind == "directive":
                 if not self.unrolled and re.match(r"\s*#\s*pragma\s+(clang\s+loop|unroll)", token.text):
@@ -144,15 +147,14 @@ class _Translator(Kernels):
     def constant_copies(self):
         """Reads structures behind constant pointers and references byte by byte, as in S s = constants[0];"""
         roots = set()
-        for index, token in enumerate(self.tokens[:-3]):
-            if token.text == "constant":
-                at = index + 1 + (self.tokens[index + 1].text == "const")
-                while self.tokens[at + 1].text in ("const", "::") or self.tokens[at].text == "::":
-                    at += 1
-                if self.tokens[at].text not in BUILTIN and self.tokens[at + 1].text in ("*", "&"):
-                    roots.add(self.tokens[at + 2].text)
-        for index, token in enumerate(self.tokens[:-2]):
-            if token.text != "=" or self.tokens[index - 2].text in ("*", "&"):
+        for index in self.tokens.where(("constant",), 3):
+            at = index + 1 + (self.tokens[index + 1].text == "const")
+            while self.tokens[at + 1].text in ("const", "::") or self.tokens[at].text == "::":
+                at += 1
+            if self.tokens[at].text not in BUILTIN and self.tokens[at + 1].text in ("*", "&"):
+                roots.add(self.tokens[at + 2].text)
+        for index in self.tokens.where("=", 2) if roots else ():
+            if self.tokens[index - 2].text in ("*", "&"):
                 continue
             start = index + 1 + (self.tokens[index + 1].text == "*")
             end = self.postfix_end(start)
@@ -163,11 +165,9 @@ class _Translator(Kernels):
     def conditionals(self):
         """Reads the lvalue first in c ? lvalue : value of one class type, as clang gives the two different address
         spaces."""
-        for index, token in enumerate(self.tokens):
-            if token.text not in ("?", ":"):
-                continue
+        for index in self.tokens.where("?:"):
             end = self.postfix_end(index + 1)
-            if token.text == "?":
+            if self.tokens[index].text == "?":
                 self.open_conditionals = getattr(self, "open_conditionals", 0) + 1
                 wanted = (":",)
             else:
