@@ -3,10 +3,11 @@
     python bench/cuda_registers.py PTXAS [--out FILE] [--only REGEX] [--processes N]
 
 PTXAS: the assembler's path (pip install nvidia-cuda-nvcc). Rows of sm80 are assembled for compute capability 8.0, 8.6,
-8.9 and 12.0, those of sm90 for 9.0; each at its largest head dimension, dense and causal. `groups`: threadgroups that a
-core holds by registers, threads and threadgroup memory. A kernel of Hopper with producer warps of its own moves
-registers from them to its consumers: `registers` are those of the launch, which are the same for all threads.
-Rows for quantized keys and values are left out.
+8.9 and 12.0, those of sm90 for 9.0; each at its largest head dimension, dense and causal, and decoding with few rows of
+a threadgroup, where simdgroups may share blocks, and with the most. `groups`: threadgroups that a core holds by
+registers, threads and threadgroup memory. A kernel of Hopper with producer warps of its own moves registers from them
+to its consumers: `registers` are those of the launch, which are the same for all threads. Rows for quantized keys and
+values are left out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mlx_flash.problem.variants import Variants
 
 RESULTS = Path(__file__).parent / "results" / "cuda_registers.json"
 KINDS = (FORWARD, DECODE, *BACKWARD_KINDS)
+FEW_ROWS = 16  # of a threadgroup in decoding: one simdgroup's
 REGISTERS, REGISTER_STEP, MOST_GROUPS = 65536, 8, 32  # of a core; of a thread; of a core
 
 
@@ -58,22 +60,25 @@ class Job(NamedTuple):
     family: str
     row: object
     causal: bool
+    rows: int  # of a threadgroup in decoding, 0 for other kinds
 
     @property
     def name(self) -> str:
         order = "causal" if self.causal else "dense"
-        return f"{self.kind.name} {self.dtype} {self.family} D={self.row.max_head} {order}"
+        rows = f" {self.rows} rows" if self.rows else ""
+        return f"{self.kind.name} {self.dtype} {self.family} D={self.row.max_head} {order}{rows}"
 
 
 def jobs() -> list[Job]:
     return [
-        Job(kind, "float32" if precision == FULL else "bfloat16", family, row, causal)
+        Job(kind, "float32" if precision == FULL else "bfloat16", family, row, causal, owned)
         for (listed, precision, family), rows in TENSOR_TABLE.items()
         if family != DEQUANTIZING
         for row in rows
         for kind in KINDS
         if kind.table is listed and (LAYERS[row.tiles].kept or SCORES.isdisjoint(kind.outputs))
         for causal in (False, True)
+        for owned in ((FEW_ROWS, row.parallel) if kind is DECODE else (0,))
     ]
 
 
@@ -98,7 +103,7 @@ def measured(job: Job, ptxas: str) -> list[dict]:
     """A line for each GPU."""
     columns, queries = job.row.max_head, 1 if job.kind is DECODE else 4096
     signature = Signature(16, 16, columns, columns, job.dtype, 0.125, Variants(causal=job.causal))
-    made = plan(job.kind, signature, FAMILIES[job.family], job.row.parallel if job.kind is DECODE else 0)
+    made = plan(job.kind, signature, FAMILIES[job.family], job.rows)
     taken = tensor_bytes(job.kind, made.config, columns, columns)
     lines = []
     with tempfile.TemporaryDirectory() as folder:

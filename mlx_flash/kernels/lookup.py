@@ -80,6 +80,8 @@ def prove_table(table=None) -> None:
     for (kind, precision, name), rows in (TENSOR_TABLE | NEURAL_TABLE).items():
         for family, row in product((one for one in FAMILIES.values() if name in one.matrix_units), rows):
             prove_row(kind, precision, family, row)
+            if kind is DECODE:
+                prove_row(kind, precision, family, decoding_config(row, 8, family))
 
 
 prove_table()

@@ -254,6 +254,7 @@ def prove_tensor_row(kind: KernelKind, family: Family, row: TileConfig) -> None:
         require(row.simdgroup_rows == 16 and row.max_head <= 256, "sums of float32 are of 16 rows and 256 columns")
         require(set(row.cached) <= ACCUMULATORS, "operands are read from threadgroup memory")
     require(row.simdgroup_rows % 16 == 0 and row.traversal % 16 == 0, "fragments are 16 rows by 16")
+    require(row.splits == 1 or "Q" in row.cached, "simdgroups of the same rows have q in registers")
     require(row.parallel % max(instruction, row.simdgroup_rows) == 0, "a threadgroup must hold whole simdgroups")
     require(set(row.cached) <= set(kind.cacheable), f"only {kind.cacheable} may be cached")
     missing = set(kind.outputs) & ACCUMULATORS - set(row.cached)

@@ -39,7 +39,14 @@ from .devices import FAMILIES, Family
 from .mask_map import reads_map
 from .minify import minified, stripped
 from .split_kv import keys_are_unshared
-from .tile_layers import LAYERS, MERGED, column_shares, heads_between, stages_statistics, threadgroup_elements
+from .tile_layers import (
+    LAYERS,
+    column_shares,
+    heads_between,
+    merged_fragments,
+    stages_statistics,
+    threadgroup_elements,
+)
 
 READ_KEPT = frozenset((BACKWARD_KEY_KEPT, BACKWARD_VALUE_KEPT))
 MAPPED = {"MAPS": 1, "MAP_BLOCK": mask_map.BLOCK, "STRIP": mask_map.STRIP}  # constants
@@ -130,7 +137,7 @@ def build(
         widths = _read_widths(kind, row, family, dtype, max(head_dim, value_dim))
         constants |= {name: str(width) for name, width in widths.items()}
         taken = threadgroup_elements(kind, row, family, head_dim, value_dim, size, bool(variants.mask))
-        constants["SCRATCH"] = str(taken)
+        constants |= {"SCRATCH": str(taken), "MERGED": str(merged_fragments(row, value_dim))}
     inputs = tuple(name for name in kind.inputs + variants.inputs(kind) if name not in variants.absent(kind))
     inputs += ("mask_map",) if reads_map(kind, LAYERS[row.tiles].producer_warps, variants) else ()
     parts = {name: resolved(name, constants, readable) for name in files_of(kind, row.tiles, variants, row.splits)}
@@ -189,6 +196,7 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         own = {**variants.holes(kind), "HAS_MASK": 1, **MAPPED} if kind is MASK_MAP else {}
         return {**absent, **own, "SCALED_FIRST": int(variants.scaled_first)}
     layer, holes = LAYERS[row.tiles], variants.holes(kind)
+    slices = row.splits if layer.producer_warps else 1
     return {
         **holes,
         "SCALED_FIRST": int(variants.scaled_first),
@@ -207,6 +215,8 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SIMDGROUP_ROWS": row.simdgroup_rows,
         "USES_THREADGROUP": family.uses_threadgroup_memory,
         "SPLITS_KEYS": int(row.splits > 1),
+        "SLICED": int(slices > 1),
+        "SLICES": slices,
         "OVERLAPS": int(_overlaps(kind, row, variants)),
         "LOADS_EARLY": int(layer.loads_early),
         # The loop over whole blocks then has no code for others. In other kernels the assembler's code is slower so.
@@ -221,11 +231,10 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         "SPLITS": row.splits,
         "SPLITS_HEAD": int(row.head_parts > 1),
         "HEAD_PARTS": row.head_parts,
-        "MERGED": MERGED,
         "MMA_ROWS": layer.mma_rows,
         "STAGES": row.stages,
         "PRODUCER_WARPS": layer.producer_warps,
-        "CONSUMER_WARPS": row.parallel // row.simdgroup_rows,
+        "CONSUMER_WARPS": row.parallel // row.simdgroup_rows * slices,
     }
 
 

@@ -1,8 +1,8 @@
 """Split-KV for decoding: few queries, whose heads share one tile, and keys that many simdgroups process at once.
 
 Keys are split twice. A threadgroup traverses one part of them, and combine.metal joins the parts. Within a part,
-simdgroups that own the same rows traverse slices of it, and join their results in threadgroup memory, which costs no
-launch.
+simdgroups that own the same rows traverse slices of it, or on NVIDIA's tensor cores slices of each block, and join
+their results in threadgroup memory, which costs no launch.
 
 The number of parts gives each core the simdgroups that its family wants for a batch of one, with at least LEAST keys in
 a part and at most MOST parts; few keys, as the family says, stay in one part. The kernel applies the rule to each row's
@@ -28,6 +28,7 @@ QUERIES = 32  # the most queries that decoding serves: drafts of speculative dec
 LEAST, MOST = 256, 512  # fewest keys of a part, most parts
 SPLITS = 4  # simdgroups that split the keys of a part
 UNSHARED_TRAVERSAL = 32  # keys of a block that one simdgroup of M1 or M2 reads alone
+SLICE = 32  # keys of a block that one of several consumer warps multiplies
 SIMDGROUPS = 32  # per core of an Apple GPU
 
 
@@ -81,11 +82,15 @@ def decoding_config(row: TileConfig, rows: int, family: Family) -> TileConfig:
     """The table's row for a threadgroup of `rows` rows, with the number of simdgroups that split its keys.
 
     It is one where the accumulator is paged, since there is one output buffer for it, and where several simdgroups copy
-    blocks to threadgroup memory together, since they traverse the same keys.
+    blocks to threadgroup memory together, since they traverse the same keys. On NVIDIA's tensor cores simdgroups share
+    each block instead, which stays as long as it is, and with it the parts of the keys.
     """
     found = row.shrink_to(rows)
-    together = family.uses_threadgroup_memory and found.parallel > found.simdgroup_rows
-    if LAYERS[row.tiles].producer_warps or together or not set(row.cached) & ACCUMULATORS:
+    alone = found.parallel == found.simdgroup_rows
+    if LAYERS[row.tiles].producer_warps:
+        slices = found.traversal // SLICE if alone and found.traversal % SLICE == 0 else 1
+        return replace(found, traversal=found.traversal // slices, splits=slices)
+    if (family.uses_threadgroup_memory and not alone) or not set(row.cached) & ACCUMULATORS:
         return found
     # The rows of such a family are for blocks in threadgroup memory. Read directly, wide loads go along the head
     # dimension, and a shorter block leaves registers for their addresses.

@@ -175,7 +175,8 @@ def tensor_bytes(kind: KernelKind, row, head_dim: int, value_dim: int) -> int:
     kept = low + sum(row.parallel * panels(columns) for name, columns in own.items() if name not in row.cached)
     kept += sum(size * row.stages * row.traversal * row.parallel + PIPELINE for name in SCORES if name in kind.inputs)
     kept += row.stages * row.traversal * STATISTICS if stages_statistics(kind, row.tiles) else 0
-    return kept + sum(row.stages * row.traversal * panels(columns) + PIPELINE for columns in traversed.values())
+    rows = row.stages * row.traversal * row.splits
+    return kept + sum(rows * panels(columns) + PIPELINE for columns in traversed.values())
 
 
 def stages_statistics(kind: KernelKind, tiles: str) -> bool:
@@ -186,12 +187,17 @@ def stages_statistics(kind: KernelKind, tiles: str) -> bool:
 MERGED = 4  # fragments of columns that simdgroups add at a time in key_splits.metal
 
 
+def merged_fragments(row, value_dim: int) -> int:
+    """Fragments of columns that simdgroups of a row add at a time: all where blocks of tensor cores leave memory."""
+    return value_dim // 8 if LAYERS[row.tiles].producer_warps else min(MERGED, value_dim // 8)
+
+
 def merged_bytes(row, value_dim: int) -> int:
     """Bytes of threadgroup memory through which simdgroups that split the keys add their results: two statistics per
     row from each of them, and a few columns from all but the first."""
     if row.splits == 1:
         return 0
-    columns = min(MERGED, value_dim // 8) * 8
+    columns = merged_fragments(row, value_dim) * 8
     return 4 * row.parallel * (2 * row.splits + columns * (row.splits - 1))
 
 
@@ -214,7 +220,7 @@ def threadgroup_elements(
         votes = votes_bytes(row) if masked and family.uses_threadgroup_memory else 0
         shared = max(merged_bytes(row, value_dim), exchanged_bytes(row))
         return max(row.scratch_elements(family) + votes // element_bytes, shared // element_bytes)
-    return tensor_bytes(kind, row, head_dim, value_dim) // element_bytes
+    return max(tensor_bytes(kind, row, head_dim, value_dim), merged_bytes(row, value_dim)) // element_bytes
 
 
 def tensor_registers(kind: KernelKind, row, head_dim: int) -> int:

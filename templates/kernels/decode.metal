@@ -4,7 +4,7 @@
 //     rows: all queries of all query heads that share the key head (GQA packing), so that K and V are read once
 //     for each of SPLITS slices of the part (one simdgroup, or as many as the rows need), in parallel:
 //       m, l, O = -inf, 0, 0               the sink is counted in the first slice only
-//       for each block of BT keys of this slice that any of the rows sees:
+//       for each block of BT keys of this slice that any of the rows sees (SLICES > 1: BT keys of each shared block):
 //         S, P, m, l, O as in forward.metal
 //     m, l, O of the slices are joined in threadgroup memory (key_splits.metal)
 //     one part:       O = O / l;  L = m, log2 l
@@ -38,7 +38,7 @@ template <typename Out>
 METAL_FUNC void decode(
     thread const Arguments& args, device Out* O, device float* L, threadgroup Element* scratch, uint3 position,
     uint thread_index) {
-#if SPLITS_KEYS
+#if SPLITS_KEYS && !SLICED
   // Each slice is a small threadgroup of its own: its threads count from 0, and it has separate memory for its blocks.
   const int slice = thread_index / THREADS;
   const tile::Lane lane = tile::Lane::of(thread_index % THREADS);
@@ -48,8 +48,8 @@ METAL_FUNC void decode(
   tile::Memory<Element> memory = {scratch};
 #endif
 #else
-  const int slice = 0;
   const tile::Lane lane = tile::Lane::of(thread_index);
+  const int slice = lane.slice();
   tile::Memory<Element> memory = {scratch};
 #endif
   const int rows = args.rows, parts = args.decode_params[4], part = position.x, b = position.z;
@@ -88,15 +88,16 @@ METAL_FUNC void decode(
 #endif
 
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
-  const int length = part_length(seen.end - seen.begin, args.decode_params) / SPLITS;
-  const int begin = seen.begin + (part * SPLITS + slice) * length, end = min(seen.end, begin + length);
+  constexpr int RUNS = SPLITS / SLICES;  // of a part's keys, of which each has blocks of its own
+  const int length = part_length(seen.end - seen.begin, args.decode_params) / RUNS;
+  const int begin = seen.begin + (part * RUNS + slice / SLICES) * length, end = min(seen.end, begin + length);
   for (int c = begin, next; c < end;) {
     k.start(c);
     v.start(c);
 #pragma clang loop unroll(full)
     for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
       for (; c < end; c = next) {
-        next = min(c + BT, end);
+        next = min(c + BT * SLICES, end);
 #if HAS_PAGES
         next = min(next, (c / PAGE + 1) * PAGE);
 #endif
@@ -124,16 +125,17 @@ METAL_FUNC void decode(
 #endif
         k.acquire(c, next, edge);
 
-        // S = Q K^T, masked
+        // S = Q K^T, masked; the block's keys from `own` on are those of this slice
+        const int own = c + slice % SLICES * BT;
         tile::Tile<float, R, BT> s;
         tile::multiply_abt(s, q, k);
         k.release();
         softmax::Slope<R, BT> slope;
         softmax::scale_or_cap(s, slope, args);
 #if HAS_SCORE
-        formula::apply(s, slope, visibility, first, c, lane, edge);
+        formula::apply(s, slope, visibility, first, own, lane, edge);
 #endif
-        const bool whole = mask::apply(s, visibility, look, first, c, k.valid, lane, edge);
+        const bool whole = mask::apply(s, visibility, look, first, own, k.valid, lane, edge);
 
         // P = 2^(f (S - m));  O = correction O + P V
         const tile::RowVector<R> correction = softmax::step(s, state, factor);
@@ -145,7 +147,7 @@ METAL_FUNC void decode(
       }
     }
   }
-  if (lane.produces()) return;
+  if (SLICES == 1 && lane.produces()) return;
   state.finish();
 #if SPLITS_KEYS
   if (!key_splits::join(o, state, scratch, slice, factor, lane)) return;

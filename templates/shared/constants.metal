@@ -4,6 +4,7 @@ namespace flash {
 using Element = $ELEMENT;  // of Q, K, V and dO
 constant constexpr int D = $HEAD_DIM, DV = $VALUE_DIM;
 constant constexpr int BP = $BLOCK_PARALLEL, BT = $BLOCK_TRAVERSAL, BH = $BLOCK_HEAD, R = $SIMDGROUP_ROWS;
+constant constexpr int SLICES = $SLICES;  // simdgroups that share each block: BT of its rows for each
 constant constexpr int THREADS = 32 * BP / R;
 constant constexpr int SCRATCH = $SCRATCH;            // elements of threadgroup memory
 constant constexpr bool CAUSAL = $CAUSAL, HAS_WINDOW = $HAS_WINDOW;

@@ -351,7 +351,7 @@ struct Visibility {
   // Whether this block of BT traversed rows is an edge: partly past the end, or partly hidden from rows [first, last],
   // array masks aside. The other blocks have a separate loop. Rows past the end do not count.
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-    look_at(place, min(place + BT, range.end), lane);
+    look_at(place, min(place + BT * SLICES, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
 #if HAS_PIECES
     const int piece = (TRANSPOSED ? queries : keys) / (RANKS * RANK_PIECES);

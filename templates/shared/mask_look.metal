@@ -72,7 +72,7 @@ template <int ROWS, int C> struct Look {
       tile::Lane lane) thread {
     const int l = lane.thread_index % 32, block = first_row - int(lane.simdgroup) * ROWS;
     const Range rows = {block, min(block + BP, TRANSPOSED ? visibility.keys : visibility.rows)};
-    const Range columns = {first_column, min(first_column + C, end)};
+    const Range columns = {first_column, min(first_column + C * SLICES, end)};
 #if GQA_PACKED
     const Range heads = {visibility.head_of(rows.begin), visibility.head_of(rows.end - 1) + 1}, keys = columns;
     const Range queries = {0, visibility.queries};

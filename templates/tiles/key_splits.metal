@@ -12,30 +12,32 @@ constant constexpr int SPLITS = $SPLITS;  // simdgroups that own the same rows
 
 namespace key_splits {
 
-constant constexpr int SIMDGROUPS = BP / R, MERGED = $MERGED < DV / 8 ? $MERGED : DV / 8;
+constant constexpr int SIMDGROUPS = BP / R, MERGED = $MERGED;
 
 METAL_FUNC float weight_of(float m_slice, float m, float factor) {
   return fast_exp2(softmax::exponent(m_slice, m, factor));
 }
 
-// Returns whether this simdgroup belongs to the first slice, whose simdgroups then hold the joined m, l and O.
+// Returns whether this simdgroup belongs to the first slice, whose simdgroups then hold the joined m, l and O. Producer
+// warps have nothing to join, but barriers are for all threads.
 template <int BH, bool CACHED>
 METAL_FUNC bool join(
     thread tile::Accumulator<R, DV, BH, CACHED>& o, thread softmax::State<R>& state, threadgroup Element* scratch,
     int slice, float factor, tile::Lane lane) {
+  const bool joins = !lane.produces(), sums = joins && slice == 0, adds = joins && slice > 0;
   threadgroup float* m = (threadgroup float*)scratch;
   threadgroup float* l = m + SPLITS * BP;
   const int row0 = int(lane.simdgroup) * R + lane.row;
   threadgroup_barrier(mem_flags::mem_threadgroup);  // the memory held blocks of keys
   for (int i = 0; i < R / 8; i++) {
-    if (lane.column != 0) continue;
+    if (lane.column != 0 || !joins) continue;
     m[slice * BP + row0 + i * 8] = state.m[i];
     l[slice * BP + row0 + i * 8] = state.l[i];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   tile::RowVector<R> weight;
-  for (int i = 0; i < R / 8; i++) {
+  for (int i = 0; i < R / 8 && joins; i++) {
     const int row = row0 + i * 8;
     float largest = -INFINITY, sum = 0;
     for (int n = 0; n < SPLITS; n++) largest = max(largest, m[n * BP + row]);
@@ -51,7 +53,7 @@ METAL_FUNC bool join(
   threadgroup tile::Pair<float>* pairs = (threadgroup tile::Pair<float>*)(l + SPLITS * BP) + lane.thread_index % 32;
 #pragma clang loop unroll(full)
   for (int d0 = 0; d0 < DV / 8; d0 += MERGED) {
-    if (slice > 0) {
+    if (adds) {
       const int place = ((slice - 1) * SIMDGROUPS + lane.simdgroup) * FRAGMENTS;
       for (int i = 0; i < GROUPS; i++) {
 #pragma clang loop unroll(full)
@@ -61,7 +63,7 @@ METAL_FUNC bool join(
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (slice == 0) {
+    if (sums) {
       for (int i = 0; i < GROUPS; i++) {
 #pragma clang loop unroll(full)
         for (int d = d0; d < min(d0 + MERGED, DV / 8); d++) {
@@ -76,7 +78,7 @@ METAL_FUNC bool join(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
-  return slice == 0;
+  return sums;
 }
 
 }  // namespace key_splits

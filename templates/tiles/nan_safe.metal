@@ -49,7 +49,7 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, PART>& 
         const int r = row + part * 4 + thread_index % 32 / 8;
         const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
         if (column >= COLUMNS) continue;  // chunks of the last panel that hold nothing
-        const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
+        const uint4 pairs = chunks[(panel * b.ROWS + row) * (PANEL / 8)];
         for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
       }
     }

@@ -15,7 +15,7 @@ namespace tile {
 constant constexpr int CHUNK = 16 / sizeof(Element), PANEL = 8 * CHUNK, STAGES = $STAGES;
 constant constexpr int DEPTH = 2 * CHUNK;                 // columns that one matrix instruction sums over
 constant constexpr int MMA_ROWS = $MMA_ROWS;              // rows of one matrix instruction: wgmma 64, a warpgroup
-constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that own rows and multiply
+constant constexpr uint CONSUMER_WARPS = $CONSUMER_WARPS;  // simdgroups that multiply, SLICES of them the same rows
 constant constexpr uint PRODUCER_WARPS = $PRODUCER_WARPS;  // the simdgroups after them, which only copy blocks
 #if PARTED
 // Registers do not hold all columns of the accumulator: PARTS threadgroups with the same rows share them.
@@ -53,10 +53,11 @@ struct Lane {
     self.row = thread_index % 32 / 4;
     self.column = thread_index % 4 * 2;
     self.thread_index = thread_index;
-    self.simdgroup = thread_index / 32;
+    self.simdgroup = thread_index / (32 * SLICES);  // those of the same rows count as one
     return self;
   }
-  METAL_FUNC bool produces() const thread { return simdgroup >= CONSUMER_WARPS; }
+  METAL_FUNC int slice() const thread { return thread_index / 32 % SLICES; }
+  METAL_FUNC bool produces() const thread { return thread_index >= 32 * CONSUMER_WARPS; }
 };
 
 template <typename To, int R, int C>
@@ -115,18 +116,20 @@ METAL_FUNC void copy(
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
   const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
   const bool aligned = column_stride == 1 && (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
-  if (aligned && valid >= COUNT && D % DEPTH == 0) {
-    // The common case, where addresses advance by constants; the swizzle repeats every eight rows
+  if (aligned && D % DEPTH == 0 && (SLICES > 1 || valid >= COUNT)) {
+    // The common case, where addresses advance by constants; the swizzle repeats every eight rows. A token has so few
+    // blocks that one which is not whole counts.
     threadgroup T* even = to + place<ROWS>(first + row0, chunk);
     threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
     const device T* source = from + row0 * stride + chunk;
 #pragma clang loop unroll(full)
     for (int step = 0; step < COUNT / STEP; step++) {
       threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
+      const int bytes = SLICES == 1 || row0 + step * STEP < valid ? 16 : 0;
 #pragma clang loop unroll(full)
       for (int panel = 0; panel < PANELS<D>; panel++) {
         if (panel * PANEL + PANEL <= columns || panel * PANEL + chunk < columns) {
-          nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
+          nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, bytes);
         } else if (PARTS > 1) {
           nv::copy_async(target + panel * ROWS * PANEL, source - chunk, 0);
         }
@@ -214,16 +217,17 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 template <int BT, int D, int WIDTH> METAL_FUNC void write_low_parts(threadgroup float* block, int index);
 #endif
 
-// An operand that all simdgroups traverse in blocks of BT rows, in threadgroup memory. PART: only the columns that
-// belong to the accumulator's. Other operands hold whole parts of it, with zeros behind the last column.
+// An operand that all simdgroups traverse in blocks of ROWS rows, in threadgroup memory; each multiplies BT of them.
+// PART: only the columns that belong to the accumulator's. Other operands hold whole parts of it, with zeros behind the
+// last column.
 template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> struct Traversed {
   using Element = T;
-  static constant constexpr int COLUMNS = PART ? HELD<D> : D;
+  static constant constexpr int ROWS = BT * SLICES, COLUMNS = PART ? HELD<D> : D;
   static constant constexpr int PADDED = PANELS<COLUMNS> * PANEL, SHARED = PARTS > 1 && !PART ? PARTS * HELD<D> : 0;
   static constant constexpr int WIDTH = PADDED > SHARED ? PADDED : SHARED, FILLED = PARTS > 1 ? WIDTH : COLUMNS;
-  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH * (LOW_PARTS && !PART ? 2 : 1);
+  static constant constexpr int BLOCK_ELEMENTS = ROWS * WIDTH * (LOW_PARTS && !PART ? 2 : 1);
 #if QUANTIZED
-  QuantizedBlock<T, BT, D, 32 * PRODUCER_WARPS> packed;
+  QuantizedBlock<T, ROWS, D, 32 * PRODUCER_WARPS> packed;
 #elif SCATTERED
   Scattered<T> pages;
 #else
@@ -233,7 +237,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   threadgroup T* block;
   nv::Pipeline<STAGES, CONSUMER_WARPS, 32 * PRODUCER_WARPS> pipe;
   long stride, column_stride;
-  int valid;  // rows of the current block to use, at most BT
+  int valid;  // of the BT rows that this simdgroup multiplies, those before the end; below 1 for none
   bool held;  // a product in flight reads the last block
   Lane lane;
 
@@ -278,12 +282,12 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
 #if HAS_PIECES
     pages.enter(row);
-    if (min(row + BT, end) > pages.end) {  // in two pieces: each thread looks its rows up
+    if (min(row + ROWS, end) > pages.end) {  // in two pieces: each thread looks its rows up
       const int index = lane.thread_index - 32 * CONSUMER_WARPS;
       const bool aligned = (ulong(pages.head) | ulong(pages.rank_stride | stride) * sizeof(T)) % 16 == 0;
 #pragma clang loop unroll(disable)
-      for (int n = index / 8; n < BT; n += 4 * PRODUCER_WARPS) {
-        copy_row<BT, FILLED>(
+      for (int n = index / 8; n < ROWS; n += 4 * PRODUCER_WARPS) {
+        copy_row<ROWS, FILLED>(
             to, n, pages.row(min(row + n, end - 1)), columns(), 1, aligned, row + n < end, index % 8 * CHUNK);
       }
       nv::fence_cta();
@@ -294,7 +298,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
 #elif SCATTERED
     const device T* head = pages.row(row) - row * stride;
 #endif
-    tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
+    tile::copy<ROWS, FILLED, ROWS, 32 * PRODUCER_WARPS>(
         to, 0, head + row * stride, stride, column_stride, end - row, columns(),
         lane.thread_index - 32 * CONSUMER_WARPS);
     commit(to);
@@ -316,8 +320,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
 
   // The block that begins at `row`: waits until its stage has been filled
   METAL_FUNC void acquire(int row, int end, bool = true) thread {
-    block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
-    valid = min(BT, end - row);
+    const int first = lane.slice() * BT;
+    block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS + first * PANEL;
+    valid = min(BT, end - row - first);
   }
 
   METAL_FUNC void release() thread { pipe.consumer_release(); }
@@ -331,13 +336,13 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   // Rows [16 t, +16) x columns [DEPTH d, +DEPTH) as the second operand of A B^T: two neighbouring groups of 8 rows
   METAL_FUNC uint4 fragment(int t, int d) const thread {
     const int l = lane.thread_index % 32;
-    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * DEPTH + l / 8 % 2 * CHUNK));
+    return nv::load_matrices(block + place<ROWS>(t * 16 + l / 16 * 8 + l % 8, d * DEPTH + l / 8 % 2 * CHUNK));
   }
 
   // The same block as the second operand of P B, for 16 bits: two neighbouring groups of 8 columns
   METAL_FUNC uint4 transposed(int t, int d) const thread {
     const int l = lane.thread_index % 32;
-    return nv::load_matrices_transposed(block + place<BT>(t * 16 + l % 16, d * 16 + l / 16 * 8));
+    return nv::load_matrices_transposed(block + place<ROWS>(t * 16 + l % 16, d * 16 + l / 16 * 8));
   }
 };
 

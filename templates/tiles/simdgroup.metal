@@ -69,6 +69,7 @@ struct Lane {
     return {row, column, thread_index, thread_index / 32};
 #endif
   }
+  METAL_FUNC int slice() const thread { return 0; }
   METAL_FUNC bool produces() const thread { return false; }
 
   // The lane of the same row that holds column k

@@ -6,10 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import bits
-from tensor_rows import BLOCKS, LAYERS, small_rows
+from tensor_rows import BLOCKS, LAYERS, OTHER_BLOCKS, small_rows
 
 from mlx_flash import attention, use_backend
 from mlx_flash.kernels import mask_map
+from mlx_flash.problem.kinds import DECODE
 from mlx_flash.simulator import mode, profile
 
 pytestmark = pytest.mark.simulator
@@ -59,7 +60,8 @@ def test_padding_on_the_left_is_not_copied(layer):
     q, k, v = drawn(dtype, (3, 8, 1, WIDTH), *[(3, 2, 512, WIDTH)] * 2)
     with mode("check"), small_rows(*layer), profile() as profiled:
         mx.eval(attention(q, k, v, mask=mx.array(keep)[:, None, None]))
-    visited = 2 * sum(-(-number // 32) * 32 for number in keys)  # rows of two key heads, in blocks of the map
+    block = OTHER_BLOCKS["mma", "narrow", DECODE][1]  # both layers decode by mma
+    visited = 2 * sum(-(-number // block) * block for number in keys)  # rows of two key heads
     assert [loaded(profiled, "decode", name) for name in "KV"] == [visited * WIDTH * 2] * 2
 
 

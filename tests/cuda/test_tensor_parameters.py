@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from problems import make_problem
+from problems import make_problem, with_variants
 
 from mlx_flash.kernels.apple import TABLE
 from mlx_flash.kernels.config import FULL, MIXED, TileConfig
@@ -167,6 +167,7 @@ ILLEGAL = [
     (FORWARD, JOINT, {"cached": ("Q", "O")}, "from threadgroup memory"),
     (FORWARD, JOINT, {"parallel": 256, "traversal": 16}, "more consumers than three"),
     (BACKWARD_QUERY, JOINT, {"cached": ("dQ",), "overlaps": True}, "no products of this kernel overlap"),
+    (DECODE, LEGAL, {"cached": ("O",), "splits": 2}, "have q in registers"),
     (FORWARD, LEGAL, {"overlaps": True}, "no products of this kernel overlap"),
     (BACKWARD_KEY_VALUE, LEGAL, {"cached": ("dK", "dV"), "overlaps": True}, "no products of this kernel overlap"),
 ]
@@ -230,14 +231,28 @@ def test_quantized_operands_have_a_layer_of_their_own(family):
 )
 def test_a_decoding_threadgroup_has_as_many_rows_as_it_needs(family, group, queries, owned):
     """Rows come in fragments of 16, whatever their number, and the memory of a core holds several threadgroups of 16
-    rows."""
+    rows, in which two simdgroups share blocks of 64 keys."""
     core, fit = {"sm80": (100, 2), "sm90": (228, 3)}[family.name]  # in KB; a threadgroup costs another one
     for head_dim in (40, 64, 128, 192, 256):
         asked = make_problem(1, group, 1, queries, 300, head_dim, head_dim, "bfloat16")
         row = plan_of(DECODE, asked, family).config
-        assert (row.tiles, row.parallel, row.simdgroup_rows, row.threads) == ("mma", owned, 16, 2 * owned + 32)
+        slices = 2 if owned == 16 and head_dim <= {"sm80": 64, "sm90": 128}[family.name] else 1
+        assert (row.tiles, row.parallel, row.simdgroup_rows) == ("mma", owned, 16)
+        assert row.splits == slices and row.threads == 2 * owned * slices + 32
         taken = tensor_bytes(DECODE, row.shrink_to(16), row.max_head, row.max_head)
         assert fit * (taken / 1024 + 1) <= core
+
+
+@pytest.mark.parametrize("group", [4, 17])
+def test_quantized_keys_are_summed_in_the_order_of_plain_ones(group):
+    """With the same blocks and slices, and so the same bits where codes are exact. Hopper's blocks of plain keys are
+    longer beyond 64 columns."""
+    for name, head_dims in (("sm80", (16, 64, 128, 256)), ("sm90", (16, 64))):
+        for head_dim in head_dims:
+            asked = make_problem(1, group, 1, 1, 300, head_dim, head_dim, "float16")
+            coded = with_variants(asked, quantization=Quantization("affine", 4, 32))
+            plain, quantized = (plan_of(DECODE, one, FAMILIES[name]).config for one in (asked, coded))
+            assert (quantized.traversal, quantized.splits) == (plain.traversal, plain.splits)
 
 
 @pytest.mark.parametrize("family", GPUS, ids=lambda family: family.name)

@@ -5,6 +5,7 @@ from mutant import of
 TILES = "test_masks.py::test_tiles_that_are_hidden_shown_and_mixed[{}]"
 VISITED = "test_work.py::test_tiles_that_an_array_mask_hides_are_not_visited[{}]"
 DECODING = "test_decode.py::test_features_and_their_gradients[simulator-{}]"
+SLICED = "test_key_slices.py::test_keys_that_end_in_each_slice[{}]"
 
 # fmt: off
 DECODE = of(
@@ -28,8 +29,10 @@ DECODE = of(
      "test_decode.py::test_groups_queries_and_keys[apple9]", "check"),
     ("copied-beyond-the-border", "tile::produce(k, v, c, next)", "tile::produce(k, v, c, end)",
      "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
-    ("producers-store-too", "if (lane.produces()) return;", "",
+    ("producers-store-too", "if (SLICES == 1 && lane.produces()) return;", "",
      "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
+    ("producers-miss-the-join", "if (SLICES == 1 && lane.produces())", "if (lane.produces())", SLICED.format(40), "check"),
+    ("positions-of-the-first-slice", "own = c + slice % SLICES * BT;", "own = c;", SLICED.format(40)),
 )
 
 KEY_SPLITS = of(
@@ -45,6 +48,8 @@ KEY_SPLITS = of(
      "const float reference = largest;", "test_decode.py::test_fully_masked_rows[simulator-apple9-bool]"),
     ("blocks-still-read", "threadgroup_barrier(mem_flags::mem_threadgroup);  // the memory held blocks of keys", "",
      "test_quantized.py::test_a_cache_is_read_in_place[apple7-nvfp44g16-2]", "check"),
+    ("producers-join", "joins = !lane.produces(),", "joins = true,", SLICED.format(40), "check"),
+    ("nothing-to-add", "adds = joins && slice > 0;", "adds = false;", SLICED.format(40), "check"),
 )
 
 COMBINE = of(
@@ -98,3 +103,36 @@ QUANTIZED_TENSOR = of(
     ("quantized-block-before-its-stage", "producer_acquire() * b.BLOCK", "producer_acquire() * 0 * b.BLOCK",
      "test_tensor_quantized.py::test_several_parts_and_every_schedule[narrow]", "check"),
 )
+
+SLICES = of(
+    "nvidia",
+    ("every-slice-the-first", "return thread_index / 32 % SLICES;", "return 0;", SLICED.format(40), "check"),
+    ("keys-of-the-first-slice", "BLOCK_ELEMENTS + first * PANEL;", "BLOCK_ELEMENTS;", SLICED.format(40)),
+    ("end-of-the-first-slice", "min(BT, end - row - first)", "min(BT, end - row)",
+     "test_key_slices.py::test_visits_that_end_with_the_first_slice"),
+    ("last-block-copied-whole", "SLICES == 1 || row0 + step * STEP < valid ? 16 : 0", "16",
+     "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
+    ("last-block-of-the-first-thread", "row0 + step * STEP < valid ?", "step * STEP < valid ?", SLICED.format(128), "check"),
+    ("second-panel-of-keys-in-the-first", "block + place<ROWS>(t * 16 + l / 16", "block + place<BT>(t * 16 + l / 16",
+     SLICED.format(128)),
+    ("second-panel-of-values-in-the-first", "block + place<ROWS>(t * 16 + l % 16", "block + place<BT>(t * 16 + l % 16",
+     SLICED.format(128)),
+) + of(
+    "nan_safe",
+    ("second-panel-not-searched", "panel * b.ROWS + row", "panel * BT + row",
+     "test_key_slices.py::test_garbage_in_the_last_columns_of_a_hidden_key[nan]"),
+) + of(
+    "nvidia_quantized",
+    ("first-slice-dequantized", "if (row >= ROWS ||", "if (row >= BT ||", PACKED),
+    ("second-panel-dequantized-in-the-first", "place<ROWS>(row, column)", "place<BT>(row, column)",
+     "test_tensor_quantized.py::test_accuracy[narrow-form1-2-96-64-bfloat16]"),
+) + of(
+    "mask",
+    ("segments-of-the-first-slice", "place + BT * SLICES, range.end", "place + BT, range.end",
+     "test_key_slices.py::test_keys_that_begin_in_each_slice[33-segments]"),
+) + of(
+    "mask_look",
+    ("map-of-the-first-slice", "first_column + C * SLICES", "first_column + C",
+     "test_key_slices.py::test_keys_that_begin_in_each_slice[33-mask]"),
+)
+# fmt: on

@@ -64,8 +64,8 @@ FLIGHTS = [
         "nvidia",
         ("released-held-or-not", "if (held) pipe.consumer_release();", "pipe.consumer_release();", WHOLE, "check"),
         ("held-from-the-first", "    held = false;\n    stages", "    held = true;\n    stages", WHOLE, "check"),
-        ("next-block-in-the-same-stage", "block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;",
-         "pipe.consumer_wait();\n    block = stages;", ENDS.format("mma"), "check"),
+        ("next-block-in-the-same-stage", "stages + pipe.consumer_wait() * BLOCK_ELEMENTS +",
+         "stages + 0 * pipe.consumer_wait() +", ENDS.format("mma"), "check"),
     ),
 ]
 # fmt: on

@@ -5,7 +5,7 @@ test_mutants.py makes each mistake and runs its test.
 """
 
 from budget_mutants import BUDGETS
-from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK, QUANTIZED_TENSOR
+from decoding_mutants import COMBINE, DECODE, KEY_SPLITS, MASK_LOOK, QUANTIZED_TENSOR, SLICES
 from flight_mutants import FLIGHTS
 from formula_mutants import FORMULA
 from kept_mutants import APPLE_KEPT, BACKWARD_KEPT, KEEPING, KEPT
@@ -318,7 +318,7 @@ TILE_TENSOR = of(
     "nvidia",
     ("producers-count-from-zero", "\n        lane.thread_index - 32 * CONSUMER_WARPS", "lane.thread_index",
      TENSOR.format("ends_within_a_block[mma-narrow-(70, 150)]")),
-    ("copied-past-the-end", "if (aligned && valid >= COUNT && D", "if (aligned && D",
+    ("copied-past-the-end", " && (SLICES > 1 || valid >= COUNT)", "",
      TENSOR.format("whole_panels[mma-narrow]")),
     ("copied-by-16-bytes-from-anywhere", " && (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;",
      ";", TENSOR.format("views_that_are_not_aligned[mma-narrow-odd_rows]")),
@@ -381,6 +381,7 @@ MUTANTS = [
     *SIMDGROUP_RESULTS,
     *SIMDGROUP_PRODUCTS,
     *TILE_SUMS,
+    *SLICES,
     *VIEWS,
     *TILE_TENSOR,
     *TILE_NAN_SAFE,

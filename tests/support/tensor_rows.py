@@ -25,7 +25,8 @@ BLOCKS = {
 OTHER_BLOCKS = {
     ("wgmma", "wide", FORWARD): (128, 16),
     ("wgmma", "wide", BACKWARD_VALUE): (64, 32),
-    ("mma", "narrow", DECODE): (32, 32),
+    ("mma", "narrow", DECODE): (32, 64),  # in two slices where rows are few
+    ("dequantizing", "narrow", DECODE): (32, 64),
     ("mma", "wide", DECODE): (32, 16),
     ("dequantizing", "wide", DECODE): (32, 16),
     ("mma", "shared", FORWARD): (32, 32),

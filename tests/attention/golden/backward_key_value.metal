@@ -24,6 +24,7 @@ namespace flash {
 using Element = float;
 constant constexpr int D = 64, DV = 64;
 constant constexpr int BP = 64, BT = 32, BH = 32, R = 16;
+constant constexpr int SLICES = 1;
 constant constexpr int THREADS = 32 * BP / R;
 constant constexpr int SCRATCH = 1032;
 constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
@@ -103,6 +104,7 @@ struct Lane {
     const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
     return {row, column, thread_index, thread_index / 32};
   }
+  METAL_FUNC int slice() const thread { return 0; }
   METAL_FUNC bool produces() const thread { return false; }
   METAL_FUNC ushort holder(int k) const thread { return (thread_index % 32 & ~9u) | (k >> 1 & 1) | (k >> 2 & 1) << 3; }
 };
@@ -572,7 +574,7 @@ struct Visibility {
     return false;
   }
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-    look_at(place, min(place + BT, range.end), lane);
+    look_at(place, min(place + BT * SLICES, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
     return !covers(place, place + BT - 1, first, min(last, keys - 1));
   }

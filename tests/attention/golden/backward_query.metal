@@ -24,6 +24,7 @@ namespace flash {
 using Element = bfloat;
 constant constexpr int D = 64, DV = 64;
 constant constexpr int BP = 128, BT = 64, BH = 64, R = 16;
+constant constexpr int SLICES = 1;
 constant constexpr int THREADS = 32 * BP / R;
 constant constexpr int SCRATCH = 33792;
 constant constexpr bool CAUSAL = false, HAS_WINDOW = 0;
@@ -95,10 +96,11 @@ struct Lane {
     self.row = thread_index % 32 / 4;
     self.column = thread_index % 4 * 2;
     self.thread_index = thread_index;
-    self.simdgroup = thread_index / 32;
+    self.simdgroup = thread_index / (32 * SLICES);
     return self;
   }
-  METAL_FUNC bool produces() const thread { return simdgroup >= CONSUMER_WARPS; }
+  METAL_FUNC int slice() const thread { return thread_index / 32 % SLICES; }
+  METAL_FUNC bool produces() const thread { return thread_index >= 32 * CONSUMER_WARPS; }
 };
 template <typename To, int R, int C>
 METAL_FUNC void narrow(thread Tile<To, R, C>& to, thread const Tile<float, R, C>& from) {
@@ -143,17 +145,18 @@ METAL_FUNC void copy(
   static_assert(COUNT % STEP == 0, "rows are copied in whole steps");
   const int chunk = thread_index % 8 * CHUNK, row0 = thread_index / 8;
   const bool aligned = column_stride == 1 && (ulong(from) | ulong(stride * sizeof(T))) % 16 == 0;
-  if (aligned && valid >= COUNT && D % DEPTH == 0) {
+  if (aligned && D % DEPTH == 0 && (SLICES > 1 || valid >= COUNT)) {
     threadgroup T* even = to + place<ROWS>(first + row0, chunk);
     threadgroup T* odd = to + place<ROWS>(first + row0 + STEP, chunk);
     const device T* source = from + row0 * stride + chunk;
 #pragma clang loop unroll(full)
     for (int step = 0; step < COUNT / STEP; step++) {
       threadgroup T* target = (step % 2 ? odd : even) + step / 2 * 2 * STEP * PANEL;
+      const int bytes = SLICES == 1 || row0 + step * STEP < valid ? 16 : 0;
 #pragma clang loop unroll(full)
       for (int panel = 0; panel < PANELS<D>; panel++) {
         if (panel * PANEL + PANEL <= columns || panel * PANEL + chunk < columns) {
-          nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, 16);
+          nv::copy_async(target + panel * ROWS * PANEL, source + panel * PANEL, bytes);
         } else if (PARTS > 1) {
           nv::copy_async(target + panel * ROWS * PANEL, source - chunk, 0);
         }
@@ -222,10 +225,10 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
 };
 template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> struct Traversed {
   using Element = T;
-  static constant constexpr int COLUMNS = PART ? HELD<D> : D;
+  static constant constexpr int ROWS = BT * SLICES, COLUMNS = PART ? HELD<D> : D;
   static constant constexpr int PADDED = PANELS<COLUMNS> * PANEL, SHARED = PARTS > 1 && !PART ? PARTS * HELD<D> : 0;
   static constant constexpr int WIDTH = PADDED > SHARED ? PADDED : SHARED, FILLED = PARTS > 1 ? WIDTH : COLUMNS;
-  static constant constexpr int BLOCK_ELEMENTS = BT * WIDTH * (LOW_PARTS && !PART ? 2 : 1);
+  static constant constexpr int BLOCK_ELEMENTS = ROWS * WIDTH * (LOW_PARTS && !PART ? 2 : 1);
   const device T* head;
   threadgroup T* stages;
   threadgroup T* block;
@@ -250,7 +253,7 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   METAL_FUNC void next_head(thread const View& view) thread { head = view.next<T>(head); }
   METAL_FUNC void copy(int row, int end) thread {
     threadgroup T* to = stages + pipe.producer_acquire() * BLOCK_ELEMENTS;
-    tile::copy<BT, FILLED, BT, 32 * PRODUCER_WARPS>(
+    tile::copy<ROWS, FILLED, ROWS, 32 * PRODUCER_WARPS>(
         to, 0, head + row * stride, stride, column_stride, end - row, columns(),
         lane.thread_index - 32 * CONSUMER_WARPS);
     commit(to);
@@ -262,8 +265,9 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   METAL_FUNC void pass() thread {}
   METAL_FUNC bool far() const thread { return false; }
   METAL_FUNC void acquire(int row, int end, bool = true) thread {
-    block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS;
-    valid = min(BT, end - row);
+    const int first = lane.slice() * BT;
+    block = stages + pipe.consumer_wait() * BLOCK_ELEMENTS + first * PANEL;
+    valid = min(BT, end - row - first);
   }
   METAL_FUNC void release() thread { pipe.consumer_release(); }
   METAL_FUNC void release_held() thread {
@@ -272,11 +276,11 @@ template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> str
   }
   METAL_FUNC uint4 fragment(int t, int d) const thread {
     const int l = lane.thread_index % 32;
-    return nv::load_matrices(block + place<BT>(t * 16 + l / 16 * 8 + l % 8, d * DEPTH + l / 8 % 2 * CHUNK));
+    return nv::load_matrices(block + place<ROWS>(t * 16 + l / 16 * 8 + l % 8, d * DEPTH + l / 8 % 2 * CHUNK));
   }
   METAL_FUNC uint4 transposed(int t, int d) const thread {
     const int l = lane.thread_index % 32;
-    return nv::load_matrices_transposed(block + place<BT>(t * 16 + l % 16, d * 16 + l / 16 * 8));
+    return nv::load_matrices_transposed(block + place<ROWS>(t * 16 + l % 16, d * 16 + l / 16 * 8));
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A& a, thread B& b, int row, int end) {
@@ -384,7 +388,7 @@ METAL_FUNC bool all_finite(thread const Traversed<T, BT, D, BH, THREADS, PART>& 
         const int r = row + part * 4 + thread_index % 32 / 8;
         const int column = panel * PANEL + (int(thread_index % 8) ^ (r & 7)) * 8;
         if (column >= COLUMNS) continue;
-        const uint4 pairs = chunks[(panel * BT + row) * (PANEL / 8)];
+        const uint4 pairs = chunks[(panel * b.ROWS + row) * (PANEL / 8)];
         for (int e = 0; e < 4; e++) found |= (pairs[e] & 0x7fff7fffu) + step;
       }
     }
@@ -593,7 +597,7 @@ struct Visibility {
     return false;
   }
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-    look_at(place, min(place + BT, range.end), lane);
+    look_at(place, min(place + BT * SLICES, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
     return !covers(first, min(last, rows - 1), place, place + BT - 1);
   }

@@ -24,6 +24,7 @@ namespace flash {
 using Element = half;
 constant constexpr int D = 64, DV = 64;
 constant constexpr int BP = 8, BT = 32, BH = 64, R = 8;
+constant constexpr int SLICES = 1;
 constant constexpr int THREADS = 32 * BP / R;
 constant constexpr int SCRATCH = 1664;
 constant constexpr bool CAUSAL = true, HAS_WINDOW = 1;
@@ -99,6 +100,7 @@ struct Lane {
     const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
     return {row, column, thread_index, thread_index / 32};
   }
+  METAL_FUNC int slice() const thread { return 0; }
   METAL_FUNC bool produces() const thread { return false; }
   METAL_FUNC ushort holder(int k) const thread { return (thread_index % 32 & ~9u) | (k >> 1 & 1) | (k >> 2 & 1) << 3; }
 };
@@ -596,7 +598,7 @@ struct Visibility {
     return tile_segments.begin > row_segments.end || tile_segments.end < row_segments.begin;
   }
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-    look_at(place, min(place + BT, range.end), lane);
+    look_at(place, min(place + BT * SLICES, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
     return !covers(first, min(last, rows - 1), place, place + BT - 1);
   }
@@ -771,7 +773,7 @@ METAL_FUNC void store_statistics(device float* to, float m, float l) {
 namespace flash {
 constant constexpr int SPLITS = 4;
 namespace key_splits {
-constant constexpr int SIMDGROUPS = BP / R, MERGED = 4 < DV / 8 ? 4 : DV / 8;
+constant constexpr int SIMDGROUPS = BP / R, MERGED = 4;
 METAL_FUNC float weight_of(float m_slice, float m, float factor) {
   return fast_exp2(softmax::exponent(m_slice, m, factor));
 }
@@ -779,18 +781,19 @@ template <int BH, bool CACHED>
 METAL_FUNC bool join(
     thread tile::Accumulator<R, DV, BH, CACHED>& o, thread softmax::State<R>& state, threadgroup Element* scratch,
     int slice, float factor, tile::Lane lane) {
+  const bool joins = !lane.produces(), sums = joins && slice == 0, adds = joins && slice > 0;
   threadgroup float* m = (threadgroup float*)scratch;
   threadgroup float* l = m + SPLITS * BP;
   const int row0 = int(lane.simdgroup) * R + lane.row;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (int i = 0; i < R / 8; i++) {
-    if (lane.column != 0) continue;
+    if (lane.column != 0 || !joins) continue;
     m[slice * BP + row0 + i * 8] = state.m[i];
     l[slice * BP + row0 + i * 8] = state.l[i];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   tile::RowVector<R> weight;
-  for (int i = 0; i < R / 8; i++) {
+  for (int i = 0; i < R / 8 && joins; i++) {
     const int row = row0 + i * 8;
     float largest = -INFINITY, sum = 0;
     for (int n = 0; n < SPLITS; n++) largest = max(largest, m[n * BP + row]);
@@ -804,7 +807,7 @@ METAL_FUNC bool join(
   threadgroup tile::Pair<float>* pairs = (threadgroup tile::Pair<float>*)(l + SPLITS * BP) + lane.thread_index % 32;
 #pragma clang loop unroll(full)
   for (int d0 = 0; d0 < DV / 8; d0 += MERGED) {
-    if (slice > 0) {
+    if (adds) {
       const int place = ((slice - 1) * SIMDGROUPS + lane.simdgroup) * FRAGMENTS;
       for (int i = 0; i < GROUPS; i++) {
 #pragma clang loop unroll(full)
@@ -814,7 +817,7 @@ METAL_FUNC bool join(
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (slice == 0) {
+    if (sums) {
       for (int i = 0; i < GROUPS; i++) {
 #pragma clang loop unroll(full)
         for (int d = d0; d < min(d0 + MERGED, DV / 8); d++) {
@@ -829,7 +832,7 @@ METAL_FUNC bool join(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
-  return slice == 0;
+  return sums;
 }
 }
 }
@@ -875,15 +878,16 @@ METAL_FUNC void decode(
     state.clear(i, sink, args.scale, lane.column == 0);
   }
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
-  const int length = part_length(seen.end - seen.begin, args.decode_params) / SPLITS;
-  const int begin = seen.begin + (part * SPLITS + slice) * length, end = min(seen.end, begin + length);
+  constexpr int RUNS = SPLITS / SLICES;
+  const int length = part_length(seen.end - seen.begin, args.decode_params) / RUNS;
+  const int begin = seen.begin + (part * RUNS + slice / SLICES) * length, end = min(seen.end, begin + length);
   for (int c = begin, next; c < end;) {
     k.start(c);
     v.start(c);
 #pragma clang loop unroll(full)
     for (int edge = tile::SPLIT ? 0 : 1; edge < 2; edge++) {
       for (; c < end; c = next) {
-        next = min(c + BT, end);
+        next = min(c + BT * SLICES, end);
         const bool entered = true;
         const bool at_edge = visibility.edge_of({c, next}, 0, args.Lq - 1, c, lane) || k.far() || v.far();
         if (at_edge != (edge == 1)) break;
@@ -896,12 +900,13 @@ METAL_FUNC void decode(
         }
         if (tile::produce(k, v, c, next)) continue;
         k.acquire(c, next, edge);
+        const int own = c + slice % SLICES * BT;
         tile::Tile<float, R, BT> s;
         tile::multiply_abt(s, q, k);
         k.release();
         softmax::Slope<R, BT> slope;
         softmax::scale_or_cap(s, slope, args);
-        const bool whole = mask::apply(s, visibility, look, first, c, k.valid, lane, edge);
+        const bool whole = mask::apply(s, visibility, look, first, own, k.valid, lane, edge);
         const tile::RowVector<R> correction = softmax::step(s, state, factor);
         tile::Tile<Element, R, BT> p;
         tile::narrow(p, s);
@@ -911,7 +916,7 @@ METAL_FUNC void decode(
       }
     }
   }
-  if (lane.produces()) return;
+  if (SLICES == 1 && lane.produces()) return;
   state.finish();
   if (!key_splits::join(o, state, scratch, slice, factor, lane)) return;
   tile::RowVector<R> normaliser;

@@ -20,6 +20,7 @@ namespace flash {
 using Element = half;
 constant constexpr int D = 64, DV = 64;
 constant constexpr int BP = 16, BT = 128, BH = 64, R = 8;
+constant constexpr int SLICES = 1;
 constant constexpr int THREADS = 32 * BP / R;
 constant constexpr int SCRATCH = 1;
 constant constexpr bool CAUSAL = true, HAS_WINDOW = 0;
@@ -86,6 +87,7 @@ struct Lane {
     const int row = ((lane >> 2) & 4) + ((lane >> 1) & 3), column = ((lane >> 2) & 2) * 2 + (lane & 1) * 2;
     return {row, column, thread_index, thread_index / 32};
   }
+  METAL_FUNC int slice() const thread { return 0; }
   METAL_FUNC bool produces() const thread { return false; }
   METAL_FUNC ushort holder(int k) const thread { return (thread_index % 32 & ~9u) | (k >> 1 & 1) | (k >> 2 & 1) << 3; }
 };
@@ -538,7 +540,7 @@ struct Visibility {
     return false;
   }
   METAL_FUNC bool edge_of(Range range, int first, int last, int place, tile::Lane lane) thread {
-    look_at(place, min(place + BT, range.end), lane);
+    look_at(place, min(place + BT * SLICES, range.end), lane);
     if (!tile::SPLIT || place + BT > range.end) return true;
     return !covers(first, min(last, rows - 1), place, place + BT - 1);
   }
