@@ -176,7 +176,7 @@ def kernel_attribute(attribute: str) -> str:
 def printed_source(printed: str) -> str | None:
     """The Metal text between the fences that MLX prints for a kernel with verbose=True; None if there is none."""
     _, opened, rest = printed.partition("```\n")
-    text, closed, _ = rest.rpartition("```\n")
+    text, closed, _ = rest.rpartition("\n```\n")  # the text's own end of line stands before that of the print
     return text if opened and closed else None
 
 

@@ -214,6 +214,7 @@ def test_printed_source(capfd):
     sys.stdout.flush()
     text = mlx_private.printed_source(capfd.readouterr().out)
     assert text is not None and "[[kernel]] void" in text and "```" not in text
+    assert text.endswith("\n}\n"), "one end of line, as in the text that MLX compiles, without that of the print"
     assert mlx_private.printed_source("nothing") is None
 
 
