@@ -6,12 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from feature_cases import tiles
-from launches import by_step
+from launches import by_step, launched
 from machines import each_simulated_family
 
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.problem.kinds import BACKWARD_MASK, TRAINING
-from mlx_flash.simulator import mode, profile
+from mlx_flash.simulator import mode
 
 EMPTY, FULL = 0, 1
 DRAW = np.random.default_rng(11)
@@ -129,7 +129,7 @@ def test_exactly_the_blocks_that_are_not_empty_are_visited(family):
     keep = states.repeat(32, 1).repeat(32, 2) & (DRAW.random((2, 256, 256)) < 0.9)
     mask, q = BlockMask.from_array(keep, block=32), mx.zeros((1, 2, 256, 16))
     assert mask.visited == states.mean()
-    with use_backend("simulator", family), mode("fast"), profile() as profiled:
+    with use_backend("simulator", family), mode("check"), launched() as profiled:
         mx.eval(mx.vjp(lambda *x: attention(*x, mask=mask), [q, q, q], [q])[1])
     found = by_step(profiled)
     for step in STEPS_WITH_BLOCKS:
@@ -144,7 +144,7 @@ def test_full_blocks_are_not_tested_per_element(family, partial):
     mask = BlockMask.from_predicate(
         lambda i, j: (i // 32 >= j // 32) & ((i != j) | (not partial)), 128, 128, block=32
     )  # fmt: skip
-    with use_backend("simulator", family), mode("check"), profile() as profiled:
+    with use_backend("simulator", family), mode("check"), launched() as profiled:
         mx.eval(mx.vjp(lambda *x: attention(*x, mask=mask), [q, q, q], [q])[1])
     buffers = [launch["buffers"] for launch in profiled.launches if "block_bitmaps" in launch["buffers"]]
     assert len(buffers) == 3

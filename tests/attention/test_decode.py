@@ -10,6 +10,7 @@ import pytest
 from arrays import bits
 from cases import Case
 from decoding_checks import LENGTH_CASES, VARIANTS, check, check_blind_rows, check_hidden_parts, shaped
+from launches import launched
 from machines import across_backends, each_simulated_family
 from problems import make_problem
 
@@ -87,8 +88,8 @@ def test_features_and_their_gradients(backend, case):
     feature_cases.check(VARIANTS[case])
 
 
-def launches(family: str, *arrays, checks="check", **options) -> list[dict]:
-    with use_backend("simulator", family), mode(checks), profile() as counted:
+def launches(family: str, *arrays, checks="check", recorded=profile, **options) -> list[dict]:
+    with use_backend("simulator", family), mode(checks), recorded() as counted:
         mx.eval(attention(*arrays, **options))
     return counted.launches
 
@@ -121,7 +122,7 @@ def test_kernel_choice():
         (shaped(4, 1, 600), {"dropout": 0.5, "key": key}, ["forward"]),
     ]
     for arrays, options, want in calls:
-        assert names(launches("apple9", *arrays, **options)) == want
+        assert names(launches("apple9", *arrays, recorded=launched, **options)) == want
         told = explain(*arrays, backend="simulator", family="apple9", **options)
         assert [step.name for step in told.kernels if step.name in ("decode", "combine", "forward")] == want
         assert told.forward.split(":")[0] == want[0] and told.forward in str(told)
@@ -194,7 +195,7 @@ def test_every_schedule_gives_the_same_bits(family, name):
     arrays = [VARIANTS[name].case.arrays()[tensor] for tensor in "qkv"]
 
     def once(*order):
-        with use_backend("simulator", family), mode("check"), schedule(*order), profile() as counted:
+        with use_backend("simulator", family), mode("check"), schedule(*order), launched() as counted:
             found = [bits(array) for array in attention(*arrays, **arguments)]
         assert all(launch["threadgroups"] > 1 and launch["threads"] > 32 for launch in counted.launches)
         return found

@@ -243,7 +243,7 @@ SERVED = [(8 * n, dtype) for n in range(1, 33) for dtype in ("float16", "bfloat1
 def test_errors_beside_those_of_8x8_matrices(head_dim, dtype):
     """The largest at most twice as large, though the unit takes 10 bits of mantissa of dS: in float16 what it leaves
     is multiplied too. Without that the root of mean squares would be 1.4 times as large, the largest up to 2.9."""
-    with mode("fast"):
+    with mode("check"):
         draws = [plain((96 + n, 130 + n), head_dim, dtype) for n in range(3)]
         mine, others = (errors(family, draws) for family in ("apple10", "apple9"))
     for name in mine:

@@ -5,12 +5,13 @@ A missing barrier, a second writer or a read of what another threadgroup writes 
 
 import pytest
 from arrays import bits
+from launches import launched
 from machines import each_simulated_family
 from variants import VARIANTS, computed
 
 from mlx_flash import use_backend
 from mlx_flash.problem.kinds import TRAINING
-from mlx_flash.simulator import mode, profile, schedule
+from mlx_flash.simulator import mode, schedule
 
 OTHERS = [("reversed", 0), ("random", 1)]
 
@@ -34,7 +35,7 @@ def test_every_schedule_gives_the_same_bits(family, name):
 def test_the_variants_run_every_kernel(family):
     """Kernels with several threadgroups and simdgroups run more than one of each, since otherwise orders could not
     differ."""
-    with profile() as counted:
+    with launched() as counted:
         in_order("additive", family, "forward")
     for step in TRAINING:
         (launch,) = (found for found in counted.launches if f"flash_{step.name}_float32" in found["kernel"])

@@ -16,7 +16,7 @@ EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 
 
 def check(choice, lengths, causal):
-    with use_backend(*choice), mode("fast"):
+    with use_backend(*choice), mode("check"):
         for rows, columns in lengths:
             case = Case(rows, columns, 16, "float32", causal)
             arrays = case.arrays()
@@ -62,7 +62,7 @@ def test_two_blocks_and_one_row(choice, rows):
 def test_every_head_dimension(choice, width):
     """The widths from 1 to 256, eight of which are padded alike."""
     dtype = ("float32", "float16", "bfloat16")[width // 8 % 3]
-    with use_backend(*choice), mode("fast"):
+    with use_backend(*choice), mode("check"):
         for head_dim in range(width - 7, width + 1):
             case = Case(17, 35, head_dim, dtype, True, group=2)
             arrays = case.arrays()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from arrays import bits
 from cases import Case, backward
-from launches import by_step
+from launches import by_step, launched
 from machines import each_simulated_family
 
 from mlx_flash import BlockMask, attention, use_backend
@@ -26,7 +26,7 @@ def counted(family: str, query_length: int, key_length: int, head_dim: int, caus
     """Matmuls of each step; on zeros, as the count does not depend on the numbers."""
     case = Case(query_length, key_length, head_dim, causal=causal)
     arrays = {name: mx.zeros(shape) for name, shape in case.shapes.items()}
-    with use_backend("simulator", family), mode("fast"), profile() as profiled:
+    with use_backend("simulator", family), mode("check"), launched() as profiled:
         mx.eval(list(backward(case, arrays).values()))
     return by_step(profiled)
 
@@ -72,7 +72,7 @@ def test_the_edge_of_the_traversal_costs_no_whole_block(family, step):
 def test_delta_multiplies_no_matrices():
     """Delta has a kernel of its own here, as it has where the LSE has a gradient too."""
     q = mx.zeros((1, 1, 65, 16))
-    with use_backend("simulator", "apple9"), mode("fast"), profile() as profiled:
+    with use_backend("simulator", "apple9"), mode("check"), launched() as profiled:
         mx.eval(mx.grad(lambda q: sum(one.sum() for one in attention(q, q, q, return_lse=True)))(q))
     assert [one["matmuls"] for one in profiled.launches if "flash_delta_" in one["kernel"]] == [0]
 
@@ -88,7 +88,7 @@ def test_work_beyond_the_diagonal_is_never_done():
 def masked(family: str, **options) -> dict[str, int]:
     """Matmuls of each step at LENGTH queries and keys."""
     q = mx.zeros((1, 1, LENGTH, WIDTH))
-    with use_backend("simulator", family), mode("fast"), profile() as profiled:
+    with use_backend("simulator", family), mode("check"), launched() as profiled:
         mx.eval(mx.vjp(lambda *x: attention(*x, **options), [q, q, q], [q])[1])
     return by_step(profiled)
 

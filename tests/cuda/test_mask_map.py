@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import bits
+from launches import launched
 from tensor_rows import BLOCKS, LAYERS, OTHER_BLOCKS, small_rows
 
 from mlx_flash import attention, use_backend
@@ -85,10 +86,10 @@ def test_the_same_bits_as_without_a_map(layer, shape):
         return [bits(one) for one in (*made, *gradients, attention(q[:, :, :5], k, v, mask=few))]
 
     with small_rows(*layer):
-        with profile() as profiled:
+        with launched() as profiled:
             mapped = results()
         assert sum("mask_map" in launch["kernel"] for launch in profiled.launches) == 4
-        with patch.multiple(mask_map, LEAST_PAIRS=2**40, LEAST_ELEMENTS=2**40), profile() as profiled:
+        with patch.multiple(mask_map, LEAST_PAIRS=2**40, LEAST_ELEMENTS=2**40), launched() as profiled:
             unmapped = results()
         assert not any("mask_map" in launch["kernel"] for launch in profiled.launches)
     assert mapped == unmapped
@@ -100,6 +101,6 @@ def test_kernels_without_a_map(family, queries):
     themselves."""
     q, k, v = drawn(mx.float32, (1, 1, queries, 16), *[(1, 1, 40, 16)] * 2)
     maps = patch.multiple(mask_map, LEAST_PAIRS=0, LEAST_ELEMENTS=0)
-    with maps, use_backend("simulator", family), profile() as profiled:
+    with maps, use_backend("simulator", family), launched() as profiled:
         mx.eval(attention(q, k, v, mask=mx.ones((queries, 40), mx.bool_)))
     assert ["mask_map" in launch["kernel"] for launch in profiled.launches] == [False]

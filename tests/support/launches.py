@@ -1,6 +1,23 @@
-"""Sums over the launches in the simulator's profile."""
+"""Launches of the simulator: a record of them, and sums over it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from mlx_flash.metal.cpu.profile import Profile, record
 from mlx_flash.problem.kinds import TRAINING
+from mlx_flash.simulator import profile
+
+
+@contextmanager
+def launched() -> Iterator[Profile]:
+    """Records launches as profile() does, of kernels as they are built without it, which other tests have compiled.
+
+    Threadgroups, products and steps are those that profile() counts. Exponentials are not counted, and bytes are those
+    of code that reads again in a loop what does not change there: a test of these takes profile().
+    """
+    with patch.object(record, "counting", lambda: False), profile() as found:
+        yield found
 
 
 def by_step(profiled) -> dict[str, int]:
