@@ -24,14 +24,14 @@ COMPLEX = {  # bodies that set the complex number w from z, and what it is
     "w = z[e] / z[63 - e] + -z[e];": Z / Z[::-1] - Z,
     "complex64_t s; s += z[e]; s += s; w = s;": 2 * Z,
     "threadgroup complex64_t s[64]; s[e] = z[e]; s[e] += z[e]; w = s[e];": 2 * Z,
-    "complex_t<float>::value_type a = z[e].imag; complex32_t h(2.0h, 1); w = h; w = w * complex64_t(a);": (2 + 1j) * Z.imag,
+    "complex_t<float>::value_type a = z[e].imag; w = complex32_t(2, 1); w = w * complex64_t(a);": (2 + 1j) * Z.imag,
     "w = (z[e] < z[63 - e]) + 2 * (z[e] >= z[e]) + 4 * (z[e] == z[e]);": (Z.real < Z.real[::-1]) + 6,
     "w = is_complex_v<complex64_t> && !is_complex_v<float> ? z[e] : complex64_t(0);": Z,
 }
 REAL = {  # and those that set the number r from x
     "r = e == 0 ? Limits<float>::max : e == 1 ? Limits<float>::min : Limits<float>::finite_min;":
         np.select([E == 0, E == 1], [np.inf, -np.inf], np.finfo(np.float32).min),
-    "r = float(Limits<half>::finite_max) + Limits<uchar>::max + (Limits<bfloat16_t>::min < 0);": np.full(N, 65504 + 256),
+    "r = float(Limits<half>::finite_max) + Limits<uchar>::max + (Limits<bfloat>::min < 0);": np.full(N, 65504 + 256),
     "r = Limits<int>::min;": np.full(N, -(2.0**31)),
     "r = hypot(x[e], 1e30f * (e % 2)) + hypot(0.0f, 0.0f);": np.hypot(X, 1e30 * (E % 2)),
     "r = hypot(e == 0 ? NAN : INFINITY, e == 1 ? NAN : x[e]);": np.where(E == 0, np.nan, np.inf),
@@ -41,7 +41,7 @@ REAL = {  # and those that set the number r from x
 LOOPED = {  # from the array x of two axes, transposed
     "LoopedElemToLoc<2, int64_t, false> l(2); for (uint j = 0; j < e; ++j) l.next(x_shape, x_strides);",
     "LoopedElemToLoc<2> l(x_ndim); l.next(int(e), x_shape, x_strides);",
-    "LoopedElemToLoc<1, uint, true> l(x_ndim); l.next(int(e) / 2, x_shape, x_strides); l.next(int(e + 1) / 2, x_shape, x_strides);",
+    "LoopedElemToLoc<1, uint, true> l(x_ndim); l.next(int(e), x_shape, x_strides);",
 }
 REFUSED = (
     "w = z[e] * 2.0f;",

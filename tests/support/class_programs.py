@@ -103,7 +103,26 @@ ACCEPTED |= {
         "mine.log(\"%d\", i); shared.log_debug(\"%f\", x[i]); os_log_default.log_info(\"none\"); y[i] = 1;"),
 }  # fmt: skip
 
+KEPT = ("struct S { float n; void set(float a) { n = a; } float get() const; "
+    "float operator()(int k) const { return n; } S operator+(S o) const { return o; } }; "
+    "float S::get() const { return n; } struct Outer { S s; };\n")  # fmt: skip
+SHARED = "device Outer* o = (device Outer*)y; device const S* s = (device const S*)x; threadgroup S t; "
+ACCEPTED |= {
+    "methods without a space on the thread's copies": helper(KEPT, "device S* s = (device S*)y; S t = s[0]; t.set(1); "
+        "const S u = t + t; y[i] = u.get() + u(1) + (t + u).n;"),
+    "methods of several spaces": helper("struct S { float n; float f() const { return n; } "
+        "float f() const device { return n; } float f() const threadgroup { return n; } };",
+        "threadgroup S t; t.n = 1; S s; s.n = 1; y[i] = t.f() + s.f() + ((device S*)y)->f();"),
+    "methods on shared objects without members": helper("struct Sum { float operator()(float a) const { return a; } "
+        "static float two() { return 2; } };", "threadgroup Sum t; y[i] = t(1) + ((device Sum*)y)->two();"),
+}  # fmt: skip
 REFUSED = {
+    **{f"a method without a space on a shared object: {call}": (
+        f"an object in {space} memory.*write {space} behind", helper(KEPT, SHARED + call)) for space, call in (
+            ("device", "o->s.set(1);"), ("device", "y[i] = s->get();"), ("device", "y[i] = s[0](1);"),
+            ("device", "S w = s[0] + s[1]; y[i] = w.n;"), ("threadgroup", "t.set(1);"), ("threadgroup", "y[i] = t(1);"),
+        )},
+    "vectors of classes": ("elements of a vector are numbers", helper("struct S { int n; };", "vec<S, 2> v;")),
     "methods of the thread on device objects": (None, helper("struct S { float n; float f() thread { return n; } };",
         "device S* s = (device S*)y; y[i] = s->f();")),
     "device members as references of the thread": ("cannot bind reference", helper(ADD +

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..frontend import recursion
+from ..frontend import recursion, shared_objects
 from ..frontend.errors import CompileError, ToolchainError
 from . import messages, precompiled
 from .target import Target, here
@@ -118,7 +118,7 @@ def cache_directory() -> Path:
 def _sources_hash() -> str:
     digest = hashlib.sha256()
     # A later version of these files may refuse a text that an earlier one accepted.
-    refusing = (_HERE / "compiler.py", _HERE / "messages.py", Path(recursion.__file__))
+    refusing = (_HERE / "compiler.py", _HERE / "messages.py", Path(recursion.__file__), Path(shared_objects.__file__))
     for path in sorted([*(_HERE / "runtime").iterdir(), *INCLUDE.rglob("*"), *refusing]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
@@ -330,6 +330,10 @@ def compile_text(
             done, flags = again, [*flags, *more]
             break
     messages.refuse(done, text, source)
+    if shared_objects.possible(text):
+        strict = run([*flags, _THREAD_METHODS, _CONST_METHODS], ["-fsyntax-only"])
+        if message := shared_objects.called(strict.stderr):
+            raise CompileError(messages.in_metal_terms(message, text, "metal"))
     if recursion.found(_code(scratch)):
         named, optimised = scratch / "named.ll", scratch / "optimised.ll"
         run(flags, [*recursion.OUTPUT, "-o", str(named)])
@@ -357,9 +361,9 @@ def _remedies(done: subprocess.CompletedProcess) -> Iterator[list[str]]:
     if said[_BIND_VALUES]:
         yield [*operators, _BIND_VALUES]
     if said[_THREAD_METHODS]:
-        for methods in ([_THREAD_METHODS], [_THREAD_METHODS, _CONST_METHODS]):
-            yield [*operators, *methods]
-            yield [*operators, *methods, _BIND_VALUES]
+        for spaces in ([_THREAD_METHODS], [_THREAD_METHODS, _CONST_METHODS]):
+            yield [*operators, *spaces]
+            yield [*operators, *spaces, _BIND_VALUES]
     if operators:
         yield operators
     if said[_CLASS_STEPS] and not said[_PLAIN_COMPONENTS]:  # the operators hide v.x += 1

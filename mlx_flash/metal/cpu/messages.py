@@ -77,7 +77,7 @@ def in_metal_terms(message: str, text: str, path: str) -> str:
         row = re.sub(r"__(global|local|private|constant)\b", lambda m: _SPACES[m[0]], row)
         of_error = bool(_ERROR.search(row)) or (of_error and "warning: " not in row)
         hidden = row.startswith(("language:", "In file included from")) or "generated." in row
-        hidden |= ": note: built-in candidate operator" in row  # one for each pair of number types, 128-bit ones included
+        hidden |= ": note: built-in candidate operator" in row  # one for each pair of clang's own types
         if not of_error or hidden or (_OWN_FILE.match(row) and ": note: " in row):
             continue
         place = re.match(r"metal:(\d+):(\d+): (.*)", row)

@@ -76,6 +76,7 @@ template <typename T, int N, typename... U> constexpr vec<T, N> msl_listed(U... 
     return before;                                                                             \
   }
 #define MSL_MEMBERS(N)                                                                         \
+  static_assert(metal::msl_arithmetic_v<T>, "the elements of a vector are numbers");             \
   vec() = default;                                                                             \
   MSL_INLINE constexpr vec() __constant : MSL_MEMBERS##N(MSL_ZERO) {}                          \
   template <typename U, typename = metal::enable_if_t<metal::is_same_v<T, U>>>                 \
