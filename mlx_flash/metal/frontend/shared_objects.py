@@ -1,6 +1,6 @@
 """Methods without an address space that are called on objects in memory that threads share.
 
-Metal refuses such a call: the object has to be in the thread's memory. A text that makes one compiles, as methods.py says.
+Metal refuses such a call: the object has to be in the thread's memory. Translated, it compiles, as methods.py says.
 Where a text may, the compiler's driver compiles it once more with all macros of methods.py defined as `thread`, for the
 errors alone.
 """
