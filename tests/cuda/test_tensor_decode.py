@@ -157,7 +157,7 @@ def test_parts_make_no_difference(layer):
         with patch.object(decoding, "MOST", most):
             forget()
             decoding_checks.check(case)
-            launches = counted([case.arrays()[name] for name in "qkv"], causal=True)
+            launches = counted([case.arrays()[name] for name in "qkv"], launched, causal=True)
             assert len(launches) == kernels
     forget()
 
