@@ -41,6 +41,11 @@ ACCEPTED = {
         "kernel __attribute__((noinline)) void",
         "[[host_name(\"f\")]] kernel inline void", "inline kernel static void",
     )},
+    "extern with a value": helper("extern constant float k; constant float k = 3; extern constant float t[2]; "
+        "constant float t[2] = {1, 2}; extern \"C\" float one(float a) { return a; } extern float two(float a); "
+        "float two(float a) { return 2 * a; }", "y[i] = k + t[1] + one(1) + two(2);"),
+    "integers of 64 bits": "ulong a = 18446744073709551615ul; long n = 0x7FFF'FFFF'FFFF'FFFFl; y[i] = a + n + "
+        "01777777777777777777777ul;",
     "a template of kernels that are inline": "template <typename T> kernel inline void g(device T* y [[buffer(0)]]) "
         "{ y[0] = 1; } template [[host_name(\"f\")]] kernel void g<float>(device float*);",
 }  # fmt: skip
@@ -66,6 +71,24 @@ REFUSED = {
         "kernel void f(device float* y [[buffer(0)]]) { y[0] = k[0][0]; }"),
     "function constant number too large": ("from 0 to 65535", "constant int k [[function_constant(65536)]]; "
         "kernel void f(device float* y [[buffer(0)]]) { y[0] = k; }"),
+    **{f"an attribute without its argument: {name}": (f"lacks its argument, as in .*{name}\\(",
+        f"{before} kernel void f(device float* y{after}) {{ y[0] = 1; }}") for name, before, after in (
+            ("buffer", "", " [[buffer]]"),
+            ("threadgroup", "", " [[buffer(0)]], threadgroup float* t [[threadgroup()]]"),
+            ("function_constant", "constant int k [[function_constant]];", " [[buffer(0)]]"),
+            ("max_total_threads_per_threadgroup", "[[max_total_threads_per_threadgroup]]", " [[buffer(0)]]"),
+        )},
+    "no thread in a threadgroup": ("at least one thread", "[[max_total_threads_per_threadgroup(0)]] kernel void f("
+        "device float* y [[buffer(0)]]) { y[0] = 1; }"),
+    "a host name that is no string": ("name in quotes", "template <typename T> kernel void g("
+        "device T* y [[buffer(0)]]) { y[0] = 1; } template [[host_name(f)]] kernel void g<float>(device float*);"),
+    "an array as a buffer": ("'y' is a buffer: an array has to be in the device or constant",
+        "kernel void f(float y[4] [[buffer(0)]]) { y[0] = 1; }"),
+    **{f"extern {declared}": ("'k' is declared and never defined: leave out extern", helper(
+        f"extern {declared}; ", f"y[i] = {used};")) for declared, used in {
+            "constant float k": "k", "constant int k[4]": "k[i]", "const constant float4 k": "k.x"}.items()},
+    "an integer of more than 64 bits": ("at most 64 bits", "ulong a = 0x1FFFFFFFFFFFFFFFFul; y[i] = a;"),
+    "a decimal of more than 64 bits": ("at most 64 bits", "ulong a = 18'446'744'073'709'551'616ul; y[i] = a;"),
     "negative buffer": ("at least 0 and at most 30", "kernel void f(device float* y [[buffer(-1)]]) { y[0] = 1; }"),
     "threadgroup memory beyond the last": ("at least 0 and at most 30", "kernel void f(device float* y [[buffer(0)]], "
         "threadgroup float* t [[threadgroup(31)]]) { y[0] = t[0]; }"),

@@ -30,6 +30,8 @@ def misplaced(part: list[Token], parameters: list[Parameter], types: Types, inde
     if new.attribute in ("buffer", "threadgroup"):
         if not points and not open_type:
             yield f"parameter '{new.name}' of a kernel is a buffer: it has to be a pointer or a reference, not a value"
+        elif not (_SPACES & set(words) or any(t.text in ("*", "&") for t in kind) or open_type):
+            yield f"parameter '{new.name}' is a buffer: an array has to be in the device or constant address space"
         elif (
             sum(t.text in ("*", "&") for t in kind) > sum(t.text in _SPACES | {"thread"} for t in kind)
             and not open_type

@@ -11,6 +11,10 @@ _KNOWN_ATTRIBUTES = {
     "gnu", "likely", "unlikely", "deprecated", "noreturn",
 }  # fmt: skip
 
+_EXAMPLES = {
+    "buffer": 0, "threadgroup": 0, "function_constant": 0, "max_total_threads_per_threadgroup": 256, "host_name": '"f"',
+}  # fmt: skip
+
 
 class Rewriter:
     """The tokens of a text and the edits to it. `attached` holds the attributes, which are removed before
@@ -56,6 +60,7 @@ class Rewriter:
             for attribute in split_arguments(self.tokens[index + 1 : end]):
                 if attribute[0].text not in _KNOWN_ATTRIBUTES:
                     self.fail(attribute[0], f"unknown attribute '{attribute[0].text}'")
+                self.check_argument(attribute)
                 self.attached.setdefault(len(kept), []).append(attribute)
                 if attribute[0].text == "max_total_threads_per_threadgroup":
                     # A value that depends on a template parameter is known in the instances only.
@@ -64,6 +69,16 @@ class Rewriter:
             behind = end + 1
         kept += self.tokens[behind:]
         self.tokens = kept
+
+    def check_argument(self, attribute: list[Token]):
+        """Fails for an attribute whose argument is missing or of another kind."""
+        name, arguments = attribute[0].text, attribute[2:-1]
+        if name in _EXAMPLES and not arguments:
+            self.fail(attribute[0], f"[[{name}]] lacks its argument, as in [[{name}({_EXAMPLES[name]})]]")
+        if name == "host_name" and not any(token.kind == "string" for token in arguments):
+            self.fail(attribute[0], "host_name takes the kernel's name in quotes")
+        if name == "max_total_threads_per_threadgroup" and whole_number(arguments, self.values) == 0:
+            self.fail(attribute[0], "a threadgroup has at least one thread, and at most 1024")
 
     def argument(self, attribute: list[Token]) -> int | None:
         """The whole number in [[attribute(number)]]; None if there is none."""

@@ -42,6 +42,7 @@ _NO_STD = "Metal has no namespace std; its library is in metal::"
 _NO_LONG_LONG = "Metal has no long long: long has 64 bits, and its literals end in l or ul"
 _NO_FUNCTION_POINTERS = "Metal has no function pointers here"
 _LONG_LONG = re.compile(r"(0[xXbB][0-9a-fA-F]+|\d+)([uU]?(ll|LL)|(ll|LL)[uU])")
+_INTEGER = re.compile(r"(0[xX][0-9a-fA-F']+|0[bB][01']+|0[0-7']*|[1-9][\d']*)[uUlL]*")
 _LONG_DOUBLE = re.compile(r"(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?[lL]")
 # Suffixes that clang knows beside Metal's: 1.0q, 1.0f16, 2i, 3uz.
 _OTHER_SUFFIX = re.compile(
@@ -72,6 +73,7 @@ def findings(tokens: Tokens, language: float) -> Iterator[Finding]:
         yield from _tensors(tokens)
     functions = list(defined_functions(tokens))
     yield from _declarations(tokens, functions)
+    yield from _undefined(tokens)
     yield from computed_constants(tokens, functions, types)
     for name, opening, closing, _, _ in functions:
         yield from _signature(tokens, name, opening, closing)
@@ -92,12 +94,19 @@ def _words(tokens: Tokens) -> Iterator[Finding]:
                 yield token, _FORBIDDEN["double"]
             elif _OTHER_SUFFIX.fullmatch(token.text):
                 yield token, "the suffixes of Metal's literals are f, h, bf, u and l"
+            elif _INTEGER.fullmatch(token.text) and len(token.text) > 16 and _value(token.text) >= 1 << 64:
+                yield token, "an integer literal has at most 64 bits"
         elif token.text == "long" and _follows_long(tokens, index):
             yield token, _NO_LONG_LONG
         elif token.text == "std" and tokens[index + 1].text == "::":
             yield token, _NO_STD
         elif token.text == "std" and tokens[index - 1].text == "namespace" and tokens[index - 2].text == "using":
             yield token, _NO_STD
+
+
+def _value(literal: str) -> int:
+    digits = literal.replace("'", "").rstrip("uUlL")
+    return int(f"0o{digits}" if digits[0] == "0" and digits.isdigit() else digits, 0)
 
 
 def _follows_long(tokens: list[Token], index: int) -> bool:
@@ -302,6 +311,20 @@ def _declarations(tokens: Tokens, functions) -> Iterator[Finding]:
                 yield token, "Metal has no static variables in functions"
         if index in starts and token.kind == "word" and brackets <= 0:
             yield from _statement(tokens, index, inside)
+
+
+def _undefined(tokens: Tokens) -> Iterator[Finding]:
+    """Yields constants that are declared as extern and have no value anywhere: no other file could have it."""
+    for index in tokens.where(("extern",)):
+        part = tokens[index : statement_end(tokens, index)]
+        if any(
+            token.kind == "string" or token.text in ("(", "=", "{") for token in part
+        ):  # linkage, a function, a value
+            continue
+        name = next((t for t, after in zip(part, part[1:]) if after.text == "["), part[-1]).text
+        others = (at for at in tokens.where((name,)) if not part[0].start <= tokens[at].start <= part[-1].start)
+        if not any(tokens[at + 1].text in ("=", "[", "{") and tokens[at - 1].kind == "word" for at in others):
+            yield part[0], f"'{name}' is declared and never defined: leave out extern and write its value here"
 
 
 def _constant(words: set[str]) -> bool:
