@@ -14,7 +14,7 @@ from ..transforms.trace import trace
 
 def traced() -> bool:
     """Whether a transformation traces, so that a kernel needs rules for it."""
-    return trace.batched is not None or trace.export is not None or in_trace()
+    return trace.alone is not None or trace.batched is not None or trace.export is not None or in_trace()
 
 
 def _refuse(what: str, *_, function: str = "attention"):

@@ -33,7 +33,7 @@ from ..problem.kinds import (
     KernelKind,
 )
 from ..problem.problem import Problem, Signature
-from ..transforms.trace import changed, mapped_array, trace
+from ..transforms.trace import ASKING, changed, mapped_array, trace
 from .beyond import expressible, rules
 from .choice import Choice, all_serve, choose
 from .decoding import Decoding
@@ -81,8 +81,7 @@ class Attention:
             self._vjp = self._jvp = FORWARD_ONLY if variants.quantization else NO_PAGES
         self._key_value_kinds = key_value_kinds(signature, backend.family)
         # Gradients may take the short way of training.py.
-        one = len(self._key_value_kinds) == 1 and backend.family is not None
-        self._simple = variants.plain and not names and not with_lse and one
+        self._simple = variants.plain and not names and not with_lse and backend.family is not None
         self._reads, self._followed = cache(self._reads_of), cache(self._followed_of)
         self._decodes = backend.decodes and not signature.variants.dropout
         self._dequantizes_first = bool(variants.quantization and backend.dequantizes_first and not variants.page)
@@ -90,7 +89,7 @@ class Attention:
         self._choices: dict[object, Choice] = {}  # by kind, and in decoding by the number of queries
         self._kept_heads: dict[tuple, int] = {}  # by the shapes of Q and K
         self._short: dict[tuple, ShortSteps | None] = {}  # by the same
-        self.followed = False  # whether something traced the last call
+        self.followed = True  # whether something traced the last call, or may trace the first
         self.refused = ""  # why a kernel of this signature is not used, if one is not
         self._guard, self._ahead = guard(self._jvp), ahead(self._jvp)
         self._function, self._stand_in = cache(self._differentiable), cache(self._mappable)
@@ -105,13 +104,22 @@ class Attention:
         self.followed = followed = traced()
         if not followed:
             return self._kernel(kind, *arrays, problem=problem)  # outside of traces no rules are needed
-        function_of, arrays = self._traced(self._followed(kind), *arrays, forward=kind is FORWARD)
+        if kind is FORWARD:
+            return self.follow(*arrays)
+        function_of, arrays = self._traced(self._followed(kind), *arrays)
         return function_of(kind)(*arrays)
 
     def follow(self, *arrays: mx.array) -> Arrays:
         """`run` of the forward kernel where something traces."""
-        plain = trace.batched is trace.export is None and not trace.beyond and not self.backend.exported
-        if plain and self._simple:  # what the lines below would come to
+        plain = self._simple and trace.batched is trace.export is None
+        short = self._short_of(*arrays[:2]) if plain else None
+        if short is not None:
+            alone = trace.only_gradient
+            if alone is not None:
+                alone.used = True
+                return short.alone(*arrays)
+            trace.asks = ASKING
+        if plain and not trace.beyond and not self.backend.exported:  # what the lines below would come to
             refuse_shapeless()
             return self._function(FORWARD)(*arrays, self._ahead(*arrays))
         function_of, arrays = self._traced(self._followed(FORWARD), *arrays, forward=True)
@@ -295,7 +303,8 @@ class Attention:
         if not delta_inside(self.signature, self.backend.family, q.shape[2]) or self._heads_kept(q, k):
             return None
         problem = problem_of_arrays(self.signature, {"Q": q, "K": k})
-        choices = [self._choice(kind, problem) for kind in (FORWARD, BACKWARD_QUERY_DELTA, BACKWARD_KEY_VALUE)]
+        kinds = (FORWARD, BACKWARD_QUERY_DELTA, *self._key_value_kinds)
+        choices = [self._choice(kind, problem) for kind in kinds]
         own = choices[0].kind is FORWARD and all(one.backend is self.backend for one in choices)
         return ShortSteps(problem, choices, self.stream) if own else None
 

@@ -18,9 +18,9 @@ from ..transforms import wrappers
 from ..transforms.replacement import LOCK, Replacement, put, take_back
 from ..transforms.trace import BUSY, changed, trace
 from . import compiled
-from .kept import Tally, calls, keep, stored
+from .kept import Tally, calls, keep, keep_plain, kept_plain, plain, stored
 from .policy import ALWAYS, POLICIES
-from .serve import KeptByRule, NotServed, serve_attention, serve_quantized
+from .serve import KeptByRule, NotServed, serve_again, serve_attention, serve_quantized
 
 LOGGER = logging.getLogger("mlx_flash")
 
@@ -238,8 +238,11 @@ def _served_by(serve: Callable, built_in: Callable) -> Callable:
                 thread = None if len(active) == 1 else threading.get_ident()
                 keep(active, thread, counted, out.dtype, *args, **kwargs)
             return out
-        next(current._served[what])
-        next(current._rules[what, rule.name])
+        counted = current._served[what], current._rules[what, rule.name]
+        for one in counted:
+            next(one)
+        if serve is serve_attention:
+            keep_plain(active, None if len(active) == 1 else threading.get_ident(), counted, *args, **kwargs)
         return out
 
     return _remembering(call, built_in) if serve is serve_attention else call
@@ -288,6 +291,12 @@ def _remembering(decide: Callable, built_in: Callable) -> Callable:
                         latest[situation] = (q.shape, v.shape, mask, patches, choices, size, count)
                     count()
                     return out
+        if plain and sinks is None and k.__class__ is v.__class__ is array and not (more or options):
+            served = kept_plain(_active, q, v, scale, mask)
+            out = served and serve_again(served[0], q, k, v, scale, mask is not None)
+            if out is not None:
+                served[1](), served[2]()
+                return out
         given = {"scale": scale, "mask": mask, "sinks": sinks}
         if v is absent:
             given |= {"q": q, "k": k, "v": v}

@@ -7,7 +7,9 @@ from typing import Protocol
 import mlx.core as mx
 
 from ..api import attention, quantized_attention
-from ..backends import current_backend, left_to_cpu
+from ..autodiff.call import plain_call
+from ..backends import Backend, current_backend, left_to_cpu
+from ..common.errors import InvalidArgument, UnsupportedProblem
 from ..transforms.trace import changed, trace, unavailable
 from .handles import Handle
 from .policy import ALWAYS, QUANTIZED_CACHE, Asked, decide, ruled_by
@@ -71,6 +73,22 @@ def serve_attention(
     with changed(beyond=True, built_in=True):
         out = attention(*arrays, scale=scale, mask=_added(mask, dtype), sinks=sinks, stream=stream)
     return "decode" if q.shape[2] <= FEW else "prefill", rule, out
+
+
+def serve_again(backend: Backend, q, k, v, scale: float, causal: bool):
+    """The result of a call like one that `kept.keep_plain` remembers; None where it has to be decided anew."""
+    if trace.forward_mode or current_backend() is not backend:
+        return None
+    facts = trace.__dict__
+    before = facts["beyond"], facts["built_in"]
+    facts["beyond"] = facts["built_in"] = True  # `changed` takes longer
+    try:
+        found = plain_call(q, k, v, scale, causal, backend)
+        return None if found is None else found[0].run_plain(q, k, v, found[1])
+    except (InvalidArgument, UnsupportedProblem):
+        return None
+    finally:
+        facts["beyond"], facts["built_in"] = before
 
 
 def _asked(q, v, dtype, mask, sinks) -> Asked:

@@ -24,6 +24,16 @@ class Export:
     differentiated: bool = False
 
 
+ASKING = 8  # gradients in a row without such a call, after which to ask costs more than it saves
+
+
+class Alone:
+    """A gradient that began where nothing else traced. `used`: whether a call relied on that."""
+
+    def __init__(self):
+        self.used = False
+
+
 class Trace(threading.local):
     """State of the current trace, per thread.
 
@@ -32,6 +42,9 @@ class Trace(threading.local):
     answers for derivatives that attention does not have; `built_in`: whether it takes calls whose kernels failed.
     `kept`: whether a built-in function runs that one of ours called; calls from there are not counted. `situation`: a
     number for what decides who serves a call, so that calls can compare all of it at once.
+
+    `alone`: the gradient that is computed, if nothing else traced when it began, else None. `asks`: gradients that still
+    find out whether they are one, since a call was met that is faster then.
     """
 
     def __init__(self):  # once in each thread, whose own attributes are found sooner than those of the class
@@ -39,6 +52,15 @@ class Trace(threading.local):
         self.export: Export | None = None
         self.gradients = self.forward_mode = self.situation = 0
         self.beyond = self.built_in = self.kept = False
+        self.asks = 0
+        self.alone: Alone | None = None
+
+    @property
+    def only_gradient(self) -> Alone | None:
+        """The gradient that is computed, while it traces its function and no other transformation inside of it that the
+        wrappers see; else None."""
+        only = self.situation == GRADIENT and self.forward_mode == 0 and self.export is None
+        return self.alone if only else None
 
 
 MAPPED, KEPT, GRADIENT = 1, 2, 4  # what these facts add to the situation, the last one for each gradient

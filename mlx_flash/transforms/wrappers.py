@@ -14,9 +14,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from ..common.errors import UnsupportedProblem, wrong
+from ..common.mlx_private import in_trace
 from ..common.scalars import shown
 from .replacement import Replacement, original, replaced
-from .trace import BUSY, GRADIENT, Export, changed, trace
+from .trace import ASKING, BUSY, GRADIENT, Alone, Export, changed, trace
 
 NAMES = ("vmap", "checkpoint", "export_function", "exporter", "grad", "value_and_grad", "vjp", "jvp")
 MLX = {name: original(getattr(mx, name)) for name in NAMES}
@@ -169,10 +170,11 @@ def exporter(file, fun: Callable, **kwargs):
     return MLX["exporter"](file, _exported(fun), **kwargs)
 
 
-def _counted(built_in: Callable, depth: str) -> Callable:
-    """The derivative `built_in`, which counts itself in the trace's `depth` while it traces its function. It costs 1 us
-    in every step of a training."""
-    step = GRADIENT if depth == "gradients" else 0
+def _counted(name: str, built_in: Callable) -> Callable:
+    """The derivative `built_in`, which counts itself in the trace while it traces its function. It costs 1 us in every
+    step of a training."""
+    depth, step = ("forward_mode", 0) if name == "jvp" else ("gradients", GRADIENT)
+    returns = name in ("grad", "value_and_grad")  # a function, which traces when it is called
     entered, left = BUSY.append, BUSY.pop  # found once
 
     def derivative(fun, *args, **kwargs):
@@ -188,9 +190,37 @@ def _counted(built_in: Callable, depth: str) -> Callable:
                 left()
 
         fun_or_traced = traced if callable(fun) else fun
+        if returns:
+            made = built_in(fun_or_traced, *args, **kwargs)
+
+            def gradient(*given, **named):
+                return _alone(made, given, named) if trace.asks else made(*given, **named)
+
+            return gradient
+        if step and trace.asks:
+            return _alone(built_in, (fun_or_traced, *args), kwargs)
         return built_in(fun_or_traced, *args, **kwargs) if kwargs else built_in(fun_or_traced, *args)
 
     return derivative
+
+
+def _alone(gradient: Callable, args: tuple, kwargs: dict):
+    """`gradient(*args, **kwargs)`, with `trace.alone` set if nothing else traces: calls in its function then leave out
+    what refuses other transformations. One that the wrappers do not see, since it was made before they were in place,
+    may trace inside of it and meet a kernel without rules. Then all is traced again, and nothing left out.
+    """
+    if in_trace():
+        return gradient(*args, **kwargs)
+    alone = trace.alone = Alone()
+    try:
+        return gradient(*args, **kwargs)
+    except ValueError as error:
+        if not alone.used or not str(error).startswith("[Primitive::"):
+            raise
+    finally:
+        trace.alone = None
+        trace.asks = ASKING if alone.used else trace.asks - 1
+    return gradient(*args, **kwargs)
 
 
 def wrapper(name: str, built_in: Callable) -> Callable:
@@ -199,7 +229,7 @@ def wrapper(name: str, built_in: Callable) -> Callable:
         return PUBLIC[name]
     if name == "checkpoint":
         return _checkpoint(built_in)
-    return _counted(built_in, "forward_mode" if name == "jvp" else "gradients")
+    return _counted(name, built_in)
 
 
 PUBLIC = {"vmap": vmap, "export_function": export_function, "exporter": exporter}

@@ -3,6 +3,9 @@
 from host_mutant import of
 
 SHORT = "test_training_short_way.py::test_{}"
+ONLY, AGAIN = "test_only_gradient.py::test_{}", "test_patch_served_again.py::test_{}"
+UNSEEN = ONLY.format("what_the_wrappers_do_not_see_is_refused_all_the_same[{}]")
+ONCE = ONLY.format("what_the_wrappers_see_is_traced_once[{}]")
 REFUSES = SHORT.format("derivatives_of_gradients_refuse_whichever_array_is_followed[{}]")
 
 # fmt: off
@@ -43,5 +46,35 @@ SHORT_WAYS = of("short way", "autodiff/vjp.py",
      "test_decode.py::test_groups_queries_and_keys[apple9]"),
     ("stride-of-a-row", "? Q_strides[2] : Q_strides[1]", "? Q_strides[2] : Q_strides[2]",
      "test_layouts.py::test_a_single_query_is_read_as_it_lies[apple9]"),
+) + of("short way", "autodiff/vjp.py",
+    ("a-call-that-never-asks", "trace.asks = ASKING", "pass", ONLY.format("the_same_kernels_and_bits[24-apple9]")),
+) + of("short way", "transforms/trace.py",
+    ("the-only-one-of-two", "self.situation == GRADIENT and", "self.situation and", ONCE.format("vjp")),
+    ("forward-and-backward", " and self.forward_mode == 0", "", ONCE.format("jvp")),
+) + of("short way", "transforms/wrappers.py",
+    ("alone-inside-another", "    if in_trace():", "    if False:", UNSEEN.format("gradient around")),
+    ("an-error-of-a-kernel", "if not alone.used or not str(error).startswith(", "if True or str(error).startswith(",
+     UNSEEN.format("map")),
+    ("errors-of-users-again", "if not alone.used or not str(error).startswith(", "if not alone.used or str(error).startswith(",
+     ONLY.format("an_error_of_the_function_is_its_own")),
+    ("asks-for-ever", "else trace.asks - 1", "else trace.asks", ONLY.format("gradients_without_attention_stop_asking")),
+) + of("short way", "integrations/kept.py",
+    ("any-patch", "patches is active and choices", "choices", AGAIN.format("what_is_around_a_call_decides_anew")),
+    ("any-environment", " and stored(BACKEND) == backend and stored(FAMILY) == family\n        and", "\n        and",
+     AGAIN.format("variables_of_the_environment_decide_anew")),
+    ("any-thread", "thread is None or thread == threading.get_ident())\n    )", "True)\n    )",
+     AGAIN.format("each_thread_counts_in_its_own_patch")),
+    ("served-for-ever", "if len(plain) >= MOST_CALLS:", "if False:",
+     AGAIN.format("calls_of_a_growing_cache_are_bounded")),
+) + of("short way", "integrations/serve.py",
+    ("any-derivative", "if trace.forward_mode or current", "if current",
+     AGAIN.format("what_is_around_a_call_decides_anew")),
+    ("any-backend", "if trace.forward_mode or current_backend() is not backend:", "if trace.forward_mode:",
+     AGAIN.format("the_default_device_decides_anew")),
+) + of("short way", "integrations/patch.py",
+    ("sinks-left-out", "if plain and sinks is None and", "if plain and",
+     AGAIN.format("a_call_that_differs_is_decided_by_itself[sinks]")),
+    ("a-rule-in-the-way", "if plain and sinks is None and", "if plain and found is None and sinks is None and",
+     AGAIN.format("a_rule_that_left_such_calls_before_holds_nothing_up")),
 )
 # fmt: on
