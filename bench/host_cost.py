@@ -4,6 +4,9 @@ A kernel object that launches nothing takes the place of mx.fast.metal_kernel's 
 to there is the cost up to the launch; the whole call includes what wraps the outputs. The built-in function is timed in
 turns with it, so that a noisy machine slows both; over a quantized cache that is mlx-lm's. Nothing is evaluated. In
 the growing cases the cache has one key more with every call, as in generation.
+
+A call with its gradient is timed as a whole: as it is, under transforms.installed(), and in the built-in's place under
+patch(), as are calls without one there. On a CPU the built-in's own gradient is composed, and not compared.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import os
 import platform
 import statistics
 import time
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,10 +26,11 @@ from mlx_lm.models.base import quantized_scaled_dot_product_attention
 from rich.console import Console
 from rich.table import Table
 
-from mlx_flash import api, attention, quantized_attention
+from mlx_flash import api, attention, backends, patch, quantized_attention
 from mlx_flash.backends import Backend
 from mlx_flash.backends.metal import run_with
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.transforms import installed
 
 REPEATS, WARM = 5000, 200
 SINKS, MASK = mx.zeros((8,), mx.float16), mx.ones((256, 256), mx.bool_)
@@ -40,6 +46,10 @@ CASES = {  # queries, our options, the built-in's, whether the keys are quantize
     "quantized, one query": (1, QUANTIZED, {"mask": None} | QUANTIZED, True),
     "quantized, causal": (256, {"causal": True} | QUANTIZED, {"mask": "causal"} | QUANTIZED, True),
 }
+
+
+PATCHED = {"patched, 1024 queries": 1024, "patched, one query": 1}
+ROUNDS, CALLS = 100, 40
 
 
 class Stub:
@@ -60,6 +70,14 @@ class Stub:
             made = [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes)]
             self._outputs[output_shapes] = made
         return self._outputs[output_shapes]
+
+    @contextmanager
+    def chosen(self):
+        token = backends._choices.set((*backends._choices.get(), (None, self.backend, True)))
+        try:
+            yield
+        finally:
+            backends._choices.reset(token)
 
     def install(self) -> None:
         api.current_backend = lambda *_: self.backend
@@ -95,6 +113,44 @@ def measure(
     return result
 
 
+def built_in(q, k, v):
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125, mask="causal" if q.shape[2] > 1 else None)
+
+
+def in_turns(functions: dict) -> dict:
+    """Microseconds of a call of each (function, context), the lowest tenth of the rounds."""
+    times = {name: [] for name in functions}
+    for _ in range(ROUNDS):
+        for name, (function, context) in functions.items():
+            with context():
+                for _ in range(CALLS // 4):
+                    function()
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    function()
+                times[name].append((time.perf_counter() - start) / CALLS)
+    return {f"{name}_us": round(1e6 * statistics.quantiles(found, n=10)[0], 2) for name, found in times.items()}
+
+
+def measure_training() -> list[dict]:
+    """Calls with gradients and calls under patch(), for which a backend has to be chosen by name."""
+    q, k = mx.zeros((1, 8, 1024, 64), mx.float16), mx.zeros((1, 2, 1024, 64), mx.float16)
+    mx.eval(q, k)
+
+    def gradient(function):
+        return lambda: mx.vjp(function, [q, k, k], [q])
+
+    always = partial(patch, policy="always")
+    own = gradient(lambda *qkv: attention(*qkv, causal=True))
+    ways = {"whole": (own, nullcontext), "installed": (own, installed), "patched": (gradient(built_in), always)}
+    found = [{"case": "gradient, 1024 queries", **in_turns(ways)}]
+    for name, queries in PATCHED.items():
+        one = q[:, :, :queries]
+        mx.eval(one)
+        found.append({"case": name, **in_turns({"patched": (partial(built_in, one, k, k), always)})})
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -108,6 +164,9 @@ def main():
         ratio = f"{row['up_to_launch_over_built_in']:.2f}" if "built_in_us" in row else "-"
         table.add_row(row["case"], f"{row['up_to_launch_us']:.1f} us", f"{row['whole_us']:.1f} us", built_in, ratio)
     Console().print(table)
+    with stub.chosen():
+        results += measure_training()
+    Console().print(*results[len(CASES) :], sep="\n")
     if out:
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "mlx": mx.__version__}
         out.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")

@@ -1,5 +1,5 @@
-"""What patch() remembers: calls that the policy leaves to the built-in and plain calls that are served, so that deciding
-again costs next to nothing, and the counts of its report."""
+"""What patch() remembers: calls that the policy leaves to the built-in, and plain calls that are served, so that to
+decide again costs next to nothing; and the counts of its report."""
 
 from __future__ import annotations
 

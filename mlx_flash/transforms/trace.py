@@ -43,8 +43,8 @@ class Trace(threading.local):
     `kept`: whether a built-in function runs that one of ours called; calls from there are not counted. `situation`: a
     number for what decides who serves a call, so that calls can compare all of it at once.
 
-    `alone`: the gradient that is computed, if nothing else traced when it began, else None. `asks`: gradients that still
-    find out whether they are one, since a call was met that is faster then.
+    `alone`: the gradient that is computed, if nothing else traced when it began, else None. `asks`: how many
+    gradients still find out whether they are one, since a call was met that is faster then.
     """
 
     def __init__(self):  # once in each thread, whose own attributes are found sooner than those of the class

@@ -1,5 +1,5 @@
-"""A gradient that began where nothing else traced, as the wrappers of mlx_flash.transforms see it, leaves out the custom
-functions that refuse other transformations: the same bits, and the same refusals where the wrappers did not see all."""
+"""A gradient that began where nothing else traced, as the wrappers of mlx_flash.transforms see it, leaves out the
+custom functions that refuse other transformations: the same bits, and the same refusals where they did not see all."""
 
 import re
 from collections import Counter
@@ -92,17 +92,20 @@ def of_traces() -> dict:
     def total(function):
         return lambda q: sum(one.sum() for one in function(q))
 
+    def one(q):
+        return attention(q, k, v)
+
     return {
-        "map": lambda: mx.grad(total(lambda q: [OWN["vmap"](lambda q: attention(q, k, v))(q[None])]))(q),
-        "forward derivative": lambda: mx.grad(total(lambda q: OWN["jvp"](lambda q: attention(q, k, v), [q], [q])[1]))(
+        "map": lambda: mx.grad(total(lambda q: [OWN["vmap"](one)(q[None])]))(q),
+        "forward derivative": lambda: mx.grad(total(lambda q: OWN["jvp"](one, [q], [q])[1]))(
             q
         ),
-        "gradient": lambda: mx.grad(total(lambda q: OWN["vjp"](lambda q: attention(q, k, v), [q], [d_o])[1]))(q),
-        "gradient seen": lambda: mx.grad(total(lambda q: mx.vjp(lambda q: attention(q, k, v), [q], [d_o])[1]))(q),
-        "gradient around": lambda: OWN["grad"](total(lambda q: mx.vjp(lambda q: attention(q, k, v), [q], [d_o])[1]))(q),
-        "map around": lambda: OWN["vmap"](lambda q: mx.vjp(lambda q: attention(q, k, v), [q], [d_o])[1][0])(q[None]),
+        "gradient": lambda: mx.grad(total(lambda q: OWN["vjp"](one, [q], [d_o])[1]))(q),
+        "gradient seen": lambda: mx.grad(total(lambda q: mx.vjp(one, [q], [d_o])[1]))(q),
+        "gradient around": lambda: OWN["grad"](total(lambda q: mx.vjp(one, [q], [d_o])[1]))(q),
+        "map around": lambda: OWN["vmap"](lambda q: mx.vjp(one, [q], [d_o])[1][0])(q[None]),
         "forward around": lambda: OWN["jvp"](
-            lambda q: mx.vjp(lambda q: attention(q, k, v), [q], [d_o])[1][0], [q], [q]
+            lambda q: mx.vjp(one, [q], [d_o])[1][0], [q], [q]
         ),
     }
 
