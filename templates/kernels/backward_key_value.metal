@@ -81,6 +81,7 @@ METAL_FUNC void backward_key_value(
   visibility.open(args, b);
   visibility.open_rows(block, min(block + BP, Lk), lane);
   mask::Look<R, BT> look;
+  tile::await_rows(lane);
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
   // Pointers step from head to head: products with the head's number would occupy registers through all loops.
   const int first_head = h_k * group;

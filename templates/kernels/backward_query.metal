@@ -87,6 +87,7 @@ METAL_FUNC void backward_query(
   kept_ds.open(dS, head_index, at.first, args.Lq, args.Lk, lane);
 #endif
 
+  tile::await_rows(lane);
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
   for (int n = 0; n < visibility.ranges(); n++) {
 #if KEEPS

@@ -87,6 +87,7 @@ METAL_FUNC void decode(
   }
 #endif
 
+  tile::await_rows(lane);
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
   constexpr int RUNS = SPLITS / SLICES;  // of a part's keys, of which each has blocks of its own
   const int length = part_length(seen.end - seen.begin, args.decode_params) / RUNS;

@@ -80,6 +80,7 @@ METAL_FUNC void forward(
   drop.open(args, at.b, at.h);
 #endif
 
+  tile::await_rows(lane);
   tile::PingPong<BP, DV> ping_pong;
   ping_pong.open(lane);
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);

@@ -184,6 +184,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
 // Apple GPUs have no producer warps: every simdgroup loads and multiplies.
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+METAL_FUNC void await_rows(Lane) {}
 
 // A float32 result of R rows x D columns, in registers until `store`
 template <int R, int D, int BH, bool CACHED> struct Accumulator {

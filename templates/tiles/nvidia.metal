@@ -213,6 +213,14 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
   }
 };
 
+// Consumers wait for the rows that the simdgroups of their matrix instructions have copied. Producers do not: they copy
+// the first blocks in the meantime.
+METAL_FUNC void await_rows(Lane lane) {
+  if (lane.produces()) return;
+  nv::wait_copies();
+  nv::group_barrier<(MMA_ROWS + 15) / 16>(lane.thread_index);
+}
+
 #if LOW_PARTS
 template <int BT, int D, int WIDTH> METAL_FUNC void write_low_parts(threadgroup float* block, int index);
 #endif

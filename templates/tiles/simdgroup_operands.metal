@@ -365,6 +365,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
 
 // Apple GPUs have no producer warps: every simdgroup loads and multiplies.
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+METAL_FUNC void await_rows(Lane) {}
 
 }  // namespace tile
 }  // namespace flash

@@ -291,6 +291,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+METAL_FUNC void await_rows(Lane) {}
 }
 }
 namespace flash {
@@ -817,6 +818,7 @@ METAL_FUNC void backward_key_value(
   visibility.open(args, b);
   visibility.open_rows(block, min(block + BP, Lk), lane);
   mask::Look<R, BT> look;
+  tile::await_rows(lane);
   const mask::Range seeing = visibility.queries_of(block, block + BP - 1);
   const int first_head = h_k * group;
   long statistics0 = (long(b) * args.Hq + first_head) * Lq;

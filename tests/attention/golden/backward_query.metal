@@ -223,6 +223,11 @@ template <typename T, int BP, int R, int D, bool CACHED> struct Rows {
     return nv::load_matrices(block + place<BP>(first + i * 16 + l % 16, d * DEPTH + l / 16 * CHUNK));
   }
 };
+METAL_FUNC void await_rows(Lane lane) {
+  if (lane.produces()) return;
+  nv::wait_copies();
+  nv::group_barrier<(MMA_ROWS + 15) / 16>(lane.thread_index);
+}
 template <typename T, int BT, int D, int BH, int THREADS, bool PART = false> struct Traversed {
   using Element = T;
   static constant constexpr int ROWS = BT * SLICES, COLUMNS = PART ? HELD<D> : D;
@@ -783,6 +788,7 @@ METAL_FUNC void backward_query(
   visibility.open_head(args, at.b, at.h, at.block);
   visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
   mask::Look<R, BT> look;
+  tile::await_rows(lane);
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
   for (int n = 0; n < visibility.ranges(); n++) {
     const mask::Range range = visibility.range(n, seen);

@@ -258,6 +258,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+METAL_FUNC void await_rows(Lane) {}
 }
 }
 namespace flash {
@@ -877,6 +878,7 @@ METAL_FUNC void decode(
     const float sink = args.sinks[h + visibility.head_of(min(first + i * 8 + lane.row, rows - 1))];
     state.clear(i, sink, args.scale, lane.column == 0);
   }
+  tile::await_rows(lane);
   const mask::Range seen = visibility.keys_of(0, args.Lq - 1);
   constexpr int RUNS = SPLITS / SLICES;
   const int length = part_length(seen.end - seen.begin, args.decode_params) / RUNS;

@@ -245,6 +245,7 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   }
 };
 template <typename A, typename B> METAL_FUNC bool produce(thread A&, thread B&, int, int) { return false; }
+METAL_FUNC void await_rows(Lane) {}
 }
 }
 namespace flash {
@@ -685,6 +686,7 @@ METAL_FUNC void forward(
   visibility.open_head(args, at.b, at.h, at.block);
   visibility.open_rows(at.block, min(at.block + BP, args.Lq), lane);
   mask::Look<R, BT> look;
+  tile::await_rows(lane);
   tile::PingPong<BP, DV> ping_pong;
   ping_pong.open(lane);
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);

@@ -159,6 +159,7 @@ template <int SIMDGROUPS> struct GroupVote {
   static MSL_INLINE bool all(bool own, uint) { return metal::simd_all(own); }
 };
 MSL_INLINE void fence_cta() {}
+template <int> MSL_INLINE void group_barrier(uint) { metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup); }
 MSL_INLINE void pin_register(thread uint&) {}
 
 }  // namespace nv

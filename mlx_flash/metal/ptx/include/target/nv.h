@@ -73,7 +73,6 @@ template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline 
   uint full, empty;  // addresses of the barriers: one for each stage
   int copied, read;  // blocks so far
 
-  // Also waits for what this thread copied before.
   template <typename T> MSL_INLINE void open(threadgroup T* memory, uint thread_index) thread {
     full = NV_ADDRESS(memory);
     empty = full + 8 * STAGES;
@@ -87,7 +86,6 @@ template <int STAGES, int CONSUMER_WARPS, int PRODUCER_THREADS> struct Pipeline 
 #if MSL_SM >= 90
     if (thread_index < 32) ((threadgroup uint*)memory)[128 + thread_index] = 0;
 #endif
-    asm volatile("cp.async.wait_all;" : : : "memory");
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
   // Waits until all consumers have released the stage's previous block; returns the stage to copy to.
@@ -137,6 +135,12 @@ template <int SIMDGROUPS> struct GroupVote {
     return every != 0;
   }
 };
+// A barrier of the SIMDGROUPS simdgroups of a warpgroup
+template <int SIMDGROUPS> MSL_INLINE void group_barrier(uint thread_index) {
+  if (SIMDGROUPS == 1) metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
+  else asm volatile("barrier.cta.sync.aligned %0, %1;"
+                    : : "r"(NV_VOTE_BARRIER + thread_index / (32 * SIMDGROUPS)), "n"(32 * SIMDGROUPS) : "memory");
+}
 // Orders earlier stores of this thread before later ones, for the whole threadgroup.
 MSL_INLINE void fence_cta() { asm volatile("fence.acq_rel.cta;" : : : "memory"); }
 
