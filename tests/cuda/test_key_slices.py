@@ -23,7 +23,7 @@ FEW_ROWS = Case(2, 150, NARROW, "float16", group=4, key_heads=2)
 
 @pytest.fixture(autouse=True)
 def slices():
-    """Two slices of 32 keys in each block, in parts however few the keys; nothing the simulator's checks find passes."""
+    """Two slices of 32 keys in each block, in parts however few the keys; the simulator's checks are on."""
     with mode("check"), patch.object(split_kv, "unsplit_keys", lambda *_: 0), small_rows("mma", "narrow"):
         yield
 

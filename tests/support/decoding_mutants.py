@@ -31,7 +31,8 @@ DECODE = of(
      "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
     ("producers-store-too", "if (SLICES == 1 && lane.produces()) return;", "",
      "test_tensor_decode.py::test_groups_queries_and_keys[mma-narrow]"),
-    ("producers-miss-the-join", "if (SLICES == 1 && lane.produces())", "if (lane.produces())", SLICED.format(40), "check"),
+    ("producers-miss-the-join", "if (SLICES == 1 && lane.produces())", "if (lane.produces())", SLICED.format(40),
+     "check"),
     ("positions-of-the-first-slice", "own = c + slice % SLICES * BT;", "own = c;", SLICED.format(40)),
 )
 
@@ -112,7 +113,8 @@ SLICES = of(
      "test_key_slices.py::test_visits_that_end_with_the_first_slice"),
     ("last-block-copied-whole", "SLICES == 1 || row0 + step * STEP < valid ? 16 : 0", "16",
      "test_tensor_decode.py::test_only_keys_in_reach_are_copied[mma-narrow]", "check"),
-    ("last-block-of-the-first-thread", "row0 + step * STEP < valid ?", "step * STEP < valid ?", SLICED.format(128), "check"),
+    ("last-block-of-the-first-thread", "row0 + step * STEP < valid ?", "step * STEP < valid ?", SLICED.format(128),
+     "check"),
     ("second-panel-of-keys-in-the-first", "block + place<ROWS>(t * 16 + l / 16", "block + place<BT>(t * 16 + l / 16",
      SLICED.format(128)),
     ("second-panel-of-values-in-the-first", "block + place<ROWS>(t * 16 + l % 16", "block + place<BT>(t * 16 + l % 16",
