@@ -120,8 +120,8 @@ def test_what_is_around_a_call_decides_anew(decided):
             attend(*qkv)
         with mlx_flash.patch(policy="fastest") as fastest:
             attend(*qkv)
-        mx.jvp(lambda q: attend(q, *qkv[1:]), [qkv[0]], [qkv[0]])
         attend(*qkv), attend(*qkv)
+        mx.jvp(lambda q: attend(q, *qkv[1:]), [qkv[0]], [qkv[0]])
     with mlx_flash.patch(min_queries=41) as least:
         attend(*qkv)
     assert len(decided) == 4 and first.ours == 5 and fastest.ours == 1 and least.ours == 0
