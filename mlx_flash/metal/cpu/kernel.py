@@ -14,7 +14,7 @@ from ..frontend.signature import kernel_name, kernel_text, shape_facts
 from ..frontend.translate import translate
 from . import buffers, compiler, settings
 from .dispatch import THREADGROUP_BYTES, BuiltKernel, check_grid, check_threads, new_launch, run_bound
-from .launch import missing_function
+from .launch import DamagedError, missing_function
 from .profile import record
 
 _TAG = "[metal_kernel]"
@@ -35,9 +35,12 @@ def _build(name, text, buffer_names, mode, count, fast_math=False) -> BuiltKerne
         def with_lines() -> Path:
             return _compile(name, *key, lines=True)[0]
 
-        names = buffer_names, facts["variables"]
+        more = buffer_names, facts["variables"], with_lines, facts["max_threads"]
         try:
-            _built[key] = BuiltKernel(name, text, path, *names, with_lines, facts["max_threads"])
+            try:
+                _built[key] = BuiltKernel(name, text, path, *more)
+            except DamagedError:
+                _built[key] = BuiltKernel(name, text, _compile(name, *key)[0], *more)
         except ToolchainError as error:
             if function := missing_function(error):
                 raise CompileError(refused(f"{_TAG} Kernel '{name}'", undefined(function))) from None

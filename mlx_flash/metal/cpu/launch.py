@@ -3,7 +3,9 @@
 import ctypes
 import os
 import re
+import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 
 from ..frontend.errors import ToolchainError
@@ -56,9 +58,29 @@ class Launch(ctypes.Structure):
     ]  # fmt: skip
 
 
-def load(path) -> ctypes.CDLL:
+class DamagedError(ToolchainError):
+    """The file of a built kernel is not what was written; it is gone, so that the kernel can be built again."""
+
+
+def _whole(path: Path) -> bool:
+    """Whether an ELF file begins as one and reaches to the end of its table of sections, which comes last.
+
+    The loader does not look: a process that runs a file which was cut off ends with a bus error.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or not head.startswith(b"\x7fELF"):
+        return False
+    (table,), (entry, entries) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return table + entry * entries <= path.stat().st_size
+
+
+def load(path: str | Path) -> ctypes.CDLL:
     """Loads a library that `Target.link` made, which may call mathematical functions of the C library."""
     if not here().mach_o:  # on macOS it is linked in; elsewhere Python may not have loaded it globally
+        if not _whole(Path(path)):
+            Path(path).unlink(missing_ok=True)
+            raise DamagedError(f"A built kernel was damaged and is removed: {path}. Call the kernel again.")
         ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
     try:
         return ctypes.CDLL(str(path))

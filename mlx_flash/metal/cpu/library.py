@@ -14,7 +14,7 @@ from ..frontend.translate import translate
 from ..frontend.translation import Parameter
 from . import buffers, compiler, settings
 from .dispatch import BuiltKernel, check_grid, check_threads, new_launch, run_bound
-from .launch import missing_function
+from .launch import DamagedError, missing_function
 from .preprocess import preprocess
 from .profile import record
 
@@ -161,9 +161,14 @@ class LibraryKernel:
         key = (mode, record.counting())
         if key not in self._built:
             with self.library._named(self.name):
-                path = self._compiled(*key)
-                self._built[key] = _LibraryBuilt(self, path, lambda: self._compiled(*key, lines=True))
+                self._built[key] = self._loaded(*key)
         return self._built[key]
+
+    def _loaded(self, *key) -> BuiltKernel:
+        try:
+            return _LibraryBuilt(self, self._compiled(*key), lambda: self._compiled(*key, lines=True))
+        except DamagedError:
+            return _LibraryBuilt(self, self._compiled(*key), lambda: self._compiled(*key, lines=True))
 
     def _compiled(self, mode: str, count: bool, lines: bool = False) -> Path:
         return compiler.build(self._text, self._entry, _PRELUDE, mode == "check", count, lines)
@@ -179,6 +184,8 @@ class _LibraryBuilt(BuiltKernel):
         try:
             variables = translation.variable_names(kernel.name)
             super().__init__(kernel.name, kernel.library.text, path, names, variables, with_lines)
+        except DamagedError:
+            raise
         except ToolchainError as error:
             missing = str(error.__cause__)
             unset = [name for name in translation.constants if missing.endswith(f"undefined symbol: {name}")]
