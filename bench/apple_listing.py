@@ -19,8 +19,8 @@ MEMORY = ("dev_load", "dev_store", "tg_load", "tg_store")
 NAMED = {
     "simd_matmul": "matmul", "local_load": "tg_load", "local_store": "tg_store", "device_load": "dev_load",
     "device_store": "dev_store", "stack_load": "spill_load", "stack_store": "spill_store", "wait": "wait",
-    "threadgroup_barrier": "barrier", "mov": "move", "mov_imm": "move", "fcmpsel": "select", "icmpsel": "select",
-    "convert": "convert", "get_sr": "other", "stop": "other", "trap": "other",
+    "threadgroup_barrier": "barrier", "mov": "move", "mov_imm": "move", "swap": "move",
+    "fcmpsel": "select", "icmpsel": "select", "convert": "convert", "get_sr": "other", "stop": "other", "trap": "other",
     **dict.fromkeys(("exp2", "log2", "rcp", "rsqrt"), "exp2"),
     **dict.fromkeys(("fadd", "fmul", "ffma", "hadd", "hmul", "hfma", "floor", "ceil", "trunc", "roundeven"), "float"),
     **dict.fromkeys(("imad", "bfi", "bfeil", "extr", "asr"), "int_slow"),  # the pipe of a quarter of the rate
@@ -29,6 +29,8 @@ NAMED = {
 }  # fmt: skip
 CONTROL = ("if_", "else_", "while_", "pop_exec", "jmp_exec", "push_exec", "break", "nest", "begin_cf")
 BLOCK = re.compile(r"^block(\d+) \{\n(.*?)^\}(?: -> ((?:block\d+ ?)+))?.*?$", re.M | re.S)
+# Two registers exchanged by three instructions, where no third one is free: moves
+SWAP = re.compile(r"^ *(r\w+) = xor \1, (r\w+)\n *\2 = xor \1, \2\n *\1 = xor \1, \2\n", re.M)
 
 
 def class_of(line: str) -> str:
@@ -75,7 +77,8 @@ def parse(text: str) -> dict[int, Block]:
         index = int(found[1])
         if index in listings[-1]:
             listings.append({})
-        lines = [line.strip() for line in found[2].splitlines() if line.strip()]
+        text = SWAP.sub("swap\n" * 3, found[2])
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         after = [int(word[5:]) for word in (found[3] or "").split()]
         counts = Counter(class_of(line) for line in lines)
         counts["phi"] = sum(" phi " in line for line in lines)

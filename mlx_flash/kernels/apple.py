@@ -39,12 +39,13 @@ PAGED_BUDGET = 560  # bytes a thread where registers are allocated dynamically: 
 #    head allel versal      registers
 TABLE = {
     (FORWARD, MIXED, "apple7"): rows(
-        ( 32, 64, 128, 32, "Q O"),
+        ( 56, 64, 128, 56, "Q O"),
+        ( 64, 64, 128, 32, "Q O"),
         ( 96, 32, 128, 32, "Q O"),
         (160, 32,  64, 32, "Q O"),
         (192, 32,  64, 64, "O"),
         (224, 32,  64, 32, "O"),
-        (256, 32,  32, 64, "O"),
+        (256, 32,  32, 128, "O"),
         (384, 32, 128, 64, ""),
     ),
     (FORWARD, MIXED, "apple9"): rows(

@@ -1,4 +1,4 @@
-"""Shortens Metal text: removes comments, blanks and functions without callers, and shortens names.
+"""Shortens Metal text: removes comments, blanks and functions without callers or effect, and shortens names.
 
 MLX copies the whole text at every call and hashes it at every launch. Line breaks stay, so that compilers' messages can
 name a line.
@@ -18,6 +18,7 @@ BLANK = re.compile(r"(?<=[,;(){}\[\]]) | (?=[,;(){}\[\]])|(?<=\w) (?=[^\w\s])|(?
 TOKEN = re.compile(r'(\$?\w+|"[^"]*"|^#.*$)', re.M)
 WORD = re.compile(r"\w+")
 FUNCTION = re.compile(r"^(?:template<.*>\n?)?(?:static )?METAL_FUNC\b[^;{]*?(\w+)\([^{]*\{", re.M)
+IDLE = re.compile(r"(?:template<.*>\n?)?METAL_FUNC void \w+\([^{]*\{\n?\}", re.M)  # returns nothing, does nothing
 FOREIGN = re.compile(r"\b(?:Vote|fast|mem_flags|metal|mpp|nv|precise)((?:::\w+)+)")  # names in scopes of others
 # Words of the language, of Metal's library and of the headers below the tile layers that templates use, or may come to
 # use. A word that is missing here is renamed, and then fails to compile. Names that begin as in OF_METAL need no entry.
@@ -55,7 +56,8 @@ def minified(text: str, body: str, names: bool) -> str:
 
 
 def used(text: str, body: str) -> str:
-    """A stripped text without the functions that neither it nor the body names."""
+    """A stripped text without the functions that do nothing, or that neither it nor the body names."""
+    text = without_idle(text)
     spans = [(found.start(), _end(text, found.end()), found[1]) for found in FUNCTION.finditer(text)]
     functions = {span[2] for span in spans}
 
@@ -71,6 +73,21 @@ def used(text: str, body: str) -> str:
             named.subtract(words.pop(span))
     for start, end, _ in reversed([span for span in spans if span not in words]):
         text = text[:start] + text[end:].removeprefix("\n")
+    return text
+
+
+def without_idle(text: str) -> str:
+    """A stripped text without the functions that do nothing in it, and their calls, whose arguments change nothing."""
+    idle, busy = Counter(), set()
+    for found in FUNCTION.finditer(text):
+        if IDLE.match(text, found.start()):
+            idle[found[1]] += 1
+        else:
+            busy.add(found[1])
+    for name, defined in idle.items():
+        call = re.compile(rf"(?<=[;{{}}]\n)(?:\w+(?:\.|::))*{name}(?:<\w+>)?\([^;{{}}]*\);\n")
+        if name not in busy and len(re.findall(rf"\b{name}\b", text)) == defined + len(call.findall(text)):
+            text = call.sub("", text)
     return text
 
 

@@ -197,6 +197,8 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         return {**absent, **own, "SCALED_FIRST": int(variants.scaled_first)}
     layer, holes = LAYERS[row.tiles], variants.holes(kind)
     slices = row.splits if layer.producer_warps else 1
+    apart = layer.rescales_apart and kind is FORWARD and dtype != "float32"
+    trims = layer.rescales_apart and kind is FORWARD and bool(variants.causal or variants.window)
     return {
         **holes,
         "SCALED_FIRST": int(variants.scaled_first),
@@ -222,9 +224,11 @@ def _constants(kind: KernelKind, row: TileConfig, family: Family, dtype: str, va
         # The loop over whole blocks then has no code for others. In other kernels the assembler's code is slower so.
         "SKIPS_VOTE": int(kind.table is BACKWARD_QUERY and SCORES.isdisjoint(kind.outputs)),
         "STAGES_STATISTICS": int(stages_statistics(kind, row.tiles)),
-        "FUSES_EXPONENTS": int(layer.fuses_exponents),
+        "FUSES_EXPONENTS": int(layer.fuses_exponents or apart),
         # Three warpgroups leave no registers for a row's largest score beside the reference of its sum.
-        "RESCALES_LATE": int(layer.rescales_late and row.parallel < 3 * layer.mma_rows),
+        "RESCALES_LATE": int(apart or layer.rescales_late and row.parallel < 3 * layer.mma_rows),
+        "RESCALES_APART": int(apart),
+        "TRIMS": int(trims and family.uses_threadgroup_memory),
         "LOW_PARTS": int(layer.low_parts),
         "LOOKS": int(layer.looks and holes["HAS_MASK"]),
         **(MAPPED if reads_map(kind, layer.producer_warps, variants) else {"MAPS": 0}),

@@ -24,6 +24,7 @@ class Layer:
     stages_statistics: the kernel of dK and dV gets them through its pipeline instead (statistics.metal).
     fuses_exponents: operands have 16 bits, so that exponents may be rounded as online_softmax.metal says.
     rescales_late: the forward kernel rescales O only where a row's maximum has grown by much (online_softmax.metal).
+    rescales_apart: with 16 bits it does so in a branch of its own, and fuses exponents.
     language: the first version of Metal that the layer compiles with; "": any.
     uses_threadgroup_memory: operands go through threadgroup memory on every GPU.
     element_bytes: of operands in the panels of tensor cores.
@@ -43,6 +44,7 @@ class Layer:
     stages_statistics: bool = False
     fuses_exponents: bool = False
     rescales_late: bool = False
+    rescales_apart: bool = False
     language: str = ""
     uses_threadgroup_memory: bool = True
     element_bytes: int = 2
@@ -62,7 +64,7 @@ LAYERS = {
     "simdgroup": Layer(
         ("simdgroup", "simdgroup_operands", "simdgroup_results", "simdgroup_products", "synchronous"),
         fragment_rows=8, looks=True, uses_threadgroup_memory=False, kept="simdgroup_kept",
-        quantized=("simdgroup_quantized",),
+        quantized=("simdgroup_quantized",), rescales_apart=True,
     ),
     "nax": Layer(
         ("simdgroup", "nax_operands", "nax_products", "synchronous"), target="", looks=True, language="4.0",

@@ -84,6 +84,10 @@ METAL_FUNC void forward(
   tile::PingPong<BP, DV> ping_pong;
   ping_pong.open(lane);
   const mask::Range seen = visibility.keys_of(at.block, at.block + BP - 1);
+#if TRIMS
+  // Past what its own rows see, a simdgroup multiplies nothing of a block that the threadgroup has copied.
+  const mask::Range own = visibility.keys_of(at.first, at.first + R - 1);
+#endif
   for (int n = 0; n < visibility.ranges(); n++) {
     const mask::Range range = visibility.range(n, seen);
     for (int c = range.begin; c < range.end;) {
@@ -112,6 +116,9 @@ METAL_FUNC void forward(
 #endif
           if (tile::produce(k, v, c, range.end)) continue;
           k.acquire(c, range.end, edge);
+#if TRIMS
+          k.trim(own.end - c);
+#endif
 
           // S = Q K^T, masked
           tile::Tile<float, R, BT> s;
@@ -130,13 +137,20 @@ METAL_FUNC void forward(
           const bool whole = mask::apply(s, visibility, look, at.first, c, k.valid, lane, edge);
 
           // P = 2^(f (S - m));  O = correction O + P V
+#if RESCALES_APART
+          const tile::RowVector<R> correction = softmax::step(s, state, o, factor);
+#else
           const tile::RowVector<R> correction = softmax::step(s, state, factor);
+#endif
 #if HAS_DROPOUT
           dropout::apply(s, drop, at.first, c, lane);
 #endif
           tile::Tile<Element, R, BT> p;
           tile::narrow(p, s);
           v.acquire(c, range.end, edge);
+#if TRIMS
+          v.trim(own.end - c);
+#endif
           ping_pong.wait();
 #if OVERLAPS
           tile::begin_ab<Element>(o, correction, p, v, whole, in_flight);

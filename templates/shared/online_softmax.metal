@@ -15,7 +15,7 @@ constant constexpr float LATE = 8;
 
 template <int R> struct State {
 #if RESCALES_LATE
-  float largest[R / 8];  // score so far
+  float largest[R / 8];  // score so far; RESCALES_APART: of this lane's columns, before `finish`
   float m[R / 8];        // reference of l and O
 #else
   float m[R / 8];  // largest score so far
@@ -60,6 +60,9 @@ template <int R> struct State {
 #if !PAGES
     for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
 #endif
+#if RESCALES_APART
+    for (int i = 0; i < R / 8; i++) largest[i] = tile::row_max(largest[i]);
+#endif
   }
 };
 
@@ -87,9 +90,64 @@ METAL_FUNC tile::RowVector<R> fuse(thread tile::Tile<float, R, C>& s, tile::RowV
 }
 #endif
 
+#if RESCALES_APART
+// Whether a row with scores up to `largest` keeps its reference m. One with a large offset, or none, never does.
+METAL_FUNC bool stays(float m, float largest, float factor) {
+  return abs(m * factor) < LARGEST_OFFSET && fma(largest, factor, -(m * factor)) <= LATE;
+}
+#endif
+
 // m' = max(m, rowmax S);  P = 2^(S - m');  l' = l 2^(m - m') + sum P;  returns 2^(m - m'); differences times factor.
 // A row that has not seen a key has m = -inf and l = 0. Its exponentials use 0 in place of m, so that they are 0 and
 // not 2^(-inf - (-inf)) = NaN.
+#if RESCALES_APART
+// References move in a branch of their own, which few blocks take, and which multiplies the registers of the
+// accumulator `o` too. Before it, lanes look at the scores of their own columns, and do not ask for the row's largest.
+// Each row moves by its own scores alone, and one that does not move gets the same numbers on both ways.
+template <int R, int C, typename O>
+METAL_FUNC tile::RowVector<R> step(
+    thread tile::Tile<float, R, C>& s, thread State<R>& state, thread O& o, float factor) {
+  tile::RowVector<R> correction, offset;
+  bool kept = true;
+  for (int i = 0; i < R / 8; i++) {
+    tile::Pair<float> most(-INFINITY);
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) most = select(most, s.at[i][c], most < s.at[i][c]);  // NaN counts as nothing
+    state.largest[i] = max(state.largest[i], max(most[0], most[1]));
+    correction.at[i] = 1;
+    offset.at[i] = state.m[i] * factor;
+    kept = kept && stays(state.m[i], state.largest[i], factor);
+  }
+  if (!simd_all(kept)) {
+    for (int i = 0; i < R / 8; i++) {
+      const float before = state.m[i], largest = tile::row_max(state.largest[i]);
+      state.m[i] = stays(before, largest, factor) ? before : largest;
+      float reference = state.m[i] == -INFINITY ? 0 : state.m[i];
+      correction.at[i] = fast_exp2(exponent(before, reference, factor));
+      state.l[i] *= correction.at[i];
+      offset.at[i] = reference * factor;
+      if (abs(offset.at[i]) < LARGEST_OFFSET) reference = 0;
+      if (reference != 0) offset.at[i] = 0;
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) s.at[i][c] -= reference;
+    }
+    o.rescale(correction);
+  }
+  for (int i = 0; i < R / 8; i++) {
+    float sum = 0;
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) {
+      s.at[i][c] = fast_exp2(fma(s.at[i][c], tile::Pair<float>(factor), tile::Pair<float>(-offset.at[i])));
+      sum += s.at[i][c][0] + s.at[i][c][1];
+    }
+#if PAGES
+    sum = tile::row_sum(sum);
+#endif
+    state.l[i] += sum;
+  }
+  return correction;
+}
+#else
 template <int R, int C>
 METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
   tile::RowVector<R> correction, m, reference;
@@ -129,18 +187,19 @@ METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread Sta
   }
   return correction;
 }
+#endif
 
 // Writes a row's m and log2 l
+#if RESCALES_LATE
+// m is the row's largest score, and l relative to it.
+METAL_FUNC void store_statistics(device float* to, float largest, float m, float l, float factor) {
+  to[0] = l == 0 ? -INFINITY : largest;
+  to[1] = l == 0 ? 0 : log2(l) + (largest == m ? 0 : (m - largest) * factor);
+}
+#else
 METAL_FUNC void store_statistics(device float* to, float m, float l) {
   to[0] = l == 0 ? -INFINITY : m;
   to[1] = l == 0 ? 0 : log2(l);
-}
-
-#if RESCALES_LATE
-// The same, with l relative to the largest score in place of m
-METAL_FUNC void store_statistics(device float* to, float largest, float m, float l, float factor) {
-  store_statistics(to, largest, l);
-  if (l != 0 && largest != m) to[1] += (m - largest) * factor;
 }
 #endif
 

@@ -162,7 +162,11 @@ METAL_FUNC void load_to_threadgroup(thread const B& b, int column) {
     const int n = TRANSPOSED ? PASSES - 1 - pass : pass;
     if ((RUNS < SLOTS && c >= H) || (BT % STEP != 0 && row0 + n * STEP >= BT)) continue;
     Run<T, N> values = {};
+#if TRIMS
+    if (b.filled == BT || n * STEP < b.filled - row0) values = b.run(at);
+#else
     if (b.valid == BT || n * STEP < b.valid - row0) values = b.run(at);
+#endif
     if constexpr (TRANSPOSED) {
 #pragma clang loop unroll(full)
       for (int e = 0; e < N; e++) (b.scratch + (c * BT + row0))[e * BT + n * STEP] = values.at[e];
@@ -213,6 +217,15 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   threadgroup T* scratch;
   long stride;
   int valid;  // rows of the block to use, at most BT
+#if TRIMS
+  int filled;  // rows that all simdgroups together use, and copy
+
+  // Uses no more than `rows` rows in products
+  METAL_FUNC void trim(int rows) thread {
+    filled = valid;
+    if (edge) valid = min(valid, rows);
+  }
+#endif
   bool edge;  // the block may be partly hidden, or end early
   Lane lane;
 

@@ -219,13 +219,17 @@ METAL_FUNC void head_block_ab(
 #endif
   }
   // Keeps accesses to the page out of the matmul loop: interleaved with it they cost M4 a third of its throughput.
+#if PAGES
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
+#endif
   if (whole && !b.edge) {
     add_product<H, false, Narrow>(block, p, b, column);
   } else if (add_product<H, true, Narrow>(block, p, b, column)) {
     add_not_finite<H>(block, p, b, column);
   }
+#if PAGES
   if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
+#endif
   for (int i = 0; i < R / 8; i++) {
     if (!c.exists(i)) continue;
 #pragma clang loop unroll(full)

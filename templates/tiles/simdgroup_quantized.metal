@@ -9,6 +9,15 @@ template <typename T, int BT, int D, int BH, int THREADS> struct Traversed {
   QuantizedRows<T> rows;
   threadgroup T* scratch;
   int valid;  // rows of the current block to use, at most BT
+#if TRIMS
+  int filled;  // rows that all simdgroups together use, and copy
+
+  // Uses no more than `rows` rows in products
+  METAL_FUNC void trim(int rows) thread {
+    filled = valid;
+    if (edge) valid = min(valid, rows);
+  }
+#endif
   bool edge;
   Lane lane;
 

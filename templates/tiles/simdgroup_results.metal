@@ -65,6 +65,19 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
 #endif
   }
 
+#if RESCALES_APART
+  // Multiplies what registers hold, so that the factors are 1 from then on. Pages are multiplied when they are read.
+  METAL_FUNC void rescale(thread RowVector<R>& factor) thread {
+#if CACHES
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) cached[i][d] *= factor.at[i];
+      factor.at[i] = 1;
+    }
+#endif
+  }
+#endif
+
   // Fragment d of all columns, a constant
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;

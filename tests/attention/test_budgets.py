@@ -35,18 +35,18 @@ KINDS = (FORWARD, BACKWARD_QUERY, BACKWARD_KEY_VALUE)
 LENGTH, HEAD_DIM = 256, 64
 FRAGMENT = 128  # bytes of an 8x8 fragment of float16
 
-# Bytes of the device that one product costs. Operands copied to threadgroup memory: each element once a threadgroup, 32
-# bytes a product; direct ones: a fragment, 128, or half of it where a simdgroup has 16 rows. The rest is what registers
+# Bytes of the device that one product costs. Operands copied to threadgroup memory: each element once a threadgroup, 16
+# bytes a product where it has 64 rows, and 32 where it has 32; direct ones: a fragment, 128, or half of it where a simdgroup has 16 rows. The rest is what registers
 # do not keep.
 LOADED = {
-    "apple7": {FORWARD: 36, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 84},
+    "apple7": {FORWARD: 18, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 84},
     "apple9": {FORWARD: 132, BACKWARD_QUERY: 144, BACKWARD_KEY_VALUE: 204},
     "apple10": {FORWARD: 68, BACKWARD_QUERY: 52, BACKWARD_KEY_VALUE: 64},
 }
 # Accesses of a lane that one product costs: reads of threadgroup memory, where one of 16 bytes serves four fragments of
 # float16, writes there, whose transposed half goes element by element, and reads of the device, 16 bytes each too.
 ACCESSES = {
-    "apple7": {FORWARD: (0.25, 0.29, 0.13), BACKWARD_QUERY: (0.25, 0.36, 0.2), BACKWARD_KEY_VALUE: (0.25, 0.29, 0.44)},
+    "apple7": {FORWARD: (0.25, 0.15, 0.09), BACKWARD_QUERY: (0.25, 0.36, 0.2), BACKWARD_KEY_VALUE: (0.25, 0.29, 0.44)},
     "apple9": {FORWARD: (0, 0, 0.29), BACKWARD_QUERY: (0, 0, 0.31), BACKWARD_KEY_VALUE: (0, 0, 0.64)},
     "apple10": {FORWARD: (0, 0, 0.28), BACKWARD_QUERY: (0, 0, 0.22), BACKWARD_KEY_VALUE: (0, 0, 0.3)},
 }
@@ -131,11 +131,17 @@ def test_exponentials_shuffles_and_barriers(family, kind, counted):
     launch = counted(family)[kind]
     products = products_of(launch)
     elements = LENGTH * LENGTH * products / (passes(family, kind) * (LENGTH // 8) ** 2 * HEAD_DIM // 8)
-    often = 2 if FAMILIES[family].tensor == "nax" else 1  # blocks of 64 keys, of 128 elsewhere
-    assert launch["exp2"] <= elements + often * elements // 32  # the rescaling of a row besides
-    assert launch["shuffles"] <= (often * products // 64 if kind is FORWARD else 0), launch["shuffles"] / products
+    if kind is FORWARD and FAMILIES[family].tensor != "nax":
+        # Each row's reference moves once. Its largest score is asked for then and at the end, as its sum is.
+        assert launch["exp2"] <= elements + LENGTH // 8 * 32
+        assert launch["shuffles"] <= 6 * LENGTH // 8, launch["shuffles"]
+    else:
+        often = 2 if FAMILIES[family].tensor == "nax" else 1  # blocks of 64 keys, of 128 elsewhere
+        assert launch["exp2"] <= elements + often * elements // 32  # the rescaling of a row besides
+        assert launch["shuffles"] <= (often * products // 64 if kind is FORWARD else 0), launch["shuffles"] / products
     copied = FAMILIES[family].uses_threadgroup_memory
-    assert launch["group_barriers"] <= (products // 128 if copied else 0), launch["group_barriers"] / products
+    each = 256 if kind is FORWARD else 128  # products between two of them
+    assert launch["group_barriers"] <= (products // each if copied else 0), launch["group_barriers"] / products
 
 
 def code_of(kind, family: str) -> str:

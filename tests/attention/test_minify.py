@@ -146,6 +146,36 @@ def test_calls_are_followed():
     )
 
 
+IDLE = """struct S{
+METAL_FUNC void arrive(int)thread{}
+METAL_FUNC void open(int x)thread{
+}
+};
+struct T{
+METAL_FUNC void open(int x)thread{y=x;}
+};
+template<int N>METAL_FUNC void begin(thread S&){}
+METAL_FUNC void nested(int x){}
+METAL_FUNC void entry(thread S&s,thread T&t,int n){
+s.arrive(n+
+1);
+s.open(n);
+t.open(n);
+tile::begin<2>(s);
+if(n)
+nested(n);
+}
+"""
+
+
+def test_functions_that_do_nothing_are_gone_with_their_calls():
+    """But for names that another function has too, and for calls that are not statements by themselves."""
+    assert minify.used(IDLE, "entry(s, t, 1);") == (
+        IDLE.replace("METAL_FUNC void arrive(int)thread{}\n", "").replace("s.arrive(n+\n1);\n", "")
+        .replace("template<int N>METAL_FUNC void begin(thread S&){}\n", "").replace("tile::begin<2>(s);\n", "")
+    )  # fmt: skip
+
+
 def test_directives_messages_and_constants_to_come_stay():
     text = '#include <length/length>\nconstant constexpr int length=$LENGTH;\nstatic_assert(length > 0, "length");\n'
     assert minify.renamed(text, "") == text.replace(" length", " a0").replace("(length", "(a0")

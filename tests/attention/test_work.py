@@ -13,7 +13,7 @@ from machines import each_simulated_family
 from mlx_flash import BlockMask, attention, use_backend
 from mlx_flash.kernels.devices import FAMILIES
 from mlx_flash.kernels.lookup import lookup
-from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, TRAINING
+from mlx_flash.problem.kinds import BACKWARD_KEY_VALUE, BACKWARD_MASK, FORWARD, TRAINING
 from mlx_flash.simulator import mode, profile
 
 MATMULS = [step for step in TRAINING if step.matmuls and step is not BACKWARD_MASK]
@@ -97,14 +97,16 @@ def masked(family: str, **options) -> dict[str, int]:
 @each_simulated_family
 @pytest.mark.parametrize("left, right", [(LENGTH, 0), (40, 0), (3, 77)])
 def test_windows_visit_only_keys_in_reach(family, step, left, right):
-    """Each block of the parallel dimension meets the traversed rows in reach, rounded up to fragments, no more."""
+    """Each block of the parallel dimension meets the traversed rows in reach, rounded up to fragments, no more. Where
+    blocks are copied, forward kernels end at what a simdgroup's own rows reach."""
     row = lookup(step, "float32", FAMILIES[family], WIDTH)
-    parallel = row.parallel
+    trims = step is FORWARD and FAMILIES[family].uses_threadgroup_memory
+    rows = row.simdgroup_rows if trims else row.parallel
     before, after = (right, left) if step is BACKWARD_KEY_VALUE else (left, right)
     fragments = 0
-    for first in range(0, LENGTH, parallel):
-        reach = min(LENGTH, first + parallel + after) - max(0, first - before)
-        fragments += parallel // 8 * traversed(reach, row.traversal, family)
+    for first in range(0, LENGTH, rows):
+        reach = min(LENGTH, first + rows + after) - max(0, first // row.parallel * row.parallel - before)
+        fragments += rows // 8 * traversed(reach, row.traversal, family)
     options = {"causal": True} if left == LENGTH else {"window": (left, right)}
     assert masked(family, **options)[step.name] == step.matmuls * fragments * (WIDTH // 8)
 

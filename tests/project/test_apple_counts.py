@@ -77,6 +77,15 @@ def test_one_visit_of_a_block(tool):
     }  # fmt: skip
 
 
+def test_an_exchange_of_two_registers_is_three_moves(tool):
+    """Where no third register is free; other uses of xor are arithmetic."""
+    _, listing = tool
+    swap = "r8 = xor r8, r9\n   r9 = xor r8, r9\n   r8 = xor r8, r9\n   "
+    for text, moves, others in ((swap, 3, 0), (swap.replace("r9 = ", "r7 = "), 0, 3)):
+        counts = listing.parse(LISTING.replace("stop", f"{text}stop"))[7].counts
+        assert (counts["move"], counts["int"]) == (moves, others)
+
+
 def test_the_last_listing_counts(tool):
     _, listing = tool
     before = LISTING.replace("stop", "stop\n   nop\n   nop")

@@ -40,5 +40,9 @@ BUDGETS = of(
      "      correction.at[i] = fast_exp2(exponent(state.m[i] - c, reference.at[i] - c, factor));", COUNTS),
     ("a-maximum-for-each-fragment", "most = max(most, max(s.at[i][c][0], s.at[i][c][1]));",
      "most = tile::row_max(max(most, max(s.at[i][c][0], s.at[i][c][1])));", COUNTS),
+) + of(
+    "forward",
+    ("products-past-what-own-rows-see", "k.trim(own.end - c);", "k.trim(BT);",
+     "test_work.py::test_windows_visit_only_keys_in_reach[512-0-apple7-forward]"),
 )
 # fmt: on

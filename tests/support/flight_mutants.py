@@ -9,7 +9,11 @@ WHOLE = (
 )
 ENDS = "test_tensor_layers.py::test_ends_within_a_block[{}-narrow-(70, 150)]"
 
-GROWING = "test_late_rescaling.py::test_scores_that_grow[{}-False-None]"
+GROWING = "test_late_rescaling.py::test_scores_that_grow[wgmma-{}-False-None]"
+APART = "test_late_rescaling.py::test_scores_that_grow[apple7-{}-False-None]"
+DIAGONAL = "test_late_rescaling.py::test_scores_that_grow[apple7-0.125-True-None]"
+NEIGHBOURS = "test_late_rescaling.py::test_rows_do_not_move_each_other[apple7]"
+HUGE = "test_huge_scores.py::test_bfloat16[apple7-forward-(100, 64.0)]"
 
 # fmt: off
 FLIGHTS = [
@@ -17,12 +21,24 @@ FLIGHTS = [
         "online_softmax",
         ("rescales-far-too-late", "float LATE = 8;", "float LATE = 800;", GROWING.format("0.5")),
         ("largest-of-the-last-block", "max(state.largest[i], tile::row_max(most))", "tile::row_max(most)",
-         "test_late_rescaling.py::test_scores_that_grow[0.125-False-90.0]"),
-        ("sum-relative-to-the-reference", "to[1] += (m - largest) * factor;", ";", GROWING.format("0.125")),
-        ("sum-relative-in-natural-units", "to[1] += (m - largest) * factor;", "to[1] += m - largest;",
+         "test_late_rescaling.py::test_scores_that_grow[wgmma-0.125-False-90.0]"),
+        ("sum-relative-to-the-reference", "log2(l) + (largest", "log2(l) + 0 * (largest", GROWING.format("0.125")),
+        ("sum-relative-in-natural-units", "(m - largest) * factor;", "m - largest;",
          GROWING.format("0.125")),
         ("sinks-without-a-largest-score", "#if RESCALES_LATE\n    largest[i] = m[i];\n#endif\n", "",
-         "test_late_rescaling.py::test_scores_that_grow[0.125-False-90.0]"),
+         "test_late_rescaling.py::test_scores_that_grow[wgmma-0.125-False-90.0]"),
+    ),
+    *of(
+        "online_softmax",
+        ("references-stay-for-ever", "-(m * factor)) <= LATE", "-(m * factor)) <= 100 * LATE", APART.format("0.5")),
+        ("sum-apart-not-rescaled", "      state.l[i] *= correction.at[i];\n", "", APART.format("0.125")),
+        ("reference-of-one-lane", "largest = tile::row_max(state.largest[i]);", "largest = state.largest[i];",
+         APART.format("0.125")),
+        ("largest-score-of-one-lane", "largest[i] = tile::row_max(largest[i]);", ";", APART.format("0.125")),
+        ("references-move-together", "stays(before, largest, factor) ? before : largest", "largest", NEIGHBOURS),
+        ("large-offsets-are-rounded", "abs(m * factor) < LARGEST_OFFSET &&", "true &&", HUGE),
+        ("large-references-not-subtracted", "s.at[i][c] -= reference;", ";", HUGE),
+        ("large-references-subtracted-twice", "if (reference != 0) offset.at[i] = 0;", "", HUGE),
     ),
     *of(
         "wgmma",
@@ -34,7 +50,13 @@ FLIGHTS = [
          "  b.release_held();\n  finish_ab(c);", WHOLE, "check"),
     ),
     *of(
+        "simdgroup_operands",
+        ("copies-for-own-rows-alone", "    filled = valid;\n    if (edge) valid = min(valid, rows);",
+         "    if (edge) valid = min(valid, rows);\n    filled = valid;", DIAGONAL),
+    ),
+    *of(
         "forward",
+        ("own-keys-of-the-first-row", "keys_of(at.first, at.first + R - 1);", "keys_of(at.first, at.first);", DIAGONAL),
         ("keys-released-before-their-product", "          tile::finish_abt<0>(s, q, k);\n          k.release();",
          "          k.release();\n          tile::finish_abt<0>(s, q, k);", WHOLE, "check"),
         ("values-never-released", "          v.release_held();\n", "", ENDS.format("wgmma"), "check"),

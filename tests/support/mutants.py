@@ -347,7 +347,7 @@ TILE_MMA = of(
 TILE_WGMMA = of(
     "wgmma",
     ("product-in-flight-not-rescaled", "  c.multiply(factor);\n  if (!in_flight) {", "  if (!in_flight) {",
-     "test_late_rescaling.py::test_scores_that_grow[0.5-False-None]"),
+     "test_late_rescaling.py::test_scores_that_grow[wgmma-0.5-False-None]"),
     ("wgmma-adds-to-anything", "d > 0);", "true);",
      TENSOR.format("ends_within_a_block[wgmma-wide-(33, 31)]")),
     ("wgmma-multiplies-hidden-nan", "  if (!safe) {", "  if (false) {",

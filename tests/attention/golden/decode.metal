@@ -464,13 +464,11 @@ METAL_FUNC void head_block_ab(
 #pragma clang loop unroll(full)
     for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column, H, d) * factor.at[i];
   }
-  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
     add_product<H, false, Narrow>(block, p, b, column);
   } else if (add_product<H, true, Narrow>(block, p, b, column)) {
     add_not_finite<H>(block, p, b, column);
   }
-  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
     if (!c.exists(i)) continue;
 #pragma clang loop unroll(full)

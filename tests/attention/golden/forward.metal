@@ -280,6 +280,13 @@ template <int R, int D, int BH, bool CACHED> struct Accumulator {
   METAL_FUNC void set(int i, int begin, int columns, int f, Pair<float> value) thread {
     if constexpr (CACHED) cached[i][begin / 8 + f] = value;
   }
+  METAL_FUNC void rescale(thread RowVector<R>& factor) thread {
+    for (int i = 0; i < R / 8; i++) {
+#pragma clang loop unroll(full)
+      for (int d = 0; d < D / 8; d++) cached[i][d] *= factor.at[i];
+      factor.at[i] = 1;
+    }
+  }
   METAL_FUNC Pair<float> get(int i, int d) const thread {
     const int begin = d * 8 / BH * BH;
     return exists(i) ? get(i, begin, min(BH, D - begin), d - begin / 8) : Pair<float>(0);
@@ -447,13 +454,11 @@ METAL_FUNC void head_block_ab(
 #pragma clang loop unroll(full)
     for (int d = 0; d < H / 8; d++) block[i][d] = c.get(i, column, H, d) * factor.at[i];
   }
-  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   if (whole && !b.edge) {
     add_product<H, false, Narrow>(block, p, b, column);
   } else if (add_product<H, true, Narrow>(block, p, b, column)) {
     add_not_finite<H>(block, p, b, column);
   }
-  if (!CACHED) simdgroup_barrier(mem_flags::mem_none);
   for (int i = 0; i < R / 8; i++) {
     if (!c.exists(i)) continue;
 #pragma clang loop unroll(full)
@@ -604,45 +609,86 @@ METAL_FUNC void scale_or_cap(
 }
 namespace flash {
 namespace softmax {
+constant constexpr float LATE = 8;
 template <int R> struct State {
+  float largest[R / 8];
   float m[R / 8];
   float l[R / 8];
   METAL_FUNC void clear() thread {
     for (int i = 0; i < R / 8; i++) {
       m[i] = -INFINITY;
       l[i] = 0;
+      largest[i] = m[i];
     }
   }
   METAL_FUNC void finish() thread {
     for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
+    for (int i = 0; i < R / 8; i++) largest[i] = tile::row_max(largest[i]);
   }
 };
+constant constexpr float LARGEST_OFFSET = 1024;
 template <int R, int C>
-METAL_FUNC tile::RowVector<R> step(thread tile::Tile<float, R, C>& s, thread State<R>& state, float factor) {
-  tile::RowVector<R> correction, m, reference;
+METAL_FUNC tile::RowVector<R> fuse(thread tile::Tile<float, R, C>& s, tile::RowVector<R> m, float factor) {
+  tile::RowVector<R> offset;
+  bool small = true;
   for (int i = 0; i < R / 8; i++) {
-    float most = -INFINITY;
+    offset.at[i] = m.at[i] * factor;
+    small = small && abs(offset.at[i]) < LARGEST_OFFSET;
+  }
+  if (simd_all(small)) return offset;
+  for (int i = 0; i < R / 8; i++) {
 #pragma clang loop unroll(full)
-    for (int c = 0; c < C / 8; c++) most = max(most, max(s.at[i][c][0], s.at[i][c][1]));
-    m.at[i] = max(state.m[i], tile::row_max(most));
-    reference.at[i] = m.at[i] == -INFINITY ? 0 : m.at[i];
+    for (int c = 0; c < C / 8; c++) s.at[i][c] -= m.at[i];
+    offset.at[i] = 0;
+  }
+  return offset;
+}
+METAL_FUNC bool stays(float m, float largest, float factor) {
+  return abs(m * factor) < LARGEST_OFFSET && fma(largest, factor, -(m * factor)) <= LATE;
+}
+template <int R, int C, typename O>
+METAL_FUNC tile::RowVector<R> step(
+    thread tile::Tile<float, R, C>& s, thread State<R>& state, thread O& o, float factor) {
+  tile::RowVector<R> correction, offset;
+  bool kept = true;
+  for (int i = 0; i < R / 8; i++) {
+    tile::Pair<float> most(-INFINITY);
+#pragma clang loop unroll(full)
+    for (int c = 0; c < C / 8; c++) most = select(most, s.at[i][c], most < s.at[i][c]);
+    state.largest[i] = max(state.largest[i], max(most[0], most[1]));
+    correction.at[i] = 1;
+    offset.at[i] = state.m[i] * factor;
+    kept = kept && stays(state.m[i], state.largest[i], factor);
+  }
+  if (!simd_all(kept)) {
+    for (int i = 0; i < R / 8; i++) {
+      const float before = state.m[i], largest = tile::row_max(state.largest[i]);
+      state.m[i] = stays(before, largest, factor) ? before : largest;
+      float reference = state.m[i] == -INFINITY ? 0 : state.m[i];
+      correction.at[i] = fast_exp2(exponent(before, reference, factor));
+      state.l[i] *= correction.at[i];
+      offset.at[i] = reference * factor;
+      if (abs(offset.at[i]) < LARGEST_OFFSET) reference = 0;
+      if (reference != 0) offset.at[i] = 0;
+#pragma clang loop unroll(full)
+      for (int c = 0; c < C / 8; c++) s.at[i][c] -= reference;
+    }
+    o.rescale(correction);
   }
   for (int i = 0; i < R / 8; i++) {
-    float l = 0;
+    float sum = 0;
 #pragma clang loop unroll(full)
     for (int c = 0; c < C / 8; c++) {
-      s.at[i][c] = fast_exp2(exponent(s.at[i][c], reference.at[i], factor));
-      l += s.at[i][c][0] + s.at[i][c][1];
+      s.at[i][c] = fast_exp2(fma(s.at[i][c], tile::Pair<float>(factor), tile::Pair<float>(-offset.at[i])));
+      sum += s.at[i][c][0] + s.at[i][c][1];
     }
-    correction.at[i] = fast_exp2(exponent(state.m[i], reference.at[i], factor));
-    state.l[i] = state.l[i] * correction.at[i] + l;
-    state.m[i] = m.at[i];
+    state.l[i] += sum;
   }
   return correction;
 }
-METAL_FUNC void store_statistics(device float* to, float m, float l) {
-  to[0] = l == 0 ? -INFINITY : m;
-  to[1] = l == 0 ? 0 : log2(l);
+METAL_FUNC void store_statistics(device float* to, float largest, float m, float l, float factor) {
+  to[0] = l == 0 ? -INFINITY : largest;
+  to[1] = l == 0 ? 0 : log2(l) + (largest == m ? 0 : (m - largest) * factor);
 }
 }
 }
@@ -710,7 +756,7 @@ METAL_FUNC void forward(
           softmax::Slope<R, BT> slope;
           softmax::scale_or_cap(s, slope, args);
           const bool whole = mask::apply(s, visibility, look, at.first, c, k.valid, lane, edge);
-          const tile::RowVector<R> correction = softmax::step(s, state, factor);
+          const tile::RowVector<R> correction = softmax::step(s, state, o, factor);
           tile::Tile<Element, R, BT> p;
           tile::narrow(p, s);
           v.acquire(c, range.end, edge);
@@ -729,7 +775,7 @@ METAL_FUNC void forward(
     const int row = at.first + i * 8 + lane.row;
     normaliser.at[i] = state.l[i] == 0 ? 0 : 1 / state.l[i];
     if (row < args.Lq && lane.column == 0) {
-      softmax::store_statistics(L + 2 * (at.row0 + row), state.m[i], state.l[i]);
+      softmax::store_statistics(L + 2 * (at.row0 + row), state.largest[i], state.m[i], state.l[i], factor);
     }
   }
   o.store(O + at.row0 * DV, DV, at.first, normaliser);

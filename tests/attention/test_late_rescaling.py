@@ -1,5 +1,6 @@
-"""Hopper's forward kernel keeps the reference of a row's exponentials until the largest score exceeds it by 2^8. Scores
-that grow with the keys have it late in most blocks, and the statistics have the largest score all the same."""
+"""In 16 bits the forward kernels of Hopper and Apple keep the reference of a row's exponentials until the largest score
+exceeds it by 2^8. Scores that grow with the keys have it late in most blocks, and the statistics have the largest score
+all the same."""
 
 import mlx.core as mx
 import numpy as np
@@ -8,14 +9,14 @@ from bounds import REORDERED, SHIFTED, near, ulp
 from tensor_rows import small_rows
 from watched import watched
 
-from mlx_flash import attention
+from mlx_flash import attention, use_backend
 from mlx_flash.problem.kinds import FORWARD
 from mlx_flash.simulator import mode
 
 pytestmark = pytest.mark.simulator
 
-HEADS, QUERIES, KEYS, D = 2, 70, 150, 16
-STEPS = (1 / 8, 1 / 2)  # from one key's score to the next: up to 2^27 and 2^107 times the first one's weight
+HEADS, QUERIES, KEYS, D = 2, 70, 280, 16
+STEPS = (1 / 8, 1 / 2)  # from one key's score to the next: up to 2^50 and 2^201 times the first one's weight
 
 
 def operands(step: float) -> list[mx.array]:
@@ -26,12 +27,14 @@ def operands(step: float) -> list[mx.array]:
     return [q, k, v]
 
 
-def forward(step: float, **options) -> list[np.ndarray]:
+def forward(name: str, step: float, **options) -> list[np.ndarray]:
     """O, the largest scores, and the logarithms of the sums relative to them."""
-    with mode("check"), small_rows("wgmma", "narrow"), watched() as ran:
+    rows = small_rows(name, "narrow") if name == "wgmma" else use_backend("simulator", name)
+    with mode("check"), rows, watched() as ran:
         out, (largest, rest) = attention(*operands(step), scale=1.0, return_lse="split", **options)
         found = [np.array(one, np.float64) for one in (out, largest, rest)]
-    assert [(one.kind, one.plan.config.tiles) for one in ran] == [(FORWARD, "wgmma")]
+    tiles = "wgmma" if name == "wgmma" else "simdgroup"
+    assert [(one.kind, one.plan.config.tiles) for one in ran] == [(FORWARD, tiles)]
     return found
 
 
@@ -49,10 +52,26 @@ def exact(step: float, causal: bool, sink: float | None) -> list[np.ndarray]:
 @pytest.mark.parametrize("sink", (None, 3.0, 90.0))
 @pytest.mark.parametrize("causal", (False, True))
 @pytest.mark.parametrize("step", STEPS)
-def test_scores_that_grow(step, causal, sink):
+@pytest.mark.parametrize("name", ("wgmma", "apple7", "apple9"))
+def test_scores_that_grow(name, step, causal, sink):
     options = {"causal": causal} | ({} if sink is None else {"sinks": mx.full((HEADS,), sink, mx.float16)})
-    out, largest, rest = forward(step, **options)
+    out, largest, rest = forward(name, step, **options)
     want_out, want_largest, want_rest = exact(step, causal, sink)
     assert np.array_equal(largest[0], np.broadcast_to(want_largest, (HEADS, QUERIES)))
     near(rest[0], np.broadcast_to(want_rest, (HEADS, QUERIES)), SHIFTED[True])
     assert np.abs(out[0] - want_out).max() <= REORDERED * ulp(np.abs(want_out).max(), "float16")
+
+
+@pytest.mark.parametrize("name", ("apple7", "apple9"))
+def test_rows_do_not_move_each_other(name):
+    """Rows of one simdgroup look together whether a reference must move; each moves by its own scores alone."""
+    random = np.random.default_rng(0)
+    q, k, v = (mx.array(random.normal(size=(1, 1, rows, D)), mx.float16) for rows in (QUERIES, KEYS, KEYS))
+    others = mx.arange(QUERIES)[:, None] % 3 > 0
+    found = []
+    with mode("check"), use_backend("simulator", name):
+        for size in (1, 16, 4096):  # 16: scores that grow by more than 2^8; 4096: beyond what offsets may be
+            out, (largest, rest) = attention(mx.where(others, q * size, q), k, v, return_lse="split")
+            found.append([np.array(one)[:, :, ::3] for one in (out, largest, rest)])
+    for other in found[1:]:
+        assert all(np.array_equal(one, same) for one, same in zip(found[0], other))
