@@ -57,11 +57,15 @@ template <int R> struct State {
 
   // After the last block
   METAL_FUNC void finish() thread {
+#if RESCALES_APART || !PAGES
+    for (int i = 0; i < R / 8; i++) {
 #if !PAGES
-    for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
+      l[i] = tile::row_sum(l[i]);
 #endif
 #if RESCALES_APART
-    for (int i = 0; i < R / 8; i++) largest[i] = tile::row_max(largest[i]);
+      largest[i] = tile::row_max(largest[i]);
+#endif
+    }
 #endif
   }
 };
@@ -127,7 +131,7 @@ METAL_FUNC tile::RowVector<R> step(
       state.l[i] *= correction.at[i];
       offset.at[i] = reference * factor;
       if (abs(offset.at[i]) < LARGEST_OFFSET) reference = 0;
-      if (reference != 0) offset.at[i] = 0;
+      else offset.at[i] = 0;
 #pragma clang loop unroll(full)
       for (int c = 0; c < C / 8; c++) s.at[i][c] -= reference;
     }

@@ -38,7 +38,7 @@ FLIGHTS = [
         ("references-move-together", "stays(before, largest, factor) ? before : largest", "largest", NEIGHBOURS),
         ("large-offsets-are-rounded", "abs(m * factor) < LARGEST_OFFSET &&", "true &&", HUGE),
         ("large-references-not-subtracted", "s.at[i][c] -= reference;", ";", HUGE),
-        ("large-references-subtracted-twice", "if (reference != 0) offset.at[i] = 0;", "", HUGE),
+        ("large-references-subtracted-twice", "      else offset.at[i] = 0;\n", "", HUGE),
     ),
     *of(
         "wgmma",

@@ -737,7 +737,9 @@ template <int R> struct State {
     if (!adds) l[i] = 0;
   }
   METAL_FUNC void finish() thread {
-    for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
+    for (int i = 0; i < R / 8; i++) {
+      l[i] = tile::row_sum(l[i]);
+    }
   }
 };
 template <int R, int C>

@@ -622,8 +622,10 @@ template <int R> struct State {
     }
   }
   METAL_FUNC void finish() thread {
-    for (int i = 0; i < R / 8; i++) l[i] = tile::row_sum(l[i]);
-    for (int i = 0; i < R / 8; i++) largest[i] = tile::row_max(largest[i]);
+    for (int i = 0; i < R / 8; i++) {
+      l[i] = tile::row_sum(l[i]);
+      largest[i] = tile::row_max(largest[i]);
+    }
   }
 };
 constant constexpr float LARGEST_OFFSET = 1024;
@@ -669,7 +671,7 @@ METAL_FUNC tile::RowVector<R> step(
       state.l[i] *= correction.at[i];
       offset.at[i] = reference * factor;
       if (abs(offset.at[i]) < LARGEST_OFFSET) reference = 0;
-      if (reference != 0) offset.at[i] = 0;
+      else offset.at[i] = 0;
 #pragma clang loop unroll(full)
       for (int c = 0; c < C / 8; c++) s.at[i][c] -= reference;
     }
