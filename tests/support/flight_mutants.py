@@ -23,7 +23,7 @@ FLIGHTS = [
         ("largest-of-the-last-block", "max(state.largest[i], tile::row_max(most))", "tile::row_max(most)",
          "test_late_rescaling.py::test_scores_that_grow[wgmma-0.125-False-90.0]"),
         ("sum-relative-to-the-reference", "log2(l) + (largest", "log2(l) + 0 * (largest", GROWING.format("0.125")),
-        ("sum-relative-in-natural-units", "(m - largest) * factor;", "m - largest;",
+        ("sum-relative-in-natural-units", "(m - largest) * factor)", "m - largest)",
          GROWING.format("0.125")),
         ("sinks-without-a-largest-score", "#if RESCALES_LATE\n    largest[i] = m[i];\n#endif\n", "",
          "test_late_rescaling.py::test_scores_that_grow[wgmma-0.125-False-90.0]"),
