@@ -80,17 +80,18 @@ def peak(length: int, call) -> int:
 
 
 def tiles(length: int, before: int, after: int, segment: int | None = None) -> int:
-    """8x8 tiles that blocks of queries visit, of keys from `before` a query to `after` it. One read serves WIDE
-    fragments, which share every group of 8 * WIDE keys: of one that is not full all are visited past six keys.
-    `segment`: a multiple of the kernel's blocks."""
+    """8x8 tiles that simdgroups multiply, of keys from `before` the first query of a block to `after` a simdgroup's
+    last. One read serves WIDE fragments, which share every group of 8 * WIDE keys: of one that is not full all are
+    visited past six keys. `segment`: a multiple of the kernel's blocks."""
     row, count = lookup(FORWARD, "float16", FAMILIES[FAMILY], D), 0
-    for first in range(0, length, row.parallel):
-        begin, end = max(0, first - before), min(length, first + row.parallel + after)
+    for first in range(0, length, row.simdgroup_rows):
+        begin = max(0, first // row.parallel * row.parallel - before)
+        end = min(length, first + row.simdgroup_rows + after)
         if segment:
             begin, end = max(begin, first // segment * segment), min(end, (first // segment + 1) * segment)
         whole, rest = divmod((end - begin) % row.traversal, 8 * WIDE)
         fragments = (end - begin) // row.traversal * (row.traversal // 8) + whole * WIDE + min(WIDE, -(-rest // 2))
-        count += row.parallel // 8 * fragments
+        count += row.simdgroup_rows // 8 * fragments
     return count
 
 
