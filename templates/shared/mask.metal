@@ -50,7 +50,7 @@ struct Visibility {
 #endif
 #if MAPS
   const device uint8_t* map;  // of the array mask
-  long map_head, map_row, map_column;
+  long mask_map_head, mask_map_row, mask_map_column;
 #endif
 #if HAS_ALIBI
 #if GQA_PACKED
@@ -125,11 +125,11 @@ struct Visibility {
     mask_column = mask_strides[3];
 #endif
 #if MAPS
-    const constant int64_t* map_strides = args.mask_map.strides;
-    map = args.mask_map.at + b * map_strides[0] + h * map_strides[1];
-    map_head = map_strides[1];
-    map_row = map_strides[2];
-    map_column = map_strides[3];
+    const constant int64_t* mask_map_strides = args.mask_map.strides;
+    map = args.mask_map.at + b * mask_map_strides[0] + h * mask_map_strides[1];
+    mask_map_head = mask_map_strides[1];
+    mask_map_row = mask_map_strides[2];
+    mask_map_column = mask_map_strides[3];
 #endif
 #if HAS_ALIBI
 #if GQA_PACKED

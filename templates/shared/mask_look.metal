@@ -88,7 +88,8 @@ template <int ROWS, int C> struct Look {
 #pragma clang loop unroll(disable)
         for (int k = keys.begin / MAP_BLOCK + l % 8; k * MAP_BLOCK < keys.end; k += 8) {
           const uint8_t state =
-              visibility.map[h * visibility.map_head + q * visibility.map_row + k * visibility.map_column];
+              visibility.map[h * visibility.mask_map_head + q * visibility.mask_map_row +
+                             k * visibility.mask_map_column];
           some = some || state != EMPTY;
           all = all && state == FULL;
         }

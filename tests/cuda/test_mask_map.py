@@ -9,7 +9,7 @@ from arrays import bits
 from launches import launched
 from tensor_rows import BLOCKS, LAYERS, OTHER_BLOCKS, small_rows
 
-from mlx_flash import attention, use_backend
+from mlx_flash import Visible, attention, use_backend
 from mlx_flash.kernels import mask_map
 from mlx_flash.problem.kinds import DECODE
 from mlx_flash.simulator import mode, profile
@@ -93,6 +93,27 @@ def test_the_same_bits_as_without_a_map(layer, shape):
             unmapped = results()
         assert not any("mask_map" in launch["kernel"] for launch in profiled.launches)
     assert mapped == unmapped
+
+
+@narrow
+def test_a_text_beside_a_map(layer):
+    """A mask of text has blocks of its own: with few queries and many, forward and in gradients, a call has the bits of
+    one whose array says the same."""
+    dtype, additive, draw = DTYPES[layer[0]], layer[0] == "mma", np.random.default_rng(4)
+    keep = draw.random((70, 150)) < draw.choice([0.0, 0.5, 1.0], (3, 5)).repeat(32, 0).repeat(32, 1)[:70, :150]
+    text = Visible("(q - k) % 3 == 0 || k < p", p=40)
+    distances = np.arange(70)[:, None] + 80 - np.arange(150)
+    said = (distances % 3 == 0) | (np.arange(150) < 40)
+    q, k, v, d_o = drawn(dtype, (2, 4, 70, WIDTH), *[(2, 2, 150, WIDTH)] * 2, (2, 4, 70, WIDTH))
+
+    def results(keep: np.ndarray, **more) -> list:
+        mask = as_mask(keep, dtype, additive)
+        made, gradients = mx.vjp(lambda q, k, v: attention(q, k, v, mask=mask, **more), [q, k, v], [d_o])
+        few = attention(q[:, :, -5:], k, v, mask=mask[-5:], **more)
+        return [bits(one) for one in (*made, *gradients, few)]
+
+    with small_rows(*layer):
+        assert results(keep, visible=text) == results(keep & said)
 
 
 @pytest.mark.parametrize("family, queries", [("apple9", 40), ("sm90", 4)])
