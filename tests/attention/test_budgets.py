@@ -36,8 +36,8 @@ LENGTH, HEAD_DIM = 256, 64
 FRAGMENT = 128  # bytes of an 8x8 fragment of float16
 
 # Bytes of the device that one product costs. Operands copied to threadgroup memory: each element once a threadgroup, 16
-# bytes a product where it has 64 rows, and 32 where it has 32; direct ones: a fragment, 128, or half of it where a simdgroup has 16 rows. The rest is what registers
-# do not keep.
+# bytes a product where it has 64 rows, and 32 where it has 32; direct ones: a fragment, 128, or half of it where a
+# simdgroup has 16 rows. The rest is what registers do not keep.
 LOADED = {
     "apple7": {FORWARD: 18, BACKWARD_QUERY: 44, BACKWARD_KEY_VALUE: 84},
     "apple9": {FORWARD: 132, BACKWARD_QUERY: 144, BACKWARD_KEY_VALUE: 204},

@@ -97,16 +97,12 @@ def of_traces() -> dict:
 
     return {
         "map": lambda: mx.grad(total(lambda q: [OWN["vmap"](one)(q[None])]))(q),
-        "forward derivative": lambda: mx.grad(total(lambda q: OWN["jvp"](one, [q], [q])[1]))(
-            q
-        ),
+        "forward derivative": lambda: mx.grad(total(lambda q: OWN["jvp"](one, [q], [q])[1]))(q),
         "gradient": lambda: mx.grad(total(lambda q: OWN["vjp"](one, [q], [d_o])[1]))(q),
         "gradient seen": lambda: mx.grad(total(lambda q: mx.vjp(one, [q], [d_o])[1]))(q),
         "gradient around": lambda: OWN["grad"](total(lambda q: mx.vjp(one, [q], [d_o])[1]))(q),
         "map around": lambda: OWN["vmap"](lambda q: mx.vjp(one, [q], [d_o])[1][0])(q[None]),
-        "forward around": lambda: OWN["jvp"](
-            lambda q: mx.vjp(one, [q], [d_o])[1][0], [q], [q]
-        ),
+        "forward around": lambda: OWN["jvp"](lambda q: mx.vjp(one, [q], [d_o])[1][0], [q], [q]),
     }
 
 
