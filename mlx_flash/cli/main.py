@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 
+from .. import __version__
 from ..common.errors import CommandError, need
 from ..metal import ToolchainError
 from .console import kernel_backend
@@ -48,6 +49,7 @@ def from_zero(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     main_parser = Parser(prog="python -m mlx_flash", description="FlashAttention for MLX as Metal kernels.")
+    main_parser.add_argument("--version", action="version", version=f"mlx_flash {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def added(name: str, words: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from bounds import float64
 from problems import make_problem
 from refusals import refused
 
+import mlx_flash
 from mlx_flash.cli import main as cli
 from mlx_flash.cli.accuracy import check as check_command
 from mlx_flash.kernels.devices import FAMILIES
@@ -143,3 +144,9 @@ def test_the_module_runs():
         [sys.executable, "-m", "mlx_flash", "--help"], capture_output=True, text=True, env={**os.environ}, check=True
     )
     assert all(command in done.stdout for command in ("demo", "explain", "source", "check"))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.parser().parse_args(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"mlx_flash {mlx_flash.__version__}\n"

@@ -318,9 +318,11 @@ def compile_text(
         compiler, _, _ = toolchain()
         if often:
             headers = precompiled.arguments(compiler, flags, prelude.name, cache_directory(), _sources_hash())
-        else:
-            headers = ["-I", str(INCLUDE), "-include", str(prelude)]
-        return _run([*compiler, *flags, *output, *headers, str(source)])
+            done = _run([*compiler, *flags, *output, *headers, str(source)])
+            if not precompiled.damaged(done):
+                return done
+            precompiled.discard(cache_directory(), _sources_hash())
+        return _run([*compiler, *flags, *output, "-I", str(INCLUDE), "-include", str(prelude), str(source)])
 
     keep = recursion.kept_in(scratch)
     done = run(flags, [*output, *keep])

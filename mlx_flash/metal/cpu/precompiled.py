@@ -7,6 +7,7 @@ serves every installation with the same headers, including read-only ones.
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from ..frontend.errors import ToolchainError
 
 INCLUDE = Path(__file__).parent / "include"
+_DAMAGED = re.compile(r"^(?:fatal )?error: .*(?:PCH|\.pch|precompiled|AST)", re.M)  # at no place of a text
 
 
 def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder: Path, identity: str) -> list[str]:
@@ -22,12 +24,26 @@ def arguments(compiler: tuple[str, ...], flags: list[str], prelude: str, folder:
 
     folder: the cache. identity: a hash of the compiler and of the contents of the headers.
     """
-    headers = _copied(folder / f"shim-{identity[:24]}")
+    headers = _copied(_shim(folder, identity))
     key = hashlib.sha256(os.fsencode("\0".join([*flags, str(headers)]))).hexdigest()[:24]
     precompiled = headers.parent / f"{Path(prelude).stem}-{key}.pch"
     if not precompiled.exists():
         _precompile([*compiler, *flags, "-I", str(headers)], headers / "shim" / prelude, precompiled)
     return ["-I", str(headers), "-include-pch", str(precompiled)]
+
+
+def damaged(done: subprocess.CompletedProcess) -> bool:
+    """Whether the compiler failed because of a precompiled header, or of its sources, or did not come to an end."""
+    return done.returncode not in (0, 1) or (done.returncode == 1 and bool(_DAMAGED.search(done.stderr)))
+
+
+def discard(folder: Path, identity: str):
+    """Removes the copied headers and what was built from them, as far as they can be removed."""
+    shutil.rmtree(_shim(folder, identity), ignore_errors=True)
+
+
+def _shim(folder: Path, identity: str) -> Path:
+    return folder / f"shim-{identity[:24]}"
 
 
 def _copied(shim: Path) -> Path:
