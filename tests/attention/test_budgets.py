@@ -1,8 +1,8 @@
 """What the hot loops issue, counted on the simulator, within budgets: a kernel that grows slower on a GPU fails here.
 
 Counted for each 8x8x8 product, eight of which the neural accelerators make at once, on whole blocks: 256 queries and
-keys of 64 columns. Instructions that the simulator
-cannot count are counted in the code that its compiler makes of the text.
+keys of 64 columns. Instructions that the simulator cannot count are counted in the code that its compiler makes of the
+text.
 """
 
 import re
@@ -17,10 +17,11 @@ from cases import Case, backward
 from machines import SIMULATED
 from watched import watched
 
-from mlx_flash import use_backend
+from mlx_flash import attention, use_backend
 from mlx_flash.explanations.explain import arrays_of
 from mlx_flash.explanations.metal_text import generated_text
 from mlx_flash.kernels.devices import FAMILIES
+from mlx_flash.kernels.lookup import lookup
 from mlx_flash.kernels.plan import plan_of
 from mlx_flash.kernels.tile_layers import LAYERS
 from mlx_flash.metal.cpu import compiler
@@ -144,9 +145,22 @@ def test_exponentials_shuffles_and_barriers(family, kind, counted):
     assert launch["group_barriers"] <= (products // each if copied else 0), launch["group_barriers"] / products
 
 
-def code_of(kind, family: str) -> str:
+@pytest.mark.parametrize("family", ["apple7", "apple9"])
+def test_rescaling_in_every_block(family):
+    """In float32, as on M5 and in decoding, each block asks for a row's largest score and rescales its sum once."""
+    q, row = mx.zeros((1, 1, LENGTH, HEAD_DIM)), lookup(FORWARD, "float32", FAMILIES[family], HEAD_DIM)
+    with use_backend("simulator", family), mode("check"), profile() as profiled:
+        mx.eval(attention(q, q, q))
+    (launch,) = profiled.launches
+    blocks = LENGTH // row.traversal
+    assert launch["exp2"] <= LENGTH * LENGTH + LENGTH // 8 * 32 * blocks
+    assert launch["shuffles"] <= 2 * LENGTH // 8 * (blocks + 1)  # the sum is joined at the end
+    assert slow_operations(in_blocks(code_of(FORWARD, family, "float32")))[2] == 0
+
+
+def code_of(kind, family: str, dtype: str = "float16") -> str:
     """LLVM's code of a kernel's text after its passes, one thread's."""
-    problem = problem_of(*arrays_of(HEAD_DIM, length=LENGTH, key_length=LENGTH))
+    problem = problem_of(*arrays_of(HEAD_DIM, length=LENGTH, key_length=LENGTH, dtype=dtype))
     plan = plan_of(kind, problem, FAMILIES[family])
     language = LAYERS[plan.table_row.tiles].language or "3.1"
     translation = translate(generated_text(plan, problem), float(language))

@@ -193,11 +193,12 @@ def test_statistics_from_elsewhere_are_laid_out():
 
 
 @pytest.mark.parametrize("asks", [True, False])
-def test_an_export_is_looked_for_where_it_is_of_use(monkeypatch, asks):
+@pytest.mark.parametrize("options", [{}, {"window": (8, 0)}], ids=["plain", "window"])
+def test_an_export_is_looked_for_where_it_is_of_use(monkeypatch, options, asks):
     """What MLX records of CUDA's kernels runs nowhere else, and to ask costs as much as two launches."""
     asked = []
     monkeypatch.setattr(rules, "in_export_trace", lambda: asked.append(1) and False)
     q, k, v, d_o = drawn()
     with watched(backend_of("simulator", "apple9"), exported=asks):
-        step(q, k, v, d_o)
+        step(q, k, v, d_o, **options)
     assert len(asked) == asks

@@ -13,6 +13,8 @@ BYTES, ACCESSES, COUNTS, SLOW = (
     )
 )  # fmt: skip
 
+EVERY_BLOCK = "test_budgets.py::test_rescaling_in_every_block[apple7]"
+
 # fmt: off
 BUDGETS = of(
     "simdgroup_operands",
@@ -34,12 +36,18 @@ BUDGETS = of(
 ) + of(
     "online_softmax",
     ("divides-in-each-block", "correction.at[i] = fast_exp2(exponent(state.m[i], reference.at[i], factor));",
-     "correction.at[i] = 1 / fast_exp2(exponent(reference.at[i], state.m[i], factor));", SLOW),
+     "correction.at[i] = 1 / fast_exp2(exponent(reference.at[i], state.m[i], factor));", EVERY_BLOCK),
     ("exponentials-of-a-row-for-each-fragment", "      l += s.at[i][c][0] + s.at[i][c][1];",
      "      l += s.at[i][c][0] + s.at[i][c][1];\n"
-     "      correction.at[i] = fast_exp2(exponent(state.m[i] - c, reference.at[i] - c, factor));", COUNTS),
+     "      correction.at[i] = fast_exp2(exponent(state.m[i] - c, reference.at[i] - c, factor));", EVERY_BLOCK),
     ("a-maximum-for-each-fragment", "most = max(most, max(s.at[i][c][0], s.at[i][c][1]));",
-     "most = tile::row_max(max(most, max(s.at[i][c][0], s.at[i][c][1])));", COUNTS),
+     "most = tile::row_max(max(most, max(s.at[i][c][0], s.at[i][c][1])));", EVERY_BLOCK),
+    ("divides-beside-late-rescaling", "offset.at[i] = state.m[i] * factor;",
+     "offset.at[i] = state.m[i] / (1 / factor);", SLOW),
+    ("exponentials-beside-late-rescaling", "      sum += s.at[i][c][0] + s.at[i][c][1];",
+     "      sum += (s.at[i][c][0] + s.at[i][c][1]) * fast_exp2(offset.at[i] - offset.at[i]);", COUNTS),
+    ("a-maximum-in-each-block", "stays(state.m[i], state.largest[i], factor);",
+     "stays(state.m[i], tile::row_max(state.largest[i]), factor);", COUNTS),
 ) + of(
     "forward",
     ("products-past-what-own-rows-see", "k.trim(own.end - c);", "k.trim(BT);",
