@@ -56,7 +56,7 @@ def test_every_backend_draws_one_pattern(kernels):
 
 def test_both_backward_kernels_draw_the_pattern_of_the_forward_kernel(backend):
     """dQ, dK, dV and dM against the oracle, which is given the reference's pattern; another pattern would not do."""
-    case = Case(65, 70, 16, group=2, key_heads=2, batch=2)
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
     draw = np.random.default_rng(9)
     mask = draw.standard_normal((2, 4, 65, 70)).astype(np.float32)
     arguments = {"mask": mx.array(mask), "dropout": 0.3, "key": feature_cases.KEY}
@@ -111,7 +111,7 @@ def test_heads_and_batch_entries_differ(backend):
 
 
 def test_no_dropout_is_dropout_zero(backend):
-    arrays = Case(65, 70, 16, group=2, key_heads=2, batch=2).arrays()
+    arrays = Case(65, 70, 40, group=2, key_heads=2, batch=2).arrays()
     q, k, v = (arrays[name] for name in "qkv")
     assert bits(attention(q, k, v, dropout=0.0)) == bits(attention(q, k, v))
 
@@ -125,7 +125,7 @@ def test_probabilities_at_the_ends(backend, probability):
 
 def test_lse_is_that_of_all_weights(backend):
     """Dropout acts on the weights after their sum is taken."""
-    arrays = Case(65, 70, 16, group=2, key_heads=2, batch=2).arrays()
+    arrays = Case(65, 70, 40, group=2, key_heads=2, batch=2).arrays()
     q, k, v = (arrays[name] for name in "qkv")
     dropped = attention(q, k, v, dropout=0.3, key=feature_cases.KEY, return_lse=True)[1]
     assert bits(dropped) == bits(attention(q, k, v, return_lse=True)[1])
@@ -134,7 +134,7 @@ def test_lse_is_that_of_all_weights(backend):
 @pytest.mark.kernels
 def test_families_agree():
     """Results agree within the criterion: blocks differ by family, the pattern does not."""
-    arrays = Case(65, 70, 16, group=2, key_heads=2, batch=2).arrays()
+    arrays = Case(65, 70, 40, group=2, key_heads=2, batch=2).arrays()
     results = []
     for choice in KERNELS:
         with use_backend(*choice):

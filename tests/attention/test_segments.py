@@ -54,7 +54,7 @@ def test_packed_is_alone(choice, causal):
 
 def test_segments_in_any_order(backend):
     """Ids need not be sorted, nor runs: what has the same id sees each other."""
-    case = Case(65, 70, 16, group=2, key_heads=2, batch=2)
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
     draw = np.random.default_rng(7)
     q_ids, k_ids = (draw.integers(-2, 3, (2, length)).astype(np.int32) for length in (65, 70))
     facts = Facts(q_ids=q_ids, k_ids=k_ids)
@@ -63,7 +63,7 @@ def test_segments_in_any_order(backend):
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint16", "int32"])
 def test_ids_of_any_small_integer_type(backend, dtype):
-    case = Case(65, 70, 16, group=2, key_heads=2, batch=2)
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
     ids = [mx.array(np.arange(length) // 20) for length in (65, 70)]
     want = packed(case, tuple(array.astype(mx.int32) for array in ids))
     got = packed(case, tuple(array.astype(getattr(mx, dtype)) for array in ids))
@@ -75,7 +75,7 @@ def test_ids_of_any_small_integer_type(backend, dtype):
 def test_ids_at_the_ends_of_their_range(backend):
     """The least and the largest 32-bit integer are ids like any other."""
     lowest, highest = -(2**31), 2**31 - 1
-    case = Case(65, 70, 16, group=2, key_heads=2, batch=2)
+    case = Case(65, 70, 40, group=2, key_heads=2, batch=2)
     q_ids, k_ids = (np.where(np.arange(length) < 33, lowest, highest).astype(np.int32) for length in (65, 70))
     facts = Facts(q_ids=np.stack([q_ids] * 2), k_ids=np.stack([k_ids] * 2))
     feature_cases.check_arguments(Variant(case, ()), {"segments": (mx.array(q_ids), mx.array(k_ids))}, facts)

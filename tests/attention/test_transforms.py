@@ -14,7 +14,7 @@ from watched import kinds, watched
 
 from mlx_flash import UnsupportedProblem, attention
 
-CASE = Case(33, 65, 16, "float32", True, group=2, key_heads=2, batch=2)
+CASE = Case(33, 65, 64, "float32", True, group=2, key_heads=2, batch=2)
 
 
 def arrays() -> list[mx.array]:

@@ -4,12 +4,12 @@ differs in what the rules look at is taken for one of them."""
 import itertools
 import sys
 import threading
-from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 
 import mlx.core as mx
 import pytest
+from patch_threads import reports_of_two
 from tiny_models import close
 from watched import chosen
 
@@ -146,24 +146,10 @@ def test_each_patch_counts_its_own():
 
 
 def test_each_thread_counts_in_its_own_patch():
-    """While both are active, and both threads make the same call in the same context."""
-    qkv, theirs, entered, done = arrays(), [], threading.Event(), threading.Event()
-
-    def elsewhere():
-        with mlx_flash.patch(policy="fastest") as report:
-            kept_twice(*qkv)
-            theirs.append(report)
-            entered.set()
-            done.wait(60)
-
-    with mlx_flash.patch(policy="fastest") as own:
-        thread = threading.Thread(target=copy_context().run, args=(elsewhere,))
-        thread.start()
-        assert entered.wait(60)
-        kept_twice(*qkv)
-        done.set()
-        thread.join()
-    assert [sum(report.built_in.values()) for report in (own, *theirs)] == [2, 2]
+    """While both threads make the same call."""
+    qkv = arrays()
+    reports = reports_of_two("fastest", lambda: kept_twice(*qkv), lambda: kept_twice(*qkv))
+    assert [sum(report.built_in.values()) for report in reports] == [2, 2]
 
 
 DIFFERENT = {

@@ -2,13 +2,12 @@
 decides is taken for one of them."""
 
 import sys
-import threading
 from collections import Counter
-from contextvars import copy_context
 
 import mlx.core as mx
 import pytest
 from arrays import bits
+from patch_threads import reports_of_two
 from tiny_models import close
 from watched import watched
 
@@ -162,25 +161,16 @@ def test_the_default_device_decides_anew(decided, monkeypatch):
 
 
 def test_each_thread_counts_in_its_own_patch():
-    """While both are active, and both threads make the same call in the same context."""
-    qkv, theirs, entered, done = arrays(), [], threading.Event(), threading.Event()
+    """While both threads make the same call."""
+    qkv = arrays()
     mx.eval(qkv)
 
-    def elsewhere():
-        with mlx_flash.patch(policy="always") as report:
-            attend(*qkv), attend(*qkv)
-            theirs.append(report)
-            entered.set()
-            done.wait(60)
+    def call(times: int):
+        for _ in range(times):
+            attend(*qkv)
 
-    with mlx_flash.patch(policy="always") as own:
-        thread = threading.Thread(target=copy_context().run, args=(elsewhere,))
-        thread.start()
-        assert entered.wait(60)
-        attend(*qkv), attend(*qkv), attend(*qkv)
-        done.set()
-        thread.join()
-    assert [report.ours for report in (own, *theirs)] == [3, 2]
+    reports = reports_of_two("always", lambda: call(3), lambda: call(2))
+    assert [report.ours for report in reports] == [3, 2]
 
 
 def test_a_rule_that_left_such_calls_before_holds_nothing_up(decided):

@@ -33,7 +33,7 @@ _DEFINES = ("struct", "class", "union", "enum", "typename", "using", "namespace"
 
 def absent(tokens: Tokens) -> Iterator[tuple[Token, str]]:
     """Yields (token, reason) for each word that names something of this kind, unless the text defines the name."""
-    own = {tokens[index].text for before in tokens.where(_DEFINES) if (index := before + 1) < len(tokens)}
+    own = {tokens[index + 1].text for index in tokens.where(_DEFINES, 1)}
     attribute = False
     for index in tokens.where((*_TYPES, *_ATTRIBUTES, "[[", "]]")):
         token = tokens[index]
